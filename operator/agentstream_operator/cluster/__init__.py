@@ -1,0 +1,1 @@
+"""What reconciling needs from where resources live: a small port, and its adapters."""

@@ -1,0 +1,1 @@
+"""`agentstream dev`: the same reconcilers over files, subprocesses and an embedded Valkey."""

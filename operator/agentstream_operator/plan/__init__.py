@@ -1,0 +1,1 @@
+"""Decisions: (resource, what was observed, now) -> actions. No I/O, no clock, no randomness."""

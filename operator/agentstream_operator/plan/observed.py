@@ -1,0 +1,121 @@
+"""What was seen of the server, as decisions see it. Ids are entry ids; times are ms of the server's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class GroupSeen(msgspec.Struct, frozen=True):
+    """A group of a stream and what belongs to it.
+
+    Attributes:
+        exists: whether the group is on the stream.
+        consumers: how many consumers it has.
+        pending: entries delivered and not settled.
+        last: last delivered entry.
+        read: entries read since the stream began, if the server knows.
+        undelivered: entries not delivered yet.
+        exact: whether `undelivered` is exact, or an estimate.
+        oldest_undelivered: the first entry that was not delivered.
+        oldest_pending: the oldest pending entry.
+        retry_ready: whether the retry stream and its group exist.
+        retry_length: entries on the retry stream: all of them are unsettled.
+        retry_pending: those of them that are delivered.
+        delayed: retries that are not due.
+        next_due: when the first of them is.
+        dead: dead letters.
+        stats: counters kept by settling.
+    """
+
+    exists: bool
+    consumers: int = 0
+    pending: int = 0
+    last: str | None = None
+    read: int | None = None
+    undelivered: int = 0
+    exact: bool = True
+    oldest_undelivered: str | None = None
+    oldest_pending: str | None = None
+    retry_ready: bool = False
+    retry_length: int = 0
+    retry_pending: int = 0
+    delayed: int = 0
+    next_due: int | None = None
+    dead: int = 0
+    stats: Mapping[str, str] = {}
+
+    @property
+    def backlog(self) -> int:
+        """Work that waits or runs: undelivered, pending, and everything on the retry stream."""
+        return self.undelivered + self.pending + self.retry_length
+
+    @property
+    def empty(self) -> bool:
+        """Nothing undelivered, pending, delayed, retrying or dead."""
+        return self.backlog == 0 and self.delayed == 0 and self.dead == 0
+
+
+class StreamSeen(msgspec.Struct, frozen=True):
+    """A stream key and all that shares its tag.
+
+    Attributes:
+        now: the server's clock.
+        type: the key's type; `none` if it does not exist.
+        length: entries.
+        added: entries added since the stream began.
+        first: the first entry.
+        last: the last id that was generated.
+        gate: the length at which adding is refused.
+        meta: the operator's hash: owner and checkpoints.
+        groups: every group on the stream and every declared one, by name.
+    """
+
+    now: int
+    type: str
+    length: int = 0
+    added: int = 0
+    first: str | None = None
+    last: str | None = None
+    gate: str | None = None
+    meta: Mapping[str, str] = {}
+    groups: Mapping[str, GroupSeen] = {}
+
+    def checkpoint(self, group: str) -> str | None:
+        """Where the janitor last saw the group: just before its oldest pending entry, else its last delivered."""
+        return self.meta.get(f"checkpoint:{group}")
+
+
+class JanitorReport(msgspec.Struct, frozen=True):
+    """What one pass of the janitor did and saw; see `as1_janitor` in the function library.
+
+    Attributes:
+        type: the key's type.
+        length: entries after trimming.
+        trimmed: entries removed.
+        overrun: entries removed that a group had not read (`TrimOldest` only).
+        moved: delayed retries that became due.
+        expired: pending entries that became dead letters because the stream is full.
+        unsettled: entries that the slowest declared group has not settled.
+        shortened: history younger than `minAge` went because of the length limit.
+        refusing: adding is refused just now.
+        held_by: the group whose unsettled entries are older than `minAge` and stay for it.
+        missing: a declared group that is not on the stream; nothing was trimmed.
+        gate: the length at which adding is refused.
+        bytes: memory that the stream takes, where `maxBytes` is set.
+    """
+
+    type: str
+    length: int = 0
+    trimmed: int = 0
+    overrun: int = 0
+    moved: int = 0
+    expired: int = 0
+    unsettled: int = 0
+    shortened: bool = False
+    refusing: bool = False
+    held_by: str | None = None
+    missing: str | None = None
+    gate: int | None = None
+    bytes: int | None = None

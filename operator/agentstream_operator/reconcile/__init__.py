@@ -1,0 +1,1 @@
+"""Observe, plan, apply, report: the work queue and the store of known resources."""

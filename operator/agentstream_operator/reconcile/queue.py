@@ -1,0 +1,165 @@
+"""The work queue: which key is worked on next, by whom, and when a failed one is tried again.
+
+A key waits at most once and is worked on by one worker at a time; what is added meanwhile runs once more afterwards.
+Of the keys that wait, a person's change goes before what a change elsewhere brought about, and that before a resync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from enum import IntEnum
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+_log = logging.getLogger(__name__)
+
+
+class Priority(IntEnum):
+    """Why a key waits; lower goes first."""
+
+    CHANGE = 0
+    EVENT = 1
+    RESYNC = 2
+
+
+class WorkQueue(Generic[K]):
+    """Keys that wait for one of a number of workers.
+
+    Args:
+        workers: how many keys are worked on at a time.
+        base: seconds before a key that failed is tried again; doubles with every further failure.
+        cap: the longest such delay, in seconds.
+        jitter: a number in [0, 1); delays are spread over their second half by it.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 256,
+        base: float = 0.1,
+        cap: float = 30.0,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._workers = workers
+        self._base = base
+        self._cap = cap
+        self._jitter = jitter
+        self._ready: tuple[OrderedDict[K, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self._count = asyncio.Semaphore(0)
+        self._active: set[K] = set()
+        self._again: dict[K, Priority] = {}
+        self._failures: dict[K, int] = {}
+        self._delayed: dict[K, asyncio.TimerHandle] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        """Keys that wait to be worked on now."""
+        return sum(len(keys) for keys in self._ready)
+
+    def add(self, key: K, priority: Priority) -> None:
+        """Lets a key be worked on as soon as its turn comes; a resync leaves a key that failed to its delay."""
+        if priority is Priority.RESYNC and key in self._failures and key in self._delayed:
+            return
+        self._cancel_delay(key)
+        if key in self._active:
+            self._again[key] = min(priority, self._again.get(key, priority))
+            return
+        for waiting_at in Priority:
+            if key in self._ready[waiting_at]:
+                if priority < waiting_at:
+                    del self._ready[waiting_at][key]
+                    self._ready[priority][key] = None
+                return
+        self._ready[priority][key] = None
+        self._idle.clear()
+        self._count.release()
+
+    def add_later(self, key: K, delay: float, priority: Priority) -> None:
+        """Adds a key after `delay` seconds, unless it is due before that anyway."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + delay
+        present = self._delayed.get(key)
+        if present is not None:
+            if present.when() <= due:
+                return
+            present.cancel()
+        self._delayed[key] = loop.call_at(due, self._due, key, priority)
+
+    def forget(self, key: K) -> None:
+        """Drops what is known of a key that exists no more: its failures and its delay."""
+        self._failures.pop(key, None)
+        self._cancel_delay(key)
+
+    def failures(self, key: K) -> int:
+        """How often in a row the key failed."""
+        return self._failures.get(key, 0)
+
+    async def idle(self) -> None:
+        """Returns when no key waits or is worked on; delayed keys do not count."""
+        await self._idle.wait()
+
+    async def run(self, work: Callable[[K], Awaitable[float | None]]) -> None:
+        """Works until cancelled.
+
+        Args:
+            work: works on one key. It returns the seconds after which to look again, or None; what it raises is
+                logged, and the key is tried again later.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(self._workers):
+                    group.create_task(self._work(work), name=f"worker {number}")
+        finally:
+            for timer in self._delayed.values():
+                timer.cancel()
+            self._delayed.clear()
+
+    async def _work(self, work: Callable[[K], Awaitable[float | None]]) -> None:
+        while True:
+            await self._count.acquire()
+            key = self._take()
+            try:
+                again = await work(key)
+            except Exception:
+                _log.exception("%s failed", key)
+                self._failed(key)
+            else:
+                self._failures.pop(key, None)
+                if again is not None and key not in self._again:
+                    self.add_later(key, again, Priority.EVENT)
+            finally:
+                self._finish(key)
+
+    def _take(self) -> K:
+        key = next(keys for keys in self._ready if keys).popitem(last=False)[0]
+        self._active.add(key)
+        return key
+
+    def _finish(self, key: K) -> None:
+        self._active.discard(key)
+        priority = self._again.pop(key, None)
+        if priority is not None:
+            self.add(key, priority)
+        elif not self._active and not len(self):
+            self._idle.set()
+
+    def _failed(self, key: K) -> None:
+        failures = self._failures.get(key, 0) + 1
+        self._failures[key] = failures
+        # 2**30 seconds are above any cap, and a longer streak must not overflow
+        delay = min(self._cap, self._base * 2.0 ** min(failures - 1, 30))
+        self.add_later(key, delay * (0.5 + 0.5 * self._jitter()), Priority.EVENT)
+
+    def _due(self, key: K, priority: Priority) -> None:
+        del self._delayed[key]
+        self.add(key, priority)
+
+    def _cancel_delay(self, key: K) -> None:
+        timer = self._delayed.pop(key, None)
+        if timer is not None:
+            timer.cancel()

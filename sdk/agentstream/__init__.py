@@ -1,0 +1,1 @@
+"""Durable messages between software agents over Redis and Valkey streams."""

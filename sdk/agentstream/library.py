@@ -1,0 +1,47 @@
+"""The function library `agentstream1` that agents and operator call on the server."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from agentstream.errors import ProtocolError, ServerRefused
+
+if TYPE_CHECKING:
+    from agentstream.wire import Wire
+
+# Replies of the settling functions, the same as in the library.
+DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
+
+
+@cache
+def source() -> str:
+    """The library's text."""
+    return files("agentstream").joinpath("agentstream1.lua").read_text(encoding="utf-8")
+
+
+@cache
+def revision() -> int:
+    """The revision of the library in this package."""
+    found = re.search(r"^local REVISION = (\d+)$", source(), re.MULTILINE)
+    if found is None:
+        raise ProtocolError("agentstream1.lua has no REVISION")
+    return int(found[1])
+
+
+async def load(wire: Wire) -> bool:
+    """Loads the library unless the server has this revision or a newer one. Returns whether it did.
+
+    Raises:
+        ConnectionLost, AccessDenied, ServerRefused: as `Wire.call`.
+    """
+    try:
+        present = int(await wire.call("FCALL_RO", "as1_revision", 0))
+    except ServerRefused:
+        present = 0
+    if present >= revision():
+        return False
+    await wire.call("FUNCTION", "LOAD", "REPLACE", source())
+    return True

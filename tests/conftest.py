@@ -1,0 +1,79 @@
+"""Fixtures for all tests: real servers, and the check that a test leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from agentstream.wire import Endpoint, Wire
+from support.servers import Build, Server, builds, children
+
+settings.register_profile(
+    "agentstream",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("agentstream")
+
+
+@pytest.fixture(scope="session")
+def running_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Build, Server]]:
+    """One server per build, started when first asked for; ended with the session."""
+    servers: dict[Build, Server] = {}
+    yield servers
+    for server in servers.values():
+        server.kill()
+
+
+@pytest.fixture(params=builds(), ids=lambda build: build.name)
+def server(
+    request: pytest.FixtureRequest,
+    running_servers: dict[Build, Server],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """A real server with an empty key space, on each build."""
+    build: Build = request.param
+    if build not in running_servers:
+        running_servers[build] = Server(build, tmp_path_factory.mktemp(build.name))
+        running_servers[build].start()
+    running = running_servers[build]
+    running.clear()
+    yield running
+    stray = running.stray_keys()
+    running.clear()
+    assert not stray, f"keys left that belong to no stream: {sorted(stray)}"
+
+
+@pytest.fixture
+def private_server(tmp_path: Path) -> Iterator[Server]:
+    """A server of its own with an append-only file, which the test may kill and start again."""
+    own = Server(builds()[0], tmp_path, persistent=True, options=("--aclfile", str(tmp_path / "users.acl")))
+    (tmp_path / "users.acl").touch()
+    own.start()
+    own.clear()
+    yield own
+    own.kill()
+
+
+@pytest.fixture
+async def wire(server: Server) -> AsyncIterator[Wire]:
+    """An open connection as administrator."""
+    connection = Wire(lambda: Endpoint(server.url), name="test")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture(autouse=True)
+async def nothing_left(running_servers: dict[Build, Server]) -> AsyncIterator[None]:
+    """Fails a test that leaves a task or a process behind."""
+    tasks, processes = asyncio.all_tasks(), children()
+    yield
+    left = asyncio.all_tasks() - tasks - {asyncio.current_task()}
+    assert not left, f"tasks left: {left}"
+    shared = {s.process.pid for s in running_servers.values() if s.process is not None}
+    assert not children() - processes - shared, "processes left"
