@@ -1,9 +1,10 @@
 # Everything a developer does, by name. Needs only Python >= 3.11 and make; uv is fetched if it is absent.
 SHELL := /bin/sh
 PYTHON ?= python3
+# the Python at hand is used; none is downloaded
+export UV_PYTHON_DOWNLOADS := never
 UV := $(shell command -v uv 2>/dev/null || echo .bootstrap/bin/uv)
-# for those who have no uv, the one that is fetched must also be found by what uv starts
-RUN := $(UV) run --frozen --quiet
+RUN := $(UV) run --no-sync --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint check generate bench clean
@@ -15,30 +16,36 @@ help: ## List the targets.
 	$(PYTHON) -m venv .bootstrap
 	.bootstrap/bin/pip install --quiet --disable-pip-version-check uv
 
-# uv checks in milliseconds whether the environment fits the lock file
-.venv/ready: pyproject.toml sdk/pyproject.toml operator/pyproject.toml uv.lock | $(filter .bootstrap/bin/uv,$(UV))
-	$(UV) sync --frozen --quiet
+PROJECTS := pyproject.toml sdk/pyproject.toml operator/pyproject.toml uv.lock
+
+# running needs less than developing; neither throws out what the other installed
+.venv/run: $(PROJECTS) | $(filter .bootstrap/bin/uv,$(UV))
+	$(UV) sync --frozen --quiet --inexact --no-default-groups
 	@touch $@
 
-run: .venv/ready ## Run the quickstart: manifests to working agents, on an embedded server; leaves report.md.
+.venv/dev: $(PROJECTS) | $(filter .bootstrap/bin/uv,$(UV))
+	$(UV) sync --frozen --quiet
+	@touch $@ .venv/run
+
+run: .venv/run ## Run the quickstart: manifests to working agents, on an embedded server; leaves report.md.
 	$(RUN) agentstream dev examples/quickstart --until-idle 2s
 
-test: .venv/ready ## Run all tests on real servers, in parallel, with coverage.
+test: .venv/dev ## Run all tests on real servers, in parallel, with coverage.
 	$(RUN) pytest -n auto --cov --cov-report=term
 
-lint: .venv/ready ## Check style, types and the layers of the architecture.
+lint: .venv/dev ## Check style, types and the layers of the architecture.
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) lint-imports
 
-generate: .venv/ready ## Write what is generated: CRDs, message schema, reference pages.
+generate: .venv/dev ## Write what is generated: CRDs, message schema, reference pages.
 	$(RUN) python -m agentstream_operator.resources.generate
 	$(RUN) python -m agentstream.message_schema
 
 check: lint test ## What CI runs: lint and all tests.
 
-bench: .venv/ready ## Measure: reconciling a thousand resources, sending and consuming.
+bench: .venv/dev ## Measure: reconciling a thousand resources, sending and consuming.
 	$(RUN) python bench/reconcile.py
 
 clean: ## Remove what building and running made, but no data of `agentstream dev`.
