@@ -12,6 +12,7 @@ local DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
 -- A day: longer than any lease, so an entry with this idle time is anybody's; XCLAIM ignores an IDLE past the epoch.
 local CLAIMABLE = 86400000
 local PAGE = 500
+local LAST_SEQUENCE = '18446744073709551615'
 -- Upper bounds, in ms, of the latency buckets; the last bucket is unbounded.
 local BOUNDS = {1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2000, 5000, 10000, 30000,
   60000, 300000}
@@ -23,27 +24,40 @@ end
 
 local function ms_of(id) return tonumber(string.match(id, '^(%d+)')) end
 
-local function parts(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
+-- Ids are compared and counted as digits: each of their parts has 64 bits, a Lua number only 53.
+local function parts(id) return string.match(id, '^(%d+)-(%d+)$') end
+
+local function below(a, b) return #a < #b or (#a == #b and a < b) end
+
+local function increment(digits)
+  local head, nines = string.match(digits, '^(.-)(9*)$')
+  local carried = head == '' and '1' or string.sub(head, 1, -2) .. string.byte(head, -1) - 47
+  return carried .. string.rep('0', #nines)
+end
+
+local function decrement(digits)
+  local head, zeros = string.match(digits, '^(.-)(0*)$')
+  local lowered = string.sub(head, 1, -2) .. string.byte(head, -1) - 49 .. string.rep('9', #zeros)
+  return (string.gsub(lowered, '^0+(%d)', '%1'))
 end
 
 local function less(a, b)
   local am, as = parts(a)
   local bm, bs = parts(b)
-  return am < bm or (am == bm and as < bs)
+  return below(am, bm) or (am == bm and below(as, bs))
 end
 
 local function after(id)
   local ms, seq = parts(id)
-  return string.format('%.0f-%.0f', ms, seq + 1)
+  if seq == LAST_SEQUENCE then return increment(ms) .. '-0' end
+  return ms .. '-' .. increment(seq)
 end
 
 local function before(id)
   local ms, seq = parts(id)
-  if seq > 0 then return string.format('%.0f-%.0f', ms, seq - 1) end
-  if ms == 0 then return '0-0' end
-  return string.format('%.0f-9007199254740991', ms - 1)
+  if seq ~= '0' then return ms .. '-' .. decrement(seq) end
+  if ms == '0' then return '0-0' end
+  return decrement(ms) .. '-' .. LAST_SEQUENCE
 end
 
 local function map(flat)
@@ -352,6 +366,7 @@ end
 -- How many entries a group was not delivered yet, whatever the server's own lag says: {n, exact?, oldest id or nil}.
 -- The server's lag is NULL or wrong after deletions, trims and groups at ids of their own.
 local function undelivered(key, info, g, trusted)
+  if not less(g['last-delivered-id'], info['last-generated-id']) then return 0, true end
   local nxt = redis.call('XRANGE', key, '(' .. g['last-delivered-id'], '+', 'COUNT', 1)
   if #nxt == 0 then return 0, true end
   local oldest = nxt[1][1]
@@ -380,13 +395,8 @@ local function groups_of(key)
   return groups
 end
 
--- The oldest id that a group has not settled: the smallest pending one, else what follows the last delivered.
-local function needed(key, g)
-  if g.pending > 0 then
-    local smallest = redis.call('XPENDING', key, g.name)[2]
-    if smallest then return smallest, true end
-  end
-  return after(g['last-delivered-id']), false
+local function oldest_pending(key, g)
+  if g.pending > 0 then return redis.call('XPENDING', key, g.name)[2] end
 end
 
 local function type_of(key) return redis.call('TYPE', key).ok end
@@ -418,15 +428,12 @@ local function observe(keys, args)
   if kind == 'stream' then
     local info = map(redis.call('XINFO', 'STREAM', key))
     o.length, o.added, o.last = info.length, info['entries-added'], info['last-generated-id']
-    o.first = info['first-entry'] and info['first-entry'][1]
+    if info['first-entry'] then o.first = info['first-entry'][1] end
     for name, g in pairs(groups_of(key)) do
       local n, exact, oldest = undelivered(key, info, g, trusted)
       o.groups[name] = {exists = true, consumers = g.consumers, pending = g.pending, last = g['last-delivered-id'],
-        read = g['entries-read'] or nil, undelivered = n, exact = exact, oldest_undelivered = oldest}
-      if g.pending > 0 then
-        local smallest, is_pending = needed(key, g)
-        if is_pending then o.groups[name].oldest_pending = smallest end
-      end
+        read = g['entries-read'] or nil, undelivered = n, exact = exact, oldest_undelivered = oldest,
+        oldest_pending = oldest_pending(key, g)}
     end
   end
   for i = 3, #args do
@@ -451,37 +458,34 @@ local function create_stream(keys, args)
   return kind == 'none' and 1 or 0
 end
 
--- KEYS: stream. ARGV: base, group, id ('0', '$' or an entry id).
+-- KEYS: stream. ARGV: base, group, id ('0', '$' or an entry id, whose second part may be left out).
 -- Makes the group and its retry stream. Returns 1 if the group on the stream is new, 0 if it was there.
 local function create_group(keys, args)
   local key, base, group, id = keys[1], args[1], args[2], args[3]
+  if string.match(id, '^%d+$') then id = id .. '-0' end
   local stats, retry_key = base .. ':stats:' .. group, base .. ':retry:' .. group
   if type_of(key) == 'none' then
     return redis.error_reply('NOSTREAM the stream does not exist')
   end
   local retry_made = redis.pcall('XGROUP', 'CREATE', retry_key, group, '0', 'MKSTREAM')
   if retry_made.err and not string.find(retry_made.err, '^BUSYGROUP') then return retry_made end
-  local at = id
   local read
   local info = map(redis.call('XINFO', 'STREAM', key))
-  if id == '$' or id == info['last-generated-id'] then
-    -- without it, the server's lag is unknown from the next entry on
-    at, read = '$', info['entries-added']
-  elseif id == '0' then
+  local command = {'XGROUP', 'CREATE', key, group, id}
+  if id == '$' or not less(id, info['last-generated-id']) then
+    -- an id that is still to come would hide entries if the clock was set back
+    id, read = info['last-generated-id'], info['entries-added']
+    -- without ENTRIESREAD, the server's lag is unknown from the next entry on
+    command = {'XGROUP', 'CREATE', key, group, id, 'ENTRIESREAD', read}
+  elseif id == '0-0' then
     read = info['entries-added'] - info.length
-  end
-  local command = {'XGROUP', 'CREATE', key, group, at}
-  if at == '$' and read then
-    command[#command + 1] = 'ENTRIESREAD'
-    command[#command + 1] = read
   end
   local made = redis.pcall(unpack(command))
   if made.err then
     if string.find(made.err, '^BUSYGROUP') then return 0 end
     return made
   end
-  local from = at == '$' and info['last-generated-id'] or id == '0' and '0-0' or id
-  redis.call('HSET', base .. ':meta', 'checkpoint:' .. group, from)
+  redis.call('HSET', base .. ':meta', 'checkpoint:' .. group, id)
   -- from here on, entries read must equal entries settled plus pending; at an id of its own the server cannot count
   if read then
     local so_far = redis.call('HGET', stats, 'settled') or 0
@@ -493,40 +497,51 @@ local function create_group(keys, args)
 end
 
 -- KEYS: stream. ARGV: base, group. Removes the group with its retries and delays; dead letters stay if there are any.
+-- Returns 1 if the group was there, else 0.
 local function destroy_group(keys, args)
-  local base, group = args[1], args[2]
-  if type_of(keys[1]) == 'stream' then redis.call('XGROUP', 'DESTROY', keys[1], group) end
-  for _, part in ipairs({':retry:', ':delay:', ':stats:', ':parked:'}) do redis.call('DEL', base .. part .. group) end
+  local base, group, destroyed = args[1], args[2], 0
+  if type_of(keys[1]) == 'stream' then destroyed = redis.call('XGROUP', 'DESTROY', keys[1], group) end
+  for _, part in ipairs({':retry:', ':delay:', ':stats:', ':parked:'}) do redis.call('UNLINK', base .. part .. group) end
+  if redis.call('XLEN', base .. ':dlq:' .. group) == 0 then redis.call('UNLINK', base .. ':dlq:' .. group) end
   redis.call('HDEL', base .. ':meta', 'checkpoint:' .. group)
-  return 1
+  return destroyed
 end
 
--- KEYS: stream. ARGV: base, only if empty? (0|1), group, ... Deletes the stream and what is derived from it.
--- Returns 1, or 0 where it was to be empty and is not: something undelivered, pending, delayed, retrying or dead.
+-- Whether a group leaves anything delayed, retrying or dead.
+local function leaves_work(base, group)
+  if redis.call('EXISTS', base .. ':delay:' .. group) == 1 then return true end
+  return redis.call('XLEN', base .. ':retry:' .. group) > 0 or redis.call('XLEN', base .. ':dlq:' .. group) > 0
+end
+
+-- KEYS: stream. ARGV: base, only if empty? (0|1), group, ... Deletes the stream and what is derived from it, for these
+-- groups and all that the stream has or had. Returns 1, or 0 where it was to be empty and is not: something
+-- undelivered, pending, delayed, retrying or dead.
 local function delete_stream(keys, args)
-  local key, base = keys[1], args[1]
+  local key, base, only_if_empty = keys[1], args[1], args[2] == '1'
   local kind = type_of(key)
   if kind ~= 'stream' and kind ~= 'none' then return 0 end
-  if args[2] == '1' then
-    local info = kind == 'stream' and map(redis.call('XINFO', 'STREAM', key))
-    local groups = kind == 'stream' and groups_of(key) or {}
+  local names = {}
+  for i = 3, #args do names[args[i]] = true end
+  for _, name in ipairs(redis.call('HKEYS', base .. ':meta')) do
+    local group = string.match(name, '^checkpoint:(.*)$')
+    if group then names[group] = true end
+  end
+  if kind == 'stream' then
+    local info, groups = map(redis.call('XINFO', 'STREAM', key)), groups_of(key)
     -- without a group nothing was ever read
-    if info and info.length > 0 and not next(groups) then return 0 end
-    for _, g in pairs(groups) do
-      if g.pending > 0 or undelivered(key, info, g, false) > 0 then return 0 end
-    end
-    for i = 3, #args do
-      if redis.call('EXISTS', base .. ':delay:' .. args[i]) == 1 then return 0 end
-      for _, part in ipairs({':retry:', ':dlq:'}) do
-        local derived = base .. part .. args[i]
-        if type_of(derived) == 'stream' and redis.call('XLEN', derived) > 0 then return 0 end
-      end
+    if only_if_empty and info.length > 0 and not next(groups) then return 0 end
+    for name, g in pairs(groups) do
+      names[name] = true
+      if only_if_empty and (g.pending > 0 or undelivered(key, info, g, false) > 0) then return 0 end
     end
   end
-  redis.call('DEL', key, base .. ':meta', base .. ':gate')
-  for i = 3, #args do
+  for name in pairs(names) do
+    if only_if_empty and leaves_work(base, name) then return 0 end
+  end
+  redis.call('UNLINK', key, base .. ':meta', base .. ':gate')
+  for name in pairs(names) do
     for _, part in ipairs({':retry:', ':delay:', ':dlq:', ':stats:', ':parked:'}) do
-      redis.call('DEL', base .. part .. args[i])
+      redis.call('UNLINK', base .. part .. name)
     end
   end
   return 1
@@ -537,13 +552,16 @@ end
 local function orphan(keys, args)
   local base, group, prefix, n = args[1], args[2], args[3], 0
   for _, key in ipairs({keys[1], base .. ':retry:' .. group}) do
-    for _, entry in ipairs(redis.call('XPENDING', key, group)[4] or {}) do
+    -- where the group is missing, nobody holds anything
+    for _, entry in ipairs(redis.pcall('XPENDING', key, group)[4] or {}) do
       local name, start = entry[1], '-'
       while start and string.sub(name, 1, #prefix) == prefix do
         local page = redis.call('XPENDING', key, group, start, '+', PAGE, name)
         for _, p in ipairs(page) do
-          redis.call('XCLAIM', key, group, name, 0, p[1], 'IDLE', CLAIMABLE, 'JUSTID')
-          n = n + 1
+          local claimed = redis.call('XCLAIM', key, group, name, 0, p[1], 'IDLE', CLAIMABLE, 'JUSTID')
+          -- the server takes an entry that is no more off the group
+          if #claimed == 0 then count_trimmed(key, group, base .. ':stats:' .. group, key ~= keys[1], p[1]) end
+          n = n + #claimed
         end
         start = #page == PAGE and '(' .. page[#page][1] or nil
       end
@@ -555,18 +573,19 @@ end
 -- KEYS: stream. ARGV: base, group, prefix. Removes the consumers of a pod that is gone, if they hold nothing: the server
 -- would drop what a removed consumer holds. Returns the removed names.
 local function remove_consumers(keys, args)
-  local base, group, prefix, holding, names, removed = args[1], args[2], args[3], {}, {}, {}
-  local streams = {keys[1], base .. ':retry:' .. group}
-  for _, key in ipairs(streams) do
-    for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
+  local base, group, prefix, holding, places, removed = args[1], args[2], args[3], {}, {}, {}
+  for _, key in ipairs({keys[1], base .. ':retry:' .. group}) do
+    -- where the group is missing, it has no consumers
+    for _, flat in ipairs(redis.pcall('XINFO', 'CONSUMERS', key, group)) do
       local c = map(flat)
       if string.sub(c.name, 1, #prefix) == prefix then
-        names[c.name] = true
+        places[c.name] = places[c.name] or {}
+        table.insert(places[c.name], key)
         if c.pending > 0 then holding[c.name] = true end
       end
     end
   end
-  for name in pairs(names) do
+  for name, streams in pairs(places) do
     if not holding[name] then
       for _, key in ipairs(streams) do redis.call('XGROUP', 'DELCONSUMER', key, group, name) end
       removed[#removed + 1] = name
@@ -607,17 +626,16 @@ local function set_if_changed(key, value)
 end
 
 -- Pending entries that are older than the retention and whose consumer let its lease run out become dead letters.
-local function expire_pending(key, base, group, lease, cut, limit)
-  local n = 0
-  for _, p in ipairs(redis.call('XPENDING', key, group, 'IDLE', lease, '-', string.format('%.0f', cut), limit)) do
+local function expire_pending(key, base, group, lease, cut, parked)
+  local n, stats = 0, base .. ':stats:' .. group
+  for _, p in ipairs(redis.call('XPENDING', key, group, 'IDLE', lease, '-', cut, PAGE)) do
     local e = redis.call('XRANGE', key, p[1], p[1])
-    local stats = base .. ':stats:' .. group
     if #e == 0 then
       count_trimmed(key, group, stats, false, p[1])
     else
       local x = header(e[1][2])
       x.origin = x.origin or p[1]
-      bury(base .. ':dlq:' .. group, stats, '', without_header(e[1][2]), x, p[4], 'Expired',
+      bury(base .. ':dlq:' .. group, stats, parked, without_header(e[1][2]), x, p[4], 'Expired',
         'held for longer than retention.minAge while the stream is full')
       settled(key, group, stats, false, {p[1]})
       n = n + 1
@@ -626,116 +644,133 @@ local function expire_pending(key, base, group, lease, cut, limit)
   return n
 end
 
--- Plain MAXLEN, at the price of what no group has settled; counts what groups lost before they read it.
-local function trim_oldest(key, base, info, groups, max_length, limit)
-  local removed_before = info['entries-added'] - info.length
-  local trimmed = redis.call('XTRIM', key, 'MAXLEN', '~', max_length, 'LIMIT', limit)
-  local overrun = 0
-  for name, g in pairs(groups) do
-    local read = g['entries-read'] or removed_before
-    local lost = math.max(0, removed_before + trimmed - math.max(read, removed_before))
+-- Trims by length, at the price of what groups have not settled. Counts what each declared group lost unread; what it
+-- lost pending is counted when it is swept.
+local function trim_oldest(key, base, length, max_length, limit, declared, waiting)
+  local trimmed, overrun = redis.call('XTRIM', key, 'MAXLEN', '~', max_length, 'LIMIT', limit), 0
+  for _, d in ipairs(declared) do
+    local lost = waiting[d.name] - (length - trimmed)
     if lost > 0 then
-      redis.call('HINCRBY', base .. ':stats:' .. name, 'overrun', lost)
+      redis.call('HINCRBY', base .. ':stats:' .. d.name, 'overrun', lost)
       overrun = overrun + lost
     end
   end
   return trimmed, overrun
 end
 
--- KEYS: stream. ARGV: base, retention, max length, max bytes (0: none), on full, limit, trust the server's lag? (0|1),
--- then of each declared group: name, lease, age of dead letters to keep (0: all).
--- Moves due retries, records each group's checkpoint, trims what all groups have settled and the retention allows,
--- and publishes the length at which adding is refused. Returns a JSON object of what it did and saw.
-local function janitor(keys, args)
-  local key, base, retention, max_length, max_bytes = keys[1], args[1], tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
-  local on_full, limit, trusted = args[5], tonumber(args[6]), args[7] == '1'
-  local now, r = now_ms(), {trimmed = 0, overrun = 0, moved = 0, expired = 0, shortened = false, refusing = false}
-  r.type = type_of(key)
-  local declared = {}
-  for i = 8, #args, 3 do
-    declared[#declared + 1] = {name = args[i], lease = tonumber(args[i + 1]), keep_dead = tonumber(args[i + 2])}
-  end
+-- The groups that retention respects, and the first declared one that is missing.
+local function counted_groups(key, declared)
+  local groups, counted = groups_of(key), {}
   for _, d in ipairs(declared) do
-    r.moved = r.moved + move_due(base .. ':delay:' .. d.name, base .. ':retry:' .. d.name, now, PAGE)
-    if d.keep_dead > 0 then
-      redis.call('XTRIM', base .. ':dlq:' .. d.name, 'MINID', '~', string.format('%.0f', now - d.keep_dead))
-    end
-  end
-  if r.type ~= 'stream' then return cjson.encode(r) end
-  local info, groups = map(redis.call('XINFO', 'STREAM', key)), groups_of(key)
-  r.length = info.length
-  local counted, holds_pending = {}, {}
-  for _, d in ipairs(declared) do
-    if not groups[d.name] then
-      -- where a group will resume is not known, so nothing may go
-      r.missing = d.name
-      return cjson.encode(r)
-    end
+    if not groups[d.name] then return nil, d.name end
     counted[d.name] = groups[d.name]
   end
   for name, g in pairs(groups) do
     if not counted[name] and is_alive(key, name) then counted[name] = g end
   end
-  local floor, held_by
-  local settled_entries = info.length
-  for name, g in pairs(counted) do
-    local oldest, is_pending = needed(key, g)
-    holds_pending[name] = is_pending
-    local checkpoint = is_pending and before(oldest) or g['last-delivered-id']
-    if redis.call('HGET', base .. ':meta', 'checkpoint:' .. name) ~= checkpoint then
-      redis.call('HSET', base .. ':meta', 'checkpoint:' .. name, checkpoint)
-    end
-    if not floor or less(oldest, floor) then floor, held_by = oldest, name end
-    if info.length > 0 then
-      local open = undelivered(key, info, g, trusted)
-      if is_pending then open = open + delivered_since(key, info, oldest, g['last-delivered-id']) end
-      settled_entries = math.min(settled_entries, math.max(info.length - open, 0))
-    end
+  return counted
+end
+
+-- Records where a group would have to resume.
+local function record_checkpoint(key, base, g, pending)
+  local checkpoint = g['last-delivered-id']
+  if pending and not less(checkpoint, pending) then checkpoint = before(pending) end
+  if redis.call('HGET', base .. ':meta', 'checkpoint:' .. g.name) ~= checkpoint then
+    redis.call('HSET', base .. ':meta', 'checkpoint:' .. g.name, checkpoint)
   end
-  if max_bytes > 0 and info.length > 0 then
-    r.bytes = redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 5) or 0
-    if r.bytes > max_bytes then
-      max_length = math.min(max_length, math.floor(info.length * max_bytes / r.bytes))
-    end
+end
+
+-- Trims what is older than `minid`, and in whole nodes, which costs next to nothing; to the entry where `exact`.
+local function trim_before(key, minid, limit, exact)
+  local trimmed = redis.call('XTRIM', key, 'MINID', '~', minid, 'LIMIT', limit)
+  -- less than half of the limit: no more than a part of one node is left to trim
+  if exact and trimmed < limit / 2 then trimmed = trimmed + redis.call('XTRIM', key, 'MINID', '=', minid) end
+  return trimmed
+end
+
+-- KEYS: stream. ARGV: base, retention, max length, max bytes (0: none), on full, limit, trust the server's lag? (0|1),
+-- broadcast? (0|1), then of each declared group: name, lease, age of dead letters to keep (0: all, and none are made).
+-- Moves due retries, records each group's checkpoint, trims what all groups have settled and the retention allows,
+-- and publishes the length at which adding is refused. Returns a JSON object of what it did and saw.
+local function janitor(keys, args)
+  local key, base, retention, max_length, max_bytes = keys[1], args[1], tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
+  local on_full, limit, trusted, broadcast = args[5], tonumber(args[6]), args[7] == '1', args[8] == '1'
+  local now, r = now_ms(), {trimmed = 0, overrun = 0, moved = 0, expired = 0, shortened = false, refusing = false,
+    more = false}
+  local declared = {}
+  for i = 9, #args, 3 do
+    declared[#declared + 1] = {name = args[i], lease = tonumber(args[i + 1]), keep_dead = tonumber(args[i + 2])}
   end
-  r.unsettled = info.length - settled_entries
+  for _, d in ipairs(declared) do
+    local moved = move_due(base .. ':delay:' .. d.name, base .. ':retry:' .. d.name, now, PAGE)
+    r.moved, r.more = r.moved + moved, r.more or moved == PAGE
+  end
+  r.type = type_of(key)
+  if r.type ~= 'stream' then return cjson.encode(r) end
+  local info = map(redis.call('XINFO', 'STREAM', key))
+  r.length = info.length
+  local counted
+  counted, r.missing = counted_groups(key, declared)
+  -- where a missing group will resume is not known, so nothing may go
+  if r.missing then return cjson.encode(r) end
   -- a clock that jumped ahead trims nothing before new entries arrive at the new time
-  local cut = math.min(now, ms_of(info['last-generated-id'])) - retention
-  if cut > 0 then
-    local minid = string.format('%.0f-0', cut)
-    if floor and less(floor, minid) then
-      minid, r.held_by = floor, held_by
+  local clock = math.min(now, ms_of(info['last-generated-id']))
+  local open, waiting, pending = {}, {}, {}
+  local floor, held_by
+  for name, g in pairs(counted) do
+    local unread, _, oldest = undelivered(key, info, g, trusted)
+    open[name], waiting[name], pending[name] = unread, unread, oldest_pending(key, g)
+    if pending[name] then
+      open[name] = open[name] + delivered_since(key, info, pending[name], g['last-delivered-id'])
+      if not oldest or less(pending[name], oldest) then oldest = pending[name] end
     end
-    r.trimmed = redis.call('XTRIM', key, 'MINID', '~', minid, 'LIMIT', limit)
+    record_checkpoint(key, base, g, pending[name])
+    if oldest and (not held_by or less(oldest, floor)) then floor, held_by = oldest, name end
   end
-  local excess = info.length - r.trimmed - max_length
-  if on_full == 'TrimOldest' then
-    if excess > 0 then
-      local n
-      n, r.overrun = trim_oldest(key, base, info, counted, max_length, limit)
-      r.trimmed = r.trimmed + n
+  if not held_by and next(counted) then floor = after(info['last-generated-id']) end
+  -- what nobody is declared to read counts as unsettled
+  local unsettled = #declared == 0 and info.length or 0
+  for _, d in ipairs(declared) do unsettled = math.max(unsettled, math.min(open[d.name], info.length)) end
+  r.unsettled = unsettled
+  if max_bytes > 0 and info.length > 0 then
+    r.bytes = redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 5)
+    if r.bytes > max_bytes then
+      max_length = math.max(1, math.min(max_length, math.floor(info.length * max_bytes / r.bytes)))
     end
+  end
+  local cut = string.format('%.0f-0', math.max(clock - retention, 0))
+  local minid = cut
+  if floor and less(floor, minid) then minid, r.held_by = floor, held_by end
+  r.trimmed = trim_before(key, minid, limit, on_full == 'Backpressure' and info.length >= max_length)
+  local excess = info.length - r.trimmed - max_length
+  if on_full == 'TrimOldest' and excess > 0 then
+    local n
+    n, r.overrun = trim_oldest(key, base, info.length - r.trimmed, max_length, limit, declared, waiting)
+    r.trimmed = r.trimmed + n
   elseif on_full == 'TrimAcknowledged' and floor and excess > 0 then
     -- LIMIT bounds what goes, MINID keeps to what every group has settled
     local n = redis.call('XTRIM', key, 'MINID', '~', floor, 'LIMIT', math.min(excess, limit))
-    r.trimmed = r.trimmed + n
-    r.shortened = n > 0
+    r.trimmed, r.shortened = r.trimmed + n, n > 0
   end
-  r.refusing = on_full == 'Backpressure' and info.length - r.trimmed >= max_length
-    or on_full == 'TrimAcknowledged' and r.unsettled >= max_length
-  if r.refusing then
-    for _, d in ipairs(declared) do
-      if holds_pending[d.name] and d.keep_dead > 0 and cut > 0 then
-        r.expired = r.expired + expire_pending(key, base, d.name, d.lease, cut, PAGE)
+  r.more = r.more or r.trimmed >= limit / 2
+  r.length = info.length - r.trimmed
+  if on_full == 'Backpressure' then
+    r.gate, r.refusing = max_length, r.length >= max_length
+  elseif on_full == 'TrimAcknowledged' then
+    r.gate, r.refusing = math.max(r.length - unsettled, 0) + max_length, unsettled >= max_length
+  end
+  set_if_changed(base .. ':gate', r.gate)
+  for _, d in ipairs(declared) do
+    if d.keep_dead > 0 then
+      if r.refusing and pending[d.name] then
+        local parked = broadcast and base .. ':parked:' .. d.name or ''
+        local expired = expire_pending(key, base, d.name, d.lease, cut, parked)
+        r.expired, r.more = r.expired + expired, r.more or expired == PAGE
       end
+      local keep_from = string.format('%.0f-0', math.max(clock - d.keep_dead, 0))
+      redis.call('XTRIM', base .. ':dlq:' .. d.name, 'MINID', '~', keep_from)
     end
   end
-  r.length = redis.call('XLEN', key)
-  local gate
-  if on_full == 'Backpressure' then gate = max_length end
-  if on_full == 'TrimAcknowledged' then gate = math.max(settled_entries - r.trimmed, 0) + max_length end
-  set_if_changed(base .. ':gate', gate)
-  r.gate = gate
   return cjson.encode(r)
 end
 

@@ -12,7 +12,15 @@ class SettingsError(AgentStreamError):
 
 
 class InvalidMessage(AgentStreamError):  # noqa: N818 - public names say what is wrong, not that it is an error
-    """A message that does not fit the envelope's schema."""
+    """A message that does not fit the envelope's schema.
+
+    Attributes:
+        reason: `Malformed`, or `UnknownVersion` for an envelope of a version that this SDK does not know.
+    """
+
+    def __init__(self, message: str, *, reason: str = "Malformed") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ProtocolError(AgentStreamError):
@@ -28,7 +36,7 @@ class NotConsumer(AgentStreamError):  # noqa: N818
 
 
 class Backpressure(AgentStreamError):  # noqa: N818
-    """The stream holds as many unsettled entries as it may, and did until the deadline."""
+    """The stream holds as many unsettled entries as it may, or the server is out of memory, until the deadline."""
 
 
 class StreamMissing(AgentStreamError):  # noqa: N818

@@ -19,6 +19,7 @@ from agentstream.errors import (
     Backpressure,
     ConnectionLost,
     ServerRefused,
+    SettingsError,
     StreamMissing,
 )
 
@@ -64,13 +65,18 @@ def translate(error: Exception, address: str) -> AgentStreamError:
         return AccessDenied(f"{address}: {text}")
     if isinstance(error, redis_errors.ConnectionError | redis_errors.TimeoutError | OSError | EOFError):
         return ConnectionLost(f"{address}: {text or type(error).__name__}")
-    if text.startswith("BACKPRESSURE"):
+    if isinstance(error, redis_errors.OutOfMemoryError) or text.startswith(("BACKPRESSURE", "OOM")):
         return Backpressure(text)
     if text.startswith("NOSTREAM"):
         return StreamMissing(text)
     if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")) or "ACL failure" in text:
         return AccessDenied(f"{address}: {text}")
     return ServerRefused(text)
+
+
+def group_is_gone(error: AgentStreamError) -> bool:
+    """Whether an error says that the group, or its stream, does not exist, so that nothing is pending in it."""
+    return isinstance(error, ServerRefused) and "NOGROUP" in str(error)
 
 
 class Wire:
@@ -102,7 +108,8 @@ class Wire:
             AccessDenied: credentials or rights are refused.
             Backpressure: the add function refuses.
             StreamMissing: the add function found no stream.
-            ServerRefused: any other error reply; the text starts with its code.
+            ServerRefused: any other error reply.
+            SettingsError: the endpoint cannot be read.
         """
         if self._closed:
             raise ConnectionLost("the connection is closed")
@@ -155,6 +162,9 @@ class Wire:
         except (RedisError, OSError, EOFError) as error:
             await self._disconnect()
             self._fail(batch, translate(error, self._address))
+        except AgentStreamError as error:
+            # where the server is cannot be read just now
+            self._fail(batch, error)
         except asyncio.CancelledError:
             # replies of this batch may still arrive: the connection can serve nobody else
             await self._disconnect()
@@ -172,7 +182,10 @@ class Wire:
 
         endpoint = self._endpoint()
         self._address = endpoint.address
-        options: dict[str, Any] = dict(parse_url(endpoint.url))
+        try:
+            options: dict[str, Any] = dict(parse_url(endpoint.url))
+        except ValueError as error:
+            raise SettingsError(f"{self._address} is no address of a server: {error}") from error
         kind: type[Connection] = options.pop("connection_class", Connection)
         if endpoint.username is not None:
             options["username"] = endpoint.username

@@ -52,12 +52,24 @@ class DeleteStream:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """A command that a user must, or must not, be allowed to run."""
+
+    command: tuple[str, ...]
+    allowed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SetUser:
-    """Sets an agent's ACL user to exactly these rules, atomically. `password_hashes` are SHA-256 in hex."""
+    """Sets an agent's ACL user to exactly these rules, atomically, and verifies the probes.
+
+    `password_hashes` are SHA-256 in hex. `plan.access.set_user` makes one.
+    """
 
     name: str
     rules: tuple[str, ...]
     password_hashes: tuple[str, ...]
+    probes: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class StreamSeen(msgspec.Struct, frozen=True):
     groups: Mapping[str, GroupSeen] = {}
 
     def checkpoint(self, group: str) -> str | None:
-        """Where the janitor last saw the group: just before its oldest pending entry, else its last delivered."""
+        """Where the janitor last saw the group: before its oldest pending entry, else its last delivered."""
         return self.meta.get(f"checkpoint:{group}")
 
 
@@ -96,13 +96,14 @@ class JanitorReport(msgspec.Struct, frozen=True):
         trimmed: entries removed.
         overrun: entries removed that a group had not read (`TrimOldest` only).
         moved: delayed retries that became due.
+        more: whether another pass would find more to do at once.
         expired: pending entries that became dead letters because the stream is full.
         unsettled: entries that the slowest declared group has not settled.
         shortened: history younger than `minAge` went because of the length limit.
         refusing: adding is refused just now.
         held_by: the group whose unsettled entries are older than `minAge` and stay for it.
         missing: a declared group that is not on the stream; nothing was trimmed.
-        gate: the length at which adding is refused.
+        gate: the length at which adding is refused; None if it never is.
         bytes: memory that the stream takes, where `maxBytes` is set.
     """
 
@@ -111,6 +112,7 @@ class JanitorReport(msgspec.Struct, frozen=True):
     trimmed: int = 0
     overrun: int = 0
     moved: int = 0
+    more: bool = False
     expired: int = 0
     unsettled: int = 0
     shortened: bool = False
@@ -119,3 +121,31 @@ class JanitorReport(msgspec.Struct, frozen=True):
     missing: str | None = None
     gate: int | None = None
     bytes: int | None = None
+
+
+class ServerSeen(msgspec.Struct, frozen=True):
+    """The server process behind the connection. None stands for what the operator may not look at.
+
+    Attributes:
+        run_id: changes when the process does.
+        version: vendor and version, for people; what the server can do is probed.
+        role: `master` or `slave`.
+        used_memory: bytes.
+        maxmemory: bytes; 0 for no limit.
+        eviction_policy: what the server does at the limit; anything but `noeviction` may delete streams.
+        append_only: whether it keeps an append-only file.
+        acl_file: whether users survive a restart.
+        trusts_lag: whether its own lag is right after unread entries were trimmed.
+        checks_all_keys: whether it finds the keys of every form of XREADGROUP when it checks access.
+    """
+
+    run_id: str
+    version: str
+    role: str
+    used_memory: int
+    maxmemory: int
+    eviction_policy: str
+    append_only: bool
+    acl_file: bool | None
+    trusts_lag: bool
+    checks_all_keys: bool | None

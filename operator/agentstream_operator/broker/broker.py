@@ -1,0 +1,99 @@
+"""Everything that the operator says to the server, behind one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+from agentstream.keys import StreamKeys
+from agentstream.wire import Endpoint, Wire
+from agentstream_operator.broker import apply, observe, retention, server
+from agentstream_operator.broker.acl import Users
+from agentstream_operator.broker.apply import Applied
+from agentstream_operator.broker.connection import Connection
+from agentstream_operator.plan.actions import Action
+from agentstream_operator.plan.observed import JanitorReport, ServerSeen, StreamSeen
+from agentstream_operator.plan.retention import JanitorSpec
+
+
+class Broker:
+    """The server as the operator uses it; `connect` makes one.
+
+    Calls of one event-loop tick leave in one write. A broken connection fails the calls that are under way
+    and is made again by the next one, and the function library is loaded again when it is gone. All methods
+    raise `AgentStreamError`, as `Wire.call` does.
+    """
+
+    def __init__(self, connection: Connection, installation: str, capabilities: server.Capabilities) -> None:
+        self._connection = connection
+        self._installation = installation
+        self._capabilities = capabilities
+        self._users = Users(connection, installation)
+
+    @classmethod
+    async def connect(cls, url: str, *, installation: str) -> Self:
+        """Connects as an administrator, loads the function library and finds out what the server can do.
+
+        Raises:
+            AgentStreamError: as `Wire.call`.
+        """
+        wire = Wire(lambda: Endpoint(url), name=f"{installation}-operator")
+        connection = Connection(wire)
+        try:
+            await connection.load()
+            return cls(connection, installation, await server.probe(connection, installation))
+        except BaseException:
+            await connection.close()
+            raise
+
+    async def observe(self, key: str, groups: Iterable[str]) -> StreamSeen:
+        """What the server holds of a stream: every group on it, and all that belongs to the given ones."""
+        trusts_lag = self._capabilities.trusts_lag
+        return await observe.observe(self._connection, key, groups, trusts_lag=trusts_lag)
+
+    async def janitor(self, spec: JanitorSpec) -> JanitorReport:
+        """Moves due retries, records checkpoints, trims, and sets the length at which adding is refused."""
+        return await retention.clean(self._connection, spec, trusts_lag=self._capabilities.trusts_lag)
+
+    async def apply(self, action: Action) -> Applied:
+        """Does an action.
+
+        Raises:
+            AccessNotEnforced: a user's rights are not what they are to be.
+            AgentStreamError: as `Wire.call`.
+        """
+        return await apply.apply(self._connection, self._users, action)
+
+    async def users(self) -> Mapping[str, str]:
+        """The installation's users, and for each a fingerprint that changes with its rules or passwords."""
+        return await self._users.fingerprints()
+
+    async def routes(self, routes_key: str) -> Mapping[str, bytes]:
+        """The routes of a namespace's agents."""
+        flat = await self._connection.call("HGETALL", routes_key)
+        return {agent.decode(): route for agent, route in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def server(self) -> ServerSeen:
+        """The server's settings; a process that was not seen before is probed again."""
+        seen = await server.inspect(self._connection, self._capabilities)
+        if seen.run_id == self._capabilities.run_id:
+            return seen
+        await self._connection.load()
+        self._capabilities = await server.probe(self._connection, self._installation)
+        return await server.inspect(self._connection, self._capabilities)
+
+    async def orphan(self, key: str, group: str, pod: str) -> int:
+        """Makes claimable at once what consumers of a pod that is gone hold. Returns how many entries."""
+        base = StreamKeys(key).base
+        return int(await self._connection.function("as1_orphan", key, base, group, f"{pod}."))
+
+    async def remove_consumers(self, key: str, group: str, pod: str) -> tuple[str, ...]:
+        """Removes a gone pod's consumers, but for those that hold entries; returns the removed names."""
+        base = StreamKeys(key).base
+        names = await self._connection.function("as1_remove_consumers", key, base, group, f"{pod}.")
+        return tuple(name.decode() for name in names)
+
+    async def close(self) -> None:
+        """Saves users that are still to be saved, and closes the connection."""
+        await self._users.close()
+        await self._connection.close()

@@ -1,0 +1,145 @@
+"""YAML with lines: each document of a file, and on which line each of its fields stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_Base: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_PART = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
+
+
+class _Loader(_Base):  # type: ignore[misc]
+    """Reads times as text, as the API server does."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+    for first, resolvers in _Base.yaml_implicit_resolvers.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of a file."""
+
+    file: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class Unreadable(Exception):  # noqa: N818 - it names what is wrong
+    """A file, or a part of it, cannot be read; the text begins with the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a file.
+
+    Attributes:
+        place: where it begins.
+        content: what it says, as plain Python values.
+        node: the same with lines.
+    """
+
+    place: Place
+    content: Any
+    node: yaml.Node = field(repr=False)
+
+    def at(self, path: str) -> Place:
+        """Where the field stands that a path such as `spec.containers[0].name` names, or the last part that exists."""
+        node, line = self.node, self.place.line
+        for name, index in _PART.findall(path):
+            child = _child(node, name, index)
+            if child is None:
+                break
+            key, node = child
+            line = key.start_mark.line + 1
+        return Place(self.place.file, line)
+
+    def items(self) -> Iterator[Document]:
+        """The documents of a `kind: List`; otherwise this one."""
+        if not isinstance(self.content, Mapping) or self.content.get("kind") != "List":
+            yield self
+            return
+        found = _child(self.node, "items", "")
+        if found is not None and isinstance(found[1], yaml.SequenceNode):
+            for content, node in zip(self.content["items"], found[1].value, strict=True):
+                yield from Document(Place(self.place.file, node.start_mark.line + 1), content, node).items()
+
+
+def read_documents(file: Path) -> list[Document]:
+    """Reads a YAML or JSON file; empty documents are left out.
+
+    Raises:
+        Unreadable: the file cannot be read, is no YAML, or gives a field twice.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Unreadable(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{file}: is no text: {error}") from error
+    documents = []
+    loader = _Loader(text)
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            place = Place(file, node.start_mark.line + 1)
+            _refuse_repeated(node, file)
+            content = loader.construct_document(node)
+            if content is not None:
+                documents.append(Document(place, content, node))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = Place(file, mark.line + 1) if mark else file
+        raise Unreadable(f"{where}: is no YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Unreadable(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
+    finally:
+        loader.dispose()
+    return documents
+
+
+def _child(node: yaml.Node, name: str, index: str) -> tuple[yaml.Node, yaml.Node] | None:
+    if name and isinstance(node, yaml.MappingNode):
+        # the last one counts, as in the content
+        return next(((key, value) for key, value in reversed(node.value) if key.value == name), None)
+    if index and isinstance(node, yaml.SequenceNode) and int(index) < len(node.value):
+        item = node.value[int(index)]
+        return item, item
+    return None
+
+
+def _refuse_repeated(node: yaml.Node, file: Path) -> None:
+    """A field that is given twice silently loses one of its values."""
+    seen_nodes: set[int] = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        # an alias may lead back to a node that contains it
+        if id(current) in seen_nodes:
+            continue
+        seen_nodes.add(id(current))
+        if isinstance(current, yaml.SequenceNode):
+            waiting.extend(current.value)
+        elif isinstance(current, yaml.MappingNode):
+            lines: dict[object, int] = {}
+            for key, value in current.value:
+                waiting.append(value)
+                if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                    continue
+                if key.value in lines:
+                    raise Unreadable(
+                        f"{Place(file, key.start_mark.line + 1)}: {key.value} is given twice,"
+                        f" first on line {lines[key.value]}"
+                    )
+                lines[key.value] = key.start_mark.line + 1

@@ -1,0 +1,141 @@
+"""What an agent may do on the server: its ACL rules, what they must come to, and the route it reads.
+
+Least privilege is by selectors (https://valkey.io/topics/acl/#selectors), one for each kind of key: what is
+granted for one kind never holds for another. A flat union would let a producer overwrite its stream with SET
+and a consumer add to what it reads. Functions run with their caller's rights, so what they call is granted, too.
+
+What the server cannot restrict: the name of a group, and the arguments of XADD. Agents that distrust each other
+get streams of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentstream.keys import StreamKeys, routes_key, user_name
+from agentstream.routes import Consumes, Produces, Route
+from agentstream_operator.plan.actions import Probe, SetUser
+
+_EVERYONE = ("-@all", "+ping", "+time", "+select", "+client|setname", "+client|setinfo")
+_CONSUMER_FUNCTIONS = (
+    "as1_settle",
+    "as1_retry",
+    "as1_dead_letter",
+    "as1_sweep",
+    "as1_take",
+    "as1_begin",
+    "as1_renew",
+    "as1_release",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentUse:
+    """All that the resources together let an agent do.
+
+    Attributes:
+        namespace: the agent's namespace.
+        agent: its name.
+        produces: the streams it may add to.
+        consumes: the groups it reads for.
+    """
+
+    namespace: str
+    agent: str
+    produces: tuple[Produces, ...] = ()
+    consumes: tuple[Consumes, ...] = ()
+
+
+def set_user(use: AgentUse, installation: str, password_hashes: tuple[str, ...]) -> SetUser:
+    """The action that gives the agent its user: these rights, and these passwords (SHA-256 in hex)."""
+    return SetUser(
+        name=user_name(installation, use.namespace, use.agent),
+        rules=rules(use, installation),
+        password_hashes=password_hashes,
+        probes=expectations(use, installation),
+    )
+
+
+def route(use: AgentUse) -> Route:
+    """What the agent reads to know its streams."""
+    return Route(
+        produces=tuple(sorted(set(use.produces), key=lambda p: (p.stream, p.key))),
+        consumes=tuple(sorted(set(use.consumes), key=lambda c: (c.stream, c.key, c.group))),
+    )
+
+
+def rules(use: AgentUse, installation: str) -> tuple[str, ...]:
+    """The arguments of ACL SETUSER but for name and passwords; the same use always gives the same ones."""
+    routes = _selector(f"%R~{routes_key(installation, use.namespace)}", "hget", "hgetall")
+    what = route(use)
+    selectors = [routes]
+    for produces in what.produces:
+        selectors += _producer(produces)
+    for consumes in what.consumes:
+        selectors += _consumer(consumes)
+    return ("reset", "on", "resetchannels", *_EVERYONE, *dict.fromkeys(selectors))
+
+
+def _selector(keys: str, *commands: str) -> str:
+    return f"({keys} {' '.join(f'+{command}' for command in commands)})"
+
+
+def _producer(produces: Produces) -> list[str]:
+    keys = StreamKeys(produces.key)
+    return [
+        _selector(f"%RW~{keys.stream}", "xadd", "xlen", "fcall|as1_add"),
+        _selector(f"%RW~{keys.once('*')}", "get", "set"),
+        _selector(f"%R~{keys.gate}", "get"),
+    ]
+
+
+def _consumer(consumes: Consumes) -> list[str]:
+    keys, group = StreamKeys(consumes.key), consumes.group
+    reading = ("xreadgroup", "xack", "xclaim", "xautoclaim", "xpending", "xrange")
+    functions = tuple(f"fcall|{name}" for name in _CONSUMER_FUNCTIONS)
+    selectors = [
+        # both streams in one selector, or a read over the two is refused
+        _selector(f"%RW~{keys.stream} %RW~{keys.retry(group)}", *reading, *functions),
+        _selector(f"%W~{keys.retry(group)}", "xadd", "xdel"),
+        _selector(f"%W~{keys.dead_letters(group)}", "xadd"),
+        _selector(f"%RW~{keys.delay(group)}", "zadd", "zrem", "zrange"),
+        _selector(f"%RW~{keys.stats(group)}", "hget", "hset", "hincrby"),
+    ]
+    if consumes.broadcast:
+        selectors.append(_selector(f"%W~{keys.parked(group)}", "hset", "hdel"))
+    return selectors
+
+
+def expectations(use: AgentUse, installation: str) -> tuple[Probe, ...]:
+    """What ACL DRYRUN must answer for the agent's user: what must work, and what must not."""
+    foreign = "{agentstream-probe}"
+    found = [
+        Probe(("HGET", routes_key(installation, use.namespace), use.agent), allowed=True),
+        Probe(("FLUSHALL",), allowed=False),
+        Probe(("EVAL", "return 1", "0"), allowed=False),
+        Probe(("XADD", foreign, "*", "m", ""), allowed=False),
+    ]
+    what = route(use)
+    produced = {produces.key for produces in what.produces}
+    consumed = {consumes.key for consumes in what.consumes}
+    for key in sorted(produced):
+        found += (
+            Probe(("FCALL", "as1_add", "1", key), allowed=True),
+            Probe(("SET", key, ""), allowed=False),
+            Probe(("XTRIM", key, "MAXLEN", "0"), allowed=False),
+        )
+        if key not in consumed:
+            found.append(Probe(("XRANGE", key, "-", "+"), allowed=False))
+    for consumes in what.consumes:
+        keys, group = StreamKeys(consumes.key), consumes.group
+        streams = (keys.stream, keys.retry(group))
+        found += (
+            Probe(("XREADGROUP", "GROUP", group, "c", "STREAMS", *streams, ">", ">"), allowed=True),
+            Probe(("FCALL", "as1_settle", "1", keys.stream), allowed=True),
+            Probe(("XADD", keys.dead_letters(group), "*", "m", ""), allowed=True),
+            Probe(("XDEL", keys.stream, "0-1"), allowed=False),
+            Probe(("XGROUP", "DESTROY", keys.stream, group), allowed=False),
+        )
+        if keys.stream not in produced:
+            found.append(Probe(("XADD", keys.stream, "*", "m", ""), allowed=False))
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,136 @@
+"""What became of a group's messages: sent, acknowledged, given up, lost, and how long they took.
+
+Counters on the server only grow until the server loses its data, so what happened is gathered from one observation to
+the next: a counter that is below what it was began again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+from agentstream_operator.plan.observed import GroupSeen, StreamSeen
+
+_BUCKET = "le:"
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long acknowledged messages took from being added to being acknowledged.
+
+    Attributes:
+        counts: acknowledged messages by the upper bound of their bucket, in ms.
+    """
+
+    counts: Mapping[float, int] = field(default_factory=dict, hash=False)
+
+    def percentile(self, share: float) -> float | None:
+        """The time in ms within which this share (0 to 1) of the messages was acknowledged, or None without messages.
+
+        It is interpolated within a bucket, so the true one is at most the bucket's bound; infinite in the last one.
+        """
+        bounds = sorted(self.counts)
+        sums = list(accumulate(self.counts[bound] for bound in bounds))
+        if not sums or sums[-1] == 0:
+            return None
+        wanted = share * sums[-1]
+        i = min(bisect_left(sums, wanted), len(bounds) - 1)
+        count = self.counts[bounds[i]]
+        lower = bounds[i - 1] if i else 0.0
+        if bounds[i] == float("inf") or count == 0:
+            return bounds[i]
+        return lower + (bounds[i] - lower) * (wanted - (sums[i] - count)) / count
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What became of a group's messages since somebody began to look.
+
+    Attributes:
+        sent: entries added to its stream.
+        acknowledged: settled by a consumer that did the work.
+        skipped: settled unseen, being addressed to others.
+        retried: attempts that failed and were given another one.
+        dead: given up to the dead-letter stream.
+        lost: accepted, and neither settled nor there any more.
+        latency: of those acknowledged.
+    """
+
+    sent: int = 0
+    acknowledged: int = 0
+    skipped: int = 0
+    retried: int = 0
+    dead: int = 0
+    lost: int = 0
+    latency: Latency = field(default_factory=Latency)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The counters of one observation of a group, as far as an account needs them."""
+
+    added: int
+    acked: int
+    skipped: int
+    retried: int
+    dead: int
+    lost: int
+    unsettled: int
+    buckets: Mapping[float, int] = field(hash=False)
+
+
+_NOTHING = Counters(0, 0, 0, 0, 0, 0, 0, {})
+
+
+def counters(stream: StreamSeen, group: GroupSeen) -> Counters:
+    """Reads the counters out of an observation."""
+    stats = group.stats
+
+    def count(name: str) -> int:
+        return int(stats.get(name, 0))
+
+    vanished = 0
+    if group.read is not None and "base:read" in stats:
+        delivered = group.read - count("base:read")
+        vanished = max(0, delivered - (count("settled") - count("base:settled")) - group.pending)
+    # the server counts entries that were trimmed unread as read, once the group reads on: one or the other sees them
+    missing_retries = max(0, count("retried") - count("resettled") - group.retry_length - group.delayed)
+    return Counters(
+        added=stream.added,
+        acked=count("acked"),
+        skipped=count("skipped"),
+        retried=count("retried"),
+        dead=count("dead"),
+        lost=count("trimmed") + max(count("overrun"), vanished) + missing_retries,
+        unsettled=group.backlog + group.delayed,
+        buckets={float(k[len(_BUCKET) :]): int(v) for k, v in stats.items() if k.startswith(_BUCKET)},
+    )
+
+
+def add_up(account: Account, before: Counters, after: Counters) -> Account:
+    """The account after one more observation."""
+    if after.added < before.added:
+        # the stream vanished or was made anew: what was unsettled went with it, and the counters may, too
+        account, before = replace(account, lost=account.lost + before.unsettled), _NOTHING
+    counts = dict(account.latency.counts)
+    for bound, count in after.buckets.items():
+        grown = _growth(before.buckets.get(bound, 0), count)
+        if grown:
+            counts[bound] = counts.get(bound, 0) + grown
+    return replace(
+        account,
+        sent=account.sent + after.added - before.added,
+        acknowledged=account.acknowledged + _growth(before.acked, after.acked),
+        skipped=account.skipped + _growth(before.skipped, after.skipped),
+        retried=account.retried + _growth(before.retried, after.retried),
+        dead=account.dead + _growth(before.dead, after.dead),
+        # what was missing may be delivered again once a group comes back at its checkpoint
+        lost=max(0, account.lost + after.lost - before.lost),
+        latency=Latency(counts),
+    )
+
+
+def _growth(before: int, after: int) -> int:
+    return after if after < before else after - before

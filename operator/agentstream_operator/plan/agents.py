@@ -1,0 +1,176 @@
+"""Which agents there are, what each may do, and what is to be written for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from agentstream.keys import routes_key, user_name
+from agentstream.routes import Consumes, Produces, encode_route
+from agentstream_operator.plan.access import AgentUse, route, set_user
+from agentstream_operator.plan.actions import Action, DeleteRoute, DeleteUser, SetRoute, SetUser
+from agentstream_operator.plan.findings import Notice, Plan
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup, Deliver
+from agentstream_operator.resources.status import Reason
+
+
+class AgentName(NamedTuple):
+    """An agent is known by its namespace and name."""
+
+    namespace: str
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserWritten:
+    """What this process wrote for a user, and how that looks on the server.
+
+    Attributes:
+        action: the rules and passwords.
+        fingerprint: what the live user is compared with.
+    """
+
+    action: SetUser
+    fingerprint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInput:
+    """All that a plan for an agent depends on.
+
+    Attributes:
+        installation: whose operator this is.
+        use: what the agent does, from all resources that name it.
+        password_hashes: SHA-256 of the passwords in its Secret, in hex.
+        written: what was written for its user before.
+        live: fingerprint of the live user; None if there is no such user.
+        route: its field of the routes hash.
+        complete: whether every resource has been listed, so that `use` lacks nothing.
+    """
+
+    installation: str
+    use: AgentUse
+    password_hashes: tuple[str, ...]
+    written: UserWritten | None = None
+    live: str | None = None
+    route: bytes | None = None
+    complete: bool = True
+
+
+def agents_of(resource: AgentStream | ConsumerGroup) -> tuple[AgentName, ...]:
+    """The agents that a resource names."""
+    namespace = resource.metadata.namespace
+    if isinstance(resource, AgentStream):
+        return tuple(AgentName(namespace, producer) for producer in resource.spec.producers)
+    return (AgentName(namespace, resource.agent_name),)
+
+
+def use_of(
+    name: AgentName,
+    produces: Iterable[AgentStream],
+    consumes: Iterable[tuple[ConsumerGroup, AgentStream]],
+) -> AgentUse:
+    """What an agent does.
+
+    Args:
+        name: the agent.
+        produces: the streams that it may add to.
+        consumes: its groups, each with its stream.
+    """
+    return AgentUse(
+        namespace=name.namespace,
+        agent=name.agent,
+        produces=tuple(
+            sorted(
+                (Produces(s.metadata.name, s.stream_key, s.spec.broadcast) for s in produces),
+                key=lambda p: p.stream,
+            )
+        ),
+        consumes=tuple(
+            sorted(
+                (_consumes(group, stream) for group, stream in consumes), key=lambda c: (c.stream, c.group)
+            )
+        ),
+    )
+
+
+def _consumes(group: ConsumerGroup, stream: AgentStream) -> Consumes:
+    delivery = group.spec.delivery
+    return Consumes(
+        stream=stream.metadata.name,
+        key=stream.stream_key,
+        group=group.group_name,
+        broadcast=stream.spec.broadcast,
+        deliver_all=group.spec.deliver is Deliver.ALL,
+        lease=delivery.lease.milliseconds,
+        max_deliveries=delivery.max_deliveries,
+        backoff_initial=delivery.backoff.initial.milliseconds,
+        backoff_factor=delivery.backoff.factor,
+        backoff_max=delivery.backoff.max.milliseconds,
+        dead_letters=group.spec.dead_letter.enabled,
+    )
+
+
+def plan_agent(given: AgentInput) -> Plan:
+    """Decides what is to be written for an agent whose groups exist.
+
+    Until every resource has been listed, a user that exists is left alone: its rules might shrink.
+    """
+    use = given.use
+    wanted = set_user(use, given.installation, given.password_hashes)
+    written = given.written
+    actions: list[Action] = []
+    notices: tuple[Notice, ...] = ()
+    in_place = written is not None and written.action == wanted and written.fingerprint == given.live
+    if not in_place and (given.complete or given.live is None or written is not None):
+        actions.append(wanted)
+        if written is not None and written.fingerprint != given.live:
+            what = "had vanished" if given.live is None else "had been changed"
+            notices = (
+                Notice(
+                    Reason.CREDENTIALS_RESTORED,
+                    f"the user {wanted.name} {what}; it was put right",
+                    warning=True,
+                ),
+            )
+    encoded = encode_route(route(use))
+    if encoded != given.route and (given.complete or given.route is None):
+        actions.append(SetRoute(routes_key(given.installation, use.namespace), use.agent, encoded))
+    return Plan(actions=tuple(actions), notices=notices)
+
+
+def plan_removal(name: AgentName, installation: str) -> tuple[Action, ...]:
+    """What is to be done for an agent that no resource names."""
+    return (
+        DeleteRoute(routes_key(installation, name.namespace), name.agent),
+        DeleteUser(user_name(installation, name.namespace, name.agent)),
+    )
+
+
+def strays(
+    users: Iterable[str],
+    installation: str,
+    named: Collection[AgentName],
+    watched: Collection[str] | None,
+    unreadable: Collection[str],
+) -> list[AgentName]:
+    """The agents of an installation that have a user, but that no resource names.
+
+    Args:
+        users: names of the users of the installation.
+        installation: the installation.
+        named: the agents that resources name; all of them have been listed.
+        watched: the namespaces that were listed; None for all.
+        unreadable: namespaces with a resource that could not be read, so that who it names is not known.
+    """
+    found = []
+    for user in users:
+        owner, _, rest = user.rpartition(".")[0].rpartition(".")
+        name = AgentName(rest, user.rpartition(".")[2])
+        if owner != installation or name in named or name.namespace in unreadable:
+            continue
+        if watched is None or name.namespace in watched:
+            found.append(name)
+    return found

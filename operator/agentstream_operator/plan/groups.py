@@ -1,0 +1,246 @@
+"""What is to be done for a ConsumerGroup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentstream_operator.plan.actions import Action, CreateGroup, DestroyGroup
+from agentstream_operator.plan.conflicts import NO_CONFLICT, foreign, group_conflict, stream_conflict
+from agentstream_operator.plan.findings import (
+    IN_SYNC,
+    REACHABLE,
+    AgentsState,
+    Finding,
+    Notice,
+    Plan,
+    credentials,
+    describe,
+    summed_up,
+    unreachable,
+)
+from agentstream_operator.plan.observed import GroupSeen, StreamSeen
+from agentstream_operator.plan.retention import RetentionHistory, group_retention
+from agentstream_operator.plan.streams import GIVE_UP, managed
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup, GroupDeletion
+from agentstream_operator.resources.status import ConditionType, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInput:
+    """All that a plan for a ConsumerGroup depends on.
+
+    Attributes:
+        group: what is declared.
+        installation: whose operator this is.
+        winner: the oldest ConsumerGroup that claims the same group of the same stream.
+        stream: the AgentStream that it names, if there is one.
+        stream_winner: the oldest AgentStream that claims that stream's key and may have it.
+        why_unreachable: what the server's silence looks like; None while it answers.
+        seen: the stream and its groups; None without a stream and while the server does not answer.
+        established: whether the group was there before.
+        stream_lost: whether the stream is known to have lost entries since.
+        agents: how far the agent's user is.
+        history: what the janitor said of the stream.
+        stalled: whether messages wait and none is being settled.
+        scaling: what `ScalingActive` is to say.
+        crashing: why the consumers' processes end, if they do.
+        deleted_for: seconds since the deletion.
+    """
+
+    group: ConsumerGroup
+    installation: str
+    winner: ConsumerGroup
+    stream: AgentStream | None
+    stream_winner: AgentStream | None = None
+    why_unreachable: str | None = None
+    seen: StreamSeen | None = None
+    established: bool = False
+    stream_lost: bool = False
+    agents: AgentsState = AgentsState()
+    history: RetentionHistory | None = None
+    stalled: bool = False
+    scaling: Finding | None = None
+    crashing: str | None = None
+    deleted_for: float = 0.0
+
+
+def plan_group(given: GroupInput) -> Plan:
+    """Decides what is to be done for a ConsumerGroup, and what its conditions say then."""
+    group = given.group
+    if group.deleting:
+        return _deletion(given)
+    finalizer = destroys(group)
+    if given.why_unreachable is not None:
+        return Plan(findings=unreachable(given.why_unreachable), finalizer=finalizer)
+    conflict = group_conflict(group, given.winner)
+    stream_ready = _stream_ready(given)
+    if conflict is not NO_CONFLICT or stream_ready is not _STREAM_READY or given.seen is None:
+        return Plan(findings=summed_up((REACHABLE, conflict, stream_ready)), finalizer=finalizer)
+    seen = given.seen.groups.get(group.group_name, _ABSENT)
+    actions, notices = _create(given, given.seen, seen)
+    synced = IN_SYNC
+    if not may_change(group, given.stream):
+        synced = _held_back(actions)
+        actions, notices = (), ()
+    return Plan(
+        actions=actions,
+        findings=summed_up(
+            (
+                REACHABLE,
+                synced,
+                credentials(given.agents),
+                group_retention(group.group_name, given.history),
+                stream_ready,
+                _lag_known(seen),
+                *((given.scaling,) if given.scaling else ()),
+                conflict,
+                _stalled(given),
+                _dead_lettering(group, seen),
+            )
+        ),
+        notices=notices,
+        finalizer=finalizer,
+    )
+
+
+def destroys(group: ConsumerGroup) -> bool:
+    """Whether deleting the resource must destroy something, and so has to wait for the operator."""
+    return group.spec.deletion_policy is GroupDeletion.DELETE
+
+
+def may_change(group: ConsumerGroup, stream: AgentStream | None) -> bool:
+    """Whether anything may be changed on the server for the group of this stream."""
+    return not group.paused and (stream is None or managed(stream))
+
+
+_ABSENT = GroupSeen(exists=False)
+_STREAM_READY = Finding(ConditionType.STREAM_READY, "True", Reason.READY)
+
+
+def _stream_ready(given: GroupInput) -> Finding:
+    name, stream = given.group.spec.stream_ref.name, given.stream
+    if stream is None:
+        return _no_stream(f"there is no AgentStream {name}")
+    if stream.deleting:
+        return _no_stream(f"the AgentStream {name} is being deleted")
+    if stream_conflict(stream, given.stream_winner) is not NO_CONFLICT:
+        return _no_stream(f"the AgentStream {name} is in conflict")
+    seen = given.seen
+    if seen is None or seen.type == "none":
+        return _no_stream(f"the stream {stream.stream_key} does not exist yet")
+    if seen.type != "stream":
+        message = f"{stream.stream_key} is a {seen.type}, not a stream"
+        return Finding(ConditionType.STREAM_READY, "False", Reason.WRONG_TYPE, message)
+    if foreign(stream, seen, given.installation) is not NO_CONFLICT:
+        return _no_stream(f"the AgentStream {name} is in conflict")
+    return _STREAM_READY
+
+
+def _no_stream(message: str) -> Finding:
+    return Finding(ConditionType.STREAM_READY, "False", Reason.STREAM_MISSING, message)
+
+
+def _create(
+    given: GroupInput, stream: StreamSeen, seen: GroupSeen
+) -> tuple[tuple[Action, ...], tuple[Notice, ...]]:
+    group, name, key = given.group, given.group.group_name, _key(given)
+    checkpoint = stream.checkpoint(name)
+    if seen.exists:
+        if seen.retry_ready:
+            return (), ()
+        # the group is there, so where it would start makes no difference
+        return (CreateGroup(key, name, "0"),), ()
+    if checkpoint is None and not given.established:
+        created = Notice(Reason.GROUP_CREATED, f"created the group {name} on {key}")
+        return (CreateGroup(key, name, group.start_id),), (created,)
+    start = resume_at(stream, checkpoint)
+    where = "its beginning" if start == "0" else f"its checkpoint {start}"
+    restored = Notice(
+        Reason.GROUP_RESTORED, f"the group {name} was gone; it resumes {key} at {where}", warning=True
+    )
+    notices = (restored,)
+    if given.stream_lost:
+        lost = Notice(
+            Reason.DATA_LOST, f"what the group {name} had not settled went with the stream {key}", warning=True
+        )
+        notices = (lost, restored)
+    return (CreateGroup(key, name, start),), notices
+
+
+def resume_at(stream: StreamSeen, checkpoint: str | None) -> str:
+    """Where a group comes back: at its checkpoint, or at `0` if there is none or the stream does not reach so far.
+
+    A stream that ends before the checkpoint is another one, and nothing of it may be skipped.
+    """
+    if checkpoint is None or stream.last is None or _parts(checkpoint) > _parts(stream.last):
+        return "0"
+    return checkpoint
+
+
+def _parts(entry: str) -> tuple[int, int]:
+    ms, _, sequence = entry.partition("-")
+    return int(ms), int(sequence or 0)
+
+
+def _held_back(actions: tuple[Action, ...]) -> Finding:
+    if actions:
+        return Finding(ConditionType.SYNCED, "False", Reason.PAUSED, f"would {describe(actions)}")
+    return Finding(ConditionType.SYNCED, "True", Reason.PAUSED)
+
+
+def _lag_known(seen: GroupSeen) -> Finding:
+    if not seen.exists:
+        return Finding(ConditionType.LAG_KNOWN, "Unknown", Reason.LAG_UNKNOWN, "the group does not exist")
+    if seen.exact:
+        return Finding(ConditionType.LAG_KNOWN, "True", Reason.LAG_EXACT)
+    return Finding(ConditionType.LAG_KNOWN, "True", Reason.LAG_ESTIMATED)
+
+
+def _stalled(given: GroupInput) -> Finding:
+    if given.crashing is not None:
+        return Finding(ConditionType.STALLED, "True", Reason.CRASH_LOOP, given.crashing)
+    if given.group.spec.suspend:
+        return Finding(ConditionType.STALLED, "False", Reason.SUSPENDED)
+    if given.stalled:
+        message = "messages wait, and none has been settled for a while"
+        return Finding(ConditionType.STALLED, "True", Reason.NO_PROGRESS, message)
+    return Finding(ConditionType.STALLED, "False", Reason.PROGRESSING)
+
+
+def _dead_lettering(group: ConsumerGroup, seen: GroupSeen) -> Finding:
+    if seen.dead == 0:
+        return Finding(ConditionType.DEAD_LETTERING, "False", Reason.NO_DEAD_LETTERS)
+    limit = group.spec.dead_letter.max_length
+    many = f", more than {limit}" if seen.dead > limit else ""
+    message = f"messages have been given up{many}"
+    return Finding(ConditionType.DEAD_LETTERING, "True", Reason.DEAD_LETTERS, message)
+
+
+def _key(given: GroupInput) -> str:
+    if given.stream is None:
+        raise ValueError("a group without a stream has no key")
+    return given.stream.stream_key
+
+
+def _deletion(given: GroupInput) -> Plan:
+    group, name = given.group, given.group.group_name
+    stays = Notice(Reason.RETAINED, f"the group {name} stays on the server")
+    if group_conflict(group, given.winner) is not NO_CONFLICT:
+        return Plan(over=True)
+    if not destroys(group):
+        return Plan(notices=(stays,), over=True)
+    if given.why_unreachable is not None:
+        if group.force_delete or given.deleted_for >= GIVE_UP:
+            message = f"the server does not answer; the group {name}, if it is there, stays"
+            return Plan(notices=(Notice(Reason.RETAINED, message, warning=True),), over=True)
+        return Plan(findings=unreachable(given.why_unreachable), finalizer=True)
+    if _stream_ready(given) is not _STREAM_READY:
+        # what is derived from a stream that is gone went with it, and what is not ours stays
+        return Plan(over=True)
+    action = DestroyGroup(_key(given), name)
+    if not may_change(group, given.stream) and not group.force_delete:
+        paused = Finding(ConditionType.SYNCED, "False", Reason.PAUSED, f"would {describe((action,))}")
+        return Plan(findings=summed_up((REACHABLE, paused)), finalizer=True)
+    deleted = Notice(Reason.GROUP_DELETED, f"removed the group {name} with its retries")
+    return Plan(actions=(action,), notices=(deleted,), over=True)

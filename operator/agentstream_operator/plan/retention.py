@@ -1,0 +1,147 @@
+"""What the janitor is to do for a stream, and what its reports say about the stream's health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agentstream_operator.plan.findings import Finding
+from agentstream_operator.plan.observed import JanitorReport, StreamSeen
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.status import ConditionType, Reason
+
+REMEMBERED = 60_000
+"""For how many ms a loss or a shortened history stays in the condition: a pass may well trim nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class JanitorSpec:
+    """The arguments of one pass of the janitor; see `as1_janitor` in the function library.
+
+    Attributes:
+        key: the stream.
+        min_age: ms for which an entry is kept at least.
+        max_length: unsettled entries at which adding is refused.
+        max_bytes: the same in memory of the stream, or 0.
+        on_full: what goes first, as in the resource.
+        broadcast: whether receipts need to know what became a dead letter.
+        groups: of each declared group its name, its lease in ms, and for how many ms dead letters are kept (0: for ever).
+        broadcast: whether what the janitor gives up is recorded for receipts.
+    """
+
+    key: str
+    min_age: int
+    max_length: int
+    max_bytes: int
+    on_full: str
+    broadcast: bool
+    groups: tuple[tuple[str, int, int], ...]
+    broadcast: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionHistory:
+    """What reports of the recent past said.
+
+    Attributes:
+        report: the latest one.
+        overrun_at: when unsettled entries were trimmed last, in ms of the server's clock.
+        shortened_at: when the history was shortened last.
+    """
+
+    report: JanitorReport
+    overrun_at: int | None = None
+    shortened_at: int | None = None
+
+
+def janitor_spec(stream: AgentStream, groups: Iterable[ConsumerGroup]) -> JanitorSpec:
+    """What the janitor is to do for a stream with these groups."""
+    retention = stream.spec.retention
+    return JanitorSpec(
+        key=stream.stream_key,
+        min_age=retention.min_age.milliseconds,
+        max_length=retention.max_length,
+        max_bytes=retention.max_bytes or 0,
+        on_full=retention.on_full.value,
+        broadcast=stream.spec.broadcast,
+        groups=tuple(
+            sorted(
+                (
+                    group.group_name,
+                    group.spec.delivery.lease.milliseconds,
+                    group.spec.dead_letter.min_age.milliseconds if group.spec.dead_letter.enabled else 0,
+                )
+                for group in groups
+            )
+        ),
+    )
+
+
+def remember(history: RetentionHistory | None, report: JanitorReport, now: int) -> RetentionHistory:
+    """The history with one more report; `now` is in ms of the server's clock."""
+    overrun_at = history.overrun_at if history else None
+    shortened_at = history.shortened_at if history else None
+    return RetentionHistory(
+        report,
+        now if report.overrun else overrun_at,
+        now if report.shortened else shortened_at,
+    )
+
+
+def retention_healthy(
+    stream: AgentStream,
+    seen: StreamSeen,
+    history: RetentionHistory | None,
+    eviction: str | None,
+) -> Finding:
+    """Whether messages are kept as long as declared, and adding is not refused.
+
+    Args:
+        stream: what is declared.
+        seen: the stream.
+        history: what the janitor said, if it has been there yet.
+        eviction: the server's eviction policy, if it may evict streams.
+    """
+    if eviction is not None:
+        return _unhealthy(Reason.EVICTION_POLICY_WRONG, f"maxmemory-policy is {eviction}, not noeviction")
+    if history is None:
+        return _HEALTHY
+    report = history.report
+    limit = stream.spec.retention.max_length
+    if _recent(history.overrun_at, seen.now):
+        return _unhealthy(Reason.TRIMMED_UNSETTLED, "messages that a group had not settled were trimmed")
+    if report.refusing:
+        return _unhealthy(Reason.ADMISSION_CLOSED, f"the limit of {limit} messages is reached")
+    if report.held_by is not None:
+        return _unhealthy(
+            Reason.HELD_BY_GROUP,
+            f"messages older than {stream.spec.retention.min_age} stay for the group {report.held_by}",
+        )
+    if _recent(history.shortened_at, seen.now):
+        return _unhealthy(Reason.HISTORY_SHORTENED, f"settled messages are kept for {_age(seen)} only")
+    return _HEALTHY
+
+
+def group_retention(group: str, history: RetentionHistory | None) -> Finding:
+    """Whether a group keeps its stream from being trimmed."""
+    if history is not None and history.report.held_by == group:
+        return _unhealthy(Reason.HELD_BY_GROUP, "messages older than the stream's minAge stay for this group")
+    return _HEALTHY
+
+
+_HEALTHY = Finding(ConditionType.RETENTION_HEALTHY, "True", Reason.WITHIN_LIMITS)
+
+
+def _unhealthy(reason: Reason, message: str) -> Finding:
+    return Finding(ConditionType.RETENTION_HEALTHY, "False", reason, message)
+
+
+def _recent(at: int | None, now: int) -> bool:
+    return at is not None and now - at <= REMEMBERED
+
+
+def _age(seen: StreamSeen) -> str:
+    """How old the oldest entry is, in whole minutes."""
+    oldest = int(seen.first.partition("-")[0]) if seen.first else seen.now
+    return f"{max(seen.now - oldest, 0) // 60_000} minutes"

@@ -1,0 +1,175 @@
+"""The resources that are known, and who depends on whom."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+
+from agentstream_operator.plan.agents import AgentName, agents_of
+from agentstream_operator.plan.conflicts import claim_of, may_claim, oldest, seniority
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import ResourceKey
+
+AGENT = "Agent"
+"""Kind of the keys under which agents are reconciled; there is no such resource."""
+
+Known = AgentStream | ConsumerGroup
+
+
+def agent_key(name: AgentName) -> ResourceKey:
+    """The key under which an agent is reconciled."""
+    return ResourceKey(AGENT, name.namespace, name.agent)
+
+
+def stream_of(group: ConsumerGroup) -> ResourceKey:
+    """The AgentStream that a group names."""
+    return ResourceKey("AgentStream", group.metadata.namespace, group.spec.stream_ref.name)
+
+
+class Store:
+    """All resources by key, with indexes.
+
+    Args:
+        allowed: patterns of keys outside their namespace that streams may claim.
+    """
+
+    def __init__(self, allowed: Sequence[str] = ()) -> None:
+        self._allowed = tuple(allowed)
+        self.streams: dict[ResourceKey, AgentStream] = {}
+        self.groups: dict[ResourceKey, ConsumerGroup] = {}
+        self._unreadable: set[ResourceKey] = set()
+        self._claims: defaultdict[str, set[ResourceKey]] = defaultdict(set)
+        self._readers: defaultdict[ResourceKey, set[ResourceKey]] = defaultdict(set)
+        self._named_by: defaultdict[AgentName, set[ResourceKey]] = defaultdict(set)
+
+    def get(self, key: ResourceKey) -> Known | None:
+        """The resource, if it is known."""
+        return self.streams.get(key) or self.groups.get(key)
+
+    def put(self, resource: Known) -> set[ResourceKey]:
+        """Takes up a resource or its change. Returns the keys of all, but itself, whose plans may differ now."""
+        key = resource.key
+        affected = self._unlink(key)
+        if isinstance(resource, AgentStream):
+            self.streams[key] = resource
+            self._claims[claim_of(resource)].add(key)
+        else:
+            self.groups[key] = resource
+            self._readers[stream_of(resource)].add(key)
+        for name in agents_of(resource):
+            self._named_by[name].add(key)
+        return (affected | self._related(resource)) - {key}
+
+    def remove(self, key: ResourceKey) -> set[ResourceKey]:
+        """Forgets a resource. Returns the keys of all whose plans may differ now."""
+        self._unreadable.discard(key)
+        affected = self._unlink(key)
+        self.streams.pop(key, None)
+        self.groups.pop(key, None)
+        return affected - {key}
+
+    def unreadable(self, key: ResourceKey) -> None:
+        """Notes that a resource exists but could not be read; what was known of it before stays."""
+        self._unreadable.add(key)
+
+    @property
+    def unreadable_namespaces(self) -> Collection[str]:
+        """Namespaces in which who names which agent is not known, because a resource could not be read."""
+        return {key.namespace for key in self._unreadable}
+
+    @property
+    def agents(self) -> Collection[AgentName]:
+        """All agents that resources name."""
+        return self._named_by.keys()
+
+    def keys(self) -> Iterator[ResourceKey]:
+        """The keys of everything that is reconciled."""
+        yield from self.streams
+        yield from self.groups
+        for name in self._named_by:
+            yield agent_key(name)
+
+    def named_by(self, name: AgentName) -> list[Known]:
+        """The resources that name an agent, the oldest first."""
+        found = (self.get(key) for key in self._named_by.get(name, ()))
+        return sorted((resource for resource in found if resource is not None), key=seniority)
+
+    def winner(self, stream: AgentStream) -> AgentStream | None:
+        """The oldest AgentStream that claims the same key and may have it."""
+        claims = self._claims[claim_of(stream)]
+        if len(claims) == 1:
+            return stream if may_claim(stream, self._allowed) else None
+        return oldest(
+            other for key in claims if may_claim(other := self.streams[key], self._allowed)
+        )
+
+    def group_winner(self, group: ConsumerGroup) -> ConsumerGroup:
+        """The oldest ConsumerGroup that claims the same group of the same stream."""
+        rivals = self._rivals(group)
+        return group if len(rivals) == 1 else oldest(rivals) or group
+
+    def groups_of(self, stream: ResourceKey) -> list[ConsumerGroup]:
+        """The groups that have their place on a stream, without those that are in conflict."""
+        groups = (self.groups[key] for key in self._readers.get(stream, ()))
+        return [group for group in groups if self.group_winner(group) is group]
+
+    def readers_of(self, stream: ResourceKey) -> Collection[ResourceKey]:
+        """The groups that name a stream."""
+        return self._readers.get(stream, ())
+
+    def served_by(self, group: ConsumerGroup) -> list[ConsumerGroup]:
+        """The groups whose backlog the consumers of a group work off: its own, and those of its agent without any."""
+        served = [group]
+        own = [
+            other
+            for other in self.named_by(agents_of(group)[0])
+            if isinstance(other, ConsumerGroup)
+        ]
+        with_workload = [other for other in own if other.spec.template is not None]
+        if with_workload and with_workload[0] is group:
+            served += (other for other in own if other.spec.template is None)
+        return served
+
+    def _rivals(self, group: ConsumerGroup) -> list[ConsumerGroup]:
+        name = group.group_name
+        readers = (self.groups[key] for key in self._readers[stream_of(group)])
+        return [other for other in readers if other.group_name == name]
+
+    def _unlink(self, key: ResourceKey) -> set[ResourceKey]:
+        """Takes a resource out of the indexes. Returns the keys of all that it was related to."""
+        resource = self.get(key)
+        if resource is None:
+            return set()
+        affected = self._related(resource)
+        if isinstance(resource, AgentStream):
+            _discard(self._claims, claim_of(resource), key)
+        else:
+            _discard(self._readers, stream_of(resource), key)
+        for name in agents_of(resource):
+            _discard(self._named_by, name, key)
+        return affected
+
+    def _related(self, resource: Known) -> set[ResourceKey]:
+        """The keys of all whose plans depend on a resource."""
+        agents = set(agents_of(resource))
+        if isinstance(resource, AgentStream):
+            readers = self._readers.get(resource.key, set())
+            related = self._claims.get(claim_of(resource), set()) | readers
+            agents.update(agents_of(self.groups[key])[0] for key in readers)
+        else:
+            related = {stream_of(resource), *(rival.key for rival in self._rivals(resource))}
+            related &= self.streams.keys() | self.groups.keys()
+            related.update(
+                other.key
+                for other in self.named_by(agents_of(resource)[0])
+                if isinstance(other, ConsumerGroup)
+            )
+        return related | {agent_key(name) for name in agents}
+
+
+def _discard(index: defaultdict[str, set[ResourceKey]], of: object, key: ResourceKey) -> None:
+    keys = index[of]
+    keys.discard(key)
+    if not keys:
+        del index[of]

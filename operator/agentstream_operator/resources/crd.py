@@ -1,0 +1,146 @@
+"""The CustomResourceDefinitions, built from the models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .agentstream import AgentStream
+from .consumergroup import ConsumerGroup
+from .meta import GROUP, VERSION, Resource
+from .schema import structural_schema
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of `kubectl get`."""
+
+    name: str
+    type: str
+    json_path: str
+    description: str
+
+    def as_manifest(self) -> dict[str, str]:
+        """The column as it stands in a CRD."""
+        return {
+            "name": self.name,
+            "type": self.type,
+            "description": self.description,
+            "jsonPath": self.json_path,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a CRD says besides its schema.
+
+    Attributes:
+        model: the resource's model.
+        plural: its name in URLs and commands.
+        short_name: for those who type a lot.
+        columns: what `kubectl get` shows.
+        scale: paths of the scale subresource, if it has one.
+    """
+
+    model: type[Resource]
+    plural: str
+    short_name: str
+    columns: tuple[Column, ...]
+    scale: dict[str, str] | None = None
+
+    @property
+    def name(self) -> str:
+        """The CRD's name."""
+        return f"{self.plural}.{GROUP}"
+
+
+_READY = '.status.conditions[?(@.type=="Ready")]'
+_COMMON_COLUMNS = (
+    Column("Ready", "string", f"{_READY}.status", "Whether the resource is in effect."),
+    Column("Reason", "string", f"{_READY}.reason", "Why it is, or is not."),
+    Column("Age", "date", ".metadata.creationTimestamp", "Since when the resource exists."),
+)
+
+KINDS = (
+    Kind(
+        model=AgentStream,
+        plural="agentstreams",
+        short_name="astream",
+        columns=(
+            Column("Key", "string", ".status.key", "The stream's key on the server."),
+            Column("Length", "integer", ".status.length", "How many messages it holds, about."),
+            Column("Groups", "integer", ".status.groups", "How many groups read it."),
+            *_COMMON_COLUMNS,
+        ),
+    ),
+    Kind(
+        model=ConsumerGroup,
+        plural="consumergroups",
+        short_name="cgroup",
+        columns=(
+            Column("Stream", "string", ".spec.streamRef.name", "The AgentStream that it reads."),
+            Column("Group", "string", ".status.group", "The group's name on the server."),
+            Column("Backlog", "integer", ".status.backlog", "How many messages wait or run, about."),
+            Column("Pending", "integer", ".status.pending", "How many of them run."),
+            Column("Replicas", "integer", ".status.replicas", "How many pods there are."),
+            *_COMMON_COLUMNS,
+        ),
+        scale={
+            "specReplicasPath": ".spec.replicas",
+            "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        },
+    ),
+)
+
+
+def crd(kind: Kind) -> dict[str, Any]:
+    """The CustomResourceDefinition (apiextensions.k8s.io/v1) of a kind."""
+    name = kind.model.__name__
+    subresources: dict[str, Any] = {"status": {}}
+    if kind.scale is not None:
+        subresources["scale"] = dict(kind.scale)
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": kind.name},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": name,
+                "listKind": f"{name}List",
+                "plural": kind.plural,
+                "singular": name.lower(),
+                "shortNames": [kind.short_name],
+                "categories": ["agentstream"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": subresources,
+                    "additionalPrinterColumns": [column.as_manifest() for column in kind.columns],
+                    "schema": {"openAPIV3Schema": _root_schema(kind.model)},
+                }
+            ],
+        },
+    }
+
+
+def _root_schema(model: type[Resource]) -> dict[str, Any]:
+    """The schema of a whole resource. The API server knows metadata; only its name may be restricted here."""
+    schema = structural_schema(model)
+    properties = schema["properties"]
+    out: dict[str, Any] = {"description": schema["description"], "type": "object"}
+    if "spec" in schema["required"]:
+        out["required"] = ["spec"]
+    out["properties"] = {
+        "apiVersion": {"type": "string", "maxLength": 64},
+        "kind": {"type": "string", "maxLength": 64},
+        "metadata": {"type": "object", "properties": {"name": properties["metadata"]["properties"]["name"]}},
+        "spec": properties["spec"],
+        "status": properties["status"],
+    }
+    return out

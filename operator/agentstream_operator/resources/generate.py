@@ -1,0 +1,79 @@
+"""Writes what is generated from the models: `python -m agentstream_operator.resources.generate [--check]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .crd import KINDS, crd
+from .reference import conditions_page
+
+_HEAD = "# Generated from operator/agentstream_operator/resources by `make generate`; do not edit.\n"
+
+
+def documents() -> dict[str, str]:
+    """The generated files: path from the repository's root -> text."""
+    files = {f"crds/{kind.name}.yaml": _HEAD + _to_yaml(crd(kind)) for kind in KINDS}
+    files["docs/reference/conditions.md"] = conditions_page()
+    return files
+
+
+def drifted(root: Path) -> list[str]:
+    """The generated files that are missing under this root, or differ from what would be written."""
+    return [
+        path
+        for path, text in documents().items()
+        if not (root / path).is_file() or (root / path).read_text(encoding="utf-8") != text
+    ]
+
+
+def write(root: Path) -> None:
+    """Writes the generated files under this root.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    for path, text in documents().items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the files, or with `--check` only compares them.
+
+    Returns:
+        the exit code: 1 if `--check` found a file that differs.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file differs")
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository's root (default: .)")
+    options = parser.parse_args(arguments)
+    if not options.check:
+        write(options.root)
+        return 0
+    differing = drifted(options.root)
+    for path in differing:
+        sys.stderr.write(f"{path} differs from the models; run `make generate`\n")
+    return 1 if differing else 0
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes equal parts out each time: a manifest with anchors is hard to read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors at all."""
+        del data
+        return True
+
+
+def _to_yaml(document: dict[str, Any]) -> str:
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""What every resource has: metadata, a key, and the annotations by which people steer the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from pydantic import ConfigDict, Field
+
+from .model import DnsLabel, Int, Model
+
+GROUP: Final = "agentstream.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = "agentstream.dev/v1alpha1"
+
+PAUSED_ANNOTATION = f"{GROUP}/paused"
+"""`true`: the resource is read, but nothing is changed for it."""
+
+FORCE_DELETE_ANNOTATION = f"{GROUP}/force-delete"
+"""`true`: a deletion does not wait for the server."""
+
+FINALIZER = f"{GROUP}/finalizer"
+"""Stands on resources whose deletion must destroy something."""
+
+
+class ResourceKey(NamedTuple):
+    """Which resource is meant."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+class ObjectMeta(Model):
+    """The metadata that the operator reads; other fields of it are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: DnsLabel
+    namespace: DnsLabel = "default"
+    uid: str = ""
+    generation: Int = 0
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    annotations: Mapping[str, str] = Field(default_factory=dict)
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    finalizers: tuple[str, ...] = ()
+    resource_version: str = ""
+
+
+class Resource(Model):
+    """A resource of any kind."""
+
+    api_version: str
+    kind: str
+    metadata: ObjectMeta
+
+    @property
+    def key(self) -> ResourceKey:
+        """Kind, namespace and name."""
+        return ResourceKey(self.kind, self.metadata.namespace, self.metadata.name)
+
+    @property
+    def paused(self) -> bool:
+        """Whether somebody asked to leave everything as it is."""
+        return self.metadata.annotations.get(PAUSED_ANNOTATION) == "true"
+
+    @property
+    def force_delete(self) -> bool:
+        """Whether a deletion is to end even if the server cannot be reached."""
+        return self.metadata.annotations.get(FORCE_DELETE_ANNOTATION) == "true"
+
+    @property
+    def deleting(self) -> bool:
+        """Whether the resource is being deleted."""
+        return self.metadata.deletion_timestamp is not None

@@ -1,0 +1,270 @@
+"""The one vocabulary of condition types and reasons: for conditions, events, metrics labels and the docs.
+
+`docs/reference/conditions.md` is generated from this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class ConditionType(StrEnum):
+    """What conditions are about, in the order in which a status lists them."""
+
+    READY = "Ready"
+    BACKEND_REACHABLE = "BackendReachable"
+    SYNCED = "Synced"
+    CREDENTIALS_SYNCED = "CredentialsSynced"
+    RETENTION_HEALTHY = "RetentionHealthy"
+    STREAM_READY = "StreamReady"
+    LAG_KNOWN = "LagKnown"
+    SCALING_ACTIVE = "ScalingActive"
+    CONFLICT = "Conflict"
+    STALLED = "Stalled"
+    DEAD_LETTERING = "DeadLettering"
+
+
+class ConditionDoc(NamedTuple):
+    """What a condition says, and the status it has when all is well."""
+
+    meaning: str
+    healthy: str
+
+
+CONDITIONS: Mapping[ConditionType, ConditionDoc] = MappingProxyType(
+    {
+        ConditionType.READY: ConditionDoc(
+            "The summary: the resource is in effect for its latest generation, checked recently.", "True"
+        ),
+        ConditionType.BACKEND_REACHABLE: ConditionDoc("The Redis or Valkey server answers.", "True"),
+        ConditionType.SYNCED: ConditionDoc("What is declared is what is on the server.", "True"),
+        ConditionType.CREDENTIALS_SYNCED: ConditionDoc(
+            "The agents' users, their rules and their Secrets are in place.", "True"
+        ),
+        ConditionType.RETENTION_HEALTHY: ConditionDoc(
+            "Messages are kept as long as declared, and adding is not refused.", "True"
+        ),
+        ConditionType.STREAM_READY: ConditionDoc("The group's stream exists and is usable.", "True"),
+        ConditionType.LAG_KNOWN: ConditionDoc("The number of waiting messages is known.", "True"),
+        ConditionType.SCALING_ACTIVE: ConditionDoc("The number of consumers follows the backlog.", "True"),
+        ConditionType.CONFLICT: ConditionDoc(
+            "Something else already has what this resource claims.", "False"
+        ),
+        ConditionType.STALLED: ConditionDoc("Messages wait, and none is being settled.", "False"),
+        ConditionType.DEAD_LETTERING: ConditionDoc("Messages have been given up.", "False"),
+    }
+)
+
+
+class Reason(StrEnum):
+    """Why a condition has its status, or what an event tells. Explained in `REASONS`."""
+
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    PAUSED = "Paused"
+    OBSERVE_ONLY = "ObserveOnly"
+    REACHABLE = "Reachable"
+    BACKEND_UNAVAILABLE = "BackendUnavailable"
+    SERVER_RESTARTED = "ServerRestarted"
+    EVICTION_POLICY_WRONG = "EvictionPolicyWrong"
+    IN_SYNC = "InSync"
+    DRIFT = "Drift"
+    NO_CONFLICT = "NoConflict"
+    WRONG_TYPE = "WrongType"
+    KEY_CLAIMED = "KeyClaimed"
+    GROUP_CLAIMED = "GroupClaimed"
+    KEY_NOT_ALLOWED = "KeyNotAllowed"
+    CHILD_NOT_OURS = "ChildNotOurs"
+    STREAM_MISSING = "StreamMissing"
+    STREAM_CREATED = "StreamCreated"
+    STREAM_ADOPTED = "StreamAdopted"
+    STREAM_RECREATED = "StreamRecreated"
+    STREAM_DELETED = "StreamDeleted"
+    GROUP_CREATED = "GroupCreated"
+    GROUP_RESTORED = "GroupRestored"
+    GROUP_DELETED = "GroupDeleted"
+    DATA_LOST = "DataLost"
+    RETAINED = "Retained"
+    RETAINED_NOT_EMPTY = "RetainedNotEmpty"
+    CREDENTIALS_APPLIED = "CredentialsApplied"
+    CREDENTIALS_RESTORED = "CredentialsRestored"
+    CREDENTIALS_FAILED = "CredentialsFailed"
+    WITHIN_LIMITS = "WithinLimits"
+    HISTORY_SHORTENED = "HistoryShortened"
+    HELD_BY_GROUP = "HeldByGroup"
+    ADMISSION_CLOSED = "AdmissionClosed"
+    TRIMMED_UNSETTLED = "TrimmedUnsettled"
+    LAG_EXACT = "LagExact"
+    LAG_ESTIMATED = "LagEstimated"
+    LAG_UNKNOWN = "LagUnknown"
+    SUSPENDED = "Suspended"
+    NOT_SCALED = "NotScaled"
+    SCALED_UP = "ScaledUp"
+    SCALED_DOWN = "ScaledDown"
+    SCALE_HELD = "ScaleHeld"
+    PROGRESSING = "Progressing"
+    NO_PROGRESS = "NoProgress"
+    CRASH_LOOP = "CrashLoop"
+    DEAD_LETTERS = "DeadLetters"
+    NO_DEAD_LETTERS = "NoDeadLetters"
+
+
+class ReasonDoc(NamedTuple):
+    """What a reason means, and what to do about it."""
+
+    meaning: str
+    action: str
+
+
+_NOTHING = "Nothing."
+
+REASONS: Mapping[Reason, ReasonDoc] = MappingProxyType(
+    {
+        Reason.READY: ReasonDoc("The resource is in effect.", _NOTHING),
+        Reason.RECONCILING: ReasonDoc(
+            "The latest change is being applied.", "Wait; if it lasts, read the other conditions."
+        ),
+        Reason.PAUSED: ReasonDoc(
+            "The annotation `agentstream.dev/paused` keeps everything as it is.",
+            "Remove the annotation when the operator may go on.",
+        ),
+        Reason.OBSERVE_ONLY: ReasonDoc(
+            "`managementPolicy: ObserveOnly`: the operator reports and changes nothing.",
+            "Set `Managed` to let it act.",
+        ),
+        Reason.REACHABLE: ReasonDoc("The server answers.", _NOTHING),
+        Reason.BACKEND_UNAVAILABLE: ReasonDoc(
+            "The server does not answer, or refuses the operator.",
+            "Check the server, the network policy and the operator's credentials; it retries by itself.",
+        ),
+        Reason.SERVER_RESTARTED: ReasonDoc(
+            "The server restarted or failed over; everything on it is being checked.",
+            "Nothing; a `DataLost` event follows if something was missing.",
+        ),
+        Reason.EVICTION_POLICY_WRONG: ReasonDoc(
+            "The server may evict keys when its memory is full, streams included.",
+            "Set `maxmemory-policy noeviction` on the server.",
+        ),
+        Reason.IN_SYNC: ReasonDoc("The server holds what is declared.", _NOTHING),
+        Reason.DRIFT: ReasonDoc(
+            "Something on the server was changed by somebody else; it was, or will be, put right.",
+            "Find out who changes it; change the resource instead.",
+        ),
+        Reason.NO_CONFLICT: ReasonDoc("Nobody else claims the same.", _NOTHING),
+        Reason.WRONG_TYPE: ReasonDoc(
+            "The key exists and is not a stream; it stays untouched.",
+            "Choose another `spec.key`, or remove the key if nobody needs it.",
+        ),
+        Reason.KEY_CLAIMED: ReasonDoc(
+            "An older AgentStream has the same key.", "Delete one of the two; the message names the other."
+        ),
+        Reason.GROUP_CLAIMED: ReasonDoc(
+            "An older ConsumerGroup has the same group of the same stream.",
+            "Delete one of the two; the message names the other.",
+        ),
+        Reason.KEY_NOT_ALLOWED: ReasonDoc(
+            "`spec.key` lies outside the namespace's own keys.",
+            "Leave `key` out, or have the operator's allow-list extended.",
+        ),
+        Reason.CHILD_NOT_OURS: ReasonDoc(
+            "An object with the name of a child exists and belongs to somebody else.",
+            "Rename or delete that object; the message names it.",
+        ),
+        Reason.STREAM_MISSING: ReasonDoc(
+            "There is no usable AgentStream of that name in the namespace.",
+            "Create it, or read its conditions; the group waits.",
+        ),
+        Reason.STREAM_CREATED: ReasonDoc("The stream was created.", _NOTHING),
+        Reason.STREAM_ADOPTED: ReasonDoc(
+            "A stream with this key existed and is managed from now on; its messages stay.", _NOTHING
+        ),
+        Reason.STREAM_RECREATED: ReasonDoc(
+            "The stream had vanished and was created again, empty.",
+            "Find out what removed it; see `DataLost`.",
+        ),
+        Reason.STREAM_DELETED: ReasonDoc(
+            "The stream and everything that belonged to it were deleted.", _NOTHING
+        ),
+        Reason.GROUP_CREATED: ReasonDoc("The group was created.", _NOTHING),
+        Reason.GROUP_RESTORED: ReasonDoc(
+            "The group had vanished and was created again at its last checkpoint.",
+            "Expect a few messages twice; find out what removed it.",
+        ),
+        Reason.GROUP_DELETED: ReasonDoc("The group and its retries were deleted.", _NOTHING),
+        Reason.DATA_LOST: ReasonDoc(
+            "The server lost messages or groups that it had.",
+            "Check the server's persistence and replication; send again what matters.",
+        ),
+        Reason.RETAINED: ReasonDoc(
+            "The resource was deleted; its data stays on the server.",
+            "Create it again to resume, or delete the data by hand.",
+        ),
+        Reason.RETAINED_NOT_EMPTY: ReasonDoc(
+            "The data stays because something in it is unsettled.",
+            "Settle or replay what is left, then delete the data by hand.",
+        ),
+        Reason.CREDENTIALS_APPLIED: ReasonDoc("Users, rules and Secrets are in place.", _NOTHING),
+        Reason.CREDENTIALS_RESTORED: ReasonDoc(
+            "A user had vanished or had other rules; it was put right.",
+            "Use an ACL file on the server if it forgets users when it restarts.",
+        ),
+        Reason.CREDENTIALS_FAILED: ReasonDoc(
+            "A user or Secret could not be written, or its rules do not do what they should.",
+            "Read the message; check the operator's own rights.",
+        ),
+        Reason.WITHIN_LIMITS: ReasonDoc("Messages are kept as long as declared.", _NOTHING),
+        Reason.HISTORY_SHORTENED: ReasonDoc(
+            "Settled messages younger than `minAge` went because the stream reached its limit.",
+            "Raise `maxLength` or `maxBytes`, lower `minAge`, or send less.",
+        ),
+        Reason.HELD_BY_GROUP: ReasonDoc(
+            "Messages older than `minAge` stay because a group has not settled them.",
+            "Look after the group that the message names, or delete it.",
+        ),
+        Reason.ADMISSION_CLOSED: ReasonDoc(
+            "The stream is full, and adding is refused.",
+            "Let consumers catch up: add replicas, repair them, or raise the limit.",
+        ),
+        Reason.TRIMMED_UNSETTLED: ReasonDoc(
+            "`onFull: TrimOldest` removed messages that a group had not settled.",
+            "Let consumers catch up, or choose another `onFull`.",
+        ),
+        Reason.LAG_EXACT: ReasonDoc("The number of waiting messages is exact.", _NOTHING),
+        Reason.LAG_ESTIMATED: ReasonDoc(
+            "The server cannot tell how many messages wait; the number is an upper bound.",
+            "Nothing; it becomes exact once the group has caught up.",
+        ),
+        Reason.LAG_UNKNOWN: ReasonDoc(
+            "It is not known how many messages wait; the number of pods stays as it is.",
+            "Check that the server answers and that the group exists.",
+        ),
+        Reason.SUSPENDED: ReasonDoc(
+            "`suspend: true`: no consumers run, and messages wait.", "Set `suspend: false` to go on."
+        ),
+        Reason.NOT_SCALED: ReasonDoc(
+            "There is no template: the agent runs elsewhere, and others decide how many there are.", _NOTHING
+        ),
+        Reason.SCALED_UP: ReasonDoc("Pods were added for the backlog.", _NOTHING),
+        Reason.SCALED_DOWN: ReasonDoc("Pods were removed that were no longer needed.", _NOTHING),
+        Reason.SCALE_HELD: ReasonDoc(
+            "The number of pods is what is wanted, or is held until more is known.", _NOTHING
+        ),
+        Reason.PROGRESSING: ReasonDoc("Messages are being settled, or none wait.", _NOTHING),
+        Reason.NO_PROGRESS: ReasonDoc(
+            "Messages wait, and none has been settled for a while.",
+            "Read the consumers' logs; look at pending messages with `agentstream lag`.",
+        ),
+        Reason.CRASH_LOOP: ReasonDoc(
+            "The consumers' containers keep exiting.",
+            "Read their logs; a message that kills them becomes a dead letter after its last attempt.",
+        ),
+        Reason.DEAD_LETTERS: ReasonDoc(
+            "Messages were given up and are kept as dead letters.",
+            "Read why in their fields, repair the cause, then `agentstream replay` them.",
+        ),
+        Reason.NO_DEAD_LETTERS: ReasonDoc("No message has been given up.", _NOTHING),
+    }
+)

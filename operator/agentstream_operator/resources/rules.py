@@ -1,0 +1,92 @@
+"""Rules that a schema cannot say, each written once in CEL for the API server and once in Python.
+
+A rule stands either in the `rules` of a model or in the annotation of a field. The API server evaluates the
+CEL text (https://kubernetes.io/docs/reference/using-api/cel/), the models call `holds`; a property test keeps
+the two in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.alias_generators import to_snake
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+VALIDATIONS = "x-kubernetes-validations"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Something that must be true of a value, or of a change to it.
+
+    Attributes:
+        cel: the rule for the API server; `self` is the value, `oldSelf` what it was before.
+        message: what to tell who breaks it.
+        holds: the same rule on the parsed value; None if only a change can break it.
+        holds_between: the same rule on the parsed (old, new) pair; None if it does not look at the old value.
+        field_path: where the API server reports it, relative to the value, such as `.key`.
+    """
+
+    cel: str
+    message: str
+    holds: Callable[[Any], bool] | None = None
+    holds_between: Callable[[Any, Any], bool] | None = None
+    field_path: str | None = None
+
+    def add_to(self, schema: dict[str, Any]) -> None:
+        """Appends this rule to the validations of a schema node, in place."""
+        entry = {"rule": self.cel, "message": self.message}
+        if self.field_path is not None:
+            entry |= {"fieldPath": self.field_path, "reason": "FieldValueForbidden"}
+        schema.setdefault(VALIDATIONS, []).append(entry)
+
+    def check(self, value: Any) -> Any:
+        """Returns the value.
+
+        Raises:
+            ValueError: the rule does not hold; the text is the rule's message.
+        """
+        if self.holds is not None and not self.holds(value):
+            raise ValueError(self.message)
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Checks the rule after the field's own validation."""
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Adds the rule to the field's schema."""
+        out = handler.resolve_ref_schema(handler(schema))
+        self.add_to(out)
+        return out
+
+
+def immutable(field: str) -> Rule:
+    """A rule for a model: an optional field can neither be added, changed nor removed after creation.
+
+    It belongs to the model, not to the field: the API server does not evaluate a rule of a field that is
+    absent before or after the change.
+
+    Args:
+        field: the field's name in manifests.
+    """
+    attribute = to_snake(field)
+
+    def unchanged(old: Any, new: Any) -> bool:
+        return bool(getattr(old, attribute) == getattr(new, attribute))
+
+    return Rule(
+        cel=(
+            f"has(self.{field}) == has(oldSelf.{field})"
+            f" && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+        ),
+        message=f"{field} cannot be added, changed or removed after creation; create another resource",
+        holds_between=unchanged,
+        field_path=f".{field}",
+    )

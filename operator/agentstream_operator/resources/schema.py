@@ -1,0 +1,135 @@
+"""Turns what pydantic says of a model into a structural schema, the dialect that CRDs are written in.
+
+Structural (https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/):
+a type on every node, no references, no alternatives for "may be absent". What cannot be said that way is
+refused here instead of by the API server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from .duration import Duration
+from .model import Model
+
+_DROPPED = {"title", "examples", "additionalProperties", "$defs"}
+_KEPT = (
+    "description",
+    "type",
+    "format",
+    "enum",
+    "default",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "minItems",
+    "maxItems",
+    "maxProperties",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+    "x-kubernetes-validations",
+    "x-kubernetes-preserve-unknown-fields",
+    "required",
+)
+_REF = "#/$defs/"
+
+
+class SchemaError(TypeError):
+    """A model says something that a CRD cannot."""
+
+
+def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's schema in the form that a CRD takes; keys are in a stable order.
+
+    Raises:
+        SchemaError: the model has a union, refers to itself, or is otherwise not expressible.
+    """
+    schema = model.model_json_schema(by_alias=True, mode="validation", schema_generator=_Generator)
+    return _Converter(schema.get("$defs", {})).convert(schema, (model.__name__,), frozenset())
+
+
+class _Generator(GenerateJsonSchema):
+    """Writes defaults as manifests have them, and keeps fields in the order of the models."""
+
+    def encode_default(self, dft: Any) -> Any:
+        """A field's default in JSON."""
+        if isinstance(dft, Model):
+            return dft.as_manifest()
+        return str(dft) if isinstance(dft, Duration) else super().encode_default(dft)
+
+    def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:
+        """The value as it is."""
+        del parent_key
+        return value
+
+
+class _Converter:
+    """Converts the nodes of one schema.
+
+    Attributes:
+        defs: the definitions that its references name.
+    """
+
+    def __init__(self, defs: Mapping[str, Any]) -> None:
+        self._defs = defs
+
+    def convert(
+        self, original: Mapping[str, Any], path: tuple[str, ...], within: frozenset[str]
+    ) -> dict[str, Any]:
+        """One node and what is below it.
+
+        Args:
+            original: the node as pydantic wrote it.
+            path: where it stands, for error messages.
+            within: the definitions that it is part of.
+        """
+        node, within = self._flatten(original, path, within)
+        where = ".".join(path)
+        unknown = node.keys() - _DROPPED - set(_KEPT) - {"properties", "items", "const"}
+        if unknown:
+            raise SchemaError(f"{where}: a CRD schema has no {', '.join(sorted(unknown))}")
+        if "type" not in node:
+            raise SchemaError(f"{where}: no type")
+        if "const" in node:
+            node["enum"] = [node["const"]]
+        if "description" in node:
+            node["description"] = " ".join(node["description"].split())
+        others = node.get("additionalProperties", False)
+        if others is True:
+            node["x-kubernetes-preserve-unknown-fields"] = True
+        out = {key: node[key] for key in _KEPT if node.get(key) is not None}
+        if "properties" in node:
+            out["properties"] = {
+                name: self.convert(child, (*path, name), within) for name, child in node["properties"].items()
+            }
+        if "items" in node:
+            out["items"] = self.convert(node["items"], (*path, "[]"), within)
+        if isinstance(others, Mapping):
+            out["additionalProperties"] = self.convert(others, (*path, "{}"), within)
+        return out
+
+    def _flatten(
+        self, original: Mapping[str, Any], path: tuple[str, ...], within: frozenset[str]
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Resolves references and `anyOf: [X, null]`; what stands beside them wins over what they bring."""
+        node = dict(original)
+        while "$ref" in node or "anyOf" in node:
+            if "$ref" in node:
+                name = node.pop("$ref").removeprefix(_REF)
+                if name in within:
+                    raise SchemaError(f"{'.'.join(path)}: {name} contains itself")
+                within |= {name}
+                inner = self._defs[name]
+            else:
+                choices = [choice for choice in node.pop("anyOf") if choice != {"type": "null"}]
+                if len(choices) != 1:
+                    raise SchemaError(f"{'.'.join(path)}: a CRD schema has no unions")
+                inner = choices[0]
+            node = {**inner, **node}
+        return node, within

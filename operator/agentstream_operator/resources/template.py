@@ -1,0 +1,85 @@
+"""The pod template of a consumer: the few fields that the operator reads, everything else kept as it is.
+
+The API server checks a pod template when the Deployment is made from it; repeating its schema here would only
+lag behind it. Nothing here has a default in the schema, or the API server would write it into each template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from .model import DnsLabel, Model
+
+_KEPT = ConfigDict(extra="allow")
+
+Argument = Annotated[str, Field(max_length=32_768)]
+LabelValue = Annotated[str, Field(max_length=63)]
+AnnotationValue = Annotated[str, Field(max_length=32_768)]
+
+
+class EnvVar(Model):
+    """An environment variable of a container."""
+
+    model_config = _KEPT
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    """Name of the variable."""
+
+    value: Annotated[str, Field(max_length=131_072)] | None = None
+    """Its value; absent where valueFrom names another source."""
+
+
+class Container(Model):
+    """A container of the pod."""
+
+    model_config = _KEPT
+
+    name: DnsLabel
+    """Name of the container."""
+
+    image: Annotated[str, Field(max_length=1_024)] | None = None
+    """Image to run."""
+
+    command: tuple[Argument, ...] = Field(max_length=256, default_factory=tuple)
+    """Program and first arguments; the image's entry point if absent."""
+
+    args: tuple[Argument, ...] = Field(max_length=256, default_factory=tuple)
+    """Further arguments."""
+
+    env: tuple[EnvVar, ...] = Field(max_length=256, default_factory=tuple)
+    """Environment variables; the operator adds those that the SDK needs."""
+
+    working_dir: Annotated[str, Field(max_length=4_096)] | None = None
+    """Directory in which the program starts."""
+
+
+class PodSpec(Model):
+    """The pod's specification."""
+
+    model_config = _KEPT
+
+    containers: Annotated[tuple[Container, ...], Field(min_length=1, max_length=64)]
+    """Containers of the pod; the first one is the agent."""
+
+
+class PodMetadata(Model):
+    """Labels and annotations of the pods."""
+
+    labels: Mapping[str, LabelValue] = Field(max_length=64, default_factory=dict)
+    """Labels of the pods."""
+
+    annotations: Mapping[str, AnnotationValue] = Field(max_length=64, default_factory=dict)
+    """Annotations of the pods."""
+
+
+class PodTemplate(Model):
+    """What to run."""
+
+    metadata: PodMetadata = Field(default_factory=PodMetadata)
+    """Labels and annotations of the pods."""
+
+    spec: PodSpec
+    """The pod's specification, as in a Deployment."""

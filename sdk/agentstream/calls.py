@@ -1,0 +1,91 @@
+"""The commands of one consumer of one group: the arguments of the library's functions stand here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+from agentstream.entries import Entry, Source
+from agentstream.keys import StreamKeys
+from agentstream.routes import Consumes
+from agentstream.wire import Argument
+
+Command = tuple[Argument, ...]
+
+
+class GroupCalls:
+    """Commands of one consumer.
+
+    Args:
+        policy: the group's streams and policy.
+        consumer: the consumer's name.
+    """
+
+    def __init__(self, policy: Consumes, consumer: str) -> None:
+        keys = StreamKeys(policy.key)
+        self._group = policy.group
+        self._consumer = consumer
+        self._stats = keys.stats(policy.group)
+        self._parked = keys.parked(policy.group) if policy.broadcast else ""
+        self._delay = keys.delay(policy.group)
+        self._dead_letters = keys.dead_letters(policy.group)
+        self.main = Source(policy.key, retry=False)
+        self.retries = Source(keys.retry(policy.group), retry=True)
+
+    @property
+    def sources(self) -> tuple[Source, Source]:
+        """The main stream and the retry stream."""
+        return self.main, self.retries
+
+    def read(self, count: int, block: int) -> Command:
+        """Reads up to `count` new entries of each stream, waiting up to `block` ms for the first."""
+        streams = (self.main.key, self.retries.key, ">", ">")
+        who = ("GROUP", self._group, self._consumer)
+        return ("XREADGROUP", *who, "COUNT", count, "BLOCK", block, "STREAMS", *streams)
+
+    def take(self, source: Source, prefix: str, start: str, count: int) -> Command:
+        """What this consumer and others with the same prefix hold; replies `[next start, [[id, counter, fields]]]`."""
+        return self._call("as1_take", source, self._stats, int(source.retry), prefix, start, count)
+
+    def sweep(self, lease: int, interval: int, count: int) -> Command:
+        """Moves due retries and claims stalled entries; replies `[moved, entries, entries of the retry stream]`."""
+        keys = (self._stats, self._delay, self.retries.key)
+        return self._call("as1_sweep", self.main, *keys, lease, interval, count)
+
+    def begin(self, source: Source, entries: Iterable[Entry]) -> Command:
+        """Counts an attempt; replies with the new counters, 0 for what is not held."""
+        return self._call("as1_begin", source, *_held(entries))
+
+    def renew(self, source: Source, entries: Iterable[Entry]) -> Command:
+        """Renews leases; replies with a code for each."""
+        return self._call("as1_renew", source, *_held(entries))
+
+    def release(self, source: Source, entries: Iterable[Entry]) -> Command:
+        """Hands entries back; replies with a code for each."""
+        return self._call("as1_release", source, *_held(entries))
+
+    def settle(self, source: Source, outcome: str, entries: Iterable[Entry]) -> Command:
+        """Takes entries off the group, `acked` or `skipped`; replies with a code for each."""
+        where = (self._stats, self._parked, int(source.retry))
+        return self._call("as1_settle", source, *where, outcome, *_held(entries))
+
+    def retry(self, entry: Entry, delay: int, attempts: int, reason: str, error: str) -> Command:
+        """Puts an entry off for `delay` ms; replies with a code."""
+        where = (self._stats, self._parked, int(entry.source.retry), *_held((entry,)))
+        later = (self._delay, self.retries.key, delay)
+        return self._call("as1_retry", entry.source, *where, *later, attempts, reason, error)
+
+    def dead_letter(self, entry: Entry, attempts: int, reason: str, error: str) -> Command:
+        """Gives an entry up; replies with a code."""
+        where = (self._stats, self._parked, int(entry.source.retry), *_held((entry,)))
+        return self._call(
+            "as1_dead_letter", entry.source, *where, self._dead_letters, attempts, reason, error
+        )
+
+    def _call(self, function: str, source: Source, *arguments: Argument) -> Command:
+        return ("FCALL", function, 1, source.key, self._group, self._consumer, *arguments)
+
+
+def _held(entries: Iterable[Entry]) -> Iterable[Argument]:
+    """What the functions know an entry by: its id and the counter at which it is held."""
+    return chain.from_iterable((entry.id, entry.counter) for entry in entries)

@@ -1,0 +1,119 @@
+"""Entries of a group as the server hands them out, and how its replies are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One of the two streams that a group reads.
+
+    Attributes:
+        key: its key on the server.
+        retry: whether it is the group's retry stream rather than the main stream.
+    """
+
+    key: str
+    retry: bool
+
+
+class Header(msgspec.Struct, frozen=True):
+    """Field `x` of an entry of a retry stream.
+
+    Attributes:
+        origin: the id of the entry on the main stream.
+        attempts: attempts so far.
+    """
+
+    origin: str | None = None
+    attempts: float = 0
+
+
+class Entry:
+    """An entry that this consumer holds at one delivery.
+
+    Attributes:
+        source: the stream it was read from.
+        id: its id there.
+        counter: the delivery counter at which it is held; settling at any other is refused.
+        body: the message; None if the entry has none.
+        origin: its id on the main stream, the same for every attempt.
+        earlier: attempts on other entries of the same message.
+        started: whether its delivery counter includes the attempt that comes next.
+        lease_until: when the lease runs out, by the event loop's clock.
+        lost: whether it is known that this consumer does not hold it any more.
+        busy: whether a command that changes who holds it is under way, so that its counter may be out of date.
+    """
+
+    __slots__ = (
+        "body",
+        "busy",
+        "counter",
+        "earlier",
+        "id",
+        "lease_until",
+        "lost",
+        "origin",
+        "source",
+        "started",
+    )
+
+    def __init__(
+        self, source: Source, entry_id: str, counter: int, fields: list[bytes], *, started: bool
+    ) -> None:
+        self.source = source
+        self.id = entry_id
+        self.counter = counter
+        self.body = _field(fields, b"m")
+        self.origin = entry_id
+        self.earlier = 0
+        self.started = started
+        self.lease_until = 0.0
+        self.lost = False
+        self.busy = False
+        if source.retry:
+            header = _header(_field(fields, b"x"))
+            self.origin = header.origin or entry_id
+            self.earlier = int(header.attempts)
+
+    @property
+    def attempts(self) -> int:
+        """Attempts that were started, the one in hand included once it was."""
+        return self.earlier + self.counter
+
+    @property
+    def next_attempt(self) -> int:
+        """The number of the attempt that comes next, or that runs."""
+        return self.attempts if self.started else self.attempts + 1
+
+
+def read_entries(reply: Any, sources: tuple[Source, ...]) -> Iterator[Entry]:
+    """Entries in the reply of XREADGROUP for new ones: each is delivered for the first time."""
+    by_key = {source.key.encode(): source for source in sources}
+    for key, entries in reply or ():
+        source = by_key[key]
+        for entry_id, fields in entries:
+            yield Entry(source, entry_id.decode(), 1, fields, started=True)
+
+
+def claimed_entries(reply: Any, source: Source) -> Iterator[Entry]:
+    """Entries in a reply of the take or sweep function: delivered before, and not yet started again."""
+    for entry_id, counter, fields in reply:
+        yield Entry(source, entry_id.decode(), counter, fields, started=False)
+
+
+def _field(fields: list[bytes], name: bytes) -> bytes | None:
+    for i in range(0, len(fields), 2):
+        if fields[i] == name:
+            return fields[i + 1]
+    return None
+
+
+def _header(data: bytes | None) -> Header:
+    try:
+        return msgspec.json.decode(data or b"{}", type=Header)
+    except msgspec.MsgspecError:
+        return Header()

@@ -1,0 +1,149 @@
+"""The CRD schema with its CEL rules and the models must accept and refuse the same objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from agentstream_operator.resources.parse import InvalidResource, parse_resource, refused_changes
+from unit.resources.api_server import refusals, stored
+from unit.resources.manifests import a_group, a_stream, a_template, groups, mutated, streams
+
+
+def _problems(manifest: dict[str, Any]) -> tuple[str, ...]:
+    try:
+        parse_resource(manifest)
+    except InvalidResource as error:
+        return error.problems
+    return ()
+
+
+def _assert_agreement(manifest: dict[str, Any]) -> None:
+    of_server, of_model = refusals(manifest), _problems(manifest)
+    assert bool(of_server) == bool(of_model), (of_server, of_model)
+
+
+@given(streams)
+@settings(max_examples=100)
+def test_they_agree_on_streams(manifest):
+    _assert_agreement(manifest)
+
+
+@given(groups)
+@settings(max_examples=150)
+def test_they_agree_on_groups(manifest):
+    _assert_agreement(manifest)
+
+
+@given(mutated(streams))
+@settings(max_examples=200)
+def test_they_agree_on_streams_with_something_wrong(manifest):
+    _assert_agreement(manifest)
+
+
+@given(mutated(groups))
+@settings(max_examples=300)
+def test_they_agree_on_groups_with_something_wrong(manifest):
+    _assert_agreement(manifest)
+
+
+@given(streams | groups)
+@settings(max_examples=100)
+def test_filling_in_the_schemas_defaults_changes_nothing_for_the_model(manifest):
+    if not refusals(manifest):
+        assert parse_resource(stored(manifest)) == parse_resource(manifest)
+
+
+@given(streams | groups)
+@settings(max_examples=50)
+def test_a_resource_survives_being_written_as_a_manifest(manifest):
+    if not refusals(manifest):
+        resource = parse_resource(manifest)
+        assert parse_resource(resource.as_manifest()) == resource
+        assert refusals(resource.as_manifest()) == []
+
+
+ACCEPTED = {
+    "a stream without a spec": {key: value for key, value in a_stream().items() if key != "spec"},
+    "a group that runs elsewhere": a_group(),
+    "a fixed number of pods": a_group(template=a_template(), replicas=3),
+    "scaling by defaults": a_group(template=a_template(), autoscaling={}),
+    "null as absent": a_stream(key=None, retention={"maxBytes": None, "minAge": None}),
+    "whole numbers with a fraction of zero": a_stream(retention={"maxLength": 1e6}),
+    "unknown fields of pods": a_group(template={"spec": {**a_template()["spec"], "hostNetwork": True}}),
+    "a leap day": a_group(startFrom="2024-02-29T00:00:00Z"),
+}
+
+REFUSED = {
+    "an unknown field": a_stream(retention={"maxAge": "24h"}),
+    "snake case": a_stream(retention={"min_age": "24h"}),
+    "a retention of nothing": a_stream(retention={"minAge": "0s"}),
+    "two hash tags": a_stream(key="{a}{b}"),
+    "an empty hash tag": a_stream(key="a{}"),
+    "a producer listed twice": a_stream(producers=["a", "a"]),
+    "a number as text": a_stream(retention={"maxLength": "10"}),
+    "a boolean as text": a_stream(broadcast="true"),
+    "a boolean as a number": a_stream(broadcast=1),
+    "a number as a boolean": a_stream(retention={"maxLength": True}),
+    "a name with a dot": a_stream(name="a.b"),
+    "a group without a stream": {**a_group(), "spec": {}},
+    "a lease of two hours": a_group(delivery={"lease": "2h"}),
+    "a first wait above the longest": a_group(delivery={"backoff": {"initial": "10m"}}),
+    "a duration that CEL cannot hold": a_group(delivery={"lease": "99999999h"}),
+    "pods without a template": a_group(replicas=1),
+    "scaling without a template": a_group(autoscaling={}),
+    "two numbers of pods": a_group(template=a_template(), replicas=1, autoscaling={}),
+    "more pods at least than at most": a_group(template=a_template(), autoscaling={"minReplicas": 11}),
+    "a pod without containers": a_group(template={"spec": {"containers": []}}),
+    "a container without a name": a_group(template={"spec": {"containers": [{"image": "a"}]}}),
+    "a day that does not exist": a_group(startFrom="2023-02-29T00:00:00Z"),
+    "a time before 1970": a_group(startFrom="1970-01-01T00:00:00+01:00"),
+    "a line feed at the end": a_group(group="a\n"),
+}
+
+
+@pytest.mark.parametrize("manifest", ACCEPTED.values(), ids=ACCEPTED)
+def test_both_accept(manifest):
+    assert refusals(manifest) == []
+    assert _problems(manifest) == ()
+
+
+@pytest.mark.parametrize("manifest", REFUSED.values(), ids=REFUSED)
+def test_both_refuse(manifest):
+    assert refusals(manifest) != []
+    assert _problems(manifest) != ()
+
+
+IMMUTABLE = [
+    (a_stream, "key", "a", "b"),
+    (a_group, "group", "a", "b"),
+    (a_group, "agent", "a", "b"),
+    (a_group, "startFrom", "Beginning", "1-0"),
+]
+
+
+@pytest.mark.parametrize(("make", "field", "one", "other"), IMMUTABLE)
+def test_an_immutable_field_cannot_be_added_changed_or_removed(make, field, one, other):
+    absent, first, second = make(), make(**{field: one}), make(**{field: other})
+    message = f"{field} cannot be added, changed or removed after creation; create another resource"
+    for old, new in [(absent, first), (first, second), (first, absent)]:
+        assert refusals(new, old) == [message]
+        assert refused_changes(parse_resource(old), parse_resource(new)) == (f"spec.{field}: {message}",)
+    for same in (absent, first):
+        assert refusals(same, same) == []
+        assert refused_changes(parse_resource(same), parse_resource(same)) == ()
+
+
+def test_a_group_cannot_move_to_another_stream():
+    old, new = a_group(), a_group(streamRef={"name": "others"})
+    assert len(refusals(new, old)) == 1
+    assert len(refused_changes(parse_resource(old), parse_resource(new))) == 1
+
+
+def test_everything_else_may_change():
+    old = a_group(template=a_template(), replicas=1)
+    new = a_group(template=a_template(image="coder:2"), autoscaling={}, suspend=True, deliver="All")
+    assert refusals(new, old) == []
+    assert refused_changes(parse_resource(old), parse_resource(new)) == ()
