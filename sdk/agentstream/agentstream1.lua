@@ -72,10 +72,13 @@ local function field(fields, name)
   end
 end
 
--- The header `x` of a retried entry: where it came from and how often it was tried. {} for a first delivery.
+-- The header `x` of a retried entry: where it came from and how often it was tried. {} for a first delivery, and for
+-- what a producer made up: it must not keep the entry from being settled.
 local function header(fields)
-  local x = field(fields, 'x')
-  return x and cjson.decode(x) or {}
+  local read, x = pcall(cjson.decode, field(fields, 'x') or '{}')
+  if not read or type(x) ~= 'table' then return {} end
+  if type(x.origin) ~= 'string' then x.origin = nil end
+  return x
 end
 
 local function without_header(fields)
@@ -112,6 +115,20 @@ end
 local function count_trimmed(key, group, stats, from_retry, id)
   settled(key, group, stats, from_retry, {id})
   redis.call('HINCRBY', stats, 'trimmed', 1)
+end
+
+-- Whether `prefix` is `<pod>.` and the consumer a process of this pod; a pod's name may have dots of its own.
+local function is_of_pod(name, prefix)
+  return prefix ~= '' and string.sub(name, 1, #prefix) == prefix and not string.find(name, '.', #prefix + 1, true)
+end
+
+-- Claims an entry that this consumer holds already, with further options of XCLAIM. The server drops one that was
+-- trimmed meanwhile. Returns a code.
+local function hold_on(key, group, consumer, stats, from_retry, id, ...)
+  local claimed = redis.call('XCLAIM', key, group, consumer, 0, id, 'JUSTID', ...)
+  if #claimed > 0 then return DONE end
+  count_trimmed(key, group, stats, from_retry, id)
+  return TRIMMED
 end
 
 local function bucket(ms)
@@ -302,11 +319,12 @@ local function take(keys, args)
   local more = false
   for _, entry in ipairs(summary[4] or {}) do
     local name = entry[1]
-    if name == consumer or (prefix ~= '' and string.sub(name, 1, #prefix) == prefix) then
+    if name == consumer or is_of_pod(name, prefix) then
       local pending = redis.call('XPENDING', key, group, start, '+', count, name)
       more = more or #pending == count
       for _, p in ipairs(pending) do
-        if name ~= consumer then redis.call('XCLAIM', key, group, consumer, 0, p[1], 'JUSTID') end
+        -- its own, too: a lease that has nearly run out would be claimed by others at once
+        redis.call('XCLAIM', key, group, consumer, 0, p[1], 'JUSTID')
         ids[#ids + 1] = p[1]
       end
     end
@@ -321,42 +339,45 @@ local function take(keys, args)
   return {next_start, owned(key, group, stats, from_retry, ids)}
 end
 
--- KEYS: stream. ARGV: group, consumer, id, counter, ... A handler starts: the delivery counter grows by one.
--- Returns for each the new counter, or 0 where this consumer no longer holds the entry.
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ...
+-- A handler starts: the delivery counter grows by one. Returns for each the new counter, or 0 where this consumer no
+-- longer holds the entry.
 local function begin(keys, args)
-  local key, group, consumer, replies = keys[1], args[1], args[2], {}
-  for i = 3, #args, 2 do
+  local key, group, consumer, stats, from_retry, replies = keys[1], args[1], args[2], args[3], args[4] == '1', {}
+  for i = 5, #args, 2 do
     local counter = tonumber(args[i + 1])
     local code = held(key, group, consumer, args[i], counter)
     if code == DONE then
-      redis.call('XCLAIM', key, group, consumer, 0, args[i], 'JUSTID', 'RETRYCOUNT', counter + 1)
+      code = hold_on(key, group, consumer, stats, from_retry, args[i], 'RETRYCOUNT', counter + 1)
     end
     replies[#replies + 1] = code == DONE and counter + 1 or 0
   end
   return replies
 end
 
--- KEYS: stream. ARGV: group, consumer, id, counter, ... Renews the lease. Returns a code for each.
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ... Renews the lease.
+-- Returns a code for each.
 local function renew(keys, args)
-  local key, group, consumer, replies = keys[1], args[1], args[2], {}
-  for i = 3, #args, 2 do
+  local key, group, consumer, stats, from_retry, replies = keys[1], args[1], args[2], args[3], args[4] == '1', {}
+  for i = 5, #args, 2 do
     local code = held(key, group, consumer, args[i], tonumber(args[i + 1]))
-    if code == DONE then redis.call('XCLAIM', key, group, consumer, 0, args[i], 'JUSTID') end
+    if code == DONE then code = hold_on(key, group, consumer, stats, from_retry, args[i]) end
     replies[#replies + 1] = code
   end
   return replies
 end
 
--- KEYS: stream. ARGV: group, consumer, id, counter, ... Hands back: claimable at once, and no attempt counted.
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), take back the attempt? (0|1), id, counter, ...
+-- Hands back: claimable at once. The attempt is taken back where the counter has one that no handler began.
 -- Returns a code for each.
 local function release(keys, args)
-  local key, group, consumer, replies = keys[1], args[1], args[2], {}
-  for i = 3, #args, 2 do
+  local key, group, consumer, stats, from_retry, replies = keys[1], args[1], args[2], args[3], args[4] == '1', {}
+  for i = 6, #args, 2 do
     local counter = tonumber(args[i + 1])
     local code = held(key, group, consumer, args[i], counter)
     if code == DONE then
-      redis.call('XCLAIM', key, group, consumer, 0, args[i], 'IDLE', CLAIMABLE, 'JUSTID', 'RETRYCOUNT',
-        math.max(counter - 1, 0))
+      code = hold_on(key, group, consumer, stats, from_retry, args[i], 'IDLE', CLAIMABLE, 'RETRYCOUNT',
+        args[5] == '1' and math.max(counter - 1, 0) or counter)
     end
     replies[#replies + 1] = code
   end
@@ -555,7 +576,7 @@ local function orphan(keys, args)
     -- where the group is missing, nobody holds anything
     for _, entry in ipairs(redis.pcall('XPENDING', key, group)[4] or {}) do
       local name, start = entry[1], '-'
-      while start and string.sub(name, 1, #prefix) == prefix do
+      while start and is_of_pod(name, prefix) do
         local page = redis.call('XPENDING', key, group, start, '+', PAGE, name)
         for _, p in ipairs(page) do
           local claimed = redis.call('XCLAIM', key, group, name, 0, p[1], 'IDLE', CLAIMABLE, 'JUSTID')
@@ -578,7 +599,7 @@ local function remove_consumers(keys, args)
     -- where the group is missing, it has no consumers
     for _, flat in ipairs(redis.pcall('XINFO', 'CONSUMERS', key, group)) do
       local c = map(flat)
-      if string.sub(c.name, 1, #prefix) == prefix then
+      if is_of_pod(c.name, prefix) then
         places[c.name] = places[c.name] or {}
         table.insert(places[c.name], key)
         if c.pending > 0 then holding[c.name] = true end

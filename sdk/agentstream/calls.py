@@ -54,15 +54,16 @@ class GroupCalls:
 
     def begin(self, source: Source, entries: Iterable[Entry]) -> Command:
         """Counts an attempt; replies with the new counters, 0 for what is not held."""
-        return self._call("as1_begin", source, *_held(entries))
+        return self._call("as1_begin", source, self._stats, int(source.retry), *_held(entries))
 
     def renew(self, source: Source, entries: Iterable[Entry]) -> Command:
         """Renews leases; replies with a code for each."""
-        return self._call("as1_renew", source, *_held(entries))
+        return self._call("as1_renew", source, self._stats, int(source.retry), *_held(entries))
 
-    def release(self, source: Source, entries: Iterable[Entry]) -> Command:
-        """Hands entries back; replies with a code for each."""
-        return self._call("as1_release", source, *_held(entries))
+    def release(self, source: Source, entries: Iterable[Entry], *, uncount: bool) -> Command:
+        """Hands entries back, with `uncount` as if they had not been delivered; replies with a code for each."""
+        where = (self._stats, int(source.retry), int(uncount))
+        return self._call("as1_release", source, *where, *_held(entries))
 
     def settle(self, source: Source, outcome: str, entries: Iterable[Entry]) -> Command:
         """Takes entries off the group, `acked` or `skipped`; replies with a code for each."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import random
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from agentstream.backoff import Pause
+from agentstream.backoff import Pause, retry_delay
 from agentstream.calls import Command, GroupCalls
 from agentstream.entries import Entry
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.lease import Leases, batches
-from agentstream.library import DONE, TRIMMED
+from agentstream.library import DONE, GONE, TRIMMED
+from agentstream.routes import Consumes
 from agentstream.wire import group_is_gone
 
 _RELEASE_PATIENCE = 2.0
@@ -32,6 +35,7 @@ class Settler:
         calls: the commands of this consumer.
         leases: what is held; settled entries leave it.
         on_settled: called with each entry that is settled or handed back, whether it was still held or not.
+        on_delayed: called with the delay, in seconds, of an entry that was put off.
     """
 
     def __init__(
@@ -40,11 +44,13 @@ class Settler:
         calls: GroupCalls,
         leases: Leases,
         on_settled: Callable[[Entry], None],
+        on_delayed: Callable[[float], None],
     ) -> None:
         self._call = call
         self._calls = calls
         self._leases = leases
         self._on_settled = on_settled
+        self._on_delayed = on_delayed
         self._waiting: dict[str, list[tuple[Entry, asyncio.Future[bool]]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -59,15 +65,25 @@ class Settler:
     def retry(self, entry: Entry, delay: int, reason: str, error: str) -> asyncio.Future[bool]:
         """Puts an entry off for `delay` ms. The result is whether it was still held."""
         command = self._calls.retry(entry, delay, entry.attempts, reason, error[:_ERROR_LENGTH])
-        return self._alone(entry, command)
+        return self._alone(entry, command, delay)
 
-    def dead_letter(self, entry: Entry, reason: str, error: str) -> asyncio.Future[bool]:
-        """Gives an entry up. The result is whether it was still held."""
+    def give_up(self, entry: Entry, policy: Consumes, reason: str, error: str) -> asyncio.Future[bool]:
+        """Makes a dead letter of an entry; in a group without dead letters, tries it again after the longest delay.
+
+        The result is whether the entry was still held.
+        """
+        if not policy.dead_letters:
+            return self.retry(entry, retry_delay(policy, sys.maxsize, random.random()), reason, error)
         command = self._calls.dead_letter(entry, entry.attempts, reason, error[:_ERROR_LENGTH])
         return self._alone(entry, command)
 
-    def release(self, entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
-        """Hands entries back: any consumer may claim them at once, and no attempt is counted."""
+    def release(self, *entries: Entry) -> asyncio.Future[bool]:
+        """Hands entries back: any consumer may claim them at once, and no attempt is counted.
+
+        The result is whether all were still held.
+        """
+        for entry in entries:
+            entry.busy = True
         return self._own(self._release(list(entries)))
 
     async def drain(self) -> None:
@@ -100,27 +116,30 @@ class Settler:
             if not future.done():
                 future.set_result(_was_held(code, repeated=repeated))
 
-    def _alone(self, entry: Entry, command: Command) -> asyncio.Future[bool]:
+    def _alone(self, entry: Entry, command: Command, delay: int = 0) -> asyncio.Future[bool]:
         entry.busy = True
-        return self._own(self._settle_one(entry, command))
+        return self._own(self._settle_one(entry, command, delay))
 
-    async def _settle_one(self, entry: Entry, command: Command) -> bool:
+    async def _settle_one(self, entry: Entry, command: Command, delay: int) -> bool:
         code, repeated = await self._repeated(command, entry.lease_until)
         self._done(entry)
+        if delay:
+            self._on_delayed(delay / 1000)
         return _was_held(code, repeated=repeated)
 
-    async def _release(self, entries: list[Entry]) -> list[bool]:
-        for entry in entries:
-            entry.busy = True
-        held: dict[Entry, bool] = {}
-        for source, batch in batches(entries):
-            deadline = asyncio.get_running_loop().time() + _RELEASE_PATIENCE
-            codes, repeated = await self._repeated(self._calls.release(source, batch), deadline)
-            for entry, code in zip(batch, codes or [None] * len(batch), strict=True):
-                self._done(entry)
-                # after a lost reply a released entry is pending at another counter
-                held[entry] = code is not None and (repeated or code == DONE)
-        return [held[entry] for entry in entries]
+    async def _release(self, entries: list[Entry]) -> bool:
+        all_held = True
+        for started in (True, False):
+            for source, batch in batches([entry for entry in entries if entry.started is started]):
+                deadline = asyncio.get_running_loop().time() + _RELEASE_PATIENCE
+                # an attempt counts when a handler starts, and the server counted those that it just delivered
+                command = self._calls.release(source, batch, uncount=started)
+                codes, repeated = await self._repeated(command, deadline)
+                for entry, code in zip(batch, codes or [None] * len(batch), strict=True):
+                    self._done(entry)
+                    # after a lost reply a released entry is pending at another counter
+                    all_held = all_held and code is not None and (repeated or code == DONE)
+        return all_held
 
     async def _repeated(self, command: Command, deadline: float) -> tuple[Any, bool]:
         """Sends a command until a reply comes or the lease has run out.
@@ -159,4 +178,4 @@ def _was_held(code: int | None, *, repeated: bool) -> bool:
     """Whether the entry was held; gone after a lost reply means that the lost one had done it."""
     if code is None:
         return False
-    return code in (DONE, TRIMMED) or (repeated and code == 0)
+    return code in (DONE, TRIMMED) or (repeated and code == GONE)

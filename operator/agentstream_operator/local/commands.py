@@ -1,4 +1,4 @@
-"""What a container of a pod template means on this machine: a program, its arguments, directory and environment."""
+"""What a container of a pod template means on this machine: program, arguments, directory, environment."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ class Command:
     Attributes:
         arguments: the program and its arguments.
         environment: the whole environment; never holds a password.
+        binding: how its agent reaches the server.
         directory: where it starts.
         grace: seconds that it gets to end after SIGTERM.
     """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(hash=False, repr=False)
+    binding: Path
     directory: Path
     grace: float
 
@@ -71,6 +73,7 @@ def command_of(group: ConsumerGroup, binding: Path, surroundings: Mapping[str, s
     return Command(
         arguments=arguments,
         environment=environment,
+        binding=binding,
         directory=Path(container.working_dir or ".").absolute(),
         grace=max(grace, group.spec.delivery.lease.seconds),
     )

@@ -1,4 +1,4 @@
-"""What ends `agentstream dev` by a person's mistake or the machine's state: lines to read, never a traceback."""
+"""What ends `agentstream dev` through a mistake or the machine's state: lines to read, no traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests from files and directories: the resources that they declare, and everything that is wrong with them."""
+"""Manifests from files and directories: the resources that they declare, and what is wrong with them."""
 
 from __future__ import annotations
 

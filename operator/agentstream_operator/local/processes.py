@@ -8,14 +8,14 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from agentstream_operator.local.bindings import Bindings
 from agentstream_operator.local.commands import Command
+from agentstream_operator.local.pipes import Pipe
 from agentstream_operator.local.reaper import Reaper, signal_group
 from agentstream_operator.local.restarts import STEADY, describe_exit, restart_delay
 
-LONGEST_LINE = 4_000
-"""Characters of a line of output that are shown."""
-
-_CHUNK = 65_536
+_BINDING_POLL = 0.02
+_COMPLAINT = 200
 
 
 class Output(Protocol):
@@ -74,14 +74,18 @@ class Slot:
         failures = 0
         clock = asyncio.get_running_loop().time
         while not self._stop.is_set():
+            if not Bindings.complete(self.command.binding):
+                # as a pod waits for its Secret
+                await self._pause(_BINDING_POLL)
+                continue
             since = clock()
             why = self.command.problem or await self._once()
             if self._stop.is_set():
                 break
             failures = 1 if clock() - since >= STEADY else failures + 1
             delay = restart_delay(failures)
-            # what cannot be started stays so until somebody changes something
-            if failures == 1 or why != self.trouble or self.command.problem is None:
+            # what cannot be started is said once, for all places of the command
+            if self.command.problem is None:
                 self._output.say(f"{self.name}: {why}; starting again in {delay:.1f} s")
             if failures > 1 or self.command.problem is not None:
                 self.trouble = why
@@ -90,23 +94,26 @@ class Slot:
     async def _once(self) -> str:
         """Runs the process to its end; says how it ended."""
         self._complaint = ""
+        stdout, stderr = Pipe(), Pipe()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self.command.arguments,
                 cwd=self.command.directory,
                 env={**self.command.environment, "AGENTSTREAM_POD": self.name},
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+                stdout=stdout.inlet,
+                stderr=stderr.inlet,
                 process_group=0,
             )
         except OSError as error:
+            stdout.abandon()
+            stderr.abandon()
             return f"cannot start {self.command.arguments[0]!r}: {error.strerror}"
         process = self._process
         self._reaper.watch(process.pid)
         readers = [
-            asyncio.create_task(self._read(process.stdout, complaints=False)),
-            asyncio.create_task(self._read(process.stderr, complaints=True)),
+            asyncio.create_task(self._read(stdout, complaints=False)),
+            asyncio.create_task(self._read(stderr, complaints=True)),
         ]
         steady = asyncio.get_running_loop().call_later(STEADY, self._steady)
         try:
@@ -131,35 +138,18 @@ class Slot:
                 os.killpg(process.pid, signal.SIGTERM)
                 await asyncio.wait((exited,), timeout=self.command.grace)
             if not exited.done():
-                self._output.say(f"{self.name}: did not end within {self.command.grace:.0f} s, killed")
+                self._output.say(f"{self.name}: did not end within {self.command.grace:g} s, killed")
                 signal_group(process.pid, signal.SIGKILL)
             return await exited
         finally:
             stopped.cancel()
             exited.cancel()
 
-    async def _read(self, stream: asyncio.StreamReader | None, *, complaints: bool) -> None:
-        if stream is None:
-            return
-        rest = b""
-        while chunk := await stream.read(_CHUNK):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._relay(line, complaints=complaints)
-            # a line without an end must not gather in memory
-            if len(rest) > 4 * LONGEST_LINE:
-                self._relay(rest, complaints=complaints)
-                rest = b""
-        if rest:
-            self._relay(rest, complaints=complaints)
-
-    def _relay(self, raw: bytes, *, complaints: bool) -> None:
-        text = raw.decode(errors="replace").rstrip("\r")
-        if len(text) > LONGEST_LINE:
-            text = f"{text[:LONGEST_LINE]}… ({len(text) - LONGEST_LINE} more)"
-        if complaints and text.strip():
-            self._complaint = text.strip()[:200]
-        self._output.relay(self.name, text)
+    async def _read(self, pipe: Pipe, *, complaints: bool) -> None:
+        async for line in pipe.lines():
+            if complaints and line.strip():
+                self._complaint = line.strip()[:_COMPLAINT]
+            self._output.relay(self.name, line)
 
     def _steady(self) -> None:
         self.trouble = None

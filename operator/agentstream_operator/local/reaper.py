@@ -1,8 +1,8 @@
 """Ends what `agentstream dev` started when it can no longer do so itself, as after `kill -9`.
 
-A small process of its own session reads from a pipe which process groups there are. When the pipe closes, its writer
-is gone, and the reaper ends the groups that are left. Unlike PR_SET_PDEATHSIG, this works on every Unix, reaches
-grandchildren, and gives them the time to end in order.
+A small process of its own session reads from a pipe which process groups there are. When the pipe closes, its
+writer is gone, and the reaper ends the groups that are left. Unlike PR_SET_PDEATHSIG, this works on every Unix,
+reaches grandchildren, and gives them the time to end in order.
 
 This file is also the reaper's program and runs without the package: it imports the standard library only.
 """
@@ -44,12 +44,14 @@ class Reaper:
 
     def close(self) -> None:
         """Lets the reaper end what is left, and waits for it."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self._process.wait()
 
     def _tell(self, line: str) -> None:
         # without a reaper everything still works, except ending by `kill -9`
-        if self._process.stdin is not None:
+        if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(line.encode())
                 self._process.stdin.flush()

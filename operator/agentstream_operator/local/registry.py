@@ -79,9 +79,12 @@ def write_records(path: Path, records: Mapping[ResourceKey, Record]) -> None:
 def remember(
     known: Mapping[ResourceKey, Record], resources: Iterable[AgentStream | ConsumerGroup], now: datetime
 ) -> dict[ResourceKey, Record]:
-    """The records of exactly these resources; a new one is younger than every other."""
+    """What is known with these resources in it; a new one is younger than every other.
+
+    Records of resources that are not among these stay: another run, with other manifests, may declare them again.
+    """
     latest = max((record.created for record in known.values()), default=now - timedelta(seconds=1))
-    records = {}
+    records = dict(known)
     for resource in resources:
         key = resource.key
         spec = msgspec.json.encode(resource.spec.as_manifest(), order="deterministic").decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 STEADY = 3.0
-"""A process that ran this long, in seconds, did not fail at its start: its next failure counts as the first."""
+"""Seconds after which a process did not fail at its start: its next failure counts as the first."""
 
 _FIRST = 0.2
 _LONGEST = 30.0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agentstream_operator.local.failure import LocalError, cannot
 from agentstream_operator.local.files import write_private
+from agentstream_operator.local.pipes import Pipe
 from agentstream_operator.local.reaper import Reaper, signal_group
 from agentstream_operator.local.restarts import STEADY, describe_exit, restart_delay
 from agentstream_operator.local.valkey import READY, Settings, config_text, gist, in_words, users_text
@@ -125,6 +126,7 @@ class EmbeddedServer:
 
     async def _launch(self) -> None:
         self._tail.clear()
+        log = Pipe()
         ready = asyncio.Event()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -132,7 +134,7 @@ class EmbeddedServer:
                 self._settings.config,
                 cwd=self._settings.directory,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=log.inlet,
                 stderr=asyncio.subprocess.STDOUT,
                 process_group=0,
                 pass_fds=(self._lock,),
@@ -140,9 +142,10 @@ class EmbeddedServer:
                 restore_signals=False,
             )
         except OSError as error:
+            log.abandon()
             raise cannot(f"start {self._settings.binary}", error) from error
         self._reaper.watch(self._process.pid)
-        self._log = asyncio.create_task(self._read_log(ready), name="valkey log")
+        self._log = asyncio.create_task(self._read_log(log, ready), name="valkey log")
         waits = [asyncio.create_task(ready.wait()), asyncio.create_task(self._process.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -155,11 +158,8 @@ class EmbeddedServer:
                 f"valkey does not start: {gist(list(self._tail), self._shown, self._settings.port)}"
             )
 
-    async def _read_log(self, ready: asyncio.Event) -> None:
-        if self._process is None or self._process.stdout is None:
-            return
-        async for raw in self._process.stdout:
-            line = raw.decode(errors="replace").rstrip()
+    async def _read_log(self, log: Pipe, ready: asyncio.Event) -> None:
+        async for line in log.lines():
             self._tail.append(line)
             if READY in line:
                 ready.set()

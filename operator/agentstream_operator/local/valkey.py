@@ -1,4 +1,4 @@
-"""What an embedded Valkey is told and what it says: its configuration, its users, and its log in plain words."""
+"""What an embedded Valkey is told and what it says: configuration, users, and its log in plain words."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def half_of_memory() -> int:
 # pid, role, day, time, level; then what matters
 _PREFIX = re.compile(r"^\d+:\w \d+ \w+ \d{4} [\d:.]+ (?P<level>[.\-*#]) (?P<text>.*)$")
 _WRITING = re.compile(
-    r"(?:rror writing to the AOF file|Can't open or create append-only dir [^:]*|Can't open the append-only file [^:]*"
+    r"(?:rror writing to the AOF file|Can't open or create append-only dir [^:]*"
+    r"|Can't open the append-only file [^:]*"
     r"|Write error writing append only file on disk|Fail to fsync the AOF file): (?P<why>.+?)\.?$"
 )
 _SHORT = "Short write while writing to the AOF file"

@@ -2,15 +2,17 @@
 
 Least privilege is by selectors (https://valkey.io/topics/acl/#selectors), one for each kind of key: what is
 granted for one kind never holds for another. A flat union would let a producer overwrite its stream with SET
-and a consumer add to what it reads. Functions run with their caller's rights, so what they call is granted, too.
+and a consumer add to what it reads. Functions run with their caller's rights: what they call is granted, too.
 
-What the server cannot restrict: the name of a group, and the arguments of XADD. Agents that distrust each other
-get streams of their own.
+The server cannot restrict the name of a group and the arguments of XADD: agents that distrust each other get
+streams of their own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import msgspec
 
 from agentstream.keys import StreamKeys, routes_key, user_name
 from agentstream.routes import Consumes, Produces, Route
@@ -59,8 +61,8 @@ def set_user(use: AgentUse, installation: str, password_hashes: tuple[str, ...])
 def route(use: AgentUse) -> Route:
     """What the agent reads to know its streams."""
     return Route(
-        produces=tuple(sorted(set(use.produces), key=lambda p: (p.stream, p.key))),
-        consumes=tuple(sorted(set(use.consumes), key=lambda c: (c.stream, c.key, c.group))),
+        produces=tuple(sorted(set(use.produces), key=msgspec.structs.astuple)),
+        consumes=tuple(sorted(set(use.consumes), key=msgspec.structs.astuple)),
     )
 
 

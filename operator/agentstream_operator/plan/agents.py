@@ -9,7 +9,7 @@ from typing import NamedTuple
 from agentstream.keys import routes_key, user_name
 from agentstream.routes import Consumes, Produces, encode_route
 from agentstream_operator.plan.access import AgentUse, route, set_user
-from agentstream_operator.plan.actions import Action, DeleteRoute, DeleteUser, SetRoute, SetUser
+from agentstream_operator.plan.actions import Action, DeleteRoute, DeleteUser, SetRoute
 from agentstream_operator.plan.findings import Notice, Plan
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup, Deliver
@@ -24,16 +24,20 @@ class AgentName(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class UserWritten:
-    """What this process wrote for a user, and how that looks on the server.
+class Written:
+    """What this process wrote for an agent.
 
     Attributes:
-        action: the rules and passwords.
+        use: what its rules and its route were made from.
+        password_hashes: SHA-256 of its passwords, in hex.
         fingerprint: what the live user is compared with.
+        route: its field of the routes hash.
     """
 
-    action: SetUser
+    use: AgentUse
+    password_hashes: tuple[str, ...]
     fingerprint: str | None
+    route: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class AgentInput:
         installation: whose operator this is.
         use: what the agent does, from all resources that name it.
         password_hashes: SHA-256 of the passwords in its Secret, in hex.
-        written: what was written for its user before.
+        written: what was written for it before.
         live: fingerprint of the live user; None if there is no such user.
         route: its field of the routes hash.
         complete: whether every resource has been listed, so that `use` lacks nothing.
@@ -53,7 +57,7 @@ class AgentInput:
     installation: str
     use: AgentUse
     password_hashes: tuple[str, ...]
-    written: UserWritten | None = None
+    written: Written | None = None
     live: str | None = None
     route: bytes | None = None
     complete: bool = True
@@ -118,27 +122,29 @@ def plan_agent(given: AgentInput) -> Plan:
 
     Until every resource has been listed, a user that exists is left alone: its rules might shrink.
     """
-    use = given.use
-    wanted = set_user(use, given.installation, given.password_hashes)
-    written = given.written
+    use, written = given.use, given.written
     actions: list[Action] = []
     notices: tuple[Notice, ...] = ()
-    in_place = written is not None and written.action == wanted and written.fingerprint == given.live
-    if not in_place and (given.complete or given.live is None or written is not None):
+    drifted = written is not None and written.fingerprint != given.live
+    current = written is not None and (written.use, written.password_hashes) == (use, given.password_hashes)
+    if (drifted or not current) and (given.complete or given.live is None):
+        wanted = set_user(use, given.installation, given.password_hashes)
         actions.append(wanted)
-        if written is not None and written.fingerprint != given.live:
+        if drifted:
             what = "had vanished" if given.live is None else "had been changed"
-            notices = (
-                Notice(
-                    Reason.CREDENTIALS_RESTORED,
-                    f"the user {wanted.name} {what}; it was put right",
-                    warning=True,
-                ),
-            )
-    encoded = encode_route(route(use))
+            message = f"the user {wanted.name} {what}; it was put right"
+            notices = (Notice(Reason.CREDENTIALS_RESTORED, message, warning=True),)
+    encoded = route_of(use, written)
     if encoded != given.route and (given.complete or given.route is None):
         actions.append(SetRoute(routes_key(given.installation, use.namespace), use.agent, encoded))
     return Plan(actions=tuple(actions), notices=notices)
+
+
+def route_of(use: AgentUse, written: Written | None) -> bytes:
+    """The agent's field of the routes hash, which is what was written as long as the use is the same."""
+    if written is not None and written.use == use:
+        return written.route
+    return encode_route(route(use))
 
 
 def plan_removal(name: AgentName, installation: str) -> tuple[Action, ...]:
@@ -167,8 +173,8 @@ def strays(
     """
     found = []
     for user in users:
-        owner, _, rest = user.rpartition(".")[0].rpartition(".")
-        name = AgentName(rest, user.rpartition(".")[2])
+        owner, namespace, agent = user.rsplit(".", 2)
+        name = AgentName(namespace, agent)
         if owner != installation or name in named or name.namespace in unreadable:
             continue
         if watched is None or name.namespace in watched:

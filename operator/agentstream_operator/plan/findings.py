@@ -73,10 +73,12 @@ class AgentsState:
     failed: str | None = None
 
 
+ALL_WRITTEN = AgentsState()
+
 REACHABLE = Finding(ConditionType.BACKEND_REACHABLE, "True", Reason.REACHABLE)
 NO_CONFLICT = Finding(ConditionType.CONFLICT, "False", Reason.NO_CONFLICT)
 IN_SYNC = Finding(ConditionType.SYNCED, "True", Reason.IN_SYNC)
-_CREDENTIALS = Finding(ConditionType.CREDENTIALS_SYNCED, "True", Reason.CREDENTIALS_APPLIED)
+CREDENTIALS_APPLIED = Finding(ConditionType.CREDENTIALS_SYNCED, "True", Reason.CREDENTIALS_APPLIED)
 _READY = Finding(ConditionType.READY, "True", Reason.READY)
 
 # in this order: what explains the others first
@@ -118,7 +120,7 @@ def credentials(agents: AgentsState) -> Finding:
         return Finding(
             ConditionType.CREDENTIALS_SYNCED, "False", Reason.RECONCILING, f"users to be written: {names}"
         )
-    return _CREDENTIALS
+    return CREDENTIALS_APPLIED
 
 
 def describe(actions: Iterable[Action]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from agentstream_operator.plan.actions import Action, CreateGroup, DestroyGroup
 from agentstream_operator.plan.conflicts import NO_CONFLICT, foreign, group_conflict, stream_conflict
 from agentstream_operator.plan.findings import (
+    ALL_WRITTEN,
     IN_SYNC,
     REACHABLE,
     AgentsState,
@@ -57,7 +58,7 @@ class GroupInput:
     seen: StreamSeen | None = None
     established: bool = False
     stream_lost: bool = False
-    agents: AgentsState = AgentsState()
+    agents: AgentsState = ALL_WRITTEN
     history: RetentionHistory | None = None
     stalled: bool = False
     scaling: Finding | None = None
@@ -75,7 +76,7 @@ def plan_group(given: GroupInput) -> Plan:
         return Plan(findings=unreachable(given.why_unreachable), finalizer=finalizer)
     conflict = group_conflict(group, given.winner)
     stream_ready = _stream_ready(given)
-    if conflict is not NO_CONFLICT or stream_ready is not _STREAM_READY or given.seen is None:
+    if conflict is not NO_CONFLICT or stream_ready is not STREAM_READY or given.seen is None:
         return Plan(findings=summed_up((REACHABLE, conflict, stream_ready)), finalizer=finalizer)
     seen = given.seen.groups.get(group.group_name, _ABSENT)
     actions, notices = _create(given, given.seen, seen)
@@ -115,7 +116,7 @@ def may_change(group: ConsumerGroup, stream: AgentStream | None) -> bool:
 
 
 _ABSENT = GroupSeen(exists=False)
-_STREAM_READY = Finding(ConditionType.STREAM_READY, "True", Reason.READY)
+STREAM_READY = Finding(ConditionType.STREAM_READY, "True", Reason.READY)
 
 
 def _stream_ready(given: GroupInput) -> Finding:
@@ -134,7 +135,7 @@ def _stream_ready(given: GroupInput) -> Finding:
         return Finding(ConditionType.STREAM_READY, "False", Reason.WRONG_TYPE, message)
     if foreign(stream, seen, given.installation) is not NO_CONFLICT:
         return _no_stream(f"the AgentStream {name} is in conflict")
-    return _STREAM_READY
+    return STREAM_READY
 
 
 def _no_stream(message: str) -> Finding:
@@ -235,7 +236,7 @@ def _deletion(given: GroupInput) -> Plan:
             message = f"the server does not answer; the group {name}, if it is there, stays"
             return Plan(notices=(Notice(Reason.RETAINED, message, warning=True),), over=True)
         return Plan(findings=unreachable(given.why_unreachable), finalizer=True)
-    if _stream_ready(given) is not _STREAM_READY:
+    if _stream_ready(given) is not STREAM_READY:
         # what is derived from a stream that is gone went with it, and what is not ours stays
         return Plan(over=True)
     action = DestroyGroup(_key(given), name)

@@ -25,9 +25,9 @@ class JanitorSpec:
         max_length: unsettled entries at which adding is refused.
         max_bytes: the same in memory of the stream, or 0.
         on_full: what goes first, as in the resource.
+        groups: of each declared group its name, its lease in ms, and for how many ms dead letters are kept (0: for
+            ever, and none are made of what is pending for too long).
         broadcast: whether receipts need to know what became a dead letter.
-        groups: of each declared group its name, its lease in ms, and for how many ms dead letters are kept (0: for ever).
-        broadcast: whether what the janitor gives up is recorded for receipts.
     """
 
     key: str
@@ -35,7 +35,6 @@ class JanitorSpec:
     max_length: int
     max_bytes: int
     on_full: str
-    broadcast: bool
     groups: tuple[tuple[str, int, int], ...]
     broadcast: bool = False
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from agentstream_operator.plan.actions import Action, CreateStream, DeleteStream, RecordOwner
 from agentstream_operator.plan.conflicts import foreign, stream_conflict
 from agentstream_operator.plan.findings import (
+    ALL_WRITTEN,
     IN_SYNC,
     NO_CONFLICT,
     REACHABLE,
@@ -52,7 +53,7 @@ class StreamInput:
     groups: tuple[str, ...] = ()
     seen: StreamSeen | None = None
     added: int | None = None
-    agents: AgentsState = AgentsState()
+    agents: AgentsState = ALL_WRITTEN
     history: RetentionHistory | None = None
     eviction: str | None = None
     why_unreachable: str = ""

@@ -41,7 +41,7 @@ class InvalidResource(ValueError):  # noqa: N818 (it names what is wrong, as its
 
 
 def parse_resource(obj: Mapping[str, Any]) -> AgentStream | ConsumerGroup:
-    """Reads a manifest as the API server would, which has null mean absent.
+    """Reads a manifest as the API server would, which has null mean absent, in unknown fields, too.
 
     Conditions that another version of the operator wrote, in words that this one does not know, are left out:
     a status is only a report.
@@ -138,7 +138,7 @@ _TEXTS = {
     "enum": "{value} is not one of {expected}",
     "greater_than_equal": "must be at least {ge}, not {value}",
     "less_than_equal": "must be at most {le}, not {value}",
-    "string_too_short": "needs at least {min_length} characters",
+    "string_too_short": "must have {min_length} characters or more",
     "string_too_long": "may have at most {max_length} characters",
     "too_short": "must list at least {min_length}",
     "too_long": "may list at most {max_length}",

@@ -1,0 +1,145 @@
+"""The port to where resources live, over files and processes in place of an API server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol
+
+from agentstream_operator.cluster.port import Credentials, Event, WorkloadSeen
+from agentstream_operator.local.bindings import Bindings
+from agentstream_operator.local.commands import command_of
+from agentstream_operator.local.processes import Output
+from agentstream_operator.local.reaper import Reaper
+from agentstream_operator.local.workloads import Workload
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus
+
+
+class Resources(Protocol):
+    """Who keeps the resources themselves."""
+
+    def place(self, key: ResourceKey) -> str:
+        """Where the resource is declared, for a message."""
+        ...
+
+    def set_status(self, key: ResourceKey, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
+        """The status changed."""
+        ...
+
+    def set_finalizer(self, key: ResourceKey, *, present: bool) -> None:
+        """The resource is to go only when the finalizer has gone, or may go now."""
+        ...
+
+    def record(self, event: Event) -> None:
+        """Something happened to a resource."""
+        ...
+
+
+class LocalCluster:
+    """Bindings instead of Secrets, processes instead of Deployments.
+
+    Args:
+        bindings: the agents' bindings.
+        resources: who keeps the resources.
+        tasks: runs the processes.
+        output: where lines for the person go.
+        reaper: ends processes if we cannot.
+        ended: called with group and process name after a process has ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        bindings: Bindings,
+        resources: Resources,
+        tasks: asyncio.TaskGroup,
+        output: Output,
+        reaper: Reaper,
+        ended: Callable[[ResourceKey, str], Awaitable[None]],
+    ) -> None:
+        self._bindings = bindings
+        self._resources = resources
+        self._tasks = tasks
+        self._output = output
+        self._reaper = reaper
+        self._ended = ended
+        self._workloads: dict[ResourceKey, Workload] = {}
+        self._complaints: dict[ResourceKey, str] = {}
+        self._closed = False
+
+    async def credentials(self, namespace: str, agent: str) -> Credentials | None:
+        """The agent's binding, if there is one."""
+        return self._bindings.read(namespace, agent)
+
+    async def apply_credentials(self, credentials: Credentials, owners: tuple[ResourceKey, ...]) -> None:
+        """Writes the agent's binding."""
+        del owners  # nothing collects bindings but `delete_credentials`
+        self._bindings.write(credentials)
+
+    async def delete_credentials(self, namespace: str, agent: str) -> None:
+        """Removes the agent's binding."""
+        self._bindings.delete(namespace, agent)
+
+    async def workload(self, group: ResourceKey) -> WorkloadSeen | None:
+        """The processes of a group, if they were ever applied."""
+        workload = self._workloads.get(group)
+        return workload.seen if workload is not None else None
+
+    async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
+        """Runs that many processes of the group's command."""
+        if self._closed:
+            return
+        key = group.key
+        binding = self._bindings.directory(key.namespace, group.agent_name)
+        command = command_of(group, binding, os.environ)
+        if command is None:
+            self._complain(key, "the template has no command, and its image is not run here")
+            await self.delete_workload(key)
+            return
+        self._complain(key, command.problem)
+        workload = self._workloads.get(key)
+        if workload is None:
+            workload = self._workloads[key] = Workload(
+                key.name,
+                tasks=self._tasks,
+                output=self._output,
+                reaper=self._reaper,
+                ended=partial(self._ended, key),
+            )
+        workload.apply(command, replicas)
+
+    async def delete_workload(self, group: ResourceKey) -> None:
+        """Ends the processes of a group."""
+        workload = self._workloads.pop(group, None)
+        if workload is not None:
+            workload.retire()
+
+    async def write_status(self, key: ResourceKey, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
+        """Shows a status that changed."""
+        self._resources.set_status(key, status)
+
+    async def set_finalizer(self, key: ResourceKey, *, present: bool) -> None:
+        """Keeps a resource that is removed from its file until what it stands for is gone, or lets it go."""
+        self._resources.set_finalizer(key, present=present)
+
+    async def emit(self, event: Event) -> None:
+        """Shows an event."""
+        self._resources.record(event)
+
+    def close(self) -> None:
+        """Lets all processes end in order, and starts none any more."""
+        self._closed = True
+        for workload in self._workloads.values():
+            workload.retire()
+
+    def _complain(self, key: ResourceKey, problem: str | None) -> None:
+        if problem is not None and self._complaints.get(key) != problem:
+            self._output.say(f"error: {self._resources.place(key)}: {key}: {problem}")
+        if problem is None:
+            self._complaints.pop(key, None)
+        else:
+            self._complaints[key] = problem

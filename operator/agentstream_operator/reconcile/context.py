@@ -1,0 +1,226 @@
+"""What all reconcilers share: the two ports, what is known, what is remembered, and looking at a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.cluster.port import Cluster, Event
+from agentstream_operator.plan.accounting import add_up, counters
+from agentstream_operator.plan.agents import AgentName
+from agentstream_operator.plan.findings import Notice, Plan
+from agentstream_operator.plan.observed import StreamSeen
+from agentstream_operator.plan.progress import follow, stalled
+from agentstream_operator.reconcile.access import Access
+from agentstream_operator.reconcile.memory import GroupMemory, Memory, StatusMemory, StreamMemory
+from agentstream_operator.reconcile.queue import Priority, WorkQueue
+from agentstream_operator.reconcile.status import StatusWriter
+from agentstream_operator.reconcile.store import Known, Store, agent_key
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import FINALIZER, ResourceKey
+
+FRESH = 1.5
+"""Seconds for which an observation may serve a plan that changes nothing."""
+
+_SMOOTHING = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """How often things are done, in seconds.
+
+    Attributes:
+        pulse: between two measurements of every stream.
+        janitor: between two passes of the janitor over a stream.
+        access: between two looks at users and routes.
+        resync: between two checks of a resource, ± 10 %.
+        numbers: between two writes of a status that only bring numbers up to date.
+        probe: for which the server may be silent.
+    """
+
+    pulse: float = 1.0
+    janitor: float = 5.0
+    access: float = 5.0
+    resync: float = 60.0
+    numbers: float = 30.0
+    probe: float = 3.0
+
+
+@dataclass(slots=True)
+class Backend:
+    """How the server was found last.
+
+    Attributes:
+        trouble: what its silence looks like; None while it answers. Before the first answer, that.
+        run_id: which process answered.
+        eviction: its eviction policy, if it may evict streams.
+    """
+
+    trouble: str | None = None
+    run_id: str | None = None
+    eviction: str | None = None
+
+
+@dataclass(slots=True)
+class Context:
+    """What all reconcilers share."""
+
+    broker: Broker
+    cluster: Cluster
+    installation: str
+    namespaces: frozenset[str] | None
+    now: Callable[[], datetime]
+    rhythm: Rhythm
+    store: Store
+    queue: WorkQueue[ResourceKey]
+    status: StatusWriter
+    access: Access
+    memory: Memory = field(default_factory=Memory)
+    backend: Backend = field(default_factory=Backend)
+    complete: bool = False
+    _looking: dict[ResourceKey, asyncio.Task[StreamSeen]] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[StreamSeen]] = field(default_factory=set)
+
+    async def decide(
+        self, stream: AgentStream | None, plan: Callable[[StreamSeen | None], Plan]
+    ) -> tuple[StreamSeen | None, Plan]:
+        """Plans on what is known of a stream, and on what is there now if the plan changes anything.
+
+        Args:
+            stream: what to look at, if there is anything.
+            plan: makes a plan of what was seen; of None without a stream and while the server does not answer.
+
+        Returns:
+            What the plan was made of, and the plan.
+
+        Raises:
+            AgentStreamError: as `Broker.observe`.
+        """
+        if stream is None or self.backend.trouble is not None:
+            return None, plan(None)
+        memory = self.memory.streams[stream.key]
+        if memory.seen is not None and asyncio.get_running_loop().time() - memory.seen_at < FRESH:
+            decided = plan(memory.seen)
+            if not decided.actions:
+                return memory.seen, decided
+        seen = await self.look(stream)
+        return seen, plan(seen)
+
+    async def look(self, stream: AgentStream) -> StreamSeen:
+        """What the server holds of a stream now.
+
+        Raises:
+            AgentStreamError: as `Broker.observe`.
+        """
+        looking = self._looking.get(stream.key)
+        if looking is None:
+            looking = asyncio.create_task(self._look(stream), name=f"look at {stream.stream_key}")
+            self._looking[stream.key] = looking
+            self._tasks.add(looking)
+            looking.add_done_callback(self._tasks.discard)
+        # others wait for the same answer
+        return await asyncio.shield(looking)
+
+    async def _look(self, stream: AgentStream) -> StreamSeen:
+        # all that ask before the question is sent share the answer; who asks later may have written meanwhile
+        await asyncio.sleep(0)
+        del self._looking[stream.key]
+        return await self.measure(stream)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def measure(self, stream: AgentStream) -> StreamSeen:
+        """Observes a stream, and brings up to date what is remembered of it and its groups."""
+        at = asyncio.get_running_loop().time()
+        groups = self.store.groups_of(stream.key)
+        seen = await self.broker.observe(stream.stream_key, [group.group_name for group in groups])
+        memory = self.memory.streams.get(stream.key)
+        if memory is not None and at >= memory.seen_at:
+            _follow_rate(memory, seen)
+            memory.seen, memory.seen_at = seen, at
+            for group in groups:
+                if group.key in self.memory.groups:
+                    _follow_group(self.memory.groups[group.key], group, seen)
+        return seen
+
+    def told(self, resource: Known) -> StatusMemory:
+        """What is remembered of a resource's status."""
+        if isinstance(resource, AgentStream):
+            return self.memory.streams[resource.key].told
+        return self.memory.groups[resource.key].told
+
+    def written(self, stream: ResourceKey) -> None:
+        """Notes that something was written to a stream: what was seen before no longer counts."""
+        memory = self.memory.streams[stream]
+        memory.seen, memory.seen_at = None, asyncio.get_running_loop().time()
+
+    async def apply(self, stream: ResourceKey, plan: Plan) -> tuple[Notice, ...]:
+        """Does the actions of a plan for a stream or a group of it. Returns what has happened then.
+
+        Raises:
+            AgentStreamError: the server could not be asked, or refused; actions after that were not done.
+        """
+        refused = False
+        for action in plan.actions:
+            try:
+                applied = await self.broker.apply(action)
+            finally:
+                self.written(stream)
+            refused = refused or applied.not_empty
+        return plan.refused if refused else plan.notices
+
+    def touch(self, names: Iterable[AgentName]) -> None:
+        """Lets agents be written again, since what they may do may have changed."""
+        for name in names:
+            self.memory.agents[name].changes += 1
+            self.queue.add(agent_key(name), Priority.EVENT)
+
+    def deleted_for(self, resource: Known) -> float:
+        """Seconds since the deletion of a resource."""
+        deletion = resource.metadata.deletion_timestamp
+        return (self.now() - deletion).total_seconds() if deletion is not None else 0.0
+
+    def queue_all(self, keys: Iterable[ResourceKey], priority: Priority) -> None:
+        """Lets keys be worked on."""
+        for key in keys:
+            self.queue.add(key, priority)
+
+    async def tell(self, about: ResourceKey, notices: Iterable[Notice]) -> None:
+        """Emits what has happened to a resource."""
+        for notice in notices:
+            await self.cluster.emit(Event(about, notice.reason, notice.message, notice.warning))
+
+    async def hold(self, resource: Known, *, wanted: bool) -> None:
+        """Adds or removes the finalizer where that is not how it is."""
+        told = self.told(resource)
+        present = FINALIZER in resource.metadata.finalizers if told.finalizer is None else told.finalizer
+        if wanted != present:
+            await self.cluster.set_finalizer(resource.key, present=wanted)
+            told.finalizer = wanted
+
+
+def _follow_rate(memory: StreamMemory, seen: StreamSeen) -> None:
+    before = memory.seen
+    if before is None or seen.now <= before.now:
+        return
+    rate = max(0, seen.added - before.added) * 1000 / (seen.now - before.now)
+    memory.rate += _SMOOTHING * (rate - memory.rate)
+
+
+def _follow_group(memory: GroupMemory, group: ConsumerGroup, seen: StreamSeen) -> None:
+    found = seen.groups[group.group_name]
+    memory.progress = follow(memory.progress, found, seen.now)
+    memory.stalled = stalled(memory.progress, found, group.spec.delivery.lease.milliseconds, seen.now)
+    after = counters(seen, found)
+    if memory.counters is not None:
+        memory.account = add_up(memory.account, memory.counters, after)
+    memory.counters = after

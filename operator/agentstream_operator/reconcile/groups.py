@@ -1,0 +1,113 @@
+"""Reconciles one ConsumerGroup: observe, plan, apply, consumers, status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentstream_operator.plan.agents import agents_of
+from agentstream_operator.plan.findings import NO_CONFLICT, Plan
+from agentstream_operator.plan.groups import STREAM_READY, GroupInput, plan_group
+from agentstream_operator.plan.observed import StreamSeen
+from agentstream_operator.plan.streams import managed
+from agentstream_operator.reconcile.consumers import measure_need, run_consumers, scaling_active
+from agentstream_operator.reconcile.context import Context
+from agentstream_operator.reconcile.memory import GroupMemory
+from agentstream_operator.reconcile.status import rounded
+from agentstream_operator.reconcile.store import stream_of
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import GROUP, ResourceKey
+
+
+async def reconcile_group(context: Context, key: ResourceKey) -> float | None:
+    """Makes a group as it is declared, and has as many consumers run as it should have.
+
+    Returns:
+        The seconds after which to look again, if that is known.
+
+    Raises:
+        AgentStreamError: the server could not be asked, or refused.
+    """
+    group = context.store.groups.get(key)
+    if group is None:
+        await context.cluster.delete_workload(key)
+        return None
+    stream = context.store.streams.get(stream_of(group))
+    seen, plan = await context.decide(stream, lambda seen: _plan(context, group, stream, seen))
+    if plan.finalizer:
+        await context.hold(group, wanted=True)
+    if plan.over:
+        await context.cluster.delete_workload(key)
+    notices = await context.apply(stream_of(group), plan)
+    if context.backend.trouble is None:
+        _remember(context, group, seen, plan)
+    await context.tell(key, notices)
+    if not plan.finalizer:
+        await context.hold(group, wanted=False)
+    if plan.over:
+        return None
+    memory = context.memory.groups[key]
+    if plan.actions:
+        return memory.told.next_round()
+    memory.told.rounds = 0
+    await run_consumers(context, group, in_effect=plan.findings[0].status == "True")
+    return await context.status.write(group, memory.told, plan.findings, _numbers(group, memory, seen))
+
+
+def _plan(
+    context: Context, group: ConsumerGroup, stream: AgentStream | None, seen: StreamSeen | None
+) -> Plan:
+    memory = context.memory.groups[group.key]
+    if seen is not None:
+        measure_need(context, group)
+    return plan_group(
+        GroupInput(
+            group=group,
+            installation=context.installation,
+            winner=context.store.group_winner(group),
+            stream=stream,
+            stream_winner=context.store.winner(stream) if stream is not None else None,
+            why_unreachable=context.backend.trouble,
+            seen=seen,
+            established=memory.established,
+            stream_lost=memory.stream_lost,
+            agents=context.memory.state_of(agents_of(group)),
+            history=context.memory.streams[stream.key].history if stream is not None else None,
+            stalled=memory.stalled,
+            scaling=scaling_active(group, memory),
+            crashing=memory.workload.crashing if memory.workload is not None else None,
+            deleted_for=context.deleted_for(group),
+        )
+    )
+
+
+def _remember(context: Context, group: ConsumerGroup, seen: StreamSeen | None, plan: Plan) -> None:
+    """Notes what came of a plan, and lets the agent be written if what it may do changed."""
+    memory = context.memory.groups[group.key]
+    found = seen.groups.get(group.group_name) if seen is not None else None
+    stream = context.store.streams.get(stream_of(group))
+    if seen is not None and seen.type == "none" and stream is not None and managed(stream):
+        # the stream is about to be there again; until then its agents keep what they may do
+        return
+    in_place = NO_CONFLICT in plan.findings and STREAM_READY in plan.findings
+    serves = in_place and (bool(plan.actions) or (found is not None and found.exists))
+    if serves:
+        memory.established = True
+        memory.stream_lost = memory.stream_lost and not plan.actions
+    if serves != memory.serves:
+        memory.serves = serves
+        context.touch(agents_of(group))
+
+
+def _numbers(group: ConsumerGroup, memory: GroupMemory, seen: StreamSeen | None) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"group": group.group_name}
+    if group.spec.template is not None:
+        numbers["selector"] = f"{GROUP}/group={group.metadata.name}"
+        numbers["replicas"] = memory.workload.ready if memory.workload is not None else 0
+        numbers["desired_replicas"] = memory.applied[0] if memory.applied is not None else 0
+    found = seen.groups.get(group.group_name) if seen is not None else None
+    if found is not None and found.exists:
+        numbers["backlog"] = rounded(found.backlog)
+        numbers["pending"] = rounded(found.pending)
+        numbers["dead_letters"] = rounded(found.dead)
+    return numbers

@@ -1,0 +1,157 @@
+"""Writing statuses: only what changed, live numbers rounded and rarely, and an event where something went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from agentstream_operator.cluster.port import Cluster, Event
+from agentstream_operator.plan.findings import Finding
+from agentstream_operator.reconcile.memory import Status, StatusMemory
+from agentstream_operator.reconcile.store import Known
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.status import (
+    AgentStreamStatus,
+    Condition,
+    ConditionType,
+    ConsumerGroupStatus,
+    Reason,
+    find_condition,
+    set_condition,
+)
+
+_ALARMS = frozenset(
+    {
+        Reason.WRONG_TYPE,
+        Reason.KEY_CLAIMED,
+        Reason.GROUP_CLAIMED,
+        Reason.KEY_NOT_ALLOWED,
+        Reason.CREDENTIALS_FAILED,
+        Reason.EVICTION_POLICY_WRONG,
+        Reason.HISTORY_SHORTENED,
+        Reason.HELD_BY_GROUP,
+        Reason.ADMISSION_CLOSED,
+        Reason.TRIMMED_UNSETTLED,
+        Reason.NO_PROGRESS,
+        Reason.CRASH_LOOP,
+        Reason.DEAD_LETTERS,
+    }
+)
+_SIGNIFICANT = 100
+_DERIVED = frozenset({"conditions", "observed_generation"})
+_PASSING = frozenset({Reason.RECONCILING})
+_PASSING_AT_FIRST = _PASSING | {Reason.STREAM_MISSING}
+_PATIENCE = 1.0
+
+
+def rounded(number: int) -> int:
+    """A live number as statuses show it: two significant digits."""
+    if number < _SIGNIFICANT:
+        return number
+    unit: int = 10 ** (len(str(number)) - 2)
+    return number // unit * unit
+
+
+class StatusWriter:
+    """Writes statuses through the port.
+
+    Args:
+        cluster: where they go.
+        now: the present time, with a time zone.
+        rarely: seconds between two writes that only bring numbers and messages up to date.
+    """
+
+    def __init__(self, cluster: Cluster, now: Callable[[], datetime], rarely: float) -> None:
+        self._cluster = cluster
+        self._now = now
+        self._rarely = rarely
+
+    async def write(
+        self, resource: Known, told: StatusMemory, findings: tuple[Finding, ...], numbers: dict[str, Any]
+    ) -> float | None:
+        """Writes the status if it changed.
+
+        Args:
+            resource: whose status it is.
+            told: what was written before.
+            findings: what the conditions are to say.
+            numbers: the other fields.
+
+        Returns:
+            Seconds after which to look again because a change of numbers was not written yet, or None.
+        """
+        status, clock = told.status, asyncio.get_running_loop().time()
+        generation = resource.metadata.generation
+        wait = _until_settled(told, findings, clock)
+        if wait > 0:
+            return wait
+        same = status is not None and status.observed_generation == generation and findings == told.findings
+        if same and all(getattr(status, name) == value for name, value in numbers.items()):
+            return None
+        if status is not None and status.observed_generation == generation:
+            moved = [f[:3] for f in findings] != [f[:3] for f in told.findings]
+            wait = told.written_at + self._rarely - clock
+            if not moved and wait > 0:
+                return wait
+        await self._alarm(resource, status, findings)
+        conditions = self._conditions(status, findings, generation)
+        kind = AgentStreamStatus if isinstance(resource, AgentStream) else ConsumerGroupStatus
+        numbers = {**_numbers(status), **numbers}
+        new: Status = kind(observed_generation=generation, conditions=conditions, **numbers)
+        if new != status:
+            await self._cluster.write_status(resource.key, new)
+        told.status, told.findings, told.written_at = new, findings, clock
+        return None
+
+    async def _alarm(self, resource: Known, status: Status | None, findings: tuple[Finding, ...]) -> None:
+        known = {(c.type, c.reason) for c in status.conditions} if status is not None else set()
+        for finding in findings:
+            if (
+                finding.reason in _ALARMS
+                and finding.kind is not ConditionType.READY
+                and (finding.kind, finding.reason) not in known
+            ):
+                await self._cluster.emit(
+                    Event(resource.key, finding.reason, finding.message or str(finding.kind), warning=True)
+                )
+
+    def _conditions(
+        self, status: Status | None, findings: tuple[Finding, ...], generation: int
+    ) -> tuple[Condition, ...]:
+        before = status.conditions if status is not None else ()
+        if any(f.kind is ConditionType.BACKEND_REACHABLE and f.status == "False" for f in findings):
+            # nothing new is known about the rest
+            conditions = before
+        else:
+            named = {finding.kind for finding in findings}
+            conditions = tuple(condition for condition in before if condition.type in named)
+        now = self._now()
+        for finding in findings:
+            present = find_condition(conditions, finding.kind)
+            if present is None or not _says(present, finding, generation):
+                conditions = set_condition(conditions, *finding, generation, now)
+        return conditions
+
+
+def _until_settled(told: StatusMemory, findings: tuple[Finding, ...], clock: float) -> float:
+    """Seconds for which a state that others are about to change is not worth a write."""
+    passing = _PASSING if told.status is not None else _PASSING_AT_FIRST
+    if findings[0].kind is not ConditionType.READY or findings[0].reason not in passing:
+        told.passing_since = None
+        return 0.0
+    if told.passing_since is None:
+        told.passing_since = clock
+    return told.passing_since + _PATIENCE - clock
+
+
+def _numbers(status: Status | None) -> dict[str, Any]:
+    if status is None:
+        return {}
+    return {name: getattr(status, name) for name in type(status).model_fields if name not in _DERIVED}
+
+
+def _says(condition: Condition, finding: Finding, generation: int) -> bool:
+    said = (condition.type, condition.status, condition.reason, condition.message)
+    return said == finding and condition.observed_generation == generation

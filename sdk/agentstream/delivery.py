@@ -1,0 +1,168 @@
+"""A message in a handler's hands, and what the handler may do with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from types import TracebackType
+
+from agentstream.backoff import retry_delay
+from agentstream.entries import Entry
+from agentstream.message import Message
+from agentstream.routes import Consumes
+from agentstream.settle import Settler
+from agentstream.triage import Reason
+
+_log = logging.getLogger("agentstream")
+
+
+class Retry(Exception):  # noqa: N818 - raised by a handler that says what is to happen, not that something is wrong
+    """Raised in a handler: try the message again later.
+
+    Args:
+        reason: why, for whoever reads the dead letter.
+        after: seconds from now; by the group's policy if None.
+    """
+
+    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.after = after
+
+
+class Reject(Exception):  # noqa: N818 - as above
+    """Raised in a handler: trying the message again is of no use, it becomes a dead letter.
+
+    Args:
+        reason: why, for whoever reads the dead letter.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Delivery:
+    """One attempt to handle one message.
+
+    It is settled exactly once: by the first of `ack`, `retry`, `dead_letter` and `release`. Each returns whether this
+    process still held the message; if not, because its lease had run out, somebody else handles it. Repeating the same
+    verb returns the same answer, another verb does nothing and returns False.
+
+    `async with delivery:` settles by how the block ends: normally with `ack`; by an exception with `retry`, which ends
+    as a dead letter after the group's `maxDeliveries`, and the exception goes no further than the log; by `Retry` or
+    `Reject` as these say; by cancellation with `release`.
+
+    Attributes:
+        message: the message.
+        stream: name of the AgentStream.
+        entry: id of the entry on the main stream, the same for every attempt.
+        attempt: the number of this attempt, counted from 1.
+    """
+
+    __slots__ = ("_entry", "_outcome", "_policy", "_settler", "_verb", "attempt", "entry", "message", "stream")
+
+    def __init__(self, entry: Entry, message: Message, policy: Consumes, settler: Settler) -> None:
+        self.message = message
+        self.stream = policy.stream
+        self.entry = entry.origin
+        self.attempt = entry.attempts
+        self._entry = entry
+        self._policy = policy
+        self._settler = settler
+        self._verb = ""
+        self._outcome: asyncio.Future[bool] | None = None
+
+    def __repr__(self) -> str:
+        """Says which message it is, not what is in it."""
+        return f"<Delivery of {self.message.type} {self.message.id} on {self.stream}, attempt {self.attempt}>"
+
+    @property
+    def held(self) -> bool:
+        """False once it is known that another consumer may have the message."""
+        return not self._entry.lost
+
+    @property
+    def settled(self) -> bool:
+        """Whether it was decided what becomes of the message."""
+        return self._outcome is not None
+
+    async def ack(self) -> bool:
+        """The message is handled."""
+        if self._outcome is None:
+            self._decide("ack", self._settler.ack(self._entry))
+        return await self._answer("ack")
+
+    async def retry(self, after: float | None = None, reason: str = "") -> bool:
+        """The message is to be tried again; after the group's last attempt it becomes a dead letter.
+
+        Args:
+            after: seconds from now; by the group's policy if None.
+            reason: why, for whoever reads the dead letter.
+        """
+        if self._outcome is None:
+            self._decide("retry", self._later(after, reason))
+        return await self._answer("retry")
+
+    async def dead_letter(self, reason: str) -> bool:
+        """Trying the message again is of no use. A group without dead letters tries it again after the longest delay.
+
+        Args:
+            reason: why, for whoever reads the dead letter.
+        """
+        if self._outcome is None:
+            self._decide("dead_letter", self._give_up(reason, ""))
+        return await self._answer("dead_letter")
+
+    async def release(self) -> bool:
+        """The message was not handled here: any consumer may have it at once, and no attempt is counted."""
+        if self._outcome is None:
+            self._decide("release", self._settler.release(self._entry))
+        return await self._answer("release")
+
+    async def __aenter__(self) -> Delivery:
+        """Starts handling."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Settles by how the block ended, unless it was settled in it."""
+        if isinstance(error, Exception):
+            await self._failed(error)
+            return True
+        if not self.settled:
+            await (self.ack() if error is None else self.release())
+        return False
+
+    async def _failed(self, error: Exception) -> None:
+        if self.settled:
+            if not isinstance(error, Retry | Reject):
+                _log.error("%r: failed after it was settled", self, exc_info=error)
+        elif isinstance(error, Retry):
+            await self.retry(error.after, error.reason)
+        elif isinstance(error, Reject):
+            await self.dead_letter(error.reason)
+        else:
+            _log.warning("%r: failed", self, exc_info=error)
+            await self.retry(reason=f"{type(error).__name__}: {error}")
+
+    def _later(self, after: float | None, reason: str) -> asyncio.Future[bool]:
+        if self._entry.attempts >= self._policy.max_deliveries:
+            return self._give_up(Reason.MAX_DELIVERIES, reason)
+        delay = retry_delay(self._policy, self.attempt, random.random()) if after is None else round(after * 1000)
+        return self._settler.retry(self._entry, max(delay, 0), "", reason)
+
+    def _give_up(self, reason: str, error: str) -> asyncio.Future[bool]:
+        return self._settler.give_up(self._entry, self._policy, reason, error)
+
+    def _decide(self, verb: str, outcome: asyncio.Future[bool]) -> None:
+        self._verb = verb
+        self._outcome = outcome
+
+    async def _answer(self, verb: str) -> bool:
+        """The outcome, if this verb decided it. It is carried out even if the caller is cancelled."""
+        if self._outcome is None or self._verb != verb:
+            return False
+        return await asyncio.shield(self._outcome)

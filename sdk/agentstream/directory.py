@@ -1,0 +1,91 @@
+"""The routes of a namespace as an agent sees them: read when needed, and again when they may have changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from agentstream.backoff import Pause
+from agentstream.errors import NoRoute, NotConsumer
+from agentstream.message import BROADCAST
+from agentstream.routes import Consumes, Produces, Route, decode_route
+from agentstream.routing import consumed_group, target
+from agentstream.wire import Wire
+
+_GOOD_FOR = 30.0
+_Found = TypeVar("_Found", Produces, Consumes)
+
+
+class Directory:
+    """Routes of one namespace.
+
+    Args:
+        wire: the connection to read them with.
+        key: the hash that has them.
+        agent: the agent that asks.
+    """
+
+    def __init__(self, wire: Wire, key: str, agent: str) -> None:
+        self._wire = wire
+        self._key = key
+        self._agent = agent
+        self._known: dict[str, tuple[Route | None, float]] = {}
+        self._connects = 0
+
+    def forget(self) -> None:
+        """What is known is to be read again: the server refused what it led to."""
+        self._known.clear()
+
+    async def target(self, to: str | None, stream: str | None, patience: float) -> Produces:
+        """The stream to add to, waiting up to `patience` seconds for the operator to declare it.
+
+        Raises:
+            NoRoute: there is none, or more than one.
+            ConnectionLost, AccessDenied, ServerRefused: as `Wire.call`.
+        """
+
+        async def find() -> Produces:
+            own = await self._route(self._agent)
+            other = None if to is None or to == BROADCAST else await self._route(to)
+            return target(self._agent, own, to, other, stream)
+
+        return await self._patiently(find, patience)
+
+    async def consumed(self, stream: str, group: str | None, patience: float) -> Consumes:
+        """The group to read, waiting up to `patience` seconds for the operator to declare it.
+
+        Raises:
+            NotConsumer: there is none, or more than one.
+            ConnectionLost, AccessDenied, ServerRefused: as `Wire.call`.
+        """
+
+        async def find() -> Consumes:
+            return consumed_group(self._agent, await self._route(self._agent), stream, group)
+
+        return await self._patiently(find, patience)
+
+    async def _patiently(self, find: Callable[[], Awaitable[_Found]], patience: float) -> _Found:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        pause = Pause(0.1, 1.0)
+        while True:
+            try:
+                return await find()
+            except (NoRoute, NotConsumer):
+                self.forget()
+                if loop.time() >= deadline:
+                    raise
+            await asyncio.sleep(min(pause.next(), max(deadline - loop.time(), 0)))
+
+    async def _route(self, agent: str) -> Route | None:
+        now = asyncio.get_running_loop().time()
+        if self._connects != self._wire.connects:
+            self.forget()
+        route, good_until = self._known.get(agent, (None, 0.0))
+        if now >= good_until:
+            data = await self._wire.call("HGET", self._key, agent)
+            self._connects = self._wire.connects
+            route = None if data is None else decode_route(data)
+            self._known[agent] = (route, now + _GOOD_FOR)
+        return route

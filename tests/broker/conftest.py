@@ -1,0 +1,25 @@
+"""A broker connected to the server of the test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis
+
+from agentstream_operator.broker.broker import Broker
+from support.servers import Server
+
+
+@pytest.fixture
+async def broker(server: Server) -> AsyncIterator[Broker]:
+    connected = await Broker.connect(server.url, installation="test")
+    yield connected
+    await connected.close()
+
+
+@pytest.fixture
+def admin(server: Server) -> Iterator[redis.Redis]:
+    """A plain client, for what neither operator nor agents would do."""
+    with server.admin() as client:
+        yield client

@@ -1,0 +1,104 @@
+"""One call says everything about a stream, and says so when it cannot be read."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from agentstream.errors import ProtocolError, ServerRefused
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.plan.actions import CreateGroup, CreateStream
+from agentstream_operator.plan.observed import GroupSeen
+from support.servers import Server
+
+KEY = "{t.seen}"
+
+
+async def test_a_missing_stream_has_no_type(server: Server, broker: Broker) -> None:
+    seen = await broker.observe(KEY, ("g",))
+    assert (seen.type, seen.length, seen.meta) == ("none", 0, {})
+    assert seen.groups == {"g": GroupSeen(exists=False)}
+
+
+async def test_a_key_of_another_type_is_named_as_such(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    admin.hset(KEY, "f", "v")
+    assert (await broker.observe(KEY, ())).type == "hash"
+    admin.delete(KEY)
+
+
+async def test_an_empty_stream_has_no_first_entry(server: Server, broker: Broker) -> None:
+    await broker.apply(CreateStream(KEY, {"name": "seen"}))
+    seen = await broker.observe(KEY, ())
+    assert (seen.type, seen.length, seen.first, seen.last) == ("stream", 0, None, "0-0")
+    assert seen.meta == {"name": "seen"}
+
+
+async def test_everything_of_a_declared_group_is_seen(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    await broker.apply(CreateStream(KEY, {"name": "seen"}))
+    await broker.apply(CreateGroup(KEY, "g", "0"))
+    ids = [admin.xadd(KEY, {"m": "x"}) for _ in range(5)]
+    admin.xreadgroup("g", "c", {KEY: ">"}, count=2)
+    for _ in range(2):
+        admin.xadd(f"{KEY}:retry:g", {"m": "x"})
+    admin.xreadgroup("g", "c", {f"{KEY}:retry:g": ">"}, count=1)
+    admin.zadd(f"{KEY}:delay:g", {"one": 2_000_000_000_000, "two": 2_000_000_000_001})
+    admin.xadd(f"{KEY}:dlq:g", {"m": "x"})
+    admin.hset(f"{KEY}:stats:g", "acked", 7)
+    admin.set(f"{KEY}:gate", 100)
+    seen = await broker.observe(KEY, ("g",))
+    assert (seen.length, seen.added, seen.first, seen.last, seen.gate) == (5, 5, ids[0], ids[-1], "100")
+    assert abs(seen.now - int(ids[-1].split("-")[0])) < 10_000
+    assert seen.groups["g"] == GroupSeen(
+        exists=True,
+        consumers=1,
+        pending=2,
+        last=ids[1],
+        read=2,
+        undelivered=3,
+        oldest_undelivered=ids[2],
+        oldest_pending=ids[0],
+        retry_ready=True,
+        retry_length=2,
+        retry_pending=1,
+        delayed=2,
+        next_due=2_000_000_000_000,
+        dead=1,
+        stats={"acked": "7", "base:read": "0", "base:settled": "0"},
+    )
+
+
+async def test_groups_that_nobody_declared_are_seen(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    admin.xadd(KEY, {"m": "x"})
+    admin.xgroup_create(KEY, "stranger", "0")
+    group = (await broker.observe(KEY, ())).groups["stranger"]
+    assert (group.exists, group.undelivered, group.retry_ready) == (True, 1, False)
+
+
+async def test_a_strangers_group_may_have_any_name(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    admin.xadd(KEY, {"m": "x"})
+    admin.execute_command("XGROUP", "CREATE", KEY, b'\xff"\n', "0")
+    assert list((await broker.observe(KEY, ())).groups) == ['�"\n']
+
+
+async def test_a_derived_key_of_another_type_is_an_error(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    admin.set(f"{KEY}:dlq:g", "x")
+    with pytest.raises(ServerRefused, match="WRONGTYPE"):
+        await broker.observe(KEY, ("g",))
+
+
+async def test_what_no_function_of_ours_wrote_is_named_as_unreadable(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    admin.zadd(f"{KEY}:delay:g", {"one": 1.5})
+    with pytest.raises(ProtocolError, match=r"\{t\.seen\}: .*next_due"):
+        await broker.observe(KEY, ("g",))

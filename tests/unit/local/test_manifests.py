@@ -1,0 +1,192 @@
+"""Manifests: what they declare, and one clear line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agentstream_operator.local.documents import read_documents
+from agentstream_operator.local.manifests import Manifests, load
+from agentstream_operator.resources.meta import ResourceKey
+
+STREAM = """apiVersion: agentstream.dev/v1alpha1
+kind: AgentStream
+metadata: {name: tasks}
+spec:
+  producers: [planner]
+"""
+GROUP = """apiVersion: agentstream.dev/v1alpha1
+kind: ConsumerGroup
+metadata:
+  name: coder
+spec:
+  streamRef: {name: tasks}
+"""
+
+
+def loaded(tmp_path: Path, text: str) -> Manifests:
+    (tmp_path / "m.yaml").write_text(text)
+    return load([tmp_path / "m.yaml"])
+
+
+def problems(tmp_path: Path, text: str) -> list[str]:
+    return [p.removeprefix(f"{tmp_path}/") for p in loaded(tmp_path, text).problems]
+
+
+def test_documents_of_a_file_are_read_in_order(tmp_path: Path) -> None:
+    found = loaded(tmp_path, f"{GROUP}---\n{STREAM}")
+    assert [str(key) for key in found.declared] == ["ConsumerGroup default/coder", "AgentStream default/tasks"]
+
+
+def test_each_resource_knows_its_place(tmp_path: Path) -> None:
+    found = loaded(tmp_path, f"{GROUP}---\n{STREAM}")
+    assert [d.place.line for d in found.declared.values()] == [1, 8]
+
+
+def test_files_of_a_directory_are_read_by_name(tmp_path: Path) -> None:
+    (tmp_path / "b.yml").write_text(STREAM)
+    (tmp_path / "a.yaml").write_text(GROUP)
+    (tmp_path / "notes.txt").write_text("{{{")
+    assert [key.name for key in load([tmp_path]).declared] == ["coder", "tasks"]
+
+
+def test_a_file_given_twice_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(STREAM)
+    assert not load([tmp_path, tmp_path / "m.yaml"]).problems
+
+
+def test_json_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(
+        '{"apiVersion":"agentstream.dev/v1alpha1","kind":"AgentStream","metadata":{"name":"t"}}'
+    )
+    assert load([tmp_path]).declared
+
+
+def test_items_of_a_list_are_resources(tmp_path: Path) -> None:
+    indented = "".join(f"    {line}\n" for line in STREAM.splitlines())
+    found = loaded(tmp_path, f"apiVersion: v1\nkind: List\nitems:\n  -\n{indented}")
+    assert list(found.declared) == [ResourceKey("AgentStream", "default", "tasks")]
+
+
+def test_a_list_without_items_declares_nothing(tmp_path: Path) -> None:
+    assert not loaded(tmp_path, "apiVersion: v1\nkind: List\n").declared
+
+
+def test_empty_documents_are_nothing(tmp_path: Path) -> None:
+    assert problems(tmp_path, f"---\n---\n{STREAM}---\n") == []
+
+
+def test_other_kinds_are_ignored(tmp_path: Path) -> None:
+    found = loaded(tmp_path, f"apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: x}}\n---\n{STREAM}")
+    assert list(found.ignored) == ["Deployment"]
+    assert not found.problems
+
+
+def test_an_unquoted_time_is_text(tmp_path: Path) -> None:
+    assert problems(tmp_path, f"{GROUP}  startFrom: 2026-01-31T12:00:00Z\n") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            STREAM.replace("producers", "producer"),
+            ["m.yaml:5: AgentStream default/tasks: spec.producer: unknown field (did you mean producers?)"],
+        ),
+        (
+            f"{STREAM}  retention:\n    minAge: 24x\n",
+            [
+                "m.yaml:7: AgentStream default/tasks: spec.retention.minAge: "
+                "'24x' is not a duration (write e.g. 24h, 1h30m)"
+            ],
+        ),
+        (
+            GROUP.replace("  streamRef: {name: tasks}", "  suspend: false"),
+            ["m.yaml:5: ConsumerGroup default/coder: spec.streamRef: is required"],
+        ),
+        (
+            STREAM.replace("v1alpha1", "v9"),
+            [
+                "m.yaml:1: AgentStream default/tasks: apiVersion: 'agentstream.dev/v9' is not supported"
+                " (write agentstream.dev/v1alpha1)"
+            ],
+        ),
+        (
+            STREAM.replace("AgentStream", "AgentStreem"),
+            [
+                "m.yaml:2: AgentStreem default/tasks: kind: 'AgentStreem' is not one of "
+                "AgentStream, ConsumerGroup"
+            ],
+        ),
+        ("- 1\n", ["m.yaml:1: Resource default/?: [1] is not a map of fields"]),
+        (f"{STREAM}spec: {{}}\n", ["m.yaml:6: spec is given twice, first on line 4"]),
+        (f"{STREAM}---\n{STREAM}", ["m.yaml:7: AgentStream default/tasks is declared twice, first at m.yaml:1"]),
+        ("a: [1\nb: 2\n", ["m.yaml:2: is no YAML: did not find expected ',' or ']'"]),
+        ("a: !!python/object:os.system x\n", None),
+        ("a: \x01\n", None),
+    ],
+)
+def test_each_mistake_is_one_line_with_its_place(
+    tmp_path: Path, text: str, expected: list[str] | None
+) -> None:
+    found = [p.replace(f"{tmp_path}/", "") for p in problems(tmp_path, text)]
+    if expected is None:
+        assert len(found) == 1
+        assert found[0].startswith("m.yaml")
+        assert "\n" not in found[0]
+    else:
+        assert found == expected
+
+
+def test_two_mistakes_are_two_lines(tmp_path: Path) -> None:
+    assert len(problems(tmp_path, f"{STREAM}  a: 1\n  b: 2\n")) == 2
+
+
+def test_a_mistake_in_a_list_has_its_line(tmp_path: Path) -> None:
+    text = f"{GROUP}  template:\n    spec:\n      containers:\n        - name: a\n        - name: B\n"
+    assert problems(tmp_path, text)[0].startswith("m.yaml:11: ConsumerGroup default/coder: spec.template")
+
+
+def test_an_alias_to_itself_is_a_mistake(tmp_path: Path) -> None:
+    assert len(problems(tmp_path, "a: &x [*x]\n")) == 1
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    assert load([tmp_path / "nowhere"]).problems == [f"{tmp_path}/nowhere: does not exist"]
+
+
+def test_a_directory_without_manifests_is_named(tmp_path: Path) -> None:
+    assert load([tmp_path]).problems == [f"{tmp_path}: holds no manifests (.yaml, .yml or .json files)"]
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_bytes(b"\xff\xfe\xfa")
+    assert load([tmp_path]).problems[0].startswith(f"{tmp_path}/m.yaml: is no text")
+
+
+def test_a_path_below_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(STREAM)
+    assert len(load([tmp_path / "m.yaml" / "x"]).problems) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable to root")
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_what_cannot_be_read_is_named(tmp_path: Path, what: str) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "m.yaml").write_text(STREAM)
+    locked = tmp_path / "d" if what == "directory" else tmp_path / "d" / "m.yaml"
+    locked.chmod(0)
+    try:
+        assert "cannot be read: Permission denied" in load([tmp_path / "d"]).problems[0]
+    finally:
+        locked.chmod(0o700)
+
+
+def test_a_field_that_is_not_there_stands_where_its_parent_stands(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(STREAM)
+    document = read_documents(tmp_path / "m.yaml")[0]
+    assert document.at("spec.retention.minAge").line == 4
+    assert document.at("spec.producers[7]").line == 5
+    assert document.at("nothing").line == 1

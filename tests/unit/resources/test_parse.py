@@ -1,0 +1,187 @@
+"""Errors of manifests: one line per problem, with the path of the field and what to write instead."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from types import MappingProxyType
+
+import pytest
+
+from agentstream_operator.resources.parse import InvalidResource, parse_resource
+from unit.resources.manifests import API_VERSION, a_group, a_stream, a_template
+
+STREAM = "AgentStream default/tasks: "
+GROUP = "ConsumerGroup default/coder: "
+CASES = [
+    (
+        a_stream(retention={"minAge": "12x"}),
+        STREAM + "spec.retention.minAge: '12x' is not a duration (write e.g. 24h, 1h30m)",
+    ),
+    (a_stream(retention={"minAge": "1ms"}), STREAM + "spec.retention.minAge: must be at least 1s"),
+    (
+        a_stream(retention={"maxlen": 4}),
+        STREAM + "spec.retention.maxlen: unknown field (did you mean maxLength?)",
+    ),
+    (
+        a_stream(minAge="3h"),
+        STREAM + "spec.minAge: unknown field (did you mean spec.retention.minAge?)",
+    ),
+    (
+        a_group(autoscaling={"zzz": 1}, template=a_template()),
+        GROUP + "spec.autoscaling.zzz: unknown field "
+        "(known here: minReplicas, maxReplicas, targetBacklog, scaleDownAfter)",
+    ),
+    (
+        a_group(template={**a_template(), "metadata": {"label": {}}}),
+        GROUP + "spec.template.metadata.label: unknown field (did you mean labels?)",
+    ),
+    ({**a_stream(), "specs": {}}, STREAM + "specs: unknown field (did you mean spec?)"),
+    (
+        a_stream(retention={"onFull": "Drop"}),
+        STREAM
+        + "spec.retention.onFull: 'Drop' is not one of 'TrimAcknowledged', 'Backpressure' or 'TrimOldest'",
+    ),
+    (a_stream(retention={"maxLength": 0}), STREAM + "spec.retention.maxLength: must be at least 1, not 0"),
+    (
+        a_stream(retention={"maxLength": "10"}),
+        STREAM + "spec.retention.maxLength: '10' is not a whole number",
+    ),
+    (a_stream(broadcast="yes"), STREAM + "spec.broadcast: 'yes' is not true or false"),
+    (a_stream(key=5), STREAM + "spec.key: 5 is not text (put it in quotes)"),
+    (
+        a_stream(key="a b"),
+        STREAM + "spec.key: 'a b' is not a stream key (at most 200 of A-Z, a-z, 0-9 and ._:{}-)",
+    ),
+    (a_stream(producers="planner"), STREAM + "spec.producers: 'planner' is not a list"),
+    (a_stream(producers=["a", "b", "a"]), STREAM + "spec.producers: 'a' is listed twice"),
+    (a_stream(producers=["a"] * 257), STREAM + "spec.producers: may list at most 256"),
+    (
+        a_stream(producers=["A"]),
+        STREAM + "spec.producers[0]: 'A' is not a DNS label "
+        "(at most 63 of a-z, 0-9 and '-', with a letter or digit at both ends)",
+    ),
+    (a_group(delivery=5), GROUP + "spec.delivery: 5 is not a map of fields"),
+    (
+        a_group(delivery={"maxDeliveries": 101}),
+        GROUP + "spec.delivery.maxDeliveries: must be at most 100, not 101",
+    ),
+    (
+        a_group(delivery={"backoff": {"factor": "2"}}),
+        GROUP + "spec.delivery.backoff.factor: '2' is not a number",
+    ),
+    (
+        a_group(delivery={"backoff": {"initial": "1h"}}),
+        GROUP + "spec.delivery.backoff: initial must not exceed max",
+    ),
+    (
+        a_group(template={"spec": {"containers": []}}),
+        GROUP + "spec.template.spec.containers: must list at least 1",
+    ),
+    (
+        a_group(template=a_template(env=[{"name": ""}])),
+        GROUP + "spec.template.spec.containers[0].env[0].name: must have 1 characters or more",
+    ),
+    (
+        a_group(template={**a_template(), "metadata": {"labels": {"a": "b" * 64}}}),
+        GROUP + "spec.template.metadata.labels.a: may have at most 63 characters",
+    ),
+    (
+        a_group(template={**a_template(), "metadata": {"labels": [1]}}),
+        GROUP + "spec.template.metadata.labels: [1] is not a map",
+    ),
+    (
+        a_group(startFrom="2023-02-29T00:00:00Z"),
+        GROUP + "spec.startFrom: '2023-02-29T00:00:00Z' is not a time that exists",
+    ),
+    ({**a_group(), "spec": {}}, GROUP + "spec.streamRef: is required"),
+    (
+        a_group(replicas=1, autoscaling={}),
+        GROUP
+        + "spec: replicas must be absent where autoscaling is set\n"
+        + GROUP
+        + "spec: replicas and autoscaling "
+        "need a template: without one there is nothing to scale",
+    ),
+    (
+        {**a_stream(), "kind": "Widget"},
+        "Widget default/tasks: kind: 'Widget' is not one of AgentStream, ConsumerGroup",
+    ),
+    ({"metadata": 3}, "Resource default/?: kind: None is not one of AgentStream, ConsumerGroup"),
+    ({"kind": ["a"]}, "['a'] default/?: kind: ['a'] is not one of AgentStream, ConsumerGroup"),
+    (
+        {**a_stream(), "apiVersion": "agentstream.dev/v1"},
+        STREAM + f"apiVersion: 'agentstream.dev/v1' is not supported (write {API_VERSION})",
+    ),
+    (
+        {**a_stream(), "metadata": {"name": "tasks", "annotations": {"a": 1}}},
+        STREAM + "metadata.annotations.a: 1 is not text (put it in quotes)",
+    ),
+    (a_stream(key=None, retention={3: 4}), STREAM + "spec.retention[3]: Keys should be strings"),
+    (["a"], "Resource default/?: ['a'] is not a map of fields"),
+]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"), CASES, ids=[message.split(": ", 1)[1] for _, message in CASES]
+)
+def test_a_problem_is_told_in_one_line(manifest, message):
+    with pytest.raises(InvalidResource) as caught:
+        parse_resource(manifest)
+    assert str(caught.value) == message
+
+
+def test_several_problems_are_told_at_once():
+    manifest = a_stream(retention={"minAge": "12x", "maxLength": 0}, broadcast=1)
+    manifest["metadata"]["namespace"] = "team-a"
+    with pytest.raises(InvalidResource) as caught:
+        parse_resource(manifest)
+    assert caught.value.subject == "AgentStream team-a/tasks"
+    assert caught.value.problems == (
+        "spec.retention.minAge: '12x' is not a duration (write e.g. 24h, 1h30m)",
+        "spec.retention.maxLength: must be at least 1, not 0",
+        "spec.broadcast: 1 is not true or false",
+    )
+
+
+def test_a_long_value_is_cut_in_the_message():
+    with pytest.raises(InvalidResource) as caught:
+        parse_resource(a_stream(retention={"minAge": "x" * 1_000}))
+    assert len(str(caught.value)) < 200
+
+
+def test_any_mapping_will_do():
+    manifest = {**a_stream(), "spec": MappingProxyType({"producers": ("planner",)})}
+    assert parse_resource(MappingProxyType(manifest)).spec.producers == ("planner",)
+
+
+def test_a_time_that_yaml_has_read_as_one_is_taken():
+    noon = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    assert parse_resource(a_group(startFrom=noon)).spec.start_from == "2026-11-22T12:00:00Z"
+    with pytest.raises(InvalidResource, match="'2026-11-22' is not Beginning, End, an entry id"):
+        parse_resource(a_group(startFrom=date(2026, 11, 22)))
+
+
+def test_conditions_in_words_of_another_version_are_left_out():
+    known = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "Ready",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+        "newField": 1,
+    }
+    others = [{**known, "type": "Novel"}, {**known, "reason": "Novel"}, {**known, "reason": ["a"]}, "junk"]
+    stream = parse_resource({**a_stream(), "status": {"conditions": [*others, known], "novel": 1}})
+    assert [condition.type for condition in stream.status.conditions] == ["Ready"]
+
+
+def test_a_condition_without_a_known_status_is_a_problem():
+    broken = {
+        "type": "Ready",
+        "status": "Maybe",
+        "reason": "Ready",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    with pytest.raises(
+        InvalidResource, match=r"status\.conditions\[0\]\.status: Input should be 'True', 'False'"
+    ):
+        parse_resource({**a_stream(), "status": {"conditions": [broken]}})
