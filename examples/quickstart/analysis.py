@@ -1,8 +1,9 @@
 """What is computed about a file, and how alike two files are. Pure: content in, figures out.
 
-Likeness is the share of five-word runs ("shingles") that two texts have in common (Jaccard). A file is represented by a
-sketch, the smallest hashes of its shingles, which is enough to estimate that share: the smallest of two sketches
-together are a random sample of all shingles of the two files (Broder 1997, On the resemblance of documents).
+Two texts are as similar as the share of runs of five words ("shingles") that they have in common. A file is
+represented by a sketch, the smallest hashes of its shingles, which is enough to estimate that share: the smallest of
+two sketches together are a random sample of the shingles of both (Broder 1997, On the resemblance and containment of
+documents).
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def sketch(words: Sequence[str]) -> list[int]:
 
 
 def similarity(one: Sequence[int], other: Sequence[int]) -> float:
-    """The estimated share of common shingles, 0 to 1, from two sketches; exact for texts that fit into theirs."""
+    """The share of common shingles, 0 to 1, estimated from two sketches; exact for short texts."""
     sample = set(sorted({*one, *other})[:SKETCH])
     return len(sample.intersection(one).intersection(other)) / len(sample) if sample else 0.0
 

@@ -1,7 +1,7 @@
 """What the reporter knows of the newest run, in a file: it acknowledges a message only after it stands here.
 
-A run is named by the id that the server gave to the event that started it, so a later run has a higher name. Messages
-come in any order and more than once: a result counts by its path, and what belongs to an older run is left out.
+A run is named by the id that the server gave to the event that started it, so a later run has a higher name.
+Messages come in any order, some more than once: a result counts once per path, and an older run not at all.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class Journal:
     def complete(self) -> bool:
         """Whether there is a result for every file."""
         return self.started is not None and self.results.keys() >= set(self.started["files"])
+
+    @property
+    def root(self) -> str:
+        """The directory that the run is about."""
+        return str(self.started["root"]) if self.started is not None else ""
 
     def add(self, record: Record) -> None:
         """Notes a record; it is on the disk when this returns.

@@ -22,18 +22,27 @@ def render(run: str, root: str, analyses: Iterable[Analysis], analysts: Mapping[
     read = [a for a in every if not a.problem]
     started = datetime.fromtimestamp(int(run.partition("-")[0]) / 1000, UTC)
     sections = [
-        f"# What is in {_plain(root)}",
-        f"Run {run}, started {started:%Y-%m-%d %H:%M:%S} UTC: {len(every)} files,"
-        f" {sum(a.size for a in read):,} bytes, {sum(a.lines for a in read):,} lines,"
-        f" {sum(a.words for a in read):,} words.",
-        *_section("Comments by language", ("language", "files", "code", "comment", "share"), _languages(read)),
+        f"# What is in {_code(root)}",
+        f"Run {run} of {started:%Y-%m-%d %H:%M:%S} UTC: {_totals(every)}.",
+        *_section(
+            "Comments by language", ("language", "files", "code", "comment", "share"), _languages(read)
+        ),
         *_section("Near-duplicates", ("similarity", "file", "file"), _duplicates(read)),
         *_section("Who did the work", ("process", "files"), _work(analysts)),
         *_section("Documents", ("document", "title", "headings"), _documents(read)),
         *_section("Files by size", ("file", "language", "bytes", "lines", "words"), _files(read)),
-        *_section("Could not be read", ("file", "why"), ((a.path, a.problem) for a in every if a.problem)),
+        *_section(
+            "Could not be read",
+            ("file", "why"),
+            ((_code(a.path), _plain(a.problem)) for a in every if a.problem),
+        ),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _totals(analyses: Sequence[Analysis]) -> str:
+    size, lines, words = (sum(column) for column in zip(*((a.size, a.lines, a.words) for a in analyses), strict=True))
+    return f"{len(analyses)} files, {size:,} bytes, {lines:,} lines, {words:,} words"
 
 
 def _languages(analyses: Sequence[Analysis]) -> Iterable[tuple[object, ...]]:
@@ -49,7 +58,7 @@ def _languages(analyses: Sequence[Analysis]) -> Iterable[tuple[object, ...]]:
 
 
 def _duplicates(analyses: Sequence[Analysis]) -> Iterable[tuple[object, ...]]:
-    return ((f"{share:.0%}", one, other) for share, one, other in near_duplicates(analyses))
+    return ((f"{share:.0%}", _code(one), _code(other)) for share, one, other in near_duplicates(analyses))
 
 
 def _work(analysts: Mapping[str, str]) -> Iterable[tuple[object, ...]]:
@@ -57,11 +66,12 @@ def _work(analysts: Mapping[str, str]) -> Iterable[tuple[object, ...]]:
 
 
 def _documents(analyses: Sequence[Analysis]) -> Iterable[tuple[object, ...]]:
-    return sorted((a.path, a.headings[0], len(a.headings)) for a in analyses if a.headings)
+    documents = sorted((a.path, a.headings) for a in analyses if a.headings)
+    return ((_code(path), _plain(headings[0]), len(headings)) for path, headings in documents)
 
 
 def _files(analyses: Sequence[Analysis]) -> Iterable[tuple[object, ...]]:
-    return ((a.path, a.language, f"{a.size:,}", f"{a.lines:,}", f"{a.words:,}") for a in analyses)
+    return ((_code(a.path), a.language, f"{a.size:,}", f"{a.lines:,}", f"{a.words:,}") for a in analyses)
 
 
 def _section(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> tuple[str, ...]:
@@ -73,9 +83,15 @@ def _section(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def _row(cells: Iterable[object]) -> str:
-    return f"| {' | '.join(_plain(str(cell)) for cell in cells)} |"
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _code(text: str) -> str:
+    """The text as it is, in a cell."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text).replace("|", "\\|")
+    return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
 
 
 def _plain(text: str) -> str:
-    """The text as itself in a cell, whatever Markdown would make of it."""
-    return "".join(f"\\{char}" if char in "\\`*_<>[]|#" else char for char in text)
+    """The text in a cell, whatever Markdown would make of it."""
+    return "".join(f"\\{char}" if char in "\\`*_<>[]|" else char for char in text)

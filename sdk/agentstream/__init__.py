@@ -1,1 +1,93 @@
-"""Durable messages between software agents over Redis and Valkey streams."""
+"""Durable messages between software agents over Redis and Valkey streams.
+
+Importing the package costs next to nothing: a name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentstream.agent import Agent
+    from agentstream.consume import Deliveries
+    from agentstream.delivery import Delivery, Reject, Retry
+    from agentstream.errors import (
+        AccessDenied,
+        AgentStreamError,
+        Backpressure,
+        ConnectionLost,
+        InvalidMessage,
+        NoRoute,
+        NotConsumer,
+        ProtocolError,
+        ServerRefused,
+        SettingsError,
+        StreamMissing,
+    )
+    from agentstream.message import Message, message_schema
+    from agentstream.send import SentMessage
+    from agentstream.settings import Settings
+    from agentstream.triage import Reason
+
+__all__ = [
+    "AccessDenied",
+    "Agent",
+    "AgentStreamError",
+    "Backpressure",
+    "ConnectionLost",
+    "Deliveries",
+    "Delivery",
+    "InvalidMessage",
+    "Message",
+    "NoRoute",
+    "NotConsumer",
+    "ProtocolError",
+    "Reason",
+    "Reject",
+    "Retry",
+    "SentMessage",
+    "ServerRefused",
+    "Settings",
+    "SettingsError",
+    "StreamMissing",
+    "message_schema",
+]
+
+_HOMES = {
+    "agent": ("Agent",),
+    "consume": ("Deliveries",),
+    "delivery": ("Delivery", "Reject", "Retry"),
+    "errors": (
+        "AccessDenied",
+        "AgentStreamError",
+        "Backpressure",
+        "ConnectionLost",
+        "InvalidMessage",
+        "NoRoute",
+        "NotConsumer",
+        "ProtocolError",
+        "ServerRefused",
+        "SettingsError",
+        "StreamMissing",
+    ),
+    "message": ("Message", "message_schema"),
+    "send": ("SentMessage",),
+    "settings": ("Settings",),
+    "triage": ("Reason",),
+}
+_home_of = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first used (PEP 562)."""
+    if name not in _home_of:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_home_of[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,8 @@
 """Deliveries that wait for a handler, and which of them may start: a pure decision.
 
-A message that fails again and again may be one that takes its process down. From its third attempt on it therefore
-runs alone: it starts when nothing else runs, or after waiting for that as long as a lease, and nothing else starts
-before it is settled.
+A message that fails again and again may be one that takes its process down. From its third attempt on it
+therefore runs alone: it starts when nothing else runs, or after waiting for that as long as a lease, and
+nothing else starts before it is settled.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ class Buffer:
         """How many wait."""
         return len(self._ordinary) + len(self._suspect)
 
+    @property
+    def patience_ends(self) -> float | None:
+        """When a suspect that waits for others to end starts anyway; None if none waits."""
+        return None if self._suspect_since is None else self._suspect_since + self.patience
+
     def put(self, waiting: Waiting) -> None:
         """Adds a delivery."""
         is_suspect = waiting.entry.next_attempt >= ALONE_FROM
@@ -79,11 +84,14 @@ class Buffer:
             for waiting in queue:
                 if waiting.entry is entry:
                     queue.remove(waiting)
-                    return
+                    break
+        if not self._suspect:
+            self._suspect_since = None
 
     def clear(self) -> list[Entry]:
         """Removes and returns everything that waits."""
         entries = [waiting.entry for queue in (self._ordinary, self._suspect) for waiting in queue]
         self._ordinary.clear()
         self._suspect.clear()
+        self._suspect_since = None
         return entries

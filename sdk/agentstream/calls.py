@@ -1,4 +1,4 @@
-"""The commands of one consumer of one group: the arguments of the library's functions stand here and nowhere else."""
+"""The commands of one consumer of one group: how the library's functions are called stands only here."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class GroupCalls:
         return ("XREADGROUP", *who, "COUNT", count, "BLOCK", block, "STREAMS", *streams)
 
     def take(self, source: Source, prefix: str, start: str, count: int) -> Command:
-        """What this consumer and others with the same prefix hold; replies `[next start, [[id, counter, fields]]]`."""
+        """What this consumer and others of the prefix hold; replies `[next start, [[id, counter, fields]]]`."""
         return self._call("as1_take", source, self._stats, int(source.retry), prefix, start, count)
 
     def sweep(self, lease: int, interval: int, count: int) -> Command:
-        """Moves due retries and claims stalled entries; replies `[moved, entries, entries of the retry stream]`."""
+        """Moves due retries and claims stalled entries; replies `[moved, entries, entries of retries]`."""
         keys = (self._stats, self._delay, self.retries.key)
         return self._call("as1_sweep", self.main, *keys, lease, interval, count)
 
@@ -61,7 +61,7 @@ class GroupCalls:
         return self._call("as1_renew", source, self._stats, int(source.retry), *_held(entries))
 
     def release(self, source: Source, entries: Iterable[Entry], *, uncount: bool) -> Command:
-        """Hands entries back, with `uncount` as if they had not been delivered; replies with a code for each."""
+        """Hands entries back, with `uncount` as if they had never come; replies with a code for each."""
         where = (self._stats, int(source.retry), int(uncount))
         return self._call("as1_release", source, *where, *_held(entries))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from agentstream.backoff import Pause
 from agentstream.delivery import Delivery
@@ -18,7 +20,6 @@ from agentstream.trouble import Trouble
 from agentstream.wire import Wire
 
 _ROUTE_PATIENCE = 10.0
-_FAREWELL = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,11 @@ class Consumption:
         self._stream = stream
         self._group = group
         self._concurrency = concurrency
-        self._run: asyncio.Task[None] | None = None
+        self._life: asyncio.Task[None] | None = None
         self._dispatch: Dispatch | None = None
         self._opened = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._error: BaseException | None = None
 
     async def next(self) -> Delivery:
         """The next delivery.
@@ -72,13 +74,177 @@ class Consumption:
         Raises:
             StopAsyncIteration: there will be no more: it was stopped.
             NotConsumer: the agent consumes no such group.
+            AgentStreamError: this process consumes the group already.
         """
-        if self._run is None and not self._stopping.is_set():
-            self._run = asyncio.create_task(self._live(), name=f"consume {self._stream}")
-        await self._opened.wait() if not self._opened.is_set() and self._run else None
+        if self._life is None and not self._stopping.is_set():
+            self._life = asyncio.create_task(self._live(), name=f"consume {self._stream}")
+        if self._life is not None:
+            await self._opened.wait()
         delivery = None if self._dispatch is None else await self._dispatch.next()
         if delivery is not None:
             return delivery
-        if self._run is not None and self._run.done() and not self._run.cancelled():
-            self._run.result()
+        if self._error is not None:
+            raise self._error
         raise StopAsyncIteration
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left of it."""
+        return self._stopping.is_set() and (self._life is None or self._life.done())
+
+    def stop(self) -> None:
+        """Reads nothing more and hands back what no handler has; handlers may go on."""
+        self._stopping.set()
+
+    async def aclose(self) -> None:
+        """Stops, hands back what handlers have, too, and waits until nothing is left."""
+        self.stop()
+        if self._dispatch is not None:
+            await self._dispatch.abandon()
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Waits until it is stopped, and everything settled or handed back."""
+        if self._life is not None:
+            await asyncio.wait({self._life})
+
+    async def _live(self) -> None:
+        """From the first delivery that is asked for to the last that is settled."""
+        try:
+            policy = await self._find()
+            if policy is None:
+                return
+            group = (policy.key, policy.group)
+            await self._be_the_only(group)
+            self._consumer.consumed[group] = self
+            try:
+                await self._consume(policy)
+            finally:
+                del self._consumer.consumed[group]
+        except AgentStreamError as error:
+            self._error = error
+        finally:
+            self._opened.set()
+
+    async def _find(self) -> Consumes | None:
+        """The group's route, however long the server cannot be reached; None if it was stopped before.
+
+        Raises:
+            NotConsumer: the operator declares no such group.
+        """
+        trouble, pause = Trouble(f"look up who consumes {self._stream}"), Pause(0.1, 2.0)
+        while not self._stopping.is_set():
+            try:
+                # in short waits, so that it can be stopped
+                return await self._consumer.directory.consumed(self._stream, self._group, _ROUTE_PATIENCE)
+            except NotConsumer:
+                raise
+            except AgentStreamError as error:
+                trouble.met(error)
+            await asyncio.sleep(pause.next())
+        return None
+
+    async def _be_the_only(self, group: tuple[str, str]) -> None:
+        """Waits for an earlier consumption of the group to end: both would go by one name on the server."""
+        earlier = self._consumer.consumed.get(group)
+        if earlier is None:
+            return
+        if not earlier._stopping.is_set():  # noqa: SLF001 - of the same class
+            raise AgentStreamError(
+                f"this process consumes {self._stream} already: iterate over one stream_consume in several tasks"
+            )
+        await earlier.ended()
+
+    async def _consume(self, policy: Consumes) -> None:
+        who = self._consumer
+        reading = who.reading(policy.stream)
+        dispatch = Dispatch(
+            agent=who.agent,
+            policy=policy,
+            consumer=who.name,
+            concurrency=self._concurrency,
+            settle_call=who.write.call,
+            control_call=who.control.call,
+            on_doubt=lambda: intake.doubt(),  # noqa: PLW0108 - is made below
+            on_delayed=lambda seconds: intake.sweep_after(seconds),  # noqa: PLW0108 - the same
+        )
+        intake = Intake(
+            reading=reading,
+            control=who.control,
+            calls=dispatch.calls,
+            leases=dispatch.leases,
+            slots=dispatch.slots,
+            accept=dispatch.accept,
+            refresh=self._refresh,
+            pod_prefix=who.pod_prefix,
+        )
+        self._dispatch = dispatch
+        self._opened.set()
+        keeping = asyncio.create_task(dispatch.leases.keep())
+        fetching = asyncio.create_task(intake.run())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({keeping, fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._stopping.set()
+            for task in (fetching, stopping):
+                task.cancel()
+            for outcome in await asyncio.gather(fetching, stopping, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    self._error = outcome
+            dispatch.close()
+            await reading.close()
+            await intake.release_strays(dispatch.settler.release)
+            await dispatch.hand_back()
+            await dispatch.ended()
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    async def _refresh(self) -> None:
+        """Follows changes of the group's policy; a group that is not declared any more keeps its last one."""
+        if self._dispatch is None:
+            return
+        with contextlib.suppress(NotConsumer):
+            policy = await self._consumer.directory.consumed(self._stream, self._group, 0)
+            if policy.key == self._dispatch.policy.key:
+                self._dispatch.follow(policy)
+
+
+class Deliveries(AsyncIterator[Delivery]):
+    """The deliveries of one group: iterate over them, from as many tasks as are to work at the same time.
+
+    Iteration ends when the agent stops. Leaving it hands back what was read ahead: at once with `aclose`, or
+    where `async with` ends, and soon after nothing refers to the iterator any more.
+    """
+
+    def __init__(self, consumption: Consumption) -> None:
+        self._consumption = consumption
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def __anext__(self) -> Delivery:
+        """The next delivery.
+
+        Raises:
+            NotConsumer: the agent consumes no such group; the message says what is declared.
+        """
+        self._loop = asyncio.get_running_loop()
+        return await self._consumption.next()
+
+    async def aclose(self) -> None:
+        """Ends the iteration, and hands back everything that is not settled."""
+        await self._consumption.aclose()
+
+    async def __aenter__(self) -> Self:
+        """The deliveries; closes them at the end."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes them."""
+        await self.aclose()
+
+    def __del__(self) -> None:
+        """Stops reading for a loop that was left with `break`."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._consumption.stop)

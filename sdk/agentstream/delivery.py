@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from types import TracebackType
+from typing import Self
 
-from agentstream.backoff import retry_delay
+from agentstream.backoff import retry_delay, unit
 from agentstream.entries import Entry
 from agentstream.message import Message
 from agentstream.routes import Consumes
@@ -17,7 +17,8 @@ from agentstream.triage import Reason
 _log = logging.getLogger("agentstream")
 
 
-class Retry(Exception):  # noqa: N818 - raised by a handler that says what is to happen, not that something is wrong
+class Retry(Exception):  # noqa: N818 - raised by a handler that says what is to happen, not that something is
+wrong
     """Raised in a handler: try the message again later.
 
     Args:
@@ -46,13 +47,13 @@ class Reject(Exception):  # noqa: N818 - as above
 class Delivery:
     """One attempt to handle one message.
 
-    It is settled exactly once: by the first of `ack`, `retry`, `dead_letter` and `release`. Each returns whether this
-    process still held the message; if not, because its lease had run out, somebody else handles it. Repeating the same
-    verb returns the same answer, another verb does nothing and returns False.
+    It is settled exactly once: by the first of `ack`, `retry`, `dead_letter` and `release`. Each returns
+    whether this process still held the message; if not, because its lease had run out, somebody else handles
+    it. Repeating the same verb returns the same answer, another verb does nothing and returns False.
 
-    `async with delivery:` settles by how the block ends: normally with `ack`; by an exception with `retry`, which ends
-    as a dead letter after the group's `maxDeliveries`, and the exception goes no further than the log; by `Retry` or
-    `Reject` as these say; by cancellation with `release`.
+    `async with delivery:` settles by how the block ends: normally with `ack`; by an exception with `retry`,
+    which ends as a dead letter after the group's `maxDeliveries`, and the exception goes no further than the
+    log; by `Retry` or `Reject` as these say; by cancellation with `release`.
 
     Attributes:
         message: the message.
@@ -61,7 +62,17 @@ class Delivery:
         attempt: the number of this attempt, counted from 1.
     """
 
-    __slots__ = ("_entry", "_outcome", "_policy", "_settler", "_verb", "attempt", "entry", "message", "stream")
+    __slots__ = (
+        "_entry",
+        "_outcome",
+        "_policy",
+        "_settler",
+        "_verb",
+        "attempt",
+        "entry",
+        "message",
+        "stream",
+    )
 
     def __init__(self, entry: Entry, message: Message, policy: Consumes, settler: Settler) -> None:
         self.message = message
@@ -106,7 +117,8 @@ class Delivery:
         return await self._answer("retry")
 
     async def dead_letter(self, reason: str) -> bool:
-        """Trying the message again is of no use. A group without dead letters tries it again after the longest delay.
+        """Trying the message again is of no use. A group without dead letters tries it again after the
+        longest delay.
 
         Args:
             reason: why, for whoever reads the dead letter.
@@ -121,7 +133,7 @@ class Delivery:
             self._decide("release", self._settler.release(self._entry))
         return await self._answer("release")
 
-    async def __aenter__(self) -> Delivery:
+    async def __aenter__(self) -> Self:
         """Starts handling."""
         return self
 
@@ -151,7 +163,9 @@ class Delivery:
     def _later(self, after: float | None, reason: str) -> asyncio.Future[bool]:
         if self._entry.attempts >= self._policy.max_deliveries:
             return self._give_up(Reason.MAX_DELIVERIES, reason)
-        delay = retry_delay(self._policy, self.attempt, random.random()) if after is None else round(after * 1000)
+        delay = (
+            retry_delay(self._policy, self.attempt, unit()) if after is None else round(after * 1000)
+        )
         return self._settler.retry(self._entry, max(delay, 0), "", reason)
 
     def _give_up(self, reason: str, error: str) -> asyncio.Future[bool]:

@@ -1,4 +1,4 @@
-"""From entries that came in to deliveries that handlers hold: triage, the start of an attempt, and its end."""
+"""From entries that came in to deliveries in handlers' hands: triage, start and end of each attempt."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Dispatch:
 
     def __init__(
         self,
+        *,
         agent: str,
         policy: Consumes,
         consumer: str,
@@ -107,7 +108,7 @@ class Dispatch:
                 return None
             if delivery.held:
                 return delivery
-            self._ended(delivery.entry_held)
+            await delivery.release()
 
     def close(self) -> None:
         """No delivery starts from here on."""
@@ -117,17 +118,18 @@ class Dispatch:
     async def hand_back(self) -> None:
         """Releases everything that no handler has."""
         await asyncio.gather(*self._starts)
-        entries = self._buffer.clear()
+        await self.settler.release(*self._buffer.clear())
         while not self._ready.empty():
             delivery = self._ready.get_nowait()
             if delivery is not None:
-                entries.append(delivery.entry_held)
+                await delivery.release()
         self._ready.put_nowait(None)
-        await self.settler.release(*entries)
 
     async def abandon(self) -> None:
         """Releases what handlers still have."""
-        await asyncio.gather(*(delivery.release() for delivery in self._running.values() if delivery is not None))
+        await asyncio.gather(
+            *(delivery.release() for delivery in self._running.values() if delivery is not None)
+        )
 
     async def ended(self) -> None:
         """Waits until no handler has anything, and everything is settled."""
@@ -139,7 +141,9 @@ class Dispatch:
             self._suspect_timer.cancel()
 
     def _give_up(self, entry: Entry, verdict: GiveUp) -> None:
-        _log.warning("%s: gives up entry %s: %s: %s", self._policy.stream, entry.origin, verdict.reason, verdict.error)
+        _log.warning(
+            "%s: gives up entry %s: %s: %s", self._policy.stream, entry.origin, verdict.reason, verdict.error
+        )
         self.settler.give_up(entry, self._policy, verdict.reason, verdict.error)
 
     def _pump(self) -> None:

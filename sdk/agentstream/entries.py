@@ -45,7 +45,8 @@ class Entry:
         started: whether its delivery counter includes the attempt that comes next.
         lease_until: when the lease runs out, by the event loop's clock.
         lost: whether it is known that this consumer does not hold it any more.
-        busy: whether a command that changes who holds it is under way, so that its counter may be out of date.
+        busy: whether a command that changes who holds it is under way, so that its counter may be out of
+            date.
     """
 
     __slots__ = (

@@ -11,7 +11,8 @@ class SettingsError(AgentStreamError):
     """The environment or the mounted Secret does not say how to connect; the message says what is missing."""
 
 
-class InvalidMessage(AgentStreamError):  # noqa: N818 - public names say what is wrong, not that it is an error
+class InvalidMessage(AgentStreamError):  # noqa: N818 - public names say what is wrong, not that it is an
+error
     """A message that does not fit the envelope's schema.
 
     Attributes:

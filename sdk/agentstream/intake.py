@@ -1,17 +1,18 @@
-"""How entries come in: what this consumer owns already first, then new ones, and stalled ones from time to time.
+"""How entries come in: what this consumer owns already first, then new ones, and stalled ones from time to
+time.
 
-A reply that was lost may have brought entries, which the server now counts as delivered to this consumer. So after
-every lost reply, and at the start, what the server says is owned is taken up before anything new is read.
+A reply that was lost may have brought entries, which the server now counts as delivered to this consumer. So
+after every lost reply, and at the start, what the server says is owned is taken up before anything new is
+read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import Awaitable, Callable, Iterable
 
-from agentstream.backoff import Pause
+from agentstream.backoff import Pause, unit
 from agentstream.calls import GroupCalls
 from agentstream.entries import Entry, claimed_entries, read_entries
 from agentstream.errors import AgentStreamError, ConnectionLost
@@ -71,12 +72,13 @@ class Intake:
         leases: what is held.
         slots: how much more may be.
         accept: takes entries that came.
-        refresh: called before what is owned is taken up: the connection is new, and so may be the route.
+        refresh: called before every sweep, and before what is owned is taken up: the policy may have changed.
         pod_prefix: what the names of consumers of this process's pod start with.
     """
 
     def __init__(
         self,
+        *,
         reading: Wire,
         control: Wire,
         calls: GroupCalls,
@@ -115,9 +117,10 @@ class Intake:
             tasks.create_task(self._sweep())
 
     async def release_strays(self, release: Callable[..., Awaitable[bool]]) -> None:
-        """Hands back what the server delivered to this consumer while its reading connection was being closed."""
+        """Hands back what the server delivered to this consumer while the reading connection was closed."""
         with contextlib.suppress(AgentStreamError):
-            # answered in a later round of the server's event loop than the one in which it saw the connection end
+            # answered in a later round of the server's event loop than the one in which it saw the connection
+            # end
             await self._control.call("PING")
             for source in self._calls.sources:
                 start = "-"
@@ -157,7 +160,9 @@ class Intake:
             start = "-"
             while start:
                 free = await self._slots.room()
-                following, reply = await self._control.call(*self._calls.take(source, self._prefix, start, free))
+                following, reply = await self._control.call(
+                    *self._calls.take(source, self._prefix, start, free)
+                )
                 self._accept(claimed_entries(reply, source))
                 start = following.decode()
         # from here on, those are not left-overs but live: of another process that goes by the same pod
@@ -166,11 +171,12 @@ class Intake:
     async def _sweep(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SWEEP_EVERY * (0.8 + 0.4 * random.random())):
+                async with asyncio.timeout(_SWEEP_EVERY * (0.8 + 0.4 * unit())):
                     await self._sweep_now.wait()
             self._sweep_now.clear()
-            lease = round(self._leases.lease * 1000)
             try:
+                await self._refresh()
+                lease = round(self._leases.lease * 1000)
                 command = self._calls.sweep(lease, _SWEEP_INTERVAL, self._slots.free)
                 _, stalled, stalled_retries = await self._control.call(*command)
             except AgentStreamError as error:

@@ -1,7 +1,7 @@
 """What this process holds of one group, and the renewal of its leases.
 
-Whatever is buffered or runs is renewed alike, three times per lease, so that other consumers' sweeps find only what
-nobody looks after.
+Whatever is buffered or runs is renewed alike, three times per lease, so that other consumers' sweeps find
+only what nobody looks after.
 """
 
 from __future__ import annotations
@@ -89,9 +89,8 @@ class Leases:
     async def keep(self) -> None:
         """Renews what is held, again and again, until cancelled."""
         while True:
-            await asyncio.sleep(self.lease / 3)
-            while not await self.renew():
-                await asyncio.sleep(min(self.lease / 10, 1.0))
+            answered = await self.renew()
+            await asyncio.sleep(self.lease / (3 if answered else 10))
 
     async def renew(self) -> bool:
         """Renews what is held. Returns whether the server answered."""

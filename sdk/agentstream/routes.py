@@ -1,7 +1,7 @@
 """What an agent reads to know its streams: one field per agent in the namespace's routes hash.
 
-The operator writes an agent's route once the groups in it exist; the SDK reads its own at connect and that of an
-addressee when it sends.
+The operator writes an agent's route once the groups in it exist; the SDK reads its own at connect and that of
+an addressee when it sends.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ from agentstream.message import BROADCAST
 from agentstream.routes import Consumes, Produces, Route
 
 
-def target(sender: str, own: Route | None, to: str | None, other: Route | None, stream: str | None) -> Produces:
+def target(
+    sender: str, own: Route | None, to: str | None, other: Route | None, stream: str | None
+) -> Produces:
     """The stream that leads to an addressee.
 
     Args:

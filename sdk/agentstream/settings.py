@@ -1,7 +1,7 @@
 """How an agent finds its server and who it is there: from the environment and the mounted Secret.
 
-The Secret follows the Service Binding convention: a directory with one file per entry. It is read again at every
-connect, so that new credentials are taken up without a restart.
+The Secret follows the Service Binding convention: a directory with one file per entry. It is read again at
+every connect, so that new credentials are taken up without a restart.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         agent: the agent's name in it.
         source: the mounted Secret, or the server's address and credentials themselves.
         installation: the operator's installation, if not the default one.
-        pod: what names the agent's process group: a process takes over at its start what earlier processes of its pod
-            left unsettled, so two that run at the same time need two names.
+        pod: what names the agent's process group: a process takes over at its start what earlier processes of
+            its pod left unsettled, so two that run at the same time need two names.
     """
 
     namespace: str
@@ -97,8 +97,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         `AGENTSTREAM_BINDING` names the directory with the agent's Secret; without it, `agentstream` in
         `SERVICE_BINDING_ROOT` is that directory; without this, `AGENTSTREAM_URL`, `AGENTSTREAM_USERNAME` and
         `AGENTSTREAM_PASSWORD` say where the server is. `AGENTSTREAM_NAMESPACE`, `AGENTSTREAM_AGENT` and
-        `AGENTSTREAM_INSTALLATION` come before the entries of the Secret. `AGENTSTREAM_POD` names the pod; without it
-        the host's name does.
+        `AGENTSTREAM_INSTALLATION` come before the entries of the Secret. `AGENTSTREAM_POD` names the pod;
+        without it the host's name does.
 
         Raises:
             SettingsError: something is missing or wrong; the message says what.
@@ -131,8 +131,8 @@ def _source(variables: Mapping[str, str]) -> Binding | Endpoint:
         )
     looked = f"; {root} has no directory `agentstream`" if root else ""
     raise SettingsError(
-        "the environment does not say where the server is: set AGENTSTREAM_BINDING to the directory of the agent's "
-        f"Secret, or AGENTSTREAM_URL{looked}"
+        "the environment does not say where the server is: set AGENTSTREAM_BINDING to the directory of the "
+        f"agent's Secret, or AGENTSTREAM_URL{looked}"
     )
 
 

@@ -1,19 +1,18 @@
 """Settling: what is done with an entry in the end, each exactly once and only while this consumer holds it.
 
-Acknowledgements of one event-loop tick travel in one function call. A call whose reply was lost is repeated: it is
-fenced by owner and delivery counter, so it cannot do anything twice.
+Acknowledgements of one event-loop tick travel in one function call. A call whose reply was lost is repeated:
+it is fenced by owner and delivery counter, so it cannot do anything twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from agentstream.backoff import Pause, retry_delay
+from agentstream.backoff import Pause, retry_delay, unit
 from agentstream.calls import Command, GroupCalls
 from agentstream.entries import Entry
 from agentstream.errors import AgentStreamError, ConnectionLost
@@ -68,12 +67,13 @@ class Settler:
         return self._alone(entry, command, delay)
 
     def give_up(self, entry: Entry, policy: Consumes, reason: str, error: str) -> asyncio.Future[bool]:
-        """Makes a dead letter of an entry; in a group without dead letters, tries it again after the longest delay.
+        """Makes a dead letter of an entry; in a group without dead letters, tries it again after the longest
+        delay.
 
         The result is whether the entry was still held.
         """
         if not policy.dead_letters:
-            return self.retry(entry, retry_delay(policy, sys.maxsize, random.random()), reason, error)
+            return self.retry(entry, retry_delay(policy, sys.maxsize, unit()), reason, error)
         command = self._calls.dead_letter(entry, entry.attempts, reason, error[:_ERROR_LENGTH])
         return self._alone(entry, command)
 

@@ -1,8 +1,8 @@
 """One connection to the server, shared by many callers.
 
-The commands of one event-loop tick leave in one write; while a batch is under way the next one gathers. Nothing
-is ever sent twice: when the connection breaks, every command without a reply fails with `ConnectionLost`, and its
-caller, who alone knows whether the command may be repeated, decides.
+The commands of one event-loop tick leave in one write; while a batch is under way the next one gathers.
+Nothing is ever sent twice: when the connection breaks, every command without a reply fails with
+`ConnectionLost`, and its caller, who alone knows whether the command may be repeated, decides.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def translate(error: Exception, address: str) -> AgentStreamError:
 
 
 def group_is_gone(error: AgentStreamError) -> bool:
-    """Whether an error says that the group, or its stream, does not exist, so that nothing is pending in it."""
+    """Whether an error says that there is no such group or stream, so that nothing is pending in it."""
     return isinstance(error, ServerRefused) and "NOGROUP" in str(error)
 
 
@@ -141,9 +141,9 @@ class Wire:
             self._fail(batch, ConnectionLost("the connection is closed"))
 
     async def _exchange(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
-        from redis.exceptions import ConnectionError as RedisConnectionError  # noqa: PLC0415 - see translate()
-        from redis.exceptions import RedisError, ResponseError  # noqa: PLC0415
-        from redis.exceptions import TimeoutError as RedisTimeoutError  # noqa: PLC0415
+        from redis.exceptions import ConnectionError as RedisConnectionError  # noqa: PLC0415 - see
+        translate() from redis.exceptions import RedisError, ResponseError  # noqa: PLC0415 from
+        redis.exceptions import TimeoutError as RedisTimeoutError  # noqa: PLC0415
 
         try:
             connection = await self._connected()
@@ -176,9 +176,9 @@ class Wire:
         return self._connection
 
     async def _connect(self) -> Connection:
-        from redis.asyncio.connection import Connection, SSLConnection, parse_url  # noqa: PLC0415 - see translate()
-        from redis.asyncio.retry import Retry  # noqa: PLC0415
-        from redis.backoff import NoBackoff  # noqa: PLC0415
+        from redis.asyncio.connection import Connection, SSLConnection, parse_url  # noqa: PLC0415 - see
+        translate() from redis.asyncio.retry import Retry  # noqa: PLC0415 from redis.backoff import NoBackoff
+        # noqa: PLC0415
 
         endpoint = self._endpoint()
         self._address = endpoint.address

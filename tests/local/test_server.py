@@ -103,7 +103,7 @@ async def test_data_and_users_survive_a_crash(case: Case) -> None:
     await case.server.start()
     supervision = asyncio.create_task(case.server.supervise())
     await case.wire.call("SET", "k", "v")
-    await case.wire.call("ACL", "SETUSER", "agent", "on", ">x", "+ping")
+    await case.wire.call("ACL", "SETUSER", "agent", "on", ">x", "+@connection")
     await case.wire.call("ACL", "SAVE")
     first = case.server.pid
     assert first is not None

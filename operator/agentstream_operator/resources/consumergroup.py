@@ -75,7 +75,7 @@ class DeadLetter(Model):
     """What becomes of messages that are given up."""
 
     enabled: Bool = True
-    """Whether they are kept as dead letters; otherwise they are dropped and counted."""
+    """Whether messages are ever given up; if not, they are retried for ever, at the longest backoff."""
 
     min_age: Annotated[Duration, at_least("1s")] = parse_duration("168h")
     """Dead letters are kept at least this long."""
