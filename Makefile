@@ -41,7 +41,7 @@ lint: .venv/dev ## Check style, types and the layers of the architecture.
 
 generate: .venv/dev ## Write what is generated: CRDs, message schema, reference pages.
 	$(RUN) python -m agentstream_operator.resources.generate
-	$(RUN) python -m agentstream.message_schema
+	$(RUN) python -m agentstream.generate docs/reference/message.schema.json
 
 check: lint test ## What CI runs: lint and all tests.
 

@@ -1,9 +1,9 @@
 """What is computed about a file, and how alike two files are. Pure: content in, figures out.
 
-Two texts are as similar as the share of runs of five words ("shingles") that they have in common. A file is
-represented by a sketch, the smallest hashes of its shingles, which is enough to estimate that share: the smallest of
-two sketches together are a random sample of the shingles of both (Broder 1997, On the resemblance and containment of
-documents).
+Two texts are as similar as the share of runs of five words ("shingles") that they have in common. The
+smallest hashes of a file's shingles, its sketch, are enough to estimate that share: the smallest of two
+sketches together are a random sample of the shingles of both files (Broder 1997, On the resemblance and
+containment of documents).
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def similarity(one: Sequence[int], other: Sequence[int]) -> float:
     return len(sample.intersection(one).intersection(other)) / len(sample) if sample else 0.0
 
 
-def near_duplicates(analyses: Iterable[Analysis], least: float = 0.5) -> list[tuple[float, str, str]]:
+def near_duplicates(analyses: Iterable[Analysis], least: float = 0.3) -> list[tuple[float, str, str]]:
     """Pairs of files with at least this similarity, as (similarity, path, path), the most similar first."""
     files = {analysis.path: analysis.sketch for analysis in analyses}
     holders: dict[int, list[str]] = {}

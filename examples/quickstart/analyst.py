@@ -1,7 +1,7 @@
 """Answers requests: reads one file, computes what there is to know of it, tells the reporter.
 
-As many of these run as the backlog asks for, down to none. They keep nothing between two requests: what one had not
-acknowledged when it was killed is delivered again, to another or to its successor.
+As many of these run as the backlog asks for, down to none. They keep nothing between two requests: what
+one had not acknowledged when it was killed is delivered again, to another or to its successor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the reporter knows of the newest run, in a file: it acknowledges a message only after it stands here.
 
-A run is named by the id that the server gave to the event that started it, so a later run has a higher name.
-Messages come in any order, some more than once: a result counts once per path, and an older run not at all.
+A run is named by the id that the server gave to the event that started it, so a later run has a higher
+name. Messages come in any order, some more than once: a result counts once per path, and an older run not
+at all.
 """
 
 from __future__ import annotations

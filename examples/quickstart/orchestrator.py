@@ -1,8 +1,8 @@
 """Finds the files and asks the analysts for each of them.
 
-Starting it starts a run, which takes the place of one that was not finished. That there is to be a run is an
-event, which this agent receives, too, and acknowledges when every request is sent. So what is still to be done is
-seen in the group's backlog, whatever becomes of this process.
+Starting it starts a run, which takes the place of one that was not finished. That there is to be a run is
+an event, which this agent receives, too, and acknowledges when every request is sent. So what is still to
+be done is seen in the group's backlog, whatever becomes of this process.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from files import find_files
 from places import REPORT, ROOT
 
 from agentstream import Agent
+
 
 async def ask(agent: Agent, run: str, started: Mapping[str, Any]) -> None:
     """Sends one request per file. If this is cut short, all are sent again: a result counts once per path."""

@@ -27,7 +27,7 @@ def render(run: str, root: str, analyses: Iterable[Analysis], analysts: Mapping[
         *_section(
             "Comments by language", ("language", "files", "code", "comment", "share"), _languages(read)
         ),
-        *_section("Near-duplicates", ("similarity", "file", "file"), _duplicates(read)),
+        *_section("Similar files", ("similarity", "file", "file"), _duplicates(read)),
         *_section("Who did the work", ("process", "files"), _work(analysts)),
         *_section("Documents", ("document", "title", "headings"), _documents(read)),
         *_section("Files by size", ("file", "language", "bytes", "lines", "words"), _files(read)),
@@ -41,7 +41,7 @@ def render(run: str, root: str, analyses: Iterable[Analysis], analysts: Mapping[
 
 
 def _totals(analyses: Sequence[Analysis]) -> str:
-    size, lines, words = (sum(column) for column in zip(*((a.size, a.lines, a.words) for a in analyses), strict=True))
+    size, lines, words = (sum(getattr(a, name) for a in analyses) for name in ("size", "lines", "words"))
     return f"{len(analyses)} files, {size:,} bytes, {lines:,} lines, {words:,} words"
 
 

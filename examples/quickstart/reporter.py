@@ -1,7 +1,7 @@
 """Collects the results of a run, and writes the report when there is one for each file.
 
-A message is acknowledged when it stands in the journal, and the last one when the report is written and everyone
-has been told: if this is killed before, the next process gets the message again and does the rest.
+A message is acknowledged when it stands in the journal, and the last one when the report is written and
+all have been told: if this is killed before, the next process gets the message again and does the rest.
 """
 
 from __future__ import annotations

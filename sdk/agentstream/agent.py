@@ -7,15 +7,17 @@ import contextlib
 import itertools
 import signal
 import time
+import uuid
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from agentstream.consume import Consumer, Consumption, Deliveries
 from agentstream.directory import Directory
+from agentstream.errors import NoRoute
 from agentstream.intake import READ_TIMEOUT
 from agentstream.keys import routes_key
-from agentstream.message import MessageType
+from agentstream.message import BROADCAST, Message, MessageType
 from agentstream.send import DEFAULT_TIMEOUT, Sender, SentMessage
 from agentstream.settings import Settings
 from agentstream.signals import on_termination
@@ -46,7 +48,7 @@ class Agent:
         self._write = self._wire("write")
         self._control = self._wire("control")
         directory = Directory(self._write, routes_key(settings.installation, self.namespace), self.name)
-        self._sender = Sender(self.name, self._write, directory)
+        self._sender = Sender(self._write, directory)
         self._consumer = Consumer(
             agent=self.name,
             name=f"{settings.pod}.{base36(next(_starts))}",
@@ -85,7 +87,7 @@ class Agent:
         self,
         *,
         type: MessageType,  # noqa: A002 - the envelope's name
-        payload: Mapping[str, Any],
+        payload: dict[str, Any],
         to: str | None = None,
         stream: str | None = None,
         correlation_id: str | None = None,
@@ -115,9 +117,21 @@ class Agent:
             AccessDenied: the server refused credentials or rights until the deadline.
             ServerRefused: the server refused for another reason until the deadline.
         """
-        return await self._sender.send(
-            to, type, payload, stream, correlation_id, reply_to, expires_at, timeout
+        if to is None and stream is None:
+            raise NoRoute("a message needs an addressee, a stream, or both: to= or stream=")
+        message = Message(
+            v=1,
+            id=str(uuid.uuid4()),
+            sender=self.name,
+            to=to or BROADCAST,
+            type=type,
+            payload=payload,
+            timestamp=time.time(),
+            correlation_id=correlation_id,
+            reply_to=reply_to,
+            expires_at=expires_at,
         )
+        return await self._sender.send(message, stream, timeout)
 
     def stream_consume(self, stream: str, *, group: str | None = None, concurrency: int = 64) -> Deliveries:
         """The messages that the agent's group on a stream is to handle, as an asynchronous iterator.
@@ -142,7 +156,7 @@ class Agent:
         return Deliveries(consumption)
 
     def stop(self) -> None:
-        """Ends all iterations over `stream_consume`. What is in hand can still be settled, and messages sent."""
+        """Ends all iterations over `stream_consume`. What is in hand can be settled, and messages be sent."""
         self._stopping = True
         for consumption in self._consumptions:
             consumption.stop()

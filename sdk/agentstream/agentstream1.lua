@@ -618,7 +618,7 @@ end
 -- Entries from the oldest unsettled one to the last delivered one; interpolated where there are too many to count.
 local function delivered_since(key, info, oldest, last_delivered)
   local n, from = 0, oldest
-  while n < 20 * PAGE do
+  while n < 4 * PAGE do
     local page = redis.call('XRANGE', key, from, last_delivered, 'COUNT', PAGE)
     n = n + #page
     if #page < PAGE then return n end

@@ -28,7 +28,7 @@ def retry_delay(policy: Consumes, attempt: int, jitter: float) -> int:
 
 
 class Pause:
-    """Delays that double from `first` to `longest` seconds until something succeeds, each cut by up to half."""
+    """Delays that double from `first` to `longest` seconds until it works, each cut by half at most."""
 
     def __init__(self, first: float, longest: float, random_unit: Callable[[], float] = unit) -> None:
         self._first = first

@@ -44,7 +44,7 @@ class GroupCalls:
         return ("XREADGROUP", *who, "COUNT", count, "BLOCK", block, "STREAMS", *streams)
 
     def take(self, source: Source, prefix: str, start: str, count: int) -> Command:
-        """What this consumer and others of the prefix hold; replies `[next start, [[id, counter, fields]]]`."""
+        """What it and others of the prefix hold; replies `[next start, [[id, counter, fields]]]`."""
         return self._call("as1_take", source, self._stats, int(source.retry), prefix, start, count)
 
     def sweep(self, lease: int, interval: int, count: int) -> Command:

@@ -151,7 +151,7 @@ class Consumption:
             return
         if not earlier._stopping.is_set():  # noqa: SLF001 - of the same class
             raise AgentStreamError(
-                f"this process consumes {self._stream} already: iterate over one stream_consume in several tasks"
+                f"this process consumes {self._stream} already: iterate over that in several tasks"
             )
         await earlier.ended()
 

@@ -17,8 +17,7 @@ from agentstream.triage import Reason
 _log = logging.getLogger("agentstream")
 
 
-class Retry(Exception):  # noqa: N818 - raised by a handler that says what is to happen, not that something is
-wrong
+class Retry(Exception):  # noqa: N818 - says what is to happen, not that something is wrong
     """Raised in a handler: try the message again later.
 
     Args:
@@ -117,8 +116,9 @@ class Delivery:
         return await self._answer("retry")
 
     async def dead_letter(self, reason: str) -> bool:
-        """Trying the message again is of no use. A group without dead letters tries it again after the
-        longest delay.
+        """The message becomes a dead letter: trying it again is of no use.
+
+        A group without dead letters tries it again after the longest delay.
 
         Args:
             reason: why, for whoever reads the dead letter.
@@ -163,9 +163,7 @@ class Delivery:
     def _later(self, after: float | None, reason: str) -> asyncio.Future[bool]:
         if self._entry.attempts >= self._policy.max_deliveries:
             return self._give_up(Reason.MAX_DELIVERIES, reason)
-        delay = (
-            retry_delay(self._policy, self.attempt, unit()) if after is None else round(after * 1000)
-        )
+        delay = retry_delay(self._policy, self.attempt, unit()) if after is None else round(after * 1000)
         return self._settler.retry(self._entry, max(delay, 0), "", reason)
 
     def _give_up(self, reason: str, error: str) -> asyncio.Future[bool]:

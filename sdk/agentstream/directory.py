@@ -37,7 +37,7 @@ class Directory:
         """What is known is to be read again: the server refused what it led to."""
         self._known.clear()
 
-    async def target(self, to: str | None, stream: str | None, patience: float) -> Produces:
+    async def target(self, to: str, stream: str | None, patience: float) -> Produces:
         """The stream to add to, waiting up to `patience` seconds for the operator to declare it.
 
         Raises:
@@ -47,7 +47,7 @@ class Directory:
 
         async def find() -> Produces:
             own = await self._route(self._agent)
-            other = None if to is None or to == BROADCAST else await self._route(to)
+            other = None if to == BROADCAST else await self._route(to)
             return target(self._agent, own, to, other, stream)
 
         return await self._patiently(find, patience)

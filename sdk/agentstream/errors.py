@@ -11,8 +11,7 @@ class SettingsError(AgentStreamError):
     """The environment or the mounted Secret does not say how to connect; the message says what is missing."""
 
 
-class InvalidMessage(AgentStreamError):  # noqa: N818 - public names say what is wrong, not that it is an
-error
+class InvalidMessage(AgentStreamError):  # noqa: N818 - a public name says what is wrong
     """A message that does not fit the envelope's schema.
 
     Attributes:
@@ -37,7 +36,7 @@ class NotConsumer(AgentStreamError):  # noqa: N818
 
 
 class Backpressure(AgentStreamError):  # noqa: N818
-    """The stream holds as many unsettled entries as it may, or the server is out of memory, until the deadline."""
+    """Until the deadline, the stream held as many unsettled entries as it may, or memory was full."""
 
 
 class StreamMissing(AgentStreamError):  # noqa: N818

@@ -1,5 +1,4 @@
-"""How entries come in: what this consumer owns already first, then new ones, and stalled ones from time to
-time.
+"""How entries come in: what this consumer owns already, then new ones, and now and then stalled ones.
 
 A reply that was lost may have brought entries, which the server now counts as delivered to this consumer. So
 after every lost reply, and at the start, what the server says is owned is taken up before anything new is

@@ -1,5 +1,4 @@
-"""The envelope in which agents send each other data: its fields, its JSON, and the JSON Schema that is
-published.
+"""The envelope in which agents send each other data: its fields, its JSON, and its published JSON Schema.
 
 What is sent is what the schema says, and nothing else is accepted: both ways are tested against the schema.
 """

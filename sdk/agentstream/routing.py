@@ -9,15 +9,13 @@ from agentstream.message import BROADCAST
 from agentstream.routes import Consumes, Produces, Route
 
 
-def target(
-    sender: str, own: Route | None, to: str | None, other: Route | None, stream: str | None
-) -> Produces:
+def target(sender: str, own: Route | None, to: str, other: Route | None, stream: str | None) -> Produces:
     """The stream that leads to an addressee.
 
     Args:
         sender: name of the agent that sends.
         own: its route; None if it has none.
-        to: the addressee, `broadcast`, or None for all groups of `stream`.
+        to: the addressee, or `broadcast` for all groups of the stream.
         other: the addressee's route; None if it has none.
         stream: the stream that the sender asks for, if it does.
 
@@ -30,11 +28,12 @@ def target(
     found = [p for p in produced if stream in (None, p.stream)]
     if not found:
         raise NoRoute(f"{sender} does not produce to {stream}; it produces to {_names(produced)}")
-    if to == BROADCAST and stream is None:
-        found = [p for p in found if p.broadcast]
+    if to == BROADCAST:
+        # whoever names the stream means all groups of that one, whatever it is
+        found = [p for p in found if p.broadcast or stream is not None]
         if not found:
             raise NoRoute(f"{sender} produces to no broadcast stream; it produces to {_names(produced)}")
-    elif to not in (None, BROADCAST):
+    else:
         consumed = other.consumes if other else ()
         found = [p for p in found if any(p.key == c.key for c in consumed)]
         if not found:

@@ -8,7 +8,7 @@ import msgspec
 
 from agentstream.backoff import Pause
 from agentstream.directory import Directory
-from agentstream.errors import AccessDenied, AgentStreamError, NoRoute, StreamMissing
+from agentstream.errors import AgentStreamError, Backpressure, NoRoute
 from agentstream.keys import StreamKeys
 from agentstream.message import Message, encode
 from agentstream.routes import Produces
@@ -62,7 +62,7 @@ class Sender:
             except NoRoute:
                 raise
             except AgentStreamError as error:
-                if isinstance(error, AccessDenied | StreamMissing):
+                if not isinstance(error, Backpressure):
                     self._directory.forget()
                 delay = pause.next()
                 if loop.time() + delay >= deadline:

@@ -67,10 +67,9 @@ class Settler:
         return self._alone(entry, command, delay)
 
     def give_up(self, entry: Entry, policy: Consumes, reason: str, error: str) -> asyncio.Future[bool]:
-        """Makes a dead letter of an entry; in a group without dead letters, tries it again after the longest
-        delay.
+        """Makes a dead letter of an entry. The result is whether it was still held.
 
-        The result is whether the entry was still held.
+        In a group without dead letters it is tried again after the longest delay instead.
         """
         if not policy.dead_letters:
             return self.retry(entry, retry_delay(policy, sys.maxsize, unit()), reason, error)

@@ -141,9 +141,9 @@ class Wire:
             self._fail(batch, ConnectionLost("the connection is closed"))
 
     async def _exchange(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
-        from redis.exceptions import ConnectionError as RedisConnectionError  # noqa: PLC0415 - see
-        translate() from redis.exceptions import RedisError, ResponseError  # noqa: PLC0415 from
-        redis.exceptions import TimeoutError as RedisTimeoutError  # noqa: PLC0415
+        from redis.exceptions import ConnectionError as RedisConnectionError  # noqa: PLC0415 - as above
+        from redis.exceptions import RedisError, ResponseError  # noqa: PLC0415
+        from redis.exceptions import TimeoutError as RedisTimeoutError  # noqa: PLC0415
 
         try:
             connection = await self._connected()
@@ -176,9 +176,9 @@ class Wire:
         return self._connection
 
     async def _connect(self) -> Connection:
-        from redis.asyncio.connection import Connection, SSLConnection, parse_url  # noqa: PLC0415 - see
-        translate() from redis.asyncio.retry import Retry  # noqa: PLC0415 from redis.backoff import NoBackoff
-        # noqa: PLC0415
+        from redis.asyncio.connection import Connection, SSLConnection, parse_url  # noqa: PLC0415 - as above
+        from redis.asyncio.retry import Retry  # noqa: PLC0415
+        from redis.backoff import NoBackoff  # noqa: PLC0415
 
         endpoint = self._endpoint()
         self._address = endpoint.address

@@ -31,7 +31,7 @@ async def test_settings_and_capabilities_are_seen(server: Server, broker: Broker
     assert seen.checks_all_keys is not None
 
 
-async def test_probing_leaves_neither_key_nor_user(
+async def test_a_probe_leaves_neither_key_nor_user(
     server: Server, broker: Broker, admin: redis.Redis
 ) -> None:
     assert admin.keys() == []
@@ -57,7 +57,7 @@ async def test_what_may_not_be_looked_at_is_unknown(server: Server, admin: redis
     assert seen.eviction_policy == "noeviction"
 
 
-async def test_a_setting_that_the_server_does_not_know_is_unknown(server: Server, admin: redis.Redis) -> None:
+async def test_a_setting_that_the_server_has_not_is_unknown(server: Server, admin: redis.Redis) -> None:
     class Bare(Connection):
         """A server without the setting, as managed ones are."""
 
@@ -75,7 +75,7 @@ async def test_connecting_loads_the_library(server: Server, admin: redis.Redis) 
     assert admin.fcall_ro("as1_revision", 0) == library.revision()
 
 
-async def test_connecting_works_while_the_server_is_out_of_memory(server: Server, admin: redis.Redis) -> None:
+async def test_connecting_works_while_memory_is_full(server: Server, admin: redis.Redis) -> None:
     admin.config_set("maxmemory", 1)
     connected = await Broker.connect(server.url, installation="test")
     seen = await connected.server()
@@ -90,9 +90,7 @@ async def test_connecting_to_nobody_fails_and_leaves_nothing() -> None:
         await Broker.connect(f"redis://127.0.0.1:{free_port()}", installation="test")
 
 
-async def test_connecting_with_a_wrong_password_says_so_without_it(
-    server: Server, admin: redis.Redis
-) -> None:
+async def test_a_wrong_password_is_refused_without_being_named(server: Server, admin: redis.Redis) -> None:
     with pytest.raises(AccessDenied) as refused:
         await Broker.connect(server.url.replace("redis://", "redis://who:hunter2@"), installation="test")
     assert "hunter2" not in str(refused.value)

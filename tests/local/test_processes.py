@@ -160,8 +160,9 @@ async def test_what_a_process_started_ends_with_it(place: Place) -> None:
     await until(lambda: place.ended)
     grandchild = int(place.lines[0])
     await until(
-        lambda: not psutil.pid_exists(grandchild)
-        or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
+        lambda: (
+            not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
+        )
     )
 
 
@@ -221,9 +222,7 @@ class Fleet:
 
     def __init__(self, place: Place, tasks: asyncio.TaskGroup) -> None:
         self.place = place
-        self.workload = Workload(
-            "coder", tasks=tasks, output=place, reaper=place.reaper, ended=place.end
-        )
+        self.workload = Workload("coder", tasks=tasks, output=place, reaper=place.reaper, ended=place.end)
 
     async def names(self, *names: str) -> None:
         await until(lambda: {n for n, _ in self.place.printed} >= set(names))
@@ -253,7 +252,9 @@ async def test_the_last_ones_go_first(place: Place) -> None:
 async def test_the_name_of_one_that_is_ending_is_not_taken(place: Place) -> None:
     async with asyncio.TaskGroup() as tasks:
         fleet = Fleet(place, tasks)
-        stubborn = place.command(f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}", grace=0.5)
+        stubborn = place.command(
+            f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}", grace=0.5
+        )
         fleet.workload.apply(stubborn, 1)
         await fleet.names("coder-0")
         fleet.workload.apply(stubborn, 0)

@@ -183,9 +183,7 @@ async def test_a_directory_that_cannot_be_written_is_one_line(case: Case, tmp_pa
 
 async def test_a_program_that_cannot_be_run_is_one_line(case: Case, tmp_path: Path) -> None:
     missing = Settings(tmp_path / "valkey", tmp_path, case.settings.port, 10**8, "x")
-    server = EmbeddedServer(
-        missing, shown=tmp_path, lock=case.lock, reaper=case.reaper, say=case.said.append
-    )
+    server = EmbeddedServer(missing, shown=tmp_path, lock=case.lock, reaper=case.reaper, say=case.said.append)
     with pytest.raises(LocalError, match=r"^cannot start .*: No such file or directory$"):
         await server.start()
 

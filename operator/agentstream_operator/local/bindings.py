@@ -1,7 +1,7 @@
 """How agents reach the server: one directory per agent, laid out as a Service Binding for Kubernetes is.
 
-The SDK reads the directory at every connect, so what is written here reaches running agents. Passwords are nowhere
-else: neither in arguments nor in environments.
+The SDK reads the directory at every connect, so what is written here reaches running agents. Passwords are
+nowhere else: neither in arguments nor in environments.
 """
 
 from __future__ import annotations

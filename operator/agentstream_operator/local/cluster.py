@@ -69,6 +69,7 @@ class LocalCluster:
         self._ended = ended
         self._workloads: dict[ResourceKey, Workload] = {}
         self._complaints: dict[ResourceKey, str] = {}
+        self._deleted: set[ResourceKey] = set()
         self._closed = False
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
@@ -86,8 +87,7 @@ class LocalCluster:
 
     async def workload(self, group: ResourceKey) -> WorkloadSeen | None:
         """The processes of a group, if they were ever applied."""
-        workload = self._workloads.get(group)
-        return workload.seen if workload is not None else None
+        return self._workloads[group].seen if group in self._workloads.keys() - self._deleted else None
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
         """Runs that many processes of the group's command."""
@@ -110,13 +110,15 @@ class LocalCluster:
                 reaper=self._reaper,
                 ended=partial(self._ended, key),
             )
+        self._deleted.discard(key)
         workload.apply(command, replicas)
 
     async def delete_workload(self, group: ResourceKey) -> None:
         """Ends the processes of a group."""
-        workload = self._workloads.pop(group, None)
-        if workload is not None:
-            workload.retire()
+        if group in self._workloads:
+            self._workloads[group].retire()
+            # it is still known: if the group comes back, the names of those that are ending are taken
+            self._deleted.add(group)
 
     async def write_status(self, key: ResourceKey, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
         """Shows a status that changed."""
@@ -130,11 +132,12 @@ class LocalCluster:
         """Shows an event."""
         self._resources.record(event)
 
-    def close(self) -> None:
-        """Lets all processes end in order, and starts none any more."""
+    async def close(self) -> None:
+        """Lets all processes end in order, and starts none any more; returns when the last one has ended."""
         self._closed = True
         for workload in self._workloads.values():
             workload.retire()
+        await asyncio.gather(*(workload.empty() for workload in self._workloads.values()))
 
     def _complain(self, key: ResourceKey, problem: str | None) -> None:
         if problem is not None and self._complaints.get(key) != problem:

@@ -55,7 +55,7 @@ class Document:
     node: yaml.Node = field(repr=False)
 
     def at(self, path: str) -> Place:
-        """Where the field of a path such as `spec.containers[0].name` stands, or the last part that exists."""
+        """Where the field of a path such as `spec.items[0].name` stands, or the last part that exists."""
         node, line = self.node, self.place.line
         for name, index in _PART.findall(path):
             child = _child(node, name, index)

@@ -1,6 +1,6 @@
 """Pipes for what processes print.
 
-`asyncio.subprocess.PIPE` would do, but then `Process.wait` lasts until every inheritor of the pipe has ended, too.
+With `asyncio.subprocess.PIPE`, `Process.wait` would last until every inheritor of the pipe has ended, too.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ class Workload:
         self._ended = ended
         self._slots: dict[int, Slot] = {}
         self._leaving: dict[int, Slot] = {}
+        self._running: set[asyncio.Task[None]] = set()
 
     @property
     def seen(self) -> WorkloadSeen:
@@ -71,6 +72,10 @@ class Workload:
         for index in list(self._slots):
             self._retire(index)
 
+    async def empty(self) -> None:
+        """Returns when the last retired process has ended."""
+        await asyncio.gather(*self._running)
+
     def _start(self, index: int, command: Command) -> None:
         slot = Slot(
             f"{self._name}-{index}",
@@ -80,7 +85,9 @@ class Workload:
             ended=self._ended,
         )
         self._slots[index] = slot
-        self._tasks.create_task(self._run(index, slot), name=slot.name)
+        task = self._tasks.create_task(self._run(index, slot), name=slot.name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def _run(self, index: int, slot: Slot) -> None:
         try:

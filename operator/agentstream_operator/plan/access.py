@@ -68,7 +68,7 @@ def route(use: AgentUse) -> Route:
 
 def rules(use: AgentUse, installation: str) -> tuple[str, ...]:
     """The arguments of ACL SETUSER but for name and passwords; the same use always gives the same ones."""
-    routes = _selector(f"%R~{routes_key(installation, use.namespace)}", "hget", "hgetall")
+    routes = _selector(f"%R~{routes_key(installation, use.namespace)}", "hget")
     what = route(use)
     selectors = [routes]
     for produces in what.produces:

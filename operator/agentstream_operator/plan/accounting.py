@@ -1,7 +1,7 @@
 """What became of a group's messages: sent, acknowledged, given up, lost, and how long they took.
 
-Counters on the server only grow until the server loses its data, so what happened is gathered from one observation to
-the next: a counter that is below what it was began again.
+Counters on the server only grow until the server loses its data, so what happened is gathered from one
+observation to the next: a counter that is below what it was began again.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ class Latency:
     counts: Mapping[float, int] = field(default_factory=dict, hash=False)
 
     def percentile(self, share: float) -> float | None:
-        """The time in ms within which this share (0 to 1) of the messages was acknowledged, or None without messages.
+        """The time in ms within which this share (0 to 1) of the messages was acknowledged, or None without
+        messages.
 
-        It is interpolated within a bucket, so the true one is at most the bucket's bound; infinite in the last one.
+        It is interpolated within a bucket, so the true one is at most the bucket's bound; infinite in the
+        last one.
         """
         bounds = sorted(self.counts)
         sums = list(accumulate(self.counts[bound] for bound in bounds))
@@ -95,7 +97,8 @@ def counters(stream: StreamSeen, group: GroupSeen) -> Counters:
     if group.read is not None and "base:read" in stats:
         delivered = group.read - count("base:read")
         vanished = max(0, delivered - (count("settled") - count("base:settled")) - group.pending)
-    # the server counts entries that were trimmed unread as read, once the group reads on: one or the other sees them
+    # the server counts entries that were trimmed unread as read, once the group reads on: one or the other
+    # sees them
     missing_retries = max(0, count("retried") - count("resettled") - group.retry_length - group.delayed)
     return Counters(
         added=stream.added,

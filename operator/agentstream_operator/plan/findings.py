@@ -44,8 +44,8 @@ class Plan:
 
     Attributes:
         actions: what to do on the server, in this order.
-        findings: what its conditions are to say once that is done. While the server does not answer, those not named
-            stay as they are; otherwise these are all.
+        findings: what its conditions are to say once that is done. While the server does not answer, those
+            not named stay as they are; otherwise these are all.
         notices: what has then happened.
         refused: what has happened instead if an action found that it must not be done.
         finalizer: whether the resource is to carry the finalizer.
@@ -112,9 +112,7 @@ def unreachable(why: str) -> tuple[Finding, ...]:
 def credentials(agents: AgentsState) -> Finding:
     """Whether the agents of a resource can log in and do what they should."""
     if agents.failed is not None:
-        return Finding(
-            ConditionType.CREDENTIALS_SYNCED, "False", Reason.CREDENTIALS_FAILED, agents.failed
-        )
+        return Finding(ConditionType.CREDENTIALS_SYNCED, "False", Reason.CREDENTIALS_FAILED, agents.failed)
     if agents.waiting:
         names = ", ".join(agents.waiting)
         return Finding(
@@ -128,7 +126,7 @@ def describe(actions: Iterable[Action]) -> str:
     return ", ".join(_describe(action) for action in actions)
 
 
-def _describe(action: Action) -> str:
+def _describe(action: Action) -> str:  # noqa: PLR0911 - one per action
     match action:
         case CreateStream(key=key):
             return f"create the stream {key}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agentstream_operator.plan.actions import Action, CreateGroup, DestroyGroup
-from agentstream_operator.plan.conflicts import NO_CONFLICT, foreign, group_conflict, stream_conflict
+from agentstream_operator.plan.conflicts import foreign, group_conflict, stream_conflict
 from agentstream_operator.plan.findings import (
     ALL_WRITTEN,
     IN_SYNC,
+    NO_CONFLICT,
     REACHABLE,
     AgentsState,
     Finding,
@@ -119,7 +120,7 @@ _ABSENT = GroupSeen(exists=False)
 STREAM_READY = Finding(ConditionType.STREAM_READY, "True", Reason.READY)
 
 
-def _stream_ready(given: GroupInput) -> Finding:
+def _stream_ready(given: GroupInput) -> Finding:  # noqa: PLR0911 - one per case
     name, stream = given.group.spec.stream_ref.name, given.stream
     if stream is None:
         return _no_stream(f"there is no AgentStream {name}")
@@ -160,17 +161,19 @@ def _create(
     restored = Notice(
         Reason.GROUP_RESTORED, f"the group {name} was gone; it resumes {key} at {where}", warning=True
     )
-    notices = (restored,)
     if given.stream_lost:
         lost = Notice(
-            Reason.DATA_LOST, f"what the group {name} had not settled went with the stream {key}", warning=True
+            Reason.DATA_LOST,
+            f"what the group {name} had not settled went with the stream {key}",
+            warning=True,
         )
-        notices = (lost, restored)
-    return (CreateGroup(key, name, start),), notices
+        return (CreateGroup(key, name, start),), (lost, restored)
+    return (CreateGroup(key, name, start),), (restored,)
 
 
 def resume_at(stream: StreamSeen, checkpoint: str | None) -> str:
-    """Where a group comes back: at its checkpoint, or at `0` if there is none or the stream does not reach so far.
+    """Where a group comes back: at its checkpoint, or at `0` if there is none or the stream does not reach
+    so far.
 
     A stream that ends before the checkpoint is another one, and nothing of it may be skipped.
     """
@@ -224,7 +227,7 @@ def _key(given: GroupInput) -> str:
     return given.stream.stream_key
 
 
-def _deletion(given: GroupInput) -> Plan:
+def _deletion(given: GroupInput) -> Plan:  # noqa: PLR0911 - one per case
     group, name = given.group, given.group.group_name
     stays = Notice(Reason.RETAINED, f"the group {name} stays on the server")
     if group_conflict(group, given.winner) is not NO_CONFLICT:

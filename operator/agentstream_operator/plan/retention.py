@@ -25,8 +25,8 @@ class JanitorSpec:
         max_length: unsettled entries at which adding is refused.
         max_bytes: the same in memory of the stream, or 0.
         on_full: what goes first, as in the resource.
-        groups: of each declared group its name, its lease in ms, and for how many ms dead letters are kept (0: for
-            ever, and none are made of what is pending for too long).
+        groups: of each declared group its name, its lease in ms, and for how many ms dead letters are kept
+            (0: for ever, and none are made of what is pending for too long).
         broadcast: whether receipts need to know what became a dead letter.
     """
 
@@ -88,7 +88,7 @@ def remember(history: RetentionHistory | None, report: JanitorReport, now: int) 
     )
 
 
-def retention_healthy(
+def retention_healthy(  # noqa: PLR0911 - one per cause
     stream: AgentStream,
     seen: StreamSeen,
     history: RetentionHistory | None,

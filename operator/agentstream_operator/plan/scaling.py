@@ -66,9 +66,9 @@ class Decision:
 def decide(given: ScalingInput) -> Decision:
     """Decides how many consumers a group should have.
 
-    More are had at once. Fewer only after fewer would have done for all of `down_after`, so a group goes to zero only
-    when nothing has been undelivered, pending or due for that long. Where there is no history, as after a restart, what
-    runs counts as needed now.
+    More are had at once. Fewer only after fewer would have done for all of `down_after`, so a group goes to
+    zero only when nothing has been undelivered, pending or due for that long. Where there is no history, as
+    after a restart, what runs counts as needed now.
     """
     if given.suspended:
         return Decision(0)

@@ -135,13 +135,10 @@ def _create(given: StreamInput, seen: StreamSeen) -> tuple[tuple[Action, ...], t
 def _lost(given: StreamInput, seen: StreamSeen) -> tuple[Notice, ...]:
     if given.added is None or seen.added >= given.added:
         return ()
+    key, lost = given.stream.stream_key, given.added - seen.added
     what = "vanished" if seen.type == "none" else "began anew"
     return (
-        Notice(
-            Reason.DATA_LOST,
-            f"the stream {given.stream.stream_key} {what}: {given.added - seen.added} messages had been added",
-            warning=True,
-        ),
+        Notice(Reason.DATA_LOST, f"the stream {key} {what}: {lost} messages had been added", warning=True),
     )
 
 

@@ -1,4 +1,4 @@
-"""The users and routes that are on the server, as they were listed last and as this process changed them since."""
+"""The users and routes on the server, as they were listed last and as this process changed them since."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from agentstream.keys import routes_key, user_name
-
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.agents import AgentName
 
@@ -31,13 +30,16 @@ class Access:
     Args:
         broker: the server.
         installation: whose users these are.
+
+    Attributes:
+        listed: whether they were listed since the server was last found to be another, or back.
     """
 
     def __init__(self, broker: Broker, installation: str) -> None:
         self._broker = broker
         self._installation = installation
         self._live = _Listing()
-        self.listed = False
+        self.listed = asyncio.Event()
 
     @property
     def users(self) -> Iterable[str]:
@@ -68,7 +70,8 @@ class Access:
         self._live.changed.add(name)
 
     async def refresh(self, namespaces: Iterable[str]) -> None:
-        """Lists the users, and the routes of these namespaces and of those that have users; one call at a time.
+        """Lists the users, and the routes of these namespaces and of those that have users; one call at a
+        time.
 
         Raises:
             AgentStreamError: as `Broker.users`.
@@ -86,7 +89,8 @@ class Access:
             # what was listed may be older than what was changed meanwhile
             _set(fresh.users, user_name(self._installation, *name), self.user(name))
             _set(fresh.routes, name, self.route(name))
-        self._live, self.listed = fresh, True
+        self._live = fresh
+        self.listed.set()
 
 
 def _set(mapping: dict[K, V], key: K, value: V | None) -> None:

@@ -7,7 +7,6 @@ import secrets
 
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.keys import user_name
-
 from agentstream_operator.cluster.port import Credentials
 from agentstream_operator.plan.access import AgentUse
 from agentstream_operator.plan.actions import DeleteRoute, DeleteUser, SetRoute, SetUser
@@ -42,7 +41,7 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> None:
     """
     name = AgentName(key.namespace, key.name)
     resources = context.store.named_by(name)
-    if context.backend.trouble is not None or not context.access.listed:
+    if context.backend.trouble is not None or not context.access.listed.is_set():
         return
     if not resources:
         await _remove(context, name)
@@ -69,7 +68,7 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> None:
 
 
 async def _write(context: Context, name: AgentName, memory: AgentMemory, resources: list[Known]) -> bool:
-    """Writes Secret, user and route. Returns whether they are in place, which they may be only after a full list."""
+    """Writes Secret, user and route. Returns whether they are in place: some only may be after a full list."""
     credentials = await _credentials(context, name, memory, resources)
     hashes = (hashlib.sha256(credentials.password.encode()).hexdigest(),)
     use = _use(context, name, resources)
@@ -94,7 +93,10 @@ async def _write(context: Context, name: AgentName, memory: AgentMemory, resourc
         elif isinstance(action, SetRoute):
             context.access.route_set(name, action.route)
     await context.tell(resources[0].key, plan.notices)
-    return memory.written is not None and (memory.written.use, memory.written.password_hashes) == (use, hashes)
+    return memory.written is not None and (memory.written.use, memory.written.password_hashes) == (
+        use,
+        hashes,
+    )
 
 
 async def _credentials(
@@ -157,7 +159,8 @@ def _may_change(context: Context, resource: Known) -> bool:
 def _let_look(context: Context, resources: list[Known]) -> None:
     """Lets those resources look again that do not say that their agents' credentials are in place."""
     for resource in resources:
-        if CREDENTIALS_APPLIED not in context.told(resource).findings or context.memory.state_of(
-            agents_of(resource)
-        ) is not ALL_WRITTEN:
+        if (
+            CREDENTIALS_APPLIED not in context.told(resource).findings
+            or context.memory.state_of(agents_of(resource)) is not ALL_WRITTEN
+        ):
             context.queue.add(resource.key, Priority.EVENT)

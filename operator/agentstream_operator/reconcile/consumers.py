@@ -60,8 +60,8 @@ def scaling_active(group: ConsumerGroup, memory: GroupMemory) -> Finding:
 async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bool) -> None:
     """Applies the template and the number of replicas where they are not how they should be.
 
-    Consumers first start when the group is in effect, since they need its stream and their credentials; afterwards they
-    stay as they are while it is not.
+    Consumers first start when the group is in effect, since they need its stream and their credentials;
+    afterwards they stay as they are while it is not.
     """
     memory, cluster, template = context.memory.groups[group.key], context.cluster, group.spec.template
     if not may_change(group, context.store.streams.get(stream_of(group))):

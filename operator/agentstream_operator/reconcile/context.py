@@ -92,7 +92,8 @@ class Context:
 
         Args:
             stream: what to look at, if there is anything.
-            plan: makes a plan of what was seen; of None without a stream and while the server does not answer.
+            plan: makes a plan of what was seen; of None without a stream and while the server does not
+                answer.
 
         Returns:
             What the plan was made of, and the plan.
@@ -141,15 +142,15 @@ class Context:
     async def measure(self, stream: AgentStream) -> StreamSeen:
         """Observes a stream, and brings up to date what is remembered of it and its groups."""
         at = asyncio.get_running_loop().time()
-        groups = self.store.groups_of(stream.key)
-        seen = await self.broker.observe(stream.stream_key, [group.group_name for group in groups])
+        declared = self.store.declared(stream.key)
+        seen = await self.broker.observe(stream.stream_key, [d.name for d in declared])
         memory = self.memory.streams.get(stream.key)
         if memory is not None and at >= memory.seen_at:
-            _follow_rate(memory, seen)
-            memory.seen, memory.seen_at = seen, at
-            for group in groups:
-                if group.key in self.memory.groups:
-                    _follow_group(self.memory.groups[group.key], group, seen)
+            before, memory.seen, memory.seen_at = memory.seen, seen, at
+            _follow_rate(memory, before, seen)
+            for key, group, name in declared:
+                if key in self.memory.groups:
+                    _follow_group(self.memory.groups[key], group, name, before, seen)
         return seen
 
     def told(self, resource: Known) -> StatusMemory:
@@ -208,19 +209,35 @@ class Context:
             told.finalizer = wanted
 
 
-def _follow_rate(memory: StreamMemory, seen: StreamSeen) -> None:
-    before = memory.seen
-    if before is None or seen.now <= before.now:
+def is_same(before: StreamSeen, after: StreamSeen) -> bool:
+    """Whether two observations differ in nothing but their time."""
+    return (
+        before.added == after.added
+        and before.length == after.length
+        and before.type == after.type
+        and before.groups == after.groups
+        and before.meta == after.meta
+        and before.gate == after.gate
+    )
+
+
+def _follow_rate(memory: StreamMemory, before: StreamSeen | None, after: StreamSeen) -> None:
+    if before is None or after.now <= before.now:
         return
-    rate = max(0, seen.added - before.added) * 1000 / (seen.now - before.now)
+    rate = max(0, after.added - before.added) * 1000 / (after.now - before.now)
     memory.rate += _SMOOTHING * (rate - memory.rate)
 
 
-def _follow_group(memory: GroupMemory, group: ConsumerGroup, seen: StreamSeen) -> None:
-    found = seen.groups[group.group_name]
-    memory.progress = follow(memory.progress, found, seen.now)
-    memory.stalled = stalled(memory.progress, found, group.spec.delivery.lease.milliseconds, seen.now)
-    after = counters(seen, found)
+def _follow_group(
+    memory: GroupMemory, group: ConsumerGroup, name: str, before: StreamSeen | None, after: StreamSeen
+) -> None:
+    found = after.groups[name]
+    memory.progress = follow(memory.progress, found, after.now)
+    lease = group.spec.delivery.lease.milliseconds
+    memory.stalled = stalled(memory.progress, found, lease, after.now) and not group.spec.suspend
+    if before is not None and before.added == after.added and before.groups.get(name) == found:
+        return
+    now = counters(after, found)
     if memory.counters is not None:
-        memory.account = add_up(memory.account, memory.counters, after)
-    memory.counters = after
+        memory.account = add_up(memory.account, memory.counters, now)
+    memory.counters = now

@@ -1,4 +1,4 @@
-"""What the engine remembers of each resource between two looks at it. Nothing here has to survive the process."""
+"""What the engine remembers of each resource between two looks at it. Nothing has to survive the process."""
 
 from __future__ import annotations
 

@@ -10,18 +10,17 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
-from agentstream.errors import AgentStreamError
-
+from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.plan.agents import AgentName, strays
-from agentstream_operator.plan.observed import StreamSeen
-from agentstream_operator.plan.retention import janitor_spec, remember
+from agentstream_operator.plan.retention import janitor_spec, remember, retention_healthy
 from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.consumers import measure_need
-from agentstream_operator.reconcile.context import Context
+from agentstream_operator.reconcile.context import Context, is_same
 from agentstream_operator.reconcile.queue import Priority
 from agentstream_operator.reconcile.store import agent_key
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.status import ConditionType
 
 _log = logging.getLogger(__name__)
 _FIRST_RETRY, _LONGEST_RETRY = 0.1, 2.0
@@ -37,7 +36,7 @@ class Pulse:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._doubt = asyncio.Event()
-        self._cleaned: dict[str, float] = {}
+        self._relist = asyncio.Event()
 
     def doubt(self) -> None:
         """A connection broke: looks at once whether the server is there."""
@@ -72,27 +71,157 @@ class Pulse:
 
     async def measure_all(self) -> None:
         """Measures every stream once."""
-        streams = tuple(self._context.store.streams.values())
-        before = [self._context.memory.streams[stream.key].seen for stream in streams]
-        found = await asyncio.gather(
-            *(self._context.measure(stream) for stream in streams), return_exceptions=True
-        )
+        context = self._context
+        streams = tuple(context.store.streams.values())
+        before = [context.memory.streams[stream.key].seen for stream in streams]
+        found = await asyncio.gather(*map(context.measure, streams), return_exceptions=True)
         for stream, old, new in zip(streams, before, found, strict=True):
-            if isinstance(new, StreamSeen):
-                self._compare(stream, old, new)
-            else:
+            if isinstance(new, BaseException):
                 self._failed(new)
-        for group in tuple(self._context.store.groups.values()):
+            elif old is None or not is_same(old, new):
+                self._changed(stream, vanished=old is not None and new.added < old.added)
+        for group in tuple(context.store.groups.values()):
             await self._follow(group)
 
     async def clean(self) -> None:
-        """Lets the janitor pass over every stream, a part of them at a time."""
+        """Lets the janitor pass over every stream, again and again, a part of them at a time."""
         rhythm = self._context.rhythm
         parts = max(1, round(rhythm.janitor / rhythm.pulse))
         part = 0
         while True:
             if self._context.backend.trouble is None:
-                streams = tuple(self._context.store.streams.values())
-                await self.clean_up(streams[part::parts])
+                await self.clean_up(tuple(self._context.store.streams.values())[part::parts])
             part = (part + 1) % parts
             await asyncio.sleep(rhythm.janitor / parts)
+
+    async def clean_up(self, streams: Iterable[AgentStream]) -> None:
+        """Lets the janitor pass over those of the streams that it may touch."""
+        context = self._context
+        cleaned = [stream for stream in streams if self._may_clean(stream)]
+        specs = [
+            janitor_spec(stream, [d.group for d in context.store.declared(stream.key)]) for stream in cleaned
+        ]
+        reports = await asyncio.gather(*map(context.broker.janitor, specs), return_exceptions=True)
+        for stream, report in zip(cleaned, reports, strict=True):
+            if isinstance(report, BaseException):
+                self._failed(report)
+                continue
+            memory = context.memory.streams[stream.key]
+            if memory.seen is None:
+                continue
+            memory.history = remember(memory.history, report, memory.seen.now)
+            finding = retention_healthy(stream, memory.seen, memory.history, context.backend.eviction)
+            if not any(finding[:3] == told[:3] for told in memory.told.findings):
+                self._changed(stream)
+
+    async def watch_access(self) -> None:
+        """Lists users and routes, again and again, and queues the agents whose differ from what was written."""
+        context = self._context
+        while True:
+            self._relist.clear()
+            if context.backend.trouble is None:
+                anew = not context.access.listed.is_set()
+                try:
+                    await context.access.refresh({name.namespace for name in context.store.agents})
+                except AgentStreamError as error:
+                    self._failed(error)
+                else:
+                    if anew:
+                        context.queue_all(map(agent_key, tuple(context.store.agents)), Priority.EVENT)
+                    context.queue_all(map(agent_key, self._astray()), Priority.EVENT)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._relist.wait(), context.rhythm.access)
+
+    def relist(self) -> None:
+        """Users and routes may have changed: lists them now."""
+        self._relist.set()
+
+    def _astray(self) -> list[AgentName]:
+        """The agents whose user or route is not what was written, or that should have none."""
+        context = self._context
+        access, agents = context.access, context.store.agents
+        found = []
+        for name in agents:
+            memory = context.memory.agents[name]
+            written = memory.written
+            in_place = (
+                written is not None
+                and access.user(name) == written.fingerprint
+                and access.route(name) == written.route
+            )
+            if memory.waiting or not (in_place or written is None):
+                found.append(name)
+        if context.complete:
+            unreadable = context.store.unreadable_namespaces
+            found += strays(access.users, context.installation, agents, context.namespaces, unreadable)
+            found += (name for name in access.routed if name not in agents)
+        return found
+
+    def _may_clean(self, stream: AgentStream) -> bool:
+        """Whether a stream may be trimmed: only if all of its groups are known."""
+        context = self._context
+        return (
+            context.complete
+            and stream.metadata.namespace not in context.store.unreadable_namespaces
+            and managed(stream)
+            and context.memory.streams[stream.key].usable is True
+        )
+
+    async def _follow(self, group: ConsumerGroup) -> None:
+        """Queues a group whose consumers are not as they were or should be, or that ceased to get on."""
+        context = self._context
+        memory = context.memory.groups[group.key]
+        decision = measure_need(context, group)
+        if decision is not None:
+            workload = await context.cluster.workload(group.key)
+            moved = workload is not None and workload.replicas != decision.replicas
+            if workload != memory.workload or moved:
+                context.queue.add(group.key, Priority.RESYNC)
+        if memory.stalled and not any(
+            finding.kind is ConditionType.STALLED and finding.status == "True"
+            for finding in memory.told.findings
+        ):
+            context.queue.add(group.key, Priority.RESYNC)
+
+    def _changed(self, stream: AgentStream, *, vanished: bool = False) -> None:
+        self._context.queue.add(stream.key, Priority.RESYNC)
+        self._context.queue_all(self._context.store.readers_of(stream.key), Priority.RESYNC)
+        if vanished:
+            # what removed a stream may have removed more
+            self.relist()
+
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, ConnectionLost | AccessDenied):
+            self.doubt()
+        elif isinstance(error, AgentStreamError):
+            _log.warning("the server refused: %s", error)
+        else:
+            _log.error("could not be measured", exc_info=error)
+
+    def _lost(self, why: str) -> None:
+        context = self._context
+        if context.backend.trouble is None:
+            _log.warning("the server is not reachable: %s", why)
+            context.backend.trouble = why
+            context.access.listed.clear()
+            context.queue_all(tuple(context.store.keys()), Priority.EVENT)
+
+    def _found(self, run_id: str, eviction: str | None, *, doubted: bool) -> None:
+        context, backend = self._context, self._context.backend
+        again = backend.trouble is not None or doubted or backend.run_id not in (None, run_id)
+        backend.trouble, backend.run_id = None, run_id
+        if backend.eviction != eviction:
+            backend.eviction = eviction
+            context.queue_all(tuple(context.store.streams), Priority.EVENT)
+        if again:
+            _log.info("the server answers again: everything on it is checked")
+            self.check_all(Priority.EVENT)
+
+    def check_all(self, priority: Priority) -> None:
+        """Forgets what was seen, and lets everything be looked at anew."""
+        context = self._context
+        for key in context.store.streams:
+            context.written(key)
+        context.access.listed.clear()
+        self.relist()
+        context.queue_all(tuple(context.store.keys()), priority)

@@ -1,7 +1,8 @@
 """The work queue: which key is worked on next, by whom, and when a failed one is tried again.
 
-A key waits at most once and is worked on by one worker at a time; what is added meanwhile runs once more afterwards.
-Of the keys that wait, a person's change goes before what a change elsewhere brought about, and that before a resync.
+A key waits at most once and is worked on by one worker at a time; what is added meanwhile runs once more
+afterwards. Of the keys that wait, a person's change goes before what a change elsewhere brought about, and
+that before a resync.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
 _log = logging.getLogger(__name__)
+
+
+class TryAgain(Exception):  # noqa: N818 - it says what to do
+    """The key could not be worked on for a reason that is expected; it is tried again later."""
 
 
 class Priority(IntEnum):
@@ -49,7 +54,7 @@ class WorkQueue(Generic[K]):
         self._cap = cap
         self._jitter = jitter
         self._ready: tuple[OrderedDict[K, None], ...] = tuple(OrderedDict() for _ in Priority)
-        self._count = asyncio.Semaphore(0)
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._active: set[K] = set()
         self._again: dict[K, Priority] = {}
         self._failures: dict[K, int] = {}
@@ -62,7 +67,7 @@ class WorkQueue(Generic[K]):
         return sum(len(keys) for keys in self._ready)
 
     def add(self, key: K, priority: Priority) -> None:
-        """Lets a key be worked on as soon as its turn comes; a resync leaves a key that failed to its delay."""
+        """Lets a key be worked on when its turn comes; a resync leaves a key that failed to its delay."""
         if priority is Priority.RESYNC and key in self._failures and key in self._delayed:
             return
         self._cancel_delay(key)
@@ -77,7 +82,7 @@ class WorkQueue(Generic[K]):
                 return
         self._ready[priority][key] = None
         self._idle.clear()
-        self._count.release()
+        self._wake_one()
 
     def add_later(self, key: K, delay: float, priority: Priority) -> None:
         """Adds a key after `delay` seconds, unless it is due before that anyway."""
@@ -107,8 +112,8 @@ class WorkQueue(Generic[K]):
         """Works until cancelled.
 
         Args:
-            work: works on one key. It returns the seconds after which to look again, or None; what it raises is
-                logged, and the key is tried again later.
+            work: works on one key. It returns the seconds after which to look again, or None; what it raises
+                is logged, and the key is tried again later.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -121,11 +126,13 @@ class WorkQueue(Generic[K]):
 
     async def _work(self, work: Callable[[K], Awaitable[float | None]]) -> None:
         while True:
-            await self._count.acquire()
-            key = self._take()
+            key = await self._take()
             try:
                 again = await work(key)
-            except Exception:
+            except TryAgain as error:
+                _log.info("%s is tried again: %s", key, error)
+                self._failed(key)
+            except Exception:  # noqa: BLE001 - one key's fault must not stop the others
                 _log.exception("%s failed", key)
                 self._failed(key)
             else:
@@ -135,10 +142,21 @@ class WorkQueue(Generic[K]):
             finally:
                 self._finish(key)
 
-    def _take(self) -> K:
+    async def _take(self) -> K:
+        while not any(self._ready):
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            await waiting
         key = next(keys for keys in self._ready if keys).popitem(last=False)[0]
         self._active.add(key)
         return key
+
+    def _wake_one(self) -> None:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
 
     def _finish(self, key: K) -> None:
         self._active.discard(key)

@@ -1,4 +1,4 @@
-"""Writing statuses: only what changed, live numbers rounded and rarely, and an event where something went wrong."""
+"""Writing statuses: only what changed, live numbers rounded and rarely, and events where something is wrong."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from agentstream_operator.plan.agents import AgentName, agents_of
 from agentstream_operator.plan.conflicts import claim_of, may_claim, oldest, seniority
@@ -15,6 +16,7 @@ AGENT = "Agent"
 """Kind of the keys under which agents are reconciled; there is no such resource."""
 
 Known = AgentStream | ConsumerGroup
+T = TypeVar("T")
 
 
 def agent_key(name: AgentName) -> ResourceKey:
@@ -25,6 +27,14 @@ def agent_key(name: AgentName) -> ResourceKey:
 def stream_of(group: ConsumerGroup) -> ResourceKey:
     """The AgentStream that a group names."""
     return ResourceKey("AgentStream", group.metadata.namespace, group.spec.stream_ref.name)
+
+
+class Declared(NamedTuple):
+    """A group that has its place on a stream: no older resource claims it."""
+
+    key: ResourceKey
+    group: ConsumerGroup
+    name: str
 
 
 class Store:
@@ -42,13 +52,14 @@ class Store:
         self._claims: defaultdict[str, set[ResourceKey]] = defaultdict(set)
         self._readers: defaultdict[ResourceKey, set[ResourceKey]] = defaultdict(set)
         self._named_by: defaultdict[AgentName, set[ResourceKey]] = defaultdict(set)
+        self._declared: dict[ResourceKey, tuple[Declared, ...]] = {}
 
     def get(self, key: ResourceKey) -> Known | None:
         """The resource, if it is known."""
         return self.streams.get(key) or self.groups.get(key)
 
     def put(self, resource: Known) -> set[ResourceKey]:
-        """Takes up a resource or its change. Returns the keys of all, but itself, whose plans may differ now."""
+        """Takes up a resource or its change. Returns the keys of all others whose plans may differ now."""
         key = resource.key
         affected = self._unlink(key)
         if isinstance(resource, AgentStream):
@@ -57,6 +68,7 @@ class Store:
         else:
             self.groups[key] = resource
             self._readers[stream_of(resource)].add(key)
+            self._declared.pop(stream_of(resource), None)
         for name in agents_of(resource):
             self._named_by[name].add(key)
         return (affected | self._related(resource)) - {key}
@@ -98,43 +110,35 @@ class Store:
     def winner(self, stream: AgentStream) -> AgentStream | None:
         """The oldest AgentStream that claims the same key and may have it."""
         claims = self._claims[claim_of(stream)]
-        if len(claims) == 1:
-            return stream if may_claim(stream, self._allowed) else None
-        return oldest(
-            other for key in claims if may_claim(other := self.streams[key], self._allowed)
-        )
+        return oldest(other for key in claims if may_claim(other := self.streams[key], self._allowed))
 
     def group_winner(self, group: ConsumerGroup) -> ConsumerGroup:
         """The oldest ConsumerGroup that claims the same group of the same stream."""
-        rivals = self._rivals(group)
-        return group if len(rivals) == 1 else oldest(rivals) or group
+        name = group.group_name
+        return next(d.group for d in self.declared(stream_of(group)) if d.name == name)
 
-    def groups_of(self, stream: ResourceKey) -> list[ConsumerGroup]:
-        """The groups that have their place on a stream, without those that are in conflict."""
-        groups = (self.groups[key] for key in self._readers.get(stream, ()))
-        return [group for group in groups if self.group_winner(group) is group]
+    def declared(self, stream: ResourceKey) -> tuple[Declared, ...]:
+        """The groups that have their place on a stream, by name."""
+        found = self._declared.get(stream)
+        if found is None:
+            oldest_first = sorted((self.groups[key] for key in self._readers.get(stream, ())), key=seniority)
+            by_name = {group.group_name: group for group in reversed(oldest_first)}
+            found = tuple(Declared(group.key, group, name) for name, group in sorted(by_name.items()))
+            self._declared[stream] = found
+        return found
 
     def readers_of(self, stream: ResourceKey) -> Collection[ResourceKey]:
         """The groups that name a stream."""
         return self._readers.get(stream, ())
 
     def served_by(self, group: ConsumerGroup) -> list[ConsumerGroup]:
-        """The groups whose backlog the consumers of a group work off: its own, and those of its agent without any."""
+        """The groups whose backlog the consumers of a group work off: itself, and those of its agent without any."""
         served = [group]
-        own = [
-            other
-            for other in self.named_by(agents_of(group)[0])
-            if isinstance(other, ConsumerGroup)
-        ]
+        own = [other for other in self.named_by(agents_of(group)[0]) if isinstance(other, ConsumerGroup)]
         with_workload = [other for other in own if other.spec.template is not None]
         if with_workload and with_workload[0] is group:
             served += (other for other in own if other.spec.template is None)
         return served
-
-    def _rivals(self, group: ConsumerGroup) -> list[ConsumerGroup]:
-        name = group.group_name
-        readers = (self.groups[key] for key in self._readers[stream_of(group)])
-        return [other for other in readers if other.group_name == name]
 
     def _unlink(self, key: ResourceKey) -> set[ResourceKey]:
         """Takes a resource out of the indexes. Returns the keys of all that it was related to."""
@@ -146,6 +150,7 @@ class Store:
             _discard(self._claims, claim_of(resource), key)
         else:
             _discard(self._readers, stream_of(resource), key)
+            self._declared.pop(stream_of(resource), None)
         for name in agents_of(resource):
             _discard(self._named_by, name, key)
         return affected
@@ -158,8 +163,9 @@ class Store:
             related = self._claims.get(claim_of(resource), set()) | readers
             agents.update(agents_of(self.groups[key])[0] for key in readers)
         else:
-            related = {stream_of(resource), *(rival.key for rival in self._rivals(resource))}
-            related &= self.streams.keys() | self.groups.keys()
+            stream, name = stream_of(resource), resource.group_name
+            rivals = (key for key in self._readers[stream] if self.groups[key].group_name == name)
+            related = {stream, *rivals} if stream in self.streams else set(rivals)
             related.update(
                 other.key
                 for other in self.named_by(agents_of(resource)[0])
@@ -168,7 +174,7 @@ class Store:
         return related | {agent_key(name) for name in agents}
 
 
-def _discard(index: defaultdict[str, set[ResourceKey]], of: object, key: ResourceKey) -> None:
+def _discard(index: defaultdict[T, set[ResourceKey]], of: T, key: ResourceKey) -> None:
     keys = index[of]
     keys.discard(key)
     if not keys:

@@ -53,7 +53,7 @@ def _plan(context: Context, stream: AgentStream, seen: StreamSeen | None) -> Pla
             stream=stream,
             installation=context.installation,
             winner=context.store.winner(stream),
-            groups=tuple(group.group_name for group in context.store.groups_of(stream.key)),
+            groups=tuple(declared.name for declared in context.store.declared(stream.key)),
             seen=seen,
             added=memory.added,
             agents=context.memory.state_of(agents_of(stream)),
@@ -90,6 +90,6 @@ def _numbers(context: Context, stream: AgentStream, seen: StreamSeen | None) -> 
     return {
         "key": stream.stream_key,
         "length": rounded(seen.length),
-        "groups": len(context.store.groups_of(stream.key)),
+        "groups": len(context.store.declared(stream.key)),
         "oldest_entry": seen.first,
     }

@@ -113,21 +113,28 @@ def _stream(context: Context, key: ResourceKey) -> StreamView:
 def _group(context: Context, key: ResourceKey) -> GroupView:
     memory, group = context.memory.groups[key], context.store.groups[key]
     stream = context.memory.streams.get(stream_of(group))
-    seen = stream.seen.groups.get(group.group_name) if stream is not None and stream.seen is not None else None
-    counts = (
-        (seen.backlog, seen.undelivered, seen.pending, seen.retry_length, seen.delayed, seen.dead)
-        if seen is not None and seen.exists
-        else (None,) * 6
+    seen = (
+        stream.seen.groups.get(group.group_name) if stream is not None and stream.seen is not None else None
     )
+    if seen is not None and not seen.exists:
+        seen = None
+    workload = memory.workload
+    ready, reason = _ready(memory.told)
     return GroupView(
-        key,
-        group.spec.stream_ref.name,
-        *counts,
-        memory.applied[0] if memory.applied is not None else None,
-        memory.workload.ready if memory.workload is not None else None,
-        memory.workload.crashing if memory.workload is not None else None,
-        *_ready(memory.told),
-        memory.account,
+        resource=key,
+        stream=group.spec.stream_ref.name,
+        backlog=seen.backlog if seen is not None else None,
+        undelivered=seen.undelivered if seen is not None else None,
+        pending=seen.pending if seen is not None else None,
+        retrying=seen.retry_length if seen is not None else None,
+        delayed=seen.delayed if seen is not None else None,
+        dead=seen.dead if seen is not None else None,
+        replicas=memory.applied[0] if memory.applied is not None else None,
+        running=workload.ready if workload is not None else None,
+        crashing=workload.crashing if workload is not None else None,
+        ready=ready,
+        reason=reason,
+        account=memory.account,
     )
 
 

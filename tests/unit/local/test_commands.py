@@ -56,7 +56,9 @@ def test_command_and_arguments_follow_each_other() -> None:
 
 
 def test_arguments_refer_to_the_environment_of_the_container() -> None:
-    command = the_command(command=["echo"], args=["$(GREETING)"], env=[{"name": "GREETING", "value": "hello"}])
+    command = the_command(
+        command=["echo"], args=["$(GREETING)"], env=[{"name": "GREETING", "value": "hello"}]
+    )
     assert command.arguments == ("echo", "hello")
 
 

@@ -37,7 +37,10 @@ def problems(tmp_path: Path, text: str) -> list[str]:
 
 def test_documents_of_a_file_are_read_in_order(tmp_path: Path) -> None:
     found = loaded(tmp_path, f"{GROUP}---\n{STREAM}")
-    assert [str(key) for key in found.declared] == ["ConsumerGroup default/coder", "AgentStream default/tasks"]
+    assert [str(key) for key in found.declared] == [
+        "ConsumerGroup default/coder",
+        "AgentStream default/tasks",
+    ]
 
 
 def test_each_resource_knows_its_place(tmp_path: Path) -> None:
@@ -122,7 +125,10 @@ def test_an_unquoted_time_is_text(tmp_path: Path) -> None:
         ),
         ("- 1\n", ["m.yaml:1: Resource default/?: [1] is not a map of fields"]),
         (f"{STREAM}spec: {{}}\n", ["m.yaml:6: spec is given twice, first on line 4"]),
-        (f"{STREAM}---\n{STREAM}", ["m.yaml:7: AgentStream default/tasks is declared twice, first at m.yaml:1"]),
+        (
+            f"{STREAM}---\n{STREAM}",
+            ["m.yaml:7: AgentStream default/tasks is declared twice, first at m.yaml:1"],
+        ),
         ("a: [1\nb: 2\n", ["m.yaml:2: is no YAML: did not find expected ',' or ']'"]),
         ("a: !!python/object:os.system x\n", None),
         ("a: \x01\n", None),

@@ -15,7 +15,7 @@ LISTENER = Consumes("news", "{a.news}", "coder", broadcast=True)
 def test_an_agent_without_streams_may_read_routes_and_little_else() -> None:
     assert rules(AgentUse("a", "idle"), "inst") == (
         *("reset", "on", "resetchannels", "-@all", "+ping", "+time", "+select"),
-        *("+client|setname", "+client|setinfo", "(%R~agentstream:inst:a:routes +hget +hgetall)"),
+        *("+client|setname", "+client|setinfo", "(%R~agentstream:inst:a:routes +hget)"),
     )
 
 

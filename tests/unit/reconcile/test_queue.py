@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import pairwise
 
 import pytest
+
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
 from support.clock import run_virtually
 
@@ -128,12 +130,12 @@ def test_a_change_overtakes_thousands_that_wait() -> None:
 
 def test_delays_of_a_key_that_fails_double_up_to_the_cap() -> None:
     times = times_of(6)
-    assert [b - a for a, b in zip(times, times[1:], strict=False)] == pytest.approx([1, 2, 4, 8, 10, 10])
+    assert [b - a for a, b in pairwise(times)] == pytest.approx([1, 2, 4, 8, 10, 10])
 
 
 def test_jitter_spreads_a_delay_over_its_second_half() -> None:
     times = times_of(2, jitter=0.0)
-    assert [b - a for a, b in zip(times, times[1:], strict=False)] == pytest.approx([0.5, 1])
+    assert [b - a for a, b in pairwise(times)] == pytest.approx([0.5, 1])
 
 
 def test_a_resync_leaves_a_key_that_failed_to_its_delay_and_a_change_does_not() -> None:

@@ -1,6 +1,6 @@
 """Writes the published JSON Schema of messages, or checks that it is current.
 
-`python -m agentstream.message_schema docs/reference/message.schema.json [--check]`
+`python -m agentstream.generate docs/reference/message.schema.json [--check]`
 """
 
 from __future__ import annotations

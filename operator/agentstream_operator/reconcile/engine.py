@@ -1,0 +1,194 @@
+"""Reconciling: resources are put in here, and they come true on the server and in the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import random as randomness
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.cluster.port import Cluster
+from agentstream_operator.plan.agents import AgentName
+from agentstream_operator.reconcile.access import Access
+from agentstream_operator.reconcile.agents import reconcile_agent
+from agentstream_operator.reconcile.context import Context, Rhythm
+from agentstream_operator.reconcile.groups import reconcile_group
+from agentstream_operator.reconcile.pulse import Pulse
+from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
+from agentstream_operator.reconcile.status import StatusWriter
+from agentstream_operator.reconcile.store import AGENT, Known, Store
+from agentstream_operator.reconcile.streams import reconcile_stream
+from agentstream_operator.reconcile.view import View, view
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.meta import ResourceKey
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Engine:
+    """Keeps what is on the server and in the cluster as the resources say.
+
+    Args:
+        broker: the server.
+        cluster: where resources, workloads and Secrets live.
+        installation: what the installation's users and routes are named after.
+        namespaces: those that are watched; None for all.
+        allowed_keys: shell patterns of stream keys that any namespace may claim.
+        now: the present time, with a time zone.
+        random: a number in [0, 1), for spreading what would otherwise come at once.
+        rhythm: how often things are done.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        cluster: Cluster,
+        *,
+        installation: str = "agentstream",
+        namespaces: Iterable[str] | None = None,
+        allowed_keys: Iterable[str] = (),
+        now: Callable[[], datetime] = _utc_now,
+        random: Callable[[], float] = randomness.random,
+        rhythm: Rhythm | None = None,
+    ) -> None:
+        rhythm = rhythm or Rhythm()
+        self._random = random
+        self._context = Context(
+            broker=broker,
+            cluster=cluster,
+            installation=installation,
+            namespaces=frozenset(namespaces) if namespaces is not None else None,
+            now=now,
+            rhythm=rhythm,
+            store=Store(tuple(allowed_keys)),
+            queue=WorkQueue(jitter=random),
+            status=StatusWriter(cluster, now, rhythm.numbers),
+            access=Access(broker, installation),
+        )
+        self._pulse = Pulse(self._context)
+
+    def put(self, resource: Known) -> None:
+        """Takes up a new resource, or a change of one."""
+        context, key = self._context, resource.key
+        known = context.store.get(key)
+        if known is not None and known.metadata.uid != resource.metadata.uid:
+            self.remove(key)
+            known = None
+        if known is not None and _is_same(known, resource):
+            return
+        affected = context.store.put(resource)
+        if known is None:
+            if isinstance(resource, AgentStream):
+                context.memory.recall_stream(key, resource.status)
+            else:
+                context.memory.recall_group(key, resource.status)
+        else:
+            context.told(resource).finalizer = None
+        self._let_look(affected)
+        context.queue.add(key, Priority.CHANGE)
+
+    def remove(self, key: ResourceKey) -> None:
+        """Lets go of a resource that is gone."""
+        context = self._context
+        affected = context.store.remove(key)
+        context.memory.forget(key)
+        context.queue.forget(key)
+        self._let_look(affected)
+        context.queue.add(key, Priority.CHANGE)
+
+    def unreadable(self, key: ResourceKey) -> None:
+        """A resource exists that cannot be read: what it was before stays, and nothing is removed for it."""
+        self._context.store.unreadable(key)
+
+    def listed(self) -> None:
+        """Everything has been put in once: from now on rights may shrink, and what nobody names may go."""
+        self._context.complete = True
+        self._context.touch(tuple(self._context.store.agents))
+        self._pulse.relist()
+
+    async def run(self) -> None:
+        """Reconciles until cancelled."""
+        pulse, queue = self._pulse, self._context.queue
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(queue.run(self._work), name="work")
+                tasks.create_task(pulse.watch_server(), name="watch the server")
+                tasks.create_task(pulse.watch_access(), name="watch users and routes")
+                tasks.create_task(pulse.measure(), name="measure")
+                tasks.create_task(pulse.clean(), name="clean")
+                tasks.create_task(self._resync(), name="resync")
+        finally:
+            await self._context.close()
+
+    async def idle(self) -> None:
+        """Returns when nothing is waiting to be worked on; what is delayed does not count."""
+        context = self._context
+        await context.queue.idle()
+        while context.backend.trouble is None and not context.access.listed.is_set():
+            # once they are listed, agents are queued
+            await context.access.listed.wait()
+            await context.queue.idle()
+
+    def check_all(self) -> None:
+        """Looks at everything anew, as a resync does in the course of a minute."""
+        self._pulse.check_all(Priority.RESYNC)
+
+    def view(self) -> View:
+        """The numbers as they were measured last."""
+        return view(self._context)
+
+    async def summary(self) -> View:
+        """The numbers as they are now; those of a moment ago if the server does not answer."""
+        await self._pulse.measure_all()
+        return view(self._context)
+
+    def _let_look(self, affected: Iterable[ResourceKey]) -> None:
+        context = self._context
+        for key in affected:
+            if key.kind == AGENT:
+                context.touch((AgentName(key.namespace, key.name),))
+            else:
+                context.queue.add(key, Priority.EVENT)
+
+    async def _work(self, key: ResourceKey) -> float | None:
+        try:
+            if key.kind == AGENT:
+                return await reconcile_agent(self._context, key)
+            if key.kind == "AgentStream":
+                return await reconcile_stream(self._context, key)
+            return await reconcile_group(self._context, key)
+        except (ConnectionLost, AccessDenied) as error:
+            self._pulse.doubt()
+            raise TryAgain(str(error)) from error
+        except AgentStreamError as error:
+            raise TryAgain(str(error)) from error
+
+    async def _resync(self) -> None:
+        """Queues every key once in `rhythm.resync` seconds, spread evenly."""
+        context = self._context
+        loop, every = asyncio.get_running_loop(), context.rhythm.resync
+        due: dict[ResourceKey, float] = {}
+        while True:
+            await asyncio.sleep(min(1.0, every / 10))
+            now = loop.time()
+            present = tuple(context.store.keys())
+            due = {key: due[key] if key in due else now + every * self._random() for key in present}
+            for key, at in due.items():
+                if at <= now:
+                    due[key] = now + every * (0.9 + 0.2 * self._random())
+                    context.queue.add(key, Priority.RESYNC)
+
+
+def _is_same(known: Known, resource: Known) -> bool:
+    """Whether nothing changed that a plan depends on: a written status comes back as a change, too."""
+    old, new = known.metadata, resource.metadata
+    return (
+        (old.generation, old.deletion_timestamp, old.creation_timestamp, old.finalizers)
+        == (new.generation, new.deletion_timestamp, new.creation_timestamp, new.finalizers)
+        and old.annotations == new.annotations
+        and known.spec == resource.spec
+    )

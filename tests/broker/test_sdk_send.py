@@ -1,0 +1,198 @@
+"""Sending: once, to where the routes lead, waiting for what may still come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from agentstream.errors import (
+    AccessDenied,
+    Backpressure,
+    ConnectionLost,
+    InvalidMessage,
+    NoRoute,
+    ServerRefused,
+    StreamMissing,
+)
+from agentstream.message import decode
+from agentstream.wire import Wire
+from support.proxy import proxy_to
+from support.servers import Server
+from support.topology import Topology, fields_of
+
+
+@pytest.fixture
+async def declared(server: Server, wire: Wire) -> Topology:
+    """`planner` produces to `tasks`, which `coder` consumes, and to the broadcast stream `news`."""
+    topology = Topology(wire, server.url)
+    await topology.stream("tasks", "planner")
+    await topology.stream("news", "planner", broadcast=True)
+    await topology.group("tasks", "coder")
+    return topology
+
+
+async def test_a_message_is_on_the_stream_as_it_was_sent(declared: Topology, wire: Wire) -> None:
+    before = time.time()
+    async with declared.agent("planner") as planner:
+        sent = await planner.send_message(
+            to="coder",
+            type="task_request",
+            payload={"doc": 7},
+            correlation_id="c",
+            reply_to="planner",
+            expires_at=before + 60,
+        )
+    ((entry, fields),) = await wire.call("XRANGE", "{test.tasks}", "-", "+")
+    message = decode(fields_of(fields)["m"])
+    assert (sent.entry, sent.stream, sent.id) == (entry.decode(), "tasks", message.id)
+    assert (message.sender, message.to, message.payload) == ("planner", "coder", {"doc": 7})
+    assert (message.correlation_id, message.reply_to, message.expires_at) == ("c", "planner", before + 60)
+    assert before <= message.timestamp <= time.time()
+
+
+async def test_a_broadcast_goes_to_the_broadcast_stream(declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner") as planner:
+        sent = await planner.send_message(to="broadcast", type="event", payload={})
+    assert sent.stream == "news"
+    assert await wire.call("XLEN", "{test.news}") == 1
+
+
+async def test_a_stream_without_addressee_is_for_all_its_groups(declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner") as planner:
+        sent = await planner.send_message(stream="tasks", type="event", payload={})
+    ((_, fields),) = await wire.call("XRANGE", "{test.tasks}", "-", "+")
+    assert (sent.stream, decode(fields_of(fields)["m"]).to) == ("tasks", "broadcast")
+
+
+async def test_messages_of_one_moment_travel_together_and_in_order(declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner") as planner:
+        sent = await asyncio.gather(
+            *(planner.send_message(to="coder", type="event", payload={"n": n}) for n in range(2_500))
+        )
+    entries = await wire.call("XRANGE", "{test.tasks}", "-", "+")
+    assert [one.entry for one in sent] == [entry.decode() for entry, _ in entries]
+
+
+async def test_a_lost_reply_never_doubles_a_message(server: Server, declared: Topology, wire: Wire) -> None:
+    async with proxy_to(server.port) as proxy, declared.agent("planner", url=proxy.url) as planner:
+        for n in range(5):
+            proxy.lose_reply(b"as1_add")
+            sent = await planner.send_message(to="coder", type="event", payload={"n": n})
+            assert proxy.lost == n + 1
+            assert await wire.call("XLEN", "{test.tasks}") == n + 1
+            assert await wire.call("XRANGE", "{test.tasks}", sent.entry, sent.entry)
+
+
+async def test_a_server_that_is_away_delays_a_message(server: Server, declared: Topology, wire: Wire) -> None:
+    async with proxy_to(server.port) as proxy, declared.agent("planner", url=proxy.url) as planner:
+        proxy.refuse(refusing=True)
+        sending = asyncio.create_task(planner.send_message(to="coder", type="event", payload={}))
+        await asyncio.wait({sending}, timeout=0.1)
+        assert not sending.done()
+        proxy.refuse(refusing=False)
+        await sending
+    assert await wire.call("XLEN", "{test.tasks}") == 1
+
+
+async def test_a_server_that_stays_away_is_an_error_at_the_deadline(declared: Topology) -> None:
+    async with declared.agent("planner", url="redis://127.0.0.1:1") as planner:
+        with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:1"):
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+
+
+async def test_a_full_stream_is_an_error_at_the_deadline(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 0)
+    async with declared.agent("planner") as planner:
+        with pytest.raises(Backpressure, match="as many unsettled entries"):
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+    assert await wire.call("XLEN", "{test.tasks}") == 0
+
+
+async def test_a_sender_waits_for_a_full_stream_to_drain(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 0)
+    async with declared.agent("planner") as planner:
+        sending = asyncio.create_task(planner.send_message(to="coder", type="event", payload={}))
+        await asyncio.wait({sending}, timeout=0.1)
+        assert not sending.done()
+        await wire.call("SET", "{test.tasks}:gate", 5)
+        await sending
+
+
+async def test_a_sender_never_creates_a_stream(declared: Topology, wire: Wire) -> None:
+    await wire.call("DEL", "{test.tasks}")
+    async with declared.agent("planner") as planner:
+        with pytest.raises(StreamMissing):
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+        assert await wire.call("EXISTS", "{test.tasks}") == 0
+        sending = asyncio.create_task(planner.send_message(to="coder", type="event", payload={}))
+        await asyncio.wait({sending}, timeout=0.1)
+        await declared.stream("tasks")
+        await sending
+
+
+async def test_a_sender_waits_for_a_route_that_is_still_to_be_declared(declared: Topology) -> None:
+    async with declared.agent("planner") as planner:
+        sending = asyncio.create_task(planner.send_message(to="tester", type="event", payload={}))
+        await asyncio.wait({sending}, timeout=0.15)
+        assert not sending.done()
+        await declared.group("tasks", "tester")
+        assert (await sending).stream == "tasks"
+
+
+async def test_an_addressee_that_nobody_declares_is_an_error_that_says_what_is_declared(
+    declared: Topology,
+) -> None:
+    async with declared.agent("planner") as planner:
+        with pytest.raises(NoRoute, match="no group of nobody reads on what planner produces to: tasks, news"):
+            await planner.send_message(to="nobody", type="event", payload={}, timeout=0.2)
+
+
+async def test_neither_addressee_nor_stream_is_an_error(declared: Topology) -> None:
+    async with declared.agent("planner") as planner:
+        with pytest.raises(NoRoute, match="to= or stream="):
+            await planner.send_message(type="event", payload={})
+
+
+async def test_what_does_not_fit_the_schema_is_not_sent(declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner") as planner:
+        with pytest.raises(InvalidMessage, match="type"):
+            await planner.send_message(to="coder", type="order", payload={})  # type: ignore[arg-type]
+    assert await wire.call("XLEN", "{test.tasks}") == 0
+
+
+async def test_refused_credentials_are_an_error_at_the_deadline_without_the_password(
+    server: Server, declared: Topology
+) -> None:
+    url = server.url.replace("//", "//nobody:hidden@")
+    async with declared.agent("planner", url=url) as planner:
+        with pytest.raises(AccessDenied) as caught:
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+    assert "hidden" not in str(caught.value)
+
+
+async def test_a_server_without_the_library_is_an_error_at_the_deadline(
+    declared: Topology, wire: Wire
+) -> None:
+    await wire.call("FUNCTION", "FLUSH")
+    async with declared.agent("planner") as planner:
+        with pytest.raises(ServerRefused, match="Function not found"):
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+
+
+async def test_a_server_without_memory_is_a_full_one(declared: Topology, wire: Wire) -> None:
+    await wire.call("CONFIG", "SET", "maxmemory", 1)
+    async with declared.agent("planner") as planner:
+        with pytest.raises(Backpressure):
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+    await wire.call("CONFIG", "SET", "maxmemory", 0)
+
+
+async def test_after_a_reconnect_routes_are_read_again(server: Server, declared: Topology) -> None:
+    async with proxy_to(server.port) as proxy, declared.agent("planner", url=proxy.url) as planner:
+        assert (await planner.send_message(to="coder", type="event", payload={})).stream == "tasks"
+        await declared.forget_route("coder")
+        await declared.group("news", "coder")
+        proxy.cut()
+        assert (await planner.send_message(to="coder", type="event", payload={})).stream == "news"

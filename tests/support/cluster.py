@@ -1,0 +1,112 @@
+"""The cluster port in memory: keeps what a cluster would keep, and counts what is written to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agentstream_operator.cluster.port import Credentials, Event, WorkloadSeen
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import FINALIZER, ResourceKey
+from agentstream_operator.resources.status import (
+    AgentStreamStatus,
+    Condition,
+    ConditionType,
+    ConsumerGroupStatus,
+    Reason,
+    find_condition,
+)
+
+Resource = AgentStream | ConsumerGroup
+
+
+@dataclass
+class MemoryCluster:
+    """Implements `Cluster`. A workload is whatever was applied, and runs at once.
+
+    Attributes:
+        secrets: credentials by namespace and agent.
+        owners: the owners of each of them.
+        workloads: consumers by group.
+        templates: the groups as they were when their consumers were applied.
+        statuses: the statuses that were written.
+        finalizers: resources that carry the finalizer.
+        events: what was emitted, in order.
+        writes: how many calls changed something, by the method's name.
+    """
+
+    secrets: dict[tuple[str, str], Credentials] = field(default_factory=dict)
+    owners: dict[tuple[str, str], tuple[ResourceKey, ...]] = field(default_factory=dict)
+    workloads: dict[ResourceKey, WorkloadSeen] = field(default_factory=dict)
+    templates: dict[ResourceKey, ConsumerGroup] = field(default_factory=dict)
+    statuses: dict[ResourceKey, AgentStreamStatus | ConsumerGroupStatus] = field(default_factory=dict)
+    finalizers: set[ResourceKey] = field(default_factory=set)
+    events: list[Event] = field(default_factory=list)
+    writes: dict[str, int] = field(default_factory=dict)
+
+    async def credentials(self, namespace: str, agent: str) -> Credentials | None:
+        return self.secrets.get((namespace, agent))
+
+    async def apply_credentials(self, credentials: Credentials, owners: tuple[ResourceKey, ...]) -> None:
+        self._count("apply_credentials")
+        self.secrets[credentials.namespace, credentials.agent] = credentials
+        self.owners[credentials.namespace, credentials.agent] = owners
+
+    async def delete_credentials(self, namespace: str, agent: str) -> None:
+        if self.secrets.pop((namespace, agent), None) is not None:
+            self._count("delete_credentials")
+
+    async def workload(self, group: ResourceKey) -> WorkloadSeen | None:
+        return self.workloads.get(group)
+
+    async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
+        self._count("apply_workload")
+        self.workloads[group.key] = WorkloadSeen(replicas, replicas)
+        self.templates[group.key] = group
+
+    async def delete_workload(self, group: ResourceKey) -> None:
+        if self.workloads.pop(group, None) is not None:
+            self._count("delete_workload")
+
+    async def write_status(self, key: ResourceKey, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
+        self._count("write_status")
+        self.statuses[key] = status
+
+    async def set_finalizer(self, key: ResourceKey, *, present: bool) -> None:
+        self._count("set_finalizer")
+        if present:
+            self.finalizers.add(key)
+        else:
+            self.finalizers.discard(key)
+
+    async def emit(self, event: Event) -> None:
+        self._count("emit")
+        self.events.append(event)
+
+    def condition(self, key: ResourceKey, kind: ConditionType) -> Condition | None:
+        """A condition of a resource as it was written."""
+        status = self.statuses.get(key)
+        return find_condition(status.conditions, kind) if status is not None else None
+
+    def ready(self, key: ResourceKey) -> bool:
+        """Whether a resource was said to be in effect."""
+        condition = self.condition(key, ConditionType.READY)
+        return condition is not None and condition.status == "True"
+
+    def reasons(self, key: ResourceKey) -> list[Reason]:
+        """The reasons of a resource's events, in order."""
+        return [event.reason for event in self.events if event.about == key]
+
+    def as_stored(self, resource: Resource) -> Resource:
+        """A resource as a list would return it: with the finalizer and the status that were written."""
+        finalizers = (FINALIZER,) if resource.key in self.finalizers else ()
+        metadata = resource.metadata.model_copy(update={"finalizers": finalizers})
+        return resource.model_copy(update={"metadata": metadata, "status": self.statuses.get(resource.key)})
+
+    def forget(self, key: ResourceKey) -> None:
+        """Removes a resource as the API server would: with its status and finalizer."""
+        self.statuses.pop(key, None)
+        self.finalizers.discard(key)
+
+    def _count(self, method: str) -> None:
+        self.writes[method] = self.writes.get(method, 0) + 1

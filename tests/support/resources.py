@@ -1,0 +1,60 @@
+"""Builders of resources for tests."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+
+BORN = datetime(2026, 1, 1, tzinfo=UTC)
+TEMPLATE = {"spec": {"containers": [{"name": "agent", "command": ["agent"]}]}}
+
+
+def _metadata(
+    name: str, namespace: str, age: int, annotations: dict[str, str], **more: Any
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "namespace": namespace,
+        "uid": f"{namespace}-{name}",
+        "generation": 1,
+        "creationTimestamp": BORN - timedelta(seconds=age),
+        "annotations": annotations,
+        **more,
+    }
+
+
+def a_stream(
+    name: str = "tasks",
+    namespace: str = "team",
+    *,
+    age: int = 0,
+    annotations: dict[str, str] | None = None,
+    meta: dict[str, Any] | None = None,
+    **spec: Any,
+) -> AgentStream:
+    """An AgentStream; `age` in seconds decides conflicts, `spec` has the fields as in a manifest."""
+    return AgentStream.model_validate(
+        {"metadata": _metadata(name, namespace, age, annotations or {}, **(meta or {})), "spec": spec}
+    )
+
+
+def a_group(
+    name: str = "coder",
+    namespace: str = "team",
+    *,
+    stream: str = "tasks",
+    age: int = 0,
+    annotations: dict[str, str] | None = None,
+    meta: dict[str, Any] | None = None,
+    **spec: Any,
+) -> ConsumerGroup:
+    """A ConsumerGroup; `age` in seconds decides conflicts, `spec` has the fields as in a manifest."""
+    return ConsumerGroup.model_validate(
+        {
+            "metadata": _metadata(name, namespace, age, annotations or {}, **(meta or {})),
+            "spec": {"streamRef": {"name": stream}, **spec},
+        }
+    )

@@ -1,0 +1,133 @@
+"""Streams, groups and routes as the operator leaves them, without the operator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from agentstream.agent import Agent
+from agentstream.keys import StreamKeys, default_stream_key, routes_key
+from agentstream.message import Message
+from agentstream.routes import Consumes, Produces, Route, encode_route
+from agentstream.settings import Settings
+from agentstream.wire import Endpoint, Wire
+
+NAMESPACE = "test"
+
+
+@dataclass
+class Topology:
+    """What is declared on one server.
+
+    Attributes:
+        wire: an administrator's connection.
+        url: where agents connect to.
+    """
+
+    wire: Wire
+    url: str
+    routes: dict[str, Route] = field(default_factory=dict)
+
+    async def stream(self, name: str, *producers: str, broadcast: bool = False) -> StreamKeys:
+        """A stream to which the agents produce."""
+        key = default_stream_key(NAMESPACE, name)
+        keys = StreamKeys(key)
+        await self.wire.call("FCALL", "as1_create_stream", 1, key, keys.meta, "name", name)
+        for producer in producers:
+            await self._route(producer, produces=(Produces(name, key, broadcast),))
+        return keys
+
+    async def group(self, stream: str, agent: str, start: str = "0", **policy: Any) -> Consumes:
+        """A group of the same name as the agent that consumes it. Short times, where the test names none."""
+        key = default_stream_key(NAMESPACE, stream)
+        short = {"lease": 2_000, "backoff_initial": 20, "backoff_max": 200}
+        consumes = Consumes(stream, key, group=agent, **{**short, **policy})
+        await self.wire.call("FCALL", "as1_create_group", 1, key, StreamKeys(key).base, agent, start)
+        await self._route(agent, consumes=(consumes,))
+        return consumes
+
+    async def write_routes(self) -> None:
+        """The routes again, as after a loss of all data."""
+        for agent, route in self.routes.items():
+            await self.wire.call("HSET", routes_key("agentstream", NAMESPACE), agent, encode_route(route))
+
+    async def forget_route(self, agent: str) -> None:
+        """The agent is declared nowhere any more."""
+        self.routes.pop(agent, None)
+        await self.wire.call("HDEL", routes_key("agentstream", NAMESPACE), agent)
+
+    async def _route(
+        self, agent: str, produces: tuple[Produces, ...] = (), consumes: tuple[Consumes, ...] = ()
+    ) -> None:
+        known = self.routes.get(agent, Route())
+        self.routes[agent] = Route((*known.produces, *produces), (*known.consumes, *consumes))
+        await self.write_routes()
+
+    def settings(self, agent: str, pod: str | None = None, url: str | None = None) -> Settings:
+        """How an agent connects; each in a pod of its own, if the test names none."""
+        return Settings(
+            namespace=NAMESPACE, agent=agent, source=Endpoint(url or self.url), pod=pod or f"{agent}-pod"
+        )
+
+    def agent(self, name: str, pod: str | None = None, url: str | None = None) -> Agent:
+        """An agent that is not connected yet."""
+        return Agent.connect(self.settings(name, pod, url))
+
+    async def pending(self, consumes: Consumes, *, retries: bool = False) -> list[tuple[str, str, int, int]]:
+        """What is pending in a group: id, consumer, idle ms, delivery counter."""
+        key = StreamKeys(consumes.key).retry(consumes.group) if retries else consumes.key
+        reply = await self.wire.call("XPENDING", key, consumes.group, "-", "+", 1000)
+        return [(entry.decode(), name.decode(), idle, counter) for entry, name, idle, counter in reply]
+
+    async def dead_letters(self, consumes: Consumes) -> list[dict[str, bytes]]:
+        """The fields of the group's dead letters."""
+        reply = await self.wire.call(
+            "XRANGE", StreamKeys(consumes.key).dead_letters(consumes.group), "-", "+"
+        )
+        return [fields_of(fields) for _, fields in reply]
+
+    async def stats(self, consumes: Consumes) -> dict[str, int]:
+        """The group's counters."""
+        fields = fields_of(await self.wire.call("HGETALL", StreamKeys(consumes.key).stats(consumes.group)))
+        return {name: int(value) for name, value in fields.items() if value.isdigit()}
+
+    async def settled(self, consumes: Consumes, count: int) -> bool:
+        """Whether the group settled that many of the stream's entries, and has nothing pending or delayed."""
+        keys = StreamKeys(consumes.key)
+        return (
+            (await self.stats(consumes)).get("settled", 0) == count
+            and await self.wire.call("XLEN", keys.retry(consumes.group)) == 0
+            and await self.wire.call("ZCARD", keys.delay(consumes.group)) == 0
+            and not await self.pending(consumes)
+        )
+
+    async def add_raw(self, keys: StreamKeys, body: bytes) -> str:
+        """An entry as somebody without an SDK would add it."""
+        return (await self.wire.call("XADD", keys.stream, "*", "m", body)).decode()
+
+
+def fields_of(flat: Iterable[bytes]) -> dict[str, bytes]:
+    """A flat list of names and values as a dict."""
+    parts = list(flat)
+    return {name.decode(): value for name, value in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def body_of(message: Message, **changes: Any) -> bytes:
+    """The JSON of a message with other values."""
+    return msgspec.json.encode({**msgspec.to_builtins(message), **changes})
+
+
+async def numbers(deliveries: AsyncIterator[Any], count: int, timeout: float = 15.0) -> list[int]:
+    """Handles `count` messages and returns the numbers in their payloads."""
+    seen: list[int] = []
+    async with asyncio.timeout(timeout):
+        async for delivery in deliveries:
+            async with delivery:
+                seen.append(delivery.message.payload["n"])
+            if len(seen) == count:
+                break
+    return seen

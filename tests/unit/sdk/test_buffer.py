@@ -1,0 +1,72 @@
+"""Suspects run alone, and everything else in order."""
+
+from __future__ import annotations
+
+from agentstream.buffer import Buffer, Waiting
+from agentstream.entries import Entry, Source
+from agentstream.message import Message
+
+MAIN = Source("{t}", retry=False)
+MESSAGE = Message(v=1, id="", sender="a", to="b", type="event", payload={}, timestamp=0)
+
+
+def waiting(number: int, counter: int = 1) -> Waiting:
+    return Waiting(Entry(MAIN, f"{number}-0", counter, [], started=True), MESSAGE)
+
+
+def buffer(*held: Waiting) -> Buffer:
+    made = Buffer(patience=10)
+    for one in held:
+        made.put(one)
+    return made
+
+
+def test_deliveries_start_in_the_order_of_their_arrival() -> None:
+    first, second = waiting(1), waiting(2)
+    made = buffer(first, second)
+    assert [made.take(0, 0), made.take(1, 0), made.take(2, 0)] == [first, second, None]
+
+
+def test_a_suspect_starts_before_others_and_alone() -> None:
+    ordinary, suspect = waiting(1), waiting(2, counter=3)
+    made = buffer(ordinary, suspect)
+    assert made.take(0, 0) is suspect
+    assert made.take(1, 0) is None
+    made.ended(suspect.entry)
+    assert made.take(0, 0) is ordinary
+
+
+def test_a_suspect_waits_for_others_to_end_but_not_for_ever() -> None:
+    suspect = waiting(1, counter=3)
+    made = buffer(suspect)
+    assert made.take(1, 5) is None
+    assert made.patience_ends == 15
+    assert made.take(1, 14.9) is None
+    assert made.take(1, 15) is suspect
+    assert made.patience_ends is None
+
+
+def test_what_is_not_held_any_more_does_not_start() -> None:
+    ordinary, suspect = waiting(1), waiting(2, counter=3)
+    made = buffer(ordinary, suspect)
+    made.take(1, 0)
+    made.discard(suspect.entry)
+    made.discard(suspect.entry)
+    assert made.patience_ends is None
+    assert made.take(1, 0) is ordinary
+
+
+def test_everything_that_waits_can_be_taken_out_at_once() -> None:
+    ordinary, suspect = waiting(1), waiting(2, counter=3)
+    made = buffer(ordinary, suspect)
+    assert len(made) == 2
+    assert made.clear() == [ordinary.entry, suspect.entry]
+    assert len(made) == 0
+
+
+def test_the_end_of_another_delivery_does_not_end_the_loneliness_of_a_suspect() -> None:
+    suspect, ordinary = waiting(1, counter=3), waiting(2)
+    made = buffer(suspect, ordinary)
+    made.take(0, 0)
+    made.ended(ordinary.entry)
+    assert made.take(1, 0) is None
