@@ -50,8 +50,10 @@ async def measure(url: str, count: int, checks: int) -> None:
     streams = [a_stream(f"stream-{i}", producers=[f"agent-{i}"]) for i in range(count)]
     groups = [a_group(f"agent-{i}", stream=f"stream-{i}") for i in range(count)]
     began, cpu = time.perf_counter(), time.process_time()
-    for resource in (*streams, *groups):
-        engine.put(resource)
+    for stream in streams:
+        engine.put(stream)
+    for group in groups:
+        engine.put(group)
     engine.listed()
     running = asyncio.create_task(engine.run())
     try:

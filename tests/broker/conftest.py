@@ -8,6 +8,8 @@ import pytest
 import redis
 
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.plan.actions import CreateGroup, CreateStream
+from support.entries import KEY
 from support.servers import Server
 
 
@@ -23,3 +25,11 @@ def admin(server: Server) -> Iterator[redis.Redis]:
     """A plain client, for what neither operator nor agents would do."""
     with server.admin() as client:
         yield client
+
+
+@pytest.fixture
+async def stream(broker: Broker, admin: redis.Redis) -> redis.Redis:
+    """An empty stream with the group `g`."""
+    await broker.apply(CreateStream(KEY, {"name": "tasks"}))
+    await broker.apply(CreateGroup(KEY, "g", "0"))
+    return admin

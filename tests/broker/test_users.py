@@ -218,9 +218,9 @@ async def test_several_changes_are_saved_once(private_server: Server, users_file
     await asyncio.gather(*(users.set(SetUser(f"test.t.x{i}", ("reset",), ())) for i in range(20)))
     await until(lambda: users_file.names("test.t.x19"))
     await users.close()
+    await connection.close()
     with private_server.admin() as admin:
         assert admin.info("commandstats")["cmdstat_acl|save"]["calls"] == 1
-    await connection.close()
 
 
 async def test_a_server_without_a_file_for_users_is_asked_once_and_not_again(

@@ -7,6 +7,7 @@ hashes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ class Users:
         self._probe_user = probe_user(installation)
         self._save_delay = save_delay
         self._unsaved = False
+        self._closing = asyncio.Event()
         self._saving: asyncio.Task[None] | None = None
         self._one_list = asyncio.Lock()
         self._next_list: asyncio.Task[Mapping[str, str]] | None = None
@@ -54,11 +56,14 @@ class Users:
         """
         self._check_ours(action.name)
         hashes = (f"#{digest}" for digest in action.password_hashes)
-        _, *verdicts = await asyncio.gather(
-            self._connection.call("ACL", "SETUSER", action.name, *action.rules, *hashes),
-            *(self._connection.call("ACL", "DRYRUN", action.name, *probe.command) for probe in action.probes),
-        )
-        self._save_soon()
+        call = self._connection.call
+        try:
+            _, *verdicts = await asyncio.gather(
+                call("ACL", "SETUSER", action.name, *action.rules, *hashes),
+                *(call("ACL", "DRYRUN", action.name, *probe.command) for probe in action.probes),
+            )
+        finally:
+            self._save_soon()
         for probe, verdict in zip(action.probes, verdicts, strict=True):
             _check(action.name, probe, verdict)
         fingerprint = (await self._listed_from_now()).get(action.name)
@@ -87,12 +92,13 @@ class Users:
 
     async def close(self) -> None:
         """Saves what is to be saved, if the server can be reached, and ends what is under way."""
-        tasks = [*self._lists, *([self._saving] if self._saving else [])]
-        for task in tasks:
+        self._closing.set()
+        if self._saving is not None:
+            await self._saving
+        lists = list(self._lists)
+        for task in lists:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._unsaved:
-            await self._save()
+        await asyncio.gather(*lists, return_exceptions=True)
 
     def _check_ours(self, name: str) -> None:
         if not name.startswith(self._prefix):
@@ -127,8 +133,11 @@ class Users:
     async def _keep_saving(self) -> None:
         delay = self._save_delay
         while self._unsaved:
-            await asyncio.sleep(delay)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), delay)
             await self._save()
+            if self._closing.is_set():
+                return
             delay = min(2 * delay, _LONGEST_DELAY)
 
     async def _save(self) -> None:

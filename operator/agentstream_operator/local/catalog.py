@@ -142,6 +142,10 @@ class Catalog:
         """Where a resource is, or was last, declared."""
         return str(self._places.get(key, key))
 
+    def folder(self, key: ResourceKey) -> Path:
+        """The directory of the file in which a resource is declared."""
+        return self._places[key].file.parent
+
     def set_status(self, key: ResourceKey, status: Status) -> None:
         """Shows when a resource becomes ready, or no longer is, and why."""
         ready = find_condition(status.conditions, ConditionType.READY)

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from agentstream_operator.cluster.port import Credentials, Event, WorkloadSeen
@@ -24,6 +25,10 @@ class Resources(Protocol):
 
     def place(self, key: ResourceKey) -> str:
         """Where the resource is declared, for a message."""
+        ...
+
+    def folder(self, key: ResourceKey) -> Path:
+        """The directory of the file that declares the resource."""
         ...
 
     def set_status(self, key: ResourceKey, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
@@ -95,7 +100,7 @@ class LocalCluster:
             return
         key = group.key
         binding = self._bindings.directory(key.namespace, group.agent_name)
-        command = command_of(group, binding, os.environ)
+        command = command_of(group, binding, self._resources.folder(key), os.environ)
         if command is None:
             self._complain(key, "the template has no command, and its image is not run here")
             await self.delete_workload(key)

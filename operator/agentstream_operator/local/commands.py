@@ -52,12 +52,15 @@ class Command:
         return None
 
 
-def command_of(group: ConsumerGroup, binding: Path, surroundings: Mapping[str, str]) -> Command | None:
+def command_of(
+    group: ConsumerGroup, binding: Path, folder: Path, surroundings: Mapping[str, str]
+) -> Command | None:
     """What the consumers of a group run; None if its template names no command.
 
     Args:
         group: a group with a template.
         binding: directory of the agent's binding.
+        folder: where the group's manifest is; stands for the working directory of the image.
         surroundings: our own environment, which the agents inherit.
     """
     template = group.spec.template
@@ -74,7 +77,7 @@ def command_of(group: ConsumerGroup, binding: Path, surroundings: Mapping[str, s
         arguments=arguments,
         environment=environment,
         binding=binding,
-        directory=Path(container.working_dir or ".").absolute(),
+        directory=(folder / (container.working_dir or ".")).absolute(),
         grace=max(grace, group.spec.delivery.lease.seconds),
     )
 

@@ -81,7 +81,7 @@ def remember(
 ) -> dict[ResourceKey, Record]:
     """What is known with these resources in it; a new one is younger than every other.
 
-    Records of resources that are not among these stay: another run, with other manifests, may declare them again.
+    Records of resources that are not among these stay: a run with other manifests must not make them younger.
     """
     latest = max((record.created for record in known.values()), default=now - timedelta(seconds=1))
     records = dict(known)

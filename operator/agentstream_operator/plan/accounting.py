@@ -27,8 +27,7 @@ class Latency:
     counts: Mapping[float, int] = field(default_factory=dict, hash=False)
 
     def percentile(self, share: float) -> float | None:
-        """The time in ms within which this share (0 to 1) of the messages was acknowledged, or None without
-        messages.
+        """The time in ms within which this share (0 to 1) of the messages was acknowledged, if there are any.
 
         It is interpolated within a bucket, so the true one is at most the bucket's bound; infinite in the
         last one.

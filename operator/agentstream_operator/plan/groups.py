@@ -172,8 +172,7 @@ def _create(
 
 
 def resume_at(stream: StreamSeen, checkpoint: str | None) -> str:
-    """Where a group comes back: at its checkpoint, or at `0` if there is none or the stream does not reach
-    so far.
+    """Where a group comes back: at its checkpoint, or at `0`.
 
     A stream that ends before the checkpoint is another one, and nothing of it may be skipped.
     """

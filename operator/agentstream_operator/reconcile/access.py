@@ -70,8 +70,9 @@ class Access:
         self._live.changed.add(name)
 
     async def refresh(self, namespaces: Iterable[str]) -> None:
-        """Lists the users, and the routes of these namespaces and of those that have users; one call at a
-        time.
+        """Lists the users, and the routes of these namespaces and of those that have users.
+
+        Only one call may be under way.
 
         Raises:
             AgentStreamError: as `Broker.users`.

@@ -68,7 +68,7 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> None:
 
 
 async def _write(context: Context, name: AgentName, memory: AgentMemory, resources: list[Known]) -> bool:
-    """Writes Secret, user and route. Returns whether they are in place: some only may be after a full list."""
+    """Writes Secret, user and route. Returns whether they are there: rights only shrink after a full list."""
     credentials = await _credentials(context, name, memory, resources)
     hashes = (hashlib.sha256(credentials.password.encode()).hexdigest(),)
     use = _use(context, name, resources)

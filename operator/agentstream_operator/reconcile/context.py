@@ -39,6 +39,7 @@ class Rhythm:
         access: between two looks at users and routes.
         resync: between two checks of a resource, ± 10 %.
         numbers: between two writes of a status that only bring numbers up to date.
+        patience: for which a status that is about to change by itself is not written.
         probe: for which the server may be silent.
     """
 
@@ -47,6 +48,7 @@ class Rhythm:
     access: float = 5.0
     resync: float = 60.0
     numbers: float = 30.0
+    patience: float = 1.0
     probe: float = 3.0
 
 

@@ -11,6 +11,7 @@ from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster
 from agentstream_operator.plan.agents import AgentName
+from agentstream_operator.plan.findings import REACHABLE, Finding, summed_up
 from agentstream_operator.reconcile.access import Access
 from agentstream_operator.reconcile.agents import reconcile_agent
 from agentstream_operator.reconcile.context import Context, Rhythm
@@ -23,6 +24,7 @@ from agentstream_operator.reconcile.streams import reconcile_stream
 from agentstream_operator.reconcile.view import View, view
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.status import ConditionType, Reason
 
 
 def _utc_now() -> datetime:
@@ -66,7 +68,7 @@ class Engine:
             rhythm=rhythm,
             store=Store(tuple(allowed_keys)),
             queue=WorkQueue(jitter=random),
-            status=StatusWriter(cluster, now, rhythm.numbers),
+            status=StatusWriter(cluster, now, rarely=rhythm.numbers, patience=rhythm.patience),
             access=Access(broker, installation),
         )
         self._pulse = Pulse(self._context)
@@ -156,16 +158,26 @@ class Engine:
 
     async def _work(self, key: ResourceKey) -> float | None:
         try:
-            if key.kind == AGENT:
-                return await reconcile_agent(self._context, key)
             if key.kind == "AgentStream":
                 return await reconcile_stream(self._context, key)
-            return await reconcile_group(self._context, key)
+            if key.kind == "ConsumerGroup":
+                return await reconcile_group(self._context, key)
+            await reconcile_agent(self._context, key)
         except (ConnectionLost, AccessDenied) as error:
             self._pulse.doubt()
             raise TryAgain(str(error)) from error
         except AgentStreamError as error:
+            await self._refused(key, str(error))
             raise TryAgain(str(error)) from error
+        return None
+
+    async def _refused(self, key: ResourceKey, why: str) -> None:
+        """Says in a resource's status that the server refused what was to be done for it."""
+        resource = self._context.store.get(key)
+        if resource is not None:
+            found = Finding(ConditionType.SYNCED, "False", Reason.RECONCILING, f"the server refused: {why}")
+            told = self._context.told(resource)
+            await self._context.status.write(resource, told, summed_up((REACHABLE, found)), {})
 
     async def _resync(self) -> None:
         """Queues every key once in `rhythm.resync` seconds, spread evenly."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.plan.agents import AgentName, strays
@@ -65,8 +66,7 @@ class Pulse:
     async def measure(self) -> None:
         """Measures every stream, again and again, and queues what is not as it was."""
         while True:
-            if self._context.backend.trouble is None:
-                await self.measure_all()
+            await self._step(self.measure_all())
             await asyncio.sleep(self._context.rhythm.pulse)
 
     async def measure_all(self) -> None:
@@ -87,11 +87,8 @@ class Pulse:
         """Lets the janitor pass over every stream, again and again, a part of them at a time."""
         rhythm = self._context.rhythm
         parts = max(1, round(rhythm.janitor / rhythm.pulse))
-        part = 0
-        while True:
-            if self._context.backend.trouble is None:
-                await self.clean_up(tuple(self._context.store.streams.values())[part::parts])
-            part = (part + 1) % parts
+        for part in itertools.cycle(range(parts)):
+            await self._step(self.clean_up(tuple(self._context.store.streams.values())[part::parts]))
             await asyncio.sleep(rhythm.janitor / parts)
 
     async def clean_up(self, streams: Iterable[AgentStream]) -> None:
@@ -115,22 +112,31 @@ class Pulse:
                 self._changed(stream)
 
     async def watch_access(self) -> None:
-        """Lists users and routes, again and again, and queues the agents whose differ from what was written."""
-        context = self._context
+        """Lists users and routes, again and again, and queues the agents whose are not as written."""
         while True:
             self._relist.clear()
-            if context.backend.trouble is None:
-                anew = not context.access.listed.is_set()
-                try:
-                    await context.access.refresh({name.namespace for name in context.store.agents})
-                except AgentStreamError as error:
-                    self._failed(error)
-                else:
-                    if anew:
-                        context.queue_all(map(agent_key, tuple(context.store.agents)), Priority.EVENT)
-                    context.queue_all(map(agent_key, self._astray()), Priority.EVENT)
+            await self._step(self.list_access())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._relist.wait(), context.rhythm.access)
+                await asyncio.wait_for(self._relist.wait(), self._context.rhythm.access)
+
+    async def list_access(self) -> None:
+        """Lists users and routes once."""
+        context = self._context
+        anew = not context.access.listed.is_set()
+        await context.access.refresh({name.namespace for name in context.store.agents})
+        if anew:
+            context.queue_all(map(agent_key, tuple(context.store.agents)), Priority.EVENT)
+        context.queue_all(map(agent_key, self._astray()), Priority.EVENT)
+
+    async def _step(self, step: Coroutine[None, None, None]) -> None:
+        """Does one step while the server answers; its failure must not end the steps that follow."""
+        if self._context.backend.trouble is not None:
+            step.close()
+            return
+        try:
+            await step
+        except Exception as error:  # noqa: BLE001 - see above
+            self._failed(error)
 
     def relist(self) -> None:
         """Users and routes may have changed: lists them now."""

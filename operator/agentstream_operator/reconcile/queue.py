@@ -138,9 +138,15 @@ class WorkQueue(Generic[K]):
             else:
                 self._failures.pop(key, None)
                 if again is not None and key not in self._again:
-                    self.add_later(key, again, Priority.EVENT)
+                    self._look_again(key, again)
             finally:
                 self._finish(key)
+
+    def _look_again(self, key: K, delay: float) -> None:
+        if delay > 0:
+            self.add_later(key, delay, Priority.EVENT)
+        else:
+            self._again[key] = Priority.EVENT
 
     async def _take(self) -> K:
         while not any(self._ready):

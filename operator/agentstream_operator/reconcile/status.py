@@ -1,4 +1,4 @@
-"""Writing statuses: only what changed, live numbers rounded and rarely, and events where something is wrong."""
+"""Writing statuses: only what changed, live numbers rounded and rarely; and events when things go wrong."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ _SIGNIFICANT = 100
 _DERIVED = frozenset({"conditions", "observed_generation"})
 _PASSING = frozenset({Reason.RECONCILING})
 _PASSING_AT_FIRST = _PASSING | {Reason.STREAM_MISSING}
-_PATIENCE = 1.0
 
 
 def rounded(number: int) -> int:
@@ -61,12 +60,16 @@ class StatusWriter:
         cluster: where they go.
         now: the present time, with a time zone.
         rarely: seconds between two writes that only bring numbers and messages up to date.
+        patience: seconds for which a state that is about to change by itself is not worth a write.
     """
 
-    def __init__(self, cluster: Cluster, now: Callable[[], datetime], rarely: float) -> None:
+    def __init__(
+        self, cluster: Cluster, now: Callable[[], datetime], *, rarely: float, patience: float
+    ) -> None:
         self._cluster = cluster
         self._now = now
         self._rarely = rarely
+        self._patience = patience
 
     async def write(
         self, resource: Known, told: StatusMemory, findings: tuple[Finding, ...], numbers: dict[str, Any]
@@ -84,7 +87,7 @@ class StatusWriter:
         """
         status, clock = told.status, asyncio.get_running_loop().time()
         generation = resource.metadata.generation
-        wait = _until_settled(told, findings, clock)
+        wait = self._until_settled(told, findings, clock)
         if wait > 0:
             return wait
         same = status is not None and status.observed_generation == generation and findings == told.findings
@@ -104,6 +107,16 @@ class StatusWriter:
             await self._cluster.write_status(resource.key, new)
         told.status, told.findings, told.written_at = new, findings, clock
         return None
+
+    def _until_settled(self, told: StatusMemory, findings: tuple[Finding, ...], clock: float) -> float:
+        """Seconds for which to wait because others are about to change what the findings say."""
+        passing = _PASSING if told.status is not None else _PASSING_AT_FIRST
+        if findings[0].kind is not ConditionType.READY or findings[0].reason not in passing:
+            told.passing_since = None
+            return 0.0
+        if told.passing_since is None:
+            told.passing_since = clock
+        return told.passing_since + self._patience - clock
 
     async def _alarm(self, resource: Known, status: Status | None, findings: tuple[Finding, ...]) -> None:
         known = {(c.type, c.reason) for c in status.conditions} if status is not None else set()
@@ -133,17 +146,6 @@ class StatusWriter:
             if present is None or not _says(present, finding, generation):
                 conditions = set_condition(conditions, *finding, generation, now)
         return conditions
-
-
-def _until_settled(told: StatusMemory, findings: tuple[Finding, ...], clock: float) -> float:
-    """Seconds for which a state that others are about to change is not worth a write."""
-    passing = _PASSING if told.status is not None else _PASSING_AT_FIRST
-    if findings[0].kind is not ConditionType.READY or findings[0].reason not in passing:
-        told.passing_since = None
-        return 0.0
-    if told.passing_since is None:
-        told.passing_since = clock
-    return told.passing_since + _PATIENCE - clock
 
 
 def _numbers(status: Status | None) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class Store:
         return self._readers.get(stream, ())
 
     def served_by(self, group: ConsumerGroup) -> list[ConsumerGroup]:
-        """The groups whose backlog the consumers of a group work off: itself, and those of its agent without any."""
+        """The groups that the consumers of a group work for: itself, and those of its agent without any."""
         served = [group]
         own = [other for other in self.named_by(agents_of(group)[0]) if isinstance(other, ConsumerGroup)]
         with_workload = [other for other in own if other.spec.template is not None]

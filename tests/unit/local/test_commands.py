@@ -31,7 +31,7 @@ def a_group(pod: dict[str, Any] | None = None, **container: Any) -> ConsumerGrou
 
 
 def the_command(pod: dict[str, Any] | None = None, **container: Any) -> Command:
-    command = command_of(a_group(pod, **container), Path("/b"), SURROUNDINGS)
+    command = command_of(a_group(pod, **container), Path("/b"), Path("/manifests"), SURROUNDINGS)
     assert command is not None
     return command
 
@@ -87,22 +87,32 @@ def test_the_binding_is_named_in_the_environment() -> None:
     assert the_command(command=["x"]).environment["AGENTSTREAM_BINDING"] == "/b"
 
 
-def test_a_relative_directory_is_below_the_current_one() -> None:
-    assert the_command(command=["x"], workingDir="sub").directory == Path.cwd() / "sub"
+def test_a_relative_directory_is_below_that_of_the_manifest() -> None:
+    assert the_command(command=["x"], workingDir="sub").directory == Path("/manifests/sub")
 
 
-def test_the_directory_is_the_current_one_unless_given() -> None:
-    assert the_command(command=["x"]).directory == Path.cwd()
+def test_an_absolute_directory_is_taken_as_it_is() -> None:
+    assert the_command(command=["x"], workingDir="/app").directory == Path("/app")
+
+
+def test_the_directory_is_that_of_the_manifest_unless_given() -> None:
+    assert the_command(command=["x"]).directory == Path("/manifests")
+
+
+def test_the_directory_of_a_manifest_that_is_named_from_here_is_made_absolute() -> None:
+    command = command_of(a_group(command=["x"]), Path("/b"), Path("sub"), {})
+    assert command is not None
+    assert command.directory == Path.cwd() / "sub"
 
 
 def test_an_image_alone_is_no_command() -> None:
-    assert command_of(a_group(image="coder:1", args=["-v"]), Path("/b"), {}) is None
+    assert command_of(a_group(image="coder:1", args=["-v"]), Path("/b"), Path("/manifests"), {}) is None
 
 
 def test_a_group_without_a_template_has_no_command() -> None:
     group = a_group(command=["x"])
     bare = group.model_copy(update={"spec": group.spec.model_copy(update={"template": None})})
-    assert command_of(bare, Path("/b"), {}) is None
+    assert command_of(bare, Path("/b"), Path("/manifests"), {}) is None
 
 
 def test_the_time_to_end_is_that_of_kubernetes() -> None:

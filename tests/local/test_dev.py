@@ -1,0 +1,273 @@
+"""`agentstream dev` from manifests to working agents, and through everything that may happen meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agentstream.wire import Endpoint, Wire
+from support.dev import Dev, a_group, a_stream, coders, environment_of, interrupt, is_alive
+from support.waiting import until
+
+
+@pytest.fixture
+async def dev(tmp_path: Path) -> AsyncIterator[Dev]:
+    dev = Dev(tmp_path)
+    yield dev
+    await dev.close()
+
+
+def declare(dev: Dev, text: str) -> None:
+    (dev.directory / "m.yaml").write_text(text)
+
+
+async def test_consumers_come_with_the_work_and_go_with_it(dev: Dev) -> None:
+    declare(dev, coders(messages=20))
+    await dev.start("m.yaml", "--until-idle", "2s", "--output", "json")
+    await dev.line("from 0 to 2 consumers")
+    seen = dev.remember()
+    await dev.line("from 2 to 0 consumers")
+    secrets = [
+        dev.password(),
+        *(p.read_text() for p in dev.directory.glob(".agentstream/bindings/*/password")),
+    ]
+    assert len(secrets) == 3
+    assert await dev.wait() == 0
+    assert sorted(dev.done) == list(range(20))
+    groups = {group["name"]: group["numbers"] for group in dev.summary["groups"]}
+    assert (groups["coder"]["sent"], groups["coder"]["acknowledged"]) == (20, 20)
+    total = dev.summary["total"]
+    assert (total["sent"], total["lost"], total["deadLettered"], total["waiting"]) == (20, 0, 0, 0)
+    assert 0 < total["p50Ms"] <= total["p95Ms"]
+    shown = " ".join([dev.text, *map(environment_of, seen)])
+    assert not [secret for secret in secrets if secret in shown]
+    await until(lambda: not [p for p in dev.family if is_alive(p)])
+
+
+async def test_no_secret_is_in_the_command_line_or_environment_of_any_process(dev: Dev) -> None:
+    declare(dev, coders(scale="replicas: 1"))
+    await dev.start("m.yaml")
+    await dev.line("[coder-0] up")
+    secrets = [
+        dev.password(),
+        *(p.read_text() for p in dev.directory.glob(".agentstream/bindings/*/password")),
+    ]
+    seen = " ".join(map(environment_of, dev.remember()))
+    assert "AGENTSTREAM" not in seen
+    assert "bindings/default.coder" in seen
+    assert not [secret for secret in secrets if secret in seen]
+    assert await dev.end() == 0
+    assert dev.out[-1].startswith("total")
+
+
+async def test_a_killed_agent_comes_back_and_nothing_is_lost(dev: Dev) -> None:
+    declare(dev, coders(messages=100, scale="replicas: 2\n  delivery: {lease: 1s}"))
+    await dev.start("m.yaml", "--until-idle", "1s")
+    victim = int((await dev.line("[coder-0] up")).split()[-1])
+    await until(lambda: dev.done)
+    psutil.Process(victim).kill()
+    await dev.line("coder-0: killed by SIGKILL; starting again in 0.2 s")
+    assert await dev.wait() == 0
+    assert set(dev.done) == set(range(100)), dev.text
+
+
+async def test_a_killed_server_comes_back_and_nothing_is_lost(dev: Dev) -> None:
+    declare(dev, coders(messages=100, scale="replicas: 2\n  delivery: {lease: 1s}"))
+    await dev.start("m.yaml", "--until-idle", "2s")
+    await dev.line("[boss-0] sent")
+    await until(lambda: dev.done)
+    dev.server().kill()
+    await dev.line("valkey ended (killed by SIGKILL)")
+    await dev.line("valkey is back")
+    dev.remember()
+    assert await dev.wait() == 0
+    assert set(dev.done) == set(range(100)), dev.text
+
+
+async def test_what_waits_at_the_end_is_there_for_the_next_run(dev: Dev) -> None:
+    idle = coders(messages=3, scale="suspend: true")
+    declare(dev, idle)
+    await dev.start("m.yaml", "--output", "json")
+    await dev.line("[boss-0] sent")
+    assert await dev.end(signal.SIGTERM) == 0
+    assert dev.summary["total"]["waiting"] == 3
+    first = (dev.directory / ".agentstream" / "resources.json").read_text()
+    declare(dev, idle.replace("suspend: true", "suspend: false").replace('"3"', '"0"'))
+    await dev.start("m.yaml", "--until-idle", "500ms", "--output", "json")
+    assert await dev.wait() == 0
+    assert sorted(dev.done) == [0, 1, 2]
+    second = (dev.directory / ".agentstream" / "resources.json").read_text()
+    assert first.count('"created"') == second.count('"created"') == 4
+
+
+async def test_a_crash_loop_is_held_back_and_shown(dev: Dev) -> None:
+    declare(
+        dev, a_stream("tasks") + a_group("coder", "tasks", "python", "-c", "raise SystemExit('no model')")
+    )
+    await dev.start("m.yaml")
+    await dev.line("coder-0: exit code 1 (no model); starting again in 0.8 s")
+    assert await dev.end() == 0
+
+
+async def test_a_command_that_does_not_exist_is_one_line(dev: Dev) -> None:
+    declare(dev, a_stream("tasks") + a_group("coder", "tasks", "no-such-program"))
+    await dev.start("m.yaml", "--for", "3s")
+    assert await dev.wait() == 0
+    about = [line for line in dev.lines if "no-such-program" in line and "error" in line]
+    assert len(about) == 1
+    assert about[0].endswith(
+        "m.yaml:6: ConsumerGroup default/coder: command 'no-such-program' does not exist"
+    )
+
+
+async def test_a_template_without_a_command_is_one_line(dev: Dev) -> None:
+    text = a_stream("tasks") + a_group("coder", "tasks", "x").replace('command: ["x"]', "image: coder")
+    declare(dev, text)
+    await dev.start("m.yaml", "--for", "3s")
+    assert await dev.wait() == 0
+    assert len([line for line in dev.lines if "the template has no command" in line]) == 1
+    assert len([line for line in dev.lines if "images are ignored here" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1\nb: 2\n", "error: m.yaml:2: is no YAML: "),
+        (
+            a_stream("tasks", "producer: [a]"),
+            "error: m.yaml:4: AgentStream default/tasks: spec.producer: unknown",
+        ),
+        (
+            a_stream("tasks") + a_stream("tasks"),
+            "error: m.yaml:6: AgentStream default/tasks is declared twice",
+        ),
+        ("apiVersion: v1\nkind: Namespace\nmetadata: {name: x}\n", "error: m.yaml: declares no AgentStream"),
+    ],
+)
+async def test_a_mistake_in_a_manifest_is_one_line(dev: Dev, text: str, expected: str) -> None:
+    declare(dev, text)
+    await dev.start("m.yaml")
+    assert await dev.wait() == 2
+    assert len(dev.lines) == 1
+    assert dev.lines[0].startswith(expected)
+
+
+async def test_a_port_in_use_is_one_line(dev: Dev) -> None:
+    declare(dev, a_stream("tasks"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        await dev.start("m.yaml", "--port", str(port))
+        assert await dev.wait() == 2
+    assert dev.lines == [f"error: port {port} is in use; choose another one with --port"]
+
+
+async def test_a_file_in_place_of_the_data_directory_is_one_line(dev: Dev) -> None:
+    declare(dev, a_stream("tasks"))
+    await dev.start("m.yaml", "--data", "m.yaml")
+    assert await dev.wait() == 2
+    assert dev.lines == ["error: cannot use m.yaml as data directory: File exists"]
+
+
+async def test_a_full_disk_is_one_line(dev: Dev) -> None:
+    declare(dev, a_stream("tasks"))
+    await dev.start("m.yaml", file_size=0)
+    assert await dev.wait() == 2
+    assert len(dev.lines) == 1
+    assert dev.lines[0].startswith("error: cannot ")
+    assert dev.lines[0].endswith(".agentstream as data directory: File too large")
+
+
+async def test_a_data_directory_in_use_is_one_line(dev: Dev, tmp_path: Path) -> None:
+    declare(dev, a_stream("tasks"))
+    await dev.start("m.yaml")
+    await dev.ready()
+    other = Dev(tmp_path)
+    await other.start("m.yaml")
+    assert await other.wait() == 2
+    assert other.lines == [
+        f"error: .agentstream is in use by another `agentstream dev` (process {dev.process.pid});"
+        " stop that one, or choose another directory with --data"
+    ]
+    assert await dev.end() == 0
+
+
+async def test_of_two_resources_on_one_key_the_first_wins(dev: Dev) -> None:
+    declare(dev, a_stream("tasks") + a_stream("work", "key: '{default.tasks}'"))
+    await dev.start("m.yaml")
+    line = await dev.line("KeyClaimed")
+    assert "AgentStream default/work" in line
+    assert "default/tasks" in line.split("KeyClaimed")[1]
+    assert await dev.end() == 0
+
+
+async def test_a_key_of_another_type_is_said_and_left_alone(dev: Dev) -> None:
+    declare(dev, a_stream("tasks"))
+    await dev.start("m.yaml")
+    await dev.ready()
+    password, port = dev.password(), dev.port()
+    wire = Wire(lambda: Endpoint(f"redis://127.0.0.1:{port}", "agentstream-operator", password), name="test")
+    await wire.call("SET", "{default.text}", "mine")
+    declare(dev, a_stream("tasks") + a_stream("text"))
+    assert "AgentStream default/text" in await dev.line("WrongType")
+    assert await wire.call("GET", "{default.text}") == b"mine"
+    await wire.close()
+    assert await dev.end() == 0
+
+
+async def test_changed_manifests_are_taken_up_and_broken_ones_are_not(dev: Dev) -> None:
+    waits = ("python", "-c", "import time; print('up', flush=True); time.sleep(60)")
+    text = a_stream("tasks") + a_group("coder", "tasks", *waits)
+    declare(dev, text)
+    await dev.start("m.yaml")
+    await dev.line("[coder-0] up")
+    declare(dev, text.replace("replicas: 1", "replicas: [1"))
+    await dev.line("what was declared before stays")
+    assert "error: m.yaml:" in dev.text
+    declare(dev, text.replace("streamRef: {name: tasks}", "streamRef: {name: other}"))
+    await dev.line("streamRef cannot be added, changed or removed after creation")
+    declare(dev, text.replace("replicas: 1", "replicas: 2"))
+    await dev.line("[coder-1] up")
+    declare(dev, a_stream("tasks"))
+    await dev.line("ConsumerGroup default/coder: no longer declared")
+    agents = [p for p in dev.remember() if "print('up'" in environment_of(p)]
+    await until(lambda: not [p for p in agents if is_alive(p)])
+    assert await dev.end() == 0
+
+
+async def test_deleting_a_group_deletes_its_data_where_that_is_declared(dev: Dev) -> None:
+    group = a_group("coder", "tasks", "sleep", "60", scale="deletionPolicy: Delete")
+    declare(dev, a_stream("tasks") + group)
+    await dev.start("m.yaml")
+    await dev.ready()
+    declare(dev, a_stream("tasks"))
+    await dev.line("ConsumerGroup default/coder: GroupDeleted")
+    declare(dev, a_stream("tasks") + group)
+    await until(lambda: dev.text.count("GroupCreated") == 2)
+    assert await dev.end() == 0
+
+
+async def test_a_second_interrupt_kills_at_once(dev: Dev) -> None:
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    declare(dev, a_stream("tasks") + a_group("coder", "tasks", "python", "-c", stubborn))
+    await dev.start("m.yaml")
+    await dev.line("[coder-0] up")
+    dev.remember()
+    interrupt(dev.process)
+    await dev.line("Ctrl-C again to kill them")
+    assert await dev.end() == 130
+
+
+async def test_a_killed_dev_leaves_nothing_running_and_can_be_started_again(dev: Dev) -> None:
+    declare(dev, coders(scale="replicas: 1"))
+    await dev.start("m.yaml")
+    await dev.line("[coder-0] up")
+    assert await dev.end(signal.SIGKILL) == -signal.SIGKILL
+    await dev.start("m.yaml", "--for", "1s")
+    assert await dev.wait() == 0

@@ -1,0 +1,71 @@
+"""Streams with entries of a given age, and passes of the janitor over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+
+from agentstream_operator.plan.retention import JanitorSpec
+
+KEY = "{t.tasks}"
+GATE = f"{KEY}:gate"
+HOUR = 3_600_000
+
+
+def spec(
+    *groups: str,
+    min_age: int = HOUR,
+    max_length: int = 1_000_000,
+    max_bytes: int = 0,
+    on_full: str = "TrimAcknowledged",
+    broadcast: bool = False,
+    lease: int = HOUR,
+    keep_dead: int = HOUR,
+) -> JanitorSpec:
+    declared = tuple((name, lease, keep_dead) for name in groups)
+    return JanitorSpec(
+        key=KEY,
+        min_age=min_age,
+        max_length=max_length,
+        max_bytes=max_bytes,
+        on_full=on_full,
+        groups=declared,
+        broadcast=broadcast,
+    )
+
+
+def now(admin: redis.Redis) -> int:
+    seconds, microseconds = admin.time()
+    return seconds * 1000 + microseconds // 1000
+
+
+def fill(admin: redis.Redis, count: int, *, age: int = 0, key: str = KEY) -> list[str]:
+    """Adds entries that are this many ms old."""
+    ms = now(admin) - age
+    with admin.pipeline(transaction=False) as batch:
+        for sequence in range(count):
+            batch.xadd(key, {"m": "x"}, id=f"{ms}-{sequence}")
+        ids: list[str] = batch.execute()
+    return ids
+
+
+def read(admin: redis.Redis, group: str = "g", *, count: int = 100_000, ack: bool = False) -> list[str]:
+    reply: Any = admin.xreadgroup(group, "c", {KEY: ">"}, count=count)
+    ids = [entry for entry, _ in reply[0][1]] if reply else []
+    if ack and ids:
+        admin.xack(KEY, group, *ids)
+    return ids
+
+
+def left(admin: redis.Redis) -> list[str]:
+    entries: Any = admin.xrange(KEY)
+    return [entry for entry, _ in entries]
+
+
+def refuses(admin: redis.Redis) -> bool:
+    try:
+        admin.fcall("as1_add", 1, KEY, GATE, "", 0, "m", "x")
+    except redis.ResponseError as error:
+        return str(error).startswith("BACKPRESSURE")
+    return False
