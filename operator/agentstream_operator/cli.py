@@ -47,9 +47,9 @@ def dev(  # noqa: PLR0917 - the command line names its options
 ) -> None:
     """Runs manifests on this machine, with a server of its own and without Kubernetes.
 
-    The command of each ConsumerGroup's first container runs as that many processes as its backlog wants, from the
-    current directory or the workingDir given; its image is ignored. A group without a template runs nothing:
-    its agent is yours to start, with AGENTSTREAM_BINDING=DIR/bindings/NAMESPACE.AGENT.
+    The command of each ConsumerGroup's first container runs as that many processes as its backlog wants, from
+    the current directory or the workingDir given; its image is ignored. A group without a template runs
+    nothing: its agent is yours to start, with AGENTSTREAM_BINDING=DIR/bindings/NAMESPACE.AGENT.
 
     Manifests are read again when they change. Ctrl-C ends everything in order and prints what became of every
     message; the exit code is 1 if any was lost, and 2 if the input is wrong.
@@ -75,7 +75,8 @@ def validate(paths: Paths) -> None:
     manifests = load(paths)
     if manifests.problems:
         _fail(*manifests.problems)
-    typer.echo(f"{len(manifests.declared)} resources are valid")
+    count = len(manifests.declared)
+    typer.echo(f"{count} resource{'' if count == 1 else 's'}, no mistakes")
 
 
 @app.command()

@@ -97,6 +97,8 @@ class Intake:
         self._prefix = pod_prefix
         self._in_doubt = True
         self._sweep_now = asyncio.Event()
+        # what became due or stalled while no consumer was there
+        self._sweep_now.set()
         self._read_trouble = Trouble(f"read {calls.main.key}")
         self._sweep_trouble = Trouble(f"sweep {calls.main.key}")
 

@@ -252,6 +252,7 @@ class Reconciling(RuleBasedStateMachine):
                     before = self.footprint()
                     self.engine.check_all()
                     await self.reach_idle()
+                    await self.engine._pulse.clean_up(tuple(self.engine._context.store.streams.values()))
                     removed = self.remove_deleted()
                     failing = bool(self.engine._context.queue._failures)
                     quiet = 0 if failing or removed or self.footprint() != before else quiet + 1
@@ -409,4 +410,4 @@ class Reconciling(RuleBasedStateMachine):
 def test_reconciling_always_converges_and_then_writes_nothing(server: Server) -> None:
     logging.getLogger("agentstream_operator").setLevel(logging.CRITICAL)
     Reconciling.server = server
-    run_state_machine_as_test(Reconciling, settings=settings(max_examples=25, stateful_step_count=14, report_multiple_bugs=False, phases=[Phase.generate]))
+    run_state_machine_as_test(Reconciling, settings=settings(max_examples=300, stateful_step_count=30, report_multiple_bugs=False, phases=[Phase.generate]))

@@ -145,7 +145,9 @@ async def test_an_addressee_that_nobody_declares_is_an_error_that_says_what_is_d
     declared: Topology,
 ) -> None:
     async with declared.agent("planner") as planner:
-        with pytest.raises(NoRoute, match="no group of nobody reads on what planner produces to: tasks, news"):
+        with pytest.raises(
+            NoRoute, match="no group of nobody reads on what planner produces to: tasks, news"
+        ):
             await planner.send_message(to="nobody", type="event", payload={}, timeout=0.2)
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from agentstream.wire import Endpoint, Wire
-from support.dev import Dev, a_group, a_stream, coders, environment_of, interrupt, is_alive
+from support.dev import Dev, a_group, a_stream, coders, environment_of, is_alive
 from support.waiting import until
 
 
@@ -116,7 +116,7 @@ async def test_a_crash_loop_is_held_back_and_shown(dev: Dev) -> None:
 
 async def test_a_command_that_does_not_exist_is_one_line(dev: Dev) -> None:
     declare(dev, a_stream("tasks") + a_group("coder", "tasks", "no-such-program"))
-    await dev.start("m.yaml", "--for", "3s")
+    await dev.start("m.yaml", "--for", "1s")
     assert await dev.wait() == 0
     about = [line for line in dev.lines if "no-such-program" in line and "error" in line]
     assert len(about) == 1
@@ -128,7 +128,7 @@ async def test_a_command_that_does_not_exist_is_one_line(dev: Dev) -> None:
 async def test_a_template_without_a_command_is_one_line(dev: Dev) -> None:
     text = a_stream("tasks") + a_group("coder", "tasks", "x").replace('command: ["x"]', "image: coder")
     declare(dev, text)
-    await dev.start("m.yaml", "--for", "3s")
+    await dev.start("m.yaml", "--for", "1s")
     assert await dev.wait() == 0
     assert len([line for line in dev.lines if "the template has no command" in line]) == 1
     assert len([line for line in dev.lines if "images are ignored here" in line]) == 1
@@ -192,8 +192,10 @@ async def test_a_data_directory_in_use_is_one_line(dev: Dev, tmp_path: Path) -> 
     await other.start("m.yaml")
     assert await other.wait() == 2
     assert other.lines == [
-        f"error: .agentstream is in use by another `agentstream dev` (process {dev.process.pid});"
-        " stop that one, or choose another directory with --data"
+        (
+            f"error: .agentstream is in use by another `agentstream dev` (process {dev.process.pid});"
+            " stop that one, or choose another directory with --data"
+        )
     ]
     assert await dev.end() == 0
 
@@ -254,12 +256,15 @@ async def test_deleting_a_group_deletes_its_data_where_that_is_declared(dev: Dev
 
 
 async def test_a_second_interrupt_kills_at_once(dev: Dev) -> None:
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "print('up', flush=True); time.sleep(60)"
+    )
     declare(dev, a_stream("tasks") + a_group("coder", "tasks", "python", "-c", stubborn))
     await dev.start("m.yaml")
     await dev.line("[coder-0] up")
     dev.remember()
-    interrupt(dev.process)
+    dev.process.send_signal(signal.SIGINT)
     await dev.line("Ctrl-C again to kill them")
     assert await dev.end() == 130
 
@@ -271,3 +276,20 @@ async def test_a_killed_dev_leaves_nothing_running_and_can_be_started_again(dev:
     assert await dev.end(signal.SIGKILL) == -signal.SIGKILL
     await dev.start("m.yaml", "--for", "1s")
     assert await dev.wait() == 0
+
+
+async def test_a_reader_that_goes_away_ends_it(dev: Dev) -> None:
+    declare(dev, a_stream("tasks"))
+    await dev.start("m.yaml", reading=False)
+    assert await dev.wait() == 0
+
+
+async def test_a_terminal_shows_a_table(dev: Dev) -> None:
+    declare(dev, a_stream("tasks") + a_group("coder", "tasks", "sh", "-c", "echo up; sleep 60"))
+    await dev.start_on_terminal("m.yaml")
+    await until(lambda: all(part in dev.screen for part in ("per second", "dead letters", "1/1", "up")))
+    assert "[coder-0] " in dev.screen
+    dev.remember()
+    dev.process.send_signal(signal.SIGINT)
+    assert await dev.wait() == 0
+    assert "total" in dev.screen

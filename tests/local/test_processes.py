@@ -107,7 +107,7 @@ async def test_a_process_that_ends_well_is_started_again_too(place: Place) -> No
 
 
 async def test_trouble_is_over_when_a_process_keeps_running(place: Place, tmp_path: Path) -> None:
-    text = "import os, sys\nif not os.path.exists('ok'): sys.exit(3)\nprint('up', flush=True); import time; time.sleep(60)"
+    text = f"import os, sys\nif not os.path.exists('ok'): sys.exit(3)\n{WAITS}"
     slot = place.slot(place.command(text))
     await until(lambda: slot.trouble is not None)
     (tmp_path / "ok").touch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import environ
@@ -130,29 +130,37 @@ async def test_a_second_run_reads_everything_again(quickstart: Quickstart) -> No
     assert quickstart.section("Documents") == [["stays.md", "Two", "1"]]
 
 
-def agents(process: subprocess.Popen[bytes], name: str) -> list[psutil.Process]:
-    """The processes of an agent."""
+def agents(process: subprocess.Popen[bytes], names: Iterable[str]) -> list[psutil.Process]:
+    """The processes of some agents."""
+    programs = {f"{name}.py" for name in names}
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            found += [child] if child.cmdline()[-1:] == [f"{name}.py"] else []
+            found += [child] if programs.intersection(child.cmdline()) else []
     return found
 
 
 @pytest.mark.parametrize(
-    ("agent", "noted"), [("orchestrator", 1), ("orchestrator", 20), ("analyst", 20), ("reporter", 20)]
+    ("victims", "noted"),
+    [
+        (["orchestrator"], 1),
+        (["analyst"], 20),
+        (["reporter"], 20),
+        (["orchestrator", "analyst", "reporter"], 20),
+    ],
+    ids=["orchestrator", "analyst", "reporter", "all of them"],
 )
-async def test_nothing_is_lost_when_an_agent_is_killed(
-    quickstart: Quickstart, agent: str, noted: int
+async def test_nothing_is_lost_when_agents_are_killed(
+    quickstart: Quickstart, victims: list[str], noted: int
 ) -> None:
     paths = [f"{number // 50}/{number}.py" for number in range(400)]
     for path in paths:
         quickstart.write(path, TEXT)
     with quickstart.running() as process:
         await until(lambda: quickstart.noted() >= noted, timeout=30)
-        for running in agents(process, agent):
-            running.kill()
-        assert not quickstart.report.exists(), "it was killed too late"
+        for victim in agents(process, victims):
+            victim.kill()
+        assert not quickstart.report.exists(), "they were killed too late"
         await quickstart.ended(process)
-    assert f"{agent}-0: killed by SIGKILL" in quickstart.log
+    assert all(f"{victim}-0: killed by SIGKILL" in quickstart.log for victim in victims)
     assert quickstart.files() == sorted(paths)

@@ -156,8 +156,7 @@ async def test_a_full_disk_is_said_and_so_is_room_again(case: Case) -> None:
     # a file that may not grow is to the server what a full disk is
     resource.prlimit(case.server.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     with pytest.raises(ServerRefused, match="MISCONF"):
-        for n in range(20):
-            await case.wire.call("SET", f"k{n}", "x" * 4000)
+        await asyncio.gather(*(case.wire.call("SET", f"k{n}", "x" * 4000) for n in range(20)))
     await until(lambda: case.said)
     resource.prlimit(case.server.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     await until(lambda: len(case.said) == 2)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import resource
 import signal
+import struct
 import sys
+import termios
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -92,18 +95,23 @@ def coders(messages: int = 20, scale: str = FROM_ZERO) -> str:
     )
 
 
+_COMMAND = (sys.executable, "-m", "agentstream_operator", "dev")
+
+
 class Dev:
     """A running `agentstream dev`.
 
     Attributes:
         lines: what it printed, both outputs together.
         out: what it printed on standard output.
+        screen: everything that was written to its terminal.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.lines: list[str] = []
         self.out: list[str] = []
+        self.screen = ""
         self.family: set[psutil.Process] = set()
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
@@ -115,23 +123,44 @@ class Dev:
         assert self._process is not None
         return self._process
 
-    async def start(self, *arguments: str, file_size: int | None = None) -> None:
-        """Starts `agentstream dev`; no file may grow beyond `file_size` bytes."""
+    async def start(self, *arguments: str, file_size: int | None = None, reading: bool = True) -> None:
+        """Starts `agentstream dev`.
+
+        Args:
+            arguments: of the command.
+            file_size: no file may grow beyond so many bytes.
+            reading: whether somebody reads its standard output.
+        """
         limit: Callable[[], None] | None = None
         if file_size is not None:
             limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
         self.lines, self.out = [], []
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agentstream_operator", "dev", *arguments),
+            *(*_COMMAND, *arguments),
             cwd=self.directory,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE if reading else _nobody(),
             stderr=asyncio.subprocess.PIPE,
             preexec_fn=limit,
         )
-        self._readers = [
-            asyncio.create_task(self._read(self._process.stdout, self.out)),
-            asyncio.create_task(self._read(self._process.stderr, [])),
-        ]
+        self._readers = [asyncio.create_task(self._read(self._process.stderr, []))]
+        if reading:
+            self._readers.append(asyncio.create_task(self._read(self._process.stdout, self.out)))
+
+    async def start_on_terminal(self, *arguments: str) -> None:
+        """Starts `agentstream dev` as on a terminal; what that shows gathers in `screen`."""
+        ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        self._process = await asyncio.create_subprocess_exec(
+            *(*_COMMAND, *arguments), cwd=self.directory, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        self._readers = [asyncio.create_task(asyncio.to_thread(self._read_terminal, ours))]
+
+    def _read_terminal(self, descriptor: int) -> None:
+        # the end of a terminal is an error, not an empty read
+        with contextlib.suppress(OSError), os.fdopen(descriptor, "rb", buffering=0) as file:
+            while chunk := file.read(4096):
+                self.screen += chunk.decode(errors="replace")
 
     async def _read(self, stream: asyncio.StreamReader | None, also: list[str]) -> None:
         assert stream is not None
@@ -143,7 +172,7 @@ class Dev:
     async def line(self, part: str, timeout: float = 20.0) -> str:  # noqa: ASYNC109 - as `until`
         """The first line with `part` in it."""
         try:
-            return await until(lambda: next((line for line in self.lines if part in line), None), timeout)
+            return await until(lambda: next((line for line in self.lines if part in line), ""), timeout)
         except TimeoutError:
             raise AssertionError(f"no {part!r} in:\n{self.text}") from None
 
@@ -219,14 +248,16 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
+def _nobody() -> int:
+    """A pipe whose reader has gone away."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    return theirs
+
+
 def environment_of(process: psutil.Process) -> str:
     """Everything that other users of the machine could see of a process."""
     try:
         return " ".join([*process.cmdline(), *process.environ().values()])
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
-
-
-def interrupt(process: asyncio.subprocess.Process) -> None:
-    """What Ctrl-C does."""
-    os.kill(process.pid, signal.SIGINT)

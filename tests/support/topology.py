@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from agentstream.agent import Agent
+from agentstream.delivery import Delivery
 from agentstream.keys import StreamKeys, default_stream_key, routes_key
 from agentstream.message import Message
 from agentstream.routes import Consumes, Produces, Route, encode_route
@@ -105,9 +106,10 @@ class Topology:
             and not await self.pending(consumes)
         )
 
-    async def add_raw(self, keys: StreamKeys, body: bytes) -> str:
+    async def add_raw(self, key: str, body: bytes) -> str:
         """An entry as somebody without an SDK would add it."""
-        return (await self.wire.call("XADD", keys.stream, "*", "m", body)).decode()
+        entry: bytes = await self.wire.call("XADD", key, "*", "m", body)
+        return entry.decode()
 
 
 def fields_of(flat: Iterable[bytes]) -> dict[str, bytes]:
@@ -121,13 +123,19 @@ def body_of(message: Message, **changes: Any) -> bytes:
     return msgspec.json.encode({**msgspec.to_builtins(message), **changes})
 
 
-async def numbers(deliveries: AsyncIterator[Any], count: int, timeout: float = 15.0) -> list[int]:
+async def numbers(deliveries: AsyncIterator[Delivery], count: int) -> list[int]:
     """Handles `count` messages and returns the numbers in their payloads."""
     seen: list[int] = []
-    async with asyncio.timeout(timeout):
+    async with asyncio.timeout(20):
         async for delivery in deliveries:
             async with delivery:
                 seen.append(delivery.message.payload["n"])
             if len(seen) == count:
                 break
     return seen
+
+
+async def following(deliveries: AsyncIterator[Delivery]) -> Delivery:
+    """The next delivery, in time."""
+    async with asyncio.timeout(10):
+        return await anext(deliveries)

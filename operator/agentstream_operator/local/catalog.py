@@ -202,7 +202,7 @@ class Catalog:
             self._reconciler.put(resource)
 
     def _as_stored(self, resource: Resource) -> Resource:
-        stored: Resource = stamped(resource, self._records[resource.key])
+        stored = stamped(resource, self._records[resource.key])
         finalizers = (FINALIZER,) if resource.key in self._finalizers else ()
         metadata = stored.metadata.model_copy(update={"finalizers": finalizers})
         return stored.model_copy(update={"metadata": metadata})

@@ -73,6 +73,8 @@ class DataDirectory:
             make_private(self.bindings)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             self._hold()
+            # it holds passwords, and often lies in somebody's repository
+            write_private(self.path / ".gitignore", "*\n")
         except OSError as error:
             self._release()
             raise cannot(f"use {self.shown} as data directory", error) from error

@@ -224,7 +224,7 @@ class _Run:
         while not self._stop.is_set():
             view = engine.view()
             self._screen.show(view)
-            if not complete and all(resource.ready for resource in (*view.streams, *view.groups)):
+            if not complete and all(s.ready for s in view.streams) and all(g.ready for g in view.groups):
                 complete = True
                 self._screen.say(f"everything is ready after {loop.time() - since:.2f} s")
             if end is not None and loop.time() >= end:

@@ -1,8 +1,8 @@
 """Ends what `agentstream dev` started when it can no longer do so itself, as after `kill -9`.
 
 A small process of its own session reads from a pipe which process groups there are. When the pipe closes, its
-writer is gone, and the reaper ends the groups that are left. PR_SET_PDEATHSIG, in contrast, is Linux only, does
-not reach grandchildren, and gives no time to end in order.
+writer is gone, and the reaper ends the groups that are left. PR_SET_PDEATHSIG, in contrast, is Linux only,
+does not reach grandchildren, and gives no time to end in order.
 
 This file is also the reaper's program and runs without the package: it imports the standard library only.
 """

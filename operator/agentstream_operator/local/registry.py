@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -18,8 +17,6 @@ from agentstream_operator.local.files import write_private
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
-
-R = TypeVar("R", AgentStream, ConsumerGroup)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -98,7 +95,7 @@ def remember(
     return records
 
 
-def stamped(resource: R, record: Record) -> R:
+def stamped(resource: AgentStream | ConsumerGroup, record: Record) -> AgentStream | ConsumerGroup:
     """The resource with the metadata that is remembered of it."""
     metadata = resource.metadata.model_copy(
         update={

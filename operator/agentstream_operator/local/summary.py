@@ -92,7 +92,7 @@ def as_json(summary: Summary) -> str:
 
 def as_text(summary: Summary) -> str:
     """The summary as a table."""
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = [_HEAD]
     rows += [_row(group.name, group.numbers) for group in summary.groups]
     rows.append(_row("total", summary.total))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

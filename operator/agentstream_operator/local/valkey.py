@@ -73,11 +73,14 @@ def users_text(password: str) -> str:
     return f"user default off resetpass -@all\nuser {OPERATOR} on #{digest} ~* &* +@all\n"
 
 
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
 def half_of_memory() -> int:
     """Half of the memory that this machine, or the control group around this process, has; in bytes."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        limit = int(_LIMIT.read_text(encoding="ascii"))
     except (OSError, ValueError):
         limit = total
     return min(total, limit) // 2

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from agentstream.keys import routes_key, user_name
 from agentstream.routes import Consumes, Produces, encode_route
-from agentstream_operator.plan.access import AgentUse, route, set_user
+from agentstream_operator.plan import access
+from agentstream_operator.plan.access import AgentUse, set_user
 from agentstream_operator.plan.actions import Action, DeleteRoute, DeleteUser, SetRoute
 from agentstream_operator.plan.findings import Notice, Plan
 from agentstream_operator.resources.agentstream import AgentStream
@@ -144,15 +145,26 @@ def route_of(use: AgentUse, written: Written | None) -> bytes:
     """The agent's field of the routes hash, which is what was written as long as the use is the same."""
     if written is not None and written.use == use:
         return written.route
-    return encode_route(route(use))
+    return encode_route(access.route(use))
 
 
-def plan_removal(name: AgentName, installation: str) -> tuple[Action, ...]:
-    """What is to be done for an agent that no resource names."""
-    return (
-        DeleteRoute(routes_key(installation, name.namespace), name.agent),
-        DeleteUser(user_name(installation, name.namespace, name.agent)),
-    )
+def plan_removal(
+    name: AgentName, installation: str, *, live: str | None, route: bytes | None
+) -> tuple[Action, ...]:
+    """What is to be done for an agent that no resource names.
+
+    Args:
+        name: the agent.
+        installation: whose operator this is.
+        live: fingerprint of its user, if there is one.
+        route: its field of the routes hash, if there is one.
+    """
+    actions: list[Action] = []
+    if route is not None:
+        actions.append(DeleteRoute(routes_key(installation, name.namespace), name.agent))
+    if live is not None:
+        actions.append(DeleteUser(user_name(installation, *name)))
+    return tuple(actions)
 
 
 def strays(

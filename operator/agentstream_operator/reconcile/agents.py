@@ -9,7 +9,7 @@ from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.keys import user_name
 from agentstream_operator.cluster.port import Credentials
 from agentstream_operator.plan.access import AgentUse
-from agentstream_operator.plan.actions import DeleteRoute, DeleteUser, SetRoute, SetUser
+from agentstream_operator.plan.actions import SetRoute, SetUser
 from agentstream_operator.plan.agents import (
     AgentInput,
     AgentName,
@@ -120,14 +120,14 @@ async def _remove(context: Context, name: AgentName) -> None:
     watched = context.namespaces is None or name.namespace in context.namespaces
     if not (context.complete and watched) or name.namespace in context.store.unreadable_namespaces:
         return
-    for action in plan_removal(name, context.installation):
-        if isinstance(action, DeleteUser) and context.access.user(name) is not None:
-            await context.broker.apply(action)
-            context.access.user_set(name, None)
-        if isinstance(action, DeleteRoute) and context.access.route(name) is not None:
-            await context.broker.apply(action)
-            context.access.route_set(name, None)
+    # the user goes last: as long as it is there, another process would take this up again
     await context.cluster.delete_credentials(*name)
+    for action in plan_removal(
+        name, context.installation, live=context.access.user(name), route=context.access.route(name)
+    ):
+        await context.broker.apply(action)
+    context.access.route_set(name, None)
+    context.access.user_set(name, None)
     context.memory.agents.pop(name, None)
 
 

@@ -109,7 +109,7 @@ class Engine:
     def listed(self) -> None:
         """Everything has been put in once: from now on rights may shrink, and what nobody names may go."""
         self._context.complete = True
-        self._context.touch(tuple(self._context.store.agents))
+        self._context.touch({*self._context.store.agents, *self._context.memory.agents})
         self._pulse.relist()
 
     async def run(self) -> None:

@@ -17,6 +17,7 @@ from agentstream_operator.plan.retention import janitor_spec, remember, retentio
 from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.consumers import measure_need
 from agentstream_operator.reconcile.context import Context, is_same
+from agentstream_operator.reconcile.memory import AgentMemory
 from agentstream_operator.reconcile.queue import Priority
 from agentstream_operator.reconcile.store import agent_key
 from agentstream_operator.resources.agentstream import AgentStream
@@ -124,9 +125,10 @@ class Pulse:
         context = self._context
         anew = not context.access.listed.is_set()
         await context.access.refresh({name.namespace for name in context.store.agents})
+        found = self._astray()
         if anew:
-            context.queue_all(map(agent_key, tuple(context.store.agents)), Priority.EVENT)
-        context.queue_all(map(agent_key, self._astray()), Priority.EVENT)
+            found |= context.memory.agents.keys()
+        context.queue_all(map(agent_key, found), Priority.EVENT)
 
     async def _step(self, step: Coroutine[None, None, None]) -> None:
         """Does one step while the server answers; its failure must not end the steps that follow."""
@@ -142,26 +144,27 @@ class Pulse:
         """Users and routes may have changed: lists them now."""
         self._relist.set()
 
-    def _astray(self) -> list[AgentName]:
+    def _astray(self) -> set[AgentName]:
         """The agents whose user or route is not what was written, or that should have none."""
         context = self._context
-        access, agents = context.access, context.store.agents
-        found = []
-        for name in agents:
-            memory = context.memory.agents[name]
-            written = memory.written
-            in_place = (
-                written is not None
-                and access.user(name) == written.fingerprint
-                and access.route(name) == written.route
-            )
-            if memory.waiting or not (in_place or written is None):
-                found.append(name)
+        access, named = context.access, context.store.agents
+        found = {name for name, memory in context.memory.agents.items() if not self._in_place(name, memory)}
         if context.complete:
             unreadable = context.store.unreadable_namespaces
-            found += strays(access.users, context.installation, agents, context.namespaces, unreadable)
-            found += (name for name in access.routed if name not in agents)
+            found.update(strays(access.users, context.installation, named, context.namespaces, unreadable))
+            found.update(name for name in access.routed if name not in named)
         return found
+
+    def _in_place(self, name: AgentName, memory: AgentMemory) -> bool:
+        access, written = self._context.access, memory.written
+        return (
+            not memory.waiting
+            and name in self._context.store.agents
+            and (
+                written is None
+                or (access.user(name) == written.fingerprint and access.route(name) == written.route)
+            )
+        )
 
     def _may_clean(self, stream: AgentStream) -> bool:
         """Whether a stream may be trimmed: only if all of its groups are known."""

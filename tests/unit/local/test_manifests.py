@@ -101,8 +101,10 @@ def test_an_unquoted_time_is_text(tmp_path: Path) -> None:
         (
             f"{STREAM}  retention:\n    minAge: 24x\n",
             [
-                "m.yaml:7: AgentStream default/tasks: spec.retention.minAge: "
-                "'24x' is not a duration (write e.g. 24h, 1h30m)"
+                (
+                    "m.yaml:7: AgentStream default/tasks: spec.retention.minAge: "
+                    "'24x' is not a duration (write e.g. 24h, 1h30m)"
+                )
             ],
         ),
         (
@@ -112,15 +114,19 @@ def test_an_unquoted_time_is_text(tmp_path: Path) -> None:
         (
             STREAM.replace("v1alpha1", "v9"),
             [
-                "m.yaml:1: AgentStream default/tasks: apiVersion: 'agentstream.dev/v9' is not supported"
-                " (write agentstream.dev/v1alpha1)"
+                (
+                    "m.yaml:1: AgentStream default/tasks: apiVersion: 'agentstream.dev/v9' is not supported"
+                    " (write agentstream.dev/v1alpha1)"
+                )
             ],
         ),
         (
             STREAM.replace("AgentStream", "AgentStreem"),
             [
-                "m.yaml:2: AgentStreem default/tasks: kind: 'AgentStreem' is not one of "
-                "AgentStream, ConsumerGroup"
+                (
+                    "m.yaml:2: AgentStreem default/tasks: kind: 'AgentStreem' is not one of "
+                    "AgentStream, ConsumerGroup"
+                )
             ],
         ),
         ("- 1\n", ["m.yaml:1: Resource default/?: [1] is not a map of fields"]),

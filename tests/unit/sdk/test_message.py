@@ -22,7 +22,11 @@ agents = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 seconds = st.floats(min_value=0, max_value=1e12)
 references = st.text(min_size=1, max_size=512)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -106,7 +110,13 @@ def test_an_agent_must_be_a_dns_label(name: str) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"type": "order"}, {"payload": []}, {"payload": {"f": object()}}, {"to": "No Agent"}, {"expires_at": -1.0}],
+    [
+        {"type": "order"},
+        {"payload": []},
+        {"payload": {"f": object()}},
+        {"to": "No Agent"},
+        {"expires_at": -1.0},
+    ],
 )
 def test_what_does_not_fit_is_not_sent(changes: dict[str, Any]) -> None:
     fields = {("sender" if name == "from" else name): value for name, value in {**GOOD, **changes}.items()}

@@ -42,7 +42,13 @@ def test_a_stream_alone_means_all_its_groups() -> None:
     ("own", "to", "other", "stream", "says"),
     [
         (None, "coder", CODER, None, "planner produces to no stream"),
-        (PLANNER, "coder", CODER, "results", "does not produce to results; it produces to audit, news, tasks"),
+        (
+            PLANNER,
+            "coder",
+            CODER,
+            "results",
+            "does not produce to results; it produces to audit, news, tasks",
+        ),
         (PLANNER, "coder", None, None, "no group of coder reads .* audit, news, tasks; it consumes nothing"),
         (PLANNER, "coder", CODER, "audit", "no group of coder reads on audit; it consumes news, tasks"),
         (Route(produces=(TASKS,)), "broadcast", None, None, "no broadcast stream; it produces to tasks"),

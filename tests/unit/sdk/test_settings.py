@@ -21,7 +21,13 @@ PLAIN = {
 
 def binding(directory: Path, **entries: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
-    known = {"uri": "redis://host:1", "namespace": "team-a", "agent": "coder", "username": "u", "password": "p"}
+    known = {
+        "uri": "redis://host:1",
+        "namespace": "team-a",
+        "agent": "coder",
+        "username": "u",
+        "password": "p",
+    }
     for name, value in {**known, **entries}.items():
         (directory / name).write_text(value + "\n")
     return directory
@@ -59,7 +65,10 @@ def test_the_secret_is_found_where_bindings_are_mounted(tmp_path: Path) -> None:
 
 def test_variables_come_before_entries_of_the_secret(tmp_path: Path) -> None:
     directory = binding(tmp_path)
-    assert Settings.from_env({"AGENTSTREAM_BINDING": str(directory), "AGENTSTREAM_AGENT": "tester"}).agent == "tester"
+    assert (
+        Settings.from_env({"AGENTSTREAM_BINDING": str(directory), "AGENTSTREAM_AGENT": "tester"}).agent
+        == "tester"
+    )
 
 
 def test_new_credentials_are_read_without_a_restart(tmp_path: Path) -> None:
@@ -69,7 +78,7 @@ def test_new_credentials_are_read_without_a_restart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("authority", "scheme"), [(False, "redis"), (True, "rediss")])
-def test_host_and_port_stand_in_for_the_uri(tmp_path: Path, authority: bool, scheme: str) -> None:
+def test_host_and_port_stand_in_for_the_uri(tmp_path: Path, scheme: str, *, authority: bool) -> None:
     directory = binding(tmp_path, uri="", host="valkey", port="7000")
     if authority:
         (directory / "ca.crt").write_text("")
@@ -105,7 +114,7 @@ def test_what_the_secret_lacks_is_named(tmp_path: Path, entries: dict[str, str],
 def test_an_entry_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     directory = binding(tmp_path)
     (directory / "password").write_bytes(b"\xff")
-    with pytest.raises(SettingsError, match="cannot read .*password"):
+    with pytest.raises(SettingsError, match=r"cannot read .*password"):
         Settings.from_env({"AGENTSTREAM_BINDING": str(directory)})
 
 

@@ -90,7 +90,7 @@ def test_what_expires_later_is_delivered() -> None:
     ],
 )
 def test_an_attempt_beyond_the_last_is_not_begun(
-    counter: int, attempts: int | None, started: bool, delivered: bool
+    counter: int, attempts: int | None, *, started: bool, delivered: bool
 ) -> None:
     verdict = decide(entry(body(), counter, attempts, started=started))
     assert isinstance(verdict, Deliver) is delivered

@@ -1,0 +1,405 @@
+"""Resources come true on a real server: creation, adoption, conflicts, deletion, agents."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from agentstream.keys import StreamKeys
+from agentstream.routes import Consumes, Produces, Route, decode_route
+from agentstream.wire import Wire
+from agentstream_operator.resources.meta import FINALIZER, PAUSED_ANNOTATION
+from agentstream_operator.resources.status import ConditionType, Reason
+from support.cluster import MemoryCluster
+from support.operator import Resource, operator
+from support.resources import TEMPLATE, a_group, a_stream
+from support.servers import Server
+from support.waiting import until
+
+KEY = "{team.tasks}"
+ROUTES = "agentstream:agentstream:team:routes"
+PAUSED = {PAUSED_ANNOTATION: "true"}
+
+
+@pytest.fixture
+def admin(server: Server) -> redis.Redis:
+    with server.admin() as client:
+        yield client
+
+
+def message_of(cluster: MemoryCluster, resource: Resource, kind: ConditionType) -> tuple[str, str, str]:
+    condition = cluster.condition(resource.key, kind)
+    assert condition is not None
+    return condition.status, condition.reason, condition.message
+
+
+async def test_a_stream_and_its_group_are_created(server: Server, admin: redis.Redis) -> None:
+    stream, group = a_stream(producers=["planner"]), a_group(startFrom="Beginning")
+    async with operator(server.url) as op:
+        await op.put(stream, group)
+        assert admin.type(KEY) == "stream"
+        assert admin.hgetall(StreamKeys(KEY).meta)["uid"] == "team-tasks"
+        assert [g["name"] for g in admin.xinfo_groups(KEY)] == ["coder"]
+        assert op.cluster.reasons(stream.key) == [Reason.STREAM_CREATED]
+        assert op.cluster.reasons(group.key) == [Reason.GROUP_CREATED]
+
+
+async def test_order_of_declaration_does_not_matter(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        group = a_group()
+        op.declare(group)
+        await until(lambda: group.key in op.cluster.statuses)
+        assert message_of(op.cluster, group, ConditionType.STREAM_READY)[1] == Reason.STREAM_MISSING
+        await op.put(a_stream())
+        await op.ready(group.key)
+
+
+async def test_at_most_one_status_is_written_for_a_new_resource(server: Server) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream(producers=["planner"]), a_group())
+        assert op.cluster.writes["write_status"] == 2
+
+
+async def test_an_agents_route_credentials_and_user_fit_together(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream(producers=["planner"]), a_group(agent="planner", deliver="All"))
+        field = admin.hget(ROUTES, "planner")
+        assert decode_route(field.encode()) == Route(
+            produces=(Produces("tasks", KEY),),
+            consumes=(Consumes("tasks", KEY, "coder", deliver_all=True),),
+        )
+        secret = op.cluster.secrets["team", "planner"]
+        with redis.Redis(port=server.port, username=secret.username, password=secret.password) as login:
+            assert login.hget(ROUTES, "planner") == field.encode()
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                login.flushall()
+        owners = {key.kind for key in op.cluster.owners["team", "planner"]}
+        assert owners == {"AgentStream", "ConsumerGroup"}
+
+
+async def test_a_password_outlives_the_operator(server: Server, admin: redis.Redis) -> None:
+    resources = (a_stream(producers=["planner"]), a_group())
+    async with operator(server.url) as op:
+        await op.put(*resources)
+        cluster, secrets = op.cluster, dict(op.cluster.secrets)
+    async with operator(server.url, *resources, cluster=cluster) as op:
+        await op.engine.idle()
+    assert cluster.secrets == secrets
+
+
+async def test_a_restarted_operator_writes_no_status_again(server: Server) -> None:
+    resources = (a_stream(producers=["planner"]), a_group())
+    async with operator(server.url) as op:
+        await op.put(*resources)
+        cluster = op.cluster
+    before = (cluster.writes["write_status"], cluster.writes["emit"])
+    async with operator(server.url, *resources, cluster=cluster) as op:
+        await op.engine.idle()
+        op.engine.check_all()
+        await op.engine.idle()
+    assert (cluster.writes["write_status"], cluster.writes["emit"]) == before
+
+
+async def test_an_agent_loses_what_it_is_no_longer_named_for(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream(producers=["planner", "other"]))
+        op.declare(a_stream(producers=["other"], meta={"generation": 2}))
+        await until(lambda: admin.acl_getuser("agentstream.team.planner") is None)
+        await until(lambda: admin.hkeys(ROUTES) == ["other"])
+        assert ("team", "planner") not in op.cluster.secrets
+
+
+async def test_nothing_shrinks_before_everything_was_listed(server: Server, admin: redis.Redis) -> None:
+    stream = a_stream(producers=["planner", "other"])
+    async with operator(server.url) as op:
+        await op.put(stream, a_group(agent="planner"))
+        cluster = op.cluster
+    before = admin.acl_getuser("agentstream.team.planner")["selectors"]
+    fewer = a_stream(producers=["planner"], meta={"generation": 2})
+    async with operator(server.url, fewer, cluster=cluster, complete=False) as op:
+        await op.engine.idle()
+        assert admin.acl_getuser("agentstream.team.planner")["selectors"] == before
+        assert admin.acl_getuser("agentstream.team.other") is not None
+        op.engine.listed()
+        await until(lambda: admin.acl_getuser("agentstream.team.other") is None)
+        await until(lambda: admin.acl_getuser("agentstream.team.planner")["selectors"] != before)
+
+
+async def test_nobody_is_removed_while_a_resource_of_the_namespace_cannot_be_read(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream(producers=["planner"]), a_stream("more", producers=["other"]))
+        op.engine.unreadable(a_stream("broken").key)
+        op.engine.remove(a_stream("more").key)
+        await op.engine.idle()
+        assert admin.acl_getuser("agentstream.team.other") is not None
+        op.engine.remove(a_stream("broken").key)
+        await until(lambda: admin.acl_getuser("agentstream.team.other") is None)
+
+
+async def test_users_of_namespaces_that_are_not_watched_stay(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream(producers=["planner"]))
+    async with operator(server.url, namespaces=["elsewhere"]) as op:
+        await op.engine.idle()
+        assert admin.acl_getuser("agentstream.team.planner") is not None
+    async with operator(server.url, namespaces=["team"]) as op:
+        await until(lambda: admin.acl_getuser("agentstream.team.planner") is None)
+
+
+async def test_an_existing_stream_is_adopted_with_its_entries(server: Server, admin: redis.Redis) -> None:
+    admin.xadd(KEY, {"m": "{}"})
+    async with operator(server.url) as op:
+        await op.put(a_stream())
+        assert op.cluster.reasons(a_stream().key) == [Reason.STREAM_ADOPTED]
+        assert admin.xlen(KEY) == 1
+
+
+async def test_a_key_of_another_type_stays_untouched(server: Server, admin: redis.Redis) -> None:
+    admin.set(KEY, "precious")
+    stream, group = a_stream(producers=["planner"]), a_group()
+    async with operator(server.url) as op:
+        op.declare(stream, group)
+        await until(lambda: stream.key in op.cluster.statuses and group.key in op.cluster.statuses)
+        assert message_of(op.cluster, stream, ConditionType.READY) == (
+            "False",
+            Reason.WRONG_TYPE,
+            "{team.tasks} is a string, not a stream; it stays untouched",
+        )
+        assert message_of(op.cluster, group, ConditionType.STREAM_READY)[1] == Reason.WRONG_TYPE
+        await op.engine.idle()
+        assert admin.get(KEY) == "precious"
+        admin.delete(KEY)
+        await op.ready(stream.key)
+        await op.ready(group.key)
+
+
+async def test_only_observing_writes_nothing_and_says_what_differs(server: Server, admin: redis.Redis) -> None:
+    stream, group = a_stream(managementPolicy="ObserveOnly", producers=["planner"]), a_group()
+    async with operator(server.url) as op:
+        op.declare(stream, group)
+        await until(lambda: stream.key in op.cluster.statuses)
+        assert message_of(op.cluster, stream, ConditionType.SYNCED) == (
+            "False",
+            Reason.DRIFT,
+            "would create the stream {team.tasks}",
+        )
+        admin.xadd(KEY, {"m": "{}"})
+        await op.ready(stream.key)
+        assert admin.keys() == [KEY]
+        assert admin.acl_users() == ["default"]
+        assert not op.cluster.secrets
+        admin.delete(KEY)
+
+
+async def test_a_paused_resource_is_left_alone(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        stream, group = a_stream(annotations=PAUSED), a_group(annotations=PAUSED)
+        op.declare(stream, group)
+        await until(lambda: stream.key in op.cluster.statuses)
+        assert message_of(op.cluster, stream, ConditionType.SYNCED)[1] == Reason.PAUSED
+        assert admin.keys() == []
+        op.declare(a_stream())
+        await op.ready(stream.key)
+        await until(lambda: op.cluster.condition(group.key, ConditionType.SYNCED) is not None)
+        assert message_of(op.cluster, group, ConditionType.SYNCED)[2] == "would create the group coder on {team.tasks}"
+        op.declare(a_group())
+        await op.ready(group.key)
+
+
+async def test_the_older_of_two_streams_has_the_key_and_the_other_takes_over(server: Server) -> None:
+    older = a_stream("older", "one", age=10, key="{shared}")
+    younger = a_stream("younger", "two", age=5, key="{shared}", producers=["planner"])
+    async with operator(server.url, allowed_keys=["{shared*"]) as op:
+        await op.put(older)
+        op.declare(younger)
+        await until(lambda: younger.key in op.cluster.statuses)
+        assert message_of(op.cluster, younger, ConditionType.CONFLICT) == (
+            "True",
+            Reason.KEY_CLAIMED,
+            "{shared} belongs to the older AgentStream one/older",
+        )
+        assert op.cluster.reasons(younger.key) == [Reason.KEY_CLAIMED]
+        op.engine.remove(older.key)
+        await op.ready(younger.key)
+
+
+async def test_a_key_outside_the_namespace_needs_to_be_allowed(server: Server, admin: redis.Redis) -> None:
+    stream = a_stream(key="{other.tasks}", producers=["planner"])
+    async with operator(server.url, allowed_keys=["{shared*"]) as op:
+        op.declare(stream)
+        await until(lambda: stream.key in op.cluster.statuses)
+        assert message_of(op.cluster, stream, ConditionType.READY)[1] == Reason.KEY_NOT_ALLOWED
+        await op.engine.idle()
+        assert "{other.tasks}" not in admin.keys()
+        assert "other.tasks" not in str(admin.acl_getuser("agentstream.team.planner"))
+
+
+async def test_the_key_of_another_installation_stays_untouched(server: Server, admin: redis.Redis) -> None:
+    admin.xadd(KEY, {"m": "{}"})
+    admin.hset(StreamKeys(KEY).meta, "installation", "theirs")
+    stream = a_stream(deletionPolicy="Delete")
+    async with operator(server.url) as op:
+        op.declare(stream, a_group())
+        await until(lambda: stream.key in op.cluster.statuses)
+        assert message_of(op.cluster, stream, ConditionType.CONFLICT)[2] == (
+            "{team.tasks} belongs to the installation theirs"
+        )
+        await op.delete(stream)
+        assert admin.xlen(KEY) == 1
+        assert admin.xinfo_groups(KEY) == []
+
+
+async def test_the_older_of_two_groups_has_the_name(server: Server) -> None:
+    older, younger = a_group("older", group="g", age=2), a_group("younger", group="g", age=1)
+    async with operator(server.url) as op:
+        await op.put(a_stream(), older)
+        op.declare(younger)
+        await until(lambda: younger.key in op.cluster.statuses)
+        assert message_of(op.cluster, younger, ConditionType.CONFLICT) == (
+            "True",
+            Reason.GROUP_CLAIMED,
+            "the group g of tasks belongs to the older ConsumerGroup older",
+        )
+
+
+async def test_a_finalizer_stands_only_where_deletion_destroys_something(server: Server) -> None:
+    async with operator(server.url) as op:
+        stream, group = a_stream(), a_group(deletionPolicy="Delete")
+        await op.put(stream, group)
+        assert op.cluster.finalizers == {group.key}
+        changed = a_group(meta={"generation": 2, "finalizers": [FINALIZER]})
+        op.declare(changed)
+        await until(lambda: not op.cluster.finalizers)
+
+
+async def test_a_retained_stream_stays(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream())
+        await op.delete(a_stream())
+        assert admin.type(KEY) == "stream"
+        assert op.cluster.reasons(a_stream().key)[-1] == Reason.RETAINED
+
+
+async def test_a_deleted_stream_goes_with_everything_derived_from_it(server: Server, admin: redis.Redis) -> None:
+    stream = a_stream(deletionPolicy="Delete", producers=["planner"])
+    async with operator(server.url) as op:
+        await op.put(stream, a_group())
+        admin.xadd(KEY, {"m": "{}"})
+        admin.xadd(StreamKeys(KEY).dead_letters("coder"), {"m": "{}"})
+        await op.delete(stream)
+        assert op.cluster.reasons(stream.key)[-1] == Reason.STREAM_DELETED
+        await until(lambda: admin.keys("{team.*") == [])
+        await until(lambda: message_of(op.cluster, a_group(), ConditionType.STREAM_READY)[0] == "False")
+
+
+async def test_an_empty_stream_is_deleted_and_one_that_is_not_stays(server: Server, admin: redis.Redis) -> None:
+    empty = a_stream("empty", deletionPolicy="DeleteIfEmpty")
+    full = a_stream("full", deletionPolicy="DeleteIfEmpty")
+    async with operator(server.url) as op:
+        await op.put(empty, full, a_group(stream="full"))
+        admin.xadd("{team.full}", {"m": "{}"})
+        await op.delete(empty)
+        await op.delete(full)
+        assert op.cluster.reasons(empty.key)[-1] == Reason.STREAM_DELETED
+        assert op.cluster.reasons(full.key)[-1] == Reason.RETAINED_NOT_EMPTY
+        assert admin.exists("{team.empty}") == 0
+        assert admin.xlen("{team.full}") == 1
+
+
+async def test_a_deleted_group_goes_and_its_dead_letters_stay(server: Server, admin: redis.Redis) -> None:
+    group = a_group(deletionPolicy="Delete", template=TEMPLATE)
+    async with operator(server.url) as op:
+        await op.put(a_stream(), group)
+        await until(lambda: group.key in op.cluster.workloads)
+        admin.xadd(StreamKeys(KEY).dead_letters("coder"), {"m": "{}"})
+        await op.delete(group)
+        assert op.cluster.reasons(group.key)[-1] == Reason.GROUP_DELETED
+        assert admin.xinfo_groups(KEY) == []
+        assert admin.xlen(StreamKeys(KEY).dead_letters("coder")) == 1
+        assert not op.cluster.workloads
+
+
+async def test_a_retained_group_resumes_where_it_was(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream(), a_group())
+        await op.delete(a_group())
+        admin.xadd(KEY, {"m": "{}"})
+        await op.put(a_group())
+        assert admin.xinfo_groups(KEY)[0]["lag"] == 1
+
+
+async def test_what_is_paused_is_not_deleted_unless_forced(server: Server, admin: redis.Redis) -> None:
+    stream = a_stream(deletionPolicy="Delete")
+    group = a_group(deletionPolicy="Delete")
+    async with operator(server.url) as op:
+        await op.put(stream, group)
+        op.begin_deletion(stream, paused="true")
+        op.begin_deletion(group, paused="true")
+        await until(lambda: "would delete" in message_of(op.cluster, stream, ConditionType.READY)[2])
+        assert op.cluster.finalizers == {stream.key, group.key}
+        await op.delete(group, paused="true", force_delete="true")
+        await op.delete(stream, paused="true", force_delete="true")
+        assert admin.exists(KEY) == 0
+
+
+async def test_a_group_on_a_paused_stream_is_not_removed(server: Server, admin: redis.Redis) -> None:
+    group = a_group(deletionPolicy="Delete")
+    async with operator(server.url) as op:
+        await op.put(a_stream(), group)
+        op.declare(a_stream(annotations=PAUSED))
+        op.begin_deletion(group)
+        await until(lambda: "would remove" in message_of(op.cluster, group, ConditionType.READY)[2])
+        assert [g["name"] for g in admin.xinfo_groups(KEY)] == ["coder"]
+
+
+async def test_a_server_that_is_gone_holds_a_deletion_for_five_minutes_only(private_server: Server) -> None:
+    stream, group = a_stream(deletionPolicy="Delete"), a_group(deletionPolicy="Delete")
+    async with operator(private_server.url) as op:
+        await op.put(stream, group)
+        private_server.kill()
+        op.begin_deletion(stream)
+        op.begin_deletion(group)
+        await until(lambda: message_of(op.cluster, stream, ConditionType.READY)[0] == "False")
+        await until(lambda: message_of(op.cluster, group, ConditionType.READY)[0] == "False")
+        assert op.cluster.finalizers == {stream.key, group.key}
+        long_ago = datetime.now(UTC) - timedelta(minutes=6)
+        op.begin_deletion(stream, since=long_ago)
+        op.begin_deletion(group, since=long_ago)
+        await until(lambda: not op.cluster.finalizers)
+        assert op.cluster.reasons(stream.key)[-1] == Reason.RETAINED
+
+
+async def test_a_changed_lease_reaches_the_route(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream(), a_group())
+        op.declare(a_group(delivery={"lease": "30s"}, meta={"generation": 2}))
+        await until(
+            lambda: decode_route(admin.hget(ROUTES, "coder").encode()).consumes[0].lease == 30_000
+        )
+        await until(lambda: op.cluster.statuses[a_group().key].observed_generation == 2)
+        await op.ready(a_group().key)
+
+
+async def test_a_resource_created_anew_under_the_same_name_is_a_new_one(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream())
+        op.engine.put(a_stream(meta={"uid": "another"}))
+        await until(lambda: admin.hget(StreamKeys(KEY).meta, "uid") == "another")
+
+
+async def test_a_refused_write_is_said_in_the_status(server: Server, admin: redis.Redis) -> None:
+    stream = a_stream()
+    admin.config_set("maxmemory", 1)
+    async with operator(server.url) as op:
+        # the janitor and creation may run on a full server, records of owners not
+        admin.config_set("maxmemory", 0)
+        await op.put(stream)
+
+
+async def test_the_administrators_connection_is_the_only_one(server: Server, wire: Wire) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream(producers=["planner"]), a_group())
+        assert server.connections().count("agentstream-operator") == 1

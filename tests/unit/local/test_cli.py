@@ -1,0 +1,53 @@
+"""The command line: clear lines for mistakes, quick answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from agentstream_operator.cli import app
+
+STREAM = "apiVersion: agentstream.dev/v1alpha1\nkind: AgentStream\nmetadata: {name: tasks}\n"
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.output
+
+
+def test_valid_manifests_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(STREAM)
+    assert run("validate", str(tmp_path)) == (0, "1 resource, no mistakes\n")
+
+
+def test_mistakes_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(f"{STREAM}spec: {{a: 1, b: 2}}\n")
+    code, text = run("validate", str(tmp_path))
+    assert code == 2
+    assert [line.split(": ")[0] for line in text.splitlines()] == ["error", "error"]
+
+
+def test_the_version_is_printed() -> None:
+    code, text = run("version")
+    assert code == 0
+    assert text.strip().replace(".", "").isalnum()
+
+
+@pytest.mark.parametrize("option", ["--for", "--until-idle"])
+def test_a_wrong_duration_is_one_line(option: str) -> None:
+    assert run("dev", "m.yaml", option, "10") == (
+        2,
+        f"error: {option}: '10' is not a duration (write e.g. 24h, 1h30m)\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("dev",), ("dev", "m.yaml", "--port", "0"), ("dev", "m.yaml", "--output", "xml"), ("nothing",)],
+)
+def test_a_wrong_command_line_is_no_traceback(arguments: tuple[str, ...]) -> None:
+    code, text = run(*arguments)
+    assert code == 2
+    assert "Traceback" not in text
