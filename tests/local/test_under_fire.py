@@ -1,4 +1,4 @@
-"""Nothing is lost under fire: consumers are killed every second, and the server in the middle, at full load."""
+"""Nothing is lost under fire: consumers are killed every second, and the server once, at full load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A broker and a cluster that stop taking writes after a number of them, as if the operator had been killed."""
+"""A broker or cluster that takes no more writes after a number of them, like that of a killed operator."""
 
 from __future__ import annotations
 

@@ -132,12 +132,16 @@ class Dev:
             reading: whether somebody reads its standard output.
         """
         limit: Callable[[], None] | None = None
+        environment = dict(os.environ)
         if file_size is not None:
             limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+            # a measurement of coverage could not be written either
+            environment = {k: v for k, v in environment.items() if not k.startswith("COVERAGE_")}
         self.lines, self.out = [], []
         self._process = await asyncio.create_subprocess_exec(
             *(*_COMMAND, *arguments),
             cwd=self.directory,
+            env=environment,
             stdout=asyncio.subprocess.PIPE if reading else _nobody(),
             stderr=asyncio.subprocess.PIPE,
             preexec_fn=limit,

@@ -49,9 +49,9 @@ class Operator:
         for resource in resources:
             self.engine.put(self.cluster.as_stored(resource))
 
-    async def delete(self, resource: Resource, **annotations: str) -> None:
+    async def delete(self, resource: Resource, annotations: dict[str, str] | None = None) -> None:
         """Deletes a resource as the API server does, and waits until it is gone."""
-        self.begin_deletion(resource, **annotations)
+        self.begin_deletion(resource, annotations)
         await until(lambda: resource.key not in self.cluster.finalizers)
         await self.engine.idle()
         self.engine.remove(resource.key)
@@ -59,14 +59,11 @@ class Operator:
         await self.engine.idle()
 
     def begin_deletion(
-        self, resource: Resource, *, since: datetime | None = None, **annotations: str
+        self, resource: Resource, annotations: dict[str, str] | None = None, *, since: datetime | None = None
     ) -> None:
         """Marks a resource as deleted."""
         metadata = resource.metadata.model_copy(
-            update={
-                "deletion_timestamp": since or datetime.now(UTC),
-                "annotations": {f"agentstream.dev/{k.replace('_', '-')}": v for k, v in annotations.items()},
-            }
+            update={"deletion_timestamp": since or datetime.now(UTC), "annotations": annotations or {}}
         )
         self.declare(resource.model_copy(update={"metadata": metadata}))
 

@@ -108,8 +108,10 @@ class Catalog:
         return Manifests(manifests.declared, problems, manifests.ignored)
 
     def attach(self, reconciler: Reconciler) -> None:
-        """Says who acts on the resources from now on."""
+        """Says who acts on the resources from now on, and passes on those that are declared."""
         self._reconciler = reconciler
+        for declared in self._declared.values():
+            reconciler.put(declared.resource)
 
     def take_up(self, manifests: Manifests) -> None:
         """Passes on what is new, changed or gone, and remembers it.

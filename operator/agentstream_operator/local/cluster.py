@@ -75,7 +75,6 @@ class LocalCluster:
         self._workloads: dict[ResourceKey, Workload] = {}
         self._complaints: dict[ResourceKey, str] = {}
         self._deleted: set[ResourceKey] = set()
-        self._closed = False
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         """The agent's binding, if there is one."""
@@ -96,8 +95,6 @@ class LocalCluster:
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
         """Runs that many processes of the group's command."""
-        if self._closed:
-            return
         key = group.key
         binding = self._bindings.directory(key.namespace, group.agent_name)
         command = command_of(group, binding, self._resources.folder(key), os.environ)
@@ -138,8 +135,7 @@ class LocalCluster:
         self._resources.record(event)
 
     async def close(self) -> None:
-        """Lets all processes end in order, and starts none any more; returns when the last one has ended."""
-        self._closed = True
+        """Lets all processes end in order; returns when the last one has ended."""
         for workload in self._workloads.values():
             workload.retire()
         await asyncio.gather(*(workload.empty() for workload in self._workloads.values()))

@@ -37,6 +37,9 @@ from agentstream_operator.reconcile.view import View
 INSTALLATION = "agentstream"
 _LOOK_EVERY = 0.25
 
+_ECHO = 0.5
+"""Seconds within which a second signal is the first again, passed on by what runs us (`uv run`, make)."""
+
 
 class Screen(Output, Protocol):
     """Where everything that happens is shown."""
@@ -113,7 +116,8 @@ class _Relay(logging.Handler):
 
 
 @contextmanager
-def _logging(output: Output) -> Iterator[None]:
+def relayed_logs(output: Output) -> Iterator[None]:
+    """Shows what the reconcilers log, while it lasts."""
     handler = _Relay(output)
     log = logging.getLogger("agentstream_operator")
     log.addHandler(handler)
@@ -132,6 +136,7 @@ class _Run:
         self._stop = asyncio.Event()
         self._main: asyncio.Task[Summary] | None = None
         self._screen = _screen(options, self._stop.set)
+        self._asked: float | None = None
         self._impatient = False
 
     async def run(self) -> Summary:
@@ -140,7 +145,7 @@ class _Run:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._interrupt)
         try:
-            with _logging(self._screen):
+            with relayed_logs(self._screen):
                 return await self._serve()
         except asyncio.CancelledError:
             if self._impatient:
@@ -154,6 +159,7 @@ class _Run:
         manifests = catalog.read()
         if manifests.problems:
             raise LocalError(*manifests.problems)
+        catalog.take_up(manifests)
         port = pick_port(self._options.port)
         bindings = Bindings(self._data.bindings, port=port, installation=INSTALLATION)
         try:
@@ -165,7 +171,7 @@ class _Run:
             self._screen.say(f"valkey on 127.0.0.1:{port}, data in {self._data.shown}")
             broker = await _connect(url)
             try:
-                async with _plain_errors(), asyncio.TaskGroup() as tasks:
+                async with asyncio.TaskGroup() as tasks:
                     departures = Departures(broker, catalog)
                     cluster = LocalCluster(
                         bindings=bindings,
@@ -178,18 +184,19 @@ class _Run:
                     # everything here is of one person: any key may be claimed
                     engine = Engine(broker, cluster, installation=INSTALLATION, allowed_keys=("*",))
                     catalog.attach(engine)
-                    catalog.take_up(manifests)
                     engine.listed()
-                    background = [
+                    reconciling = [
                         tasks.create_task(engine.run(), name="engine"),
                         tasks.create_task(self._watch(catalog), name="watch manifests"),
                     ]
                     await self._look_on(engine, since)
                     self._screen.say("stopping the agents (Ctrl-C again to kill them)")
+                    # first who would start others in place of those that end
+                    for task in reconciling:
+                        task.cancel()
+                    await asyncio.gather(*reconciling, return_exceptions=True)
                     await cluster.close()
                     view = await engine.summary()
-                    for task in background:
-                        task.cancel()
             finally:
                 await broker.close()
         return summarise(view, asyncio.get_running_loop().time() - since)
@@ -251,10 +258,13 @@ class _Run:
                 self._screen.say(f"error: {error}")
 
     def _interrupt(self) -> None:
-        if self._stop.is_set() and self._main is not None and not self._impatient:
+        now = asyncio.get_running_loop().time()
+        if self._asked is None:
+            self._asked = now
+            self._stop.set()
+        elif now - self._asked > _ECHO and self._main is not None and not self._impatient:
             self._impatient = True
             self._main.cancel()
-        self._stop.set()
 
 
 async def _connect(url: str) -> Broker:
@@ -262,18 +272,6 @@ async def _connect(url: str) -> Broker:
         return await Broker.connect(url, installation=INSTALLATION)
     except AgentStreamError as error:
         raise LocalError(f"valkey does not answer: {error}") from error
-
-
-@asynccontextmanager
-async def _plain_errors() -> AsyncIterator[None]:
-    """Takes a LocalError out of the group into which a TaskGroup puts it."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        found = group.subgroup(LocalError)
-        if found is None:
-            raise
-        raise LocalError(*(line for error in found.exceptions for line in str(error).splitlines())) from group
 
 
 def _screen(options: Options, closed: Callable[[], None]) -> Screen:

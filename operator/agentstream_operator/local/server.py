@@ -93,24 +93,11 @@ class EmbeddedServer:
             code = await self._process.wait()
             await self._ended()
             failures = 1 if clock() - since >= STEADY else failures + 1
-            delay = restart_delay(failures)
-            why = (
-                ""
-                if code == -signal.SIGKILL
-                else f": {gist(list(self._tail), self._shown, self._settings.port)}"
-            )
+            # who was killed had no time to say why
+            why = "" if code == -signal.SIGKILL else f": {self._gist()}"
             self._say(f"valkey ended ({describe_exit(code)}){why}; starting it again")
-            while True:
-                await asyncio.sleep(delay)
-                try:
-                    await self._launch()
-                except LocalError as error:
-                    failures += 1
-                    delay = restart_delay(failures)
-                    self._say(f"{error}; trying again in {delay:.1f} s")
-                else:
-                    self._say("valkey is back, with its data")
-                    break
+            failures = await self._bring_back(failures)
+            self._say("valkey is back, with its data")
 
     async def stop(self) -> None:
         """Lets the server write what it holds, and ends it."""
@@ -123,6 +110,18 @@ class EmbeddedServer:
             signal_group(self._process.pid, signal.SIGKILL)
             await self._process.wait()
         await self._ended()
+
+    async def _bring_back(self, failures: int) -> int:
+        """Starts the server, however often that takes. Returns how often in a row it has failed now."""
+        while True:
+            await asyncio.sleep(restart_delay(failures))
+            try:
+                await self._launch()
+            except LocalError as error:
+                failures += 1
+                self._say(f"{error}; trying again in {restart_delay(failures):.1f} s")
+            else:
+                return failures
 
     async def _launch(self) -> None:
         self._tail.clear()
@@ -154,9 +153,7 @@ class EmbeddedServer:
                 wait.cancel()
         if not ready.is_set():
             await self._ended()
-            raise LocalError(
-                f"valkey does not start: {gist(list(self._tail), self._shown, self._settings.port)}"
-            )
+            raise LocalError(f"valkey does not start: {self._gist()}")
 
     async def _read_log(self, log: Pipe, ready: asyncio.Event) -> None:
         async for line in log.lines():
@@ -168,6 +165,9 @@ class EmbeddedServer:
             if meaning is not None and meaning != self._said and ready.is_set():
                 self._said = meaning
                 self._say(meaning)
+
+    def _gist(self) -> str:
+        return gist(list(self._tail), self._shown, self._settings.port)
 
     async def _ended(self) -> None:
         if self._log is not None:

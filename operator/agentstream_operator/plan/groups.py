@@ -77,10 +77,11 @@ def plan_group(given: GroupInput) -> Plan:
         return Plan(findings=unreachable(given.why_unreachable), finalizer=finalizer)
     conflict = group_conflict(group, given.winner)
     stream_ready = _stream_ready(given)
-    if conflict is not NO_CONFLICT or stream_ready is not STREAM_READY or given.seen is None:
+    stream = given.stream
+    if conflict is not NO_CONFLICT or stream_ready is not STREAM_READY or not (stream and given.seen):
         return Plan(findings=summed_up((REACHABLE, conflict, stream_ready)), finalizer=finalizer)
     seen = given.seen.groups.get(group.group_name, _ABSENT)
-    actions, notices = _create(given, given.seen, seen)
+    actions, notices = _create(given, stream.stream_key, given.seen, seen)
     synced = IN_SYNC
     if not may_change(group, given.stream):
         synced = _held_back(actions)
@@ -120,15 +121,20 @@ _ABSENT = GroupSeen(exists=False)
 STREAM_READY = Finding(ConditionType.STREAM_READY, "True", Reason.READY)
 
 
-def _stream_ready(given: GroupInput) -> Finding:  # noqa: PLR0911 - one per case
+def _stream_ready(given: GroupInput) -> Finding:
     name, stream = given.group.spec.stream_ref.name, given.stream
     if stream is None:
         return _no_stream(f"there is no AgentStream {name}")
     if stream.deleting:
         return _no_stream(f"the AgentStream {name} is being deleted")
+    return _on_server(given, stream)
+
+
+def _on_server(given: GroupInput, stream: AgentStream) -> Finding:
+    """Whether the stream is on the server, and ours."""
+    name, seen = stream.metadata.name, given.seen
     if stream_conflict(stream, given.stream_winner) is not NO_CONFLICT:
         return _no_stream(f"the AgentStream {name} is in conflict")
-    seen = given.seen
     if seen is None or seen.type == "none":
         return _no_stream(f"the stream {stream.stream_key} does not exist yet")
     if seen.type != "stream":
@@ -144,9 +150,9 @@ def _no_stream(message: str) -> Finding:
 
 
 def _create(
-    given: GroupInput, stream: StreamSeen, seen: GroupSeen
+    given: GroupInput, key: str, stream: StreamSeen, seen: GroupSeen
 ) -> tuple[tuple[Action, ...], tuple[Notice, ...]]:
-    group, name, key = given.group, given.group.group_name, _key(given)
+    group, name = given.group, given.group.group_name
     checkpoint = stream.checkpoint(name)
     if seen.exists:
         if seen.retry_ready:
@@ -220,12 +226,6 @@ def _dead_lettering(group: ConsumerGroup, seen: GroupSeen) -> Finding:
     return Finding(ConditionType.DEAD_LETTERING, "True", Reason.DEAD_LETTERS, message)
 
 
-def _key(given: GroupInput) -> str:
-    if given.stream is None:
-        raise ValueError("a group without a stream has no key")
-    return given.stream.stream_key
-
-
 def _deletion(given: GroupInput) -> Plan:  # noqa: PLR0911 - one per case
     group, name = given.group, given.group.group_name
     stays = Notice(Reason.RETAINED, f"the group {name} stays on the server")
@@ -238,11 +238,12 @@ def _deletion(given: GroupInput) -> Plan:  # noqa: PLR0911 - one per case
             message = f"the server does not answer; the group {name}, if it is there, stays"
             return Plan(notices=(Notice(Reason.RETAINED, message, warning=True),), over=True)
         return Plan(findings=unreachable(given.why_unreachable), finalizer=True)
-    if _stream_ready(given) is not STREAM_READY:
+    stream = given.stream
+    if stream is None or _on_server(given, stream) is not STREAM_READY:
         # what is derived from a stream that is gone went with it, and what is not ours stays
         return Plan(over=True)
-    action = DestroyGroup(_key(given), name)
-    if not may_change(group, given.stream) and not group.force_delete:
+    action = DestroyGroup(stream.stream_key, name)
+    if not may_change(group, stream) and not group.force_delete:
         paused = Finding(ConditionType.SYNCED, "False", Reason.PAUSED, f"would {describe((action,))}")
         return Plan(findings=summed_up((REACHABLE, paused)), finalizer=True)
     deleted = Notice(Reason.GROUP_DELETED, f"removed the group {name} with its retries")

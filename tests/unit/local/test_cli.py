@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from agentstream_operator.cli import app
+from agentstream_operator.local.binary import server_binary
+from agentstream_operator.local.failure import LocalError
 
 STREAM = "apiVersion: agentstream.dev/v1alpha1\nkind: AgentStream\nmetadata: {name: tasks}\n"
 
@@ -51,3 +55,16 @@ def test_a_wrong_command_line_is_no_traceback(arguments: tuple[str, ...]) -> Non
     code, text = run(*arguments)
     assert code == 2
     assert "Traceback" not in text
+
+
+def test_missing_parts_of_the_installation_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "agentstream_operator.local.dev", None)
+    code, text = run("dev", "m.yaml")
+    assert code == 2
+    assert text.endswith("pip install 'agentstream-operator[dev]'\n")
+
+
+def test_a_machine_without_a_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(LocalError, match=r"^there is no embedded Valkey for this machine"):
+        server_binary()

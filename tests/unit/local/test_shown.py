@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from agentstream_operator.local.dev import relayed_logs
 from agentstream_operator.local.ending import Quiet
 from agentstream_operator.local.lines import PROGRESS_EVERY, Lines
 from agentstream_operator.local.summary import as_json, as_text, summarise
@@ -119,7 +121,7 @@ def test_numbers_that_are_not_known_are_not_shown() -> None:
 class Unread(io.StringIO):
     """A pipe whose reader has gone away."""
 
-    def write(self, text: str) -> int:
+    def write(self, _text: str) -> int:
         raise BrokenPipeError
 
 
@@ -127,6 +129,17 @@ def test_a_closed_output_is_told() -> None:
     closed: list[bool] = []
     Lines(Unread(), closed=lambda: closed.append(True), clock=Clock()).say("hello")
     assert closed == [True]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(None, "warning: odd"), (ValueError("why"), "warning: odd: ValueError: why")]
+)
+def test_what_the_reconcilers_log_is_a_line(error: Exception | None, expected: str) -> None:
+    shown = Shown()
+    with relayed_logs(shown.lines):
+        logging.getLogger("agentstream_operator.reconcile").warning("odd", exc_info=error)
+        logging.getLogger("agentstream_operator.reconcile").info("ordinary")
+    assert [line.split(" ", 1)[1] for line in shown.text] == [expected]
 
 
 def rendered(latest: Latest, view: View) -> str:

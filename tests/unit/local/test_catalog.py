@@ -1,0 +1,172 @@
+"""The declared resources: what of them changed, and what is said about them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agentstream_operator.local.catalog import Catalog
+from agentstream_operator.local.failure import LocalError
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import FINALIZER, ResourceKey
+from agentstream_operator.resources.status import AgentStreamStatus, ConditionType, Reason, set_condition
+from support.dev import a_group, a_stream
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+STREAM = ResourceKey("AgentStream", "default", "tasks")
+GROUP = ResourceKey("ConsumerGroup", "default", "coder")
+
+
+class Case:
+    """A catalog of one file, and all that came of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / "m.yaml"
+        self.records = directory / "resources.json"
+        self.said: list[str] = []
+        self.put_in: list[AgentStream | ConsumerGroup] = []
+        self.removed: list[ResourceKey] = []
+        self.catalog = Catalog([self.file], records=self.records, output=self, now=lambda: NOW)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def relay(self, _name: str, _text: str) -> None:
+        raise AssertionError
+
+    def put(self, resource: AgentStream | ConsumerGroup) -> None:
+        self.put_in.append(resource)
+
+    def remove(self, key: ResourceKey) -> None:
+        self.removed.append(key)
+
+    def declare(self, text: str) -> None:
+        self.file.write_text(text)
+        manifests = self.catalog.read()
+        assert not manifests.problems
+        self.catalog.take_up(manifests)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    case = Case(tmp_path)
+    case.declare(a_stream("tasks") + a_group("coder", "tasks", "true"))
+    case.catalog.attach(case)
+    return case
+
+
+def test_what_is_declared_is_put_in_with_identity_and_age(case: Case) -> None:
+    assert [r.key for r in case.put_in] == [STREAM, GROUP]
+    assert {r.metadata.generation for r in case.put_in} == {1}
+    assert len({r.metadata.uid for r in case.put_in}) == 2
+
+
+def test_what_did_not_change_is_not_put_in_again(case: Case) -> None:
+    case.declare(f"{case.file.read_text()}# a comment\n")
+    assert len(case.put_in) == 2
+
+
+def test_what_changed_is_put_in_again(case: Case) -> None:
+    case.declare(case.file.read_text().replace("replicas: 1", "replicas: 2"))
+    assert [(r.key, r.metadata.generation) for r in case.put_in[2:]] == [(GROUP, 2)]
+
+
+def test_what_is_no_longer_declared_is_removed(case: Case) -> None:
+    case.declare(a_stream("tasks"))
+    assert case.removed == [GROUP]
+    assert case.said[-1] == "ConsumerGroup default/coder: no longer declared"
+
+
+def test_what_is_declared_again_is_another_resource(case: Case) -> None:
+    before = case.file.read_text()
+    case.declare(a_stream("tasks"))
+    case.declare(before)
+    assert case.put_in[-1].metadata.uid != case.put_in[1].metadata.uid
+
+
+def test_a_finalizer_is_put_in(case: Case) -> None:
+    case.catalog.set_finalizer(GROUP, present=True)
+    assert case.put_in[-1].metadata.finalizers == (FINALIZER,)
+    case.catalog.set_finalizer(GROUP, present=False)
+    assert case.put_in[-1].metadata.finalizers == ()
+
+
+def test_a_resource_with_a_finalizer_goes_when_that_goes(case: Case) -> None:
+    case.catalog.set_finalizer(GROUP, present=True)
+    case.declare(a_stream("tasks"))
+    assert (case.put_in[-1].key, case.put_in[-1].deleting) == (GROUP, True)
+    assert case.removed == []
+    case.catalog.set_finalizer(GROUP, present=False)
+    assert case.removed == [GROUP]
+
+
+def test_a_finalizer_of_an_unknown_resource_changes_nothing(case: Case) -> None:
+    case.catalog.set_finalizer(STREAM._replace(name="x"), present=False)
+    assert (len(case.put_in), case.removed) == (2, [])
+
+
+def test_an_immutable_field_cannot_change(case: Case) -> None:
+    case.file.write_text(
+        case.file.read_text().replace("streamRef: {name: tasks}", "streamRef: {name: other}")
+    )
+    problem = case.catalog.read().problems[0]
+    assert problem.startswith(
+        f"{case.file}:6: ConsumerGroup default/coder: spec.streamRef: streamRef cannot be"
+    )
+
+
+def test_records_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    (tmp_path / ".resources.json.new").mkdir()
+    with pytest.raises(LocalError, match="cannot write to"):
+        case.declare(a_stream("tasks"))
+
+
+def a_status(status: str, reason: Reason, message: str = "") -> AgentStreamStatus:
+    conditions = set_condition((), ConditionType.READY, status, reason, message, 1, NOW)  # type: ignore[arg-type]
+    return AgentStreamStatus(conditions=conditions)
+
+
+def test_readiness_is_said_when_it_changes(case: Case) -> None:
+    for _ in range(2):
+        case.catalog.set_status(STREAM, a_status("False", Reason.WRONG_TYPE, "it is a string"))
+    case.catalog.set_status(STREAM, a_status("True", Reason.READY))
+    case.catalog.set_status(STREAM, AgentStreamStatus())
+    assert case.said == [
+        "AgentStream default/tasks: not ready: WrongType: it is a string",
+        "AgentStream default/tasks: ready",
+    ]
+
+
+def test_what_has_no_effect_here_is_said_once(case: Case) -> None:
+    text = a_group("two", "tasks", "true").replace("[{name: c,", "[{name: c, image: x}, {name: d,")
+    foreign = "apiVersion: v1\nkind: Namespace\n---\n"
+    for _ in range(2):
+        case.declare(a_stream("tasks") + text.replace("image: x}", 'image: x, command: ["x"]}') + foreign)
+    assert case.said[:-1] == [
+        f"ignored here: Namespace (first at {case.file}:14)",
+        "images are ignored here: commands run as processes of this machine",
+        f"{case.file}:6: ConsumerGroup default/two: only its first container runs here",
+    ]
+
+
+def test_the_processes_of_a_group_serve_all_groups_of_its_agent(case: Case) -> None:
+    same = a_group("same", "tasks", "true", scale="agent: coder")
+    homeless = a_group("homeless", "nowhere", "true", scale="agent: coder")
+    elsewhere = a_group("coder", "tasks", "true").replace("name: coder}", "name: coder, namespace: b}")
+    other = a_group("other", "tasks", "true")
+    case.declare(case.file.read_text() + same + homeless + elsewhere + other)
+    assert case.catalog.groups_served_by(GROUP) == [("{default.tasks}", "coder"), ("{default.tasks}", "same")]
+
+
+def test_the_processes_of_an_unknown_group_serve_nothing(case: Case) -> None:
+    assert case.catalog.groups_served_by(GROUP._replace(name="x")) == []
+
+
+def test_a_place_is_known_even_after_the_resource_has_gone(case: Case) -> None:
+    case.declare(a_stream("tasks"))
+    assert case.catalog.place(GROUP) == f"{case.file}:6"
+    assert case.catalog.place(GROUP._replace(name="x")) == "ConsumerGroup default/x"
