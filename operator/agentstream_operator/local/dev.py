@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -213,11 +213,14 @@ class _Run:
         try:
             await server.start()
             supervision = asyncio.create_task(server.supervise(), name="watch over valkey")
+            # it ends only by being cancelled, or for a reason that must come to light
+            supervision.add_done_callback(lambda _: self._stop.set())
             try:
                 yield reaper, f"redis://{OPERATOR}:{password}@127.0.0.1:{port}"
             finally:
                 supervision.cancel()
-                await asyncio.gather(supervision, return_exceptions=True)
+                with suppress(asyncio.CancelledError):
+                    await supervision
         finally:
             await server.stop()
             reaper.close()

@@ -28,7 +28,8 @@ class Quiet:
             tuple(stream.added for stream in view.streams),
             tuple(group.account for group in view.groups),
         )
-        idle = all(group.backlog == 0 and group.delayed == 0 for group in view.groups)
+        # what was measured before the server went away says nothing
+        idle = view.reachable and all(group.backlog == 0 and group.delayed == 0 for group in view.groups)
         if present != self._before or not idle:
             self._before, self._since = present, now
             return False

@@ -127,7 +127,9 @@ class Slot:
             self._reaper.forget(process.pid)
             self._process = None
         await self._ended(self.name)
-        return describe_exit(code) + (f" ({self._complaint})" if self._complaint else "")
+        # who is killed says nothing about it
+        why = self._complaint if code != -signal.SIGKILL else ""
+        return describe_exit(code) + (f" ({why})" if why else "")
 
     async def _wait(self, process: asyncio.subprocess.Process) -> int:
         exited = asyncio.ensure_future(process.wait())
