@@ -66,6 +66,7 @@ class Consumption:
         self._dispatch: Dispatch | None = None
         self._opened = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._abandoning = False
         self._error: BaseException | None = None
 
     async def next(self) -> Delivery:
@@ -98,6 +99,7 @@ class Consumption:
 
     async def aclose(self) -> None:
         """Stops, hands back what handlers have, too, and waits until nothing is left."""
+        self._abandoning = True
         self.stop()
         if self._dispatch is not None:
             await self._dispatch.abandon()
@@ -196,6 +198,9 @@ class Consumption:
             await reading.close()
             await intake.release_strays(dispatch.settler.release)
             await dispatch.hand_back()
+            if self._abandoning:
+                # also what reached a handler after it was asked to end
+                await dispatch.abandon()
             await dispatch.ended()
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)

@@ -72,10 +72,12 @@ class Reconciling(RuleBasedStateMachine):
         self.runner.run(self.broker.close())
 
     def teardown(self) -> None:
-        self.settle()
-        self.stop()
-        self.runner.close()
-        self.redis.close()
+        try:
+            self.settle()
+        finally:
+            self.stop()
+            self.runner.close()
+            self.redis.close()
 
     # edits
 

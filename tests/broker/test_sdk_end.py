@@ -1,4 +1,4 @@
-"""However consuming ends, nothing is left behind: no message that waits for a lease, no task, no connection."""
+"""However consuming ends, nothing is left behind: no message waiting for a lease, no task, no connection."""
 
 from __future__ import annotations
 

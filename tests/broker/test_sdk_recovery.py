@@ -1,4 +1,4 @@
-"""What went wrong on the way is made good: lost replies, dead processes, servers that were away, groups that were gone."""
+"""What went wrong is made good: lost replies, dead processes, absent servers, groups that were gone."""
 
 from __future__ import annotations
 
@@ -201,7 +201,11 @@ async def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_its_ne
 ) -> None:
     group = await topology.group("tasks", "coder", lease=60_000, max_deliveries=3)
     await send(topology, 0, *range(1, 6))
-    poison = "async for d in deliveries:\n            if d.message.payload['n'] == 0: break\n            await d.ack()"
+    poison = (
+        "async for d in deliveries:\n"
+        "            if d.message.payload['n'] == 0: break\n"
+        "            await d.ack()"
+    )
     for _ in range(3):
         dies_with(topology, "coder-7", poison)
     async with topology.agent("coder", pod="coder-7") as coder:

@@ -104,9 +104,14 @@ class MemoryCluster:
         return resource.model_copy(update={"metadata": metadata, "status": self.statuses.get(resource.key)})
 
     def forget(self, key: ResourceKey) -> None:
-        """Removes a resource as the API server would: with its status and finalizer."""
+        """Removes a resource as the API server would: with its status, finalizer, and what only it owns."""
         self.statuses.pop(key, None)
         self.finalizers.discard(key)
+        for agent, owners in tuple(self.owners.items()):
+            self.owners[agent] = tuple(owner for owner in owners if owner != key)
+            if not self.owners[agent]:
+                del self.owners[agent]
+                self.secrets.pop(agent, None)
 
     def _count(self, method: str) -> None:
         self.writes[method] = self.writes.get(method, 0) + 1

@@ -81,6 +81,7 @@ class Engine:
             self.remove(key)
             known = None
         if known is not None and _is_same(known, resource):
+            context.store.readable(key)
             return
         affected = context.store.put(resource)
         if known is None:

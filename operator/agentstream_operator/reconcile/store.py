@@ -61,6 +61,7 @@ class Store:
     def put(self, resource: Known) -> set[ResourceKey]:
         """Takes up a resource or its change. Returns the keys of all others whose plans may differ now."""
         key = resource.key
+        self.readable(key)
         affected = self._unlink(key)
         if isinstance(resource, AgentStream):
             self.streams[key] = resource
@@ -75,7 +76,7 @@ class Store:
 
     def remove(self, key: ResourceKey) -> set[ResourceKey]:
         """Forgets a resource. Returns the keys of all whose plans may differ now."""
-        self._unreadable.discard(key)
+        self.readable(key)
         affected = self._unlink(key)
         self.streams.pop(key, None)
         self.groups.pop(key, None)
@@ -84,6 +85,10 @@ class Store:
     def unreadable(self, key: ResourceKey) -> None:
         """Notes that a resource exists but could not be read; what was known of it before stays."""
         self._unreadable.add(key)
+
+    def readable(self, key: ResourceKey) -> None:
+        """Notes that a resource can be read, or is gone."""
+        self._unreadable.discard(key)
 
     @property
     def unreadable_namespaces(self) -> Collection[str]:

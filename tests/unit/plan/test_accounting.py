@@ -1,0 +1,125 @@
+"""What became of a group's messages."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from agentstream_operator.plan.accounting import Account, Latency, add_up, counters
+from agentstream_operator.plan.observed import GroupSeen, StreamSeen
+
+
+def observed(added: int, group: GroupSeen) -> StreamSeen:
+    return StreamSeen(now=0, type="stream", added=added, groups={"g": group})
+
+
+def group(*, read: int | None = None, pending: int = 0, undelivered: int = 0, **stats: int) -> GroupSeen:
+    return GroupSeen(
+        exists=True,
+        read=read,
+        pending=pending,
+        undelivered=undelivered,
+        stats={name.replace("_", ":"): str(value) for name, value in stats.items()},
+    )
+
+
+def account_of(*observations: tuple[int, GroupSeen]) -> Account:
+    seen = [counters(observed(added, g), g) for added, g in observations]
+    account = Account()
+    for before, after in pairwise(seen):
+        account = add_up(account, before, after)
+    return account
+
+
+def test_only_what_happened_since_the_first_observation_counts() -> None:
+    account = account_of(
+        (10, group(acked=5, skipped=1, retried=2, resettled=2, dead=1, le_5=5)),
+        (15, group(acked=8, skipped=2, retried=3, resettled=3, dead=2, le_5=7, le_10=1)),
+    )
+    assert (account.sent, account.acknowledged, account.skipped, account.retried, account.dead) == (
+        5,
+        3,
+        1,
+        1,
+        1,
+    )
+    assert account.latency.counts == {5.0: 2, 10.0: 1}
+    assert account.lost == 0
+
+
+def test_what_was_trimmed_before_it_was_settled_is_lost() -> None:
+    assert account_of((10, group()), (10, group(trimmed=3))).lost == 3
+
+
+def test_what_was_delivered_and_is_neither_settled_nor_pending_is_lost() -> None:
+    account = account_of(
+        (10, group(read=10, pending=5, base_read=0, settled=5)),
+        (10, group(read=10, pending=2, base_read=0, settled=6)),
+    )
+    assert account.lost == 2
+
+
+def test_what_was_read_before_the_group_was_followed_does_not_count_as_lost() -> None:
+    followed = group(read=10, pending=2, base_read=4, base_settled=3, settled=7)
+    assert account_of((10, followed), (10, followed)).lost == 0
+
+
+def test_entries_that_were_overrun_count_once_even_if_the_server_counts_them_as_read() -> None:
+    before = group(read=10, base_read=0, settled=10)
+    after = group(read=60, base_read=0, settled=10, overrun=50)
+    assert account_of((100, before), (100, after)).lost == 50
+
+
+def test_retries_that_are_nowhere_are_lost() -> None:
+    before = GroupSeen(exists=True, retry_length=2, delayed=1, stats={"retried": "4", "resettled": "1"})
+    after = GroupSeen(exists=True, retry_length=0, delayed=1, stats={"retried": "4", "resettled": "1"})
+    assert account_of((9, before), (9, after)).lost == 2
+
+
+def test_a_stream_that_vanished_takes_with_it_what_was_unsettled() -> None:
+    account = account_of(
+        (10, group(acked=4, settled=4, undelivered=5, pending=1)),
+        (0, GroupSeen(exists=False)),
+        (3, group(acked=2, undelivered=1)),
+    )
+    assert account.lost == 6
+    assert (account.sent, account.acknowledged) == (3, 2)
+
+
+def test_what_is_delivered_again_at_the_checkpoint_is_no_longer_lost() -> None:
+    dropped = group(read=10, pending=0, base_read=0, settled=5)
+    restored = group(read=None, undelivered=5, settled=5)
+    assert (
+        account_of(
+            (10, group(read=10, pending=5, base_read=0, settled=5)), (10, dropped), (10, restored)
+        ).lost
+        == 0
+    )
+
+
+def test_counters_that_a_deleted_group_took_with_it_begin_anew() -> None:
+    account = account_of((10, group(acked=9, le_5=9)), (10, group()), (11, group(acked=1, le_5=1)))
+    assert account.acknowledged == 1
+    assert account.latency.counts == {5.0: 1}
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [
+        ({}, 0.5, None),
+        ({5.0: 0}, 0.5, None),
+        ({10.0: 4}, 0.5, 5.0),
+        ({10.0: 4}, 1.0, 10.0),
+        ({1.0: 50, 2.0: 50}, 0.5, 1.0),
+        ({1.0: 50, 3.0: 50}, 0.75, 2.0),
+        ({1.0: 95, math.inf: 5}, 0.95, 1.0),
+        ({1.0: 90, math.inf: 10}, 0.95, math.inf),
+        ({1.0: 0, 2.0: 10}, 0.0, 1.0),
+    ],
+)
+def test_a_percentile_is_interpolated_within_its_bucket(
+    counts: dict[float, int], share: float, expected: float | None
+) -> None:
+    assert Latency(counts).percentile(share) == expected

@@ -1,0 +1,125 @@
+"""Which agents there are, and what is to be written for each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agentstream.routes import Consumes, Produces, decode_route
+from agentstream_operator.plan.access import AgentUse, set_user
+from agentstream_operator.plan.actions import DeleteRoute, DeleteUser, SetRoute
+from agentstream_operator.plan.agents import (
+    AgentInput,
+    AgentName,
+    Written,
+    agents_of,
+    plan_agent,
+    plan_removal,
+    route_of,
+    strays,
+    use_of,
+)
+from agentstream_operator.resources.status import Reason
+from support.resources import a_group, a_stream
+
+CODER = AgentName("team", "coder")
+USE = use_of(CODER, [a_stream("out")], [(a_group(), a_stream())])
+ROUTE = route_of(USE, None)
+WRITTEN = Written(USE, ("hash",), "print", ROUTE)
+IN_PLACE = AgentInput("ours", USE, ("hash",), written=WRITTEN, live="print", route=ROUTE)
+ROUTES = "agentstream:ours:team:routes"
+
+
+def test_producers_and_the_groups_agent_are_agents() -> None:
+    assert agents_of(a_stream(producers=["a", "b"])) == (AgentName("team", "a"), AgentName("team", "b"))
+    assert agents_of(a_group()) == (CODER,)
+    assert agents_of(a_group(agent="other")) == (AgentName("team", "other"),)
+
+
+def test_a_use_has_the_policy_of_each_group_sorted() -> None:
+    group = a_group(
+        deliver="All",
+        delivery={
+            "lease": "5s",
+            "maxDeliveries": 3,
+            "backoff": {"initial": "2s", "factor": 3.0, "max": "1m"},
+        },
+        deadLetter={"enabled": False},
+    )
+    use = use_of(CODER, [a_stream("b", broadcast=True), a_stream("a")], [(group, a_stream(broadcast=True))])
+    assert use == AgentUse(
+        "team",
+        "coder",
+        (Produces("a", "{team.a}"), Produces("b", "{team.b}", broadcast=True)),
+        (
+            Consumes(
+                "tasks",
+                "{team.tasks}",
+                "coder",
+                broadcast=True,
+                deliver_all=True,
+                lease=5_000,
+                max_deliveries=3,
+                backoff_initial=2_000,
+                backoff_factor=3.0,
+                backoff_max=60_000,
+                dead_letters=False,
+            ),
+        ),
+    )
+
+
+def test_what_is_in_place_needs_nothing() -> None:
+    assert plan_agent(IN_PLACE).actions == ()
+
+
+def test_a_new_agent_gets_user_and_then_route() -> None:
+    plan = plan_agent(AgentInput("ours", USE, ("hash",)))
+    assert plan.actions == (set_user(USE, "ours", ("hash",)), SetRoute(ROUTES, "coder", ROUTE))
+    assert plan.notices == ()
+    assert [c.group for c in decode_route(ROUTE).consumes] == ["coder"]
+
+
+def test_a_user_that_vanished_or_was_changed_is_put_right_and_that_is_told() -> None:
+    for live, what in ((None, "had vanished"), ("other", "had been changed")):
+        plan = plan_agent(replace(IN_PLACE, live=live))
+        assert plan.actions == (set_user(USE, "ours", ("hash",)),)
+        assert [notice.reason for notice in plan.notices] == [Reason.CREDENTIALS_RESTORED]
+        assert what in plan.notices[0].message
+
+
+def test_a_new_password_or_use_is_written() -> None:
+    assert plan_agent(replace(IN_PLACE, password_hashes=("new",))).actions == (
+        set_user(USE, "ours", ("new",)),
+    )
+    less = use_of(CODER, [], [])
+    assert plan_agent(replace(IN_PLACE, use=less)).actions == (
+        set_user(less, "ours", ("hash",)),
+        SetRoute(ROUTES, "coder", route_of(less, None)),
+    )
+
+
+def test_a_lost_route_is_written_again() -> None:
+    assert plan_agent(replace(IN_PLACE, route=None)).actions == (SetRoute(ROUTES, "coder", ROUTE),)
+
+
+def test_until_everything_is_listed_only_what_is_missing_is_written() -> None:
+    unknown = AgentInput("ours", USE, ("hash",), live="print", route=b"{}", complete=False)
+    assert plan_agent(unknown).actions == ()
+    assert len(plan_agent(replace(unknown, live=None, route=None)).actions) == 2
+
+
+def test_what_nobody_names_is_removed_as_far_as_it_is_there() -> None:
+    assert plan_removal(CODER, "ours", live=None, route=None) == ()
+    assert plan_removal(CODER, "ours", live="print", route=b"{}") == (
+        DeleteRoute(ROUTES, "coder"),
+        DeleteUser("ours.team.coder"),
+    )
+
+
+def test_strays_are_users_of_ours_that_nobody_names_in_namespaces_that_are_known() -> None:
+    users = ["ours.team.coder", "ours.team.ghost", "ours.far.ghost", "ours.torn.ghost", "our.s.team.ghost"]
+    assert strays(users, "ours", {CODER}, None, {"torn"}) == [
+        AgentName("team", "ghost"),
+        AgentName("far", "ghost"),
+    ]
+    assert strays(users, "ours", {CODER}, {"team"}, set()) == [AgentName("team", "ghost")]

@@ -1,0 +1,89 @@
+"""Who has a key or a group that several claim."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentstream_operator.plan.conflicts import (
+    claim_of,
+    foreign,
+    group_conflict,
+    may_claim,
+    oldest,
+    stream_conflict,
+)
+from agentstream_operator.plan.observed import StreamSeen
+from agentstream_operator.resources.status import Reason
+from support.resources import a_group, a_stream
+
+
+def test_the_oldest_wins() -> None:
+    older, younger = a_stream("z", age=2), a_stream("a", age=1)
+    assert oldest([younger, older]) is older
+
+
+def test_of_the_same_age_the_namespace_and_then_the_name_decide() -> None:
+    first, second, third = a_stream("b", "one"), a_stream("c", "one"), a_stream("a", "two")
+    assert oldest([third, second, first]) is first
+
+
+def test_a_resource_without_a_time_is_the_youngest() -> None:
+    timeless = a_stream("a", meta={"creationTimestamp": None})
+    dated = a_stream("b")
+    assert oldest([timeless, dated]) is dated
+
+
+def test_nobody_wins_what_nobody_claims() -> None:
+    assert oldest([]) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed", "expected"),
+    [
+        (None, [], True),
+        ("{team.other}", [], True),
+        ("{team.x}:part", [], True),
+        ("{team2.tasks}", [], False),
+        ("team.tasks", [], False),
+        ("{team}", [], False),
+        ("{shared.tasks}", ["{shared.*"], True),
+        ("legacy", ["legacy"], True),
+        ("legacy2", ["legacy"], False),
+        ("anything", ["*"], True),
+    ],
+)
+def test_a_key_has_to_be_the_namespaces_own_or_allowed(
+    *, key: str | None, allowed: list[str], expected: bool
+) -> None:
+    assert may_claim(a_stream(**({"key": key} if key else {})), allowed) is expected
+
+
+def test_keys_that_derive_the_same_names_are_one_claim() -> None:
+    assert claim_of(a_stream(key="tasks")) == claim_of(a_stream(key="{tasks}"))
+    assert claim_of(a_stream(key="{a}:x")) != claim_of(a_stream(key="{a}:y"))
+
+
+def test_the_winner_has_no_conflict_and_the_loser_names_it() -> None:
+    winner, loser = a_stream("older", "one", key="k"), a_stream(key="k")
+    assert stream_conflict(winner, winner).status == "False"
+    finding = stream_conflict(loser, winner)
+    assert (finding.status, finding.reason) == ("True", Reason.KEY_CLAIMED)
+    assert finding.message == "k belongs to the older AgentStream one/older"
+
+
+def test_a_key_that_may_not_be_claimed_is_a_conflict() -> None:
+    assert stream_conflict(a_stream(key="k"), None).reason is Reason.KEY_NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("owner", "status"),
+    [({}, "False"), ({"installation": "ours"}, "False"), ({"installation": "theirs"}, "True")],
+)
+def test_a_stream_of_another_installation_is_a_conflict(owner: dict[str, str], status: str) -> None:
+    assert foreign(a_stream(), StreamSeen(now=0, type="stream", meta=owner), "ours").status == status
+
+
+def test_a_group_that_is_claimed_twice_is_a_conflict_for_the_younger() -> None:
+    winner, loser = a_group("older"), a_group(group="older")
+    assert group_conflict(winner, winner).status == "False"
+    assert group_conflict(loser, winner).reason is Reason.GROUP_CLAIMED

@@ -1,0 +1,55 @@
+"""What plans say."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentstream_operator.plan.actions import (
+    Action,
+    CreateGroup,
+    CreateStream,
+    DeleteRoute,
+    DeleteStream,
+    DeleteUser,
+    DestroyGroup,
+    RecordOwner,
+    SetRoute,
+    SetUser,
+)
+from agentstream_operator.plan.findings import IN_SYNC, REACHABLE, Finding, describe, summed_up
+from agentstream_operator.resources.status import ConditionType, Reason
+
+
+@pytest.mark.parametrize(
+    ("action", "text"),
+    [
+        (CreateStream("k", {}), "create the stream k"),
+        (RecordOwner("k", {}), "record the owner of k"),
+        (CreateGroup("k", "g", "0"), "create the group g on k"),
+        (DestroyGroup("k", "g"), "remove the group g from k"),
+        (DeleteStream("k", (), only_if_empty=False), "delete the stream k"),
+        (SetUser("u", (), ("secret",)), "write the user u"),
+        (DeleteUser("u"), "remove the user u"),
+        (SetRoute("r", "a", b""), "write the route of a"),
+        (DeleteRoute("r", "a"), "write the route of a"),
+    ],
+)
+def test_every_action_has_words(action: Action, text: str) -> None:
+    assert describe((action,)) == text
+
+
+def test_several_actions_are_listed() -> None:
+    assert describe((DeleteUser("a"), DeleteUser("b"))) == "remove the user a, remove the user b"
+
+
+def test_ready_gives_the_first_reason_that_explains_the_others() -> None:
+    conflict = Finding(ConditionType.CONFLICT, "True", Reason.KEY_CLAIMED, "why")
+    drift = Finding(ConditionType.SYNCED, "False", Reason.DRIFT)
+    assert summed_up((REACHABLE, drift, conflict))[0] == Finding(
+        ConditionType.READY, "False", Reason.KEY_CLAIMED, "why"
+    )
+
+
+def test_unhealthy_retention_does_not_make_a_resource_unready() -> None:
+    full = Finding(ConditionType.RETENTION_HEALTHY, "False", Reason.ADMISSION_CLOSED)
+    assert summed_up((REACHABLE, IN_SYNC, full))[0].status == "True"

@@ -1,0 +1,256 @@
+"""What is to be done for a ConsumerGroup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agentstream_operator.plan.actions import CreateGroup, DestroyGroup
+from agentstream_operator.plan.findings import Finding, Plan
+from agentstream_operator.plan.groups import GroupInput, plan_group, resume_at
+from agentstream_operator.plan.observed import GroupSeen, JanitorReport, StreamSeen
+from agentstream_operator.plan.retention import RetentionHistory
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION
+from agentstream_operator.resources.status import ConditionType, Reason
+from support.resources import BORN, a_group, a_stream
+
+KEY = "{team.tasks}"
+PRESENT = GroupSeen(exists=True, retry_ready=True)
+PAUSED = {PAUSED_ANNOTATION: "true"}
+DELETED = {"deletionTimestamp": BORN}
+STREAM = a_stream()
+
+
+def stream(group: GroupSeen | None = None, *, last: str | None = "9-0", **meta: str) -> StreamSeen:
+    groups = {"coder": group} if group is not None else {}
+    fields = {name.replace("_", ":"): value for name, value in meta.items()}
+    return StreamSeen(now=0, type="stream", last=last, meta=fields, groups=groups)
+
+
+def planned(
+    group: ConsumerGroup, seen: StreamSeen | None, of: AgentStream | None = STREAM, **given: Any
+) -> Plan:
+    winner, owner = given.pop("winner", group), given.pop("stream_winner", of)
+    return plan_group(GroupInput(group, "ours", winner, of, owner, seen=seen, **given))
+
+
+def ready(plan: Plan) -> tuple[str, Reason]:
+    return plan.findings[0].status, plan.findings[0].reason
+
+
+def found(plan: Plan, kind: ConditionType) -> tuple[str, Reason]:
+    return next((f.status, f.reason) for f in plan.findings if f.kind is kind)
+
+
+def told(plan: Plan) -> list[Reason]:
+    return [notice.reason for notice in plan.notices]
+
+
+@pytest.mark.parametrize(
+    ("start_from", "start"),
+    [
+        ("End", "$"),
+        ("Beginning", "0"),
+        ("5-1", "5-1"),
+        ("1970-01-01T00:00:01Z", "999-18446744073709551615"),
+    ],
+)
+def test_a_new_group_starts_where_it_is_to(start_from: str, start: str) -> None:
+    plan = planned(a_group(startFrom=start_from), stream())
+    assert plan.actions == (CreateGroup(KEY, "coder", start),)
+    assert told(plan) == [Reason.GROUP_CREATED]
+    assert ready(plan) == ("True", Reason.READY)
+
+
+def test_a_group_as_declared_needs_nothing() -> None:
+    plan = planned(a_group(), stream(PRESENT), established=True)
+    assert plan == Plan(findings=plan.findings)
+
+
+def test_a_group_without_its_retry_stream_gets_one() -> None:
+    plan = planned(a_group(), stream(GroupSeen(exists=True)))
+    assert plan.actions == (CreateGroup(KEY, "coder", "0"),)
+    assert told(plan) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "established", "start"),
+    [
+        (stream(checkpoint_coder="4-2"), False, "4-2"),
+        (stream(checkpoint_coder="4-2"), True, "4-2"),
+        (stream(), True, "0"),
+        (stream(last="3-0", checkpoint_coder="4-2"), True, "0"),
+        (stream(last=None, checkpoint_coder="4-2"), True, "0"),
+    ],
+)
+def test_a_group_that_was_there_never_starts_at_the_end(
+    *, seen: StreamSeen, established: bool, start: str
+) -> None:
+    plan = planned(a_group(startFrom="End"), seen, established=established)
+    assert plan.actions == (CreateGroup(KEY, "coder", start),)
+    assert told(plan) == [Reason.GROUP_RESTORED]
+
+
+def test_what_went_with_its_stream_is_told() -> None:
+    plan = planned(a_group(), stream(last="0-0"), established=True, stream_lost=True)
+    assert told(plan) == [Reason.DATA_LOST, Reason.GROUP_RESTORED]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "last", "expected"),
+    [("5", "6-0", "5"), ("5-10", "5-9", "0"), ("5-9", "5-10", "5-9"), ("5-9", "5-9", "5-9")],
+)
+def test_checkpoints_are_compared_as_ids(checkpoint: str, last: str, expected: str) -> None:
+    assert resume_at(stream(last=last), checkpoint) == expected
+
+
+@pytest.mark.parametrize(
+    ("of", "seen", "owner", "reason"),
+    [
+        (None, None, None, Reason.STREAM_MISSING),
+        (a_stream(meta=DELETED), stream(), STREAM, Reason.STREAM_MISSING),
+        (STREAM, stream(), a_stream("older"), Reason.STREAM_MISSING),
+        (STREAM, stream(), None, Reason.STREAM_MISSING),
+        (STREAM, StreamSeen(now=0, type="none"), STREAM, Reason.STREAM_MISSING),
+        (STREAM, StreamSeen(now=0, type="list"), STREAM, Reason.WRONG_TYPE),
+        (STREAM, stream(installation="theirs"), STREAM, Reason.STREAM_MISSING),
+    ],
+)
+def test_a_group_waits_for_a_usable_stream(
+    of: AgentStream | None, seen: StreamSeen | None, owner: AgentStream | None, reason: Reason
+) -> None:
+    plan = planned(a_group(), seen, of, stream_winner=owner)
+    assert plan.actions == ()
+    assert ready(plan) == ("False", reason)
+    assert found(plan, ConditionType.STREAM_READY) == ("False", reason)
+
+
+def test_a_conflict_is_not_touched() -> None:
+    plan = planned(a_group(), stream(), winner=a_group("older", group="coder"))
+    assert plan.actions == ()
+    assert ready(plan) == ("False", Reason.GROUP_CLAIMED)
+
+
+def test_nothing_is_known_of_a_server_that_does_not_answer() -> None:
+    plan = planned(a_group(), None, why_unreachable="refused")
+    assert ready(plan) == ("False", Reason.BACKEND_UNAVAILABLE)
+    assert len(plan.findings) == 2
+
+
+@pytest.mark.parametrize(
+    ("group", "of"),
+    [
+        (a_group(annotations=PAUSED), STREAM),
+        (a_group(), a_stream(annotations=PAUSED)),
+        (a_group(), a_stream(managementPolicy="ObserveOnly")),
+    ],
+)
+def test_what_may_not_be_changed_is_only_looked_at(group: ConsumerGroup, of: AgentStream) -> None:
+    missing = planned(group, stream(), of)
+    assert missing.actions == ()
+    assert found(missing, ConditionType.SYNCED) == ("False", Reason.PAUSED)
+    assert found(planned(group, stream(PRESENT), of), ConditionType.SYNCED) == ("True", Reason.PAUSED)
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (PRESENT, ("True", Reason.LAG_EXACT)),
+        (GroupSeen(exists=True, retry_ready=True, exact=False), ("True", Reason.LAG_ESTIMATED)),
+        (None, ("Unknown", Reason.LAG_UNKNOWN)),
+    ],
+)
+def test_whether_the_lag_is_known_is_said(seen: GroupSeen | None, expected: tuple[str, Reason]) -> None:
+    assert found(planned(a_group(), stream(seen)), ConditionType.LAG_KNOWN) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "spec", "expected"),
+    [
+        ({}, {}, ("False", Reason.PROGRESSING)),
+        ({"stalled": True}, {}, ("True", Reason.NO_PROGRESS)),
+        ({"stalled": True}, {"suspend": True}, ("False", Reason.SUSPENDED)),
+        ({"crashing": "exit 1"}, {}, ("True", Reason.CRASH_LOOP)),
+    ],
+)
+def test_a_stall_is_said(given: dict[str, Any], spec: dict[str, Any], expected: tuple[str, Reason]) -> None:
+    assert found(planned(a_group(**spec), stream(PRESENT), **given), ConditionType.STALLED) == expected
+
+
+@pytest.mark.parametrize(
+    ("dead", "message"),
+    [(0, ""), (1, "messages have been given up"), (3, "messages have been given up, more than 2")],
+)
+def test_dead_letters_are_said(dead: int, message: str) -> None:
+    seen = stream(GroupSeen(exists=True, retry_ready=True, dead=dead))
+    plan = planned(a_group(deadLetter={"maxLength": 2}), seen)
+    finding = next(f for f in plan.findings if f.kind is ConditionType.DEAD_LETTERING)
+    assert (finding.status, finding.message) == ("True" if dead else "False", message)
+
+
+def test_what_scaling_and_retention_say_is_passed_on() -> None:
+    scaling = Finding(ConditionType.SCALING_ACTIVE, "True", Reason.SCALED_UP)
+    history = RetentionHistory(JanitorReport("stream", held_by="coder"))
+    plan = planned(a_group(), stream(PRESENT), scaling=scaling, history=history)
+    assert scaling in plan.findings
+    assert found(plan, ConditionType.RETENTION_HEALTHY) == ("False", Reason.HELD_BY_GROUP)
+
+
+def deleted(policy: str = "Delete", **more: Any) -> ConsumerGroup:
+    return a_group(deletionPolicy=policy, meta=DELETED, **more)
+
+
+def test_a_deleted_group_is_destroyed_if_that_is_asked_for() -> None:
+    assert planned(a_group(deletionPolicy="Delete"), stream(PRESENT)).finalizer
+    plan = planned(deleted(), stream(PRESENT))
+    assert plan.actions == (DestroyGroup(KEY, "coder"),)
+    assert plan.over
+    assert told(plan) == [Reason.GROUP_DELETED]
+
+
+def test_a_retained_group_stays() -> None:
+    plan = planned(deleted("Retain"), stream(PRESENT))
+    assert plan.over
+    assert not plan.actions
+    assert told(plan) == [Reason.RETAINED]
+
+
+@pytest.mark.parametrize(
+    ("given", "of"),
+    [
+        ({"winner": a_group("older", group="coder")}, STREAM),
+        ({"stream_winner": a_stream("older")}, STREAM),
+        ({}, None),
+    ],
+)
+def test_what_is_not_ours_is_not_destroyed(given: dict[str, Any], of: AgentStream | None) -> None:
+    plan = planned(deleted(), stream(PRESENT), of, **given)
+    assert plan.over
+    assert not plan.actions
+
+
+def test_a_group_is_destroyed_while_its_stream_waits_to_be_deleted() -> None:
+    assert planned(deleted(), stream(PRESENT), a_stream(meta=DELETED)).actions
+
+
+def test_a_paused_deletion_waits_unless_it_is_forced() -> None:
+    plan = planned(deleted(annotations=PAUSED), stream(PRESENT))
+    assert plan.finalizer
+    assert not plan.actions
+    forced = {**PAUSED, FORCE_DELETE_ANNOTATION: "true"}
+    assert planned(deleted(annotations=forced), stream(PRESENT)).actions
+
+
+@pytest.mark.parametrize(
+    ("annotations", "seconds", "over"),
+    [({}, 299, False), ({}, 300, True), ({FORCE_DELETE_ANNOTATION: "true"}, 0, True)],
+)
+def test_a_silent_server_holds_a_deletion_for_a_while(
+    *, annotations: dict[str, str], seconds: float, over: bool
+) -> None:
+    plan = planned(deleted(annotations=annotations), None, why_unreachable="refused", deleted_for=seconds)
+    assert plan.over is over
+    assert plan.finalizer is not over

@@ -1,0 +1,220 @@
+"""What is to be done for an AgentStream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agentstream_operator.plan.actions import CreateStream, DeleteStream, RecordOwner
+from agentstream_operator.plan.findings import AgentsState, Plan
+from agentstream_operator.plan.observed import GroupSeen, StreamSeen
+from agentstream_operator.plan.streams import StreamInput, plan_stream
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION
+from agentstream_operator.resources.status import ConditionType, Reason
+from support.resources import BORN, a_stream
+
+KEY = "{team.tasks}"
+OWNER = {"installation": "ours", "namespace": "team", "name": "tasks", "uid": "team-tasks"}
+ABSENT = StreamSeen(now=0, type="none")
+PRESENT = StreamSeen(now=0, type="stream", length=3, added=7, meta=OWNER)
+PAUSED = {PAUSED_ANNOTATION: "true"}
+DELETED = {"deletionTimestamp": BORN}
+
+
+def planned(stream: AgentStream, seen: StreamSeen | None, **given: Any) -> Plan:
+    return plan_stream(StreamInput(stream, "ours", given.pop("winner", stream), seen=seen, **given))
+
+
+def ready(plan: Plan) -> tuple[str, Reason]:
+    return plan.findings[0].status, plan.findings[0].reason
+
+
+def reason(plan: Plan, kind: ConditionType) -> Reason:
+    return next(finding.reason for finding in plan.findings if finding.kind is kind)
+
+
+def told(plan: Plan) -> list[Reason]:
+    return [notice.reason for notice in plan.notices]
+
+
+def test_a_stream_that_is_not_there_is_created() -> None:
+    plan = planned(a_stream(), ABSENT)
+    assert plan.actions == (CreateStream(KEY, OWNER),)
+    assert told(plan) == [Reason.STREAM_CREATED]
+    assert ready(plan) == ("True", Reason.READY)
+
+
+def test_a_stream_as_declared_needs_nothing() -> None:
+    plan = planned(a_stream(), PRESENT, added=7)
+    assert plan == Plan(findings=plan.findings)
+    assert ready(plan) == ("True", Reason.READY)
+
+
+def test_a_foreign_stream_is_adopted() -> None:
+    plan = planned(a_stream(), StreamSeen(now=0, type="stream", length=3))
+    assert plan.actions == (RecordOwner(KEY, OWNER),)
+    assert told(plan) == [Reason.STREAM_ADOPTED]
+
+
+def test_a_forgotten_owner_is_recorded_again_without_a_word() -> None:
+    plan = planned(a_stream(), StreamSeen(now=0, type="stream", added=7), added=7)
+    assert plan.actions == (RecordOwner(KEY, OWNER),)
+    assert told(plan) == []
+
+
+def test_a_stream_of_an_earlier_resource_changes_its_owner() -> None:
+    seen = StreamSeen(now=0, type="stream", meta={**OWNER, "uid": "earlier"})
+    assert planned(a_stream(), seen).actions == (RecordOwner(KEY, OWNER),)
+
+
+@pytest.mark.parametrize(
+    ("seen", "added", "expected"),
+    [
+        (ABSENT, 5, [Reason.DATA_LOST, Reason.STREAM_RECREATED]),
+        (ABSENT, 0, [Reason.STREAM_RECREATED]),
+        (PRESENT, 8, [Reason.DATA_LOST]),
+        (PRESENT, 7, []),
+        (PRESENT, None, []),
+    ],
+)
+def test_a_loss_is_told(seen: StreamSeen, added: int | None, expected: list[Reason]) -> None:
+    assert told(planned(a_stream(), seen, added=added)) == expected
+
+
+def test_a_key_of_another_type_is_not_touched() -> None:
+    plan = planned(a_stream(), StreamSeen(now=0, type="hash"))
+    assert plan.actions == ()
+    assert ready(plan) == ("False", Reason.WRONG_TYPE)
+
+
+def test_a_conflict_is_not_touched() -> None:
+    plan = planned(a_stream(), PRESENT, winner=a_stream("older"))
+    assert plan.actions == ()
+    assert ready(plan) == ("False", Reason.KEY_CLAIMED)
+
+
+def test_a_stream_of_another_installation_is_not_touched() -> None:
+    seen = StreamSeen(now=0, type="stream", meta={"installation": "theirs"})
+    assert planned(a_stream(), seen).actions == ()
+
+
+def test_nothing_is_known_of_a_server_that_does_not_answer() -> None:
+    plan = planned(a_stream(), None, why_unreachable="refused")
+    assert {finding.kind for finding in plan.findings} == {
+        ConditionType.READY,
+        ConditionType.BACKEND_REACHABLE,
+    }
+    assert ready(plan) == ("False", Reason.BACKEND_UNAVAILABLE)
+
+
+@pytest.mark.parametrize(
+    ("agents", "expected"),
+    [
+        (AgentsState(), Reason.CREDENTIALS_APPLIED),
+        (AgentsState(waiting=("planner",)), Reason.RECONCILING),
+        (AgentsState(failed="no"), Reason.CREDENTIALS_FAILED),
+    ],
+)
+def test_agents_are_part_of_being_ready(agents: AgentsState, expected: Reason) -> None:
+    plan = planned(a_stream(), PRESENT, agents=agents)
+    assert reason(plan, ConditionType.CREDENTIALS_SYNCED) is expected
+    assert ready(plan)[0] == ("True" if expected is Reason.CREDENTIALS_APPLIED else "False")
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen", "expected"),
+    [
+        ({"managementPolicy": "ObserveOnly"}, ABSENT, ("False", Reason.DRIFT)),
+        (
+            {"managementPolicy": "ObserveOnly"},
+            StreamSeen(now=0, type="stream"),
+            ("True", Reason.OBSERVE_ONLY),
+        ),
+        ({"annotations": PAUSED}, ABSENT, ("False", Reason.PAUSED)),
+        ({"annotations": PAUSED}, StreamSeen(now=0, type="stream"), ("False", Reason.PAUSED)),
+        ({"annotations": PAUSED}, PRESENT, ("True", Reason.PAUSED)),
+    ],
+)
+def test_what_may_not_be_changed_is_only_looked_at(
+    changes: dict[str, Any], seen: StreamSeen, expected: tuple[str, Reason]
+) -> None:
+    plan = planned(a_stream(**changes), seen)
+    synced = next(finding for finding in plan.findings if finding.kind is ConditionType.SYNCED)
+    assert plan.actions == ()
+    assert told(plan) == []
+    assert (synced.status, synced.reason) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("Retain", False), ("Delete", True), ("DeleteIfEmpty", True)]
+)
+def test_only_what_destroys_something_has_a_finalizer(*, policy: str, expected: bool) -> None:
+    stream = a_stream(deletionPolicy=policy)
+    assert planned(stream, PRESENT).finalizer is expected
+    assert planned(stream, None).finalizer is expected
+    assert planned(stream, PRESENT, winner=a_stream("older")).finalizer is expected
+    assert planned(stream, StreamSeen(now=0, type="hash")).finalizer is expected
+
+
+def deleted(policy: str, **more: Any) -> AgentStream:
+    return a_stream(deletionPolicy=policy, meta=DELETED, **more)
+
+
+@pytest.mark.parametrize(("policy", "if_empty"), [("Delete", False), ("DeleteIfEmpty", True)])
+def test_deleting_takes_all_groups_that_are_known(*, policy: str, if_empty: bool) -> None:
+    seen = StreamSeen(now=0, type="stream", meta=OWNER, groups={"foreign": GroupSeen(exists=True)})
+    plan = planned(deleted(policy), seen, groups=("coder",))
+    assert plan.actions == (DeleteStream(KEY, ("coder", "foreign"), if_empty),)
+    assert told(plan) == [Reason.STREAM_DELETED]
+    assert [notice.reason for notice in plan.refused] == [Reason.RETAINED_NOT_EMPTY]
+    assert plan.over
+
+
+def test_a_retained_stream_is_let_go() -> None:
+    plan = planned(deleted("Retain"), PRESENT)
+    assert plan.over
+    assert not plan.actions
+    assert told(plan) == [Reason.RETAINED]
+
+
+@pytest.mark.parametrize(
+    ("stream", "seen", "winner"),
+    [
+        (deleted("Delete", managementPolicy="ObserveOnly"), PRESENT, None),
+        (deleted("Delete"), PRESENT, a_stream("older")),
+        (deleted("Delete"), StreamSeen(now=0, type="hash"), None),
+        (deleted("Delete"), StreamSeen(now=0, type="stream", meta={"installation": "theirs"}), None),
+    ],
+)
+def test_what_is_not_ours_is_not_deleted(
+    stream: AgentStream, seen: StreamSeen, winner: AgentStream | None
+) -> None:
+    plan = planned(stream, seen, winner=winner or stream)
+    assert plan.over
+    assert not plan.actions
+
+
+def test_a_paused_deletion_waits() -> None:
+    plan = planned(deleted("Delete", annotations=PAUSED), PRESENT)
+    assert plan.finalizer
+    assert not plan.actions
+    assert not plan.over
+
+
+def test_a_forced_deletion_does_not_mind_the_pause() -> None:
+    forced = {**PAUSED, FORCE_DELETE_ANNOTATION: "true"}
+    assert planned(deleted("Delete", annotations=forced), PRESENT).actions
+
+
+@pytest.mark.parametrize(
+    ("annotations", "seconds", "over"),
+    [({}, 299, False), ({}, 300, True), ({FORCE_DELETE_ANNOTATION: "true"}, 0, True)],
+)
+def test_a_silent_server_holds_a_deletion_for_a_while(
+    *, annotations: dict[str, str], seconds: float, over: bool
+) -> None:
+    plan = planned(deleted("Delete", annotations=annotations), None, deleted_for=seconds)
+    assert plan.over is over
+    assert plan.finalizer is not over
