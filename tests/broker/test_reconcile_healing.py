@@ -9,7 +9,6 @@ import pytest
 import redis
 
 from agentstream.keys import StreamKeys
-from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.plan.observed import ServerSeen
 from agentstream_operator.resources.status import ConditionType, Reason
 from support.operator import Operator, operator
@@ -256,92 +255,6 @@ async def test_a_server_that_may_evict_streams_is_unhealthy(server: Server, admi
         await until(
             lambda: op.cluster.condition(STREAM.key, ConditionType.RETENTION_HEALTHY).status == "True"
         )
-
-
-async def test_consumers_follow_the_backlog_and_go_when_it_is_gone(
-    server: Server, admin: redis.Redis
-) -> None:
-    group = a_group(
-        template=TEMPLATE,
-        startFrom="Beginning",
-        autoscaling={"targetBacklog": 2, "maxReplicas": 3, "scaleDownAfter": "0s"},
-    )
-    async with operator(server.url) as op:
-        await op.put(STREAM, group)
-        await until(lambda: op.cluster.workloads[group.key].replicas == 0)
-        for number, wanted in ((1, 1), (2, 2), (9, 3)):
-            for _ in range(number):
-                admin.xadd(KEY, {"m": "{}"})
-            await until(lambda wanted=wanted: op.cluster.workloads[group.key].replicas == wanted)
-        await op.event(group.key, Reason.SCALED_UP)
-        (_, entries), *_ = admin.xreadgroup("coder", "c", {KEY: ">"})
-        admin.xack(KEY, "coder", *(entry for entry, _ in entries[:-1]))
-        await until(lambda: op.cluster.workloads[group.key].replicas == 1)
-        admin.xack(KEY, "coder", entries[-1][0])
-        await until(lambda: op.cluster.workloads[group.key].replicas == 0)
-        await op.event(group.key, Reason.SCALED_DOWN)
-
-
-async def test_a_due_retry_wakes_a_group_at_zero(server: Server, admin: redis.Redis) -> None:
-    group = a_group(template=TEMPLATE, autoscaling={})
-    async with operator(server.url) as op:
-        await op.put(STREAM, group)
-        await until(lambda: op.cluster.workloads[group.key].replicas == 0)
-        admin.zadd(KEYS.delay("coder"), {b"\x93\xa3" + b"1-1\x01\x92\xa1m\xa2{}": 1})
-        await until(lambda: op.cluster.workloads[group.key].replicas == 1)
-
-
-async def test_a_group_without_consumers_of_its_own_adds_to_those_of_its_agent(
-    server: Server, admin: redis.Redis
-) -> None:
-    host = a_group("host", agent="coder", template=TEMPLATE, autoscaling={"targetBacklog": 1})
-    guest = a_group("guest", agent="coder", stream="more", startFrom="Beginning")
-    async with operator(server.url) as op:
-        await op.put(STREAM, a_stream("more"), host, guest)
-        admin.xadd("{team.more}", {"m": "{}"})
-        await until(lambda: op.cluster.workloads[host.key].replicas == 1)
-        assert guest.key not in op.cluster.workloads
-
-
-async def test_a_suspended_group_has_no_consumers(server: Server) -> None:
-    async with operator(server.url) as op:
-        await op.put(STREAM, a_group(template=TEMPLATE, replicas=2))
-        await until(lambda: op.cluster.workloads[GROUP.key].replicas == 2)
-        op.declare(a_group(template=TEMPLATE, replicas=2, suspend=True, meta={"generation": 2}))
-        await until(lambda: op.cluster.workloads[GROUP.key].replicas == 0)
-        op.declare(a_group(template=TEMPLATE, replicas=2, meta={"generation": 3}))
-        await until(lambda: op.cluster.workloads[GROUP.key].replicas == 2)
-
-
-async def test_a_changed_template_is_applied_and_a_removed_one_ends_the_consumers(server: Server) -> None:
-    other = {"spec": {"containers": [{"name": "agent", "command": ["other"]}]}}
-    async with operator(server.url) as op:
-        await op.put(STREAM, a_group(template=TEMPLATE))
-        await until(lambda: GROUP.key in op.cluster.workloads)
-        op.declare(a_group(template=other, meta={"generation": 2}))
-        await until(
-            lambda: op.cluster.templates[GROUP.key].spec.template.spec.containers[0].command == ("other",)
-        )
-        op.declare(a_group(meta={"generation": 3}))
-        await until(lambda: not op.cluster.workloads)
-
-
-async def test_consumers_go_with_their_resource(server: Server) -> None:
-    async with operator(server.url) as op:
-        await op.put(STREAM, a_group(template=TEMPLATE))
-        await until(lambda: GROUP.key in op.cluster.workloads)
-        op.engine.remove(GROUP.key)
-        await until(lambda: not op.cluster.workloads)
-
-
-async def test_consumers_that_crash_are_shown(server: Server) -> None:
-    async with operator(server.url) as op:
-        await op.put(STREAM, a_group(template=TEMPLATE))
-        await until(lambda: GROUP.key in op.cluster.workloads)
-        op.cluster.workloads[GROUP.key] = WorkloadSeen(1, 0, crashing="exited with 1")
-        await op.event(GROUP.key, Reason.CRASH_LOOP)
-        assert op.cluster.condition(GROUP.key, ConditionType.STALLED).message == "exited with 1"
-        assert op.engine.view().groups[0].crashing == "exited with 1"
 
 
 async def test_consumers_stay_while_the_server_is_away(private_server: Server) -> None:

@@ -14,12 +14,9 @@ from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.status import ConditionStatus, ConditionType, Reason
 
 
-def measure_need(context: Context, group: ConsumerGroup) -> Decision | None:
-    """Decides anew how many consumers a group should have; None if it has none of its own."""
+def measure_need(context: Context, group: ConsumerGroup) -> Decision:
+    """Decides anew how many consumers a group with a template should have."""
     memory = context.memory.groups[group.key]
-    if group.spec.template is None:
-        memory.decision = None
-        return None
     scaling = group.spec.autoscaling
     limits = None
     if scaling is not None:
@@ -75,8 +72,8 @@ async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bo
     before = _current(memory)
     if not (in_effect or (group.spec.suspend and before)):
         return
-    decision = memory.decision or measure_need(context, group)
-    if decision is None or (before == decision.replicas and _is_applied(memory, group)):
+    decision = measure_need(context, group)
+    if before == decision.replicas and _is_applied(memory, group):
         return
     await cluster.apply_workload(group, decision.replicas)
     memory.applied = (decision.replicas, template)

@@ -16,7 +16,7 @@ from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.progress import follow, stalled
 from agentstream_operator.reconcile.access import Access
 from agentstream_operator.reconcile.memory import GroupMemory, Memory, StatusMemory, StreamMemory
-from agentstream_operator.reconcile.queue import Priority, WorkQueue
+from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
 from agentstream_operator.reconcile.status import StatusWriter
 from agentstream_operator.reconcile.store import Known, Store, agent_key
 from agentstream_operator.resources.agentstream import AgentStream
@@ -27,6 +27,7 @@ FRESH = 1.5
 """Seconds for which an observation may serve a plan that changes nothing."""
 
 _SMOOTHING = 0.5
+_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,10 @@ class Context:
         seen = await self.broker.observe(stream.stream_key, [d.name for d in declared])
         memory = self.memory.streams.get(stream.key)
         if memory is not None and at >= memory.seen_at:
-            before, memory.seen, memory.seen_at = memory.seen, seen, at
+            before = memory.seen
+            memory.seen = memory.shown = seen
+            memory.seen_at, memory.now = at, seen.now
+            memory.shown = seen
             _follow_rate(memory, before, seen)
             for key, group, name in declared:
                 if key in self.memory.groups:
@@ -180,6 +184,18 @@ class Context:
                 self.written(stream)
             refused = refused or applied.not_empty
         return plan.refused if refused else plan.notices
+
+    def check_again(self, resource: Known) -> float:
+        """Seconds after which to check what was just done for a resource: none.
+
+        Raises:
+            TryAgain: somebody keeps undoing it.
+        """
+        told = self.told(resource)
+        told.rounds += 1
+        if told.rounds > _ROUNDS:
+            raise TryAgain("what is done for it does not last")
+        return 0.0
 
     def touch(self, names: Iterable[AgentName]) -> None:
         """Lets agents be written again, since what they may do may have changed."""

@@ -48,7 +48,7 @@ async def reconcile_group(context: Context, key: ResourceKey) -> float | None:
         return None
     memory = context.memory.groups[key]
     if plan.actions:
-        return memory.told.next_round()
+        return context.check_again(group)
     memory.told.rounds = 0
     await run_consumers(context, group, in_effect=plan.findings[0].status == "True")
     return await context.status.write(group, memory.told, plan.findings, _numbers(group, memory, seen))
@@ -58,7 +58,7 @@ def _plan(
     context: Context, group: ConsumerGroup, stream: AgentStream | None, seen: StreamSeen | None
 ) -> Plan:
     memory = context.memory.groups[group.key]
-    if seen is not None:
+    if seen is not None and group.spec.template is not None:
         measure_need(context, group)
     return plan_group(
         GroupInput(

@@ -24,8 +24,6 @@ from agentstream_operator.resources.status import (
 )
 from agentstream_operator.resources.template import PodTemplate
 
-_UNDONE = 4
-
 Status = AgentStreamStatus | ConsumerGroupStatus
 
 
@@ -49,11 +47,6 @@ class StatusMemory:
     finalizer: bool | None = None
     rounds: int = 0
 
-    def next_round(self) -> float:
-        """Seconds after which to check what was done: at once, unless somebody keeps undoing it."""
-        self.rounds += 1
-        return 0.0 if self.rounds < _UNDONE else min(0.1 * 2.0 ** min(self.rounds, 10), 30.0)
-
 
 @dataclass(slots=True)
 class StreamMemory:
@@ -63,6 +56,8 @@ class StreamMemory:
         told: its status.
         seen: the latest observation, unless something was written since.
         seen_at: when that was asked for, on the loop's clock.
+        now: the server's clock then, in ms.
+        shown: the latest observation, whatever was written since.
         added: `seen.added` when a plan was made last; None if the stream was never there.
         usable: whether agents may use it; None before the first plan.
         history: what the janitor said.
@@ -72,6 +67,8 @@ class StreamMemory:
     told: StatusMemory = field(default_factory=StatusMemory)
     seen: StreamSeen | None = None
     seen_at: float = float("-inf")
+    now: int = 0
+    shown: StreamSeen | None = None
     added: int | None = None
     usable: bool | None = None
     history: RetentionHistory | None = None
@@ -145,16 +142,14 @@ class Memory:
 
     def recall_stream(self, key: ResourceKey, status: AgentStreamStatus | None) -> None:
         """Takes over what an earlier process wrote: the stream was there if it was in sync."""
-        memory = self.streams[key]
-        memory.told = _told(status)
+        memory = self.streams[key] = StreamMemory(told=_told(status))
         if status is not None and _was_in_sync(status):
             memory.added = status.length or 0
 
     def recall_group(self, key: ResourceKey, status: ConsumerGroupStatus | None) -> None:
         """Takes over what an earlier process wrote: the group was there if it was in sync."""
-        memory = self.groups[key]
-        memory.told = _told(status)
-        memory.established = status is not None and _was_in_sync(status)
+        established = status is not None and _was_in_sync(status)
+        self.groups[key] = GroupMemory(told=_told(status), established=established)
 
     def forget(self, key: ResourceKey) -> None:
         """Drops a resource that is gone."""

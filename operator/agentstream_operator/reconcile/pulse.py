@@ -105,12 +105,11 @@ class Pulse:
                 self._failed(report)
                 continue
             memory = context.memory.streams[stream.key]
-            if memory.seen is None:
-                continue
-            memory.history = remember(memory.history, report, memory.seen.now)
-            finding = retention_healthy(stream, memory.seen, memory.history, context.backend.eviction)
-            if not any(finding[:3] == told[:3] for told in memory.told.findings):
-                self._changed(stream)
+            memory.history = remember(memory.history, report, memory.now)
+            if memory.seen is not None:
+                finding = retention_healthy(stream, memory.seen, memory.history, context.backend.eviction)
+                if not any(finding[:3] == told[:3] for told in memory.told.findings):
+                    self._changed(stream)
 
     async def watch_access(self) -> None:
         """Lists users and routes, again and again, and queues the agents whose are not as written."""
@@ -180,8 +179,8 @@ class Pulse:
         """Queues a group whose consumers are not as they were or should be, or that ceased to get on."""
         context = self._context
         memory = context.memory.groups[group.key]
-        decision = measure_need(context, group)
-        if decision is not None:
+        if group.spec.template is not None:
+            decision = measure_need(context, group)
             workload = await context.cluster.workload(group.key)
             moved = workload is not None and workload.replicas != decision.replicas
             if workload != memory.workload or moved:

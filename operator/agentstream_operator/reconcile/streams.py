@@ -41,7 +41,7 @@ async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
         return None
     told = context.memory.streams[key].told
     if plan.actions:
-        return told.next_round()
+        return context.check_again(stream)
     told.rounds = 0
     return await context.status.write(stream, told, plan.findings, _numbers(context, stream, seen))
 

@@ -19,7 +19,7 @@ class StreamView:
     Attributes:
         resource: its AgentStream.
         key: its key on the server.
-        length: entries that it holds; None if it was not seen lately.
+        length: entries that it holds; None before it was seen.
         added: entries added since it began.
         rate: entries added per second, lately.
         ready: whether the resource is in effect.
@@ -37,7 +37,7 @@ class StreamView:
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """A group. Counts are None if it was not seen lately.
+    """A group. Counts are None before it was seen.
 
     Attributes:
         resource: its ConsumerGroup.
@@ -99,7 +99,7 @@ def view(context: Context) -> View:
 
 def _stream(context: Context, key: ResourceKey) -> StreamView:
     memory, stream = context.memory.streams[key], context.store.streams[key]
-    seen = memory.seen
+    seen = memory.shown
     return StreamView(
         key,
         stream.stream_key,
@@ -113,9 +113,8 @@ def _stream(context: Context, key: ResourceKey) -> StreamView:
 def _group(context: Context, key: ResourceKey) -> GroupView:
     memory, group = context.memory.groups[key], context.store.groups[key]
     stream = context.memory.streams.get(stream_of(group))
-    seen = (
-        stream.seen.groups.get(group.group_name) if stream is not None and stream.seen is not None else None
-    )
+    shown = stream.shown if stream is not None else None
+    seen = shown.groups.get(group.group_name) if shown is not None else None
     if seen is not None and not seen.exists:
         seen = None
     workload = memory.workload
