@@ -66,7 +66,6 @@ class Consumption:
         self._dispatch: Dispatch | None = None
         self._opened = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._abandoning = False
         self._error: BaseException | None = None
 
     async def next(self) -> Delivery:
@@ -96,10 +95,12 @@ class Consumption:
     def stop(self) -> None:
         """Reads nothing more and hands back what no handler has; handlers may go on."""
         self._stopping.set()
+        if self._dispatch is not None:
+            # now, lest a delivery starts that nobody knows of who is about to close this
+            self._dispatch.close()
 
     async def aclose(self) -> None:
         """Stops, hands back what handlers have, too, and waits until nothing is left."""
-        self._abandoning = True
         self.stop()
         if self._dispatch is not None:
             await self._dispatch.abandon()
@@ -177,7 +178,7 @@ class Consumption:
             leases=dispatch.leases,
             slots=dispatch.slots,
             accept=dispatch.accept,
-            refresh=self._refresh,
+            refresh=lambda: self._refresh(dispatch),
             pod_prefix=who.pod_prefix,
         )
         self._dispatch = dispatch
@@ -186,33 +187,27 @@ class Consumption:
         fetching = asyncio.create_task(intake.run())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({keeping, fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({keeping, fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            # only a mistake in this package ends fetching or keeping by itself
+            self._error = next((task.exception() for task in done if task.exception()), None)
         finally:
-            self._stopping.set()
+            self.stop()
             for task in (fetching, stopping):
                 task.cancel()
-            for outcome in await asyncio.gather(fetching, stopping, return_exceptions=True):
-                if isinstance(outcome, Exception):
-                    self._error = outcome
-            dispatch.close()
+            await asyncio.gather(fetching, stopping, return_exceptions=True)
             await reading.close()
             await intake.release_strays(dispatch.settler.release)
             await dispatch.hand_back()
-            if self._abandoning:
-                # also what reached a handler after it was asked to end
-                await dispatch.abandon()
             await dispatch.ended()
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, dispatch: Dispatch) -> None:
         """Follows changes of the group's policy; a group that is not declared any more keeps its last one."""
-        if self._dispatch is None:
-            return
         with contextlib.suppress(NotConsumer):
             policy = await self._consumer.directory.consumed(self._stream, self._group, 0)
-            if policy.key == self._dispatch.policy.key:
-                self._dispatch.follow(policy)
+            if policy.key == dispatch.policy.key:
+                dispatch.follow(policy)
 
 
 class Deliveries(AsyncIterator[Delivery]):

@@ -106,14 +106,15 @@ class Dispatch:
                 # for the next one who waits
                 self._ready.put_nowait(None)
                 return None
-            if delivery.held:
+            if delivery.held and not self._closed:
                 return delivery
             await delivery.release()
 
     def close(self) -> None:
         """No delivery starts from here on."""
-        self._closed = True
-        self._ready.put_nowait(None)
+        if not self._closed:
+            self._closed = True
+            self._ready.put_nowait(None)
 
     async def hand_back(self) -> None:
         """Releases everything that no handler has."""

@@ -73,6 +73,19 @@ async def test_a_group_without_consumers_of_its_own_adds_to_those_of_its_agent(
         assert guest.key not in op.cluster.workloads
 
 
+async def test_a_group_on_a_stream_that_is_missing_does_not_hold_up_the_others_of_its_agent(
+    server: Server, admin: redis.Redis
+) -> None:
+    host = a_group("host", agent="coder", template=TEMPLATE, startFrom="Beginning", autoscaling={})
+    guest = a_group("guest", agent="coder", stream="missing")
+    async with operator(server.url) as op:
+        await op.put(STREAM, host)
+        op.declare(guest)
+        await until(lambda: guest.key in op.cluster.statuses)
+        admin.xadd(KEY, {"m": "{}"})
+        await until(lambda: op.cluster.workloads[host.key].replicas == 1)
+
+
 async def test_a_suspended_group_has_no_consumers(server: Server) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, a_group(template=TEMPLATE, replicas=2))

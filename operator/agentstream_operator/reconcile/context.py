@@ -152,7 +152,6 @@ class Context:
             before = memory.seen
             memory.seen = memory.shown = seen
             memory.seen_at, memory.now = at, seen.now
-            memory.shown = seen
             _follow_rate(memory, before, seen)
             for key, group, name in declared:
                 if key in self.memory.groups:
