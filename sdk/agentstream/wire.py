@@ -141,24 +141,23 @@ class Wire:
             self._fail(batch, ConnectionLost("the connection is closed"))
 
     async def _exchange(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
-        from redis.exceptions import ConnectionError as RedisConnectionError  # noqa: PLC0415 - as above
-        from redis.exceptions import RedisError, ResponseError  # noqa: PLC0415
-        from redis.exceptions import TimeoutError as RedisTimeoutError  # noqa: PLC0415
+        from redis.exceptions import RedisError, ResponseError  # noqa: PLC0415 - as above
 
+        loop = asyncio.get_running_loop()
         try:
             connection = await self._connected()
-            await connection.send_packed_command(connection.pack_commands([args for args, _ in batch]))
-            for _, future in batch:
-                try:
-                    reply = await connection.read_response(disable_decoding=True)
-                except (RedisConnectionError, RedisTimeoutError):
-                    raise
-                except ResponseError as error:
-                    if not future.done():
-                        future.set_exception(translate(error, self._address))
-                else:
-                    if not future.done():
-                        future.set_result(reply)
+            async with asyncio.timeout(self._timeout) as silence:
+                await connection.send_packed_command(connection.pack_commands([args for args, _ in batch]))
+                for _, future in batch:
+                    try:
+                        reply = await connection.read_response(disable_decoding=True)
+                    except ResponseError as error:
+                        if not future.done():
+                            future.set_exception(translate(error, self._address))
+                    else:
+                        if not future.done():
+                            future.set_result(reply)
+                    silence.reschedule(loop.time() + self._timeout)
         except (RedisError, OSError, EOFError) as error:
             await self._disconnect()
             self._fail(batch, translate(error, self._address))
@@ -203,6 +202,8 @@ class Wire:
             retry=Retry(NoBackoff(), 0),
         )
         await connection.connect()  # type: ignore[no-untyped-call]
+        # from here on `_exchange` keeps the time: the client library's way to do so swallows cancellations
+        connection.socket_timeout = None
         self.connects += 1
         return connection
 

@@ -1,0 +1,145 @@
+"""Leases that cannot be renewed: what is buffered waits no longer for this process, and what runs is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from agentstream.buffer import Waiting
+from agentstream.wire import Wire
+from support.proxy import proxy_to
+from support.servers import Server
+from support.topology import Topology, following
+from support.waiting import until
+
+
+@pytest.fixture
+async def topology(server: Server, wire: Wire) -> Topology:
+    """`planner` produces to `tasks`."""
+    declared = Topology(wire, server.url)
+    await declared.stream("tasks", "planner")
+    return declared
+
+
+async def send(topology: Topology, *payloads: int) -> None:
+    async with topology.agent("planner") as planner:
+        for n in payloads:
+            await planner.send_message(to="coder", type="event", payload={"n": n})
+
+
+async def test_what_could_not_be_renewed_does_not_start_before_it_is_known_to_be_held(
+    server: Server, topology: Topology
+) -> None:
+    group = await topology.group("tasks", "coder", lease=400)
+    await send(topology, 1, 2)
+    async with proxy_to(server.port) as proxy, topology.agent("coder", url=proxy.url) as coder:
+        async with coder.stream_consume("tasks") as deliveries:
+            first = await following(deliveries)
+            leases = deliveries._consumption._dispatch.leases
+            proxy.refuse(refusing=True)
+            loop = asyncio.get_running_loop()
+            await until(lambda: max(entry.lease_until for entry in leases.held()) < loop.time())
+            asking = asyncio.create_task(following(deliveries))
+            await until(lambda: len(leases) == 1)
+            assert not asking.done()
+            proxy.refuse(refusing=False)
+            second = await asking
+            assert (second.message.payload, second.attempt) == ({"n": 2}, 2)
+            assert await first.ack()
+            assert await second.ack()
+    assert await topology.settled(group, 2)
+
+
+async def test_what_comes_back_at_another_count_is_held_anew(
+    server: Server, topology: Topology, wire: Wire
+) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000, max_deliveries=9)
+    await send(topology, 1, 2)
+    async with proxy_to(server.port) as proxy, topology.agent("coder", url=proxy.url) as coder:
+        async with coder.stream_consume("tasks") as deliveries:
+            first = await following(deliveries)
+            second, _ = (await topology.pending(group))[1][:2]
+            # as if another consumer had begun and released it meanwhile
+            name = coder._consumer.name
+            await wire.call("XCLAIM", group.key, "coder", name, 0, second, "JUSTID", "RETRYCOUNT", 4)
+            proxy.cut()
+            await until(lambda: coder._control.connects > 1)
+            await first.ack()
+            again = await following(deliveries)
+            assert (again.entry, again.attempt) == (second, 5)
+            assert await again.ack()
+
+
+async def test_a_handler_is_told_when_the_group_goes_while_nothing_is_read(
+    topology: Topology, wire: Wire
+) -> None:
+    group = await topology.group("tasks", "coder", lease=300)
+    await send(topology, 1)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks", concurrency=1) as deliveries:
+        delivery = await following(deliveries)
+        await wire.call("XGROUP", "DESTROY", group.key, "coder")
+        await until(lambda: not delivery.held)
+
+
+async def test_a_delivery_that_was_lost_before_it_was_fetched_is_passed_over(
+    topology: Topology, wire: Wire
+) -> None:
+    group = await topology.group("tasks", "coder", lease=300)
+    await send(topology, 1)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        asking = asyncio.create_task(anext(deliveries))
+        dispatch = await until(lambda: deliveries._consumption._dispatch)
+        start = dispatch._start
+
+        def start_for_nobody(waiting: Waiting) -> None:
+            # the one who asked is gone at the very moment when the delivery is ready
+            start(waiting)
+            asking.cancel()
+            dispatch._start = start
+
+        dispatch._start = start_for_nobody
+        await until(asking.cancelled)
+        (pending,) = await topology.pending(group)
+        await wire.call("XCLAIM", group.key, "coder", "other.1", 0, pending[0], "JUSTID")
+        await until(lambda: not len(dispatch.leases))
+        await send(topology, 2)
+        assert (await following(deliveries)).message.payload == {"n": 2}
+
+
+async def test_a_mistake_behind_the_iterator_ends_it_and_comes_to_light(
+    topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await topology.group("tasks", "coder")
+    monkeypatch.setattr("agentstream.intake.Intake._take", lambda _: 1 / 0)
+    async with topology.agent("coder") as coder:
+        with pytest.raises(ExceptionGroup) as caught:
+            await following(coder.stream_consume("tasks"))
+    assert caught.group_contains(ZeroDivisionError)
+
+
+async def test_a_route_that_leads_elsewhere_does_not_change_what_is_consumed(
+    topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentstream.directory._GOOD_FOR", 0.01)
+    monkeypatch.setattr("agentstream.intake._SWEEP_EVERY", 0.02)
+    group = await topology.group("tasks", "coder")
+    await send(topology, 1)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        assert await (await following(deliveries)).ack()
+        await topology.forget_route("coder")
+        await topology.stream("other")
+        other = await topology.group("other", "coder")
+        topology.routes["coder"] = type(topology.routes["coder"])(
+            consumes=(type(other)(**{**_fields(other), "stream": "tasks", "max_deliveries": 1}),)
+        )
+        await topology.write_routes()
+        sweeps = coder._control
+        await until(lambda: sweeps.connects)
+        await topology.add_raw(group.key, b"{")
+        await until(lambda: topology.dead_letters(group))
+        assert deliveries._consumption._dispatch.policy == group
+
+
+def _fields(struct) -> dict[str, object]:
+    return {name: getattr(struct, name) for name in struct.__struct_fields__}
