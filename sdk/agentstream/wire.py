@@ -141,13 +141,16 @@ class Wire:
             self._fail(batch, ConnectionLost("the connection is closed"))
 
     async def _exchange(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
-        from redis.exceptions import RedisError, ResponseError  # noqa: PLC0415 - as above
+        from hiredis import pack_command  # noqa: PLC0415 - as above
+        from redis.exceptions import RedisError, ResponseError  # noqa: PLC0415
 
         loop = asyncio.get_running_loop()
         try:
             connection = await self._connected()
             async with asyncio.timeout(self._timeout) as silence:
-                await connection.send_packed_command(connection.pack_commands([args for args, _ in batch]))
+                # its stub takes a tuple of one element
+                packed = [pack_command(args) for args, _ in batch]  # type: ignore[arg-type]
+                await connection.send_packed_command(b"".join(packed))
                 for _, future in batch:
                     try:
                         reply = await connection.read_response(disable_decoding=True)

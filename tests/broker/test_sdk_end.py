@@ -17,7 +17,7 @@ from agentstream.routes import Consumes
 from agentstream.wire import Wire
 from support.proxy import proxy_to
 from support.servers import Server
-from support.topology import NAMESPACE, Topology, following, numbers
+from support.topology import NAMESPACE, Topology, following, numbers, started_for_nobody
 from support.waiting import until
 
 CLAIMABLE = 86_000_000
@@ -138,6 +138,18 @@ async def test_giving_up_waiting_for_a_delivery_loses_none(topology: Topology, g
             await delivery.ack()
         await until(lambda: topology.settled(group, 10))
     assert seen == [(n, 1) for n in range(10)]
+
+
+async def test_a_delivery_that_nobody_fetched_is_handed_back(
+    topology: Topology, group: Consumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        asking = asyncio.create_task(anext(deliveries))
+        started_for_nobody(monkeypatch, asking)
+        await asyncio.wait({asking})
+        coder.stop()
+        await until(lambda: _handed_back(topology, group, 10))
+    assert await everything_is_handed_back(topology, group)
 
 
 async def test_what_arrives_while_the_reader_is_closed_is_not_stranded(

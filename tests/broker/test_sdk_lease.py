@@ -6,11 +6,10 @@ import asyncio
 
 import pytest
 
-from agentstream.buffer import Waiting
 from agentstream.wire import Wire
 from support.proxy import proxy_to
 from support.servers import Server
-from support.topology import Topology, following
+from support.topology import Topology, following, started_for_nobody
 from support.waiting import until
 
 
@@ -83,23 +82,15 @@ async def test_a_handler_is_told_when_the_group_goes_while_nothing_is_read(
 
 
 async def test_a_delivery_that_was_lost_before_it_was_fetched_is_passed_over(
-    topology: Topology, wire: Wire
+    topology: Topology, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = await topology.group("tasks", "coder", lease=300)
     await send(topology, 1)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         asking = asyncio.create_task(anext(deliveries))
-        dispatch = await until(lambda: deliveries._consumption._dispatch)
-        start = dispatch._start
-
-        def start_for_nobody(waiting: Waiting) -> None:
-            # the one who asked is gone at the very moment when the delivery is ready
-            start(waiting)
-            asking.cancel()
-            dispatch._start = start
-
-        dispatch._start = start_for_nobody
-        await until(asking.cancelled)
+        started_for_nobody(monkeypatch, asking)
+        await asyncio.wait({asking})
+        dispatch = deliveries._consumption._dispatch
         (pending,) = await topology.pending(group)
         await wire.call("XCLAIM", group.key, "coder", "other.1", 0, pending[0], "JUSTID")
         await until(lambda: not len(dispatch.leases))

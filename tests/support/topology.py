@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import pytest
 
 from agentstream.agent import Agent
+from agentstream.buffer import Waiting
 from agentstream.delivery import Delivery
+from agentstream.dispatch import Dispatch
 from agentstream.keys import StreamKeys, default_stream_key, routes_key
 from agentstream.message import Message
 from agentstream.routes import Consumes, Produces, Route, encode_route
@@ -139,3 +142,15 @@ async def following(deliveries: AsyncIterator[Delivery]) -> Delivery:
     """The next delivery, in time."""
     async with asyncio.timeout(10):
         return await anext(deliveries)
+
+
+def started_for_nobody(monkeypatch: pytest.MonkeyPatch, asking: asyncio.Task[Delivery]) -> None:
+    """Whoever asked for the next delivery is gone at the very moment when it is ready."""
+    start = Dispatch._start
+
+    def start_and_cancel(dispatch: Dispatch, waiting: Waiting) -> None:
+        monkeypatch.undo()
+        start(dispatch, waiting)
+        asking.cancel()
+
+    monkeypatch.setattr(Dispatch, "_start", start_and_cancel)
