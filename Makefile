@@ -31,10 +31,10 @@ run: .venv/run ## Run the quickstart: manifests to working agents, on an embedde
 	$(RUN) agentstream dev examples/quickstart --until-idle 2s
 
 test: .venv/dev ## Run all tests on real servers, in parallel.
-	$(RUN) pytest -n auto -q
+	$(RUN) pytest -n auto -q $(MEASURE)
 
-coverage: .venv/dev ## The same, and measure branch coverage, which has a floor.
-	$(RUN) pytest -n auto -q --cov --cov-report=term
+coverage: MEASURE := --cov --cov-report=term
+coverage: test ## The same, and measure branch coverage, which has a floor.
 
 lint: .venv/dev ## Check style, types and the layers of the architecture.
 	$(RUN) ruff check .
@@ -48,7 +48,7 @@ generate: .venv/dev ## Write what is generated: CRDs, message schema, reference 
 
 check: lint coverage ## What CI runs: lint, and all tests with their coverage.
 
-bench: .venv/dev ## Measure: reconciling a thousand resources, sending and consuming.
+bench: .venv/dev ## Measure reconciling a thousand resources.
 	$(RUN) python bench/reconcile.py
 
 clean: ## Remove what building and running made, but no data of `agentstream dev`.

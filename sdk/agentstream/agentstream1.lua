@@ -339,18 +339,26 @@ local function take(keys, args)
   return {next_start, owned(key, group, stats, from_retry, ids)}
 end
 
+-- Claims each entry again that this consumer holds at the counter that goes with it, from `args[first]` on; `how` gives
+-- XCLAIM's options for a counter. Returns a code for each.
+local function claim_again(keys, args, first, how)
+  local key, group, consumer, stats, from_retry, replies = keys[1], args[1], args[2], args[3], args[4] == '1', {}
+  for i = first, #args, 2 do
+    local counter = tonumber(args[i + 1])
+    local code = held(key, group, consumer, args[i], counter)
+    if code == DONE then code = hold_on(key, group, consumer, stats, from_retry, args[i], how(counter)) end
+    replies[#replies + 1] = code
+  end
+  return replies
+end
+
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ...
 -- A handler starts: the delivery counter grows by one. Returns for each the new counter, or 0 where this consumer no
 -- longer holds the entry.
 local function begin(keys, args)
-  local key, group, consumer, stats, from_retry, replies = keys[1], args[1], args[2], args[3], args[4] == '1', {}
-  for i = 5, #args, 2 do
-    local counter = tonumber(args[i + 1])
-    local code = held(key, group, consumer, args[i], counter)
-    if code == DONE then
-      code = hold_on(key, group, consumer, stats, from_retry, args[i], 'RETRYCOUNT', counter + 1)
-    end
-    replies[#replies + 1] = code == DONE and counter + 1 or 0
+  local replies = claim_again(keys, args, 5, function(counter) return 'RETRYCOUNT', counter + 1 end)
+  for n, code in ipairs(replies) do
+    replies[n] = code == DONE and tonumber(args[4 + 2 * n]) + 1 or 0
   end
   return replies
 end
@@ -358,30 +366,16 @@ end
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ... Renews the lease.
 -- Returns a code for each.
 local function renew(keys, args)
-  local key, group, consumer, stats, from_retry, replies = keys[1], args[1], args[2], args[3], args[4] == '1', {}
-  for i = 5, #args, 2 do
-    local code = held(key, group, consumer, args[i], tonumber(args[i + 1]))
-    if code == DONE then code = hold_on(key, group, consumer, stats, from_retry, args[i]) end
-    replies[#replies + 1] = code
-  end
-  return replies
+  return claim_again(keys, args, 5, function() end)
 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), take back the attempt? (0|1), id, counter, ...
 -- Hands back: claimable at once. The attempt is taken back where the counter has one that no handler began.
 -- Returns a code for each.
 local function release(keys, args)
-  local key, group, consumer, stats, from_retry, replies = keys[1], args[1], args[2], args[3], args[4] == '1', {}
-  for i = 6, #args, 2 do
-    local counter = tonumber(args[i + 1])
-    local code = held(key, group, consumer, args[i], counter)
-    if code == DONE then
-      code = hold_on(key, group, consumer, stats, from_retry, args[i], 'IDLE', CLAIMABLE, 'RETRYCOUNT',
-        args[5] == '1' and math.max(counter - 1, 0) or counter)
-    end
-    replies[#replies + 1] = code
-  end
-  return replies
+  return claim_again(keys, args, 6, function(counter)
+    return 'IDLE', CLAIMABLE, 'RETRYCOUNT', args[5] == '1' and math.max(counter - 1, 0) or counter
+  end)
 end
 
 -- How many entries a group was not delivered yet, whatever the server's own lag says: {n, exact?, oldest id or nil}.

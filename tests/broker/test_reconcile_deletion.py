@@ -4,34 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import pytest
 import redis
 
 from agentstream.keys import StreamKeys
-from agentstream_operator.resources.meta import FINALIZER, FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION
+from agentstream_operator.resources.meta import FINALIZER
 from agentstream_operator.resources.status import ConditionType, Reason
-from support.cluster import MemoryCluster
-from support.operator import Resource, operator
-from support.resources import TEMPLATE, a_group, a_stream
+from support.operator import operator
+from support.resources import FORCED, KEY, PAUSED, TEMPLATE, a_group, a_stream
 from support.servers import Server
 from support.waiting import until
-
-KEY = "{team.tasks}"
-ROUTES = "agentstream:agentstream:team:routes"
-PAUSED = {PAUSED_ANNOTATION: "true"}
-FORCED = {**PAUSED, FORCE_DELETE_ANNOTATION: "true"}
-
-
-@pytest.fixture
-def admin(server: Server) -> redis.Redis:
-    with server.admin() as client:
-        yield client
-
-
-def message_of(cluster: MemoryCluster, resource: Resource, kind: ConditionType) -> tuple[str, str, str]:
-    condition = cluster.condition(resource.key, kind)
-    assert condition is not None
-    return condition.status, condition.reason, condition.message
 
 
 async def test_a_finalizer_stands_only_where_deletion_destroys_something(server: Server) -> None:
@@ -63,7 +44,7 @@ async def test_a_deleted_stream_goes_with_everything_derived_from_it(
         await op.delete(stream)
         assert op.cluster.reasons(stream.key)[-1] == Reason.STREAM_DELETED
         await until(lambda: admin.keys("{team.*") == [])
-        await until(lambda: message_of(op.cluster, a_group(), ConditionType.STREAM_READY)[0] == "False")
+        await until(lambda: op.cluster.says(a_group().key, ConditionType.STREAM_READY)[0] == "False")
 
 
 async def test_an_empty_stream_is_deleted_and_one_that_is_not_stays(
@@ -111,7 +92,7 @@ async def test_what_is_paused_is_not_deleted_unless_forced(server: Server, admin
         await op.put(stream, group)
         op.begin_deletion(stream, PAUSED)
         op.begin_deletion(group, PAUSED)
-        await until(lambda: "would delete" in message_of(op.cluster, stream, ConditionType.READY)[2])
+        await until(lambda: "would delete" in op.cluster.says(stream.key, ConditionType.READY)[2])
         assert op.cluster.finalizers == {stream.key, group.key}
         await op.delete(group, FORCED)
         await op.delete(stream, FORCED)
@@ -124,7 +105,7 @@ async def test_a_group_on_a_paused_stream_is_not_removed(server: Server, admin: 
         await op.put(a_stream(), group)
         op.declare(a_stream(annotations=PAUSED))
         op.begin_deletion(group)
-        await until(lambda: "would remove" in message_of(op.cluster, group, ConditionType.READY)[2])
+        await until(lambda: "would remove" in op.cluster.says(group.key, ConditionType.READY)[2])
         assert [g["name"] for g in admin.xinfo_groups(KEY)] == ["coder"]
 
 
@@ -135,8 +116,8 @@ async def test_a_server_that_is_gone_holds_a_deletion_for_five_minutes_only(priv
         private_server.kill()
         op.begin_deletion(stream)
         op.begin_deletion(group)
-        await until(lambda: message_of(op.cluster, stream, ConditionType.READY)[0] == "False")
-        await until(lambda: message_of(op.cluster, group, ConditionType.READY)[0] == "False")
+        await until(lambda: op.cluster.says(stream.key, ConditionType.READY)[0] == "False")
+        await until(lambda: op.cluster.says(group.key, ConditionType.READY)[0] == "False")
         assert op.cluster.finalizers == {stream.key, group.key}
         long_ago = datetime.now(UTC) - timedelta(minutes=6)
         op.begin_deletion(stream, since=long_ago)

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
-import pytest
 import redis
 
 from agentstream.keys import StreamKeys
 from agentstream_operator.plan.observed import ServerSeen
 from agentstream_operator.resources.status import ConditionType, Reason
 from support.operator import Operator, operator
-from support.resources import TEMPLATE, a_group, a_stream
+from support.resources import KEY, ROUTES, TEMPLATE, a_group, a_stream
 from support.servers import Server
 from support.waiting import until
 
-KEY = "{team.tasks}"
 KEYS = StreamKeys(KEY)
-ROUTES = "agentstream:agentstream:team:routes"
 USER = "agentstream.team.coder"
 STREAM, GROUP = a_stream(producers=["planner"]), a_group()
-
-
-@pytest.fixture
-def admin(server: Server) -> Iterator[redis.Redis]:
-    with server.admin() as client:
-        yield client
 
 
 def groups(admin: redis.Redis) -> dict[str, str]:

@@ -8,30 +8,11 @@ import redis
 from agentstream.keys import StreamKeys
 from agentstream.routes import Consumes, Produces, Route, decode_route
 from agentstream.wire import Wire
-from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION
 from agentstream_operator.resources.status import ConditionType, Reason
-from support.cluster import MemoryCluster
-from support.operator import Resource, operator
-from support.resources import a_group, a_stream
+from support.operator import operator
+from support.resources import KEY, PAUSED, ROUTES, a_group, a_stream
 from support.servers import Server
 from support.waiting import until
-
-KEY = "{team.tasks}"
-ROUTES = "agentstream:agentstream:team:routes"
-PAUSED = {PAUSED_ANNOTATION: "true"}
-FORCED = {**PAUSED, FORCE_DELETE_ANNOTATION: "true"}
-
-
-@pytest.fixture
-def admin(server: Server) -> redis.Redis:
-    with server.admin() as client:
-        yield client
-
-
-def message_of(cluster: MemoryCluster, resource: Resource, kind: ConditionType) -> tuple[str, str, str]:
-    condition = cluster.condition(resource.key, kind)
-    assert condition is not None
-    return condition.status, condition.reason, condition.message
 
 
 async def test_a_stream_and_its_group_are_created(server: Server, admin: redis.Redis) -> None:
@@ -50,7 +31,7 @@ async def test_order_of_declaration_does_not_matter(server: Server, admin: redis
         group = a_group()
         op.declare(group)
         await until(lambda: group.key in op.cluster.statuses)
-        assert message_of(op.cluster, group, ConditionType.STREAM_READY)[1] == Reason.STREAM_MISSING
+        assert op.cluster.says(group.key, ConditionType.STREAM_READY)[1] == Reason.STREAM_MISSING
         await op.put(a_stream())
         await op.ready(group.key)
 
@@ -163,12 +144,12 @@ async def test_a_key_of_another_type_stays_untouched(server: Server, admin: redi
     async with operator(server.url) as op:
         op.declare(stream, group)
         await until(lambda: stream.key in op.cluster.statuses and group.key in op.cluster.statuses)
-        assert message_of(op.cluster, stream, ConditionType.READY) == (
+        assert op.cluster.says(stream.key, ConditionType.READY) == (
             "False",
             Reason.WRONG_TYPE,
             "{team.tasks} is a string, not a stream; it stays untouched",
         )
-        assert message_of(op.cluster, group, ConditionType.STREAM_READY)[1] == Reason.WRONG_TYPE
+        assert op.cluster.says(group.key, ConditionType.STREAM_READY)[1] == Reason.WRONG_TYPE
         await op.engine.idle()
         assert admin.get(KEY) == "precious"
         admin.delete(KEY)
@@ -183,7 +164,7 @@ async def test_only_observing_writes_nothing_and_says_what_differs(
     async with operator(server.url) as op:
         op.declare(stream, group)
         await until(lambda: stream.key in op.cluster.statuses)
-        assert message_of(op.cluster, stream, ConditionType.SYNCED) == (
+        assert op.cluster.says(stream.key, ConditionType.SYNCED) == (
             "False",
             Reason.DRIFT,
             "would create the stream {team.tasks}",
@@ -201,13 +182,13 @@ async def test_a_paused_resource_is_left_alone(server: Server, admin: redis.Redi
         stream, group = a_stream(annotations=PAUSED), a_group(annotations=PAUSED)
         op.declare(stream, group)
         await until(lambda: stream.key in op.cluster.statuses)
-        assert message_of(op.cluster, stream, ConditionType.SYNCED)[1] == Reason.PAUSED
+        assert op.cluster.says(stream.key, ConditionType.SYNCED)[1] == Reason.PAUSED
         assert admin.keys() == []
         op.declare(a_stream())
         await op.ready(stream.key)
         await until(lambda: op.cluster.condition(group.key, ConditionType.SYNCED) is not None)
         assert (
-            message_of(op.cluster, group, ConditionType.SYNCED)[2]
+            op.cluster.says(group.key, ConditionType.SYNCED)[2]
             == "would create the group coder on {team.tasks}"
         )
         op.declare(a_group())
@@ -221,7 +202,7 @@ async def test_the_older_of_two_streams_has_the_key_and_the_other_takes_over(ser
         await op.put(older)
         op.declare(younger)
         await until(lambda: younger.key in op.cluster.statuses)
-        assert message_of(op.cluster, younger, ConditionType.CONFLICT) == (
+        assert op.cluster.says(younger.key, ConditionType.CONFLICT) == (
             "True",
             Reason.KEY_CLAIMED,
             "{shared} belongs to the older AgentStream one/older",
@@ -236,7 +217,7 @@ async def test_a_key_outside_the_namespace_needs_to_be_allowed(server: Server, a
     async with operator(server.url, allowed_keys=["{shared*"]) as op:
         op.declare(stream)
         await until(lambda: stream.key in op.cluster.statuses)
-        assert message_of(op.cluster, stream, ConditionType.READY)[1] == Reason.KEY_NOT_ALLOWED
+        assert op.cluster.says(stream.key, ConditionType.READY)[1] == Reason.KEY_NOT_ALLOWED
         await op.engine.idle()
         assert "{other.tasks}" not in admin.keys("*")
         assert "other.tasks" not in str(admin.acl_getuser("agentstream.team.planner"))
@@ -249,7 +230,7 @@ async def test_the_key_of_another_installation_stays_untouched(server: Server, a
     async with operator(server.url) as op:
         op.declare(stream, a_group())
         await until(lambda: stream.key in op.cluster.statuses)
-        assert message_of(op.cluster, stream, ConditionType.CONFLICT)[2] == (
+        assert op.cluster.says(stream.key, ConditionType.CONFLICT)[2] == (
             "{team.tasks} belongs to the installation theirs"
         )
         await op.delete(stream)
@@ -263,7 +244,7 @@ async def test_the_older_of_two_groups_has_the_name(server: Server) -> None:
         await op.put(a_stream(), older)
         op.declare(younger)
         await until(lambda: younger.key in op.cluster.statuses)
-        assert message_of(op.cluster, younger, ConditionType.CONFLICT) == (
+        assert op.cluster.says(younger.key, ConditionType.CONFLICT) == (
             "True",
             Reason.GROUP_CLAIMED,
             "the group g of tasks belongs to the older ConsumerGroup older",
@@ -298,8 +279,7 @@ async def test_what_the_server_refuses_is_said_in_the_status_and_tried_again(
         op.declare(stream)
         await until(lambda: stream.key in op.cluster.statuses)
         assert (
-            "the server refused: command not allowed"
-            in message_of(op.cluster, stream, ConditionType.READY)[2]
+            "the server refused: command not allowed" in op.cluster.says(stream.key, ConditionType.READY)[2]
         )
         admin.config_set("maxmemory", 0)
         await op.ready(stream.key)

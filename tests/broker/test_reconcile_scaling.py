@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,19 +12,12 @@ from agentstream.keys import StreamKeys
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.resources.status import ConditionType, Reason
 from support.operator import operator
-from support.resources import TEMPLATE, a_group, a_stream
+from support.resources import KEY, TEMPLATE, a_group, a_stream
 from support.servers import Server
 from support.waiting import until
 
-KEY = "{team.tasks}"
 KEYS = StreamKeys(KEY)
 STREAM, GROUP = a_stream(producers=["planner"]), a_group()
-
-
-@pytest.fixture
-def admin(server: Server) -> Iterator[redis.Redis]:
-    with server.admin() as client:
-        yield client
 
 
 async def test_consumers_follow_the_backlog_and_go_when_it_is_gone(

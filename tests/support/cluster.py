@@ -88,6 +88,12 @@ class MemoryCluster:
         status = self.statuses.get(key)
         return find_condition(status.conditions, kind) if status is not None else None
 
+    def says(self, key: ResourceKey, kind: ConditionType) -> tuple[str, str, str]:
+        """Status, reason and message of a condition that is there."""
+        condition = self.condition(key, kind)
+        assert condition is not None
+        return condition.status, condition.reason, condition.message
+
     def ready(self, key: ResourceKey) -> bool:
         """Whether a resource was said to be in effect."""
         condition = self.condition(key, ConditionType.READY)

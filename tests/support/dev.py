@@ -123,19 +123,22 @@ class Dev:
         assert self._process is not None
         return self._process
 
-    async def start(self, *arguments: str, file_size: int | None = None, reading: bool = True) -> None:
+    async def start(
+        self, *arguments: str, file_size: int | None = None, reading: bool = True, measured: bool = True
+    ) -> None:
         """Starts `agentstream dev`.
 
         Args:
             arguments: of the command.
-            file_size: no file may grow beyond so many bytes.
+            file_size: no file may grow beyond so many bytes; a measurement could not be written either.
             reading: whether somebody reads its standard output.
+            measured: whether coverage of it and its agents is measured, which slows them down.
         """
         limit: Callable[[], None] | None = None
         environment = dict(os.environ)
         if file_size is not None:
             limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
-            # a measurement of coverage could not be written either
+        if file_size is not None or not measured:
             environment = {k: v for k, v in environment.items() if not k.startswith("COVERAGE_")}
         self.lines, self.out = [], []
         self._process = await asyncio.create_subprocess_exec(

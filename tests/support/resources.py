@@ -7,8 +7,17 @@ from typing import Any
 
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION
 
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
+KEY = "{team.tasks}"
+"""The key of the stream that `a_stream` declares."""
+
+ROUTES = "agentstream:agentstream:team:routes"
+"""The routes of its namespace."""
+
+PAUSED = {PAUSED_ANNOTATION: "true"}
+FORCED = {**PAUSED, FORCE_DELETE_ANNOTATION: "true"}
 TEMPLATE = {"spec": {"containers": [{"name": "agent", "command": ["agent"]}]}}
 
 
