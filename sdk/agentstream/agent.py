@@ -15,6 +15,7 @@ from typing import Any, Self
 from agentstream.consume import Consumer, Consumption, Deliveries
 from agentstream.directory import Directory
 from agentstream.errors import NoRoute
+from agentstream.health import Health
 from agentstream.intake import READ_TIMEOUT
 from agentstream.keys import routes_key
 from agentstream.message import BROADCAST, Message, MessageType
@@ -33,7 +34,8 @@ class Agent:
     """One agent of a namespace, as an asynchronous context manager.
 
     Nothing is connected before it is needed, and everything is connected again when it breaks: a server that
-    is away delays, it is no error until a deadline is over.
+    is away delays, it is no error until a deadline is over. Where the settings have a port for probes, the
+    agent answers them from entering to leaving, and connects at once.
 
     Attributes:
         name: the agent's name.
@@ -61,7 +63,7 @@ class Agent:
         )
         self._consumptions: list[Consumption] = []
         self._stopping = False
-        self._signals = contextlib.ExitStack()
+        self._entered = contextlib.AsyncExitStack()
         self._task: asyncio.Task[Any] | None = None
         self._ended_by: signal.Signals | None = None
 
@@ -162,21 +164,34 @@ class Agent:
             consumption.stop()
 
     async def __aenter__(self) -> Self:
-        """The agent."""
+        """The agent.
+
+        Raises:
+            SettingsError: the port for probes cannot be listened on.
+        """
+        if self._settings.health_port is not None:
+            health = Health(
+                self.name,
+                self._settings.health_port,
+                lambda: self._write.call("PING"),
+                lambda: self._stopping,
+            )
+            await self._entered.enter_async_context(health)
         if self._ends_on_signals:
             self._task = asyncio.current_task()
-            self._signals.enter_context(on_termination(self._asked_to_end))
+            self._entered.enter_context(on_termination(self._asked_to_end))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Hands back what is not settled, and closes the connections."""
+        self._stopping = True
         try:
             await asyncio.gather(*(consumption.aclose() for consumption in self._consumptions))
             await asyncio.gather(self._write.close(), self._control.close())
         finally:
-            self._signals.close()
+            await self._entered.aclose()
         if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
             raise SystemExit(_SIGNAL_EXIT + self._ended_by) from None
 

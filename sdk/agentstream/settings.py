@@ -18,6 +18,7 @@ from agentstream.errors import SettingsError
 from agentstream.wire import Endpoint
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_LAST_PORT = 65535
 
 
 class Binding(msgspec.Struct, frozen=True):
@@ -74,6 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         installation: the operator's installation, if not the default one.
         pod: what names the agent's process group: a process takes over at its start what earlier processes of
             its pod left unsettled, so two that run at the same time need two names.
+        health_port: where probes are answered, if they are to be.
     """
 
     namespace: str
@@ -81,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     source: Binding | Endpoint
     pod: str
     installation: str = "agentstream"
+    health_port: int | None = None
 
     def endpoint(self) -> Endpoint:
         """Where the server is and who asks, as of now.
@@ -98,7 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         `SERVICE_BINDING_ROOT` is that directory; without this, `AGENTSTREAM_URL`, `AGENTSTREAM_USERNAME` and
         `AGENTSTREAM_PASSWORD` say where the server is. `AGENTSTREAM_NAMESPACE`, `AGENTSTREAM_AGENT` and
         `AGENTSTREAM_INSTALLATION` come before the entries of the Secret. `AGENTSTREAM_POD` names the pod;
-        without it the host's name does.
+        without it the host's name does. `AGENTSTREAM_HEALTH_PORT` has the agent answer probes on that port.
 
         Raises:
             SettingsError: something is missing or wrong; the message says what.
@@ -111,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             source=source,
             pod=variables.get("AGENTSTREAM_POD") or socket.gethostname(),
             installation=_named(variables, source, "installation") or "agentstream",
+            health_port=_port(variables, "AGENTSTREAM_HEALTH_PORT"),
         )
         settings.endpoint()
         return settings
@@ -152,3 +156,12 @@ def _name(variables: Mapping[str, str], source: Binding | Endpoint, entry: str) 
     if not _LABEL.fullmatch(value):
         raise SettingsError(f"the agent's {entry} is {value!r}: {variable} must be a DNS label")
     return value
+
+
+def _port(variables: Mapping[str, str], variable: str) -> int | None:
+    value = variables.get(variable)
+    if not value:
+        return None
+    if not re.fullmatch(r"[0-9]{1,5}", value) or not 0 < int(value) <= _LAST_PORT:
+        raise SettingsError(f"{variable} is {value!r}: it must be a port, a number from 1 to {_LAST_PORT}")
+    return int(value)
