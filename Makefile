@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .bootstrap/bin/uv)
 RUN := $(UV) run --no-sync --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint check generate bench clean
+.PHONY: help helm run test coverage lint check generate bench clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,15 @@ PROJECTS := pyproject.toml sdk/pyproject.toml operator/pyproject.toml uv.lock
 run: .venv/run ## Run the quickstart: manifests to working agents, on an embedded server; leaves report.md.
 	$(RUN) agentstream dev examples/quickstart --until-idle 2s
 
-test: .venv/dev ## Run all tests on real servers, in parallel.
+# what the chart's tests render it with
+HELMS := .venv/helm/4/helm .venv/helm/3/helm
+
+$(HELMS): e2e/airgap/helm-install | .venv/dev
+	UV=$(UV) e2e/airgap/helm-install $(@D) $(notdir $(@D))
+
+helm: $(HELMS) ## Fetch helm 4 and helm 3 into .venv/helm.
+
+test: .venv/dev $(HELMS) ## Run all tests on real servers, in parallel.
 	$(RUN) pytest -n auto -q $(MEASURE)
 
 coverage: MEASURE := --cov --cov-report=term

@@ -18,7 +18,13 @@ _HEAD = "# Generated from operator/agentstream_operator/resources by `make gener
 
 def documents() -> dict[str, str]:
     """The generated files: path from the repository's root -> text."""
-    files = {f"crds/{kind.name}.yaml": _HEAD + _to_yaml(crd(kind)) for kind in KINDS}
+    definitions = {kind.name: _HEAD + _to_yaml(crd(kind)) for kind in KINDS}
+    files = {
+        # the chart reads its copies as files, so that braces in them are no templates
+        f"{folder}/{name}.yaml": text
+        for folder in ("crds", "charts/agentstream/files/crds")
+        for name, text in definitions.items()
+    }
     files["docs/reference/conditions.md"] = conditions_page()
     return files
 

@@ -37,6 +37,7 @@ def test_the_yaml_is_the_crd_without_anchors(kind):
     text = documents()[f"crds/{kind.name}.yaml"]
     assert yaml.safe_load(text) == crd(kind)
     assert "&id" not in text
+    assert documents()[f"charts/agentstream/files/crds/{kind.name}.yaml"] == text
 
 
 def test_the_page_has_a_row_for_every_word():

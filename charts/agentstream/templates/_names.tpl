@@ -1,0 +1,72 @@
+{{/* The chart's name. */}}
+{{- define "agentstream.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 46 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/*
+What names of objects begin with. 46 characters: a StatefulSet's name may have 52, since a label of its pods adds a
+hash to it, and the longest suffix here is as long as that of a Job's pod.
+*/}}
+{{- define "agentstream.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 46 | trimSuffix "-" -}}
+{{- else if contains (include "agentstream.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 46 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "agentstream.name" .) | trunc 46 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What tells the objects of this release from those of others; never changes. */}}
+{{- define "agentstream.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "agentstream.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* The labels of every object but a part of it. */}}
+{{- define "agentstream.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "agentstream.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: agentstream
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* The operator's ServiceAccount. */}}
+{{- define "agentstream.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "agentstream.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The ServiceAccount of the hook; without rights of its own it is the operator's. */}}
+{{- define "agentstream.hookServiceAccountName" -}}
+{{- if .Values.rbac.create -}}
+{{- printf "%s-pre-delete" (include "agentstream.fullname" .) -}}
+{{- else -}}
+{{- include "agentstream.serviceAccountName" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The Secret that says where the server is. */}}
+{{- define "agentstream.redisSecretName" -}}
+{{- if .Values.redis.embedded -}}
+{{- printf "%s-redis" (include "agentstream.fullname" .) -}}
+{{- else -}}
+{{- .Values.redis.existingSecret -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A reference to an image: (dict "image" VALUES "tag" DEFAULT). */}}
+{{- define "agentstream.image" -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .image.repository (default .tag .image.tag) -}}
+{{- end -}}
+{{- end -}}

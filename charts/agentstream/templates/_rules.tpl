@@ -1,0 +1,88 @@
+{{/* What the operator does to resources and their children. */}}
+{{- define "agentstream.operatorRules" -}}
+- apiGroups: [agentstream.dev]
+  resources: [agentstreams, consumergroups]
+  verbs: [get, list, watch, patch]
+- apiGroups: [agentstream.dev]
+  resources: [agentstreams/status, consumergroups/status]
+  verbs: [patch]
+# an owner reference that blocks the owner's deletion needs this
+- apiGroups: [agentstream.dev]
+  resources: [agentstreams/finalizers, consumergroups/finalizers]
+  verbs: [update]
+# one per agent: how it reaches the server
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create, patch, delete]
+# when a consumer's pod is gone, its messages are handed on at once
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments/scale]
+  verbs: [get, patch]
+{{- end -}}
+
+{{/* What removing the finalizers takes. */}}
+{{- define "agentstream.hookRules" -}}
+- apiGroups: [agentstream.dev]
+  resources: [agentstreams, consumergroups]
+  verbs: [get, list, patch]
+{{- end -}}
+
+{{/*
+The same rules for the whole cluster, or for each of the watched namespaces:
+(dict "root" $ "name" NAME "account" ServiceAccount "rules" TEXT "annotations" MAP "component" NAME).
+*/}}
+{{- define "agentstream.grant" -}}
+{{- $root := .root -}}
+{{- $grant := . -}}
+{{- range $namespace := default (list "") .root.Values.watchNamespaces }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: {{ ternary "Role" "ClusterRole" (ne $namespace "") }}
+metadata:
+  name: {{ $grant.name }}
+  {{- if $namespace }}
+  namespace: {{ $namespace }}
+  {{- end }}
+  labels:
+    {{- include "agentstream.labels" $root | nindent 4 }}
+    app.kubernetes.io/component: {{ $grant.component }}
+  {{- with $grant.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+rules:
+  {{- $grant.rules | nindent 2 }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: {{ ternary "RoleBinding" "ClusterRoleBinding" (ne $namespace "") }}
+metadata:
+  name: {{ $grant.name }}
+  {{- if $namespace }}
+  namespace: {{ $namespace }}
+  {{- end }}
+  labels:
+    {{- include "agentstream.labels" $root | nindent 4 }}
+    app.kubernetes.io/component: {{ $grant.component }}
+  {{- with $grant.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: {{ ternary "Role" "ClusterRole" (ne $namespace "") }}
+  name: {{ $grant.name }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ $grant.account }}
+    namespace: {{ $root.Release.Namespace }}
+{{- end }}
+{{- end -}}
