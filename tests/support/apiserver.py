@@ -85,6 +85,7 @@ class Request:
         namespace: of the object; empty if it has none.
         name: of the object; empty for collections.
         code: the HTTP status of the answer.
+        forbidden: whether the user has no right to it.
     """
 
     user: str
@@ -94,6 +95,7 @@ class Request:
     namespace: str
     name: str
     code: int
+    forbidden: bool
 
     @property
     def writes(self) -> bool:
@@ -113,6 +115,8 @@ class Request:
             about.get("namespace", ""),
             about.get("name", ""),
             event.get("responseStatus", {}).get("code", 0),
+            # 403 is also the answer in a namespace that ends
+            event.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid",
         )
 
 
