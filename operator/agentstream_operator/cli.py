@@ -68,6 +68,123 @@ def dev(  # noqa: PLR0917 - the command line names its options
 
 
 @app.command()
+def operator(  # noqa: PLR0917 - the command line names its options
+    redis_url: Annotated[
+        str,
+        typer.Option(
+            envvar="AGENTSTREAM_REDIS_URL",
+            metavar="URL",
+            help="Where Redis or Valkey is, with the operator's credentials: redis://USER:PASSWORD@HOST:PORT "
+            "(rediss:// for TLS). Rather in the environment than in arguments, which others can read.",
+            show_default=False,
+        ),
+    ],
+    redis_ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="AGENTSTREAM_REDIS_CA_FILE",
+            metavar="FILE",
+            help="Who vouches for the server, with rediss://; agents get it, too.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="AGENTSTREAM_NAMESPACES", help="A namespace to watch; may be repeated. All if absent."
+        ),
+    ] = None,
+    installation: Annotated[
+        str,
+        typer.Option(
+            envvar="AGENTSTREAM_INSTALLATION",
+            help="What its users on the server and its Lease are named after.",
+        ),
+    ] = "agentstream",
+    allow_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="AGENTSTREAM_ALLOW_KEYS",
+            metavar="PATTERN",
+            help="Stream keys that any namespace may claim; may be repeated.",
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(envvar="AGENTSTREAM_METRICS_PORT", min=0, max=65535, help="Serves /metrics.")
+    ] = 8080,
+    health_port: Annotated[
+        int,
+        typer.Option(envvar="AGENTSTREAM_HEALTH_PORT", min=0, max=65535, help="Answers /livez and /readyz."),
+    ] = 8081,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(envvar="AGENTSTREAM_LOG_FORMAT", help="How to log.")
+    ] = "text",
+) -> None:
+    """Reconciles AgentStreams and ConsumerGroups of a Kubernetes cluster.
+
+    Runs in a pod, or outside with KUBECONFIG. Of several operators of one installation one acts at a time:
+    the holder of the Lease agentstream-INSTALLATION in its own namespace. SIGTERM ends it in order.
+    """
+    import asyncio  # noqa: PLC0415
+
+    from agentstream.errors import AgentStreamError  # noqa: PLC0415
+    from agentstream.wire import Endpoint  # noqa: PLC0415
+    from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
+    from agentstream_operator.logs import configure  # noqa: PLC0415
+    from agentstream_operator.service import Fatal, Options, run  # noqa: PLC0415
+
+    configure(log_format)
+    options = Options(
+        redis=Endpoint(redis_url, ca_file=str(redis_ca_file) if redis_ca_file is not None else None),
+        namespaces=namespace or None,
+        installation=installation,
+        allowed_keys=allow_key or (),
+        metrics_port=metrics_port,
+        health_port=health_port,
+    )
+    try:
+        asyncio.run(run(options))
+    except NoCluster as error:
+        _fail(str(error))
+    except (Fatal, AgentStreamError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def remove_finalizers(
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option(envvar="AGENTSTREAM_NAMESPACES", help="Where; may be repeated. Everywhere if absent."),
+    ] = None,
+    stop_deployment: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The operator's Deployment, which is scaled to zero before."),
+    ] = None,
+) -> None:
+    """Takes the finalizers off all resources, so that they can be deleted without an operator.
+
+    What is on the server stays there. For the time after which no operator runs any more.
+    """
+    import asyncio  # noqa: PLC0415
+
+    from agentstream_operator.cluster.api import ApiError  # noqa: PLC0415
+    from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
+    from agentstream_operator.cluster.port import ClusterUnavailable  # noqa: PLC0415
+    from agentstream_operator.cluster.retire import retire  # noqa: PLC0415
+
+    try:
+        count = asyncio.run(retire(namespace or None, stop_deployment))
+    except NoCluster as error:
+        _fail(str(error))
+    except (ApiError, ClusterUnavailable) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{count} finalizer{'' if count == 1 else 's'} removed")
+
+
+@app.command()
 def validate(paths: Paths) -> None:
     """Checks manifests. Prints one line for each mistake and exits with 2 if there is any."""
     from agentstream_operator.local.manifests import load  # noqa: PLC0415

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agentstream_operator.cluster.port import Credentials, Event, WorkloadSeen
+from agentstream_operator.cluster.port import Credentials, Event, Owner, Pods, WorkloadSeen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
@@ -28,6 +28,7 @@ class MemoryCluster:
         secrets: credentials by namespace and agent.
         owners: the owners of each of them.
         workloads: consumers by group.
+        running: pods by group; without any, nothing is known of them.
         templates: the groups as they were when their consumers were applied.
         statuses: the statuses that were written.
         finalizers: resources that carry the finalizer.
@@ -38,6 +39,7 @@ class MemoryCluster:
     secrets: dict[tuple[str, str], Credentials] = field(default_factory=dict)
     owners: dict[tuple[str, str], tuple[ResourceKey, ...]] = field(default_factory=dict)
     workloads: dict[ResourceKey, WorkloadSeen] = field(default_factory=dict)
+    running: dict[ResourceKey, Pods] = field(default_factory=dict)
     templates: dict[ResourceKey, ConsumerGroup] = field(default_factory=dict)
     statuses: dict[ResourceKey, AgentStreamStatus | ConsumerGroupStatus] = field(default_factory=dict)
     finalizers: set[ResourceKey] = field(default_factory=set)
@@ -47,17 +49,20 @@ class MemoryCluster:
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         return self.secrets.get((namespace, agent))
 
-    async def apply_credentials(self, credentials: Credentials, owners: tuple[ResourceKey, ...]) -> None:
+    async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
         self._count("apply_credentials")
         self.secrets[credentials.namespace, credentials.agent] = credentials
-        self.owners[credentials.namespace, credentials.agent] = owners
+        self.owners[credentials.namespace, credentials.agent] = tuple(owner.key for owner in owners)
 
     async def delete_credentials(self, namespace: str, agent: str) -> None:
         if self.secrets.pop((namespace, agent), None) is not None:
             self._count("delete_credentials")
 
-    async def workload(self, group: ResourceKey) -> WorkloadSeen | None:
-        return self.workloads.get(group)
+    async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
+        return self.workloads.get(group.key)
+
+    async def pods(self, group: ConsumerGroup) -> Pods | None:
+        return self.running.get(group.key)
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
         self._count("apply_workload")
@@ -68,16 +73,16 @@ class MemoryCluster:
         if self.workloads.pop(group, None) is not None:
             self._count("delete_workload")
 
-    async def write_status(self, key: ResourceKey, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
+    async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
         self._count("write_status")
-        self.statuses[key] = status
+        self.statuses[about.key] = status
 
-    async def set_finalizer(self, key: ResourceKey, *, present: bool) -> None:
+    async def set_finalizer(self, about: Owner, *, present: bool) -> None:
         self._count("set_finalizer")
         if present:
-            self.finalizers.add(key)
+            self.finalizers.add(about.key)
         else:
-            self.finalizers.discard(key)
+            self.finalizers.discard(about.key)
 
     async def emit(self, event: Event) -> None:
         self._count("emit")

@@ -12,7 +12,7 @@ from agentstream_operator.broker.acl import Users
 from agentstream_operator.broker.apply import Applied
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.plan.actions import Action
-from agentstream_operator.plan.observed import JanitorReport, ServerSeen, StreamSeen
+from agentstream_operator.plan.observed import ConsumerSeen, JanitorReport, ServerSeen, StreamSeen
 from agentstream_operator.plan.retention import JanitorSpec
 
 
@@ -31,20 +31,28 @@ class Broker:
         self._users = Users(connection, installation)
 
     @classmethod
+    def of(cls, endpoint: Endpoint, *, installation: str) -> Self:
+        """The server at an address, as its administrator sees it. Nothing is asked before it is needed.
+
+        `server`, which comes first, loads the function library and finds out what the server can do.
+        """
+        wire = Wire(lambda: endpoint, name=f"{installation}-operator")
+        return cls(Connection(wire), installation, server.UNKNOWN)
+
+    @classmethod
     async def connect(cls, url: str, *, installation: str) -> Self:
         """Connects as an administrator, loads the function library and finds out what the server can do.
 
         Raises:
             AgentStreamError: as `Wire.call`.
         """
-        wire = Wire(lambda: Endpoint(url), name=f"{installation}-operator")
-        connection = Connection(wire)
+        broker = cls.of(Endpoint(url), installation=installation)
         try:
-            await connection.load()
-            return cls(connection, installation, await server.probe(connection, installation))
+            await broker.server()
         except BaseException:
-            await connection.close()
+            await broker.close()
             raise
+        return broker
 
     async def observe(self, key: str, groups: Iterable[str]) -> StreamSeen:
         """What the server holds of a stream: every group on it, and all that belongs to the given ones."""
@@ -82,6 +90,10 @@ class Broker:
         self._capabilities = await server.probe(self._connection, self._installation)
         return await server.inspect(self._connection, self._capabilities)
 
+    async def consumers(self, key: str, group: str) -> tuple[ConsumerSeen, ...]:
+        """The consumers of a group; none where the group is missing."""
+        return await observe.consumers(self._connection, key, group)
+
     async def orphan(self, key: str, group: str, pod: str) -> int:
         """Makes claimable at once what consumers of a pod that is gone hold. Returns how many entries."""
         base = StreamKeys(key).base
@@ -92,6 +104,11 @@ class Broker:
         base = StreamKeys(key).base
         names = await self._connection.function("as1_remove_consumers", key, base, group, f"{pod}.")
         return tuple(name.decode() for name in names)
+
+    @property
+    def round_trips(self) -> int:
+        """How often commands were sent and answered; those of one event-loop tick count once."""
+        return self._connection.round_trips
 
     async def close(self) -> None:
         """Saves users that are still to be saved, and closes the connection."""

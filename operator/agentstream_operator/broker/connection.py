@@ -28,6 +28,11 @@ class Connection:
         """
         return await self._wire.call(*args)
 
+    @property
+    def round_trips(self) -> int:
+        """How often commands were sent and answered."""
+        return self._wire.round_trips
+
     async def function(self, name: str, key: str, *args: Argument) -> Any:
         """Calls a function of the library on a stream.
 

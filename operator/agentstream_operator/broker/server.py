@@ -37,6 +37,10 @@ class Capabilities:
     checks_all_keys: bool | None
 
 
+UNKNOWN = Capabilities("", trusts_lag=False, checks_all_keys=None)
+"""Before the server was asked."""
+
+
 def probe_user(installation: str) -> str:
     """A user that lives for the time of a probe; no agent has its name, in which the namespace is empty."""
     return f"{installation}..probe"

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus, Reason
+
+
+class ClusterUnavailable(Exception):  # noqa: N818 - named like the SDK's errors, after what is wrong
+    """The place where resources live does not answer just now; what was to be done is done again later."""
+
+
+class ClusterRefused(Exception):  # noqa: N818
+    """Something was refused, and will be again until somebody changes something; the message says what.
+
+    Attributes:
+        reason: what a condition says of it.
+    """
+
+    reason = Reason.TEMPLATE_REFUSED
+
+
+class ChildNotOurs(ClusterRefused):
+    """An object with the name of a child exists and belongs to somebody else."""
+
+    reason = Reason.CHILD_NOT_OURS
+
+
+class Owner(NamedTuple):
+    """A resource that a child belongs to; another one of the same name has another `uid`."""
+
+    key: ResourceKey
+    uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +46,14 @@ class Credentials:
         agent: its name.
         username: its ACL user.
         password: the user's password; kept out of every representation.
+        owners: uids of the resources that it belongs to; empty where nothing collects what has no owner.
     """
 
     namespace: str
     agent: str
     username: str
     password: str = field(repr=False)
+    owners: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +63,33 @@ class WorkloadSeen:
     Attributes:
         replicas: how many are wanted at present.
         ready: how many run.
-        crashing: why the latest one ended, while restarts are being held back.
+        crashing: why the latest one ended or does not start, while it is not started again.
+        current: whether nobody changed since what was applied.
     """
 
     replicas: int
     ready: int
     crashing: str | None = None
+    current: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Pods:
+    """The pods of a group.
+
+    Attributes:
+        prefix: what the names of all pods that there ever were begin with.
+        alive: names of those that may hold messages.
+    """
+
+    prefix: str
+    alive: frozenset[str]
+
+    def has_lost(self, pod: str) -> bool:
+        """Whether this is the name of a pod of the group that is there no more."""
+        # a Deployment's pods are called after it, its ReplicaSet and themselves
+        suffix = pod.removeprefix(self.prefix)
+        return suffix != pod and suffix.count("-") == 1 and pod not in self.alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,47 +101,56 @@ class Event:
         reason: from the closed list.
         message: one sentence for a person.
         warning: whether somebody should look.
+        uid: of the resource.
     """
 
     about: ResourceKey
     reason: Reason
     message: str
     warning: bool = False
+    uid: str = ""
 
 
 class Cluster(Protocol):
-    """The port. Every method may be repeated after a crash without harm."""
+    """The port. Every method may be repeated after a crash without harm, and only writes what differs.
+
+    All of them may raise `ClusterUnavailable`, and those that write children `ClusterRefused`.
+    """
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         """The agent's Secret, if there is one."""
         ...
 
-    async def apply_credentials(self, credentials: Credentials, owners: tuple[ResourceKey, ...]) -> None:
-        """Writes the agent's Secret."""
+    async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
+        """Writes the agent's Secret, unless one is there that differs only in its owners."""
         ...
 
     async def delete_credentials(self, namespace: str, agent: str) -> None:
         """Removes the agent's Secret."""
         ...
 
-    async def workload(self, group: ResourceKey) -> WorkloadSeen | None:
-        """The consumers of a group, if they were ever applied."""
+    async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
+        """The consumers of a group, if there are any or ever were."""
         ...
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
-        """Makes the consumers of a group as its template says, that many."""
+        """Makes consumers as the template says, so many; with `deploymentRef` only so many."""
         ...
 
     async def delete_workload(self, group: ResourceKey) -> None:
         """Stops the consumers of a group."""
         ...
 
-    async def write_status(self, key: ResourceKey, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
-        """Writes a status that changed."""
+    async def pods(self, group: ConsumerGroup) -> Pods | None:
+        """The pods of a group that has a template; None where whoever knows them tells of each that ends."""
         ...
 
-    async def set_finalizer(self, key: ResourceKey, *, present: bool) -> None:
-        """Adds or removes the finalizer of this project."""
+    async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
+        """Writes a status that changed, unless the resource is gone, or another one by now."""
+        ...
+
+    async def set_finalizer(self, about: Owner, *, present: bool) -> None:
+        """Adds or removes our finalizer, unless the resource is gone, or another one by now."""
         ...
 
     async def emit(self, event: Event) -> None:

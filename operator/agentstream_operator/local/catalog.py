@@ -70,26 +70,6 @@ class Catalog:
         self._mentioned: set[str] = set()
         self._reconciler: Reconciler | None = None
 
-    def groups_served_by(self, workload: ResourceKey) -> list[tuple[str, str]]:
-        """The stream key and the name of each group that the processes of a group may consume.
-
-        These are all groups of the same agent, since it is the agent's identity that the processes have.
-        """
-        owner = self._resource(workload)
-        if not isinstance(owner, ConsumerGroup):
-            return []
-        served = []
-        for declared in self._declared.values():
-            group = declared.resource
-            if not isinstance(group, ConsumerGroup) or group.metadata.namespace != workload.namespace:
-                continue
-            stream = self._resource(
-                ResourceKey("AgentStream", workload.namespace, group.spec.stream_ref.name)
-            )
-            if group.agent_name == owner.agent_name and isinstance(stream, AgentStream):
-                served.append((stream.stream_key, group.group_name))
-        return served
-
     def read(self) -> Manifests:
         """Reads the manifests, with everything that is wrong about them now, without taking them up."""
         manifests = load(self._paths)
@@ -177,10 +157,6 @@ class Catalog:
         self._output.say(
             f"{'warning: ' if event.warning else ''}{event.about}: {event.reason}: {event.message}"
         )
-
-    def _resource(self, key: ResourceKey) -> Resource | None:
-        declared = self._declared.get(key)
-        return declared.resource if declared is not None else None
 
     def _remove(self, key: ResourceKey) -> None:
         """Lets a resource go, after what its finalizer asks for."""

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from agentstream_operator.cluster.port import Credentials, Event, WorkloadSeen
+from agentstream_operator.cluster.port import Credentials, Event, Owner, Pods, WorkloadSeen
 from agentstream_operator.local.bindings import Bindings
 from agentstream_operator.local.commands import command_of
 from agentstream_operator.local.processes import Output
@@ -80,7 +80,7 @@ class LocalCluster:
         """The agent's binding, if there is one."""
         return self._bindings.read(namespace, agent)
 
-    async def apply_credentials(self, credentials: Credentials, owners: tuple[ResourceKey, ...]) -> None:
+    async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
         """Writes the agent's binding."""
         del owners  # nothing collects bindings but `delete_credentials`
         self._bindings.write(credentials)
@@ -89,9 +89,15 @@ class LocalCluster:
         """Removes the agent's binding."""
         self._bindings.delete(namespace, agent)
 
-    async def workload(self, group: ResourceKey) -> WorkloadSeen | None:
+    async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
         """The processes of a group, if they were ever applied."""
-        return self._workloads[group].seen if group in self._workloads.keys() - self._deleted else None
+        key = group.key
+        return self._workloads[key].seen if key in self._workloads.keys() - self._deleted else None
+
+    async def pods(self, group: ConsumerGroup) -> Pods | None:
+        """Nothing: each process that ends is told of."""
+        del group
+        return None
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
         """Runs that many processes of the group's command."""
@@ -122,13 +128,13 @@ class LocalCluster:
             # it is still known: if the group comes back, the names of those that are ending are taken
             self._deleted.add(group)
 
-    async def write_status(self, key: ResourceKey, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
+    async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
         """Shows a status that changed."""
-        self._resources.set_status(key, status)
+        self._resources.set_status(about.key, status)
 
-    async def set_finalizer(self, key: ResourceKey, *, present: bool) -> None:
+    async def set_finalizer(self, about: Owner, *, present: bool) -> None:
         """Keeps a resource that is removed from its file until what it stands for is gone, or lets it go."""
-        self._resources.set_finalizer(key, present=present)
+        self._resources.set_finalizer(about.key, present=present)
 
     async def emit(self, event: Event) -> None:
         """Shows an event."""

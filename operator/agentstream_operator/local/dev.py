@@ -21,7 +21,6 @@ from agentstream_operator.local.bindings import Bindings
 from agentstream_operator.local.catalog import Catalog
 from agentstream_operator.local.cluster import LocalCluster
 from agentstream_operator.local.datadir import DataDirectory
-from agentstream_operator.local.departures import Departures
 from agentstream_operator.local.ending import Quiet
 from agentstream_operator.local.failure import LocalError, cannot
 from agentstream_operator.local.lines import Lines
@@ -172,14 +171,14 @@ class _Run:
             broker = await _connect(url)
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    departures = Departures(broker, catalog)
                     cluster = LocalCluster(
                         bindings=bindings,
                         resources=catalog,
                         tasks=tasks,
                         output=self._screen,
                         reaper=reaper,
-                        ended=departures.ended,
+                        # there is an engine before there is a process
+                        ended=lambda group, process: engine.departed(group, process),  # noqa: PLW0108
                     )
                     # everything here is of one person: any key may be claimed
                     engine = Engine(broker, cluster, installation=INSTALLATION, allowed_keys=("*",))

@@ -60,6 +60,13 @@ class Plan:
     over: bool = False
 
 
+class Trouble(NamedTuple):
+    """Why something could not be done: a word of the list, and a sentence."""
+
+    reason: Reason
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class AgentsState:
     """How far the users of the agents that a resource names are.
@@ -70,7 +77,7 @@ class AgentsState:
     """
 
     waiting: tuple[str, ...] = ()
-    failed: str | None = None
+    failed: Trouble | None = None
 
 
 ALL_WRITTEN = AgentsState()
@@ -112,7 +119,7 @@ def unreachable(why: str) -> tuple[Finding, ...]:
 def credentials(agents: AgentsState) -> Finding:
     """Whether the agents of a resource can log in and do what they should."""
     if agents.failed is not None:
-        return Finding(ConditionType.CREDENTIALS_SYNCED, "False", Reason.CREDENTIALS_FAILED, agents.failed)
+        return Finding(ConditionType.CREDENTIALS_SYNCED, "False", *agents.failed)
     if agents.waiting:
         names = ", ".join(agents.waiting)
         return Finding(

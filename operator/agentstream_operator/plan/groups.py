@@ -15,6 +15,7 @@ from agentstream_operator.plan.findings import (
     Finding,
     Notice,
     Plan,
+    Trouble,
     credentials,
     describe,
     summed_up,
@@ -47,6 +48,7 @@ class GroupInput:
         stalled: whether messages wait and none is being settled.
         scaling: what `ScalingActive` is to say.
         crashing: why the consumers' processes end, if they do.
+        refused: why its consumers could not be made as they should be.
         deleted_for: seconds since the deletion.
     """
 
@@ -64,6 +66,7 @@ class GroupInput:
     stalled: bool = False
     scaling: Finding | None = None
     crashing: str | None = None
+    refused: Trouble | None = None
     deleted_for: float = 0.0
 
 
@@ -82,7 +85,7 @@ def plan_group(given: GroupInput) -> Plan:
         return Plan(findings=summed_up((REACHABLE, conflict, stream_ready)), finalizer=finalizer)
     seen = given.seen.groups.get(group.group_name, _ABSENT)
     actions, notices = _create(given, stream.stream_key, given.seen, seen)
-    synced = IN_SYNC
+    synced = IN_SYNC if given.refused is None else Finding(ConditionType.SYNCED, "False", *given.refused)
     if not may_change(group, given.stream):
         synced = _held_back(actions)
         actions, notices = (), ()

@@ -57,6 +57,25 @@ class GroupSeen(msgspec.Struct, frozen=True):
         return self.backlog == 0 and self.delayed == 0 and self.dead == 0
 
 
+class ConsumerSeen(msgspec.Struct, frozen=True):
+    """A consumer of a group.
+
+    Attributes:
+        name: `<pod>.<start of its process>`.
+        pending: entries of the main stream that it holds.
+        idle: ms since it last asked for anything.
+    """
+
+    name: str
+    pending: int
+    idle: int
+
+    @property
+    def pod(self) -> str:
+        """The pod that it runs, or ran, in."""
+        return self.name.rpartition(".")[0]
+
+
 class StreamSeen(msgspec.Struct, frozen=True):
     """A stream key and all that shares its tag.
 

@@ -7,7 +7,7 @@ import secrets
 
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.keys import user_name
-from agentstream_operator.cluster.port import Credentials
+from agentstream_operator.cluster.port import ClusterRefused, Credentials
 from agentstream_operator.plan.access import AgentUse
 from agentstream_operator.plan.actions import SetRoute, SetUser
 from agentstream_operator.plan.agents import (
@@ -20,15 +20,16 @@ from agentstream_operator.plan.agents import (
     route_of,
     use_of,
 )
-from agentstream_operator.plan.findings import ALL_WRITTEN, CREDENTIALS_APPLIED
+from agentstream_operator.plan.findings import ALL_WRITTEN, CREDENTIALS_APPLIED, Trouble
 from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.memory import AgentMemory
 from agentstream_operator.reconcile.queue import Priority
-from agentstream_operator.reconcile.store import Known, stream_of
+from agentstream_operator.reconcile.store import Known, owner_of, stream_of
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.reasons import Reason
 
 _PASSWORD_BYTES = 32
 
@@ -57,7 +58,11 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> None:
         except ConnectionLost:
             raise
         except AgentStreamError as error:
-            memory.failed = str(error)
+            memory.failed = Trouble(Reason.CREDENTIALS_FAILED, str(error))
+            _let_look(context, resources)
+            raise
+        except ClusterRefused as error:
+            memory.failed = Trouble(error.reason, str(error))
             _let_look(context, resources)
             raise
         if not done:
@@ -69,7 +74,7 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> None:
 
 async def _write(context: Context, name: AgentName, memory: AgentMemory, resources: list[Known]) -> bool:
     """Writes Secret, user and route. Returns whether they are there: rights only shrink after a full list."""
-    credentials = await _credentials(context, name, memory, resources)
+    credentials = await _credentials(context, name, resources)
     hashes = (hashlib.sha256(credentials.password.encode()).hexdigest(),)
     use = _use(context, name, resources)
     complete = context.complete and name.namespace not in context.store.unreadable_namespaces
@@ -92,27 +97,23 @@ async def _write(context: Context, name: AgentName, memory: AgentMemory, resourc
             memory.written = Written(use, hashes, applied.fingerprint, route)
         elif isinstance(action, SetRoute):
             context.access.route_set(name, action.route)
-    await context.tell(resources[0].key, plan.notices)
+    await context.tell(resources[0], plan.notices)
     return memory.written is not None and (memory.written.use, memory.written.password_hashes) == (
         use,
         hashes,
     )
 
 
-async def _credentials(
-    context: Context, name: AgentName, memory: AgentMemory, resources: list[Known]
-) -> Credentials:
+async def _credentials(context: Context, name: AgentName, resources: list[Known]) -> Credentials:
     """The agent's Secret, which is made if there is none; one that exists keeps its password."""
-    owners = tuple(resource.key for resource in resources)
+    owners = tuple(owner_of(resource) for resource in resources)
     username = user_name(context.installation, *name)
     found = await context.cluster.credentials(*name)
-    if found is not None and memory.owners == owners and found.username == username:
-        return found
     password = secrets.token_urlsafe(_PASSWORD_BYTES) if found is None else found.password
-    made = Credentials(*name, username, password)
-    await context.cluster.apply_credentials(made, owners)
-    memory.owners = owners
-    return made
+    wanted = Credentials(*name, username, password, frozenset(owner.uid for owner in owners))
+    if found != wanted:
+        await context.cluster.apply_credentials(wanted, owners)
+    return wanted
 
 
 async def _remove(context: Context, name: AgentName) -> None:

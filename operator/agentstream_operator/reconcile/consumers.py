@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from agentstream_operator.plan.findings import Finding, Notice
+from agentstream_operator.cluster.port import ClusterRefused
+from agentstream_operator.plan.findings import Finding, Notice, Trouble
 from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.scaling import Decision, Limits, ScalingInput, decide
 from agentstream_operator.reconcile.context import Context
@@ -15,7 +16,7 @@ from agentstream_operator.resources.status import ConditionStatus, ConditionType
 
 
 def measure_need(context: Context, group: ConsumerGroup) -> Decision:
-    """Decides anew how many consumers a group with a template should have."""
+    """Decides anew how many consumers a group with a workload should have."""
     memory = context.memory.groups[group.key]
     scaling = group.spec.autoscaling
     limits = None
@@ -40,48 +41,96 @@ def measure_need(context: Context, group: ConsumerGroup) -> Decision:
     return memory.decision
 
 
-def scaling_active(group: ConsumerGroup, memory: GroupMemory) -> Finding:
+def scaling_active(  # noqa: PLR0911 - one per case
+    context: Context, group: ConsumerGroup, memory: GroupMemory
+) -> Finding:
     """Whether the number of consumers follows the backlog."""
     spec, decision = group.spec, memory.decision
-    if spec.template is None:
-        return _finding("False", Reason.NOT_SCALED, "there is no template")
+    if not group.has_workload:
+        return _finding("False", Reason.NOT_SCALED, "there is neither template nor deploymentRef")
+    if spec.deployment_ref is not None:
+        first = context.store.scales_deployment(group)
+        if first is not None and first is not group:
+            message = f"{spec.deployment_ref.name} is scaled by the older ConsumerGroup {first.metadata.name}"
+            return _finding("False", Reason.DEPLOYMENT_CLAIMED, message)
+        if memory.missing:
+            message = (
+                f"there is no Deployment {spec.deployment_ref.name}: create it, or correct deploymentRef"
+            )
+            return _finding("False", Reason.DEPLOYMENT_MISSING, message)
     if spec.suspend:
         return _finding("False", Reason.SUSPENDED)
     if spec.autoscaling is None:
-        return _finding("False", Reason.NOT_SCALED, f"replicas is {group.fixed_replicas}")
+        replicas = "left as it is" if _leaves_alone(group) else str(group.fixed_replicas)
+        return _finding("False", Reason.NOT_SCALED, f"replicas is {replicas}")
     if decision is None or decision.held:
         return _finding("Unknown", Reason.LAG_UNKNOWN)
     return _finding("True", memory.moved)
 
 
-async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bool) -> None:
+async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bool) -> bool:
     """Applies the template and the number of replicas where they are not how they should be.
 
     Consumers first start when the group is in effect, since they need its stream and their credentials;
     afterwards they stay as they are while it is not.
+
+    Returns:
+        Whether the group's conditions are to say something else than what was planned before.
+
+    Raises:
+        ClusterUnavailable: as the port.
     """
-    memory, cluster, template = context.memory.groups[group.key], context.cluster, group.spec.template
+    memory, cluster = context.memory.groups[group.key], context.cluster
     if not may_change(group, context.store.streams.get(stream_of(group))):
-        return
-    memory.workload = await cluster.workload(group.key)
-    if template is None:
-        if memory.workload is not None:
-            await cluster.delete_workload(group.key)
-            memory.workload = memory.applied = None
-        return
+        return False
+    if group.spec.template is None:
+        await cluster.delete_workload(group.key)
+    if not group.has_workload:
+        memory.workload = memory.applied = memory.refused = None
+        return False
+    before, missing = memory.refused, memory.missing
+    try:
+        await _run(context, group, in_effect=in_effect)
+    except ClusterRefused as error:
+        memory.refused = Trouble(error.reason, str(error))
+    else:
+        memory.refused = None
+    memory.missing = group.spec.deployment_ref is not None and memory.workload is None
+    return (before, missing) != (memory.refused, memory.missing)
+
+
+async def _run(context: Context, group: ConsumerGroup, *, in_effect: bool) -> None:
+    memory, cluster = context.memory.groups[group.key], context.cluster
+    memory.workload = await cluster.workload(group)
     before = _current(memory)
-    if not (in_effect or (group.spec.suspend and before)):
+    if not (in_effect or (group.spec.suspend and before)) or not scales(context, group):
         return
     decision = measure_need(context, group)
     if before == decision.replicas and _is_applied(memory, group):
         return
     await cluster.apply_workload(group, decision.replicas)
-    memory.applied = (decision.replicas, template)
-    memory.workload = await cluster.workload(group.key)
+    memory.applied = (decision.replicas, group.spec)
+    memory.workload = await cluster.workload(group)
     if group.spec.autoscaling is not None and before is not None and before != decision.replicas:
         memory.moved = Reason.SCALED_UP if decision.replicas > before else Reason.SCALED_DOWN
         notice = Notice(memory.moved, f"from {before} to {decision.replicas} consumers")
-        await context.tell(group.key, (notice,))
+        await context.tell(group, (notice,))
+
+
+def scales(context: Context, group: ConsumerGroup) -> bool:
+    """Whether there is something whose replicas are this group's to decide."""
+    if group.spec.deployment_ref is None:
+        return group.spec.template is not None
+    mine = context.store.scales_deployment(group) is group
+    there = context.memory.groups[group.key].workload is not None
+    return mine and there and not _leaves_alone(group)
+
+
+def _leaves_alone(group: ConsumerGroup) -> bool:
+    """Whether a group names a Deployment and says nothing of its replicas."""
+    spec = group.spec
+    unscaled = spec.replicas is None and spec.autoscaling is None and not spec.suspend
+    return spec.deployment_ref is not None and unscaled
 
 
 def _current(memory: GroupMemory) -> int | None:
@@ -89,7 +138,15 @@ def _current(memory: GroupMemory) -> int | None:
 
 
 def _is_applied(memory: GroupMemory, group: ConsumerGroup) -> bool:
-    return memory.applied is not None and memory.applied[1] == group.spec.template
+    """Whether the consumers are as the spec says, but for their number."""
+    if memory.applied is None or memory.workload is None or not memory.workload.current:
+        return False
+    then, now = memory.applied[1], group.spec
+    return (then.template, then.deployment_ref, then.delivery.lease) == (
+        now.template,
+        now.deployment_ref,
+        now.delivery.lease,
+    )
 
 
 def _backlog(context: Context, group: ConsumerGroup) -> int | None:

@@ -18,7 +18,7 @@ from agentstream_operator.reconcile.access import Access
 from agentstream_operator.reconcile.memory import GroupMemory, Memory, StatusMemory, StreamMemory
 from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
 from agentstream_operator.reconcile.status import StatusWriter
-from agentstream_operator.reconcile.store import Known, Store, agent_key
+from agentstream_operator.reconcile.store import Known, Store, agent_key, owner_of
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
@@ -35,7 +35,8 @@ class Rhythm:
     """How often things are done, in seconds.
 
     Attributes:
-        pulse: between two measurements of every stream.
+        pulse: between two measurements of a stream by which consumers are scaled.
+        quiet: between two measurements of any other stream.
         janitor: between two passes of the janitor over a stream.
         access: between two looks at users and routes.
         resync: between two checks of a resource, ± 10 %.
@@ -45,6 +46,7 @@ class Rhythm:
     """
 
     pulse: float = 1.0
+    quiet: float = 1.0
     janitor: float = 5.0
     access: float = 5.0
     resync: float = 60.0
@@ -212,17 +214,18 @@ class Context:
         for key in keys:
             self.queue.add(key, priority)
 
-    async def tell(self, about: ResourceKey, notices: Iterable[Notice]) -> None:
+    async def tell(self, about: Known, notices: Iterable[Notice]) -> None:
         """Emits what has happened to a resource."""
         for notice in notices:
-            await self.cluster.emit(Event(about, notice.reason, notice.message, notice.warning))
+            event = Event(about.key, notice.reason, notice.message, notice.warning, about.metadata.uid)
+            await self.cluster.emit(event)
 
     async def hold(self, resource: Known, *, wanted: bool) -> None:
         """Adds or removes the finalizer where that is not how it is."""
         told = self.told(resource)
         present = FINALIZER in resource.metadata.finalizers if told.finalizer is None else told.finalizer
         if wanted != present:
-            await self.cluster.set_finalizer(resource.key, present=wanted)
+            await self.cluster.set_finalizer(owner_of(resource), present=wanted)
             told.finalizer = wanted
 
 

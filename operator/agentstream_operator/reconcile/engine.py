@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import random as randomness
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from enum import StrEnum
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.cluster.port import Cluster
+from agentstream_operator.cluster.port import Cluster, ClusterRefused, ClusterUnavailable
 from agentstream_operator.plan.agents import AgentName
 from agentstream_operator.plan.findings import REACHABLE, Finding, summed_up
 from agentstream_operator.reconcile.access import Access
 from agentstream_operator.reconcile.agents import reconcile_agent
-from agentstream_operator.reconcile.context import Context, Rhythm
+from agentstream_operator.reconcile.context import Backend, Context, Rhythm
+from agentstream_operator.reconcile.departures import Departures
 from agentstream_operator.reconcile.groups import reconcile_group
+from agentstream_operator.reconcile.health import ConditionCount, Health, conditions, health
 from agentstream_operator.reconcile.pulse import Pulse
 from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
 from agentstream_operator.reconcile.status import StatusWriter
-from agentstream_operator.reconcile.store import AGENT, Known, Store
+from agentstream_operator.reconcile.store import AGENT, Known, Store, agent_key
 from agentstream_operator.reconcile.streams import reconcile_stream
 from agentstream_operator.reconcile.view import View, view
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionType, Reason
+
+
+class Outcome(StrEnum):
+    """How a look at a key went."""
+
+    SUCCESS = "success"
+    RETRY = "retry"
+    ERROR = "error"
+
+
+def _unnoticed(kind: str, outcome: Outcome, seconds: float) -> None:
+    """Tells nobody of a look at a key."""
+    del kind, outcome, seconds
 
 
 def _utc_now() -> datetime:
@@ -43,6 +61,8 @@ class Engine:
         now: the present time, with a time zone.
         random: a number in [0, 1), for spreading what would otherwise come at once.
         rhythm: how often things are done.
+        trouble: why the server does not answer, if it does not from the start.
+        worked: called after each look at a key with its kind, how it went and how many seconds that took.
     """
 
     def __init__(
@@ -56,9 +76,12 @@ class Engine:
         now: Callable[[], datetime] = _utc_now,
         random: Callable[[], float] = randomness.random,
         rhythm: Rhythm | None = None,
+        trouble: str | None = None,
+        worked: Callable[[str, Outcome, float], None] = _unnoticed,
     ) -> None:
         rhythm = rhythm or Rhythm()
         self._random = random
+        self._worked = worked
         self._context = Context(
             broker=broker,
             cluster=cluster,
@@ -70,8 +93,10 @@ class Engine:
             queue=WorkQueue(jitter=random),
             status=StatusWriter(cluster, now, rarely=rhythm.numbers, patience=rhythm.patience),
             access=Access(broker, installation),
+            backend=Backend(trouble=trouble),
         )
         self._pulse = Pulse(self._context)
+        self._departures = Departures(self._context)
 
     def put(self, resource: Known) -> None:
         """Takes up a new resource, or a change of one."""
@@ -92,7 +117,9 @@ class Engine:
         else:
             context.told(resource).finalizer = None
         self._let_look(affected)
-        context.queue.add(key, Priority.CHANGE)
+        # after a restart, what was acted on before waits for what was not
+        anew = known is not None or not _was_acted_on(resource)
+        context.queue.add(key, Priority.CHANGE if anew else Priority.RESYNC)
 
     def remove(self, key: ResourceKey) -> None:
         """Lets go of a resource that is gone."""
@@ -123,6 +150,7 @@ class Engine:
                 tasks.create_task(pulse.watch_access(), name="watch users and routes")
                 tasks.create_task(pulse.measure(), name="measure")
                 tasks.create_task(pulse.clean(), name="clean")
+                tasks.create_task(self._departures.watch(), name="watch departures")
                 tasks.create_task(self._resync(), name="resync")
         finally:
             await self._context.close()
@@ -135,6 +163,35 @@ class Engine:
             # once they are listed, agents are queued
             await context.access.listed.wait()
             await context.queue.idle()
+
+    async def departed(self, workload: ResourceKey, pod: str) -> None:
+        """A pod, or its process, of a group's workload has ended: others may have its messages at once."""
+        await self._departures.left(workload, pod)
+
+    def look_at_group(self, key: ResourceKey) -> None:
+        """Something about the consumers of a group changed."""
+        if key in self._context.store.groups:
+            self._context.queue.add(key, Priority.EVENT)
+
+    def look_at_agent(self, namespace: str, agent: str) -> None:
+        """Something about the Secret of an agent changed."""
+        name = AgentName(namespace, agent)
+        if name in self._context.store.agents:
+            self._context.queue.add(agent_key(name), Priority.EVENT)
+
+    def known(self, key: ResourceKey) -> Known | None:
+        """A resource as it was put in last."""
+        return self._context.store.get(key)
+
+    @property
+    def health(self) -> Health:
+        """How it is just now."""
+        return health(self._context)
+
+    @property
+    def conditions(self) -> Counter[ConditionCount]:
+        """How many resources say what in their conditions."""
+        return conditions(self._context)
 
     def check_all(self) -> None:
         """Looks at everything anew, as a resync does in the course of a minute."""
@@ -158,6 +215,18 @@ class Engine:
                 context.queue.add(key, Priority.EVENT)
 
     async def _work(self, key: ResourceKey) -> float | None:
+        began, outcome = time.perf_counter(), Outcome.ERROR
+        try:
+            again = await self._reconcile(key)
+            outcome = Outcome.SUCCESS
+        except TryAgain:
+            outcome = Outcome.RETRY
+            raise
+        finally:
+            self._worked(key.kind, outcome, time.perf_counter() - began)
+        return again
+
+    async def _reconcile(self, key: ResourceKey) -> float | None:
         try:
             if key.kind == "AgentStream":
                 return await reconcile_stream(self._context, key)
@@ -169,6 +238,8 @@ class Engine:
             raise TryAgain(str(error)) from error
         except AgentStreamError as error:
             await self._refused(key, str(error))
+            raise TryAgain(str(error)) from error
+        except (ClusterUnavailable, ClusterRefused) as error:
             raise TryAgain(str(error)) from error
         return None
 
@@ -194,6 +265,11 @@ class Engine:
                 if at <= now:
                     due[key] = now + every * (0.9 + 0.2 * self._random())
                     context.queue.add(key, Priority.RESYNC)
+
+
+def _was_acted_on(resource: Known) -> bool:
+    status = resource.status
+    return status is not None and status.observed_generation == resource.metadata.generation
 
 
 def _is_same(known: Known, resource: Known) -> bool:

@@ -12,6 +12,7 @@ from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.consumers import measure_need, run_consumers, scaling_active
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.memory import GroupMemory
+from agentstream_operator.reconcile.queue import TryAgain
 from agentstream_operator.reconcile.status import rounded
 from agentstream_operator.reconcile.store import stream_of
 from agentstream_operator.resources.agentstream import AgentStream
@@ -41,7 +42,7 @@ async def reconcile_group(context: Context, key: ResourceKey) -> float | None:
     notices = await context.apply(stream_of(group), plan)
     if context.backend.trouble is None:
         _remember(context, group, seen, plan)
-    await context.tell(key, notices)
+    await context.tell(group, notices)
     if not plan.finalizer:
         await context.hold(group, wanted=False)
     if plan.over:
@@ -50,15 +51,21 @@ async def reconcile_group(context: Context, key: ResourceKey) -> float | None:
     if plan.actions:
         return context.check_again(group)
     memory.told.rounds = 0
-    await run_consumers(context, group, in_effect=plan.findings[0].status == "True")
-    return await context.status.write(group, memory.told, plan.findings, _numbers(group, memory, seen))
+    # what was refused made the group not ready; it was in effect before, and is tried again
+    in_effect = plan.findings[0].status == "True" or memory.refused is not None
+    if await run_consumers(context, group, in_effect=in_effect):
+        return 0.0
+    again = await context.status.write(group, memory.told, plan.findings, _numbers(group, memory, seen))
+    if memory.refused is not None:
+        raise TryAgain(memory.refused.message)
+    return again
 
 
 def _plan(
     context: Context, group: ConsumerGroup, stream: AgentStream | None, seen: StreamSeen | None
 ) -> Plan:
     memory = context.memory.groups[group.key]
-    if seen is not None and group.spec.template is not None:
+    if seen is not None and group.has_workload:
         measure_need(context, group)
     return plan_group(
         GroupInput(
@@ -74,7 +81,8 @@ def _plan(
             agents=context.memory.state_of(agents_of(group)),
             history=context.memory.streams[stream.key].history if stream is not None else None,
             stalled=memory.stalled,
-            scaling=scaling_active(group, memory),
+            scaling=scaling_active(context, group, memory),
+            refused=memory.refused,
             crashing=memory.workload.crashing if memory.workload is not None else None,
             deleted_for=context.deleted_for(group),
         )
@@ -101,7 +109,7 @@ def _remember(context: Context, group: ConsumerGroup, seen: StreamSeen | None, p
 
 def _numbers(group: ConsumerGroup, memory: GroupMemory, seen: StreamSeen | None) -> dict[str, Any]:
     numbers: dict[str, Any] = {"group": group.group_name}
-    if group.spec.template is not None:
+    if group.has_workload:
         numbers["selector"] = f"{GROUP}/group={group.metadata.name}"
         numbers["replicas"] = memory.workload.ready if memory.workload is not None else 0
         numbers["desired_replicas"] = memory.applied[0] if memory.applied is not None else 0

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.plan.accounting import Account, Counters
 from agentstream_operator.plan.agents import AgentName, Written
-from agentstream_operator.plan.findings import ALL_WRITTEN, AgentsState, Finding
+from agentstream_operator.plan.findings import ALL_WRITTEN, AgentsState, Finding, Trouble
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.progress import Progress
 from agentstream_operator.plan.retention import RetentionHistory
 from agentstream_operator.plan.scaling import Decision
+from agentstream_operator.resources.consumergroup import ConsumerGroupSpec
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
@@ -22,9 +23,9 @@ from agentstream_operator.resources.status import (
     Reason,
     find_condition,
 )
-from agentstream_operator.resources.template import PodTemplate
 
 Status = AgentStreamStatus | ConsumerGroupStatus
+_MOVES = (Reason.SCALED_UP, Reason.SCALED_DOWN)
 
 
 @dataclass(slots=True)
@@ -89,7 +90,9 @@ class GroupMemory:
         counters: what its account was brought up to.
         account: what became of its messages since the engine began to look.
         decision: how many consumers it should have.
-        applied: how many were applied, of which template.
+        applied: how many were applied, as which spec said.
+        refused: why its consumers could not be made as they should be.
+        missing: whether the Deployment that it names is not there.
         workload: how its consumers run.
         moved: which way their number went last.
     """
@@ -103,7 +106,9 @@ class GroupMemory:
     counters: Counters | None = None
     account: Account = field(default_factory=Account)
     decision: Decision | None = None
-    applied: tuple[int, PodTemplate] | None = None
+    applied: tuple[int, ConsumerGroupSpec] | None = None
+    refused: Trouble | None = None
+    missing: bool = False
     workload: WorkloadSeen | None = None
     moved: Reason = Reason.SCALE_HELD
 
@@ -117,14 +122,12 @@ class AgentMemory:
         followed: how many of these changes its Secret, user and route show.
         failed: why the latest try to write them failed.
         written: what was written.
-        owners: the resources that its Secret names as owners.
     """
 
     changes: int = 1
     followed: int = 0
-    failed: str | None = None
+    failed: Trouble | None = None
     written: Written | None = None
-    owners: tuple[ResourceKey, ...] | None = None
 
     @property
     def waiting(self) -> bool:
@@ -148,8 +151,13 @@ class Memory:
 
     def recall_group(self, key: ResourceKey, status: ConsumerGroupStatus | None) -> None:
         """Takes over what an earlier process wrote: the group was there if it was in sync."""
-        established = status is not None and _was_in_sync(status)
-        self.groups[key] = GroupMemory(told=_told(status), established=established)
+        memory = self.groups[key] = GroupMemory(told=_told(status))
+        if status is None:
+            return
+        memory.established = _was_in_sync(status)
+        scaling = find_condition(status.conditions, ConditionType.SCALING_ACTIVE)
+        if scaling is not None and scaling.reason in _MOVES:
+            memory.moved = scaling.reason
 
     def forget(self, key: ResourceKey) -> None:
         """Drops a resource that is gone."""

@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.plan.agents import AgentName, strays
 from agentstream_operator.plan.retention import janitor_spec, remember, retention_healthy
 from agentstream_operator.plan.streams import managed
-from agentstream_operator.reconcile.consumers import measure_need
+from agentstream_operator.reconcile.consumers import measure_need, scales
 from agentstream_operator.reconcile.context import Context, is_same
 from agentstream_operator.reconcile.memory import AgentMemory
 from agentstream_operator.reconcile.queue import Priority
@@ -65,15 +65,24 @@ class Pulse:
                     await asyncio.wait_for(self._doubt.wait(), self._context.rhythm.pulse)
 
     async def measure(self) -> None:
-        """Measures every stream, again and again, and queues what is not as it was."""
-        while True:
-            await self._step(self.measure_all())
-            await asyncio.sleep(self._context.rhythm.pulse)
+        """Measures every stream, again and again, and queues what is not as it was.
+
+        A stream by which no consumers are scaled is measured less often.
+        """
+        rhythm, streams = self._context.rhythm, self._context.store.streams
+        parts = max(1, round(rhythm.quiet / rhythm.pulse))
+        for part in itertools.cycle(range(parts)):
+            due = [s for n, s in enumerate(streams.values()) if n % parts == part or self._scales(s)]
+            await self._step(self.measure_those(due))
+            await asyncio.sleep(rhythm.pulse)
 
     async def measure_all(self) -> None:
         """Measures every stream once."""
+        await self.measure_those(tuple(self._context.store.streams.values()))
+
+    async def measure_those(self, streams: Sequence[AgentStream]) -> None:
+        """Measures some streams once."""
         context = self._context
-        streams = tuple(context.store.streams.values())
         before = [context.memory.streams[stream.key].seen for stream in streams]
         found = await asyncio.gather(*map(context.measure, streams), return_exceptions=True)
         for stream, old, new in zip(streams, before, found, strict=True):
@@ -165,6 +174,14 @@ class Pulse:
             )
         )
 
+    def _scales(self, stream: AgentStream) -> bool:
+        """Whether consumers are scaled by the backlog of a stream."""
+        store = self._context.store
+        return any(
+            any(other.spec.autoscaling is not None for other in store.groups_of_agent(declared.group))
+            for declared in store.declared(stream.key)
+        )
+
     def _may_clean(self, stream: AgentStream) -> bool:
         """Whether a stream may be trimmed: only if all of its groups are known."""
         context = self._context
@@ -179,10 +196,10 @@ class Pulse:
         """Queues a group whose consumers are not as they were or should be, or that ceased to get on."""
         context = self._context
         memory = context.memory.groups[group.key]
-        if group.spec.template is not None:
+        if group.has_workload:
             decision = measure_need(context, group)
-            workload = await context.cluster.workload(group.key)
-            moved = workload is not None and workload.replicas != decision.replicas
+            workload = await context.cluster.workload(group)
+            moved = scales(context, group) and workload is not None and workload.replicas != decision.replicas
             if workload != memory.workload or moved:
                 context.queue.add(group.key, Priority.RESYNC)
         if memory.stalled and not any(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
@@ -53,7 +54,7 @@ class WorkQueue(Generic[K]):
         self._base = base
         self._cap = cap
         self._jitter = jitter
-        self._ready: tuple[OrderedDict[K, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self._ready: tuple[OrderedDict[K, float], ...] = tuple(OrderedDict() for _ in Priority)
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._active: set[K] = set()
         self._again: dict[K, Priority] = {}
@@ -77,10 +78,9 @@ class WorkQueue(Generic[K]):
         for waiting_at in Priority:
             if key in self._ready[waiting_at]:
                 if priority < waiting_at:
-                    del self._ready[waiting_at][key]
-                    self._ready[priority][key] = None
+                    self._ready[priority][key] = self._ready[waiting_at].pop(key)
                 return
-        self._ready[priority][key] = None
+        self._ready[priority][key] = time.monotonic()
         self._idle.clear()
         self._wake_one()
 
@@ -99,6 +99,11 @@ class WorkQueue(Generic[K]):
         """Drops what is known of a key that exists no more: its failures and its delay."""
         self._failures.pop(key, None)
         self._cancel_delay(key)
+
+    def oldest(self) -> float:
+        """Seconds for which the key that waits for the longest time has waited; 0 if none waits."""
+        added = [next(iter(keys.values())) for keys in self._ready if keys]
+        return time.monotonic() - min(added) if added else 0.0
 
     def failures(self, key: K) -> int:
         """How often in a row the key failed."""

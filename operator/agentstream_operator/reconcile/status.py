@@ -10,7 +10,7 @@ from typing import Any
 from agentstream_operator.cluster.port import Cluster, Event
 from agentstream_operator.plan.findings import Finding
 from agentstream_operator.reconcile.memory import Status, StatusMemory
-from agentstream_operator.reconcile.store import Known
+from agentstream_operator.reconcile.store import Known, owner_of
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
@@ -29,6 +29,10 @@ _ALARMS = frozenset(
         Reason.GROUP_CLAIMED,
         Reason.KEY_NOT_ALLOWED,
         Reason.CREDENTIALS_FAILED,
+        Reason.CHILD_NOT_OURS,
+        Reason.TEMPLATE_REFUSED,
+        Reason.DEPLOYMENT_MISSING,
+        Reason.DEPLOYMENT_CLAIMED,
         Reason.EVICTION_POLICY_WRONG,
         Reason.HISTORY_SHORTENED,
         Reason.HELD_BY_GROUP,
@@ -104,7 +108,7 @@ class StatusWriter:
         numbers = {**_numbers(status), **numbers}
         new: Status = kind(observed_generation=generation, conditions=conditions, **numbers)
         if new != status:
-            await self._cluster.write_status(resource.key, new)
+            await self._cluster.write_status(owner_of(resource), new)
         told.status, told.findings, told.written_at = new, findings, clock
         return None
 
@@ -126,9 +130,9 @@ class StatusWriter:
                 and finding.kind is not ConditionType.READY
                 and (finding.kind, finding.reason) not in known
             ):
-                await self._cluster.emit(
-                    Event(resource.key, finding.reason, finding.message or str(finding.kind), warning=True)
-                )
+                message = finding.message or str(finding.kind)
+                uid = resource.metadata.uid
+                await self._cluster.emit(Event(resource.key, finding.reason, message, warning=True, uid=uid))
 
     def _conditions(
         self, status: Status | None, findings: tuple[Finding, ...], generation: int

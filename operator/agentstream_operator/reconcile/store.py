@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
+from agentstream_operator.cluster.port import Owner
 from agentstream_operator.plan.agents import AgentName, agents_of
 from agentstream_operator.plan.conflicts import claim_of, may_claim, oldest, seniority
 from agentstream_operator.resources.agentstream import AgentStream
@@ -22,6 +23,11 @@ T = TypeVar("T")
 def agent_key(name: AgentName) -> ResourceKey:
     """The key under which an agent is reconciled."""
     return ResourceKey(AGENT, name.namespace, name.agent)
+
+
+def owner_of(resource: Known) -> Owner:
+    """A resource as what belongs to it names it."""
+    return Owner(resource.key, resource.metadata.uid)
 
 
 def stream_of(group: ConsumerGroup) -> ResourceKey:
@@ -53,6 +59,7 @@ class Store:
         self._readers: defaultdict[ResourceKey, set[ResourceKey]] = defaultdict(set)
         self._named_by: defaultdict[AgentName, set[ResourceKey]] = defaultdict(set)
         self._declared: dict[ResourceKey, tuple[Declared, ...]] = {}
+        self._scaling: defaultdict[tuple[str, str], set[ResourceKey]] = defaultdict(set)
 
     def get(self, key: ResourceKey) -> Known | None:
         """The resource, if it is known."""
@@ -69,6 +76,8 @@ class Store:
         else:
             self.groups[key] = resource
             self._readers[stream_of(resource)].add(key)
+            if resource.spec.deployment_ref is not None:
+                self._scaling[key.namespace, resource.spec.deployment_ref.name].add(key)
             self._declared.pop(stream_of(resource), None)
         for name in agents_of(resource):
             self._named_by[name].add(key)
@@ -136,14 +145,25 @@ class Store:
         """The groups that name a stream."""
         return self._readers.get(stream, ())
 
+    def groups_of_agent(self, group: ConsumerGroup) -> list[ConsumerGroup]:
+        """All groups with the same agent as this one, the oldest first."""
+        return [other for other in self.named_by(agents_of(group)[0]) if isinstance(other, ConsumerGroup)]
+
     def served_by(self, group: ConsumerGroup) -> list[ConsumerGroup]:
         """The groups that the consumers of a group work for: itself, and those of its agent without any."""
         served = [group]
-        own = [other for other in self.named_by(agents_of(group)[0]) if isinstance(other, ConsumerGroup)]
-        with_workload = [other for other in own if other.spec.template is not None]
+        own = self.groups_of_agent(group)
+        with_workload = [other for other in own if other.has_workload]
         if with_workload and with_workload[0] is group:
-            served += (other for other in own if other.spec.template is None)
+            served += (other for other in own if not other.has_workload)
         return served
+
+    def scales_deployment(self, group: ConsumerGroup) -> ConsumerGroup | None:
+        """The oldest group of the namespace that names the same Deployment; None if it names none."""
+        if group.spec.deployment_ref is None:
+            return None
+        rivals = self._scaling[group.metadata.namespace, group.spec.deployment_ref.name]
+        return oldest(self.groups[key] for key in rivals)
 
     def _unlink(self, key: ResourceKey) -> set[ResourceKey]:
         """Takes a resource out of the indexes. Returns the keys of all that it was related to."""
@@ -155,6 +175,8 @@ class Store:
             _discard(self._claims, claim_of(resource), key)
         else:
             _discard(self._readers, stream_of(resource), key)
+            if resource.spec.deployment_ref is not None:
+                _discard(self._scaling, (key.namespace, resource.spec.deployment_ref.name), key)
             self._declared.pop(stream_of(resource), None)
         for name in agents_of(resource):
             _discard(self._named_by, name, key)
@@ -171,11 +193,9 @@ class Store:
             stream, name = stream_of(resource), resource.group_name
             rivals = (key for key in self._readers[stream] if self.groups[key].group_name == name)
             related = {stream, *rivals} if stream in self.streams else set(rivals)
-            related.update(
-                other.key
-                for other in self.named_by(agents_of(resource)[0])
-                if isinstance(other, ConsumerGroup)
-            )
+            related.update(other.key for other in self.groups_of_agent(resource))
+            if resource.spec.deployment_ref is not None:
+                related |= self._scaling.get((stream.namespace, resource.spec.deployment_ref.name), set())
         return related | {agent_key(name) for name in agents}
 
 

@@ -34,7 +34,7 @@ async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
     notices = await context.apply(key, plan)
     if seen is not None:
         _remember(context, stream, seen, plan)
-    await context.tell(key, notices)
+    await context.tell(stream, notices)
     if not plan.finalizer:
         await context.hold(stream, wanted=False)
     if plan.over:

@@ -37,6 +37,13 @@ class StreamRef(Model):
     """Name of the AgentStream."""
 
 
+class DeploymentRef(Model):
+    """Names a Deployment of the same namespace."""
+
+    name: DnsLabel
+    """Name of the Deployment."""
+
+
 class Backoff(Model):
     """How long a message waits before its next attempt: initial, then factor times the wait before."""
 
@@ -122,10 +129,20 @@ class ConsumerGroupSpec(Model):
             holds=lambda spec: spec.replicas is None or spec.autoscaling is None,
         ),
         Rule(
-            cel="has(self.template) || !(has(self.replicas) || has(self.autoscaling))",
-            message="replicas and autoscaling need a template: without one there is nothing to scale",
+            cel="!(has(self.template) && has(self.deploymentRef))",
+            message="template and deploymentRef exclude each other: consumers are made, or are there",
+            holds=lambda spec: spec.template is None or spec.deployment_ref is None,
+        ),
+        Rule(
+            cel=(
+                "has(self.template) || has(self.deploymentRef)"
+                " || !(has(self.replicas) || has(self.autoscaling))"
+            ),
+            message="replicas and autoscaling need a template or deploymentRef: what is to be scaled?",
             holds=lambda spec: (
-                spec.template is not None or (spec.replicas is None and spec.autoscaling is None)
+                spec.template is not None
+                or spec.deployment_ref is not None
+                or (spec.replicas is None and spec.autoscaling is None)
             ),
         ),
     )
@@ -153,6 +170,9 @@ class ConsumerGroupSpec(Model):
 
     template: PodTemplate | None = None
     """The pods that consume; absent where the agent runs elsewhere."""
+
+    deployment_ref: DeploymentRef | None = None
+    """A Deployment that exists and consumes, instead of a template: only its replicas are changed."""
 
     replicas: Annotated[Int, Field(ge=0, le=1_000)] | None = None
     """How many pods; 1 if absent. Must be absent with autoscaling."""
@@ -189,6 +209,11 @@ class ConsumerGroup(Resource):
     def start_id(self) -> str:
         """The id to create the group with; what comes after it is delivered."""
         return start_id(self.spec.start_from)
+
+    @property
+    def has_workload(self) -> bool:
+        """Whether it says what runs its consumers."""
+        return self.spec.template is not None or self.spec.deployment_ref is not None
 
     @property
     def fixed_replicas(self) -> int:

@@ -78,6 +78,9 @@ class Reason(StrEnum):
     GROUP_CLAIMED = "GroupClaimed"
     KEY_NOT_ALLOWED = "KeyNotAllowed"
     CHILD_NOT_OURS = "ChildNotOurs"
+    TEMPLATE_REFUSED = "TemplateRefused"
+    DEPLOYMENT_MISSING = "DeploymentMissing"
+    DEPLOYMENT_CLAIMED = "DeploymentClaimed"
     STREAM_MISSING = "StreamMissing"
     STREAM_CREATED = "StreamCreated"
     STREAM_ADOPTED = "StreamAdopted"
@@ -173,6 +176,18 @@ REASONS: Mapping[Reason, ReasonDoc] = MappingProxyType(
             "An object with the name of a child exists and belongs to somebody else.",
             "Rename or delete that object; the message names it.",
         ),
+        Reason.TEMPLATE_REFUSED: ReasonDoc(
+            "The API server refuses the Deployment or Secret that this resource needs.",
+            "Read the message: it names the field, quota or policy; change `template` or that.",
+        ),
+        Reason.DEPLOYMENT_MISSING: ReasonDoc(
+            "There is no Deployment of the name that `deploymentRef` says.",
+            "Create it, or correct the name; the group itself is in effect.",
+        ),
+        Reason.DEPLOYMENT_CLAIMED: ReasonDoc(
+            "An older ConsumerGroup scales the same Deployment.",
+            "Let one group scale it; the message names the other.",
+        ),
         Reason.STREAM_MISSING: ReasonDoc(
             "There is no usable AgentStream of that name in the namespace.",
             "Create it, or read its conditions; the group waits.",
@@ -258,8 +273,8 @@ REASONS: Mapping[Reason, ReasonDoc] = MappingProxyType(
             "Read the consumers' logs; look at pending messages with `agentstream lag`.",
         ),
         Reason.CRASH_LOOP: ReasonDoc(
-            "The consumers' containers keep exiting.",
-            "Read their logs; a message that kills them becomes a dead letter after its last attempt.",
+            "The consumers' containers keep exiting, or cannot be started.",
+            "Read the message and their logs; a message that kills them becomes a dead letter in the end.",
         ),
         Reason.DEAD_LETTERS: ReasonDoc(
             "Messages were given up and are kept as dead letters.",

@@ -1,0 +1,205 @@
+"""Requests to the API server: JSON in and out, over the official client's session and credentials.
+
+The client's own models are left aside: what is sent is built by `cluster`, of what comes back only a few
+fields matter, and turning thousands of objects into models would cost more than all else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from aiohttp import ClientError
+from kubernetes.aio.client.api_client import ApiClient
+
+from agentstream_operator.cluster.kinds import ApiKind
+from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
+
+FIELD_MANAGER = "agentstream"
+MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
+_JSON = "application/json"
+_PAGE = 500
+_TIMEOUT = 15.0
+_AT_A_TIME = 32
+"""Requests under way: with more the API server only lets them wait."""
+
+_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+
+Json = dict[str, Any]
+
+
+class ApiError(ClusterRefused):
+    """The API server refused a request.
+
+    Attributes:
+        code: the HTTP status.
+        causes: why, in words of the API; empty if there are none.
+    """
+
+    def __init__(self, code: int, message: str, causes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.causes = causes
+
+    @property
+    def namespace_ends(self) -> bool:
+        """Whether nothing can be made because the namespace is being deleted."""
+        return self.code == 403 and "NamespaceTerminating" in self.causes  # noqa: PLR2004
+
+
+class Api:
+    """The API server.
+
+    Args:
+        client: the official client, configured.
+
+    Attributes:
+        requests: how many requests of which verb on which resource ended with which code.
+    """
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+        self._slots = asyncio.Semaphore(_AT_A_TIME)
+        self.requests: Counter[tuple[str, str, int]] = Counter()
+
+    async def get(self, kind: ApiKind, namespace: str, name: str) -> Json | None:
+        """An object, or None if there is none.
+
+        Raises:
+            ApiError: the request is refused.
+            ClusterUnavailable: there is no answer.
+        """
+        try:
+            return await self._send("get", kind, "GET", kind.path(namespace, name))
+        except ApiError as error:
+            if error.code == 404:  # noqa: PLR2004
+                return None
+            raise
+
+    async def list(self, kind: ApiKind, namespace: str | None, selector: str = "") -> AsyncIterator[Json]:
+        """Every object of a kind, page by page, all of the same moment.
+
+        Args:
+            kind: which.
+            namespace: where; None for everywhere.
+            selector: labels that they must have.
+
+        Raises:
+            ApiError: the request is refused.
+            ClusterUnavailable: there is no answer.
+        """
+        query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            page = await self._send("list", kind, "GET", kind.path(namespace), query=query)
+            for item in page["items"]:
+                yield {"apiVersion": kind.api_version, "kind": kind.kind, **item}
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+            query = {**query, "continue": token}
+
+    async def create(self, kind: ApiKind, namespace: str, body: Json) -> Json:
+        """Makes an object.
+
+        Raises:
+            ApiError: the request is refused; with code 409 if there is one.
+            ClusterUnavailable: there is no answer.
+        """
+        return await self._send("create", kind, "POST", kind.path(namespace), body, query=_MANAGED)
+
+    async def merge(self, kind: ApiKind, namespace: str, name: str, body: Json, part: str = "") -> Json:
+        """Changes fields of an object (https://www.rfc-editor.org/rfc/rfc7396).
+
+        Raises:
+            ApiError: the request is refused.
+            ClusterUnavailable: there is no answer.
+        """
+        path = kind.path(namespace, name, part)
+        return await self._send("patch", kind, "PATCH", path, body, content=MERGE, query=_MANAGED)
+
+    async def apply(self, kind: ApiKind, body: Json, *, force: bool, part: str = "") -> Json:
+        """Makes an object, or a part of it, have these fields, by server-side apply.
+
+        Args:
+            kind: which.
+            body: the object with all fields that are ours, with its name and namespace.
+            force: whether fields that are somebody else's become ours.
+            part: `status`, or nothing for all but that.
+
+        Raises:
+            ApiError: the request is refused; with code 409 if a field is somebody else's.
+            ClusterUnavailable: there is no answer.
+        """
+        path = kind.path(body["metadata"]["namespace"], body["metadata"]["name"], part)
+        query = _FORCED if force else _MANAGED
+        body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        return await self._send("apply", kind, "PATCH", path, body, content=APPLY, query=query)
+
+    async def delete(self, kind: ApiKind, namespace: str, name: str) -> None:
+        """Deletes an object, if there is one, and lets what belongs to it follow.
+
+        Raises:
+            ApiError: the request is refused.
+            ClusterUnavailable: there is no answer.
+        """
+        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
+        try:
+            await self._send("delete", kind, "DELETE", kind.path(namespace, name), options)
+        except ApiError as error:
+            if error.code != 404:  # noqa: PLR2004
+                raise
+
+    async def _send(
+        self,
+        verb: str,
+        kind: ApiKind,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        *,
+        content: str = _JSON,
+        query: Mapping[str, str] | None = None,
+    ) -> Json:
+        configuration = self._client.configuration
+        url = f"{configuration.host}{quote(path)}" + (f"?{urlencode(query)}" if query else "")
+        code = 0
+        try:
+            async with self._slots:
+                headers = {"Accept": _JSON, "Content-Type": content, "User-Agent": "agentstream-operator"}
+                for auth in (await configuration.auth_settings()).values():
+                    headers[auth["key"]] = auth["value"]
+                response = await self._client.call_api(
+                    method, url, header_params=headers, body=body, _request_timeout=_TIMEOUT
+                )
+                code, data = response.status, await response.response.read()
+        except (ClientError, TimeoutError, OSError, ssl.SSLError) as error:
+            why = str(error) or type(error).__name__
+            raise ClusterUnavailable(f"the API server does not answer: {why}") from error
+        finally:
+            self.requests[verb, kind.plural, code] += 1
+        if code >= 400:  # noqa: PLR2004
+            _refuse(code, data)
+        found: Json = json.loads(data)
+        return found
+
+
+_MANAGED = {"fieldManager": FIELD_MANAGER}
+_FORCED = {"fieldManager": FIELD_MANAGER, "force": "true"}
+
+
+def _refuse(code: int, data: bytes) -> None:
+    """Raises what an answer with this code and body means."""
+    try:
+        status = json.loads(data)
+        message = str(status["message"])
+        causes = tuple(str(c.get("reason", "")) for c in (status.get("details") or {}).get("causes") or ())
+    except (ValueError, KeyError, AttributeError, TypeError):
+        message, causes = data.decode(errors="replace")[:200], ()
+    if code in _RETRIED:
+        raise ClusterUnavailable(f"the API server answers {code}: {message}")
+    raise ApiError(code, message, causes)

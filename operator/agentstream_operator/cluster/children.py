@@ -1,0 +1,267 @@
+"""What is known of the objects that the operator made: from one list, and the events since. Does no I/O."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agentstream_operator.cluster.deployment import REVISION
+from agentstream_operator.cluster.kinds import DEPLOYMENTS, PODS, SECRETS
+from agentstream_operator.cluster.labels import AGENT_LABEL, GROUP_LABEL, deployment_name, is_ours
+from agentstream_operator.cluster.port import Credentials, WorkloadSeen
+from agentstream_operator.cluster.secrets import address_in, credentials_in
+from agentstream_operator.resources.meta import ResourceKey
+
+Json = Mapping[str, Any]
+Place = tuple[str, str]
+"""Namespace and name."""
+
+_STUCK = frozenset(
+    {
+        "CrashLoopBackOff",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "ErrImageNeverPull",
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "RunContainerError",
+    }
+)
+_MESSAGE = 300
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSeen:
+    """An agent's Secret: what it says, and where it says the server is."""
+
+    version: int
+    credentials: Credentials | None
+    address: tuple[str | None, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentSeen:
+    """A group's Deployment.
+
+    Attributes:
+        version: its resource version.
+        generation: counts the changes of its spec.
+        revision: the digest of what was applied.
+        replicas: how many pods are wanted.
+        ready: how many are ready.
+        failure: why pods cannot be made.
+        edited: whether somebody else owns fields of its spec.
+    """
+
+    version: int
+    generation: int
+    revision: str | None
+    replicas: int
+    ready: int
+    failure: str | None
+    edited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PodSeen:
+    """A consumer's pod.
+
+    Attributes:
+        version: its resource version.
+        group: the ConsumerGroup that it belongs to.
+        down: whether no process of it runs, or ever will again.
+        stuck: why it does not start.
+    """
+
+    version: int
+    group: ResourceKey
+    down: bool
+    stuck: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Who is concerned by a change.
+
+    Attributes:
+        group: the group whose consumers changed.
+        agent: namespace and name of the agent whose Secret changed.
+        gone: the pod of the group that has gone down.
+    """
+
+    group: ResourceKey | None = None
+    agent: Place | None = None
+    gone: str | None = None
+
+
+class Children:
+    """Secrets, Deployments and pods that carry the operator's label."""
+
+    def __init__(self) -> None:
+        self.secrets: dict[Place, SecretSeen] = {}
+        self.deployments: dict[Place, DeploymentSeen] = {}
+        self.pods: dict[Place, PodSeen] = {}
+        self._pods_of: defaultdict[ResourceKey, set[Place]] = defaultdict(set)
+
+    def deployment(self, group: ResourceKey) -> DeploymentSeen | None:
+        """The Deployment of a group."""
+        return self.deployments.get((group.namespace, deployment_name(group.name)))
+
+    def workload(self, group: ResourceKey, *, current: bool) -> WorkloadSeen | None:
+        """How the consumers of a group run; `current` is whether nobody else changed their Deployment."""
+        found = self.deployment(group)
+        if found is None:
+            return None
+        stuck = (self.pods[pod].stuck for pod in sorted(self._pods_of.get(group, ())))
+        crashing = found.failure or next((why for why in stuck if why is not None), None)
+        return WorkloadSeen(found.replicas, found.ready, crashing, current)
+
+    def alive(self, group: ResourceKey) -> frozenset[str]:
+        """Names of the pods of a group in which a process may run."""
+        return frozenset(pod[1] for pod in self._pods_of.get(group, ()) if not self.pods[pod].down)
+
+    def put(self, found: Json) -> Wake | None:
+        """Takes up an object as it was listed, written or told of. Returns whom that concerns, if anybody."""
+        kind, place = found["kind"], _place(found)
+        if not is_ours(found["metadata"]):
+            return self.remove(found)
+        if kind == SECRETS.kind:
+            return self._put_secret(place, found)
+        if kind == DEPLOYMENTS.kind:
+            return self._put_deployment(place, found)
+        return self._put_pod(place, found)
+
+    def remove(self, found: Json) -> Wake | None:
+        """Forgets an object that is gone. Returns whom that concerns, if anybody."""
+        kind, place, version = found["kind"], _place(found), _version(found)
+        known: Mapping[Place, SecretSeen | DeploymentSeen | PodSeen] = self._of(kind)
+        present = known.get(place)
+        if present is not None and present.version > version:
+            # another one of that name is there by now
+            return None
+        if kind == SECRETS.kind:
+            self.secrets.pop(place, None)
+            return _wake_agent(place, found)
+        group = _group_of(found)
+        if kind == DEPLOYMENTS.kind:
+            self.deployments.pop(place, None)
+            return Wake(group=group) if group is not None else None
+        pod = self.pods.pop(place, None)
+        if pod is None:
+            return None
+        self._pods_of[pod.group].discard(place)
+        if not self._pods_of[pod.group]:
+            del self._pods_of[pod.group]
+        return Wake(group=pod.group, gone=place[1])
+
+    def _of(self, kind: str) -> Mapping[Place, Any]:
+        known: dict[str, Mapping[Place, Any]] = {
+            SECRETS.kind: self.secrets,
+            DEPLOYMENTS.kind: self.deployments,
+            PODS.kind: self.pods,
+        }
+        return known[kind]
+
+    def _put_secret(self, place: Place, found: Json) -> Wake | None:
+        seen = SecretSeen(_version(found), credentials_in(found), address_in(found))
+        known = self.secrets.get(place)
+        if known is not None and known.version >= seen.version:
+            return None
+        self.secrets[place] = seen
+        if known is not None and (known.credentials, known.address) == (seen.credentials, seen.address):
+            return None
+        return _wake_agent(place, found)
+
+    def _put_deployment(self, place: Place, found: Json) -> Wake | None:
+        spec, status, metadata = found["spec"], found.get("status") or {}, found["metadata"]
+        seen = DeploymentSeen(
+            version=_version(found),
+            generation=metadata.get("generation", 0),
+            revision=(metadata.get("annotations") or {}).get(REVISION),
+            replicas=spec.get("replicas", 1),
+            ready=status.get("readyReplicas", 0),
+            failure=_failure(status),
+            edited=_is_edited(metadata),
+        )
+        known = self.deployments.get(place)
+        if known is not None and known.version >= seen.version:
+            return None
+        self.deployments[place] = seen
+        group = _group_of(found)
+        return Wake(group=group) if group is not None else None
+
+    def _put_pod(self, place: Place, found: Json) -> Wake | None:
+        group = _group_of(found)
+        known = self.pods.get(place)
+        if group is None or (known is not None and known.version >= _version(found)):
+            return None
+        seen = PodSeen(_version(found), group, *_state(found))
+        self.pods[place] = seen
+        self._pods_of[group].add(place)
+        went_down = seen.down and not (known is not None and known.down)
+        if known is not None and (known.down, known.stuck) == (seen.down, seen.stuck):
+            return None
+        return Wake(group=group, gone=place[1] if went_down else None)
+
+
+def _place(found: Json) -> Place:
+    return found["metadata"].get("namespace", ""), found["metadata"]["name"]
+
+
+def _version(found: Json) -> int:
+    # https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/5504-comparable-resource-version
+    return int(found["metadata"]["resourceVersion"])
+
+
+def _group_of(found: Json) -> ResourceKey | None:
+    name = (found["metadata"].get("labels") or {}).get(GROUP_LABEL)
+    return ResourceKey("ConsumerGroup", _place(found)[0], name) if name else None
+
+
+def _wake_agent(place: Place, found: Json) -> Wake | None:
+    agent = (found["metadata"].get("labels") or {}).get(AGENT_LABEL)
+    return Wake(agent=(place[0], agent)) if agent else None
+
+
+def _failure(status: Json) -> str | None:
+    """Why a Deployment's pods cannot be made: a quota, a policy."""
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            return str(condition.get("message", "pods cannot be made"))[:_MESSAGE]
+    return None
+
+
+def _is_edited(metadata: Json) -> bool:
+    """Whether somebody else changed the spec; who scales or reports a status does not count."""
+    return any(
+        entry.get("manager") != "agentstream" and "f:spec" in (entry.get("fieldsV1") or {})
+        for entry in metadata.get("managedFields") or ()
+        if not entry.get("subresource")
+    )
+
+
+def _state(pod: Json) -> tuple[bool, str | None]:
+    """Whether no process of a pod runs, and why it does not start."""
+    status = pod.get("status") or {}
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return True, None
+    states = status.get("containerStatuses") or ()
+    if not states:
+        return False, None
+    first = next((s for s in states if s.get("name") == _agent_container(pod)), states[0])
+    state = first.get("state") or {}
+    waiting = state.get("waiting") or {}
+    down = "terminated" in state or waiting.get("reason") == "CrashLoopBackOff"
+    if waiting.get("reason") not in _STUCK:
+        return down, None
+    last = ((first.get("lastState") or {}).get("terminated") or {}).get("exitCode")
+    why = waiting.get("message") or (f"exit code {last}" if last is not None else "")
+    return down, f"{pod['metadata']['name']}: {waiting['reason']}: {why}"[:_MESSAGE]
+
+
+def _agent_container(pod: Json) -> str | None:
+    containers = (pod.get("spec") or {}).get("containers") or ()
+    return containers[0]["name"] if containers else None

@@ -1,0 +1,73 @@
+"""Finds the API server: from inside a pod, or by a kubeconfig."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import kube_config
+from kubernetes.aio.config.config_exception import ConfigException
+from kubernetes.aio.config.incluster_config import load_incluster_config
+
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_POOL = 64
+
+
+class NoCluster(Exception):  # noqa: N818 - it says what is wrong
+    """Neither a pod's environment nor a kubeconfig says where the API server is; the message tells more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The API server, and where we are in its cluster.
+
+    Attributes:
+        client: the official client, configured.
+        in_cluster: whether we run in a pod of it.
+        namespace: ours.
+    """
+
+    client: ApiClient
+    in_cluster: bool
+    namespace: str
+
+    async def close(self) -> None:
+        """Ends the client's connections."""
+        await self.client.close()  # type: ignore[no-untyped-call]
+
+
+async def connect() -> Connection:
+    """Finds the API server; nothing is asked of it yet.
+
+    Raises:
+        NoCluster: it cannot be found.
+    """
+    configuration = Configuration()
+    in_cluster = _is_pod()
+    try:
+        if in_cluster:
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
+                client_configuration=configuration
+            )
+    except (ConfigException, OSError) as error:
+        raise NoCluster(f"no cluster: run it in a pod, or set KUBECONFIG ({error})") from error
+    configuration.connection_pool_maxsize = _POOL
+    return Connection(ApiClient(configuration), in_cluster, _namespace(in_cluster=in_cluster))
+
+
+def _is_pod() -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ and _NAMESPACE.exists()
+
+
+def _namespace(*, in_cluster: bool) -> str:
+    if named := os.environ.get("POD_NAMESPACE"):
+        return named
+    if in_cluster:
+        return _NAMESPACE.read_text(encoding="ascii").strip()
+    _, active = kube_config.list_kube_config_contexts()  # type: ignore[no-untyped-call]
+    return str((active.get("context") or {}).get("namespace") or "default")

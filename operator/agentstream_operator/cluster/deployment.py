@@ -1,0 +1,152 @@
+"""The Deployment of a group's consumers: its template, and what every consumer needs around it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any, Final
+
+from agentstream_operator.cluster.labels import (
+    AGENT_LABEL,
+    GROUP_LABEL,
+    MANAGED_BY,
+    MANAGER,
+    deployment_name,
+    owner_references,
+    secret_name,
+)
+from agentstream_operator.cluster.port import Owner
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import GROUP
+
+BINDING = "/var/run/secrets/agentstream.dev/binding"
+"""Where the agent's Secret is mounted."""
+
+HEALTH_PORT = 8099
+"""Where the SDK answers the probes."""
+
+REVISION: Final = f"{GROUP}/revision"
+"""Annotation with the digest of what was applied."""
+
+_VOLUME = "agentstream-binding"
+_GRACE = 30
+_AFTER_LEASE = 5
+
+
+def deployment(group: ConsumerGroup, replicas: int) -> dict[str, Any]:
+    """The Deployment of a group with a template.
+
+    What the template says is kept; where it is silent, the pods are as restricted as the `restricted` pod
+    security standard asks for, and get no token for the API server.
+    """
+    labels = {
+        MANAGED_BY: MANAGER,
+        GROUP_LABEL: group.metadata.name,
+        AGENT_LABEL: group.agent_name,
+    }
+    body: dict[str, Any] = {
+        "metadata": {
+            "name": deployment_name(group.metadata.name),
+            "namespace": group.metadata.namespace,
+            "labels": labels,
+            "ownerReferences": [
+                {**reference, "controller": True}
+                for reference in owner_references([Owner(group.key, group.metadata.uid)])
+            ],
+        },
+        "spec": {
+            "selector": {"matchLabels": {GROUP_LABEL: group.metadata.name}},
+            "template": _pod(group, labels),
+        },
+    }
+    body["metadata"]["annotations"] = {REVISION: _digest(body)}
+    body["spec"]["replicas"] = replicas
+    return body
+
+
+def revision(body: dict[str, Any]) -> str:
+    """The digest of a Deployment as `deployment` makes it, whatever its replicas."""
+    return str(body["metadata"]["annotations"][REVISION])
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _pod(group: ConsumerGroup, labels: dict[str, str]) -> dict[str, Any]:
+    template = group.spec.template
+    if template is None:
+        raise ValueError(f"{group.key} has no template")
+    given = template.as_manifest()
+    metadata, spec = given.get("metadata") or {}, given["spec"]
+    agent, *others = spec["containers"]
+    lease = math.ceil(group.spec.delivery.lease.seconds)
+    if "initContainers" in spec:
+        spec["initContainers"] = [_secured(container) for container in spec["initContainers"]]
+    return {
+        "metadata": {**metadata, "labels": {**(metadata.get("labels") or {}), **labels}},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            **spec,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "seccompProfile": {"type": "RuntimeDefault"},
+                **(spec.get("securityContext") or {}),
+            },
+            # who is told to end hands back what it holds; what is cut short leaves that to the lease
+            "terminationGracePeriodSeconds": max(
+                spec.get("terminationGracePeriodSeconds", _GRACE), lease + _AFTER_LEASE
+            ),
+            "containers": [_secured(_agent(agent)), *map(_secured, others)],
+            "volumes": [
+                *(spec.get("volumes") or ()),
+                {"name": _VOLUME, "secret": {"secretName": secret_name(group.agent_name)}},
+            ],
+        },
+    }
+
+
+def _agent(container: dict[str, Any]) -> dict[str, Any]:
+    """The container of the agent: it finds its server, knows its pod, and answers probes."""
+    given = container.get("env") or []
+    named = {variable["name"] for variable in given}
+    ours = (
+        {"name": "AGENTSTREAM_BINDING", "value": BINDING},
+        {"name": "AGENTSTREAM_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "AGENTSTREAM_HEALTH_PORT", "value": str(HEALTH_PORT)},
+    )
+    probes = {} if "AGENTSTREAM_HEALTH_PORT" in named else _probes(container)
+    return {
+        **probes,
+        **container,
+        "env": [*given, *(variable for variable in ours if variable["name"] not in named)],
+        "volumeMounts": [
+            *(container.get("volumeMounts") or ()),
+            {"name": _VOLUME, "mountPath": BINDING, "readOnly": True},
+        ],
+    }
+
+
+def _probes(container: dict[str, Any]) -> dict[str, Any]:
+    """Probes that the SDK answers; none where the template has any of its own.
+
+    An agent may take long to start and to turn, so only one that has been stuck for minutes is started again.
+    """
+    if any(f"{kind}Probe" in container for kind in ("startup", "readiness", "liveness")):
+        return {}
+
+    def get(path: str, **numbers: int) -> dict[str, Any]:
+        return {"httpGet": {"path": path, "port": HEALTH_PORT}, "timeoutSeconds": 5, **numbers}
+
+    return {
+        "startupProbe": get("/livez", periodSeconds=1, failureThreshold=600),
+        "readinessProbe": get("/readyz", periodSeconds=5, failureThreshold=3),
+        "livenessProbe": get("/livez", periodSeconds=30, failureThreshold=3),
+    }
+
+
+def _secured(container: dict[str, Any]) -> dict[str, Any]:
+    defaults = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return {**container, "securityContext": {**defaults, **(container.get("securityContext") or {})}}

@@ -1,0 +1,43 @@
+"""The kinds of objects that the operator reads and writes, and where the API server has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentstream_operator.resources.crd import KINDS
+from agentstream_operator.resources.meta import API_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKind:
+    """A kind.
+
+    Attributes:
+        api_version: its group and version.
+        kind: its name in manifests.
+        plural: its name in paths.
+    """
+
+    api_version: str
+    kind: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str = "", part: str = "") -> str:
+        """Where an object is, or a part of it, or all of a namespace, or all of them (None)."""
+        root = "/api/" if "/" not in self.api_version else "/apis/"
+        where = f"/namespaces/{namespace}" if namespace is not None else ""
+        tail = "".join(f"/{step}" for step in (name, part) if step)
+        return f"{root}{self.api_version}{where}/{self.plural}{tail}"
+
+
+SECRETS = ApiKind("v1", "Secret", "secrets")
+PODS = ApiKind("v1", "Pod", "pods")
+EVENTS = ApiKind("v1", "Event", "events")
+DEPLOYMENTS = ApiKind("apps/v1", "Deployment", "deployments")
+RESOURCES = {kind.model.__name__: ApiKind(API_VERSION, kind.model.__name__, kind.plural) for kind in KINDS}
+"""Our own kinds, by name."""
+
+AGENTSTREAMS, CONSUMERGROUPS = RESOURCES["AgentStream"], RESOURCES["ConsumerGroup"]
+
+CHILDREN = (SECRETS, DEPLOYMENTS, PODS)
+"""What the operator makes, and the pods that come of it."""

@@ -1,0 +1,249 @@
+"""The port to where resources live, on Kubernetes."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from datetime import UTC, datetime
+
+from agentstream_operator.cluster.api import Api, ApiError
+from agentstream_operator.cluster.children import Children
+from agentstream_operator.cluster.deployment import deployment, revision
+from agentstream_operator.cluster.finalizers import set_finalizer
+from agentstream_operator.cluster.kinds import DEPLOYMENTS, EVENTS, RESOURCES, SECRETS
+from agentstream_operator.cluster.labels import deployment_name, is_ours, secret_name
+from agentstream_operator.cluster.port import (
+    ChildNotOurs,
+    ClusterRefused,
+    ClusterUnavailable,
+    Credentials,
+    Event,
+    Owner,
+    Pods,
+    WorkloadSeen,
+)
+from agentstream_operator.cluster.references import References
+from agentstream_operator.cluster.secrets import Server, encoded_address, secret
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import API_VERSION, ResourceKey
+from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus, Reason
+
+_log = logging.getLogger(__name__)
+_COMPONENT = "agentstream"
+_MESSAGE = 1024
+_NOT_FOUND, _CONFLICT = 404, 409
+
+_ORDINARY = frozenset({Reason.STREAM_CREATED, Reason.GROUP_CREATED})
+"""What everybody expects, and the status says anyway: no event is written for it."""
+
+
+class KubernetesCluster:
+    """Secrets, Deployments, statuses, finalizers and events through the API server.
+
+    Args:
+        api: the API server.
+        children: what is known of Secrets, Deployments and pods.
+        references: Deployments that are somebody else's.
+        server: where agents find Redis or Valkey.
+        installation: name of the installation.
+        identity: who reports events: the operator's pod.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        children: Children,
+        references: References,
+        *,
+        server: Server,
+        installation: str,
+        identity: str,
+    ) -> None:
+        self._api = api
+        self._children = children
+        self._references = references
+        self._server = server
+        self._address = encoded_address(server)
+        self._installation = installation
+        self._identity = identity
+        self._generations: dict[ResourceKey, int] = {}
+
+    async def credentials(self, namespace: str, agent: str) -> Credentials | None:
+        """The agent's Secret, if there is one. One that names another server seems to have no owner."""
+        seen = self._children.secrets.get((namespace, secret_name(agent)))
+        if seen is None or seen.credentials is None or seen.address == self._address:
+            return seen.credentials if seen is not None else None
+        found = seen.credentials
+        return Credentials(found.namespace, found.agent, found.username, found.password)
+
+    async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
+        """Makes the agent's Secret, or changes one of ours; nothing else of a change of others is lost."""
+        namespace, name = credentials.namespace, secret_name(credentials.agent)
+        known = self._children.secrets.get((namespace, name))
+        body = secret(credentials, owners, self._server, self._installation)
+        try:
+            if known is None:
+                made = await self._api.create(SECRETS, namespace, body)
+            else:
+                body["metadata"]["resourceVersion"] = str(known.version)
+                made = await self._api.merge(SECRETS, namespace, name, body)
+        except ApiError as error:
+            if error.code in (_NOT_FOUND, _CONFLICT):
+                await self._look_at_secret(namespace, name)
+            _refused(error, f"the Secret {name}")
+            return
+        self._children.put(made)
+
+    async def delete_credentials(self, namespace: str, agent: str) -> None:
+        """Removes the agent's Secret, if it is ours."""
+        if (namespace, secret_name(agent)) in self._children.secrets:
+            await self._api.delete(SECRETS, namespace, secret_name(agent))
+
+    async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
+        """The Deployment of a group, or the one that it names."""
+        if group.spec.deployment_ref is not None:
+            return await self._references.workload((group.metadata.namespace, group.spec.deployment_ref.name))
+        return self._children.workload(group.key, current=self._is_current(group.key))
+
+    async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
+        """Applies the Deployment of a group, or scales the one that it names."""
+        if group.spec.deployment_ref is not None:
+            name = group.spec.deployment_ref.name
+            try:
+                await self._references.scale((group.metadata.namespace, name), replicas)
+            except ApiError as error:
+                _refused(error, f"the Deployment {name}")
+            return
+        body, key = deployment(group, replicas), group.key
+        if self._children.deployment(key) is None:
+            await self._look_for_deployment(key)
+        known = self._children.deployment(key)
+        applied_before = known is not None and (known.revision, known.replicas) == (revision(body), replicas)
+        if applied_before and self._is_current(key):
+            return
+        try:
+            applied = await self._api.apply(DEPLOYMENTS, body, force=known is not None)
+        except ApiError as error:
+            if error.code == _CONFLICT:
+                raise ChildNotOurs(
+                    f"the Deployment {deployment_name(key.name)} is not ours: {error}"
+                ) from error
+            _refused(error, f"the Deployment {deployment_name(key.name)}")
+            return
+        self._generations[key] = applied["metadata"]["generation"]
+        self._children.put(applied)
+
+    async def delete_workload(self, group: ResourceKey) -> None:
+        """Deletes the Deployment of a group, if there is one of ours."""
+        self._generations.pop(group, None)
+        name = deployment_name(group.name)
+        if self._children.deployments.pop((group.namespace, name), None) is not None:
+            await self._api.delete(DEPLOYMENTS, group.namespace, name)
+
+    async def pods(self, group: ConsumerGroup) -> Pods | None:
+        """The pods of a group that has a template."""
+        return Pods(f"{deployment_name(group.metadata.name)}-", self._children.alive(group.key))
+
+    async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
+        """Applies a status; the uid lets nothing become of it if the resource is gone or another one."""
+        key, uid = about
+        metadata = {"name": key.name, "namespace": key.namespace, "uid": uid}
+        body = {"metadata": metadata, "status": status.as_manifest()}
+        try:
+            await self._api.apply(RESOURCES[key.kind], body, force=True, part="status")
+        except ApiError as error:
+            if error.code not in (_NOT_FOUND, _CONFLICT):
+                raise ClusterRefused(f"the status of {key} is refused: {error}") from error
+
+    async def set_finalizer(self, about: Owner, *, present: bool) -> None:
+        """Changes our entry of the finalizers, and no other."""
+        await set_finalizer(self._api, about, present=present)
+
+    async def emit(self, event: Event) -> None:
+        """Writes an event, unless it is ordinary; one that cannot be written is only logged."""
+        _log.log(
+            logging.WARNING if event.warning else logging.INFO,
+            "%s: %s: %s",
+            event.about,
+            event.reason,
+            event.message,
+        )
+        if event.reason in _ORDINARY:
+            return
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        about = event.about
+        body = {
+            "metadata": {"name": f"{about.name}.{uuid.uuid4().hex[:16]}", "namespace": about.namespace},
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": about.kind,
+                "namespace": about.namespace,
+                "name": about.name,
+                "uid": event.uid,
+            },
+            "reason": event.reason,
+            "message": event.message[:_MESSAGE],
+            "type": "Warning" if event.warning else "Normal",
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "source": {"component": _COMPONENT},
+            "reportingComponent": _COMPONENT,
+            "reportingInstance": self._identity,
+        }
+        try:
+            await self._api.create(EVENTS, about.namespace, body)
+        except (ApiError, ClusterUnavailable) as error:
+            _log.info("the event was not written: %s", error)
+
+    def _is_current(self, group: ResourceKey) -> bool:
+        """Whether nobody changed the Deployment's spec since it was applied, as far as that can be told."""
+        known = self._children.deployment(group)
+        if known is None:
+            return False
+        applied = self._generations.get(group)
+        return not known.edited if applied is None else known.generation <= applied
+
+    async def _look_at_secret(self, namespace: str, name: str) -> None:
+        """Finds out what is there in place of the Secret that was expected, to be taken into account next.
+
+        Raises:
+            ChildNotOurs: somebody else's Secret.
+            ClusterUnavailable: it is known now; what failed is to be done again.
+        """
+        found = await self._api.get(SECRETS, namespace, name)
+        if found is None:
+            self._children.secrets.pop((namespace, name), None)
+        elif not is_ours(found["metadata"]):
+            raise ChildNotOurs(
+                f"the Secret {name} belongs to somebody else: rename or delete it, or rename the agent"
+            )
+        else:
+            self._children.put(found)
+        raise ClusterUnavailable(f"the Secret {namespace}/{name} changed meanwhile")
+
+    async def _look_for_deployment(self, group: ResourceKey) -> None:
+        """Takes up a Deployment that is there and was not known of.
+
+        Raises:
+            ChildNotOurs: somebody else's Deployment.
+        """
+        name = deployment_name(group.name)
+        found = await self._api.get(DEPLOYMENTS, group.namespace, name)
+        if found is None:
+            return
+        if not is_ours(found["metadata"]):
+            raise ChildNotOurs(
+                f"the Deployment {name} belongs to somebody else: rename or delete it, or rename the group"
+            )
+        self._children.put(found)
+
+
+def _refused(error: ApiError, what: str) -> None:
+    """Raises what a refusal means; none in a namespace that is being deleted, where nothing is to be made.
+
+    Raises:
+        ClusterRefused: the message says why.
+    """
+    if not error.namespace_ends and error.code != _NOT_FOUND:
+        raise ClusterRefused(f"{what} is refused: {error}") from error

@@ -1,0 +1,43 @@
+"""Labels and names of the objects that the operator makes for a resource, and how they are found again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from agentstream_operator.cluster.port import Owner
+from agentstream_operator.resources.meta import API_VERSION, GROUP
+
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGER: Final = "agentstream"
+OURS: Final = f"{MANAGED_BY}={MANAGER}"
+"""Selects what the operator made."""
+
+GROUP_LABEL: Final = f"{GROUP}/group"
+"""Names the ConsumerGroup that a Deployment or pod belongs to."""
+
+AGENT_LABEL: Final = f"{GROUP}/agent"
+"""Names the agent that a Secret, Deployment or pod belongs to."""
+
+
+def deployment_name(group: str) -> str:
+    """Name of the Deployment of a group."""
+    return f"{group}-consumer"
+
+
+def secret_name(agent: str) -> str:
+    """Name of the Secret of an agent."""
+    return f"agentstream-{agent}"
+
+
+def is_ours(metadata: Mapping[str, Any]) -> bool:
+    """Whether the operator made an object with this metadata."""
+    return (metadata.get("labels") or {}).get(MANAGED_BY) == MANAGER
+
+
+def owner_references(owners: Iterable[Owner]) -> list[dict[str, Any]]:
+    """The references that let an object go with the last of its owners."""
+    return [
+        {"apiVersion": API_VERSION, "kind": owner.key.kind, "name": owner.key.name, "uid": owner.uid}
+        for owner in owners
+    ]

@@ -1,0 +1,79 @@
+"""Deployments that ConsumerGroups name by `deploymentRef`: somebody else's, but for their replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from agentstream_operator.cluster.api import Api, ApiError
+from agentstream_operator.cluster.children import Place
+from agentstream_operator.cluster.kinds import DEPLOYMENTS
+from agentstream_operator.cluster.labels import GROUP_LABEL, is_ours
+from agentstream_operator.cluster.port import ChildNotOurs, ClusterUnavailable, WorkloadSeen
+
+_log = logging.getLogger(__name__)
+_EVERY = 5.0
+
+
+class References:
+    """How those Deployments run; each that was asked for lately is looked at every few seconds.
+
+    Args:
+        api: the API server.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._seen: dict[Place, WorkloadSeen | None] = {}
+        self._asked: set[Place] = set()
+
+    async def workload(self, place: Place) -> WorkloadSeen | None:
+        """How a Deployment runs; None if there is none.
+
+        Raises:
+            ChildNotOurs: it is the consumers' Deployment of another ConsumerGroup.
+            ClusterUnavailable: the API server does not answer.
+        """
+        self._asked.add(place)
+        if place not in self._seen:
+            await self._look(place)
+        return self._seen[place]
+
+    async def scale(self, place: Place, replicas: int) -> None:
+        """Sets its replicas, and nothing else.
+
+        Raises:
+            ApiError: the request is refused.
+            ClusterUnavailable: the API server does not answer.
+        """
+        try:
+            await self._api.merge(DEPLOYMENTS, *place, {"spec": {"replicas": replicas}}, part="scale")
+        finally:
+            await self._look(place)
+
+    async def watch(self) -> None:
+        """Looks at them, again and again."""
+        while True:
+            await asyncio.sleep(_EVERY)
+            for place in tuple(self._seen.keys() - self._asked):
+                del self._seen[place]
+            self._asked.clear()
+            for place in tuple(self._seen):
+                with contextlib.suppress(ClusterUnavailable, ChildNotOurs):
+                    await self._look(place)
+
+    async def _look(self, place: Place) -> None:
+        try:
+            found = await self._api.get(DEPLOYMENTS, *place)
+        except ApiError as error:
+            _log.warning("the Deployment %s/%s cannot be read: %s", *place, error)
+            raise ClusterUnavailable(str(error)) from error
+        if found is None:
+            self._seen[place] = None
+            return
+        if is_ours(found["metadata"]):
+            owner = found["metadata"]["labels"].get(GROUP_LABEL)
+            raise ChildNotOurs(f"the Deployment {place[1]} runs the consumers of the ConsumerGroup {owner}")
+        status = found.get("status") or {}
+        self._seen[place] = WorkloadSeen(found["spec"].get("replicas", 1), status.get("readyReplicas", 0))

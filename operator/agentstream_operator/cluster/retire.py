@@ -1,0 +1,73 @@
+"""The end of an installation: what would wait for an operator for ever is let go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from agentstream_operator.cluster.api import Api
+from agentstream_operator.cluster.connect import connect
+from agentstream_operator.cluster.finalizers import set_finalizer
+from agentstream_operator.cluster.kinds import DEPLOYMENTS, RESOURCES
+from agentstream_operator.cluster.port import ClusterUnavailable, Owner
+from agentstream_operator.resources.meta import FINALIZER, ResourceKey
+
+_WITHIN = 60.0
+_LOOK_EVERY = 0.5
+
+
+async def retire(namespaces: Sequence[str] | None, deployment: str | None) -> int:
+    """Stops the operator, and takes the finalizers off all resources.
+
+    Args:
+        namespaces: where; None for everywhere.
+        deployment: the operator's Deployment in our namespace; None if no operator runs.
+
+    Returns:
+        How many resources had the finalizer.
+
+    Raises:
+        ApiError: a request is refused.
+        ClusterUnavailable: the API server does not answer, or the operator does not end.
+        NoCluster: the API server is not found.
+    """
+    connection = await connect()
+    api = Api(connection.client)
+    try:
+        if deployment is not None:
+            await _stop(api, connection.namespace, deployment)
+        return await _remove(api, namespaces)
+    finally:
+        await connection.close()
+
+
+async def _stop(api: Api, namespace: str, name: str) -> None:
+    if await api.get(DEPLOYMENTS, namespace, name) is None:
+        return
+    await api.merge(DEPLOYMENTS, namespace, name, {"spec": {"replicas": 0}}, part="scale")
+    try:
+        async with asyncio.timeout(_WITHIN):
+            while True:
+                found = await api.get(DEPLOYMENTS, namespace, name)
+                status = (found or {}).get("status") or {}
+                if found is None or (
+                    not status.get("replicas")
+                    and status.get("observedGeneration", 0) >= found["metadata"]["generation"]
+                ):
+                    return
+                await asyncio.sleep(_LOOK_EVERY)
+    except TimeoutError as error:
+        raise ClusterUnavailable(f"the Deployment {namespace}/{name} still has pods") from error
+
+
+async def _remove(api: Api, namespaces: Sequence[str] | None) -> int:
+    count = 0
+    for kind in RESOURCES.values():
+        for namespace in namespaces or (None,):
+            async for found in api.list(kind, namespace):
+                metadata = found["metadata"]
+                if FINALIZER in (metadata.get("finalizers") or ()):
+                    key = ResourceKey(kind.kind, metadata["namespace"], metadata["name"])
+                    await set_finalizer(api, Owner(key, metadata["uid"]), present=False)
+                    count += 1
+    return count

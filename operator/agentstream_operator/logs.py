@@ -1,0 +1,31 @@
+"""How the operator logs: lines for people, or JSON for whoever collects them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from pythonjsonlogger.json import JsonFormatter
+
+_QUIET = ("kopf", "kubernetes", "aiohttp")
+
+
+def configure(style: str) -> None:
+    """Logs to standard error, as `text` or `json`."""
+    handler = logging.StreamHandler(sys.stderr)
+    if style == "json":
+        names = {"asctime": "time", "levelname": "level", "name": "logger"}
+        formatter: logging.Formatter = JsonFormatter(
+            "%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names
+        )
+    else:
+        formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    formatter.converter = time.gmtime
+    formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # it warns that signals are not its own, which is as it should be
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

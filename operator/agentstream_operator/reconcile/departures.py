@@ -1,0 +1,96 @@
+"""What becomes of the messages of consumers that are gone: others may take them up at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+from agentstream.errors import AgentStreamError
+from agentstream_operator.reconcile.context import Context
+from agentstream_operator.reconcile.store import stream_of
+from agentstream_operator.resources.meta import ResourceKey
+
+_log = logging.getLogger(__name__)
+
+_LEASES = 3
+"""After so many leases of silence a consumer whose pod is not known holds nothing any more by its lease."""
+
+
+class Departures:
+    """Frees what consumers that are gone hold, and removes their names once they hold nothing.
+
+    Args:
+        context: who has a say in it.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._holding: set[tuple[ResourceKey, str]] = set()
+
+    async def left(self, workload: ResourceKey, pod: str) -> None:
+        """A pod, or its process, of a group's workload has ended, and no other one has its name.
+
+        Without the server nothing happens: then the leases end by themselves.
+        """
+        try:
+            for key, group in self._consumed(workload):
+                await self._context.broker.orphan(key, group, pod)
+            await self._remove(workload, pod)
+        except AgentStreamError as error:
+            _log.info("what %s held waits for its leases to end: %s", pod, error)
+
+    async def watch(self) -> None:
+        """Removes, again and again, the names of consumers that are gone and hold nothing any more."""
+        loop, rhythm = asyncio.get_running_loop(), self._context.rhythm
+        due = loop.time() + rhythm.resync / 2
+        while True:
+            await asyncio.sleep(rhythm.pulse)
+            if self._context.backend.trouble is not None:
+                continue
+            try:
+                for workload, pod in tuple(self._holding):
+                    await self._remove(workload, pod)
+                if loop.time() >= due:
+                    due = loop.time() + rhythm.resync
+                    await self._tidy()
+            except AgentStreamError as error:
+                _log.info("names of consumers that are gone stay for now: %s", error)
+
+    async def _tidy(self) -> None:
+        """Looks for consumers whose pods ended unseen, as while this process was down."""
+        context = self._context
+        for group in tuple(context.store.groups.values()):
+            pods = await context.cluster.pods(group) if group.spec.template is not None else None
+            if pods is None:
+                continue
+            silence = _LEASES * group.spec.delivery.lease.milliseconds
+            gone = set()
+            for key, name in self._consumed(group.key):
+                for consumer in await context.broker.consumers(key, name):
+                    if consumer.idle > silence and pods.has_lost(consumer.pod):
+                        gone.add(consumer.pod)
+            for pod in gone:
+                await self._remove(group.key, pod)
+
+    async def _remove(self, workload: ResourceKey, pod: str) -> None:
+        """Removes the consumers of a pod that is gone; those that hold entries are tried again."""
+        remain = False
+        for key, group in self._consumed(workload):
+            await self._context.broker.remove_consumers(key, group, pod)
+            remain = remain or any(c.pod == pod for c in await self._context.broker.consumers(key, group))
+        if remain:
+            self._holding.add((workload, pod))
+        else:
+            self._holding.discard((workload, pod))
+
+    def _consumed(self, workload: ResourceKey) -> Iterator[tuple[str, str]]:
+        """Stream key and name of each group that a workload may consume: all of its agent."""
+        store = self._context.store
+        owner = store.groups.get(workload)
+        if owner is None:
+            return
+        for group in store.groups_of_agent(owner):
+            stream = store.streams.get(stream_of(group))
+            if stream is not None:
+                yield stream.stream_key, group.group_name

@@ -1,0 +1,1 @@
+"""What the operator answers over HTTP: probes and metrics."""

@@ -1,0 +1,129 @@
+"""Prometheus metrics of the operator itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from agentstream_operator.reconcile.engine import Outcome
+from agentstream_operator.reconcile.health import ConditionCount, Health
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What is read when metrics are.
+
+    Attributes:
+        leads: whether the operator holds the Lease.
+        health: the engine; None before there is one.
+        conditions: resources by what their conditions say.
+        requests: requests to the API server, by verb, resource and code.
+        events: events of the watches, by resource.
+        missed: changes that no event told of.
+    """
+
+    leads: bool
+    health: Health | None
+    conditions: Mapping[ConditionCount, int]
+    requests: Mapping[tuple[str, str, int], int]
+    events: Mapping[str, int]
+    missed: int
+
+
+class Metrics:
+    """The metrics.
+
+    Args:
+        numbers: what is read when metrics are.
+    """
+
+    def __init__(self, numbers: Callable[[], Numbers]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Read(numbers))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._durations = Histogram(
+            "agentstream_reconcile_duration_seconds",
+            "How long a look at a resource or an agent took, by how it went.",
+            ("kind", "outcome"),
+            registry=self._registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+        self._success = Gauge(
+            "agentstream_reconcile_last_success_timestamp_seconds",
+            "When a look at a resource of the kind last ended well.",
+            ("kind",),
+            registry=self._registry,
+        )
+
+    def worked(self, kind: str, outcome: Outcome, seconds: float) -> None:
+        """Counts a look at a key."""
+        self._durations.labels(kind, outcome).observe(seconds)
+        if outcome is Outcome.SUCCESS:
+            self._success.labels(kind).set_to_current_time()
+
+    def answer(self) -> tuple[int, str, bytes]:
+        """The answer to a scrape."""
+        return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+
+
+class _Read(Collector):
+    def __init__(self, numbers: Callable[[], Numbers]) -> None:
+        self._numbers = numbers
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: what is read has names of its own."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything that is read."""
+        numbers = self._numbers()
+        yield _gauge("agentstream_leader", "Whether this operator holds the Lease.", int(numbers.leads))
+        yield from _of_engine(numbers.health)
+        resources = GaugeMetricFamily(
+            "agentstream_resources",
+            "Resources by what their conditions say.",
+            labels=("kind", "condition", "status"),
+        )
+        for labels, count in numbers.conditions.items():
+            resources.add_metric(labels, count)
+        yield resources
+        requests = CounterMetricFamily(
+            "agentstream_api_requests",
+            "Requests to the API server; code 0 is one without an answer.",
+            labels=("verb", "resource", "code"),
+        )
+        for (verb, resource, code), count in numbers.requests.items():
+            requests.add_metric((verb, resource, str(code)), count)
+        yield requests
+        events = CounterMetricFamily(
+            "agentstream_watch_events", "Events that the watches brought.", labels=("resource",)
+        )
+        for resource, count in numbers.events.items():
+            events.add_metric((resource,), count)
+        yield events
+        missed = CounterMetricFamily("agentstream_watch_missed", "Changes that no watch told of.")
+        missed.add_metric((), numbers.missed)
+        yield missed
+
+
+def _of_engine(health: Health | None) -> Iterator[Metric]:
+    if health is None:
+        return
+    yield _gauge("agentstream_queue_depth", "Keys that wait to be worked on.", health.waiting)
+    yield _gauge("agentstream_queue_oldest_seconds", "How long the first of them has waited.", health.oldest)
+    yield _gauge("agentstream_redis_up", "Whether Redis or Valkey answers.", int(health.trouble is None))
+    trips = CounterMetricFamily("agentstream_redis_round_trips", "Batches of commands sent and answered.")
+    trips.add_metric((), health.round_trips)
+    yield trips
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)

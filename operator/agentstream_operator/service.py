@@ -1,0 +1,272 @@
+"""`agentstream operator`: from a Lease to reconciling, and in order back to the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from agentstream.errors import AgentStreamError
+from agentstream.wire import Endpoint
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.cluster.api import Api, ApiError
+from agentstream_operator.cluster.children import Children, Wake
+from agentstream_operator.cluster.connect import Connection, connect
+from agentstream_operator.cluster.inventory import Inventory
+from agentstream_operator.cluster.kubernetes import KubernetesCluster
+from agentstream_operator.cluster.leader import Leader
+from agentstream_operator.cluster.port import ClusterUnavailable
+from agentstream_operator.cluster.references import References
+from agentstream_operator.cluster.secrets import Server
+from agentstream_operator.controller import watching
+from agentstream_operator.reconcile.context import Rhythm
+from agentstream_operator.reconcile.engine import Engine
+from agentstream_operator.serve import probes
+from agentstream_operator.serve.http import serving
+from agentstream_operator.serve.metrics import Metrics, Numbers
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE = 3.0
+"""Seconds that the server gets to answer before the resources are told that it does not."""
+
+_RETRY = 2.0
+_PORT = 6379
+RHYTHM = Rhythm(quiet=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the operator is to do.
+
+    Attributes:
+        redis: where Redis or Valkey is, with the operator's credentials.
+        namespaces: those to watch; None for all.
+        installation: what its users and its Lease are named after.
+        allowed_keys: shell patterns of stream keys that any namespace may claim.
+        metrics_port: where metrics are served.
+        health_port: where probes are answered.
+    """
+
+    redis: Endpoint
+    namespaces: Sequence[str] | None
+    installation: str
+    allowed_keys: Sequence[str]
+    metrics_port: int
+    health_port: int
+
+
+class Fatal(Exception):  # noqa: N818 - it says what is wrong
+    """The operator cannot go on; the message says why, and what to do."""
+
+
+async def run(options: Options) -> None:
+    """Runs until SIGTERM or SIGINT.
+
+    Raises:
+        Fatal: it cannot go on: what it needs is missing, or the Lease is lost.
+        NoCluster: it does not find the API server.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    connection = await connect()
+    try:
+        await _Service(options, connection, stop).run()
+    finally:
+        await connection.close()
+
+
+class _Service:
+    def __init__(self, options: Options, connection: Connection, stop: asyncio.Event) -> None:
+        self._options = options
+        self._connection = connection
+        self._stop = stop
+        self._api = Api(connection.client)
+        self._identity = os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}"
+        lease = f"agentstream-{options.installation}"
+        self._leader = Leader(connection.client, connection.namespace, lease, self._identity)
+        self._metrics = Metrics(self._numbers)
+        self._engine: Engine | None = None
+        self._inventory: Inventory | None = None
+        self._watching = True
+        self._departures: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        options = self._options
+        health = {
+            "/livez": lambda: probes.probe(probes.live(self._state())),
+            "/readyz": lambda: probes.probe(probes.ready(self._state()), self._well()),
+        }
+        try:
+            async with (
+                serving(options.metrics_port, {"/metrics": self._metrics.answer}),
+                serving(options.health_port, health),
+            ):
+                await self._until_stopped(asyncio.create_task(self._lead(), name="lead"))
+        except OSError as error:
+            raise Fatal(f"cannot listen: {error}") from error
+
+    async def _until_stopped(self, work: asyncio.Task[None]) -> None:
+        """Waits until the work fails, or ends it in order when we are asked to stop."""
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not work.done():
+            _log.info("stopping")
+            work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
+
+    async def _lead(self) -> None:
+        async with self._leader.leading() as held:
+            _log.info("%s leads", self._identity)
+            broker = Broker.of(self._options.redis, installation=self._options.installation)
+            try:
+                await self._reconcile(broker, held)
+            finally:
+                await broker.close()
+
+    async def _reconcile(self, broker: Broker, held: asyncio.Task[None]) -> None:
+        options = self._options
+        children, references = Children(), References(self._api)
+        cluster = KubernetesCluster(
+            self._api,
+            children,
+            references,
+            server=server_of(options.redis),
+            installation=options.installation,
+            identity=self._identity,
+        )
+        engine = self._engine = Engine(
+            broker,
+            cluster,
+            installation=options.installation,
+            namespaces=options.namespaces,
+            allowed_keys=options.allowed_keys,
+            rhythm=RHYTHM,
+            trouble=await _trouble(broker),
+            worked=self._metrics.worked,
+        )
+        inventory = Inventory(self._api, options.namespaces, children, engine, self._wake)
+        await _fill(inventory)
+        engine.listed()
+        self._inventory = inventory
+        async with watching(inventory.tell, options.namespaces) as watched:
+            work = {
+                asyncio.create_task(engine.run(), name="engine"),
+                asyncio.create_task(inventory.watch(), name="compare"),
+                asyncio.create_task(references.watch(), name="look at references"),
+            }
+            try:
+                await asyncio.wait({held, watched, *work}, return_when=asyncio.FIRST_COMPLETED)
+                self._watching = not watched.done()
+                raise _why(held, watched, work)
+            finally:
+                for task in {*work, *self._departures}:
+                    task.cancel()
+                await asyncio.gather(*work, *self._departures, return_exceptions=True)
+
+    def _wake(self, wake: Wake) -> None:
+        """Passes on whom a change of a Secret, Deployment or pod concerns."""
+        engine = self._engine
+        if engine is None:
+            return
+        if wake.agent is not None:
+            engine.look_at_agent(*wake.agent)
+        if wake.group is None:
+            return
+        engine.look_at_group(wake.group)
+        if wake.gone is not None:
+            _log.info("%s: the pod %s is gone", wake.group, wake.gone)
+            departure = asyncio.create_task(engine.departed(wake.group, wake.gone))
+            self._departures.add(departure)
+            departure.add_done_callback(self._departures.discard)
+
+    def _well(self) -> str:
+        return "leads" if self._leader.leads else "stands by"
+
+    def _state(self) -> probes.State:
+        engine, inventory = self._engine, self._inventory
+        return probes.State(
+            leads=self._leader.leads,
+            health=engine.health if engine is not None else None,
+            missed=inventory.missed if inventory is not None else 0,
+            watching=self._watching,
+        )
+
+    def _numbers(self) -> Numbers:
+        engine, inventory = self._engine, self._inventory
+        return Numbers(
+            leads=self._leader.leads,
+            health=engine.health if engine is not None else None,
+            conditions=engine.conditions if engine is not None else Counter(),
+            requests=self._api.requests,
+            events=inventory.events if inventory is not None else Counter(),
+            missed=inventory.missed if inventory is not None else 0,
+        )
+
+
+def server_of(redis: Endpoint) -> Server:
+    """Where agents find the server that the operator uses: the same address, without its credentials."""
+    parts = urlsplit(redis.url)
+    host, port = parts.hostname or "localhost", parts.port or _PORT
+    shown = f"[{host}]" if ":" in host else host
+    authority = Path(redis.ca_file).read_text(encoding="ascii") if redis.ca_file is not None else None
+    return Server(f"{parts.scheme}://{shown}:{port}{parts.path}", host, port, authority)
+
+
+async def _trouble(broker: Broker) -> str | None:
+    """What the server's silence looks like; None if it answers."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await broker.server()
+    except (AgentStreamError, TimeoutError) as error:
+        why = str(error) or "the server does not answer"
+        _log.warning("%s", why)
+        return why
+    return None
+
+
+async def _fill(inventory: Inventory) -> None:
+    """Lists everything, however long the API server takes.
+
+    Raises:
+        Fatal: a list is refused.
+    """
+    while True:
+        try:
+            await inventory.fill()
+        except ClusterUnavailable as error:
+            _log.warning("%s", error)
+            await asyncio.sleep(_RETRY)
+        except ApiError as error:
+            hint = (
+                "are the CRDs installed?" if error.code == HTTPStatus.NOT_FOUND else "is its role in place?"
+            )
+            raise Fatal(f"what is there cannot be listed: {error} ({hint})") from error
+        else:
+            return
+
+
+def _why(
+    held: asyncio.Task[None], watched: asyncio.Future[None], work: set[asyncio.Task[None]]
+) -> BaseException:
+    """Why one of these has ended."""
+    if held.done():
+        return Fatal("the Lease is lost: another operator may lead now; start again to stand by")
+    if watched.done():
+        return Fatal(f"watching the API server has ended: {watched.exception()}")
+    for task in work:
+        if task.done() and (failure := task.exception()) is not None:
+            return failure
+    return Fatal("a part of the operator has ended")
