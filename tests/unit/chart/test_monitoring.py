@@ -1,0 +1,167 @@
+"""Monitoring: only where it is asked for and known, of metrics that exist, and with a way out in the runbook."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
+from unit.chart.variants import EVERYTHING
+
+MONITORED = {**EMBEDDED, "metrics": {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}}
+ALERTS = {
+    "AgentStreamOperatorDown",
+    "AgentStreamRedisDown",
+    "AgentStreamQueueStuck",
+    "AgentStreamResourcesNotReady",
+    "AgentStreamReconcileErrors",
+}
+METRICS = {
+    "agentstream_queue_depth": (),
+    "agentstream_queue_oldest_seconds": (),
+    "agentstream_reconcile_duration_seconds_count": ("kind", "outcome"),
+    "agentstream_reconcile_last_success_timestamp_seconds": ("kind",),
+    "agentstream_redis_round_trips_total": (),
+    "agentstream_redis_up": (),
+    "agentstream_resources": ("kind", "condition", "status"),
+    "agentstream_api_requests_total": ("verb", "resource", "code"),
+    "agentstream_leader": (),
+    "agentstream_watch_events_total": ("resource",),
+}
+
+
+def alerts(helm, values=MONITORED):
+    (rule,) = helm.render(values, knows=PROMETHEUS).of("PrometheusRule")
+    (group,) = rule["spec"]["groups"]
+    return {alert["alert"]: alert for alert in group["rules"]}
+
+
+def kinds(rendered):
+    return {d["kind"] for d in rendered if d["apiVersion"].startswith("monitoring.coreos.com/")}
+
+
+def test_by_default_there_is_only_the_service(helm):
+    rendered = helm.render(EMBEDDED, knows=PROMETHEUS)
+
+    assert kinds(rendered) == set()
+    service = rendered.one("Service", "agentstream-metrics")["spec"]
+    assert {port["name"]: port["port"] for port in service["ports"]} == {"metrics": 8080, "health": 8081}
+
+
+def test_a_cluster_that_knows_the_kinds_gets_them(helm):
+    assert kinds(helm.render(MONITORED, knows=PROMETHEUS)) == {"ServiceMonitor", "PrometheusRule"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("serviceMonitor", "ServiceMonitor"), ("prometheusRule", "PrometheusRule")]
+)
+def test_a_cluster_that_does_not_is_told_what_to_do(helm, name, kind):
+    values = {**EMBEDDED, "metrics": {name: {"enabled": True}}}
+
+    with pytest.raises(Refused) as refused:
+        helm.render(values)
+
+    message = f"metrics.{name}.enabled=true, but this cluster has no {kind} (monitoring.coreos.com/v1)"
+    assert message in str(refused.value)
+    assert "metrics.renderMode" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "rendered"), [("skipIfMissing", set()), ("alwaysRender", {"ServiceMonitor", "PrometheusRule"})]
+)
+def test_or_is_not_asked(helm, mode, rendered):
+    values = {**MONITORED, "metrics": {**MONITORED["metrics"], "renderMode": mode}}
+
+    assert kinds(helm.render(values)) == rendered
+
+
+def test_the_monitor_finds_the_service(helm):
+    rendered = helm.render(EVERYTHING, knows=PROMETHEUS)
+    (monitor,) = rendered.of("ServiceMonitor")
+    service = rendered.one("Service", "agentstream-metrics")
+    (endpoint,) = monitor["spec"]["endpoints"]
+
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["spec"]["namespaceSelector"] == {"matchNames": [service["metadata"]["namespace"]]}
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert endpoint["path"] == "/metrics"
+    assert endpoint["relabelings"] == EVERYTHING["metrics"]["serviceMonitor"]["relabelings"]
+    assert endpoint["metricRelabelings"] == EVERYTHING["metrics"]["serviceMonitor"]["metricRelabelings"]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_the_alerts_are_these(helm):
+    assert alerts(helm).keys() == ALERTS
+
+
+def test_alerts_ask_for_metrics_and_labels_that_exist(helm):
+    for name, alert in alerts(helm).items():
+        series = re.findall(r"(agentstream_\w+)\{([^}]*)\}", alert["expr"])
+        assert series, name
+        assert len(series) == alert["expr"].count("agentstream_"), name
+        for metric, matchers in series:
+            labels = set(re.findall(r"(\w+)!?=", matchers))
+            assert labels >= {"namespace", "job"}, name
+            assert labels <= {"namespace", "job", *METRICS[metric]}, name
+
+
+def test_alerts_are_about_this_release_alone(helm):
+    for alert in alerts(helm).values():
+        assert alert["expr"].count('namespace="agentstream-system",job="agentstream-metrics"') == alert["expr"].count(
+            "agentstream_"
+        )
+
+
+def test_series_may_be_named_otherwise(helm):
+    values = {**EMBEDDED, "metrics": {"prometheusRule": {"enabled": True, "selector": 'app="agentstream"'}}}
+
+    for alert in alerts(helm, values).values():
+        assert 'app="agentstream"' in alert["expr"]
+        assert "job=" not in alert["expr"]
+
+
+def test_every_alert_says_what_it_means_and_where_the_remedy_is(helm):
+    headings = re.findall(r"^## (.+)$", (ROOT / "docs/operations/runbook.md").read_text(), re.MULTILINE)
+
+    for name, alert in alerts(helm).items():
+        assert alert["labels"]["severity"] in {"critical", "warning"}
+        assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
+        assert alert["annotations"]["runbook_url"] == f"docs/operations/runbook.md#{name.lower()}"
+        assert name in headings
+
+
+def test_alerts_can_be_tuned(helm):
+    settings = {
+        "enabled": True,
+        "disabled": ["AgentStreamReconcileErrors"],
+        "queueOldestSeconds": 5,
+        "alertLabels": {"team": "platform", "severity": "page"},
+        "runbookUrl": "https://wiki.example/agentstream",
+    }
+    tuned = alerts(helm, {**EMBEDDED, "metrics": {"prometheusRule": settings}})
+
+    assert tuned.keys() == ALERTS - {"AgentStreamReconcileErrors"}
+    assert tuned["AgentStreamQueueStuck"]["expr"].endswith("> 5")
+    assert all(alert["labels"]["team"] == "platform" for alert in tuned.values())
+    # how urgent an alert is, is its own
+    assert tuned["AgentStreamOperatorDown"]["labels"]["severity"] == "critical"
+    assert tuned["AgentStreamRedisDown"]["annotations"]["runbook_url"] == (
+        "https://wiki.example/agentstream#agentstreamredisdown"
+    )
+
+
+def test_every_alert_can_be_left_out():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    rule = schema["properties"]["metrics"]["properties"]["prometheusRule"]["properties"]
+
+    assert set(rule["disabled"]["items"]["enum"]) == ALERTS
+
+
+def test_values_of_alerts_reach_prometheus_as_they_are(helm):
+    described = yaml.safe_dump([alert["annotations"]["description"] for alert in alerts(helm).values()])
+
+    assert "{{ $value | humanizeDuration }}" in described
+    assert "{{ $labels.kind }}" in " ".join(described.split())

@@ -1,0 +1,206 @@
+"""What runs: restricted, probed, stopped in order, and where the values say."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.helm import EMBEDDED, EXTERNAL, NAMESPACE, PROMETHEUS, Refused
+from unit.chart.variants import EMBEDDED_EVERYTHING, EVERYTHING
+
+
+def environment(container):
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
+
+
+def test_every_pod_meets_the_restricted_standard(variant):
+    # https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+    for name, spec in variant.pods():
+        pod = spec["securityContext"]
+        assert pod["runAsNonRoot"] is True, name
+        assert pod["runAsUser"] > 0, name
+        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False, name
+            assert context["capabilities"] == {"drop": ["ALL"]}, name
+            assert context["readOnlyRootFilesystem"] is True, name
+        for volume in spec["volumes"]:
+            assert set(volume) - {"name"} <= {"emptyDir", "secret", "configMap"}, name
+
+
+def test_only_who_speaks_to_the_api_server_has_a_token(variant):
+    wanted = {"Deployment agentstream", "Job agentstream-pre-delete", "Pod agentstream-test"}
+
+    having = {name for name, spec in variant.pods() if spec["automountServiceAccountToken"]}
+
+    assert having <= wanted
+    assert all(a["automountServiceAccountToken"] is False for a in variant.of("ServiceAccount"))
+
+
+def test_no_pod_sees_the_addresses_of_services_in_its_environment(variant):
+    for name, spec in variant.pods():
+        assert spec["enableServiceLinks"] is False, name
+
+
+def test_every_container_says_what_it_needs(helm):
+    for values in (EMBEDDED, EXTERNAL):
+        for name, spec in helm.render(values).pods():
+            for container in spec["containers"]:
+                assert container["resources"]["requests"].keys() == {"cpu", "memory"}, name
+                assert container["resources"]["limits"].keys() == {"memory"}, name
+
+
+def test_what_the_operator_is_told(helm):
+    (container,) = helm.render(EMBEDDED).operator["containers"]
+
+    assert container["args"] == ["operator"]
+    assert environment(container) == {
+        "AGENTSTREAM_REDIS_URL": {"secretKeyRef": {"name": "agentstream-redis", "key": "url"}},
+        "AGENTSTREAM_INSTALLATION": "agentstream",
+        "AGENTSTREAM_LOG_FORMAT": "text",
+        "AGENTSTREAM_METRICS_PORT": "8080",
+        "AGENTSTREAM_HEALTH_PORT": "8081",
+        "POD_NAME": {"fieldRef": {"fieldPath": "metadata.name"}},
+        "POD_NAMESPACE": {"fieldRef": {"fieldPath": "metadata.namespace"}},
+    }
+
+
+def test_everything_that_can_be_told_to_it(helm):
+    rendered = helm.render(EVERYTHING, knows=PROMETHEUS)
+    (container,) = rendered.operator["containers"]
+    told = environment(container)
+
+    assert told["AGENTSTREAM_REDIS_URL"] == {"secretKeyRef": {"name": "my-redis", "key": "url"}}
+    assert told["AGENTSTREAM_NAMESPACES"] == "team-a team-b"
+    assert told["AGENTSTREAM_ALLOW_KEYS"] == "legacy:* {old}.tasks"
+    assert told["AGENTSTREAM_INSTALLATION"] == "blue"
+    assert told["AGENTSTREAM_LOG_FORMAT"] == "json"
+    assert told["HTTPS_PROXY"] == "http://proxy:3128"
+    assert container["args"] == ["operator", "--log-format", "json"]
+    assert container["image"] == f"registry.example:5000/tools/agentstream@sha256:{'0' * 64}"
+    assert container["imagePullPolicy"] == "Always"
+    assert {"name": "more", "mountPath": "/more"} in container["volumeMounts"]
+
+
+def test_the_authority_of_the_server_is_mounted(helm):
+    spec = helm.render(EVERYTHING, knows=PROMETHEUS).operator
+    (container,) = spec["containers"]
+
+    assert environment(container)["AGENTSTREAM_REDIS_CA_FILE"] == "/etc/agentstream/redis/ca.crt"
+    assert {"name": "redis-ca", "mountPath": "/etc/agentstream/redis", "readOnly": True} in container["volumeMounts"]
+    (volume,) = (v for v in spec["volumes"] if v["name"] == "redis-ca")
+    # the address, with its password, stays out of the file system
+    assert volume["secret"] == {"secretName": "my-redis", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+
+
+def test_the_operator_is_probed_and_has_time_to_end(helm):
+    spec = helm.render(EMBEDDED).operator
+    (container,) = spec["containers"]
+
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"metrics": 8080, "health": 8081}
+    for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+        assert container[probe]["httpGet"] == {"path": path, "port": "health"}
+    assert spec["terminationGracePeriodSeconds"] == 30
+    assert {"name": "tmp", "emptyDir": {}} in spec["volumes"]
+    assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
+
+
+def test_one_replica_ends_before_its_successor_starts(helm):
+    rendered = helm.render(EMBEDDED)
+
+    assert rendered.one("Deployment", "agentstream")["spec"]["strategy"] == {"type": "Recreate"}
+    assert rendered.of("PodDisruptionBudget") == []
+    assert "topologySpreadConstraints" not in rendered.operator
+
+
+def test_several_replicas_are_spread_and_replaced_one_by_one(helm):
+    rendered = helm.render({**EMBEDDED, "replicas": 2})
+    deployment = rendered.one("Deployment", "agentstream")["spec"]
+    budget = rendered.one("PodDisruptionBudget", "agentstream", NAMESPACE)["spec"]
+    (spread,) = rendered.operator["topologySpreadConstraints"]
+
+    assert deployment["replicas"] == 2
+    assert deployment["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"] == deployment["selector"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert spread["labelSelector"] == deployment["selector"]
+
+
+def test_a_budget_can_be_left_out(helm):
+    values = {**EMBEDDED, "replicas": 2, "podDisruptionBudget": {"enabled": False}}
+
+    assert helm.render(values).of("PodDisruptionBudget") == []
+
+
+@pytest.mark.parametrize(
+    "field", ["tolerations", "affinity", "topologySpreadConstraints", "priorityClassName", "imagePullSecrets"]
+)
+def test_the_operator_runs_where_the_values_say(helm, field):
+    assert helm.render(EVERYTHING, knows=PROMETHEUS).operator[field] == EVERYTHING[field]
+
+
+def test_pods_that_run_once_run_where_the_operator_may(helm):
+    rendered = helm.render(EVERYTHING, knows=PROMETHEUS)
+    (job,), (test,) = rendered.of("Job"), rendered.of("Pod")
+
+    for spec in (job["spec"]["template"]["spec"], test["spec"]):
+        assert spec["tolerations"] == EVERYTHING["tolerations"]
+        assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
+        assert spec["imagePullSecrets"] == [{"name": "pull"}]
+        assert spec["containers"][0]["image"] == rendered.operator["containers"][0]["image"]
+
+
+@pytest.mark.parametrize("field", ["nodeSelector", "tolerations", "affinity", "priorityClassName"])
+def test_the_embedded_server_runs_where_the_values_say(helm, field):
+    stateful = helm.render(EMBEDDED_EVERYTHING).one("StatefulSet", "agentstream-redis")
+
+    assert stateful["spec"]["template"]["spec"][field] == EMBEDDED_EVERYTHING["redis"][field]
+
+
+def test_labels_and_annotations_reach_their_objects(helm):
+    rendered = helm.render(EVERYTHING, knows=PROMETHEUS)
+    deployment = rendered.one("Deployment", "agentstream")
+    pod = deployment["spec"]["template"]["metadata"]
+    service = rendered.one("Service", "agentstream-metrics")["metadata"]
+
+    assert deployment["metadata"]["annotations"] == {"example.com/owner": "platform"}
+    assert pod["annotations"]["example.com/note"] == "yes"
+    assert pod["labels"]["team"] == "platform"
+    assert pod["labels"]["cost-centre"] == "7"
+    assert service["annotations"] == {"example.com/scrape": "yes"}
+    assert service["labels"]["scrape"] == "yes"
+    assert rendered.one("ServiceAccount", "streams")["metadata"]["annotations"] == {"example.com/role": "reader"}
+
+
+def test_a_user_of_the_platforms_own_may_run_the_pods(helm):
+    # OpenShift chooses the user itself
+    values = {**EXTERNAL, "podSecurityContext": {"runAsUser": None, "runAsGroup": None}}
+
+    assert helm.render(values).operator["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "where are messages to be kept? Set redis.embedded=true"),
+        (
+            {"redis": {"embedded": True, "existingSecret": "mine"}},
+            'redis.embedded and redis.existingSecret exclude each other: leave redis.existingSecret (now "mine") out',
+        ),
+        ({"redis": {"embedded": True, "caKey": "ca.crt"}}, "the embedded Redis has no TLS"),
+    ],
+)
+def test_exactly_one_server_must_be_named(helm, values, message):
+    with pytest.raises(Refused) as refused:
+        helm.render(values)
+
+    assert message in str(refused.value)

@@ -1,0 +1,168 @@
+"""Every set of values makes objects that Kubernetes takes, with names that fit."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from support.helm import CHART, EMBEDDED, EXTERNAL, HELMS, NAMESPACE, PROMETHEUS, ROOT, Refused, Rendered
+from unit.chart.variants import EVERYTHING, VARIANTS
+
+CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+LONG = "a-release-of-the-longest-name-that-helm-will-take-0-1"
+
+
+@pytest.mark.parametrize(("helm", "version"), [(HELMS[0], "1.37"), (HELMS[1], "1.29")], ids=["newest", "oldest"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_objects_are_valid_for_kubernetes(helm, version, name):
+    for document in helm.render(VARIANTS[name], knows=PROMETHEUS):
+        if not document["apiVersion"].startswith("monitoring.coreos.com/"):
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_both_versions_of_helm_render_the_same():
+    newer, older = (helm.render(EVERYTHING, knows=PROMETHEUS) for helm in HELMS)
+
+    assert sorted(newer, key=str) == sorted(older, key=str)
+
+
+def test_no_object_is_rendered_twice(variant):
+    keys = Counter((d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in variant)
+
+    assert [key for key, count in keys.items() if count > 1] == []
+
+
+def test_every_object_says_what_it_belongs_to(variant):
+    for document in variant:
+        if "as-" in document["metadata"]["name"]:
+            # a further object, which is the user's
+            continue
+        labels = document["metadata"]["labels"]
+        assert labels["app.kubernetes.io/name"] == "agentstream"
+        assert labels["app.kubernetes.io/instance"] == "agentstream"
+        assert labels["app.kubernetes.io/managed-by"] == "Helm"
+        assert labels["app.kubernetes.io/part-of"] == "agentstream"
+
+
+def test_objects_are_in_the_namespace_of_the_release_or_in_a_watched_one(helm):
+    for document in helm.render(EVERYTHING, knows=PROMETHEUS):
+        namespace = document["metadata"].get("namespace")
+        if document["kind"] in CLUSTER_WIDE:
+            assert namespace is None
+        elif document["kind"] in {"Role", "RoleBinding"}:
+            assert namespace in {NAMESPACE, "team-a", "team-b"}
+        elif document["kind"] != "ConfigMap":
+            assert namespace == NAMESPACE
+
+
+@pytest.mark.parametrize("values", [EMBEDDED, {**EVERYTHING, "extraObjects": []}], ids=["embedded", "external"])
+def test_names_fit_for_the_longest_release(helm, values):
+    rendered = helm.render(values, release=LONG, knows=PROMETHEUS)
+
+    for document in rendered:
+        name = document["metadata"]["name"]
+        if document["kind"] == "CustomResourceDefinition":
+            continue
+        assert DNS_LABEL.fullmatch(name), name
+        # what Kubernetes adds must fit, too: a hash to a StatefulSet's, five letters to a Job's pod
+        assert len(name) <= {"StatefulSet": 52, "Job": 57}.get(document["kind"], 63), name
+        for key, value in document["metadata"].get("labels", {}).items():
+            assert len(value) <= 63, key
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "name"),
+    [
+        ("agentstream", {}, "agentstream"),
+        ("my-agentstream", {}, "my-agentstream"),
+        ("prod", {}, "prod-agentstream"),
+        ("prod", {"nameOverride": "streams"}, "prod-streams"),
+        ("prod", {"fullnameOverride": "streams"}, "streams"),
+        (LONG, {}, "a-release-of-the-longest-name-that-helm-will-t"),
+        ("a" * 45, {"nameOverride": "b"}, "a" * 45),
+    ],
+)
+def test_what_objects_are_called(helm, release, values, name):
+    assert helm.render({**EXTERNAL, **values}, release=release).names("Deployment") == {name}
+
+
+def test_selectors_find_the_operator_alone(variant):
+    def finds(selector: dict[str, str], labels: dict[str, str]) -> bool:
+        return selector.items() <= labels.items()
+
+    pods = {
+        d["kind"]: d["metadata"]["labels"] if d["kind"] == "Pod" else d["spec"]["template"]["metadata"]["labels"]
+        for d in variant
+        if d["kind"] in {"Deployment", "StatefulSet", "Job", "Pod"}
+    }
+    metrics = variant.one("Service", "agentstream-metrics")["spec"]["selector"]
+    deployment = variant.one("Deployment", "agentstream")["spec"]["selector"]["matchLabels"]
+
+    assert [kind for kind, labels in pods.items() if finds(metrics, labels)] == ["Deployment"]
+    assert [kind for kind, labels in pods.items() if finds(deployment, labels)] == ["Deployment"]
+    for stateful in variant.of("StatefulSet"):
+        selector = stateful["spec"]["selector"]["matchLabels"]
+        assert [kind for kind, labels in pods.items() if finds(selector, labels)] == ["StatefulSet"]
+        service = variant.one("Service", "agentstream-redis")["spec"]["selector"]
+        assert [kind for kind, labels in pods.items() if finds(service, labels)] == ["StatefulSet"]
+
+
+def test_labels_that_never_change_do_not_hold_versions(variant):
+    for document in variant:
+        if document["kind"] in {"Deployment", "StatefulSet"}:
+            fixed = [document["spec"]["selector"]["matchLabels"]]
+            fixed += [c["metadata"]["labels"] for c in document["spec"].get("volumeClaimTemplates", [])]
+            for labels in fixed:
+                assert set(labels) == {
+                    "app.kubernetes.io/name",
+                    "app.kubernetes.io/instance",
+                    "app.kubernetes.io/component",
+                }
+
+
+def test_further_objects_may_be_manifests_or_templates(helm):
+    rendered = helm.render(EVERYTHING, knows=PROMETHEUS)
+
+    assert rendered.names("ConfigMap") == {"as-object", "agentstream-as-text"}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_helm_finds_no_fault(helm, tmp_path, name):
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(VARIANTS[name]))
+
+    said = helm.run("lint", "--strict", str(CHART), "--values", str(tmp_path / "values.yaml"))
+
+    assert "1 chart(s) linted, 0 chart(s) failed" in said
+    assert "WARNING" not in said
+
+
+def test_the_chart_installs_the_version_beside_it(helm):
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    operator = tomllib.loads((ROOT / "operator" / "pyproject.toml").read_text())["project"]
+
+    assert chart["appVersion"] == operator["version"]
+    assert helm.render(EXTERNAL).operator["containers"][0]["image"] == f"agentstream:{operator['version']}"
+
+
+def test_a_chart_that_depends_on_this_one_can_switch_it(helm):
+    assert isinstance(helm.render({**EXTERNAL, "enabled": True, "global": {"region": "eu"}}), Rendered)
+
+
+def test_it_packs(helm, tmp_path):
+    helm.run("package", str(CHART), "--destination", str(tmp_path))
+
+    (packed,) = tmp_path.iterdir()
+    assert helm.run("template", "x", str(packed), "--set", "redis.existingSecret=s") == helm.run(
+        "template", "x", str(CHART), "--set", "redis.existingSecret=s"
+    )
+
+
+def test_an_old_cluster_is_refused(helm):
+    with pytest.raises(Refused, match="kubeVersion: >=1.29.0-0"):
+        helm.run("template", "x", str(CHART), "--set", "redis.existingSecret=s", "--kube-version", "1.28.9")
