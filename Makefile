@@ -59,5 +59,8 @@ check: lint coverage ## What CI runs: lint, and all tests with their coverage.
 bench: .venv/dev ## Measure reconciling a thousand resources.
 	$(RUN) python bench/reconcile.py
 
+e2e: .venv/dev ## Prove it on a real cluster with the chart in it; E2E holds arguments of pytest.
+	$(RUN) pytest -o testpaths=e2e -o pythonpath=e2e -v $(E2E)
+
 clean: ## Remove what building and running made, but no data of `agentstream dev`.
 	rm -rf .venv .bootstrap .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
