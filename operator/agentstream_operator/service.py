@@ -94,7 +94,7 @@ class _Service:
         self._api = Api(connection.client)
         self._identity = os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}"
         lease = f"agentstream-{options.installation}"
-        self._leader = Leader(connection.client, connection.namespace, lease, self._identity)
+        self._leader = Leader(self._api, connection.namespace, lease, self._identity)
         self._metrics = Metrics(self._numbers)
         self._engine: Engine | None = None
         self._inventory: Inventory | None = None

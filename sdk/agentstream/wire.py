@@ -99,6 +99,7 @@ class Wire:
         self._sender: asyncio.Task[None] | None = None
         self._closed = False
         self.connects = 0
+        self.round_trips = 0
 
     async def call(self, *args: Argument) -> Any:
         """Sends one command and returns its reply: bytes, int, None or lists of these (RESP 2).
@@ -161,6 +162,7 @@ class Wire:
                         if not future.done():
                             future.set_result(reply)
                     silence.reschedule(loop.time() + self._timeout)
+            self.round_trips += 1
         except (RedisError, OSError, EOFError) as error:
             await self._disconnect()
             self._fail(batch, translate(error, self._address))

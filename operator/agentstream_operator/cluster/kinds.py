@@ -34,6 +34,7 @@ SECRETS = ApiKind("v1", "Secret", "secrets")
 PODS = ApiKind("v1", "Pod", "pods")
 EVENTS = ApiKind("v1", "Event", "events")
 DEPLOYMENTS = ApiKind("apps/v1", "Deployment", "deployments")
+LEASES = ApiKind("coordination.k8s.io/v1", "Lease", "leases")
 RESOURCES = {kind.model.__name__: ApiKind(API_VERSION, kind.model.__name__, kind.plural) for kind in KINDS}
 """Our own kinds, by name."""
 

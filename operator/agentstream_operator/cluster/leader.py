@@ -1,89 +1,150 @@
-"""Only one operator of an installation acts at a time: the one that holds the Lease."""
+"""Only one operator of an installation acts at a time: the one that holds the Lease.
+
+As client-go elects: a Lease that nobody renewed for its duration, by the candidate's own clock, is anybody's
+(https://pkg.go.dev/k8s.io/client-go/tools/leaderelection). The official Python client's lock cannot make a
+Lease in version 37, and ends with the first connection that breaks.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
 
-from kubernetes.aio.client.api_client import ApiClient
-from kubernetes.aio.client.exceptions import ApiException
-from kubernetes.aio.leaderelection.electionconfig import Config
-from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+from agentstream_operator.cluster.api import Api, ApiError
+from agentstream_operator.cluster.kinds import LEASES
+from agentstream_operator.cluster.port import ClusterUnavailable
 
 _log = logging.getLogger(__name__)
 
-LEASE = 8.0
+DURATION = 8
 """Seconds after which a Lease that is not renewed is anybody's."""
 
-_RENEW_DEADLINE = 6.0
-_RETRY = 2.0
+_DEADLINE = 6.0
+"""Seconds without a renewal after which the holder gives up, before anybody else may take over."""
+
+_EVERY = 2.0
+_ANSWER = 3.0
+_FAILURES = (ApiError, ClusterUnavailable, TimeoutError)
 
 
 class Leader:
     """A candidate.
 
     Args:
-        client: the official client.
+        api: the API server.
         namespace: of the Lease.
         name: of the Lease.
         identity: who we are; the same after a restart in the same pod, which then goes on at once.
+
+    Attributes:
+        leads: whether the Lease is ours.
     """
 
-    def __init__(self, client: ApiClient, namespace: str, name: str, identity: str) -> None:
-        self._lock = LeaseLock(name, namespace, identity, client)
+    def __init__(self, api: Api, namespace: str, name: str, identity: str) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._name = name
+        self._identity = identity
+        self._seen: tuple[str, str] | None = None
+        self._seen_at = 0.0
+        self._version = ""
+        self._since = ""
         self.leads = False
 
     @asynccontextmanager
     async def leading(self) -> AsyncIterator[asyncio.Task[None]]:
-        """Waits to become the leader, and gives the Lease back afterwards.
+        """Waits for the Lease, and gives it back afterwards.
 
         Yields:
             A task that ends when the Lease is lost.
         """
-        elected = asyncio.Event()
-
-        async def led() -> None:
-            elected.set()
-
-        async def lost() -> None:
-            _log.error("the Lease %s is lost", self._lock.name)
-
-        election = LeaderElection(
-            Config(
-                self._lock,
-                lease_duration=LEASE,
-                renew_deadline=_RENEW_DEADLINE,
-                retry_period=_RETRY,
-                onstarted_leading=led,
-                onstopped_leading=lost,
-            )
-        )
-        running = asyncio.create_task(election.run(), name="hold the Lease")
-        won = asyncio.create_task(elected.wait(), name="wait for the Lease")
+        while not await self._try():  # noqa: ASYNC110 - the API server raises no event
+            await asyncio.sleep(_EVERY)
+        self.leads = True
+        renewing = asyncio.create_task(self._renew(), name="renew the Lease")
         try:
-            await asyncio.wait((running, won), return_when=asyncio.FIRST_COMPLETED)
-            if running.done():
-                running.result()
-            self.leads = not running.done()
-            yield running
+            yield renewing
         finally:
+            lost = renewing.done()
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
             self.leads = False
-            held = won.done() and not won.cancelled() and not running.done()
-            for task in (won, running):
-                task.cancel()
-            await asyncio.gather(won, running, return_exceptions=True)
-            if held:
+            if not lost:
                 await self._release()
+
+    async def _renew(self) -> None:
+        clock = asyncio.get_running_loop().time
+        renewed = clock()
+        while clock() - renewed < _DEADLINE:
+            await asyncio.sleep(_EVERY)
+            began = clock()
+            if await self._try():
+                renewed = began
+        self.leads = False
+        _log.error("the Lease %s could not be renewed", self._name)
+
+    async def _try(self) -> bool:
+        """Takes the Lease, or renews it. Returns whether it is ours now."""
+        try:
+            async with asyncio.timeout(_ANSWER):
+                return await self._take()
+        except _FAILURES as error:
+            _log.warning("the Lease %s: %s", self._name, str(error) or "no answer")
+            # whatever became of the request, what is there is to be read again
+            self._version = ""
+            return False
+
+    async def _take(self) -> bool:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        if not self._version:
+            found = await self._api.get(LEASES, self._namespace, self._name)
+            if found is None:
+                made = {"metadata": {"name": self._name}, "spec": self._spec(now, now)}
+                self._ours(await self._api.create(LEASES, self._namespace, made), now)
+                return True
+            if not self._is_free(found["spec"]):
+                return False
+            self._version = found["metadata"]["resourceVersion"]
+            ours = found["spec"].get("holderIdentity") == self._identity
+            self._since = found["spec"].get("acquireTime", now) if ours else now
+        patch = {"metadata": {"resourceVersion": self._version}, "spec": self._spec(self._since, now)}
+        try:
+            self._ours(await self._api.merge(LEASES, self._namespace, self._name, patch), self._since)
+        except ApiError as error:
+            self._version = ""
+            if error.code in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND):
+                return False
+            raise
+        return True
+
+    def _is_free(self, spec: dict[str, Any]) -> bool:
+        """Whether nobody else holds the Lease: nobody has renewed it for as long as it lasts."""
+        clock = asyncio.get_running_loop().time()
+        holder = spec.get("holderIdentity") or ""
+        seen = (holder, spec.get("renewTime", ""))
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, clock
+        return holder in {"", self._identity} or clock - self._seen_at >= DURATION
+
+    def _ours(self, lease: dict[str, Any], since: str) -> None:
+        self._version, self._since = lease["metadata"]["resourceVersion"], since
+
+    def _spec(self, since: str, now: str) -> dict[str, Any]:
+        return {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": DURATION,
+            "acquireTime": since,
+            "renewTime": now,
+        }
 
     async def _release(self) -> None:
         """Lets the next one have the Lease at once."""
-        lock = self._lock
-        with contextlib.suppress(ApiException, OSError, asyncio.TimeoutError):
-            lease = await lock.api_instance.read_namespaced_lease(lock.name, lock.namespace)
-            if lease.spec is not None and lease.spec.holder_identity == lock.identity:
-                lease.spec.holder_identity = None
-                await lock.api_instance.replace_namespaced_lease(lock.name, lock.namespace, lease)
+        patch = {"metadata": {"resourceVersion": self._version}, "spec": {"holderIdentity": ""}}
+        with suppress(*_FAILURES):
+            async with asyncio.timeout(_ANSWER):
+                await self._api.merge(LEASES, self._namespace, self._name, patch)
