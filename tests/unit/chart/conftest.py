@@ -19,4 +19,3 @@ def helm(request: pytest.FixtureRequest) -> Helm:
 def variant(request: pytest.FixtureRequest, helm: Helm) -> Rendered:
     """The release with each set of values."""
     return helm.render(VARIANTS[request.param], knows=PROMETHEUS)
-

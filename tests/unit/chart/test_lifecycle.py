@@ -40,7 +40,9 @@ def test_braces_in_definitions_are_no_templates(helm, tmp_path):
     (copy / "templates").mkdir()
     for path in ("Chart.yaml", "templates/_names.tpl", "templates/crds.yaml"):
         (copy / path).write_text((CHART / path).read_text())
-    (copy / "values.yaml").write_text("crds: {enabled: true, keep: true}\nnameOverride: ''\ncommonLabels: {}\n")
+    (copy / "values.yaml").write_text(
+        "crds: {enabled: true, keep: true}\nnameOverride: ''\ncommonLabels: {}\n"
+    )
     (copy / "files" / "crds" / "a.yaml").write_text(
         "apiVersion: v1\nmetadata:\n  name: a\nspec:\n  metadata:\n    text: '{{ .Values }} {<ns>.<name>}'\n"
         "    maximum: 9007199254740993\n"
@@ -66,7 +68,11 @@ def test_before_an_uninstall_the_finalizers_go(helm):
     spec = job["spec"]["template"]["spec"]
     (container,) = spec["containers"]
 
-    assert hook(job) == {"": "pre-delete", "-weight": "0", "-delete-policy": "before-hook-creation,hook-succeeded"}
+    assert hook(job) == {
+        "": "pre-delete",
+        "-weight": "0",
+        "-delete-policy": "before-hook-creation,hook-succeeded",
+    }
     assert container["args"] == ["remove-finalizers", "--stop-deployment", "agentstream"]
     assert container["env"] == [
         {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}
@@ -125,10 +131,13 @@ def test_an_installation_can_be_tested(helm):
         ({**EMBEDDED, "watchNamespaces": ["team-a"]}, "metadata: {name: tasks, namespace: team-a}"),
         (
             {"redis": {"embedded": True, "persistence": {"enabled": False}}},
-            "WARNING: it has no volume (redis.persistence.enabled=false). When its pod goes, all messages are lost.",
+            "WARNING: it has no volume (redis.persistence.enabled=false). When its pod goes, all messages",
         ),
         ({**EXTERNAL, "crds": {"enabled": False}}, "not part of this release (crds.enabled=false)"),
-        ({**EXTERNAL, "crds": {"keep": False}}, "WARNING: uninstalling this release deletes the resource definitions"),
+        (
+            {**EXTERNAL, "crds": {"keep": False}},
+            "WARNING: uninstalling this release deletes the resource definitions",
+        ),
         ({**EXTERNAL, "rbac": {"create": False}}, "bind them to the ServiceAccount agentstream."),
     ],
 )

@@ -1,4 +1,4 @@
-"""Monitoring: only where it is asked for and known, of metrics that exist, and with a way out in the runbook."""
+"""Monitoring: only where asked for and known, of metrics that exist, with a way out in the runbook."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import yaml
 from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
 from unit.chart.variants import EVERYTHING
 
-MONITORED = {**EMBEDDED, "metrics": {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}}
+MONITORED = {
+    **EMBEDDED,
+    "metrics": {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}},
+}
 ALERTS = {
     "AgentStreamOperatorDown",
     "AgentStreamRedisDown",
@@ -110,9 +113,9 @@ def test_alerts_ask_for_metrics_and_labels_that_exist(helm):
 
 def test_alerts_are_about_this_release_alone(helm):
     for alert in alerts(helm).values():
-        assert alert["expr"].count('namespace="agentstream-system",job="agentstream-metrics"') == alert["expr"].count(
-            "agentstream_"
-        )
+        assert alert["expr"].count('namespace="agentstream-system",job="agentstream-metrics"') == alert[
+            "expr"
+        ].count("agentstream_")
 
 
 def test_series_may_be_named_otherwise(helm):

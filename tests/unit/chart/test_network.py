@@ -11,7 +11,10 @@ def ports(rule):
 
 
 def policies(helm, values, knows=()):
-    return {policy["metadata"]["name"]: policy["spec"] for policy in helm.render(values, knows=knows).of("NetworkPolicy")}
+    return {
+        policy["metadata"]["name"]: policy["spec"]
+        for policy in helm.render(values, knows=knows).of("NetworkPolicy")
+    }
 
 
 def test_the_operator_reaches_names_the_api_server_and_its_redis(helm):
@@ -50,7 +53,10 @@ def test_a_server_whose_address_is_not_known_stays_within_reach(helm):
 def test_a_server_whose_address_is_known_is_all_that_is_within_reach(helm):
     policy = policies(helm, EVERYTHING, PROMETHEUS)["agentstream"]
 
-    assert {"to": [{"ipBlock": {"cidr": "10.1.2.0/24"}}], "ports": [{"port": 6380, "protocol": "TCP"}]} in policy["egress"]
+    assert {
+        "to": [{"ipBlock": {"cidr": "10.1.2.0/24"}}],
+        "ports": [{"port": 6380, "protocol": "TCP"}],
+    } in policy["egress"]
     assert {} not in policy["egress"]
     assert policy["egress"][-1] == EVERYTHING["networkPolicy"]["extraEgress"][0]
     assert policy["ingress"][0]["from"] == EVERYTHING["networkPolicy"]["metricsFrom"]
@@ -68,7 +74,9 @@ def test_an_address_without_ports_means_all_its_ports(helm):
 def test_agents_everywhere_reach_the_embedded_server_and_it_reaches_nobody(helm):
     policy = policies(helm, EMBEDDED)["agentstream-redis"]
 
-    assert policy["ingress"] == [{"ports": [{"port": 6379, "protocol": "TCP"}], "from": [{"namespaceSelector": {}}]}]
+    assert policy["ingress"] == [
+        {"ports": [{"port": 6379, "protocol": "TCP"}], "from": [{"namespaceSelector": {}}]}
+    ]
     assert policy["egress"] == []
     assert policy["policyTypes"] == ["Ingress", "Egress"]
 

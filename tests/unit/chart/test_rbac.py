@@ -52,7 +52,9 @@ def granted(rendered, account):
     for binding in [*rendered.of("RoleBinding"), *rendered.of("ClusterRoleBinding")]:
         assert binding["roleRef"]["apiGroup"] == "rbac.authorization.k8s.io"
         subjects = [(s["kind"], s["name"], s["namespace"]) for s in binding["subjects"]]
-        assert subjects in ([("ServiceAccount", name, NAMESPACE)] for name in rendered.names("ServiceAccount"))
+        assert subjects in (
+            [("ServiceAccount", name, NAMESPACE)] for name in rendered.names("ServiceAccount")
+        )
         if subjects[0][1] == account:
             namespace = binding["metadata"].get("namespace", "")
             role = rendered.one(binding["roleRef"]["kind"], binding["roleRef"]["name"], namespace or None)
@@ -69,7 +71,9 @@ def test_the_hook_has_these_rights_and_no_others(helm):
 
 
 def test_in_watched_namespaces_the_rights_are_the_same_and_elsewhere_there_are_none(helm):
-    rendered = helm.render({**EMBEDDED, "watchNamespaces": ["team-a", "team-b"], "rbac": {"aggregate": False}})
+    rendered = helm.render(
+        {**EMBEDDED, "watchNamespaces": ["team-a", "team-b"], "rbac": {"aggregate": False}}
+    )
 
     assert rendered.of("ClusterRole") == []
     assert rendered.of("ClusterRoleBinding") == []
@@ -100,7 +104,10 @@ def test_nothing_needs_an_administrator_of_the_cluster(variant):
 
 def test_roles_of_the_cluster_cover_the_resources(helm):
     rendered = helm.render(EXTERNAL)
-    view, edit = rendered.one("ClusterRole", "agentstream-view"), rendered.one("ClusterRole", "agentstream-edit")
+    view, edit = (
+        rendered.one("ClusterRole", "agentstream-view"),
+        rendered.one("ClusterRole", "agentstream-edit"),
+    )
 
     def covered(role):
         prefix = "rbac.authorization.k8s.io/aggregate-to-"
@@ -111,7 +118,13 @@ def test_roles_of_the_cluster_cover_the_resources(helm):
     assert all(verbs == {"get", "list", "watch"} for verbs in rules(view).values())
     assert rules(edit) == {
         ("agentstream.dev", "agentstreams", ""): {"create", "update", "patch", "delete", "deletecollection"},
-        ("agentstream.dev", "consumergroups", ""): {"create", "update", "patch", "delete", "deletecollection"},
+        ("agentstream.dev", "consumergroups", ""): {
+            "create",
+            "update",
+            "patch",
+            "delete",
+            "deletecollection",
+        },
         ("agentstream.dev", "consumergroups/scale", ""): {"update", "patch"},
     }
     # nobody's verdict about a resource but the operator's

@@ -18,7 +18,9 @@ DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 LONG = "a-release-of-the-longest-name-that-helm-will-take-0-1"
 
 
-@pytest.mark.parametrize(("helm", "version"), [(HELMS[0], "1.37"), (HELMS[1], "1.29")], ids=["newest", "oldest"])
+@pytest.mark.parametrize(
+    ("helm", "version"), [(HELMS[0], "1.37"), (HELMS[1], "1.29")], ids=["newest", "oldest"]
+)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_objects_are_valid_for_kubernetes(helm, version, name):
     for document in helm.render(VARIANTS[name], knows=PROMETHEUS):
@@ -61,7 +63,9 @@ def test_objects_are_in_the_namespace_of_the_release_or_in_a_watched_one(helm):
             assert namespace == NAMESPACE
 
 
-@pytest.mark.parametrize("values", [EMBEDDED, {**EVERYTHING, "extraObjects": []}], ids=["embedded", "external"])
+@pytest.mark.parametrize(
+    "values", [EMBEDDED, {**EVERYTHING, "extraObjects": []}], ids=["embedded", "external"]
+)
 def test_names_fit_for_the_longest_release(helm, values):
     rendered = helm.render(values, release=LONG, knows=PROMETHEUS)
 
@@ -97,7 +101,9 @@ def test_selectors_find_the_operator_alone(variant):
         return selector.items() <= labels.items()
 
     pods = {
-        d["kind"]: d["metadata"]["labels"] if d["kind"] == "Pod" else d["spec"]["template"]["metadata"]["labels"]
+        d["kind"]: d["metadata"]["labels"]
+        if d["kind"] == "Pod"
+        else d["spec"]["template"]["metadata"]["labels"]
         for d in variant
         if d["kind"] in {"Deployment", "StatefulSet", "Job", "Pod"}
     }
@@ -164,5 +170,5 @@ def test_it_packs(helm, tmp_path):
 
 
 def test_an_old_cluster_is_refused(helm):
-    with pytest.raises(Refused, match="kubeVersion: >=1.29.0-0"):
+    with pytest.raises(Refused, match=r"kubeVersion: >=1\.29\.0-0"):
         helm.run("template", "x", str(CHART), "--set", "redis.existingSecret=s", "--kube-version", "1.28.9")

@@ -1,4 +1,4 @@
-"""Checks an installation from inside the cluster: the operator is ready, and the API server knows the resources."""
+"""Checks an installation from within: the operator is ready, and the API server knows the resources."""
 
 import json
 import os
