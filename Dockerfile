@@ -29,8 +29,8 @@ RUN uv sync --frozen --no-default-groups --package agentstream-operator --no-edi
 FROM ${PYTHON}
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=build /own /opt/venv
-# bytecode is there already, and could not be written
-ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# Bytecode is there already, and could not be written. The user has no entry in /etc/passwd to look these up in.
+ENV PATH=/opt/venv/bin:$PATH HOME=/tmp USER=agentstream PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["agentstream"]
