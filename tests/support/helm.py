@@ -94,8 +94,12 @@ class Helm:
             raise FileNotFoundError(f"helm {self.major} is not at {path}: run `make helm`")
         return path
 
-    def run(self, *arguments: str) -> str:
-        """Runs a command, without any of the settings of the person who runs the tests.
+    def run(self, *arguments: str, kubeconfig: Path | None = None) -> str:
+        """Runs a command, without the settings of the person who runs the tests. Returns what it prints.
+
+        Args:
+            arguments: as on a command line.
+            kubeconfig: which cluster to use, and as whom; none if absent.
 
         Raises:
             Refused: it failed.
@@ -106,7 +110,7 @@ class Helm:
             capture_output=True,
             text=True,
             check=False,
-            env={"PATH": os.environ["PATH"], "HOME": nowhere, "KUBECONFIG": nowhere},
+            env={"PATH": os.environ["PATH"], "HOME": nowhere, "KUBECONFIG": str(kubeconfig or nowhere)},
         )
         if done.returncode:
             raise Refused(done.stderr)
@@ -129,7 +133,11 @@ class Helm:
         Raises:
             Refused: helm did not render.
         """
-        text = _template(self, json.dumps(values), release, knows)
+        return self.parse(_template(self, json.dumps(values), release, knows))
+
+    @staticmethod
+    def parse(text: str) -> Rendered:
+        """The objects in what helm printed."""
         return Rendered(document for document in yaml.load_all(text, _Loader) if document)
 
 
@@ -148,6 +156,11 @@ def notes(values: Mapping[str, Any] = EMBEDDED) -> str:
 def _template(helm: Helm, values: str, release: str, knows: tuple[str, ...]) -> str:
     known = [part for kind in knows for part in ("--api-versions", kind)]
     return helm.run("template", release, str(CHART), "-n", NAMESPACE, *_set(values), *known)
+
+
+def settings(values: Mapping[str, Any]) -> list[str]:
+    """Arguments that give a release these values."""
+    return _set(json.dumps(values))
 
 
 def _set(values: str) -> list[str]:

@@ -16,7 +16,7 @@ something about the server.
       No operator of {{ .Release.Namespace }}/{{ include "agentstream.fullname" . }} has led for 2 minutes. Agents send
       and consume as before; nothing is scaled, trimmed or repaired, and changes to resources wait.
 - alert: AgentStreamRedisDown
-  expr: agentstream_redis_up{ {{- $of -}} } == 0 and on (namespace, pod) agentstream_leader{ {{- $of -}} } == 1
+  expr: agentstream_leader{ {{- $of -}} } == 1 unless on (namespace, pod) agentstream_redis_up{ {{- $of -}} } == 1
   for: 1m
   labels:
     severity: critical

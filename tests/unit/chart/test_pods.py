@@ -205,7 +205,7 @@ def test_a_user_of_the_platforms_own_may_run_the_pods(helm):
         ({}, "where are messages to be kept? Set redis.embedded=true"),
         (
             {"redis": {"embedded": True, "existingSecret": "mine"}},
-            'redis.embedded and redis.existingSecret exclude each other: leave redis.existingSecret',
+            "redis.embedded and redis.existingSecret exclude each other: leave redis.existingSecret",
         ),
         ({"redis": {"embedded": True, "caKey": "ca.crt"}}, "the embedded Redis has no TLS"),
     ],
