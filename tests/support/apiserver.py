@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from agentstream_operator.resources.meta import API_VERSION
 from support.kubectl import Kubectl
 from support.servers import free_port
 
@@ -215,10 +216,15 @@ class ApiServer:
         kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds"))
         until = time.monotonic() + 30
         # kubectl reads the schema, which follows a moment later
-        while "/apis/agentstream.dev/v1alpha1" not in json.dumps(self.call("GET", "/openapi/v3")[1]):
+        while f"/apis/{API_VERSION}" not in json.dumps(self.call("GET", "/openapi/v3")[1]):
             if time.monotonic() > until:
                 raise RuntimeError("the server does not publish the schema of the CRDs")
             time.sleep(0.02)
+        # for two seconds the server lets the first object wait, and ends watches
+        for kind, spec in {"AgentStream": {}, "ConsumerGroup": {"streamRef": {"name": "a"}}}.items():
+            path = f"/apis/{API_VERSION}/namespaces/default/{kind.lower()}s?dryRun=All"
+            body = {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": "a"}, "spec": spec}
+            self.expect("POST", path, body)
 
     def create_namespace(self, name: str) -> None:
         """Makes a namespace."""

@@ -80,7 +80,7 @@ class Deployed:
         self._log = directory / f"{pod}.log"
         self._kubeconfig = directory / f"{pod}.kubeconfig"
         self._metrics_port, self._health_port = free_port(), free_port()
-        self._since = server.position
+        self._since, self._read = server.position, 0
 
     @property
     def home(self) -> str:
@@ -130,11 +130,11 @@ class Deployed:
             self.process.wait()
             self.process = None
 
-    async def stop(self) -> int:
-        """Asks it to end, and waits. Returns the exit code."""
+    def stop(self) -> int:
+        """Asks it to end, and waits for as long as Kubernetes would. Returns the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        code = await asyncio.to_thread(self.process.wait, 25)
+        code = self.process.wait(25)
         self.process = None
         return code
 
@@ -156,6 +156,16 @@ class Deployed:
     def log(self) -> str:
         """What it has printed."""
         return self._log.read_text()
+
+    def forget(self) -> None:
+        """Lets `complaints` be about what happens from now on."""
+        self._since, self._read = self._server.position, len(self.log)
+
+    def complaints(self) -> list[str]:
+        """What a working operator never does: ask for what it has no right to, print an error or a trace."""
+        forbidden = [str(request) for request in self.requests() if request.forbidden]
+        lines = self.log[self._read :].splitlines()
+        return forbidden + [line for line in lines if " ERROR " in line or line.startswith("Traceback")]
 
     def requests(self, since: int | None = None) -> list[Request]:
         """What it asked of the API server, since a position in the audit log or since it was made."""
