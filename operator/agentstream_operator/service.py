@@ -41,7 +41,7 @@ _PATIENCE = 3.0
 
 _RETRY = 2.0
 _PORT = 6379
-RHYTHM = Rhythm(quiet=5.0)
+RHYTHM = Rhythm(quiet=5.0, patience=5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ class _Service:
         self._api = Api(connection.client)
         self._identity = os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}"
         lease = f"agentstream-{options.installation}"
-        self._leader = Leader(self._api, connection.namespace, lease, self._identity)
+        # whatever else waits for its turn, the Lease does not
+        self._leader = Leader(Api(connection.client), connection.namespace, lease, self._identity)
         self._metrics = Metrics(self._numbers)
         self._engine: Engine | None = None
         self._inventory: Inventory | None = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
 
-from agentstream_operator.cluster.api import Api
+from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.connect import connect
 from agentstream_operator.cluster.finalizers import set_finalizer
-from agentstream_operator.cluster.kinds import DEPLOYMENTS, RESOURCES
+from agentstream_operator.cluster.kinds import DEPLOYMENTS, RESOURCES, ApiKind
 from agentstream_operator.cluster.port import ClusterUnavailable, Owner
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
 
@@ -64,10 +66,20 @@ async def _remove(api: Api, namespaces: Sequence[str] | None) -> int:
     count = 0
     for kind in RESOURCES.values():
         for namespace in namespaces or (None,):
-            async for found in api.list(kind, namespace):
+            for found in await _all(api, kind, namespace):
                 metadata = found["metadata"]
                 if FINALIZER in (metadata.get("finalizers") or ()):
                     key = ResourceKey(kind.kind, metadata["namespace"], metadata["name"])
                     await set_finalizer(api, Owner(key, metadata["uid"]), present=False)
                     count += 1
     return count
+
+
+async def _all(api: Api, kind: ApiKind, namespace: str | None) -> list[dict[str, Any]]:
+    """Every resource of a kind; none where its CRD is gone already."""
+    try:
+        return [found async for found in api.list(kind, namespace)]
+    except ApiError as error:
+        if error.code == HTTPStatus.NOT_FOUND:
+            return []
+        raise

@@ -82,6 +82,7 @@ class Engine:
         rhythm = rhythm or Rhythm()
         self._random = random
         self._worked = worked
+        queue: WorkQueue[ResourceKey] = WorkQueue(jitter=random)
         self._context = Context(
             broker=broker,
             cluster=cluster,
@@ -90,8 +91,14 @@ class Engine:
             now=now,
             rhythm=rhythm,
             store=Store(tuple(allowed_keys)),
-            queue=WorkQueue(jitter=random),
-            status=StatusWriter(cluster, now, rarely=rhythm.numbers, patience=rhythm.patience),
+            queue=queue,
+            status=StatusWriter(
+                cluster,
+                now,
+                rarely=rhythm.numbers,
+                patience=rhythm.patience,
+                busy=lambda: queue.busy,
+            ),
             access=Access(broker, installation),
             backend=Backend(trouble=trouble),
         )

@@ -17,6 +17,7 @@ from enum import IntEnum
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
+_MANY = 64
 _log = logging.getLogger(__name__)
 
 
@@ -66,6 +67,11 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         """Keys that wait to be worked on now."""
         return sum(len(keys) for keys in self._ready)
+
+    @property
+    def busy(self) -> bool:
+        """Whether more keys wait or are worked on than the ordinary brings."""
+        return len(self) + len(self._active) > _MANY
 
     def add(self, key: K, priority: Priority) -> None:
         """Lets a key be worked on when its turn comes; a resync leaves a key that failed to its delay."""

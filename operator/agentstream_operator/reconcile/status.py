@@ -65,15 +65,23 @@ class StatusWriter:
         now: the present time, with a time zone.
         rarely: seconds between two writes that only bring numbers and messages up to date.
         patience: seconds for which a state that is about to change by itself is not worth a write.
+        busy: whether there is so much to do that things take longer than that.
     """
 
     def __init__(
-        self, cluster: Cluster, now: Callable[[], datetime], *, rarely: float, patience: float
+        self,
+        cluster: Cluster,
+        now: Callable[[], datetime],
+        *,
+        rarely: float,
+        patience: float,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._cluster = cluster
         self._now = now
         self._rarely = rarely
         self._patience = patience
+        self._busy = busy
 
     async def write(
         self, resource: Known, told: StatusMemory, findings: tuple[Finding, ...], numbers: dict[str, Any]
@@ -118,7 +126,7 @@ class StatusWriter:
         if findings[0].kind is not ConditionType.READY or findings[0].reason not in passing:
             told.passing_since = None
             return 0.0
-        if told.passing_since is None:
+        if told.passing_since is None or self._busy():
             told.passing_since = clock
         return told.passing_since + self._patience - clock
 

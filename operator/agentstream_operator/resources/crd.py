@@ -113,7 +113,8 @@ def crd(kind: Kind) -> dict[str, Any]:
                 "plural": kind.plural,
                 "singular": name.lower(),
                 "shortNames": [kind.short_name],
-                "categories": ["agentstream"],
+                # not the singular: `kubectl get agentstream NAME` would mean all kinds
+                "categories": ["agentstream-all"],
             },
             "versions": [
                 {
