@@ -84,7 +84,7 @@ async def operator(shared_operator: Deployed) -> AsyncIterator[Deployed]:
     await shared_operator.leading()
     shared_operator.forget()
     yield shared_operator
-    assert shared_operator.complaints() == []
+    assert not shared_operator.complaints(), "\n".join(shared_operator.complaints())
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def deploy(
     complaints = [complaint for operator in operators for complaint in operator.complaints()]
     for operator in operators:
         operator.kill()
-    assert complaints == []
+    assert not complaints, "\n".join(complaints)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,8 +165,9 @@ class Deployed:
     def complaints(self) -> list[str]:
         """What a working operator never does: ask for what it has no right to, print an error or a trace."""
         forbidden = [str(request) for request in self.requests() if request.forbidden]
-        lines = self.log[self._read :].splitlines()
-        return forbidden + [line for line in lines if " ERROR " in line or line.startswith("Traceback")]
+        # an entry begins with a time, or as JSON; a trace belongs to the entry before it
+        entries = re.split(r"\n(?=\d{4}-\d\d-\d\dT|\{)", self.log[self._read :])
+        return forbidden + [entry for entry in entries if " ERROR " in entry or "Traceback" in entry]
 
     def requests(self, since: int | None = None) -> list[Request]:
         """What it asked of the API server, since a position in the audit log or since it was made."""
