@@ -27,12 +27,12 @@ from agentstream_operator.cluster.leader import Leader
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.cluster.references import References
 from agentstream_operator.cluster.secrets import Server
-from agentstream_operator.controller import watching
 from agentstream_operator.reconcile.context import Rhythm
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.serve import probes
 from agentstream_operator.serve.http import serving
 from agentstream_operator.serve.metrics import Metrics, Numbers
+from agentstream_operator.watches import watching
 
 _log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import getproxies
 
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
@@ -57,6 +58,8 @@ async def connect() -> Connection:
     except (ConfigException, OSError) as error:
         raise NoCluster(f"no cluster: run it in a pod, or set KUBECONFIG ({error})") from error
     configuration.connection_pool_maxsize = _POOL
+    # else each request asks for proxies and a .netrc, which costs more than the request
+    configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
     return Connection(ApiClient(configuration), in_cluster, _namespace(in_cluster=in_cluster))
 
 

@@ -1,0 +1,89 @@
+"""The watches' own thread, and the way of every event from there into the operator's event loop.
+
+Kopf takes every task of its event loop for one of its own and ends it with itself, so it has one to itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from agentstream_operator.cluster.kinds import ApiKind
+from agentstream_operator.controller import Tell, watch
+
+_STOP_WITHIN = 10.0
+
+
+@asynccontextmanager
+async def watching(tell: Tell, namespaces: Sequence[str] | None) -> AsyncIterator[asyncio.Future[None]]:
+    """Watches resources and their children.
+
+    Args:
+        tell: called in this event loop with every event.
+        namespaces: where to watch; None for everywhere.
+
+    Yields:
+        A future that is done when watching has ended, which it never does by itself unless it fails.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    stop = threading.Event()
+    passing = _Passing(loop, tell)
+
+    def run() -> None:
+        failure: BaseException | None = None
+        try:
+            asyncio.run(watch(passing.take, namespaces, stop))
+        except BaseException as error:  # noqa: BLE001 - it comes to light where it is awaited
+            failure = error
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, ended, failure)
+
+    thread = threading.Thread(target=run, name="kopf", daemon=True)
+    thread.start()
+    try:
+        yield ended
+    finally:
+        stop.set()
+        await asyncio.to_thread(thread.join, _STOP_WITHIN)
+
+
+class _Passing:
+    """Passes events on, in order: many that come at a time wake the event loop once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, tell: Tell) -> None:
+        self._loop = loop
+        self._tell = tell
+        self._waiting: deque[tuple[ApiKind, str | None, dict[str, Any]]] = deque()
+        self._lock = threading.Lock()
+
+    def take(self, kind: ApiKind, change: str | None, found: dict[str, Any]) -> None:
+        """Takes an event, in the watches' thread."""
+        with self._lock:
+            self._waiting.append((kind, change, found))
+            first = len(self._waiting) == 1
+        if first:
+            # the loop may have ended already
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._pass_on)
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            events = tuple(self._waiting)
+            self._waiting.clear()
+        for event in events:
+            self._tell(*event)
+
+
+def _settle(ended: asyncio.Future[None], failure: BaseException | None) -> None:
+    if ended.done():
+        return
+    if failure is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(failure)
