@@ -137,15 +137,21 @@ RULES = [
     ),
     Rule(
         "ConsumerGroup.spec",
-        "replicas and autoscaling need a template: without one there is nothing to scale",
+        "replicas and autoscaling need a template or deploymentRef: without one there is nothing to scale",
         a_group(template=TEMPLATE, replicas=0),
         a_group(replicas=0),
     ),
     Rule(
         "ConsumerGroup.spec",
-        "replicas and autoscaling need a template: without one there is nothing to scale",
+        "replicas and autoscaling need a template or deploymentRef: without one there is nothing to scale",
         a_group(),
         a_group(autoscaling={}),
+    ),
+    Rule(
+        "ConsumerGroup.spec",
+        "template and deploymentRef exclude each other: consumers are made, or are there",
+        a_group(deploymentRef={"name": "coder"}, replicas=1),
+        a_group(deploymentRef={"name": "coder"}, template=TEMPLATE),
     ),
 ]
 

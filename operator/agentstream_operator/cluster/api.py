@@ -7,13 +7,13 @@ fields matter, and turning thousands of objects into models would cost more than
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import msgspec
 from aiohttp import ClientError
 from kubernetes.aio.client.api_client import ApiClient
 
@@ -75,7 +75,7 @@ class Api:
             ClusterUnavailable: there is no answer.
         """
         try:
-            return await self._send("get", kind, "GET", kind.path(namespace, name))
+            return _object(await self._send("get", kind, "GET", kind.path(namespace, name)))
         except ApiError as error:
             if error.code == 404:  # noqa: PLR2004
                 return None
@@ -95,7 +95,7 @@ class Api:
         """
         query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
         while True:
-            page = await self._send("list", kind, "GET", kind.path(namespace), query=query)
+            page = _object(await self._send("list", kind, "GET", kind.path(namespace), query=query))
             for item in page["items"]:
                 yield {"apiVersion": kind.api_version, "kind": kind.kind, **item}
             token = page["metadata"].get("continue")
@@ -110,7 +110,7 @@ class Api:
             ApiError: the request is refused; with code 409 if there is one.
             ClusterUnavailable: there is no answer.
         """
-        return await self._send("create", kind, "POST", kind.path(namespace), body, query=_MANAGED)
+        return _object(await self._send("create", kind, "POST", kind.path(namespace), body, query=_MANAGED))
 
     async def merge(self, kind: ApiKind, namespace: str, name: str, body: Json, part: str = "") -> Json:
         """Changes fields of an object (https://www.rfc-editor.org/rfc/rfc7396).
@@ -120,21 +120,32 @@ class Api:
             ClusterUnavailable: there is no answer.
         """
         path = kind.path(namespace, name, part)
-        return await self._send("patch", kind, "PATCH", path, body, content=MERGE, query=_MANAGED)
+        return _object(await self._send("patch", kind, "PATCH", path, body, content=MERGE, query=_MANAGED))
 
-    async def apply(self, kind: ApiKind, body: Json, *, force: bool, part: str = "") -> Json:
-        """Makes an object, or a part of it, have these fields, by server-side apply.
+    async def apply(self, kind: ApiKind, body: Json, *, force: bool) -> Json:
+        """Makes an object have these fields, by server-side apply.
 
         Args:
             kind: which.
             body: the object with all fields that are ours, with its name and namespace.
             force: whether fields that are somebody else's become ours.
-            part: `status`, or nothing for all but that.
 
         Raises:
             ApiError: the request is refused; with code 409 if a field is somebody else's.
             ClusterUnavailable: there is no answer.
         """
+        return _object(await self._apply(kind, body, "", force=force))
+
+    async def apply_status(self, kind: ApiKind, body: Json) -> None:
+        """Makes an object have this status, by server-side apply.
+
+        Raises:
+            ApiError: the request is refused; with code 409 if the uid is another one.
+            ClusterUnavailable: there is no answer.
+        """
+        await self._apply(kind, body, "status", force=True)
+
+    async def _apply(self, kind: ApiKind, body: Json, part: str, *, force: bool) -> bytes:
         path = kind.path(body["metadata"]["namespace"], body["metadata"]["name"], part)
         query = _FORCED if force else _MANAGED
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
@@ -164,7 +175,7 @@ class Api:
         *,
         content: str = _JSON,
         query: Mapping[str, str] | None = None,
-    ) -> Json:
+    ) -> bytes:
         configuration = self._client.configuration
         url = f"{configuration.host}{quote(path)}" + (f"?{urlencode(query)}" if query else "")
         code = 0
@@ -176,7 +187,8 @@ class Api:
                 response = await self._client.call_api(
                     method, url, header_params=headers, body=body, _request_timeout=_TIMEOUT
                 )
-                code, data = response.status, await response.response.read()
+                code = response.status
+                data: bytes = await response.response.read()
         except (ClientError, TimeoutError, OSError, ssl.SSLError) as error:
             why = str(error) or type(error).__name__
             raise ClusterUnavailable(f"the API server does not answer: {why}") from error
@@ -184,21 +196,25 @@ class Api:
             self.requests[verb, kind.plural, code] += 1
         if code >= 400:  # noqa: PLR2004
             _refuse(code, data)
-        found: Json = json.loads(data)
-        return found
+        return data
 
 
 _MANAGED = {"fieldManager": FIELD_MANAGER}
 _FORCED = {"fieldManager": FIELD_MANAGER, "force": "true"}
 
 
+def _object(data: bytes) -> Json:
+    found: Json = msgspec.json.decode(data)
+    return found
+
+
 def _refuse(code: int, data: bytes) -> None:
     """Raises what an answer with this code and body means."""
     try:
-        status = json.loads(data)
+        status = msgspec.json.decode(data)
         message = str(status["message"])
         causes = tuple(str(c.get("reason", "")) for c in (status.get("details") or {}).get("causes") or ())
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (msgspec.DecodeError, KeyError, AttributeError, TypeError):
         message, causes = data.decode(errors="replace")[:200], ()
     if code in _RETRIED:
         raise ClusterUnavailable(f"the API server answers {code}: {message}")

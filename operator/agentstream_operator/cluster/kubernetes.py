@@ -150,7 +150,7 @@ class KubernetesCluster:
         metadata = {"name": key.name, "namespace": key.namespace, "uid": uid}
         body = {"metadata": metadata, "status": status.as_manifest()}
         try:
-            await self._api.apply(RESOURCES[key.kind], body, force=True, part="status")
+            await self._api.apply_status(RESOURCES[key.kind], body)
         except ApiError as error:
             if error.code not in (_NOT_FOUND, _CONFLICT):
                 raise ClusterRefused(f"the status of {key} is refused: {error}") from error

@@ -138,7 +138,10 @@ class ConsumerGroupSpec(Model):
                 "has(self.template) || has(self.deploymentRef)"
                 " || !(has(self.replicas) || has(self.autoscaling))"
             ),
-            message="replicas and autoscaling need a template or deploymentRef: what is to be scaled?",
+            message=(
+                "replicas and autoscaling need a template or deploymentRef:"
+                " without one there is nothing to scale"
+            ),
             holds=lambda spec: (
                 spec.template is not None
                 or spec.deployment_ref is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cached_property
 from typing import Final, NamedTuple
 
 from pydantic import ConfigDict, Field
@@ -59,7 +60,7 @@ class Resource(Model):
     kind: str
     metadata: ObjectMeta
 
-    @property
+    @cached_property
     def key(self) -> ResourceKey:
         """Kind, namespace and name."""
         return ResourceKey(self.kind, self.metadata.namespace, self.metadata.name)

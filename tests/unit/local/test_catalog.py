@@ -153,19 +153,6 @@ def test_what_has_no_effect_here_is_said_once(case: Case) -> None:
     ]
 
 
-def test_the_processes_of_a_group_serve_all_groups_of_its_agent(case: Case) -> None:
-    same = a_group("same", "tasks", "true", scale="agent: coder")
-    homeless = a_group("homeless", "nowhere", "true", scale="agent: coder")
-    elsewhere = a_group("coder", "tasks", "true").replace("name: coder}", "name: coder, namespace: b}")
-    other = a_group("other", "tasks", "true")
-    case.declare(case.file.read_text() + same + homeless + elsewhere + other)
-    assert case.catalog.groups_served_by(GROUP) == [("{default.tasks}", "coder"), ("{default.tasks}", "same")]
-
-
-def test_the_processes_of_an_unknown_group_serve_nothing(case: Case) -> None:
-    assert case.catalog.groups_served_by(GROUP._replace(name="x")) == []
-
-
 def test_a_place_is_known_even_after_the_resource_has_gone(case: Case) -> None:
     case.declare(a_stream("tasks"))
     assert case.catalog.place(GROUP) == f"{case.file}:6"

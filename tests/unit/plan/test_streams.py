@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentstream_operator.plan.actions import CreateStream, DeleteStream, RecordOwner
-from agentstream_operator.plan.findings import AgentsState, Plan
+from agentstream_operator.plan.findings import AgentsState, Plan, Trouble
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.streams import StreamInput, plan_stream
 from agentstream_operator.resources.agentstream import AgentStream
@@ -114,7 +114,7 @@ def test_nothing_is_known_of_a_server_that_does_not_answer() -> None:
     [
         (AgentsState(), Reason.CREDENTIALS_APPLIED),
         (AgentsState(waiting=("planner",)), Reason.RECONCILING),
-        (AgentsState(failed="no"), Reason.CREDENTIALS_FAILED),
+        (AgentsState(failed=Trouble(Reason.CREDENTIALS_FAILED, "no")), Reason.CREDENTIALS_FAILED),
     ],
 )
 def test_agents_are_part_of_being_ready(agents: AgentsState, expected: Reason) -> None:

@@ -66,9 +66,8 @@ def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
     if isinstance(value, dict):
         properties = schema.get("properties", {})
         others = schema.get("additionalProperties")
-        out = {
-            key: item for key, item in value.items() if item is not None or not (key in properties or others)
-        }
+        # kubectl leaves out what is null, whatever it is
+        out = {key: item for key, item in value.items() if item is not None}
         for name, child in properties.items():
             if name not in out and "default" in child:
                 out[name] = copy.deepcopy(child["default"])

@@ -100,7 +100,7 @@ CASES = [
         + "spec: replicas must be absent where autoscaling is set\n"
         + GROUP
         + "spec: replicas and autoscaling "
-        "need a template: without one there is nothing to scale",
+        "need a template or deploymentRef: without one there is nothing to scale",
     ),
     (
         {**a_stream(), "kind": "Widget"},
