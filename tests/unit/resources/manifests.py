@@ -143,10 +143,6 @@ _JUNK = st.one_of(
     st.sampled_from([[], {}, ["a"], ["a", "a"], [None], {"a": 1}, {"name": "a"}, [{"name": "a"}], [[]]]),
 )
 
-# an unknown field without a value, also within what replaces another, is no field to the models; kubectl
-# minds even that
-_SOMETHING = _JUNK.filter(lambda junk: junk is not None)
-
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -172,7 +168,8 @@ def mutated(draw: st.DrawFn, manifests: st.SearchStrategy[dict[str, Any]]) -> di
             case "remove":
                 del container[key]
             case "add" if isinstance(container, dict):
-                container[draw(st.sampled_from(["extra", "min_age", "name", "spec"]))] = draw(_SOMETHING)
+                name = draw(st.sampled_from(["extra", "min_age", "name", "spec"]))
+                container[name] = copy.deepcopy(draw(_JUNK))
             case _:
                 manifest["metadata"]["name"] = draw(
                     st.sampled_from(["a", "A", "a.b", "a" * 63, "a" * 64, "", "-a"])
