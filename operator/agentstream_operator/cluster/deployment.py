@@ -82,7 +82,8 @@ def _pod(group: ConsumerGroup, labels: dict[str, str]) -> dict[str, Any]:
     metadata, spec = given.get("metadata") or {}, given["spec"]
     agent, *others = spec["containers"]
     lease = math.ceil(group.spec.delivery.lease.seconds)
-    if "initContainers" in spec:
+    grace = spec.get("terminationGracePeriodSeconds", _GRACE)
+    if isinstance(spec.get("initContainers"), list):
         spec["initContainers"] = [_secured(container) for container in spec["initContainers"]]
     return {
         "metadata": {**metadata, "labels": {**(metadata.get("labels") or {}), **labels}},
@@ -90,20 +91,19 @@ def _pod(group: ConsumerGroup, labels: dict[str, str]) -> dict[str, Any]:
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             **spec,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "seccompProfile": {"type": "RuntimeDefault"},
-                **(spec.get("securityContext") or {}),
-            },
+            "securityContext": _completed(
+                spec.get("securityContext"),
+                {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            ),
             # who is told to end hands back what it holds; what is cut short leaves that to the lease
-            "terminationGracePeriodSeconds": max(
-                spec.get("terminationGracePeriodSeconds", _GRACE), lease + _AFTER_LEASE
+            "terminationGracePeriodSeconds": (
+                max(grace, lease + _AFTER_LEASE) if isinstance(grace, int) else grace
             ),
             "containers": [_secured(_agent(agent)), *map(_secured, others)],
-            "volumes": [
-                *(spec.get("volumes") or ()),
+            "volumes": _followed(
+                spec.get("volumes"),
                 {"name": _VOLUME, "secret": {"secretName": secret_name(group.agent_name)}},
-            ],
+            ),
         },
     }
 
@@ -122,10 +122,9 @@ def _agent(container: dict[str, Any]) -> dict[str, Any]:
         **probes,
         **container,
         "env": [*given, *(variable for variable in ours if variable["name"] not in named)],
-        "volumeMounts": [
-            *(container.get("volumeMounts") or ()),
-            {"name": _VOLUME, "mountPath": BINDING, "readOnly": True},
-        ],
+        "volumeMounts": _followed(
+            container.get("volumeMounts"), {"name": _VOLUME, "mountPath": BINDING, "readOnly": True}
+        ),
     }
 
 
@@ -147,6 +146,22 @@ def _probes(container: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _secured(container: dict[str, Any]) -> dict[str, Any]:
+def _secured(container: Any) -> Any:
     defaults = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    return {**container, "securityContext": {**defaults, **(container.get("securityContext") or {})}}
+    if not isinstance(container, dict):
+        return container
+    return {**container, "securityContext": _completed(container.get("securityContext"), defaults)}
+
+
+def _completed(given: Any, defaults: dict[str, Any]) -> Any:
+    """What a template says, with defaults where it is silent; nonsense is left to the API server to refuse."""
+    if given is None:
+        return defaults
+    return {**defaults, **given} if isinstance(given, dict) else given
+
+
+def _followed(given: Any, last: dict[str, Any]) -> Any:
+    """A list of a template with one more item; nonsense is left to the API server to refuse."""
+    if given is None:
+        return [last]
+    return [*given, last] if isinstance(given, list) else given

@@ -53,6 +53,11 @@ class RetentionHistory:
     overrun_at: int | None = None
     shortened_at: int | None = None
 
+    @property
+    def quiet(self) -> bool:
+        """Whether there is nothing that passes with time: no limit was reached lately."""
+        return not self.report.refusing and self.overrun_at is None and self.shortened_at is None
+
 
 def janitor_spec(stream: AgentStream, groups: Iterable[ConsumerGroup]) -> JanitorSpec:
     """What the janitor is to do for a stream with these groups."""

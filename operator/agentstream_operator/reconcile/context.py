@@ -198,11 +198,11 @@ class Context:
             raise TryAgain("what is done for it does not last")
         return 0.0
 
-    def touch(self, names: Iterable[AgentName]) -> None:
+    def touch(self, names: Iterable[AgentName], priority: Priority = Priority.EVENT) -> None:
         """Lets agents be written again, since what they may do may have changed."""
         for name in names:
             self.memory.agents[name].changes += 1
-            self.queue.add(agent_key(name), Priority.EVENT)
+            self.queue.add(agent_key(name), priority)
 
     def deleted_for(self, resource: Known) -> float:
         """Seconds since the deletion of a resource."""

@@ -123,10 +123,10 @@ class Engine:
                 context.memory.recall_group(key, resource.status)
         else:
             context.told(resource).finalizer = None
-        self._let_look(affected)
         # after a restart, what was acted on before waits for what was not
-        anew = known is not None or not _was_acted_on(resource)
-        context.queue.add(key, Priority.CHANGE if anew else Priority.RESYNC)
+        restarted = known is None and _was_acted_on(resource)
+        self._let_look(affected, Priority.RESYNC if restarted else Priority.EVENT)
+        context.queue.add(key, Priority.RESYNC if restarted else Priority.CHANGE)
 
     def remove(self, key: ResourceKey) -> None:
         """Lets go of a resource that is gone."""
@@ -134,7 +134,7 @@ class Engine:
         affected = context.store.remove(key)
         context.memory.forget(key)
         context.queue.forget(key)
-        self._let_look(affected)
+        self._let_look(affected, Priority.EVENT)
         context.queue.add(key, Priority.CHANGE)
 
     def unreadable(self, key: ResourceKey) -> None:
@@ -144,7 +144,7 @@ class Engine:
     def listed(self) -> None:
         """Everything has been put in once: from now on rights may shrink, and what nobody names may go."""
         self._context.complete = True
-        self._context.touch({*self._context.store.agents, *self._context.memory.agents})
+        self._context.touch({*self._context.store.agents, *self._context.memory.agents}, Priority.RESYNC)
         self._pulse.relist()
 
     async def run(self) -> None:
@@ -213,13 +213,13 @@ class Engine:
         await self._pulse.measure_all()
         return view(self._context)
 
-    def _let_look(self, affected: Iterable[ResourceKey]) -> None:
+    def _let_look(self, affected: Iterable[ResourceKey], priority: Priority) -> None:
         context = self._context
         for key in affected:
             if key.kind == AGENT:
-                context.touch((AgentName(key.namespace, key.name),))
+                context.touch((AgentName(key.namespace, key.name),), priority)
             else:
-                context.queue.add(key, Priority.EVENT)
+                context.queue.add(key, priority)
 
     async def _work(self, key: ResourceKey) -> float | None:
         began, outcome = time.perf_counter(), Outcome.ERROR

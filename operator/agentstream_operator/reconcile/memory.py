@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.plan.accounting import Account, Counters
@@ -12,7 +13,7 @@ from agentstream_operator.plan.agents import AgentName, Written
 from agentstream_operator.plan.findings import ALL_WRITTEN, AgentsState, Finding, Trouble
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.progress import Progress
-from agentstream_operator.plan.retention import RetentionHistory
+from agentstream_operator.plan.retention import JanitorSpec, RetentionHistory
 from agentstream_operator.plan.scaling import Decision
 from agentstream_operator.resources.consumergroup import ConsumerGroupSpec
 from agentstream_operator.resources.meta import ResourceKey
@@ -49,6 +50,14 @@ class StatusMemory:
     rounds: int = 0
 
 
+class Cleaned(NamedTuple):
+    """A pass of the janitor: when, on the loop's clock, what for, and what was seen of the stream before."""
+
+    at: float
+    spec: JanitorSpec
+    seen: StreamSeen | None
+
+
 @dataclass(slots=True)
 class StreamMemory:
     """An AgentStream.
@@ -62,6 +71,7 @@ class StreamMemory:
         added: `seen.added` when a plan was made last; None if the stream was never there.
         usable: whether agents may use it; None before the first plan.
         history: what the janitor said.
+        cleaned: the janitor's latest pass.
         rate: entries added per second, lately.
     """
 
@@ -73,6 +83,7 @@ class StreamMemory:
     added: int | None = None
     usable: bool | None = None
     history: RetentionHistory | None = None
+    cleaned: Cleaned | None = None
     rate: float = 0.0
 
 

@@ -13,11 +13,11 @@ from collections.abc import Coroutine, Iterable, Sequence
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.plan.agents import AgentName, strays
-from agentstream_operator.plan.retention import janitor_spec, remember, retention_healthy
+from agentstream_operator.plan.retention import JanitorSpec, janitor_spec, remember, retention_healthy
 from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.consumers import measure_need, scales
 from agentstream_operator.reconcile.context import Context, is_same
-from agentstream_operator.reconcile.memory import AgentMemory
+from agentstream_operator.reconcile.memory import AgentMemory, Cleaned
 from agentstream_operator.reconcile.queue import Priority
 from agentstream_operator.reconcile.store import agent_key
 from agentstream_operator.resources.agentstream import AgentStream
@@ -25,6 +25,9 @@ from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.status import ConditionType
 
 _log = logging.getLogger(__name__)
+_STILL = 6
+"""After so many of the janitor's rounds it passes over a stream on which nothing moves."""
+
 _FIRST_RETRY, _LONGEST_RETRY = 0.1, 2.0
 
 
@@ -104,16 +107,20 @@ class Pulse:
     async def clean_up(self, streams: Iterable[AgentStream]) -> None:
         """Lets the janitor pass over those of the streams that it may touch."""
         context = self._context
-        cleaned = [stream for stream in streams if self._may_clean(stream)]
-        specs = [
-            janitor_spec(stream, [d.group for d in context.store.declared(stream.key)]) for stream in cleaned
+        now = asyncio.get_running_loop().time()
+        cleaned = [
+            (stream, spec)
+            for stream in streams
+            if self._may_clean(stream) and self._is_due(stream, spec := self._janitor_spec(stream), now)
         ]
-        reports = await asyncio.gather(*map(context.broker.janitor, specs), return_exceptions=True)
-        for stream, report in zip(cleaned, reports, strict=True):
+        passes = (context.broker.janitor(spec) for _, spec in cleaned)
+        reports = await asyncio.gather(*passes, return_exceptions=True)
+        for (stream, spec), report in zip(cleaned, reports, strict=True):
             if isinstance(report, BaseException):
                 self._failed(report)
                 continue
             memory = context.memory.streams[stream.key]
+            memory.cleaned = Cleaned(now, spec, memory.seen)
             memory.history = remember(memory.history, report, memory.now)
             if memory.seen is not None:
                 finding = retention_healthy(stream, memory.seen, memory.history, context.backend.eviction)
@@ -135,7 +142,7 @@ class Pulse:
         await context.access.refresh({name.namespace for name in context.store.agents})
         found = self._astray()
         if anew:
-            found |= context.memory.agents.keys()
+            context.queue_all(map(agent_key, context.memory.agents), Priority.RESYNC)
         context.queue_all(map(agent_key, found), Priority.EVENT)
 
     async def _step(self, step: Coroutine[None, None, None]) -> None:
@@ -180,6 +187,24 @@ class Pulse:
         return any(
             any(other.spec.autoscaling is not None for other in store.groups_of_agent(declared.group))
             for declared in store.declared(stream.key)
+        )
+
+    def _janitor_spec(self, stream: AgentStream) -> JanitorSpec:
+        return janitor_spec(stream, [d.group for d in self._context.store.declared(stream.key)])
+
+    def _is_due(self, stream: AgentStream, spec: JanitorSpec, now: float) -> bool:
+        """Whether a stream needs the janitor now: where nothing moves, only its entries' age does."""
+        memory = self._context.memory.streams[stream.key]
+        seen, last = memory.seen, memory.cleaned
+        return (
+            seen is None
+            or last is None
+            or last.seen is None
+            or last.spec != spec
+            or now - last.at >= _STILL * self._context.rhythm.janitor
+            or not is_same(seen, last.seen)
+            or any(group.delayed for group in seen.groups.values())
+            or (memory.history is not None and not memory.history.quiet)
         )
 
     def _may_clean(self, stream: AgentStream) -> bool:
