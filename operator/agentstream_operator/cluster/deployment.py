@@ -154,14 +154,14 @@ def _secured(container: Any) -> Any:
 
 
 def _completed(given: Any, defaults: dict[str, Any]) -> Any:
-    """What a template says, with defaults where it is silent; nonsense is left to the API server to refuse."""
+    """What a template says, with defaults where it is silent; nonsense is the API server's to refuse."""
     if given is None:
         return defaults
     return {**defaults, **given} if isinstance(given, dict) else given
 
 
 def _followed(given: Any, last: dict[str, Any]) -> Any:
-    """A list of a template with one more item; nonsense is left to the API server to refuse."""
+    """A list of a template with one more item; nonsense is the API server's to refuse."""
     if given is None:
         return [last]
     return [*given, last] if isinstance(given, list) else given
