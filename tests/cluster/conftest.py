@@ -6,11 +6,12 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from cluster.team import Team
-from support.apiserver import ApiServer, NoProgramsError, shared_server
+from support.apiserver import ApiServer, NoProgramsError, private_server, shared_server
 from support.deployed import Deployed, grant
 from support.kubectl import Kubectl
 from support.servers import Server, builds
@@ -27,7 +28,21 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         with shared_server(directory if _WORKER == "test" else directory.parent) as server:
             yield server
     except NoProgramsError as missing:
-        pytest.skip(f"NO API SERVER, NOTHING OF KUBERNETES IS TESTED: {missing}")
+        _skip(missing)
+
+
+@pytest.fixture
+def own_api_server() -> Iterator[ApiServer]:
+    """An API server of the test's own, which it may kill."""
+    try:
+        with private_server() as server:
+            yield server
+    except NoProgramsError as missing:
+        _skip(missing)
+
+
+def _skip(missing: NoProgramsError) -> NoReturn:
+    pytest.skip(f"NO API SERVER, NOTHING OF KUBERNETES IS TESTED: {missing}")
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ def test_the_columns_of_groups(kubectl: Kubectl, coder: str, wide: tuple[str, ..
 def test_short_names_and_the_category_of_all(kubectl: Kubectl, tasks: str, coder: str) -> None:
     assert kubectl("get", "astream", "-o", "name") == "agentstream.agentstream.dev/tasks\n"
     assert kubectl("get", "cgroup", "-o", "name") == "consumergroup.agentstream.dev/coder\n"
+    assert kubectl("get", "agentstream", "tasks", "-o", "name") == "agentstream.agentstream.dev/tasks\n"
     (category,) = crds()["AgentStream"]["spec"]["names"]["categories"]
     listed = kubectl("get", category, "-A", "--no-headers")
     assert f"{kubectl.namespace} " in listed
@@ -115,7 +116,7 @@ def test_scaling_a_group_that_says_how_many_pods(kubectl: Kubectl, spec: dict[st
             {"template": a_template(), "autoscaling": {}},
             "replicas must be absent where autoscaling is set",
         ),
-        ({}, "there is nothing to scale"),
+        ({}, "replicas and autoscaling need a template or deploymentRef"),
     ],
     ids=["autoscaling", "no workload"],
 )

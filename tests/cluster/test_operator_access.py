@@ -1,0 +1,108 @@
+"""The rights that the chart gives the operator: enough for everything it does, and none without need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.conftest import Deploy
+from cluster.team import Json, Team
+from support.apiserver import ApiServer
+from support.deployed import Deployed, grant
+from support.servers import Server
+from unit.resources.manifests import a_group, a_stream, a_template
+
+NEEDED_OTHERWISE = {
+    # the API server asks about these: an owner reference may block its owner, and applying may make an object
+    ("update", "agentstreams/finalizers"),
+    ("update", "consumergroups/finalizers"),
+    ("create", "deployments"),
+    # what other clients do to what we patch
+    ("update", "leases"),
+    ("get", "deployments/scale"),
+}
+
+
+def rights(team: Team) -> set[tuple[str, str]]:
+    """Verb and resource of everything that the operator may do in its namespace."""
+    roles = team.kubectl.list("roles.rbac.authorization.k8s.io")
+    return {
+        (verb, resource)
+        for role in roles
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+    }
+
+
+def used(operator: Deployed) -> set[tuple[str, str]]:
+    """Verb and resource of everything that it asked for; not what everybody may."""
+    return {(r.verb, r.resource) for r in operator.requests() if not r.resource.startswith("/")}
+
+
+async def test_every_right_is_needed(deploy: Deploy, own_team: Team, private_server: Server) -> None:
+    operator = deploy()
+    await operator.leading()
+    # something of everything: a finalizer, a Secret, a Deployment of ours and of others, and their end
+    stranger = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "agentstream-stranger"}}
+    own_team.create(
+        stranger,
+        a_deployment("theirs"),
+        a_stream(deletionPolicy="Delete", producers=["boss"]),
+        a_stream("other", producers=["stranger"]),
+        a_group(template=a_template(), deletionPolicy="Delete"),
+        a_group("elsewhere", deploymentRef={"name": "theirs"}, replicas=3),
+    )
+    await own_team.ready(a_stream(), a_group(), a_group("elsewhere"))
+    # an owner more of a Secret, and an event
+    own_team.create(a_stream("second", producers=["boss"]))
+    secret = "agentstream-boss"
+    await own_team.until("Secret", secret, lambda found: len(found["metadata"]["ownerReferences"]) == 2)
+    own_team.create(a_stream("usurper", key=f"{{{own_team.namespace}.tasks}}"))
+    await own_team.says("AgentStream", "usurper", "False", "KeyClaimed")
+    await own_team.says("AgentStream", "other", "False", "ChildNotOurs")
+    await own_team.until("Deployment", "theirs", lambda found: found["spec"]["replicas"] == 3)
+    own_team.delete("ConsumerGroup", "coder")
+    own_team.delete("AgentStream", "tasks")
+    await own_team.gone("ConsumerGroup", "coder")
+    await own_team.gone("AgentStream", "tasks")
+    own_team.delete("AgentStream", "second")
+    await own_team.gone("Secret", secret)
+    assert operator.stop() == 0
+    assert used(operator) - rights(own_team) == set()
+    assert rights(own_team) - used(operator) <= NEEDED_OTHERWISE
+
+
+def a_deployment(name: str) -> Json:
+    """Somebody's Deployment."""
+    labels = {"app": name}
+    pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "a", "image": "a:1"}]}}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {"selector": {"matchLabels": labels}, "template": pod},
+    }
+
+
+async def test_for_the_whole_cluster_and_through_a_restart_of_the_api_server(
+    own_api_server: ApiServer, private_server: Server, tmp_path: Path
+) -> None:
+    server, home = own_api_server, "agentstream-system"
+    teams = [Team(server, name) for name in ("a", "b")]
+    for name in (home, *(team.namespace for team in teams)):
+        server.create_namespace(name)
+    operator = Deployed(server, grant(server, home, ()), private_server.url, tmp_path)
+    operator.start()
+    try:
+        await operator.leading()
+        for team in teams:
+            team.create(a_stream(), a_group())
+            await team.ready(a_stream(), a_group())
+        assert operator.complaints() == []
+        server.restart()
+        teams[0].create(a_stream("new"))
+        await teams[0].ready(a_stream("new"), timeout=60)
+        # a server that has just started refuses for a moment what it does not know yet; that is survived
+        assert operator.process.poll() is None
+    finally:
+        operator.kill()
