@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agentstream_operator.cluster.deployment import REVISION
@@ -18,9 +18,10 @@ Json = Mapping[str, Any]
 Place = tuple[str, str]
 """Namespace and name."""
 
+_LOOPING = "CrashLoopBackOff"
 _STUCK = frozenset(
     {
-        "CrashLoopBackOff",
+        _LOOPING,
         "CreateContainerConfigError",
         "CreateContainerError",
         "ErrImageNeverPull",
@@ -149,13 +150,8 @@ class Children:
         if kind == DEPLOYMENTS.kind:
             self.deployments.pop(place, None)
             return Wake(group=group) if group is not None else None
-        pod = self.pods.pop(place, None)
-        if pod is None:
-            return None
-        self._pods_of[pod.group].discard(place)
-        if not self._pods_of[pod.group]:
-            del self._pods_of[pod.group]
-        return Wake(group=pod.group, gone=place[1])
+        pod = self._forget_pod(place)
+        return Wake(group=pod.group, gone=place[1]) if pod is not None else None
 
     def _of(self, kind: str) -> Mapping[Place, Any]:
         known: dict[str, Mapping[Place, Any]] = {
@@ -199,12 +195,22 @@ class Children:
         if group is None or (known is not None and known.version >= _version(found)):
             return None
         seen = PodSeen(_version(found), group, *_state(found))
+        self._forget_pod(place)
         self.pods[place] = seen
         self._pods_of[group].add(place)
         went_down = seen.down and not (known is not None and known.down)
-        if known is not None and (known.down, known.stuck) == (seen.down, seen.stuck):
+        if known is not None and replace(known, version=seen.version) == seen:
             return None
         return Wake(group=group, gone=place[1] if went_down else None)
+
+    def _forget_pod(self, place: Place) -> PodSeen | None:
+        """Forgets a pod. Returns what was known of it."""
+        pod = self.pods.pop(place, None)
+        if pod is not None:
+            self._pods_of[pod.group].discard(place)
+            if not self._pods_of[pod.group]:
+                del self._pods_of[pod.group]
+        return pod
 
 
 def _place(found: Json) -> Place:
@@ -253,13 +259,30 @@ def _state(pod: Json) -> tuple[bool, str | None]:
         return False, None
     first = next((s for s in states if s.get("name") == _agent_container(pod)), states[0])
     state = first.get("state") or {}
-    waiting = state.get("waiting") or {}
-    down = "terminated" in state or waiting.get("reason") == "CrashLoopBackOff"
-    if waiting.get("reason") not in _STUCK:
-        return down, None
-    last = ((first.get("lastState") or {}).get("terminated") or {}).get("exitCode")
-    why = waiting.get("message") or (f"exit code {last}" if last is not None else "")
-    return down, f"{pod['metadata']['name']}: {waiting['reason']}: {why}"[:_MESSAGE]
+    down = "terminated" in state or (state.get("waiting") or {}).get("reason") == _LOOPING
+    return down, _stuck(pod["metadata"]["name"], (*(status.get("initContainerStatuses") or ()), first))
+
+
+def _stuck(name: str, states: Iterable[Json]) -> str | None:
+    """Why the first of a pod's containers that does not start does not."""
+    for found in states:
+        waiting = (found.get("state") or {}).get("waiting") or {}
+        reason, why = waiting.get("reason"), waiting.get("message")
+        if reason == _LOOPING:
+            # that it is not started again just now is what everybody knows
+            why = _end((found.get("lastState") or {}).get("terminated") or {}) or why
+        if reason in _STUCK:
+            return ": ".join(filter(None, (name, reason, why)))[:_MESSAGE]
+    return None
+
+
+def _end(last: Json) -> str | None:
+    """How a container ended."""
+    if "exitCode" not in last:
+        return None
+    reason, words = last.get("reason", "Error"), str(last.get("message", "")).strip().splitlines()
+    more = reason if reason not in ("Error", "Completed") else words[-1] if words else ""
+    return f"exit code {last['exitCode']}" + (f" ({more})" if more else "")
 
 
 def _agent_container(pod: Json) -> str | None:
