@@ -259,19 +259,16 @@ class Engine:
             await self._context.status.write(resource, told, summed_up((REACHABLE, found)), {})
 
     async def _resync(self) -> None:
-        """Queues every key once in `rhythm.resync` seconds, spread evenly."""
+        """Queues every key once in `rhythm.resync` seconds, ± 10 %, spread evenly."""
         context = self._context
-        loop, every = asyncio.get_running_loop(), context.rhythm.resync
-        due: dict[ResourceKey, float] = {}
+        every = context.rhythm.resync
+        step = min(1.0, every / 10)
         while True:
-            await asyncio.sleep(min(1.0, every / 10))
-            now = loop.time()
-            present = tuple(context.store.keys())
-            due = {key: due[key] if key in due else now + every * self._random() for key in present}
-            for key, at in due.items():
-                if at <= now:
-                    due[key] = now + every * (0.9 + 0.2 * self._random())
-                    context.queue.add(key, Priority.RESYNC)
+            keys = tuple(context.store.keys())
+            steps = max(1, round(every * (0.9 + 0.2 * self._random()) / step))
+            for part in range(steps):
+                await asyncio.sleep(step)
+                context.queue_all(keys[part::steps], Priority.RESYNC)
 
 
 def _was_acted_on(resource: Known) -> bool:

@@ -19,9 +19,10 @@ from agentstream_operator.reconcile.consumers import measure_need, scales
 from agentstream_operator.reconcile.context import Context, is_same
 from agentstream_operator.reconcile.memory import AgentMemory, Cleaned
 from agentstream_operator.reconcile.queue import Priority
-from agentstream_operator.reconcile.store import agent_key
+from agentstream_operator.reconcile.store import agent_key, stream_of
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionType
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Pulse:
         self._context = context
         self._doubt = asyncio.Event()
         self._relist = asyncio.Event()
+        self._scaling: tuple[int, frozenset[ResourceKey]] = (-1, frozenset())
 
     def doubt(self) -> None:
         """A connection broke: looks at once whether the server is there."""
@@ -75,7 +77,8 @@ class Pulse:
         rhythm, streams = self._context.rhythm, self._context.store.streams
         parts = max(1, round(rhythm.quiet / rhythm.pulse))
         for part in itertools.cycle(range(parts)):
-            due = [s for n, s in enumerate(streams.values()) if n % parts == part or self._scales(s)]
+            scaling = self._scaling_streams()
+            due = [s for n, s in enumerate(streams.values()) if n % parts == part or s.key in scaling]
             await self._step(self.measure_those(due))
             await asyncio.sleep(rhythm.pulse)
 
@@ -181,13 +184,15 @@ class Pulse:
             )
         )
 
-    def _scales(self, stream: AgentStream) -> bool:
-        """Whether consumers are scaled by the backlog of a stream."""
+    def _scaling_streams(self) -> frozenset[ResourceKey]:
+        """The streams by whose backlog consumers are scaled."""
         store = self._context.store
-        return any(
-            any(other.spec.autoscaling is not None for other in store.groups_of_agent(declared.group))
-            for declared in store.declared(stream.key)
-        )
+        changes, found = self._scaling
+        if changes != store.changes:
+            scaled = (group for group in store.groups.values() if group.spec.autoscaling is not None)
+            found = frozenset(stream_of(o) for group in scaled for o in store.groups_of_agent(group))
+            self._scaling = store.changes, found
+        return found
 
     def _janitor_spec(self, stream: AgentStream) -> JanitorSpec:
         return janitor_spec(stream, [d.group for d in self._context.store.declared(stream.key)])

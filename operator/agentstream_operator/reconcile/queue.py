@@ -38,6 +38,7 @@ class WorkQueue(Generic[K]):
 
     Args:
         workers: how many keys are worked on at a time.
+        resyncs: how many of these may be resyncs: what is new must not wait for a turn of many of them.
         base: seconds before a key that failed is tried again; doubles with every further failure.
         cap: the longest such delay, in seconds.
         jitter: a number in [0, 1); delays are spread over their second half by it.
@@ -47,17 +48,20 @@ class WorkQueue(Generic[K]):
         self,
         *,
         workers: int = 256,
+        resyncs: int = 24,
         base: float = 0.1,
         cap: float = 30.0,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._workers = workers
+        self._resyncs = resyncs
         self._base = base
         self._cap = cap
         self._jitter = jitter
         self._ready: tuple[OrderedDict[K, float], ...] = tuple(OrderedDict() for _ in Priority)
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._active: set[K] = set()
+        self._resyncing: set[K] = set()
         self._again: dict[K, Priority] = {}
         self._failures: dict[K, int] = {}
         self._delayed: dict[K, asyncio.TimerHandle] = {}
@@ -160,13 +164,23 @@ class WorkQueue(Generic[K]):
             self._again[key] = Priority.EVENT
 
     async def _take(self) -> K:
-        while not any(self._ready):
+        while (priority := self._next()) is None:
             waiting = asyncio.get_running_loop().create_future()
             self._waiting.append(waiting)
             await waiting
-        key = next(keys for keys in self._ready if keys).popitem(last=False)[0]
+        key = self._ready[priority].popitem(last=False)[0]
         self._active.add(key)
+        if priority is Priority.RESYNC:
+            self._resyncing.add(key)
         return key
+
+    def _next(self) -> Priority | None:
+        """Of which priority the next key is to be; None if no key may be worked on now."""
+        for priority in Priority:
+            if self._ready[priority]:
+                full = priority is Priority.RESYNC and len(self._resyncing) >= self._resyncs
+                return None if full else priority
+        return None
 
     def _wake_one(self) -> None:
         while self._waiting:
@@ -177,6 +191,9 @@ class WorkQueue(Generic[K]):
 
     def _finish(self, key: K) -> None:
         self._active.discard(key)
+        if key in self._resyncing:
+            self._resyncing.discard(key)
+            self._wake_one()
         priority = self._again.pop(key, None)
         if priority is not None:
             self.add(key, priority)

@@ -48,10 +48,14 @@ class Store:
 
     Args:
         allowed: patterns of keys outside their namespace that streams may claim.
+
+    Attributes:
+        changes: how often a resource was taken up or forgotten.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         self._allowed = tuple(allowed)
+        self.changes = 0
         self.streams: dict[ResourceKey, AgentStream] = {}
         self.groups: dict[ResourceKey, ConsumerGroup] = {}
         self._unreadable: set[ResourceKey] = set()
@@ -68,6 +72,7 @@ class Store:
     def put(self, resource: Known) -> set[ResourceKey]:
         """Takes up a resource or its change. Returns the keys of all others whose plans may differ now."""
         key = resource.key
+        self.changes += 1
         self.readable(key)
         affected = self._unlink(key)
         if isinstance(resource, AgentStream):
@@ -85,6 +90,7 @@ class Store:
 
     def remove(self, key: ResourceKey) -> set[ResourceKey]:
         """Forgets a resource. Returns the keys of all whose plans may differ now."""
+        self.changes += 1
         self.readable(key)
         affected = self._unlink(key)
         self.streams.pop(key, None)
