@@ -140,24 +140,32 @@ class Team:
         }
         tls = ssl.create_default_context(cafile=self.server.ca_file)
         headers = {"Authorization": f"Bearer {self.server.token}"}
-        present, all_told = None, False
+        present: Json | None = None
+        all_told = told = False
         async with (
             aiohttp.ClientSession(headers=headers, read_bufsize=2**20) as session,
             session.get(self.server.url + self._path(kind), params=query, ssl=tls) as answer,
         ):
             assert answer.status == 200, await answer.text()
-            async for line in answer.content:
-                event = json.loads(line)
-                found = event["object"]
-                if event["type"] == "BOOKMARK":
-                    told_now = _ALL_TOLD in found["metadata"].get("annotations", {})
-                    if all_told or not told_now:
-                        continue
-                    all_told = True
-                else:
-                    present = None if event["type"] == "DELETED" else found
-                if all_told:
-                    yield present
+            assert answer.connection is not None
+            assert answer.connection.transport is not None
+            transport = answer.connection.transport
+            try:
+                async for line in answer.content:
+                    event = json.loads(line)
+                    found = event["object"]
+                    if event["type"] == "BOOKMARK":
+                        all_told = all_told or _ALL_TOLD in found["metadata"].get("annotations", {})
+                        if not all_told or told:
+                            continue
+                    else:
+                        present = None if event["type"] == "DELETED" else found
+                    if all_told:
+                        told = True
+                        yield present
+            finally:
+                # a polite end would outlive the test
+                transport.abort()
 
 
 def said(found: Json | None, about: str = "Ready") -> tuple[str, str, str]:
