@@ -201,7 +201,7 @@ class _Service:
         return probes.State(
             leads=self._leader.leads,
             health=engine.health if engine is not None else None,
-            missed=inventory.missed if inventory is not None else 0,
+            missed=inventory.missed_lately if inventory is not None else 0,
             watching=self._watching,
         )
 

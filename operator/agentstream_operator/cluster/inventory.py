@@ -62,6 +62,7 @@ class Inventory:
     Attributes:
         events: how many events came, by the plural of their kind.
         missed: changes that a list showed and no event had told of; 0 as long as the watches live.
+        missed_lately: those since a list last showed none.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Inventory:
         self._wake = wake
         self._versions: dict[ResourceKey, str] = {}
         self.events: Counter[str] = Counter()
-        self.missed = 0
+        self.missed = self.missed_lately = 0
 
     async def fill(self) -> None:
         """Lists everything once, children before the resources that they belong to.
@@ -129,20 +130,24 @@ class Inventory:
             ApiError: a list is refused.
             ClusterUnavailable: the API server does not answer.
         """
+        before = self.missed
         for kind in RESOURCES.values():
-            listed = {_key(kind, found): found for found in await self._list(kind)}
-            before = {key for key in self._versions if key.kind == kind.kind}
-            astray = [
-                key
-                for key, found in listed.items()
-                if self._versions.get(key) != found["metadata"]["resourceVersion"]
-            ]
-            vanished = before - listed.keys()
-            if not astray and not vanished:
-                continue
+            await self._compare(kind, grace)
+        missed = self.missed - before
+        self.missed_lately = self.missed_lately + missed if missed else 0
+
+    async def _compare(self, kind: ApiKind, grace: float) -> None:
+        listed = {_key(kind, found): found for found in await self._list(kind)}
+        astray = {
+            key
+            for key, found in listed.items()
+            if self._versions.get(key) != found["metadata"]["resourceVersion"]
+        }
+        astray |= {key for key in self._versions if key.kind == kind.kind} - listed.keys()
+        if astray:
             await asyncio.sleep(grace)
-            for key in {*astray, *vanished}:
-                await self._look(kind, key, listed.get(key))
+        for key in astray:
+            await self._look(kind, key, listed.get(key))
 
     async def _look(self, kind: ApiKind, key: ResourceKey, listed: Json | None) -> None:
         """Takes up what became of a resource, if no event has told of it by now."""
