@@ -34,6 +34,14 @@ async def reconcile_group(context: Context, key: ResourceKey) -> float | None:
         await context.cluster.delete_workload(key)
         return None
     stream = context.store.streams.get(stream_of(group))
+    if stream is not None and _is_about_to_be_looked_at(context, stream):
+        # once it is, its groups are, too
+        return None
+    return await _reconcile(context, group, stream)
+
+
+async def _reconcile(context: Context, group: ConsumerGroup, stream: AgentStream | None) -> float | None:
+    key = group.key
     seen, plan = await context.decide(stream, lambda seen: _plan(context, group, stream, seen))
     if plan.finalizer:
         await context.hold(group, wanted=True)
@@ -59,6 +67,12 @@ async def reconcile_group(context: Context, key: ResourceKey) -> float | None:
     if memory.refused is not None:
         raise TryAgain(memory.refused.message)
     return again
+
+
+def _is_about_to_be_looked_at(context: Context, stream: AgentStream) -> bool:
+    """Whether a stream waits for its first look, so that nothing can be said of its groups."""
+    first = context.memory.streams[stream.key].usable is None
+    return first and context.backend.trouble is None and context.queue.failures(stream.key) == 0
 
 
 def _plan(
