@@ -25,10 +25,15 @@ MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 _JSON = "application/json"
 _PAGE = 500
 _TIMEOUT = 15.0
+_SHOWN = 200
 _AT_A_TIME = 32
 """Requests under way: with more the API server only lets them wait."""
 
-_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+# 410: a list took so long that its moment is over
+_RETRIED = frozenset({408, 410, 429, 500, 502, 503, 504})
+
+_UNREADABLE = ("failed to create typed patch object", "failed to convert new object")
+"""How the API server begins to say, with code 500, that what is applied makes no sense."""
 
 Json = dict[str, Any]
 
@@ -204,7 +209,11 @@ _FORCED = {"fieldManager": FIELD_MANAGER, "force": "true"}
 
 
 def _object(data: bytes) -> Json:
-    found: Json = msgspec.json.decode(data)
+    try:
+        found: Json = msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        said = data.decode(errors="replace")[:_SHOWN]
+        raise ClusterUnavailable(f"the API server does not answer, but something else: {said}") from error
     return found
 
 
@@ -215,7 +224,7 @@ def _refuse(code: int, data: bytes) -> None:
         message = str(status["message"])
         causes = tuple(str(c.get("reason", "")) for c in (status.get("details") or {}).get("causes") or ())
     except (msgspec.DecodeError, KeyError, AttributeError, TypeError):
-        message, causes = data.decode(errors="replace")[:200], ()
-    if code in _RETRIED:
+        message, causes = data.decode(errors="replace")[:_SHOWN], ()
+    if code in _RETRIED and not message.startswith(_UNREADABLE):
         raise ClusterUnavailable(f"the API server answers {code}: {message}")
     raise ApiError(code, message, causes)
