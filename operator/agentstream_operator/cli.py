@@ -132,9 +132,9 @@ def operator(  # noqa: PLR0917 - the command line names its options
     from agentstream.wire import Endpoint  # noqa: PLC0415
     from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
     from agentstream_operator.logs import configure  # noqa: PLC0415
-    from agentstream_operator.service import Fatal, Options, run  # noqa: PLC0415
+    from agentstream_operator.service import Fatal, run  # noqa: PLC0415
+    from agentstream_operator.settings import Options, mistakes  # noqa: PLC0415
 
-    configure(log_format)
     options = Options(
         redis=Endpoint(redis_url, ca_file=str(redis_ca_file) if redis_ca_file is not None else None),
         namespaces=namespace or None,
@@ -143,6 +143,9 @@ def operator(  # noqa: PLR0917 - the command line names its options
         metrics_port=metrics_port,
         health_port=health_port,
     )
+    if wrong := list(mistakes(options)):
+        _fail(*wrong)
+    configure(log_format)
     try:
         asyncio.run(run(options))
     except NoCluster as error:

@@ -32,6 +32,7 @@ from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.serve import probes
 from agentstream_operator.serve.http import serving
 from agentstream_operator.serve.metrics import Metrics, Numbers
+from agentstream_operator.settings import Options
 from agentstream_operator.watches import watching
 
 _log = logging.getLogger(__name__)
@@ -42,27 +43,6 @@ _PATIENCE = 3.0
 _RETRY = 2.0
 _PORT = 6379
 RHYTHM = Rhythm(quiet=5.0, patience=5.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the operator is to do.
-
-    Attributes:
-        redis: where Redis or Valkey is, with the operator's credentials.
-        namespaces: those to watch; None for all.
-        installation: what its users and its Lease are named after.
-        allowed_keys: shell patterns of stream keys that any namespace may claim.
-        metrics_port: where metrics are served.
-        health_port: where probes are answered.
-    """
-
-    redis: Endpoint
-    namespaces: Sequence[str] | None
-    installation: str
-    allowed_keys: Sequence[str]
-    metrics_port: int
-    health_port: int
 
 
 class Fatal(Exception):  # noqa: N818 - it says what is wrong

@@ -1,0 +1,61 @@
+"""What `agentstream operator` is told, and what may be wrong with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from agentstream.wire import Endpoint
+
+_LABEL = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SCHEMES = ("redis", "rediss")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the operator is to do.
+
+    Attributes:
+        redis: where Redis or Valkey is, with the operator's credentials.
+        namespaces: those to watch; None for all.
+        installation: what its users and its Lease are named after.
+        allowed_keys: shell patterns of stream keys that any namespace may claim.
+        metrics_port: where metrics are served.
+        health_port: where probes are answered.
+    """
+
+    redis: Endpoint
+    namespaces: Sequence[str] | None
+    installation: str
+    allowed_keys: Sequence[str]
+    metrics_port: int
+    health_port: int
+
+
+def mistakes(options: Options) -> Iterator[str]:
+    """What is wrong with the options, a line each; never with a password in it."""
+    yield from _mistakes_in_url(options.redis.url)
+    if not _LABEL.fullmatch(options.installation):
+        yield f"--installation: {options.installation!r} is not a DNS label"
+    for namespace in options.namespaces or ():
+        if not _LABEL.fullmatch(namespace):
+            yield f"--namespace: {namespace!r} is not the name of a namespace"
+    if options.metrics_port == options.health_port != 0:
+        yield f"--metrics-port and --health-port: both are {options.health_port}"
+
+
+def _mistakes_in_url(url: str) -> Iterator[str]:
+    form = "write redis://USER:PASSWORD@HOST:PORT, or rediss:// for TLS"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        # the message would quote what may be a part of the password
+        yield f"--redis-url: the address cannot be read: encode what is special in the password ({form})"
+        return
+    if parts.scheme not in _SCHEMES or not host:
+        yield f"--redis-url: not the address of a server ({form})"
+    elif port == 0:
+        yield f"--redis-url: 0 is no port ({form})"

@@ -1,0 +1,40 @@
+"""What may be wrong with the operator's options."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agentstream.wire import Endpoint
+from agentstream_operator.settings import Options, mistakes
+
+GOOD = Options(Endpoint("redis://operator:s3cret@redis.example:6379"), None, "agentstream", (), 8080, 8081)
+
+
+def test_nothing_is_wrong_with_an_address_and_defaults() -> None:
+    assert list(mistakes(GOOD)) == []
+
+
+def test_any_free_port_may_be_asked_for_twice() -> None:
+    assert list(mistakes(replace(GOOD, metrics_port=0, health_port=0))) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"redis": Endpoint("redis.example:6379")}, "--redis-url: not the address of a server"),
+        ({"redis": Endpoint("redis://")}, "--redis-url: not the address of a server"),
+        ({"redis": Endpoint("http://redis.example")}, "--redis-url: not the address of a server"),
+        ({"redis": Endpoint("redis://redis.example:0")}, "--redis-url: 0 is no port"),
+        ({"redis": Endpoint("redis://o:s3cret#1@redis:6379")}, "--redis-url: the address cannot be read"),
+        ({"installation": "a.b"}, "--installation: 'a.b' is not a DNS label"),
+        ({"namespaces": ["team-a", "Team"]}, "--namespace: 'Team' is not the name of a namespace"),
+        ({"metrics_port": 8081}, "--metrics-port and --health-port: both are 8081"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line_without_the_password(change: dict[str, Any], expected: str) -> None:
+    (line,) = mistakes(replace(GOOD, **change))
+    assert line.startswith(expected)
+    assert "s3cret" not in line
