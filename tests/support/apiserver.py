@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import ssl
 import subprocess
 import sys
@@ -340,15 +339,15 @@ def _private_key() -> str:
 @contextlib.contextmanager
 def private_server() -> Iterator[ApiServer]:
     """A server of one's own with the CRDs, which may be killed and started again; nothing of it stays."""
-    directory = Path(tempfile.mkdtemp(prefix="agentstream-api-"))
-    server = ApiServer(programs(), directory)
-    try:
-        server.start()
-        server.apply_crds()
-        yield server
-    finally:
-        server.kill()
-        shutil.rmtree(directory)
+    binaries = programs()
+    with tempfile.TemporaryDirectory(prefix="agentstream-api-") as directory:
+        server = ApiServer(binaries, Path(directory))
+        try:
+            server.start()
+            server.apply_crds()
+            yield server
+        finally:
+            server.kill()
 
 
 @contextlib.contextmanager
