@@ -123,6 +123,7 @@ def _remember(context: Context, group: ConsumerGroup, seen: StreamSeen | None, p
 
 def _numbers(group: ConsumerGroup, memory: GroupMemory, seen: StreamSeen | None) -> dict[str, Any]:
     numbers: dict[str, Any] = {"group": group.group_name}
+    numbers.update(selector=None, replicas=None, desired_replicas=None)
     if group.has_workload:
         numbers["selector"] = f"{GROUP}/group={group.metadata.name}"
         numbers["replicas"] = memory.workload.ready if memory.workload is not None else 0

@@ -44,6 +44,10 @@ _ALARMS = frozenset(
     }
 )
 _SIGNIFICANT = 100
+_PROMPT = ("replicas", "desired_replicas")
+"""Numbers that others act on: who scales, and who waits for a rollout."""
+
+_SOON = 1.0
 _DERIVED = frozenset({"conditions", "observed_generation"})
 _PASSING = frozenset({Reason.RECONCILING})
 _PASSING_AT_FIRST = _PASSING | {Reason.STREAM_MISSING}
@@ -107,7 +111,8 @@ class StatusWriter:
             return None
         if status is not None and status.observed_generation == generation:
             moved = [f[:3] for f in findings] != [f[:3] for f in told.findings]
-            wait = told.written_at + self._rarely - clock
+            scaled = any(numbers[name] != getattr(status, name) for name in _PROMPT if name in numbers)
+            wait = told.written_at + (min(self._rarely, _SOON) if scaled else self._rarely) - clock
             if not moved and wait > 0:
                 return wait
         await self._alarm(resource, status, findings)

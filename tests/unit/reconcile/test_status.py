@@ -20,7 +20,7 @@ from agentstream_operator.reconcile.status import StatusWriter, rounded
 from agentstream_operator.resources.status import ConditionType, Reason
 from support.clock import run_virtually
 from support.cluster import MemoryCluster
-from support.resources import BORN, a_stream
+from support.resources import BORN, a_group, a_stream
 
 STREAM = a_stream()
 FINE = summed_up((REACHABLE, IN_SYNC, NO_CONFLICT))
@@ -55,6 +55,24 @@ class Case:
 )
 def test_numbers_have_two_significant_digits(number: int, shown: int) -> None:
     assert rounded(number) == shown
+
+
+def test_how_many_consumers_there_are_is_written_soon_and_what_they_have_to_do_rarely() -> None:
+    async def scenario() -> None:
+        case, group = Case(), a_group()
+
+        async def write(replicas: int, backlog: int) -> float | None:
+            numbers = {"replicas": replicas, "desired_replicas": replicas, "backlog": backlog}
+            return await case.writer.write(group, case.told, FINE, numbers)
+
+        await write(0, 0)
+        assert await write(0, 5) == 30
+        assert await write(2, 5) == 1
+        await asyncio.sleep(1)
+        assert await write(2, 5) is None
+        assert case.writes == 2
+
+    run_virtually(scenario())
 
 
 def test_what_did_not_change_is_not_written() -> None:
