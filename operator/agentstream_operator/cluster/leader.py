@@ -27,7 +27,7 @@ DURATION = 8
 _DEADLINE = 6.0
 """Seconds without a renewal after which the holder gives up, before anybody else may take over."""
 
-_EVERY = 2.0
+_EVERY, _SOON = 2.0, 0.5
 _ANSWER = 3.0
 _FAILURES = (ApiError, ClusterUnavailable, TimeoutError)
 
@@ -51,7 +51,7 @@ class Leader:
         self._name = name
         self._identity = identity
         self._seen: tuple[str, str] | None = None
-        self._seen_at = 0.0
+        self._seen_at = self._renewed_at = 0.0
         self._version = ""
         self._since = ""
         self.leads = False
@@ -78,26 +78,31 @@ class Leader:
                 await self._release()
 
     async def _renew(self) -> None:
-        clock = asyncio.get_running_loop().time
-        renewed = clock()
-        while clock() - renewed < _DEADLINE:
-            await asyncio.sleep(_EVERY)
-            began = clock()
-            if await self._try():
-                renewed = began
+        clock, due = asyncio.get_running_loop().time, self._renewed_at + _EVERY
+        with suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout_at(self._renewed_at + _DEADLINE):
+                    await asyncio.sleep(due - clock())
+                    began = clock()
+                    due = began + (_EVERY if await self._try() else _SOON)
         self.leads = False
         _log.error("the Lease %s could not be renewed", self._name)
 
     async def _try(self) -> bool:
         """Takes the Lease, or renews it. Returns whether it is ours now."""
+        began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(_ANSWER):
-                return await self._take()
+                taken = await self._take()
         except _FAILURES as error:
             _log.warning("the Lease %s: %s", self._name, str(error) or "no answer")
             # whatever became of the request, what is there is to be read again
             self._version = ""
             return False
+        if taken:
+            # others count from when it was written, which was not before
+            self._renewed_at = began
+        return taken
 
     async def _take(self) -> bool:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -144,7 +149,12 @@ class Leader:
 
     async def _release(self) -> None:
         """Lets the next one have the Lease at once."""
-        patch = {"metadata": {"resourceVersion": self._version}, "spec": {"holderIdentity": ""}}
         with suppress(*_FAILURES):
             async with asyncio.timeout(_ANSWER):
+                # a renewal that was cut short may have been done
+                found = await self._api.get(LEASES, self._namespace, self._name)
+                if found is None or found["spec"].get("holderIdentity") != self._identity:
+                    return
+                version = found["metadata"]["resourceVersion"]
+                patch = {"metadata": {"resourceVersion": version}, "spec": {"holderIdentity": ""}}
                 await self._api.merge(LEASES, self._namespace, self._name, patch)
