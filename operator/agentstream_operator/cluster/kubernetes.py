@@ -23,7 +23,7 @@ from agentstream_operator.cluster.port import (
     WorkloadSeen,
 )
 from agentstream_operator.cluster.references import References
-from agentstream_operator.cluster.secrets import Server, encoded_address, secret
+from agentstream_operator.cluster.secrets import AUTHORITY, Server, encoded_address, secret
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import API_VERSION, ResourceKey
 from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus, Reason
@@ -86,6 +86,8 @@ class KubernetesCluster:
                 made = await self._api.create(SECRETS, namespace, body)
             else:
                 body["metadata"]["resourceVersion"] = str(known.version)
+                # who vouched for another server says nothing of this one
+                body["data"] = {AUTHORITY: None, **body["data"]}
                 made = await self._api.merge(SECRETS, namespace, name, body)
         except ApiError as error:
             if error.code in (_NOT_FOUND, _CONFLICT):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from agentstream_operator.cluster.labels import (
     AGENT_LABEL,
@@ -15,6 +15,9 @@ from agentstream_operator.cluster.labels import (
     secret_name,
 )
 from agentstream_operator.cluster.port import Credentials, Owner
+
+AUTHORITY: Final = "ca.crt"
+"""The entry with who vouches for the server."""
 
 _TYPE = "servicebinding.io/redis"
 
@@ -53,7 +56,7 @@ def secret(
         "password": credentials.password,
     }
     if server.authority is not None:
-        entries["ca.crt"] = server.authority
+        entries[AUTHORITY] = server.authority
     return {
         "metadata": {
             "name": secret_name(credentials.agent),
@@ -90,7 +93,7 @@ def encoded_address(server: Server) -> tuple[str | None, str | None]:
 def address_in(found: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The address and the authority that a Secret names, in base64 as it holds them."""
     data = found.get("data") or {}
-    return data.get("uri"), data.get("ca.crt")
+    return data.get("uri"), data.get(AUTHORITY)
 
 
 def _encoded(text: str) -> str:
