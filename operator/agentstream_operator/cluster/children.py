@@ -49,6 +49,7 @@ class DeploymentSeen:
 
     Attributes:
         version: its resource version.
+        uid: another one of the same name has another.
         generation: counts the changes of its spec.
         revision: the digest of what was applied.
         replicas: how many pods are wanted.
@@ -58,6 +59,7 @@ class DeploymentSeen:
     """
 
     version: int
+    uid: str
     generation: int
     revision: str | None
     replicas: int
@@ -175,6 +177,7 @@ class Children:
         spec, status, metadata = found["spec"], found.get("status") or {}, found["metadata"]
         seen = DeploymentSeen(
             version=_version(found),
+            uid=metadata["uid"],
             generation=metadata.get("generation", 0),
             revision=(metadata.get("annotations") or {}).get(REVISION),
             replicas=spec.get("replicas", 1),

@@ -66,7 +66,7 @@ class KubernetesCluster:
         self._address = encoded_address(server)
         self._installation = installation
         self._identity = identity
-        self._generations: dict[ResourceKey, int] = {}
+        self._applied: dict[ResourceKey, tuple[str, int]] = {}
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         """The agent's Secret, if there is one. One that names another server seems to have no owner."""
@@ -132,15 +132,16 @@ class KubernetesCluster:
                 ) from error
             _refused(error, f"the Deployment {deployment_name(key.name)}")
             return
-        self._generations[key] = applied["metadata"]["generation"]
+        self._applied[key] = (applied["metadata"]["uid"], applied["metadata"]["generation"])
         self._children.put(applied)
 
     async def delete_workload(self, group: ResourceKey) -> None:
         """Deletes the Deployment of a group, if there is one of ours."""
-        self._generations.pop(group, None)
-        name = deployment_name(group.name)
-        if self._children.deployments.pop((group.namespace, name), None) is not None:
-            await self._api.delete(DEPLOYMENTS, group.namespace, name)
+        self._applied.pop(group, None)
+        place = (group.namespace, deployment_name(group.name))
+        if place in self._children.deployments:
+            await self._api.delete(DEPLOYMENTS, *place)
+            self._children.deployments.pop(place, None)
 
     async def pods(self, group: ConsumerGroup) -> Pods | None:
         """The pods of a group that has a template."""
@@ -203,8 +204,8 @@ class KubernetesCluster:
         known = self._children.deployment(group)
         if known is None:
             return False
-        applied = self._generations.get(group)
-        return not known.edited if applied is None else known.generation <= applied
+        uid, generation = self._applied.get(group, ("", 0))
+        return known.generation <= generation if known.uid == uid else not known.edited
 
     async def _look_at_secret(self, namespace: str, name: str) -> None:
         """Finds out what is there in place of the Secret that was expected, to be taken into account next.

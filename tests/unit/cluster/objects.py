@@ -46,6 +46,7 @@ def a_deployment(version: int = 1, *, group: str = "coder", replicas: int | None
     metadata = {
         "name": f"{group}-consumer",
         "namespace": "team",
+        "uid": f"{group}-1",
         "resourceVersion": str(version),
         "generation": 1,
         "labels": {MANAGED_BY: "agentstream", GROUP_LABEL: group},

@@ -1,0 +1,325 @@
+"""Groups' Deployments on a real API server: applied where they differ, and never somebody else's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from agentstream_operator.cluster.api import Api
+from agentstream_operator.cluster.kinds import ApiKind
+from agentstream_operator.cluster.port import (
+    ChildNotOurs,
+    ClusterRefused,
+    ClusterUnavailable,
+    Pods,
+    WorkloadSeen,
+)
+from cluster.adapter import Adapter, Json, adapter_of
+from cluster.team import Team
+from unit.resources.manifests import a_template
+
+NAME = "coder-consumer"
+
+
+@pytest.fixture
+async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
+    async with adapter_of(own_team) as connected:
+        yield connected
+
+
+def there(team: Team) -> Json:
+    """The Deployment of the group."""
+    found = team.get("Deployment", NAME)
+    assert found is not None
+    return found
+
+
+def image(team: Team) -> str:
+    """What the Deployment runs."""
+    found: str = there(team)["spec"]["template"]["spec"]["containers"][0]["image"]
+    return found
+
+
+def foreign(name: str = NAME) -> Json:
+    """A Deployment that is somebody else's."""
+    labels = {"app": "other"}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {
+            "replicas": 7,
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"containers": [{"name": "other", "image": "other:1"}]},
+            },
+        },
+    }
+
+
+# --- made, and made as they should be again ---
+
+
+async def test_a_deployment_runs_as_soon_as_it_is_applied(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    assert await adapter.cluster.workload(group) is None
+    await adapter.cluster.apply_workload(group, 2)
+    assert await adapter.cluster.workload(group) == WorkloadSeen(2, 0)
+    assert (there(adapter.team)["spec"]["replicas"], image(adapter.team)) == (2, "coder:1")
+
+
+async def test_what_is_as_it_should_be_is_not_written(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    await adapter.cluster.apply_workload(group, 2)
+    before = adapter.writes
+    await adapter.cluster.apply_workload(group, 2)
+    adapter.tell("Deployment", NAME)
+    await adapter.cluster.apply_workload(group, 2)
+    assert adapter.writes == before
+
+
+async def test_after_a_restart_what_is_as_it_should_be_is_not_written(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    await adapter.cluster.apply_workload(group, 2)
+    async with adapter_of(adapter.team) as other:
+        await other.listed()
+        assert await other.cluster.workload(group) == WorkloadSeen(2, 0)
+        await other.cluster.apply_workload(group, 2)
+        assert other.writes == 0
+
+
+async def test_another_number_or_template_is_applied(adapter: Adapter) -> None:
+    await adapter.cluster.apply_workload(adapter.group(template=a_template()), 2)
+    group = adapter.group(template=a_template(image="coder:2"))
+    await adapter.cluster.apply_workload(group, 0)
+    assert (there(adapter.team)["spec"]["replicas"], image(adapter.team)) == (0, "coder:2")
+    assert await adapter.cluster.workload(group) == WorkloadSeen(0, 0)
+
+
+async def test_what_somebody_edited_is_put_right(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    await adapter.cluster.apply_workload(group, 1)
+    adapter.team.kubectl("set", "image", f"deployment/{NAME}", "coder=other:1")
+    adapter.tell("Deployment", NAME)
+    assert await adapter.cluster.workload(group) == WorkloadSeen(1, 0, current=False)
+    await adapter.cluster.apply_workload(group, 1)
+    assert image(adapter.team) == "coder:1"
+    assert await adapter.cluster.workload(group) == WorkloadSeen(1, 0)
+
+
+async def test_what_was_edited_while_nobody_looked_is_put_right(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    await adapter.cluster.apply_workload(group, 1)
+    adapter.team.kubectl("set", "image", f"deployment/{NAME}", "coder=other:1")
+    async with adapter_of(adapter.team) as other:
+        await other.listed()
+        await other.cluster.apply_workload(group, 1)
+    assert image(adapter.team) == "coder:1"
+
+
+async def test_what_others_add_stays(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    await adapter.cluster.apply_workload(group, 1)
+    adapter.team.kubectl("rollout", "restart", f"deployment/{NAME}")
+    adapter.tell("Deployment", NAME)
+    await adapter.cluster.apply_workload(group, 1)
+    annotations = there(adapter.team)["spec"]["template"]["metadata"]["annotations"]
+    assert "kubectl.kubernetes.io/restartedAt" in annotations
+
+
+async def test_who_scaled_it_is_overruled(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    await adapter.cluster.apply_workload(group, 1)
+    adapter.team.kubectl("scale", f"deployment/{NAME}", "--replicas=5")
+    adapter.tell("Deployment", NAME)
+    seen = await adapter.cluster.workload(group)
+    assert seen is not None
+    assert seen.replicas == 5
+    await adapter.cluster.apply_workload(group, 1)
+    assert there(adapter.team)["spec"]["replicas"] == 1
+
+
+async def test_one_that_was_deleted_and_made_again_by_somebody_is_put_right(adapter: Adapter) -> None:
+    await adapter.cluster.apply_workload(adapter.group(template=a_template(image="coder:0")), 1)
+    group = adapter.group(template=a_template())
+    await adapter.cluster.apply_workload(group, 1)
+    copy = there(adapter.team)
+    for field in ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields"):
+        copy["metadata"].pop(field)
+    copy["spec"]["template"]["spec"]["containers"][0]["image"] = "other:1"
+    adapter.remove("Deployment", NAME)
+    adapter.team.create(copy)
+    adapter.tell("Deployment", NAME)
+    assert await adapter.cluster.workload(group) == WorkloadSeen(1, 0, current=False)
+    await adapter.cluster.apply_workload(group, 1)
+    assert image(adapter.team) == "coder:1"
+
+
+async def test_one_that_was_made_unheard_is_taken_up(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    async with adapter_of(adapter.team) as other:
+        await other.cluster.apply_workload(group, 1)
+    await adapter.cluster.apply_workload(group, 3)
+    assert there(adapter.team)["spec"]["replicas"] == 3
+
+
+async def test_one_that_was_deleted_unheard_is_made_again(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    await adapter.cluster.apply_workload(group, 1)
+    adapter.team.delete("Deployment", NAME)
+    await adapter.cluster.apply_workload(group, 2)
+    assert there(adapter.team)["spec"]["replicas"] == 2
+
+
+# --- somebody else's ---
+
+
+async def test_a_deployment_of_somebody_else_is_left_alone(adapter: Adapter) -> None:
+    adapter.team.create(foreign())
+    group = adapter.group(template=a_template())
+    with pytest.raises(
+        ChildNotOurs, match=f"the Deployment {NAME} belongs to somebody else: rename or delete"
+    ):
+        await adapter.cluster.apply_workload(group, 1)
+    await adapter.cluster.delete_workload(group.key)
+    assert there(adapter.team)["spec"]["replicas"] == 7
+
+
+async def test_a_deployment_that_somebody_makes_at_the_same_moment_is_left_alone(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = adapter.group(template=a_template())
+    get = Api.get
+
+    async def get_before(api: Api, kind: ApiKind, namespace: str, name: str) -> Json | None:
+        found = await get(api, kind, namespace, name)
+        adapter.team.create(foreign())
+        return found
+
+    monkeypatch.setattr(Api, "get", get_before)
+    with pytest.raises(ChildNotOurs, match=f"the Deployment {NAME} is not ours: .*conflict"):
+        await adapter.cluster.apply_workload(group, 1)
+    assert there(adapter.team)["spec"]["replicas"] == 7
+
+
+# --- refused ---
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (a_template(image=""), r"containers\[0\].image: Required value"),
+        (a_template(resurces={}), r"resurces: field not declared in schema"),
+        (a_template(env=[{"name": "A", "value": "1"}] * 2), r"duplicate entries for key"),
+        (a_template(resources={"limits": {"cpu": "lots"}}), r"quantities must match the regular expression"),
+        ({"spec": {**a_template()["spec"], "initContainers": "none"}}, r"initContainers: expected list"),
+        ({"spec": {**a_template()["spec"], "contaners": []}}, r"contaners: field not declared in schema"),
+        ({"spec": {**a_template()["spec"], "restartPolicy": "Never"}}, r"restartPolicy: Unsupported value"),
+    ],
+)
+async def test_a_template_that_makes_no_sense_is_refused_in_the_servers_words(
+    adapter: Adapter, template: Json, why: str
+) -> None:
+    group = adapter.group(template=template)
+    with pytest.raises(ClusterRefused, match=f"the Deployment {NAME} is refused: .*{why}"):
+        await adapter.cluster.apply_workload(group, 1)
+    assert await adapter.cluster.workload(group) is None
+
+
+async def test_in_a_namespace_that_ends_no_deployment_is_made(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    adapter.team.server.expect("DELETE", f"/api/v1/namespaces/{adapter.team.namespace}")
+    await adapter.cluster.apply_workload(group, 1)
+    assert adapter.team.list("Deployment") == []
+
+
+# --- deleted ---
+
+
+async def test_a_deployment_is_deleted_once(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    await adapter.cluster.apply_workload(group, 1)
+    await adapter.cluster.delete_workload(group.key)
+    assert adapter.team.get("Deployment", NAME) is None
+    before = adapter.writes
+    await adapter.cluster.delete_workload(group.key)
+    assert adapter.writes == before
+
+
+async def test_a_deletion_that_failed_is_done_at_the_next_try(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = adapter.group(template=a_template())
+    await adapter.cluster.apply_workload(group, 1)
+
+    async def fail(*_: Any) -> None:
+        raise ClusterUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Api, "delete", fail)
+        with pytest.raises(ClusterUnavailable):
+            await adapter.cluster.delete_workload(group.key)
+    await adapter.cluster.delete_workload(group.key)
+    assert adapter.team.get("Deployment", NAME) is None
+
+
+# --- pods ---
+
+
+async def test_pods_are_known_by_what_was_told_of_them(adapter: Adapter) -> None:
+    group = adapter.group(template=a_template())
+    assert await adapter.cluster.pods(group) == Pods(f"{NAME}-", frozenset())
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{NAME}-5f-x",
+            "labels": {"app.kubernetes.io/managed-by": "agentstream", "agentstream.dev/group": "coder"},
+        },
+        "spec": {"containers": [{"name": "coder", "image": "coder:1"}]},
+    }
+    adapter.team.create(pod)
+    await adapter.listed()
+    assert await adapter.cluster.pods(group) == Pods(f"{NAME}-", frozenset({f"{NAME}-5f-x"}))
+
+
+# --- Deployments that a group names ---
+
+
+async def test_a_named_deployment_is_scaled_and_else_left_as_it_is(adapter: Adapter) -> None:
+    adapter.team.create(foreign("mine"))
+    group = adapter.group(deploymentRef={"name": "mine"}, replicas=3)
+    assert await adapter.cluster.workload(group) == WorkloadSeen(7, 0)
+    before = adapter.team.get("Deployment", "mine") or {}
+    await adapter.cluster.apply_workload(group, 3)
+    assert await adapter.cluster.workload(group) == WorkloadSeen(3, 0)
+    after = adapter.team.get("Deployment", "mine") or {}
+    assert after["spec"] == {**before["spec"], "replicas": 3}
+    assert after["metadata"]["labels"] == before["metadata"]["labels"]
+    assert "ownerReferences" not in after["metadata"]
+
+
+async def test_a_named_deployment_that_is_not_there_is_not_made(adapter: Adapter) -> None:
+    group = adapter.group(deploymentRef={"name": "mine"}, replicas=3)
+    assert await adapter.cluster.workload(group) is None
+    await adapter.cluster.apply_workload(group, 3)
+    assert adapter.team.list("Deployment") == []
+
+
+async def test_a_named_deployment_that_may_not_be_scaled_so_is_told_of(adapter: Adapter) -> None:
+    adapter.team.create(foreign("mine"))
+    group = adapter.group(deploymentRef={"name": "mine"}, replicas=3)
+    with pytest.raises(
+        ClusterRefused, match=r"the Deployment mine is refused: .*must be greater than or equal"
+    ):
+        await adapter.cluster.apply_workload(group, -1)
+
+
+async def test_the_deployment_of_another_group_cannot_be_named(adapter: Adapter) -> None:
+    await adapter.cluster.apply_workload(adapter.group(template=a_template()), 1)
+    group = adapter.group("thief", deploymentRef={"name": NAME}, replicas=3)
+    with pytest.raises(ChildNotOurs, match=f"{NAME} runs the consumers of the ConsumerGroup coder"):
+        await adapter.cluster.workload(group)
