@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -22,7 +22,7 @@ from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
 
 FIELD_MANAGER = "agentstream"
 MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
-_JSON = "application/json"
+_JSON, _STEPS = "application/json", "application/json-patch+json"
 _PAGE = 500
 _TIMEOUT = 15.0
 _SHOWN = 200
@@ -55,6 +55,12 @@ class ApiError(ClusterRefused):
     def namespace_ends(self) -> bool:
         """Whether nothing can be made because the namespace is being deleted."""
         return self.code == 403 and "NamespaceTerminating" in self.causes  # noqa: PLR2004
+
+    @property
+    def another(self) -> bool:
+        """Whether a JSON patch was meant for an object that is another one by now."""
+        # what is wrong with the object itself would be listed
+        return self.code == 422 and not self.causes  # noqa: PLR2004
 
 
 class Api:
@@ -139,22 +145,27 @@ class Api:
             ApiError: the request is refused; with code 409 if a field is somebody else's.
             ClusterUnavailable: there is no answer.
         """
-        return _object(await self._apply(kind, body, "", force=force))
-
-    async def apply_status(self, kind: ApiKind, body: Json) -> None:
-        """Makes an object have this status, by server-side apply.
-
-        Raises:
-            ApiError: the request is refused; with code 409 if the uid is another one.
-            ClusterUnavailable: there is no answer.
-        """
-        await self._apply(kind, body, "status", force=True)
-
-    async def _apply(self, kind: ApiKind, body: Json, part: str, *, force: bool) -> bytes:
-        path = kind.path(body["metadata"]["namespace"], body["metadata"]["name"], part)
+        path = kind.path(body["metadata"]["namespace"], body["metadata"]["name"])
         query = _FORCED if force else _MANAGED
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
-        return await self._send("apply", kind, "PATCH", path, body, content=APPLY, query=query)
+        return _object(await self._send("apply", kind, "PATCH", path, body, content=APPLY, query=query))
+
+    async def replace_status(self, kind: ApiKind, namespace: str, name: str, uid: str, status: Json) -> None:
+        """Gives an object this status, if it is still the one with this uid.
+
+        Only a JSON patch can ask for that (https://www.rfc-editor.org/rfc/rfc6902): in all other changes of a
+        status the API server passes over the uid.
+
+        Raises:
+            ApiError: the request is refused; `another` if the uid is another one.
+            ClusterUnavailable: there is no answer.
+        """
+        steps: list[Json] = [
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "add", "path": "/status", "value": status},
+        ]
+        path = kind.path(namespace, name, "status")
+        await self._send("patch", kind, "PATCH", path, steps, content=_STEPS, query=_MANAGED)
 
     async def delete(self, kind: ApiKind, namespace: str, name: str) -> None:
         """Deletes an object, if there is one, and lets what belongs to it follow.
@@ -176,7 +187,7 @@ class Api:
         kind: ApiKind,
         method: str,
         path: str,
-        body: Json | None = None,
+        body: Json | Sequence[Json] | None = None,
         *,
         content: str = _JSON,
         query: Mapping[str, str] | None = None,

@@ -148,14 +148,14 @@ class KubernetesCluster:
         return Pods(f"{deployment_name(group.metadata.name)}-", self._children.alive(group.key))
 
     async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
-        """Applies a status; the uid lets nothing become of it if the resource is gone or another one."""
+        """Replaces a status, unless the resource is gone or another one."""
         key, uid = about
-        metadata = {"name": key.name, "namespace": key.namespace, "uid": uid}
-        body = {"metadata": metadata, "status": status.as_manifest()}
         try:
-            await self._api.apply_status(RESOURCES[key.kind], body)
+            await self._api.replace_status(
+                RESOURCES[key.kind], key.namespace, key.name, uid, status.as_manifest()
+            )
         except ApiError as error:
-            if error.code not in (_NOT_FOUND, _CONFLICT):
+            if error.code != _NOT_FOUND and not error.another:
                 raise ClusterRefused(f"the status of {key} is refused: {error}") from error
 
     async def set_finalizer(self, about: Owner, *, present: bool) -> None:

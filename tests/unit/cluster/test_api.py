@@ -25,7 +25,7 @@ CALLS: dict[str, Call] = {
     "create": lambda api: api.create(SECRETS, "team", BODY),
     "merge": lambda api: api.merge(LEASES, "team", "a", BODY),
     "apply": lambda api: api.apply(DEPLOYMENTS, BODY, force=True),
-    "apply_status": lambda api: api.apply_status(AGENTSTREAMS, BODY),
+    "replace_status": lambda api: api.replace_status(AGENTSTREAMS, "team", "a", "uid", {"length": 7}),
     "delete": lambda api: api.delete(SECRETS, "team", "a"),
 }
 call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -69,10 +69,10 @@ call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
             APPLY,
         ),
         (
-            CALLS["apply_status"],
+            CALLS["replace_status"],
             "PATCH",
-            f"{AGENTSTREAMS.path('team', 'a', 'status')}?fieldManager=agentstream&force=true",
-            APPLY,
+            f"{AGENTSTREAMS.path('team', 'a', 'status')}?fieldManager=agentstream",
+            "application/json-patch+json",
         ),
         (CALLS["delete"], "DELETE", "/api/v1/namespaces/team/secrets/a", "application/json"),
     ],
@@ -90,6 +90,15 @@ async def test_what_is_applied_names_its_kind() -> None:
     async with answering(says(200)) as server:
         await server.api.apply(DEPLOYMENTS, BODY, force=False)
         assert server.asked[0].body == {"apiVersion": "apps/v1", "kind": "Deployment", **BODY}
+
+
+async def test_a_status_is_for_one_object_only() -> None:
+    async with answering(says(200)) as server:
+        await CALLS["replace_status"](server.api)
+        assert server.asked[0].body == [
+            {"op": "test", "path": "/metadata/uid", "value": "uid"},
+            {"op": "add", "path": "/status", "value": {"length": 7}},
+        ]
 
 
 async def test_names_cannot_lead_elsewhere() -> None:
@@ -175,7 +184,7 @@ async def test_an_object_that_is_not_there_is_no_refusal(name: str) -> None:
         assert await CALLS[name](server.api) is None
 
 
-@pytest.mark.parametrize("name", ["list", "create", "merge", "apply", "apply_status"])
+@pytest.mark.parametrize("name", ["list", "create", "merge", "apply", "replace_status"])
 async def test_that_something_is_missing_is_told_where_it_matters(name: str) -> None:
     async with answering(refuses(404, "not found")) as server:
         with pytest.raises(ApiError) as refused:
@@ -205,6 +214,23 @@ async def test_an_object_that_cannot_be_read_is_refused_and_not_tried_as_if_the_
         with pytest.raises(ApiError) as refused:
             await CALLS["apply"](server.api)
     assert (str(refused.value), refused.value.code) == (message, 500)
+
+
+@pytest.mark.parametrize(
+    ("answer", "another"),
+    [
+        (refuses(422, "the server rejected our request due to an error in our request"), True),
+        (refuses(422, "status.length: Invalid value", "FieldValueInvalid"), False),
+        (refuses(403, "you may not"), False),
+    ],
+)
+async def test_a_status_for_another_object_is_told_from_one_that_is_wrong(
+    answer: Answer, *, another: bool
+) -> None:
+    async with answering(answer) as server:
+        with pytest.raises(ApiError) as refused:
+            await CALLS["replace_status"](server.api)
+    assert refused.value.another is another
 
 
 # --- away ---
