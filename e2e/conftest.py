@@ -50,6 +50,9 @@ def cluster(
             cluster.create(directory)
         cluster.load(archive)
         archive.unlink()
+        if kept:
+            # new pods, of the new images
+            Installation(cluster).install(f"podAnnotations.run={secrets.token_hex(3)}")
         yield cluster
     finally:
         if not kept and not os.environ.get("KEEP_CLUSTER"):
@@ -60,8 +63,7 @@ def cluster(
 def installation(cluster: Cluster) -> Installation:
     """The chart, installed."""
     installation = Installation(cluster)
-    if not installation.is_installed():
-        installation.install()
+    installation.ensure()
     return installation
 
 
@@ -84,7 +86,7 @@ def make_namespace(cluster: Cluster) -> Iterator[Callable[[], Kubectl]]:
 
     yield make
     for name in made:
-        cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=120s", timeout=130)
+        cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
 
 
 @pytest.fixture

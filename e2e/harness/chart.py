@@ -54,10 +54,11 @@ class Installation:
             *(word for value in values for word in ("--set", value)),
         )
 
-    def is_installed(self) -> bool:
-        """Whether the release is there as `install` leaves it."""
+    def ensure(self) -> None:
+        """Installs the chart unless that is done."""
         found = json.loads(self._helm("list", "--filter", f"^{NAME}$", "--output", "json"))
-        return [release["status"] for release in found] == ["deployed"]
+        if [release["status"] for release in found] != ["deployed"]:
+            self.install()
 
     def uninstall(self) -> None:
         """Uninstalls it, and waits until it is gone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,15 @@ class Kubectl:
         Raises:
             AssertionError: it takes them.
         """
-        try:
-            self.apply(*manifests)
-        except CommandFailed as error:
-            return error.output
-        raise AssertionError("they were taken")
+        return _refusal(lambda: self.apply(*manifests))
+
+    def refuses_patch(self, what: str, change: Manifest) -> str:
+        """What kubectl says to a change that the API server does not take.
+
+        Raises:
+            AssertionError: it takes it.
+        """
+        return _refusal(lambda: self.patch(what, change))
 
     def events(self, reason: str, about: str = "") -> list[str]:
         """The messages of events with a reason, about any object or the one of this name."""
@@ -117,3 +121,11 @@ def in_effect(resource: Manifest) -> bool:
         ready.get("status") == "True"
         and ready.get("observedGeneration") == resource["metadata"]["generation"]
     )
+
+
+def _refusal(attempt: Callable[[], str]) -> str:
+    try:
+        attempt()
+    except CommandFailed as error:
+        return error.output
+    raise AssertionError("it was taken")

@@ -172,7 +172,11 @@ class Load:
         )
 
     def close(self) -> None:
-        """Closes the connection to the ledger."""
+        """Ends the sender and the ledger, whose port the next load needs."""
+        self._hang_up()
+        self.kubectl("delete", "service/load", "deployment/load", "--ignore-not-found")
+
+    def _hang_up(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -201,7 +205,7 @@ class Load:
             if not line:
                 raise ConnectionResetError("the ledger hung up")
         except OSError:
-            self.close()
+            self._hang_up()
             raise
         return json.loads(line)
 

@@ -32,7 +32,10 @@ class Machine:
         self, *command: str | Path, kubeconfig: Path | None = None, stdin: str = "", timeout: float = 60
     ) -> str:
         """Runs a command with the machine's programs; as `shell.run`."""
-        env = {"PATH": self.path} | ({"KUBECONFIG": str(kubeconfig)} if kubeconfig is not None else {})
+        env = {"PATH": self.path}
+        if kubeconfig is not None:
+            # whatever is remembered of the cluster goes with it, too
+            env |= {"KUBECONFIG": str(kubeconfig), "KUBECACHEDIR": str(kubeconfig.with_name("cache"))}
         return run(*command, stdin=stdin, env=env, timeout=timeout)
 
 
