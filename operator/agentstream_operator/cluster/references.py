@@ -73,6 +73,7 @@ class References:
             self._seen[place] = None
             return
         if is_ours(found["metadata"]):
+            self._seen.pop(place, None)
             owner = found["metadata"]["labels"].get(GROUP_LABEL)
             raise ChildNotOurs(f"the Deployment {place[1]} runs the consumers of the ConsumerGroup {owner}")
         status = found.get("status") or {}
