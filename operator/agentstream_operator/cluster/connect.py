@@ -12,9 +12,12 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import kube_config
 from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.incluster_config import load_incluster_config
+from yaml import YAMLError
 
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _POOL = 64
+# the client takes a kubeconfig for what it should be until it meets what it is not
+_UNUSABLE = (ConfigException, YAMLError, OSError, LookupError, TypeError, ValueError)
 
 
 class NoCluster(Exception):  # noqa: N818 - it says what is wrong
@@ -55,12 +58,12 @@ async def connect() -> Connection:
             await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
                 client_configuration=configuration
             )
-    except (ConfigException, OSError) as error:
+        configuration.connection_pool_maxsize = _POOL
+        # else each request asks for proxies and a .netrc, which costs more than the request
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
+        return Connection(ApiClient(configuration), in_cluster, _namespace(in_cluster=in_cluster))
+    except _UNUSABLE as error:
         raise NoCluster(f"no cluster: run it in a pod, or set KUBECONFIG ({error})") from error
-    configuration.connection_pool_maxsize = _POOL
-    # else each request asks for proxies and a .netrc, which costs more than the request
-    configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
-    return Connection(ApiClient(configuration), in_cluster, _namespace(in_cluster=in_cluster))
 
 
 def _is_pod() -> bool:
