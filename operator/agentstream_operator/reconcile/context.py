@@ -151,8 +151,11 @@ class Context:
         seen = await self.broker.observe(stream.stream_key, [d.name for d in declared])
         memory = self.memory.streams.get(stream.key)
         if memory is not None and at >= memory.seen_at:
-            before = memory.seen
+            before, shown = memory.seen, memory.shown
             memory.seen = memory.shown = seen
+            if shown is not None and shown.type != "none" and seen.type == "none":
+                # whoever looked: it is the stream's to put right
+                self.queue.add(stream.key, Priority.EVENT)
             memory.seen_at, memory.now = at, seen.now
             _follow_rate(memory, before, seen)
             for key, group, name in declared:

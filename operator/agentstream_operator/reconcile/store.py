@@ -133,9 +133,9 @@ class Store:
         return oldest(other for key in claims if may_claim(other := self.streams[key], self._allowed))
 
     def group_winner(self, group: ConsumerGroup) -> ConsumerGroup:
-        """The oldest ConsumerGroup that claims the same group of the same stream."""
+        """The oldest ConsumerGroup that claims the same group of the same stream; itself if it is gone."""
         name = group.group_name
-        return next(d.group for d in self.declared(stream_of(group)) if d.name == name)
+        return next((d.group for d in self.declared(stream_of(group)) if d.name == name), group)
 
     def declared(self, stream: ResourceKey) -> tuple[Declared, ...]:
         """The groups that have their place on a stream, by name."""
