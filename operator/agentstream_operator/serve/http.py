@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -29,13 +30,20 @@ async def serving(port: int, answers: Mapping[str, Answer]) -> AsyncIterator[int
     for path, answer in answers.items():
         app.router.add_get(path, _handler(answer))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, port=port)
-        await site.start()
-        yield int(runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
+    with _listening(port) as listener:
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener).start()
+            yield int(listener.getsockname()[1])
+        finally:
+            await runner.cleanup()
+
+
+def _listening(port: int) -> socket.socket:
+    """A socket on all interfaces, for both families of addresses if there are two, with one port for both."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 def _handler(answer: Answer) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -1,0 +1,73 @@
+"""What the probes say of the operator: whether a restart would help, and whether it does its work."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentstream_operator.reconcile.health import Health
+from agentstream_operator.serve.probes import MISSED, STUCK, State, live, probe, ready
+
+
+def health(
+    *, trouble: str | None = None, complete: bool = True, oldest: float = 0.0, waiting: int = 0
+) -> Health:
+    """A healthy engine, but for this."""
+    return Health(trouble, complete, waiting, oldest, round_trips=7)
+
+
+WELL = State(leads=True, health=health())
+STANDBY = State(leads=False)
+UNREACHABLE = State(leads=True, health=health(trouble="refused"))
+STARTING = State(leads=True)
+LISTING = State(leads=True, health=health(complete=False))
+BUSY = State(leads=True, health=health(waiting=10_000, oldest=STUCK))
+STUCK_FAST = State(leads=True, health=health(waiting=1, oldest=STUCK + 1))
+NEARLY_DEAF = State(leads=True, health=health(), missed=MISSED - 1)
+DEAF = State(leads=True, health=health(), missed=MISSED)
+BLIND = State(leads=True, health=health(), watching=False)
+
+
+@pytest.mark.parametrize("state", [WELL, STANDBY, STARTING, LISTING, BUSY, NEARLY_DEAF, UNREACHABLE])
+def test_a_restart_would_not_help_one_that_works_or_waits(state: State) -> None:
+    assert live(state) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (STUCK_FAST, "a resource has waited for 301 s to be looked at"),
+        (DEAF, "the watches missed 3 changes"),
+        (BLIND, "the watches have ended"),
+    ],
+)
+def test_one_that_hangs_or_hears_nothing_is_not_alive_and_does_no_work(state: State, why: str) -> None:
+    assert live(state) == why
+    assert ready(state) == why
+
+
+@pytest.mark.parametrize("state", [WELL, STANDBY, BUSY, NEARLY_DEAF])
+def test_one_that_works_or_waits_for_the_lease_is_ready(state: State) -> None:
+    assert ready(state) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (STARTING, "starting"),
+        (LISTING, "listing what is there"),
+        (UNREACHABLE, "Redis or Valkey does not answer: refused"),
+    ],
+)
+def test_one_that_cannot_work_yet_says_what_it_waits_for(state: State, why: str) -> None:
+    assert ready(state) == why
+
+
+def test_what_comes_first_is_told_first() -> None:
+    both = State(leads=True, health=health(trouble="refused", complete=False))
+    assert ready(both) == "listing what is there"
+
+
+def test_a_probe_is_answered_with_a_code_and_a_text() -> None:
+    assert probe(None) == (200, "text/plain; charset=utf-8", b"ok\n")
+    assert probe(None, "leads") == (200, "text/plain; charset=utf-8", b"leads\n")
+    assert probe("störrisch") == (503, "text/plain; charset=utf-8", "störrisch\n".encode())
