@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from harness.kind import Cluster
 from harness.kubectl import Kubectl
@@ -70,9 +71,13 @@ class Installation:
 
     def operator_pods(self) -> list[str]:
         """Names of the operator's pods that are not being deleted."""
-        labels = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/component=operator"
-        pods = self.kubectl.items("pods", "--selector", labels)
-        return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        return [p["metadata"]["name"] for p in self._operators() if "deletionTimestamp" not in p["metadata"]]
+
+    def operator_runs(self) -> set[str]:
+        """What names the operator's processes: those of another run have other names."""
+        return {
+            status["containerID"] for p in self._operators() for status in p["status"]["containerStatuses"]
+        }
 
     def scale_operator(self, replicas: int) -> None:
         """Has so many operators run, and waits until they do."""
@@ -81,6 +86,10 @@ class Installation:
             self.kubectl("rollout", "status", f"deployment/{NAME}", "--timeout=120s", timeout=130)
         else:
             until(lambda: not self.operator_pods())
+
+    def _operators(self) -> list[Any]:
+        labels = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/component=operator"
+        return self.kubectl.items("pods", "--selector", labels)
 
     def _helm(self, *arguments: str) -> str:
         return self.cluster.machine.run(

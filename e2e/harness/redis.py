@@ -36,6 +36,10 @@ class Redis:
         """Whether there is something under a key."""
         return self("EXISTS", key) == ["1"]
 
+    def run(self) -> str:
+        """What names the server's process: the one that takes its place has another name."""
+        return next(line for line in self("INFO", "server") if line.startswith("run_id:")).strip()
+
     def users(self) -> list[str]:
         """Names of the agents' users."""
         return [name for name in self("ACL", "USERS") if name not in {"default", "operator"}]
