@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from agentstream_operator.cluster.kinds import ApiKind
 from agentstream_operator.controller import Tell, watch
 
+_log = logging.getLogger(__name__)
 _STOP_WITHIN = 10.0
 
 
@@ -77,7 +79,10 @@ class _Passing:
             events = tuple(self._waiting)
             self._waiting.clear()
         for event in events:
-            self._tell(*event)
+            try:
+                self._tell(*event)
+            except Exception:  # noqa: BLE001 - those after it are of other objects
+                _log.exception("an event of %s was not understood", event[0].plural)
 
 
 def _settle(ended: asyncio.Future[None], failure: BaseException | None) -> None:
