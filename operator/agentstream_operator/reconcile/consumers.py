@@ -95,7 +95,8 @@ async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bo
         memory.refused = Trouble(error.reason, str(error))
     else:
         memory.refused = None
-    memory.missing = group.spec.deployment_ref is not None and memory.workload is None
+    unknown = memory.workload is None and memory.refused is None
+    memory.missing = group.spec.deployment_ref is not None and unknown
     return (before, missing) != (memory.refused, memory.missing)
 
 

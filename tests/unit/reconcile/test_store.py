@@ -104,3 +104,22 @@ def test_the_oldest_group_with_a_workload_works_for_those_without() -> None:
     assert store.served_by(host) == [host, guest]
     assert store.served_by(second) == [second]
     assert store.served_by(stranger) == [stranger]
+
+
+def test_the_oldest_group_that_names_a_deployment_scales_it() -> None:
+    ref = {"name": "mine"}
+    older, younger = (
+        a_group(name, deploymentRef=ref, age=age) for name, age in (("older", 2), ("younger", 1))
+    )
+    elsewhere = a_group("elsewhere", "other", deploymentRef=ref, age=9)
+    bystander = a_group("bystander", deploymentRef={"name": "another"}, age=9)
+    store = store_of(younger, elsewhere, bystander)
+    assert store.scales_deployment(younger) is younger
+    assert store.put(older) >= {younger.key}
+    assert [store.scales_deployment(group) for group in (older, younger)] == [older, older]
+    assert store.put(a_group("older", age=2)) >= {younger.key}
+    assert store.scales_deployment(younger) is younger
+
+
+def test_a_group_that_names_no_deployment_scales_none() -> None:
+    assert store_of(a_group(template=TEMPLATE)).scales_deployment(a_group(template=TEMPLATE)) is None
