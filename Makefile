@@ -56,8 +56,9 @@ generate: .venv/dev ## Write what is generated: CRDs, message schema, reference 
 
 check: lint coverage ## What CI runs: lint, and all tests with their coverage.
 
-bench: .venv/dev ## Measure reconciling a thousand resources.
+bench: .venv/dev $(HELMS) ## Measure reconciling a thousand resources, also on a real API server.
 	$(RUN) python bench/reconcile.py
+	$(RUN) python bench/kubernetes.py
 
 e2e: .venv/dev ## Prove it on a real cluster with the chart in it; E2E holds arguments of pytest.
 	$(RUN) pytest -o testpaths=e2e -o pythonpath=e2e -v $(E2E)

@@ -86,5 +86,6 @@ def test_a_service_account_may_do_what_it_is_allowed_and_the_server_records_who_
         ("get", "agentstreams", "tasks", 200, False),
         ("delete", "agentstreams", "tasks", 403, True),
     ]
-    deletions = [r for r in api_server.requests_since(before) if r.verb == "delete" and r.code == 200]
+    requests = [r for r in api_server.requests_since(before) if r.namespace == kubectl.namespace]
+    deletions = [request for request in requests if request.verb == "delete" and request.code == 200]
     assert [(r.user, r.namespace) for r in deletions] == [(ADMIN, kubectl.namespace)]

@@ -12,13 +12,8 @@ from support.servers import Server
 from unit.resources.manifests import a_group, a_stream, a_template
 
 NEEDED_OTHERWISE = {
-    # the API server asks about these: an owner reference may block its owner, and applying may make an object
-    ("update", "agentstreams/finalizers"),
-    ("update", "consumergroups/finalizers"),
+    # applying may make an object, and the API server asks about it
     ("create", "deployments"),
-    # what other clients do to what we patch
-    ("update", "leases"),
-    ("get", "deployments/scale"),
 }
 
 

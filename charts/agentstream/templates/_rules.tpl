@@ -6,10 +6,6 @@
 - apiGroups: [agentstream.dev]
   resources: [agentstreams/status, consumergroups/status]
   verbs: [patch]
-# an owner reference that blocks the owner's deletion needs this
-- apiGroups: [agentstream.dev]
-  resources: [agentstreams/finalizers, consumergroups/finalizers]
-  verbs: [update]
 # one per agent: how it reaches the server
 - apiGroups: [""]
   resources: [secrets]
@@ -26,7 +22,7 @@
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [apps]
   resources: [deployments/scale]
-  verbs: [get, patch]
+  verbs: [patch]
 {{- end -}}
 
 {{/* What removing the finalizers takes. */}}

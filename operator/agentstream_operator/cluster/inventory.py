@@ -79,7 +79,7 @@ class Inventory:
         self._reconciler = reconciler
         self._wake = wake
         self._versions: dict[ResourceKey, str] = {}
-        self.events: Counter[str] = Counter()
+        self.events: Counter[str] = Counter({kind.plural: 0 for kind in (*RESOURCES.values(), *CHILDREN)})
         self.missed = self.missed_lately = 0
 
     async def fill(self) -> None:

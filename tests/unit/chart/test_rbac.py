@@ -12,16 +12,14 @@ OPERATOR = {
     ("agentstream.dev", "consumergroups", ""): {"get", "list", "watch", "patch"},
     ("agentstream.dev", "agentstreams/status", ""): {"patch"},
     ("agentstream.dev", "consumergroups/status", ""): {"patch"},
-    ("agentstream.dev", "agentstreams/finalizers", ""): {"update"},
-    ("agentstream.dev", "consumergroups/finalizers", ""): {"update"},
     ("", "secrets", ""): {"get", "list", "watch", "create", "patch", "delete"},
     ("", "pods", ""): {"list", "watch"},
     ("", "events", ""): {"create"},
     ("apps", "deployments", ""): {"get", "list", "watch", "create", "patch", "delete"},
-    ("apps", "deployments/scale", ""): {"get", "patch"},
+    ("apps", "deployments/scale", ""): {"patch"},
 }
 LEADER = {
-    ("coordination.k8s.io", "leases", "agentstream-agentstream"): {"get", "update", "patch"},
+    ("coordination.k8s.io", "leases", "agentstream-agentstream"): {"get", "patch"},
     ("coordination.k8s.io", "leases", ""): {"create"},
 }
 HOOK = {
@@ -30,7 +28,7 @@ HOOK = {
 }
 STOP = {
     ("apps", "deployments", "agentstream"): {"get"},
-    ("apps", "deployments/scale", "agentstream"): {"get", "patch"},
+    ("apps", "deployments/scale", "agentstream"): {"patch"},
 }
 
 

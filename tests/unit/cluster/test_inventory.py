@@ -175,7 +175,7 @@ async def test_what_the_watches_tell_of_at_the_start_is_known_already() -> None:
     watched.inventory.tell(SECRETS, None, a_secret())
     assert watched.reconciler.told == ["put tasks"]
     assert watched.woken == []
-    assert watched.inventory.events == {"agentstreams": 1, "secrets": 1}
+    assert +watched.inventory.events == {"agentstreams": 1, "secrets": 1}
 
 
 # --- events ---
@@ -268,7 +268,7 @@ def test_changes_of_children_wake_whom_they_concern() -> None:
         Wake(group=CODER),
         Wake(group=CODER, gone="a"),
     ]
-    assert watched.inventory.events == {"secrets": 1, "deployments": 1, "pods": 3}
+    assert +watched.inventory.events == {"secrets": 1, "deployments": 1, "pods": 3}
 
 
 # --- what matters of a change ---
