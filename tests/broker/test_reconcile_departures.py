@@ -55,9 +55,6 @@ def claim(admin: redis.Redis, key: str = KEY, group: str = "coder") -> list[str]
     return [entry for entry, _ in reply[1]]
 
 
-# --- a pod has ended ---
-
-
 async def test_what_a_pod_held_may_be_taken_over_at_once(server: Server, admin: redis.Redis) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
@@ -148,9 +145,6 @@ async def test_without_the_server_leases_end_by_themselves(
         with caplog.at_level(logging.INFO):
             await op.engine.departed(GROUP.key, GONE)
         assert f"what {GONE} held waits for its leases to end" in caplog.text
-
-
-# --- names ---
 
 
 async def test_the_names_of_a_pod_that_held_nothing_are_gone_at_once(
@@ -252,9 +246,6 @@ async def test_while_the_server_is_away_nobody_looks(private_server: Server) -> 
             private_server.start()
             claim(admin)
             await until(lambda: f"{GONE}.1" not in consumers(admin))
-
-
-# --- pods that ended while nobody looked ---
 
 
 @pytest.fixture

@@ -90,9 +90,6 @@ def replicas(cluster: Deployments) -> int:
     return cluster.there["mine"].replicas
 
 
-# --- scaling what is there ---
-
-
 async def test_a_named_deployment_gets_the_replicas_of_the_group(server: Server) -> None:
     cluster = Deployments()
     async with operator(server.url, cluster=cluster) as op:
@@ -156,9 +153,6 @@ async def test_a_deployment_stays_when_its_group_goes(server: Server) -> None:
         await until(lambda: replicas(cluster) == 3)
         await op.delete(GROUP)
         assert replicas(cluster) == 3
-
-
-# --- missing, or another group's ---
 
 
 async def test_a_deployment_that_is_missing_is_told_of_until_it_is_there(server: Server) -> None:
@@ -227,9 +221,6 @@ async def test_a_deployment_that_runs_another_groups_consumers_is_not_said_to_be
         await until(lambda: replicas(cluster) == 3)
 
 
-# --- from a template to a Deployment, and back ---
-
-
 async def test_a_group_that_names_a_deployment_instead_of_a_template_gives_up_its_own(
     server: Server,
 ) -> None:
@@ -265,9 +256,6 @@ async def test_consumers_that_somebody_edited_are_applied_again(server: Server) 
         cluster.workloads[group.key] = WorkloadSeen(1, 1, current=False)
         op.engine.look_at_group(group.key)
         await until(lambda: cluster.workloads[group.key].current)
-
-
-# --- children that are refused ---
 
 
 async def test_a_template_that_is_refused_is_told_tried_again_and_recovers(server: Server) -> None:

@@ -60,9 +60,6 @@ def foreign(name: str = NAME) -> Json:
     }
 
 
-# --- made, and made as they should be again ---
-
-
 async def test_a_deployment_runs_as_soon_as_it_is_applied(adapter: Adapter) -> None:
     group = adapter.group(template=a_template())
     assert await adapter.cluster.workload(group) is None
@@ -174,9 +171,6 @@ async def test_one_that_was_deleted_unheard_is_made_again(adapter: Adapter) -> N
     assert there(adapter.team)["spec"]["replicas"] == 2
 
 
-# --- somebody else's ---
-
-
 async def test_a_deployment_of_somebody_else_is_left_alone(adapter: Adapter) -> None:
     adapter.team.create(foreign())
     group = adapter.group(template=a_template())
@@ -203,9 +197,6 @@ async def test_a_deployment_that_somebody_makes_at_the_same_moment_is_left_alone
     with pytest.raises(ChildNotOurs, match=f"the Deployment {NAME} is not ours: .*conflict"):
         await adapter.cluster.apply_workload(group, 1)
     assert there(adapter.team)["spec"]["replicas"] == 7
-
-
-# --- refused ---
 
 
 @pytest.mark.parametrize(
@@ -236,9 +227,6 @@ async def test_in_a_namespace_that_ends_no_deployment_is_made(adapter: Adapter) 
     assert adapter.team.list("Deployment") == []
 
 
-# --- deleted ---
-
-
 async def test_a_deployment_is_deleted_once(adapter: Adapter) -> None:
     group = adapter.group(template=a_template())
     await adapter.cluster.apply_workload(group, 1)
@@ -266,9 +254,6 @@ async def test_a_deletion_that_failed_is_done_at_the_next_try(
     assert adapter.team.get("Deployment", NAME) is None
 
 
-# --- pods ---
-
-
 async def test_pods_are_known_by_what_was_told_of_them(adapter: Adapter) -> None:
     group = adapter.group(template=a_template())
     assert await adapter.cluster.pods(group) == Pods(f"{NAME}-", frozenset())
@@ -284,9 +269,6 @@ async def test_pods_are_known_by_what_was_told_of_them(adapter: Adapter) -> None
     adapter.team.create(pod)
     await adapter.listed()
     assert await adapter.cluster.pods(group) == Pods(f"{NAME}-", frozenset({f"{NAME}-5f-x"}))
-
-
-# --- Deployments that a group names ---
 
 
 async def test_a_named_deployment_is_scaled_and_else_left_as_it_is(adapter: Adapter) -> None:

@@ -60,9 +60,6 @@ def another(owner: Owner) -> Owner:
     return owner._replace(uid="00000000-0000-0000-0000-000000000000")
 
 
-# --- statuses ---
-
-
 async def test_a_status_is_written_whole(adapter: Adapter) -> None:
     await adapter.cluster.write_status(adapter.owner(), STATUS)
     written = stream(adapter.team)["status"]
@@ -106,8 +103,6 @@ async def test_a_status_that_is_refused_is_told_of(own_team: Team) -> None:
         with pytest.raises(ClusterRefused, match=r"the status of AgentStream .*/tasks is refused: length"):
             await adapter.cluster.write_status(adapter.owner(), STATUS)
 
-
-# --- finalizers ---
 
 OTHER = "example.com/other"
 
@@ -207,9 +202,6 @@ async def test_a_finalizer_that_may_not_be_written_is_told_of(adapter: Adapter) 
     async with answering(says(200, found), refuses(403, "you may not")) as server:
         with pytest.raises(ApiError, match="you may not"):
             await set_finalizer(server.api, owner, present=True)
-
-
-# --- events ---
 
 
 def happened(adapter: Adapter, reason: Reason = Reason.DATA_LOST, **more: Any) -> Event:

@@ -116,9 +116,6 @@ async def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.
         await retire(None, None)
 
 
-# --- the operator's Deployment ---
-
-
 def operator() -> Json:
     """The operator's Deployment."""
     labels = {"app": "operator"}

@@ -31,9 +31,6 @@ CALLS: dict[str, Call] = {
 call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
-# --- what is asked ---
-
-
 @pytest.mark.parametrize(
     ("call", "method", "path", "content"),
     [
@@ -147,9 +144,6 @@ async def test_only_so_many_requests_are_under_way_at_a_time() -> None:
     assert (len(server.asked), most) == (40, 32)
 
 
-# --- refused ---
-
-
 @call
 async def test_a_refusal_says_why(call: Call) -> None:
     async with answering(refuses(403, "you may not")) as server:
@@ -233,9 +227,6 @@ async def test_a_status_for_another_object_is_told_from_one_that_is_wrong(
     assert refused.value.another is another
 
 
-# --- away ---
-
-
 @call
 @pytest.mark.parametrize("code", [408, 410, 429, 500, 502, 503, 504])
 async def test_some_answers_are_to_be_asked_for_again(call: Call, code: int) -> None:
@@ -282,9 +273,6 @@ async def test_a_request_that_is_given_up_lets_others_have_its_turn(monkeypatch:
         await asyncio.gather(*asking, return_exceptions=True)
         server.answers = [says(200)]
         assert await CALLS["get"](server.api) == {}
-
-
-# --- counted ---
 
 
 async def test_requests_are_counted_by_what_they_are_and_how_they_end() -> None:

@@ -39,9 +39,6 @@ def objects(children: Children) -> list[object]:
     return [*children.secrets.values(), *children.deployments.values(), *children.pods.values()]
 
 
-# --- in which order it is told ---
-
-
 @pytest.mark.parametrize("version", [6, 7])
 @pytest.mark.parametrize("make", [a_secret, a_deployment, a_pod])
 def test_what_is_not_newer_than_what_is_known_changes_nothing(make: Any, version: int) -> None:
@@ -98,9 +95,6 @@ def test_what_was_never_ours_concerns_nobody(make: Any) -> None:
     assert objects(children) == []
 
 
-# --- Secrets ---
-
-
 def test_a_secret_tells_how_the_agent_logs_in_and_where() -> None:
     seen = children_of(a_secret()).secrets["team", "agentstream-coder"]
     assert seen.credentials is not None
@@ -120,9 +114,6 @@ def test_an_agent_is_concerned_by_what_it_reads_of_its_secret(entry: str, concer
 
 def test_a_secret_that_names_no_agent_concerns_nobody() -> None:
     assert Children().put(a_secret(labels={MANAGED_BY: "agentstream"})) is None
-
-
-# --- Deployments ---
 
 
 def test_a_deployment_shows_how_many_are_wanted_and_ready() -> None:
@@ -190,8 +181,6 @@ def test_pods_that_cannot_be_made_are_told_of(condition: Json, why: str | None) 
     assert workload is not None
     assert workload.crashing == why
 
-
-# --- pods ---
 
 PULLING = container(waiting={"reason": "ImagePullBackOff", "message": 'Back-off pulling image "coder:2"'})
 CREATING = container(waiting={"reason": "ContainerCreating"})

@@ -125,9 +125,6 @@ def deleting(found: Json) -> Json:
 WRONG = {"retention": {"minAge": "soon"}}
 
 
-# --- the list at the start ---
-
-
 async def test_everything_is_listed_once_children_before_resources() -> None:
     watched = Watched(
         a_resource(),
@@ -176,9 +173,6 @@ async def test_what_the_watches_tell_of_at_the_start_is_known_already() -> None:
     assert watched.reconciler.told == ["put tasks"]
     assert watched.woken == []
     assert +watched.inventory.events == {"agentstreams": 1, "secrets": 1}
-
-
-# --- events ---
 
 
 def test_resources_are_put_in_as_they_come_and_taken_out_as_they_go() -> None:
@@ -271,9 +265,6 @@ def test_changes_of_children_wake_whom_they_concern() -> None:
     assert +watched.inventory.events == {"secrets": 1, "deployments": 1, "pods": 3}
 
 
-# --- what matters of a change ---
-
-
 @pytest.mark.parametrize(
     ("found", "same"),
     [
@@ -301,9 +292,6 @@ def test_a_resource_without_a_generation_has_the_first() -> None:
     found = a_resource()
     del found["metadata"]["generation"]
     assert is_same(parse_resource(found).metadata, found["metadata"])
-
-
-# --- comparing ---
 
 
 async def filled(*found: Json) -> Watched:
