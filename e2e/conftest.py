@@ -52,7 +52,7 @@ def cluster(
         archive.unlink()
         if kept:
             # new pods, of the new images
-            Installation(cluster).install(f"podAnnotations.run={secrets.token_hex(3)}")
+            Installation(cluster).install(f"podAnnotations.run=r{secrets.token_hex(3)}")
         yield cluster
     finally:
         if not kept and not os.environ.get("KEEP_CLUSTER"):
