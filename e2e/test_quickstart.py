@@ -41,6 +41,22 @@ def test_three_commands_lead_to_the_report(quickstart: Kubectl) -> None:
     quickstart.ready("agentstreams,consumergroups", "--all")
 
 
+def test_restarting_the_orchestrator_starts_another_run(quickstart: Kubectl) -> None:
+    first = report(quickstart)
+    quickstart("rollout", "restart", "deployment/orchestrator-consumer")
+    until(lambda: report(quickstart).splitlines()[2] != first.splitlines()[2])
+    quickstart("rollout", "status", "deployment/orchestrator-consumer", "--timeout=60s", timeout=70)
+
+
+def test_the_report_survives_its_agents(quickstart: Kubectl) -> None:
+    before = report(quickstart)
+    quickstart("delete", "pods", "--all", "--force", "--grace-period=0")
+    until(lambda: report(quickstart).splitlines()[2] != before.splitlines()[2], despite_errors=True)
+    wanted = [line for line in before.splitlines() if "examples/quickstart" in line]
+    assert wanted
+    quickstart.ready("agentstreams,consumergroups", "--all")
+
+
 def test_analysts_go_when_there_is_nothing_to_do(quickstart: Kubectl) -> None:
     report(quickstart)
     until(lambda: not quickstart.pods("analyst"))

@@ -10,7 +10,7 @@ from datetime import datetime
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster, Event
 from agentstream_operator.plan.accounting import add_up, counters
-from agentstream_operator.plan.agents import AgentName
+from agentstream_operator.plan.agents import AgentName, agents_of
 from agentstream_operator.plan.findings import Notice, Plan
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.progress import follow, stalled
@@ -189,8 +189,10 @@ class Context:
             refused = refused or applied.not_empty
         return plan.refused if refused else plan.notices
 
-    def check_again(self, resource: Known) -> float:
+    def check_again(self, resource: Known) -> float | None:
         """Seconds after which to check what was just done for a resource: none.
+
+        None if that is done anyway, because an agent is about to be written for it.
 
         Raises:
             TryAgain: somebody keeps undoing it.
@@ -199,7 +201,7 @@ class Context:
         told.rounds += 1
         if told.rounds > _ROUNDS:
             raise TryAgain("what is done for it does not last")
-        return 0.0
+        return None if self.memory.state_of(agents_of(resource)).waiting else 0.0
 
     def touch(self, names: Iterable[AgentName], priority: Priority = Priority.EVENT) -> None:
         """Lets agents be written again, since what they may do may have changed."""
