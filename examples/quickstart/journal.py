@@ -2,14 +2,16 @@
 
 A run is named by the id that the server gave to the event that started it, so a later run has a higher
 name. Messages come in any order, some more than once: a result counts once per path, and an older run not
-at all.
+at all. While one reporter takes the place of another both may note: each reads what the other one has.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,9 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
-        self._begin("0-0")
-        self._file.seek(0)
-        whole = 0
-        for line in self._file:
-            # the process may have died in the middle of the last line: that message is delivered again
-            if line.endswith(b"\n"):
-                whole += len(line)
-                self._take(json.loads(line))
-        self._file.truncate(whole)
+        self._size = 0
+        with self._alone():
+            self._load()
 
     def close(self) -> None:
         """Closes the file."""
@@ -63,16 +59,40 @@ class Journal:
         Raises:
             OSError: it cannot be written.
         """
-        if _order(record["run"]) < _order(self.run):
-            return
-        if record["run"] != self.run:
-            self._file.truncate(0)
-        elif record.get("path") in self.results:
-            return
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._take(record)
+        with self._alone():
+            if self._file.seek(0, os.SEEK_END) != self._size:
+                self._load()
+            if order(record["run"]) < order(self.run):
+                return
+            if record["run"] != self.run:
+                self._file.truncate(0)
+            elif record.get("path") in self.results:
+                return
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._size = self._file.tell()
+            self._take(record)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else notes meanwhile."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _load(self) -> None:
+        self._begin("0-0")
+        self._file.seek(0)
+        self._size = 0
+        for line in self._file:
+            # a process may have died in the middle of the last line: that message is delivered again
+            if line.endswith(b"\n"):
+                self._size += len(line)
+                self._take(json.loads(line))
+        self._file.truncate(self._size)
 
     def _begin(self, run: str) -> None:
         self.run = run
@@ -91,5 +111,6 @@ class Journal:
             self.finished = True
 
 
-def _order(run: str) -> tuple[int, ...]:
+def order(run: str) -> tuple[int, ...]:
+    """By what runs are ordered: a later one has a higher value."""
     return tuple(int(part) for part in run.split("-"))

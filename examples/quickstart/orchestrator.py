@@ -2,7 +2,8 @@
 
 Starting it starts a run, which takes the place of one that was not finished. That there is to be a run is
 an event, which this agent receives, too, and acknowledges when every request is sent. So what is still to
-be done is seen in the group's backlog, whatever becomes of this process.
+be done is seen in the group's backlog, whatever becomes of this process: while one takes the place of
+another, either may receive it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from files import find_files
+from journal import order
 from places import REPORT, ROOT
 
 from agentstream import Agent
@@ -35,7 +37,7 @@ async def main() -> None:
                 event = delivery.message.payload
                 if event["event"] == "finished":
                     print(f"the report is in {event['report']}")
-                elif delivery.message.id == newest.id:
+                elif order(delivery.entry) >= order(newest.entry):
                     await ask(agent, delivery.entry, event)
 
 

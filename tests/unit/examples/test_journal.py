@@ -107,3 +107,23 @@ def test_what_is_left_of_an_older_run_is_ignored(journal: Journal) -> None:
     assert journal.started == started(NEW)
     assert not journal.results
     assert not journal.finished
+
+
+def test_two_that_note_at_the_same_time_know_what_the_other_one_has(journal: Journal, path: Path) -> None:
+    with closing(Journal(path)) as other:
+        journal.add(started())
+        other.add(result("a"))
+        assert not other.complete
+        journal.add(result("b"))
+        assert journal.complete
+
+
+def test_a_run_that_one_of_two_begins_is_the_other_ones_too(journal: Journal, path: Path) -> None:
+    with closing(Journal(path)) as other:
+        journal.add(started(OLD))
+        other.add(result("a"))
+        journal.add(result("a", OLD))
+        journal.add(started())
+        other.add(result("b"))
+        assert other.complete
+        assert other.run == NEW
