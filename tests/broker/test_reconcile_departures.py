@@ -89,6 +89,31 @@ async def test_another_process_gets_the_message_although_its_lease_is_long(
                 assert delivery.message.payload == {"n": 1}
 
 
+async def test_what_a_deleted_pod_takes_while_it_still_runs_is_freed_too(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        await op.engine.departed(GROUP.key, GONE, for_good=True)
+        (held,) = take(admin, GONE)
+        await until(lambda: claim(admin) == [held])
+
+
+async def test_the_next_process_of_a_pod_that_is_there_keeps_what_it_takes(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        await op.engine.departed(GROUP.key, GONE)
+        (held,) = take(admin, GONE)
+        # a pod that was deleted meanwhile would have been freed again before this one
+        take(admin, ALIVE)
+        await op.engine.departed(GROUP.key, ALIVE, for_good=True)
+        (late,) = take(admin, ALIVE)
+        await until(lambda: late in claim(admin))
+        assert held not in claim(admin)
+
+
 async def test_other_pods_keep_what_they_have(server: Server, admin: redis.Redis) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)

@@ -93,11 +93,13 @@ class Wake:
         group: the group whose consumers changed.
         agent: namespace and name of the agent whose Secret changed.
         gone: the pod of the group that has gone down.
+        deleted: whether that pod is there no more, and will not be again.
     """
 
     group: ResourceKey | None = None
     agent: Place | None = None
     gone: str | None = None
+    deleted: bool = False
 
 
 class Children:
@@ -153,7 +155,7 @@ class Children:
             self.deployments.pop(place, None)
             return Wake(group=group) if group is not None else None
         pod = self._forget_pod(place)
-        return Wake(group=pod.group, gone=place[1]) if pod is not None else None
+        return Wake(group=pod.group, gone=place[1], deleted=True) if pod is not None else None
 
     def _of(self, kind: str) -> Mapping[Place, Any]:
         known: dict[str, Mapping[Place, Any]] = {

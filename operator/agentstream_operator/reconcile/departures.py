@@ -17,6 +17,10 @@ _LEASES = 3
 """After so many leases of silence a consumer whose pod is not known holds nothing any more by its lease."""
 
 
+_LINGER = 16
+"""After a wait of so many pulses, and twice as many in all, nothing of a deleted pod is expected any more."""
+
+
 class Departures:
     """Frees what consumers that are gone hold, and removes their names once they hold nothing.
 
@@ -27,12 +31,25 @@ class Departures:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._holding: set[tuple[ResourceKey, str]] = set()
+        self._lingering: dict[tuple[ResourceKey, str], tuple[float, float]] = {}
 
-    async def left(self, workload: ResourceKey, pod: str) -> None:
+    async def left(self, workload: ResourceKey, pod: str, *, for_good: bool = False) -> None:
         """A pod, or its process, of a group's workload has ended, and no other one has its name.
 
         Without the server nothing happens: then the leases end by themselves.
+
+        Args:
+            workload: the group.
+            pod: name of the pod.
+            for_good: whether no pod will have the name again. Then it is freed some more times: the processes
+                of a pod that was deleted by force live on for a while, and go on taking and renewing.
         """
+        if for_good:
+            pulse = self._context.rhythm.pulse
+            self._lingering[workload, pod] = (asyncio.get_running_loop().time() + pulse, pulse)
+        await self._free(workload, pod)
+
+    async def _free(self, workload: ResourceKey, pod: str) -> None:
         try:
             for key, group in self._consumed(workload):
                 await self._context.broker.orphan(key, group, pod)
@@ -49,6 +66,7 @@ class Departures:
             if self._context.backend.trouble is not None:
                 continue
             try:
+                await self._free_again(loop.time())
                 for workload, pod in tuple(self._holding):
                     await self._remove(workload, pod)
                 if loop.time() >= due:
@@ -56,6 +74,17 @@ class Departures:
                     await self._tidy()
             except AgentStreamError as error:
                 _log.info("names of consumers that are gone stay for now: %s", error)
+
+    async def _free_again(self, now: float) -> None:
+        """Frees what pods that were deleted lately took or renewed since, after ever longer waits."""
+        for (workload, pod), (due, wait) in tuple(self._lingering.items()):
+            if due > now:
+                continue
+            await self._free(workload, pod)
+            if wait < _LINGER * self._context.rhythm.pulse:
+                self._lingering[workload, pod] = (now + 2 * wait, 2 * wait)
+            else:
+                del self._lingering[workload, pod]
 
     async def _tidy(self) -> None:
         """Looks for consumers whose pods ended unseen, as while this process was down."""

@@ -171,9 +171,9 @@ class Engine:
             await context.access.listed.wait()
             await context.queue.idle()
 
-    async def departed(self, workload: ResourceKey, pod: str) -> None:
+    async def departed(self, workload: ResourceKey, pod: str, *, for_good: bool = False) -> None:
         """A pod, or its process, of a group's workload has ended: others may have its messages at once."""
-        await self._departures.left(workload, pod)
+        await self._departures.left(workload, pod, for_good=for_good)
 
     def look_at_group(self, key: ResourceKey) -> None:
         """Something about the consumers of a group changed."""

@@ -59,7 +59,7 @@ def test_the_end_of_one_does_not_take_its_successor_with_it(make: Any) -> None:
     [
         (a_secret, Wake(agent=AGENT)),
         (a_deployment, Wake(group=CODER)),
-        (a_pod, Wake(group=CODER, gone="a")),
+        (a_pod, Wake(group=CODER, gone="a", deleted=True)),
     ],
 )
 def test_who_depends_on_what_is_gone_is_concerned(make: Any, concerned: Wake) -> None:
@@ -336,14 +336,14 @@ def test_a_pod_that_was_let_go_from_its_group_still_counts_as_alive() -> None:
     children = children_of(a_pod(1, containerStatuses=[RUNNING]))
     assert children.put(a_pod(2, group=None, containerStatuses=[RUNNING])) is None
     assert children.alive(CODER) == {"a"}
-    assert children.remove(a_pod(3, group=None)) == Wake(group=CODER, gone="a")
+    assert children.remove(a_pod(3, group=None)) == Wake(group=CODER, gone="a", deleted=True)
 
 
 def test_a_pod_that_was_given_to_another_group_belongs_to_that() -> None:
     children = children_of(a_pod(1, containerStatuses=[RUNNING]))
     assert children.put(a_pod(2, group="other", containerStatuses=[RUNNING])) == Wake(group=OTHER)
     assert (children.alive(CODER), children.alive(OTHER)) == (frozenset(), {"a"})
-    assert children.remove(a_pod(3, group="other")) == Wake(group=OTHER, gone="a")
+    assert children.remove(a_pod(3, group="other")) == Wake(group=OTHER, gone="a", deleted=True)
     assert children.alive(CODER) == children.alive(OTHER) == frozenset()
 
 

@@ -260,7 +260,7 @@ def test_changes_of_children_wake_whom_they_concern() -> None:
         Wake(agent=("team", "coder")),
         Wake(group=CODER),
         Wake(group=CODER),
-        Wake(group=CODER, gone="a"),
+        Wake(group=CODER, gone="a", deleted=True),
     ]
     assert +watched.inventory.events == {"secrets": 1, "deployments": 1, "pods": 3}
 
