@@ -21,12 +21,10 @@ class Machine:
     Attributes:
         path: where the programs kind, kubectl and helm are found, as in PATH.
         node_image: the image of the cluster's nodes; kind's own if None.
-        has_registry: whether an image registry answers.
     """
 
     path: str
     node_image: str | None
-    has_registry: bool
 
     def run(
         self, *command: str | Path, kubeconfig: Path | None = None, stdin: str = "", timeout: float = 60
@@ -51,9 +49,9 @@ def prepare() -> Machine:
     if node_image or _registry_answers():
         missing = [program for program in ("kind", "kubectl", "helm") if shutil.which(program) is None]
         path = f"{here}:{_programs(_up('tools'))}" if missing else here
-        return Machine(path, node_image, has_registry=node_image is None)
+        return Machine(path, node_image)
     said = _up("everything")
-    return Machine(f"{_programs(said)}:{here}", said["node image"], has_registry=False)
+    return Machine(f"{_programs(said)}:{here}", said["node image"])
 
 
 def _up(what: str) -> dict[str, str]:
