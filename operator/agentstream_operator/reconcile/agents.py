@@ -158,10 +158,11 @@ def _may_change(context: Context, resource: Known) -> bool:
 
 
 def _let_look(context: Context, resources: list[Known]) -> None:
-    """Lets those resources look again that do not say that their agents' credentials are in place."""
+    """Lets those resources look again that do not say, or wait to say, that credentials are in place."""
     for resource in resources:
         if (
             CREDENTIALS_APPLIED not in context.told(resource).findings
+            or context.told(resource).passing_since is not None
             or context.memory.state_of(agents_of(resource)) is not ALL_WRITTEN
         ):
             context.queue.add(resource.key, Priority.EVENT)
