@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import redis
 
@@ -9,7 +11,7 @@ from agentstream.keys import StreamKeys
 from agentstream.routes import Consumes, Produces, Route, decode_route
 from agentstream.wire import Wire
 from agentstream_operator.resources.status import ConditionType, Reason
-from support.operator import operator
+from support.operator import FAST, operator
 from support.resources import KEY, PAUSED, ROUTES, a_group, a_stream
 from support.servers import Server
 from support.waiting import until
@@ -258,6 +260,17 @@ async def test_a_changed_lease_reaches_the_route(server: Server, admin: redis.Re
         await until(lambda: decode_route(admin.hget(ROUTES, "coder").encode()).consumes[0].lease == 30_000)
         await until(lambda: op.cluster.statuses[a_group().key].observed_generation == 2)
         await op.ready(a_group().key)
+
+
+async def test_an_edit_is_said_to_be_in_effect_once_its_agent_is_written(server: Server) -> None:
+    # a state that passes by itself is not worth a write for an hour; what ends it is to be noticed
+    patient = replace(FAST, patience=3600.0, pulse=3600.0, quiet=3600.0, resync=3600.0)
+    async with operator(server.url, rhythm=patient) as op:
+        await op.put(a_stream(), a_group())
+        edited = a_group(meta={"generation": 2}, delivery={"lease": "20s"})
+        op.declare(edited)
+        await until(lambda: op.cluster.statuses[edited.key].observed_generation == 2)
+        assert op.cluster.ready(edited.key)
 
 
 async def test_a_resource_created_anew_under_the_same_name_is_a_new_one(

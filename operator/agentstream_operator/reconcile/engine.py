@@ -268,7 +268,8 @@ class Engine:
             steps = max(1, round(every * (0.9 + 0.2 * self._random()) / step))
             for part in range(steps):
                 await asyncio.sleep(step)
-                context.queue_all(keys[part::steps], Priority.RESYNC)
+                first, end = (len(keys) * bound // steps for bound in (part, part + 1))
+                context.queue_all(keys[first:end], Priority.RESYNC)
 
 
 def _was_acted_on(resource: Known) -> bool:
