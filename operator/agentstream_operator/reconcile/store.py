@@ -128,7 +128,9 @@ class Store:
         return sorted((resource for resource in found if resource is not None), key=seniority)
 
     def winner(self, stream: AgentStream) -> AgentStream | None:
-        """The oldest AgentStream that claims the same key and may have it."""
+        """The oldest AgentStream that claims the same key and may have it; itself if it is gone."""
+        if stream.key not in self.streams:
+            return stream
         claims = self._claims[claim_of(stream)]
         return oldest(other for key in claims if may_claim(other := self.streams[key], self._allowed))
 

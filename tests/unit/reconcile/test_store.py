@@ -79,6 +79,12 @@ def test_removing_what_is_not_known_concerns_nobody() -> None:
     assert store_of().remove(ResourceKey("AgentStream", "team", "ghost")) == set()
 
 
+def test_a_stream_that_vanished_while_it_was_looked_at_claims_nothing_of_others() -> None:
+    stream, store = a_stream(), store_of(a_stream())
+    store.remove(stream.key)
+    assert store.winner(stream) is stream
+
+
 def test_what_cannot_be_read_is_remembered_until_it_is_gone() -> None:
     store = store_of(a_stream())
     store.unreadable(TASKS)
