@@ -121,8 +121,6 @@ class Engine:
                 context.memory.recall_stream(key, resource.status)
             else:
                 context.memory.recall_group(key, resource.status)
-            # what an earlier process wrote is recent: mere numbers wait as if this one had written it
-            context.told(resource).written_at = time.monotonic()
         else:
             context.told(resource).finalizer = None
         # after a restart, what was acted on before waits for what was not
