@@ -12,6 +12,19 @@ from agentstream.errors import ProtocolError, ServerRefused
 if TYPE_CHECKING:
     from agentstream.wire import Wire
 
+# A file sees what those before it define.
+_FILES = (
+    "common",
+    "entries",
+    "add",
+    "settle",
+    "claim",
+    "lag",
+    "observe",
+    "declare",
+    "departed",
+    "janitor",
+)
 # Replies of the settling functions, the same as in the library.
 DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
 
@@ -19,7 +32,8 @@ DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
 @cache
 def source() -> str:
     """The library's text."""
-    return files("agentstream").joinpath("agentstream1.lua").read_text(encoding="utf-8")
+    directory = files("agentstream").joinpath("functions")
+    return "\n".join(directory.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in _FILES)
 
 
 @cache
@@ -27,7 +41,7 @@ def revision() -> int:
     """The revision of the library in this package."""
     found = re.search(r"^local REVISION = (\d+)$", source(), re.MULTILINE)
     if found is None:
-        raise ProtocolError("agentstream1.lua has no REVISION")
+        raise ProtocolError("the function library has no REVISION")
     return int(found[1])
 
 

@@ -1,0 +1,135 @@
+-- How entries change hands: what is due or stalled, and what a consumer holds already.
+
+-- Puts retries that are due onto the retry stream. Returns how many.
+local function move_due(delay_key, retry_key, now, limit)
+  local due = redis.call('ZRANGE', delay_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
+  for _, member in ipairs(due) do
+    redis.call('XADD', retry_key, '*', unpack(cmsgpack.unpack(member)[3]))
+    redis.call('ZREM', delay_key, member)
+  end
+  return #due
+end
+
+-- What this consumer now owns of `ids`, as {id, counter, fields}; entries that are no more are counted as trimmed.
+local function owned(key, group, stats, from_retry, ids)
+  local entries = {}
+  for _, id in ipairs(ids) do
+    local p = redis.call('XPENDING', key, group, id, id, 1)
+    local e = redis.call('XRANGE', key, id, id)
+    if #e == 0 then
+      count_trimmed(key, group, stats, from_retry, id)
+    elseif #p > 0 then
+      entries[#entries + 1] = {id, p[1][4], e[1][2]}
+    end
+  end
+  return entries
+end
+
+-- Claims, from where the group's last sweep stopped, up to `count` entries that nobody renewed for a lease.
+local function claim_stalled(key, group, consumer, stats, from_retry, lease, count)
+  local cursor_field = from_retry and 'sweep:retry' or 'sweep:main'
+  local cursor = redis.call('HGET', stats, cursor_field) or '0-0'
+  -- JUSTID: being claimed is no attempt; an attempt is counted when a handler starts
+  local claimed = redis.call('XAUTOCLAIM', key, group, consumer, lease, cursor, 'COUNT', count, 'JUSTID')
+  if claimed[1] ~= cursor then redis.call('HSET', stats, cursor_field, claimed[1]) end
+  if #claimed[3] > 0 then
+    redis.call('HINCRBY', stats, 'trimmed', #claimed[3])
+    redis.call('HINCRBY', stats, from_retry and 'resettled' or 'settled', #claimed[3])
+  end
+  return owned(key, group, stats, from_retry, claimed[2])
+end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, delay key, retry key, lease, interval, count.
+-- Moves due retries; unless the group was swept within `interval`, claims stalled entries, at most `count` of each
+-- stream. Returns {moved, [{id, counter, fields} of the stream], [the same of the retry stream]}.
+local function sweep(keys, args)
+  local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
+  local lease, interval, count = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
+  local now = now_ms()
+  local moved = move_due(delay_key, retry_key, now, PAGE)
+  local last = tonumber(redis.call('HGET', stats, 'sweep:at') or 0)
+  -- a clock that was set back must not stop sweeping
+  if count == 0 or (now - last < interval and now >= last) then return {moved, {}, {}} end
+  redis.call('HSET', stats, 'sweep:at', string.format('%.0f', now))
+  return {
+    moved,
+    claim_stalled(key, group, consumer, stats, false, lease, count),
+    claim_stalled(retry_key, group, consumer, stats, true, lease, count),
+  }
+end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), prefix, start id, count.
+-- What this consumer owns already, and what other names with the same prefix (earlier processes of its pod) hold,
+-- from `start` on. Returns {next start or '', [{id, counter, fields}]}.
+local function take(keys, args)
+  local key, group, consumer, stats, from_retry = keys[1], args[1], args[2], args[3], args[4] == '1'
+  local prefix, start, count = args[5], args[6], tonumber(args[7])
+  local summary = redis.call('XPENDING', key, group)
+  local ids = {}
+  local more = false
+  for _, entry in ipairs(summary[4] or {}) do
+    local name = entry[1]
+    if name == consumer or is_of_pod(name, prefix) then
+      local pending = redis.call('XPENDING', key, group, start, '+', count, name)
+      more = more or #pending == count
+      for _, p in ipairs(pending) do
+        -- its own, too: a lease that has nearly run out would be claimed by others at once
+        redis.call('XCLAIM', key, group, consumer, 0, p[1], 'JUSTID')
+        ids[#ids + 1] = p[1]
+      end
+    end
+  end
+  table.sort(ids, less)
+  -- each name was read up to `count`: only ids up to the `count`-th are known to be complete
+  local next_start = ''
+  if more then
+    next_start = after(ids[count])
+    for i = #ids, count + 1, -1 do ids[i] = nil end
+  end
+  return {next_start, owned(key, group, stats, from_retry, ids)}
+end
+
+-- Claims each entry again that this consumer holds at the counter that goes with it, from `args[first]` on; `how` gives
+-- XCLAIM's options for a counter. Returns a code for each.
+local function claim_again(keys, args, first, how)
+  local key, group, consumer, stats, from_retry, replies = keys[1], args[1], args[2], args[3], args[4] == '1', {}
+  for i = first, #args, 2 do
+    local counter = tonumber(args[i + 1])
+    local code = held(key, group, consumer, args[i], counter)
+    if code == DONE then code = hold_on(key, group, consumer, stats, from_retry, args[i], how(counter)) end
+    replies[#replies + 1] = code
+  end
+  return replies
+end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ...
+-- A handler starts: the delivery counter grows by one. Returns for each the new counter, or 0 where this consumer no
+-- longer holds the entry.
+local function begin(keys, args)
+  local replies = claim_again(keys, args, 5, function(counter) return 'RETRYCOUNT', counter + 1 end)
+  for n, code in ipairs(replies) do
+    replies[n] = code == DONE and tonumber(args[4 + 2 * n]) + 1 or 0
+  end
+  return replies
+end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ... Renews the lease.
+-- Returns a code for each.
+local function renew(keys, args)
+  return claim_again(keys, args, 5, function() end)
+end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), take back the attempt? (0|1), id, counter, ...
+-- Hands back: claimable at once. The attempt is taken back where the counter has one that no handler began.
+-- Returns a code for each.
+local function release(keys, args)
+  return claim_again(keys, args, 6, function(counter)
+    return 'IDLE', CLAIMABLE, 'RETRYCOUNT', args[5] == '1' and math.max(counter - 1, 0) or counter
+  end)
+end
+
+redis.register_function{function_name = 'as1_sweep', callback = sweep, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_take', callback = take, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_begin', callback = begin, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_renew', callback = renew, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_release', callback = release, flags = {'allow-oom'}}

@@ -1,0 +1,110 @@
+-- Making and removing streams and groups.
+
+-- KEYS: stream. ARGV: meta key, field, value, ... Makes an empty stream if there is no key, and records its owner.
+-- Returns 1 if the stream is new, 0 if it was there.
+local function create_stream(keys, args)
+  local key, kind = keys[1], type_of(keys[1])
+  if kind ~= 'none' and kind ~= 'stream' then
+    return redis.error_reply('WRONGTYPE the key is not a stream')
+  end
+  if kind == 'none' then
+    redis.call('XGROUP', 'CREATE', key, 'agentstream', '$', 'MKSTREAM')
+    redis.call('XGROUP', 'DESTROY', key, 'agentstream')
+  end
+  redis.call('HSET', args[1], unpack(args, 2))
+  return kind == 'none' and 1 or 0
+end
+
+-- KEYS: stream. ARGV: base, group, id ('0', '$' or an entry id, whose second part may be left out).
+-- Makes the group and its retry stream. Returns 1 if the group on the stream is new, 0 if it was there.
+local function create_group(keys, args)
+  local key, base, group, id = keys[1], args[1], args[2], args[3]
+  if string.match(id, '^%d+$') then id = id .. '-0' end
+  local stats, retry_key = base .. ':stats:' .. group, base .. ':retry:' .. group
+  if type_of(key) == 'none' then
+    return redis.error_reply('NOSTREAM the stream does not exist')
+  end
+  local retry_made = redis.pcall('XGROUP', 'CREATE', retry_key, group, '0', 'MKSTREAM')
+  if retry_made.err and not string.find(retry_made.err, '^BUSYGROUP') then return retry_made end
+  local read
+  local info = map(redis.call('XINFO', 'STREAM', key))
+  local command = {'XGROUP', 'CREATE', key, group, id}
+  if id == '$' or not less(id, info['last-generated-id']) then
+    -- an id that is still to come would hide entries if the clock was set back
+    id, read = info['last-generated-id'], info['entries-added']
+    -- without ENTRIESREAD, the server's lag is unknown from the next entry on
+    command = {'XGROUP', 'CREATE', key, group, id, 'ENTRIESREAD', read}
+  elseif id == '0-0' then
+    read = info['entries-added'] - info.length
+  end
+  local made = redis.pcall(unpack(command))
+  if made.err then
+    if string.find(made.err, '^BUSYGROUP') then return 0 end
+    return made
+  end
+  redis.call('HSET', base .. ':meta', 'checkpoint:' .. group, id)
+  -- from here on, entries read must equal entries settled plus pending; at an id of its own the server cannot count
+  if read then
+    local so_far = redis.call('HGET', stats, 'settled') or 0
+    redis.call('HSET', stats, 'base:read', read, 'base:settled', so_far)
+  else
+    redis.call('HDEL', stats, 'base:read', 'base:settled')
+  end
+  return 1
+end
+
+-- KEYS: stream. ARGV: base, group. Removes the group with its retries and delays; dead letters stay if there are any.
+-- Returns 1 if the group was there, else 0.
+local function destroy_group(keys, args)
+  local base, group, destroyed = args[1], args[2], 0
+  if type_of(keys[1]) == 'stream' then destroyed = redis.call('XGROUP', 'DESTROY', keys[1], group) end
+  for _, part in ipairs({':retry:', ':delay:', ':stats:', ':parked:'}) do redis.call('UNLINK', base .. part .. group) end
+  if redis.call('XLEN', base .. ':dlq:' .. group) == 0 then redis.call('UNLINK', base .. ':dlq:' .. group) end
+  redis.call('HDEL', base .. ':meta', 'checkpoint:' .. group)
+  return destroyed
+end
+
+-- Whether a group leaves anything delayed, retrying or dead.
+local function leaves_work(base, group)
+  if redis.call('EXISTS', base .. ':delay:' .. group) == 1 then return true end
+  return redis.call('XLEN', base .. ':retry:' .. group) > 0 or redis.call('XLEN', base .. ':dlq:' .. group) > 0
+end
+
+-- KEYS: stream. ARGV: base, only if empty? (0|1), group, ... Deletes the stream and what is derived from it, for these
+-- groups and all that the stream has or had. Returns 1, or 0 where it was to be empty and is not: something
+-- undelivered, pending, delayed, retrying or dead.
+local function delete_stream(keys, args)
+  local key, base, only_if_empty = keys[1], args[1], args[2] == '1'
+  local kind = type_of(key)
+  if kind ~= 'stream' and kind ~= 'none' then return 0 end
+  local names = {}
+  for i = 3, #args do names[args[i]] = true end
+  for _, name in ipairs(redis.call('HKEYS', base .. ':meta')) do
+    local group = string.match(name, '^checkpoint:(.*)$')
+    if group then names[group] = true end
+  end
+  if kind == 'stream' then
+    local info, groups = map(redis.call('XINFO', 'STREAM', key)), groups_of(key)
+    -- without a group nothing was ever read
+    if only_if_empty and info.length > 0 and not next(groups) then return 0 end
+    for name, g in pairs(groups) do
+      names[name] = true
+      if only_if_empty and (g.pending > 0 or undelivered(key, info, g, false) > 0) then return 0 end
+    end
+  end
+  for name in pairs(names) do
+    if only_if_empty and leaves_work(base, name) then return 0 end
+  end
+  redis.call('UNLINK', key, base .. ':meta', base .. ':gate')
+  for name in pairs(names) do
+    for _, part in ipairs({':retry:', ':delay:', ':dlq:', ':stats:', ':parked:'}) do
+      redis.call('UNLINK', base .. part .. name)
+    end
+  end
+  return 1
+end
+
+redis.register_function{function_name = 'as1_create_stream', callback = create_stream, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_destroy_group', callback = destroy_group, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_delete_stream', callback = delete_stream, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_create_group', callback = create_group, flags = {'allow-oom'}}

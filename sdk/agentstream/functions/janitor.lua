@@ -1,0 +1,170 @@
+-- Retention and admission.
+
+-- A group nobody declared counts while a consumer was seen within a day.
+local function is_alive(key, group)
+  for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
+    if map(flat).idle < CLAIMABLE then return true end
+  end
+  return false
+end
+
+local function set_if_changed(key, value)
+  local current = redis.call('GET', key)
+  if value then
+    value = string.format('%.0f', value)
+    if current ~= value then redis.call('SET', key, value) end
+  elseif current then
+    redis.call('DEL', key)
+  end
+end
+
+-- Pending entries that are older than the retention and whose consumer let its lease run out become dead letters.
+local function expire_pending(key, base, group, lease, cut, parked)
+  local n, stats = 0, base .. ':stats:' .. group
+  for _, p in ipairs(redis.call('XPENDING', key, group, 'IDLE', lease, '-', cut, PAGE)) do
+    local e = redis.call('XRANGE', key, p[1], p[1])
+    if #e == 0 then
+      count_trimmed(key, group, stats, false, p[1])
+    else
+      local x = header(e[1][2])
+      x.origin = x.origin or p[1]
+      bury(base .. ':dlq:' .. group, stats, parked, without_header(e[1][2]), x, p[4], 'Expired',
+        'held for longer than retention.minAge while the stream is full')
+      settled(key, group, stats, false, {p[1]})
+      n = n + 1
+    end
+  end
+  return n
+end
+
+-- Trims by length, at the price of what groups have not settled. Counts what each declared group lost unread; what it
+-- lost pending is counted when it is swept.
+local function trim_oldest(key, base, length, max_length, limit, declared, waiting)
+  local trimmed, overrun = redis.call('XTRIM', key, 'MAXLEN', '~', max_length, 'LIMIT', limit), 0
+  for _, d in ipairs(declared) do
+    local lost = waiting[d.name] - (length - trimmed)
+    if lost > 0 then
+      redis.call('HINCRBY', base .. ':stats:' .. d.name, 'overrun', lost)
+      overrun = overrun + lost
+    end
+  end
+  return trimmed, overrun
+end
+
+-- The groups that retention respects, and the first declared one that is missing.
+local function counted_groups(key, declared)
+  local groups, counted = groups_of(key), {}
+  for _, d in ipairs(declared) do
+    if not groups[d.name] then return nil, d.name end
+    counted[d.name] = groups[d.name]
+  end
+  for name, g in pairs(groups) do
+    if not counted[name] and is_alive(key, name) then counted[name] = g end
+  end
+  return counted
+end
+
+-- Records where a group would have to resume.
+local function record_checkpoint(key, base, g, pending)
+  local checkpoint = g['last-delivered-id']
+  if pending and not less(checkpoint, pending) then checkpoint = before(pending) end
+  if redis.call('HGET', base .. ':meta', 'checkpoint:' .. g.name) ~= checkpoint then
+    redis.call('HSET', base .. ':meta', 'checkpoint:' .. g.name, checkpoint)
+  end
+end
+
+-- Trims what is older than `minid`, and in whole nodes, which costs next to nothing; to the entry where `exact`.
+local function trim_before(key, minid, limit, exact)
+  local trimmed = redis.call('XTRIM', key, 'MINID', '~', minid, 'LIMIT', limit)
+  -- less than half of the limit: no more than a part of one node is left to trim
+  if exact and trimmed < limit / 2 then trimmed = trimmed + redis.call('XTRIM', key, 'MINID', '=', minid) end
+  return trimmed
+end
+
+-- KEYS: stream. ARGV: base, retention, max length, max bytes (0: none), on full, limit, trust the server's lag? (0|1),
+-- broadcast? (0|1), then of each declared group: name, lease, age of dead letters to keep (0: all, and none are made).
+-- Moves due retries, records each group's checkpoint, trims what all groups have settled and the retention allows,
+-- and publishes the length at which adding is refused. Returns a JSON object of what it did and saw.
+local function janitor(keys, args)
+  local key, base, retention, max_length, max_bytes = keys[1], args[1], tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
+  local on_full, limit, trusted, broadcast = args[5], tonumber(args[6]), args[7] == '1', args[8] == '1'
+  local now, r = now_ms(), {trimmed = 0, overrun = 0, moved = 0, expired = 0, shortened = false, refusing = false,
+    more = false}
+  local declared = {}
+  for i = 9, #args, 3 do
+    declared[#declared + 1] = {name = args[i], lease = tonumber(args[i + 1]), keep_dead = tonumber(args[i + 2])}
+  end
+  for _, d in ipairs(declared) do
+    local moved = move_due(base .. ':delay:' .. d.name, base .. ':retry:' .. d.name, now, PAGE)
+    r.moved, r.more = r.moved + moved, r.more or moved == PAGE
+  end
+  r.type = type_of(key)
+  if r.type ~= 'stream' then return cjson.encode(r) end
+  local info = map(redis.call('XINFO', 'STREAM', key))
+  r.length = info.length
+  local counted
+  counted, r.missing = counted_groups(key, declared)
+  -- where a missing group will resume is not known, so nothing may go
+  if r.missing then return cjson.encode(r) end
+  -- a clock that jumped ahead trims nothing before new entries arrive at the new time
+  local clock = math.min(now, ms_of(info['last-generated-id']))
+  local open, waiting, pending = {}, {}, {}
+  local floor, held_by
+  for name, g in pairs(counted) do
+    local unread, _, oldest = undelivered(key, info, g, trusted)
+    open[name], waiting[name], pending[name] = unread, unread, oldest_pending(key, g)
+    if pending[name] then
+      open[name] = open[name] + delivered_since(key, info, pending[name], g['last-delivered-id'])
+      if not oldest or less(pending[name], oldest) then oldest = pending[name] end
+    end
+    record_checkpoint(key, base, g, pending[name])
+    if oldest and (not held_by or less(oldest, floor)) then floor, held_by = oldest, name end
+  end
+  if not held_by and next(counted) then floor = after(info['last-generated-id']) end
+  -- what nobody is declared to read counts as unsettled
+  local unsettled = #declared == 0 and info.length or 0
+  for _, d in ipairs(declared) do unsettled = math.max(unsettled, math.min(open[d.name], info.length)) end
+  r.unsettled = unsettled
+  if max_bytes > 0 and info.length > 0 then
+    r.bytes = redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 5)
+    if r.bytes > max_bytes then
+      max_length = math.max(1, math.min(max_length, math.floor(info.length * max_bytes / r.bytes)))
+    end
+  end
+  local cut = string.format('%.0f-0', math.max(clock - retention, 0))
+  local minid = cut
+  if floor and less(floor, minid) then minid, r.held_by = floor, held_by end
+  r.trimmed = trim_before(key, minid, limit, on_full == 'Backpressure' and info.length >= max_length)
+  local excess = info.length - r.trimmed - max_length
+  if on_full == 'TrimOldest' and excess > 0 then
+    local n
+    n, r.overrun = trim_oldest(key, base, info.length - r.trimmed, max_length, limit, declared, waiting)
+    r.trimmed = r.trimmed + n
+  elseif on_full == 'TrimAcknowledged' and floor and excess > 0 then
+    -- LIMIT bounds what goes, MINID keeps to what every group has settled
+    local n = redis.call('XTRIM', key, 'MINID', '~', floor, 'LIMIT', math.min(excess, limit))
+    r.trimmed, r.shortened = r.trimmed + n, n > 0
+  end
+  r.more = r.more or r.trimmed >= limit / 2
+  r.length = info.length - r.trimmed
+  if on_full == 'Backpressure' then
+    r.gate, r.refusing = max_length, r.length >= max_length
+  elseif on_full == 'TrimAcknowledged' then
+    r.gate, r.refusing = math.max(r.length - unsettled, 0) + max_length, unsettled >= max_length
+  end
+  set_if_changed(base .. ':gate', r.gate)
+  for _, d in ipairs(declared) do
+    if d.keep_dead > 0 then
+      if r.refusing and pending[d.name] then
+        local parked = broadcast and base .. ':parked:' .. d.name or ''
+        local expired = expire_pending(key, base, d.name, d.lease, cut, parked)
+        r.expired, r.more = r.expired + expired, r.more or expired == PAGE
+      end
+      local keep_from = string.format('%.0f-0', math.max(clock - d.keep_dead, 0))
+      redis.call('XTRIM', base .. ':dlq:' .. d.name, 'MINID', '~', keep_from)
+    end
+  end
+  return cjson.encode(r)
+end
+
+redis.register_function{function_name = 'as1_janitor', callback = janitor, flags = {'allow-oom'}}

@@ -1,0 +1,41 @@
+-- How much of a stream a group was not delivered or has not settled yet.
+
+-- How many entries a group was not delivered yet, whatever the server's own lag says: {n, exact?, oldest id or nil}.
+-- The server's lag is NULL or wrong after deletions, trims and groups at ids of their own.
+local function undelivered(key, info, g, trusted)
+  if not less(g['last-delivered-id'], info['last-generated-id']) then return 0, true end
+  local nxt = redis.call('XRANGE', key, '(' .. g['last-delivered-id'], '+', 'COUNT', 1)
+  if #nxt == 0 then return 0, true end
+  local oldest = nxt[1][1]
+  if oldest == info['first-entry'][1] then return info.length, true, oldest end
+  local native = g.lag
+  if native and trusted then return math.min(native, info.length), true, oldest end
+  local n, from = 0, oldest
+  while n < 2 * PAGE do
+    local page = redis.call('XRANGE', key, from, '+', 'COUNT', PAGE)
+    n = n + #page
+    if #page < PAGE then return n, true, oldest end
+    from = '(' .. page[#page][1]
+  end
+  local first, last = ms_of(info['first-entry'][1]), ms_of(info['last-generated-id'])
+  local guess = native and math.min(native, info.length)
+    or math.floor(info.length * (last - ms_of(oldest)) / math.max(last - first, 1))
+  return math.max(n, guess), false, oldest
+end
+
+local function oldest_pending(key, g)
+  if g.pending > 0 then return redis.call('XPENDING', key, g.name)[2] end
+end
+
+-- Entries from the oldest unsettled one to the last delivered one; interpolated where there are too many to count.
+local function delivered_since(key, info, oldest, last_delivered)
+  local n, from = 0, oldest
+  while n < 4 * PAGE do
+    local page = redis.call('XRANGE', key, from, last_delivered, 'COUNT', PAGE)
+    n = n + #page
+    if #page < PAGE then return n end
+    from = '(' .. page[#page][1]
+  end
+  local first, last = ms_of(info['first-entry'][1]), ms_of(info['last-generated-id'])
+  return math.max(n, math.floor(info.length * (ms_of(last_delivered) - ms_of(oldest)) / math.max(last - first, 1)))
+end

@@ -1,0 +1,109 @@
+-- What becomes of an entry in the end: settled, put off, or a dead letter.
+
+-- Upper bounds, in ms, of the latency buckets; the last bucket is unbounded.
+local BOUNDS = {1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2000, 5000, 10000, 30000,
+  60000, 300000}
+
+local function bucket(ms)
+  for _, bound in ipairs(BOUNDS) do
+    if ms <= bound then return 'le:' .. bound end
+  end
+  return 'le:inf'
+end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', retry stream? (0|1), outcome (acked|skipped),
+-- id, counter, ... Returns DONE, GONE or TAKEN for each.
+local function settle(keys, args)
+  local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
+  local from_retry, outcome = args[5] == '1', args[6]
+  local now, replies, ids, latencies = now_ms(), {}, {}, {}
+  for i = 7, #args, 2 do
+    local id = args[i]
+    local code = held(key, group, consumer, id, tonumber(args[i + 1]))
+    replies[#replies + 1] = code
+    if code == DONE then
+      local origin = id
+      if from_retry then
+        local e = redis.call('XRANGE', key, id, id)
+        origin = e[1] and header(e[1][2]).origin or id
+        if parked ~= '' then redis.call('HDEL', parked, origin) end
+      end
+      ids[#ids + 1] = id
+      local b = bucket(now - ms_of(origin))
+      latencies[b] = (latencies[b] or 0) + 1
+    end
+  end
+  if #ids > 0 then
+    settled(key, group, stats, from_retry, ids)
+    redis.call('HINCRBY', stats, outcome, #ids)
+    if outcome == 'acked' then
+      for b, n in pairs(latencies) do redis.call('HINCRBY', stats, b, n) end
+    end
+  end
+  return replies
+end
+
+-- The entry that this consumer is about to give up or retry: code, fields without header, header.
+local function take_up(key, group, consumer, id, counter, stats, from_retry)
+  local code = held(key, group, consumer, id, counter)
+  if code ~= DONE then return code end
+  local e = redis.call('XRANGE', key, id, id)
+  if #e == 0 then
+    count_trimmed(key, group, stats, from_retry, id)
+    return TRIMMED
+  end
+  local x = header(e[1][2])
+  x.origin = x.origin or id
+  return DONE, without_header(e[1][2]), x
+end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', retry stream? (0|1), id, counter,
+-- delay key, retry key, delay in ms, attempts so far, reason, error. Returns a code.
+local function retry(keys, args)
+  local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
+  local from_retry, id, counter = args[5] == '1', args[6], tonumber(args[7])
+  local delay_key, retry_key, delay = args[8], args[9], tonumber(args[10])
+  local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
+  if code ~= DONE then return code end
+  x.attempts, x.reason, x.error = tonumber(args[11]), args[12], args[13]
+  fields[#fields + 1] = 'x'
+  fields[#fields + 1] = cjson.encode(x)
+  if delay > 0 then
+    -- the member holds the whole entry, since the stream may be trimmed meanwhile; origin and attempts keep it apart
+    redis.call('ZADD', delay_key, now_ms() + delay, cmsgpack.pack({x.origin, x.attempts, fields}))
+  else
+    redis.call('XADD', retry_key, '*', unpack(fields))
+  end
+  settled(key, group, stats, from_retry, {id})
+  redis.call('HINCRBY', stats, 'retried', 1)
+  if parked ~= '' then redis.call('HSET', parked, x.origin, 'retrying') end
+  return DONE
+end
+
+-- Writes a dead letter: the fields of the entry, then why and after what.
+local function bury(dlq_key, stats, parked, fields, x, attempts, reason, err)
+  local letter = fields
+  for _, v in ipairs({'origin', x.origin, 'attempts', attempts, 'reason', reason, 'error', err}) do
+    letter[#letter + 1] = v
+  end
+  local id = redis.call('XADD', dlq_key, '*', unpack(letter))
+  redis.call('HINCRBY', stats, 'dead', 1)
+  if parked ~= '' then redis.call('HSET', parked, x.origin, 'dead') end
+  return id
+end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', retry stream? (0|1), id, counter,
+-- dead letter key, attempts so far, reason, error. Returns a code.
+local function dead_letter(keys, args)
+  local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
+  local from_retry, id, counter = args[5] == '1', args[6], tonumber(args[7])
+  local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
+  if code ~= DONE then return code end
+  bury(args[8], stats, parked, fields, x, args[9], args[10], args[11])
+  settled(key, group, stats, from_retry, {id})
+  return DONE
+end
+
+redis.register_function{function_name = 'as1_settle', callback = settle, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_retry', callback = retry, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_dead_letter', callback = dead_letter, flags = {'allow-oom'}}
