@@ -23,6 +23,10 @@ class InvalidMessage(AgentStreamError):  # noqa: N818 - a public name says what 
         self.reason = reason
 
 
+class InvalidPayload(InvalidMessage):
+    """A payload that does not fit the type its handler wants, or the stream's contract."""
+
+
 class ProtocolError(AgentStreamError):
     """The server holds something that this version cannot read."""
 
@@ -53,3 +57,46 @@ class ConnectionLost(AgentStreamError):  # noqa: N818
 
 class ServerRefused(AgentStreamError):  # noqa: N818
     """The server answered with an error of its own."""
+
+
+class QuorumMissed(AgentStreamError):  # noqa: N818
+    """Too few groups acknowledged a broadcast before the deadline, or too few can still do so.
+
+    Attributes:
+        acknowledged: the groups that have.
+        outstanding: the groups that have not yet.
+        dead: the groups that gave the message up.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        acknowledged: tuple[str, ...] = (),
+        outstanding: tuple[str, ...] = (),
+        dead: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.acknowledged = acknowledged
+        self.outstanding = outstanding
+        self.dead = dead
+
+
+class NoReply(AgentStreamError):  # noqa: N818
+    """Nobody answered a request before the deadline."""
+
+
+class RequestFailed(AgentStreamError):  # noqa: N818
+    """Whoever was asked gave the request up.
+
+    Attributes:
+        reason: why the request became a dead letter.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class EffectInDoubt(AgentStreamError):  # noqa: N818
+    """An earlier attempt began an effect that must not be repeated; whether it came about is not known."""

@@ -26,6 +26,21 @@ def user_name(installation: str, namespace: str, agent: str) -> str:
     return f"{installation}.{namespace}.{agent}"
 
 
+def notify_channel(installation: str, namespace: str, addressee: str) -> str:
+    """The channel of notifications to an agent, or to `broadcast`."""
+    return f"agentstream:{installation}:{namespace}:notify:{addressee}"
+
+
+def nudge_channel(installation: str, namespace: str, agent: str) -> str:
+    """The channel on which an agent's processes are told that there is something to look at."""
+    return f"agentstream:{installation}:{namespace}:nudge:{agent}"
+
+
+def reply_key(namespace: str, agent: str, token: str) -> str:
+    """The short-lived stream with the answers to one process's requests; the token cannot be guessed."""
+    return f"{{{namespace}.{agent}}}:reply:{token}"
+
+
 @dataclass(frozen=True, slots=True)
 class StreamKeys:
     """The keys derived from one stream key.
@@ -51,9 +66,27 @@ class StreamKeys:
         """String: the length from which on the add function refuses."""
         return f"{self.base}:gate"
 
-    def once(self, message_id: str) -> str:
-        """String with a lifetime: the entry that a message became, for sends that are repeated."""
-        return f"{self.base}:once:{message_id}"
+    @property
+    def order(self) -> str:
+        """Hash: ordering key -> the last entry that was added with it."""
+        return f"{self.base}:order"
+
+    @property
+    def contracts(self) -> str:
+        """Hash: message type and schema version -> the JSON Schema that payloads must fit."""
+        return f"{self.base}:contracts"
+
+    def sent(self, token: str) -> str:
+        """String with a lifetime: what became of a sender's last batch, should it be repeated."""
+        return f"{self.base}:sent:{token}"
+
+    def once(self, key: str) -> str:
+        """String with a lifetime: the entry that was added under a key of the sender's own."""
+        return f"{self.base}:once:{key}"
+
+    def done(self, group: str, key: str) -> str:
+        """String with a lifetime: what became of an effect that the group must not repeat."""
+        return f"{self.base}:done:{group}:{key}"
 
     def retry(self, group: str) -> str:
         """Stream of the messages that are due again for one group only."""
@@ -72,7 +105,7 @@ class StreamKeys:
         return f"{self.base}:stats:{group}"
 
     def parked(self, group: str) -> str:
-        """Hash on broadcast streams: entry id -> `retrying` or `dead`."""
+        """Hash: entry id -> `retrying` or `dead`; of broadcast streams, and of entries with ordering keys."""
         return f"{self.base}:parked:{group}"
 
     def derived(self, group: str) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         correlation_id: id of the message that this one answers or belongs to.
         reply_to: where an answer is expected.
         expires_at: when it loses its meaning, in seconds since 1970; later it becomes a dead letter.
+        key: messages with the same ordering key are handled one after the other in each group.
+        schema_version: version of the payload's schema, where there are several.
     """
 
     v: Annotated[Literal[1], msgspec.Meta(description="version of the envelope")]
@@ -60,6 +62,16 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_at: (
         Annotated[_Seconds, msgspec.Meta(description="when it becomes a dead letter, in seconds since 1970")]
         | None
+    ) = None
+    key: (
+        Annotated[
+            _Reference,
+            msgspec.Meta(description="messages with the same one are handled one after the other"),
+        ]
+        | None
+    ) = None
+    schema_version: (
+        Annotated[int, msgspec.Meta(ge=1, le=1_000_000, description="version of the payload's schema")] | None
     ) = None
 
 

@@ -18,11 +18,17 @@ class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
         stream: name of the AgentStream.
         key: its key on the server.
         broadcast: whether every group is to acknowledge what is added.
+        groups: on a broadcast stream, the declared groups, sorted.
+        signed: whether what is added is to be signed.
+        contracts: what changes whenever the stream's contracts do; empty where there are none.
     """
 
     stream: str
     key: str
     broadcast: bool = False
+    groups: tuple[str, ...] = ()
+    signed: bool = False
+    contracts: str = ""
 
 
 class Consumes(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -40,6 +46,9 @@ class Consumes(msgspec.Struct, frozen=True, omit_defaults=True):
         backoff_factor: by what the delay grows with every further attempt.
         backoff_max: the longest delay.
         dead_letters: whether the group gives messages up at all; if not, they are retried for ever.
+        deadline: how long a handler may take; 0 for as long as it likes.
+        signatures: what becomes of messages without a valid signature: `Off`, `Warn` or `Require`.
+        contracts: what changes whenever the stream's contracts do; empty where there are none.
     """
 
     stream: str
@@ -53,6 +62,9 @@ class Consumes(msgspec.Struct, frozen=True, omit_defaults=True):
     backoff_factor: float = 2.0
     backoff_max: int = 300_000
     dead_letters: bool = True
+    deadline: int = 0
+    signatures: str = "Off"
+    contracts: str = ""
 
 
 class Route(msgspec.Struct, frozen=True, omit_defaults=True):

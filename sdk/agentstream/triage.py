@@ -19,6 +19,13 @@ class Reason(StrEnum):
     UNKNOWN_VERSION = "UnknownVersion"
     EXPIRED = "Expired"
     MAX_DELIVERIES = "MaxDeliveries"
+    NO_HANDLER = "NoHandler"
+    INVALID_PAYLOAD = "InvalidPayload"
+    CONTRACT_VIOLATED = "ContractViolated"
+    UNSIGNED = "Unsigned"
+    FORGED = "Forged"
+    UNKNOWN_KEY = "UnknownKey"
+    REPLAYED = "Replayed"
 
 
 class Deliver(msgspec.Struct, frozen=True):

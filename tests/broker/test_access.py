@@ -8,12 +8,13 @@ import pytest
 import redis
 
 from agentstream.calls import GroupCalls
+from agentstream.endpoint import Endpoint
 from agentstream.entries import Entry, read_entries
 from agentstream.errors import AccessDenied, AgentStreamError
 from agentstream.keys import StreamKeys
 from agentstream.library import DONE
 from agentstream.routes import Consumes, Produces, decode_route, encode_route
-from agentstream.wire import Argument, Endpoint, Wire
+from agentstream.wire import Argument, Wire
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.access import AgentUse, route
 from agentstream_operator.plan.actions import CreateGroup, CreateStream, SetRoute
@@ -170,8 +171,7 @@ CONSUMER_ONLY: list[tuple[Argument, ...]] = [
     ("DEL", f"{TASKS}:stats:coder"),
     ("ZADD", TASKS, 1, "x"),
     ("HSET", TASKS, "f", "v"),
-    ("XACK", f"{TASKS}:retry:other", "other", "0-1"),
-    # the main stream has no `parked`, being no broadcast stream
+    ("HSET", f"{TASKS}:parked:other", "1-1", "dead"),
     ("HSET", f"{TASKS}:parked:coder", "1-1", "dead"),
     ("HSET", f"{NEWS}:parked:other", "1-1", "dead"),
     ("HGETALL", f"{NEWS}:parked:coder"),

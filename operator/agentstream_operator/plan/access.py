@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from agentstream.keys import StreamKeys, routes_key, user_name
+from agentstream.keys import StreamKeys, notify_channel, nudge_channel, routes_key, user_name
+from agentstream.message import BROADCAST
 from agentstream.routes import Consumes, Produces, Route
 from agentstream_operator.plan.actions import Probe, SetUser
 
-_EVERYONE = ("-@all", "+ping", "+time", "+select", "+client|setname", "+client|setinfo")
+_EVERYONE = ("-@all", "+ping", "+hello", "+time", "+select", "+client|setname", "+client|setinfo")
 _CONSUMER_FUNCTIONS = (
     "as1_settle",
     "as1_retry",
@@ -28,6 +29,8 @@ _CONSUMER_FUNCTIONS = (
     "as1_begin",
     "as1_renew",
     "as1_release",
+    "as1_turn",
+    "as1_once",
 )
 
 
@@ -68,9 +71,8 @@ def route(use: AgentUse) -> Route:
 
 def rules(use: AgentUse, installation: str) -> tuple[str, ...]:
     """The arguments of ACL SETUSER but for name and passwords; the same use always gives the same ones."""
-    routes = _selector(f"%R~{routes_key(installation, use.namespace)}", "hget")
     what = route(use)
-    selectors = [routes]
+    selectors = _anybody(use, installation)
     for produces in what.produces:
         selectors += _producer(produces)
     for consumes in what.consumes:
@@ -82,30 +84,53 @@ def _selector(keys: str, *commands: str) -> str:
     return f"({keys} {' '.join(f'+{command}' for command in commands)})"
 
 
+def _anybody(use: AgentUse, installation: str) -> list[str]:
+    """What any agent may do: look up routes, notify, be notified, ask and answer in its namespace."""
+    namespace, agent = use.namespace, use.agent
+    notified = [notify_channel(installation, namespace, addressee) for addressee in (agent, BROADCAST)]
+    nudged = nudge_channel(installation, namespace, agent)
+    return [
+        _selector(f"%R~{routes_key(installation, namespace)}", "hget"),
+        _selector(f"&{notify_channel(installation, namespace, '*')} &{nudged}", "publish"),
+        _selector(f"&{' &'.join((*notified, nudged))}", "subscribe", "unsubscribe"),
+        # the token in the key is what an answer needs
+        _selector(f"%W~{{{namespace}.*}}:reply:*", "xadd", "pexpire", "fcall|as1_reply"),
+        _selector(f"%RW~{{{namespace}.{agent}}}:reply:*", "xread", "xtrim", "unlink"),
+    ]
+
+
 def _producer(produces: Produces) -> list[str]:
     keys = StreamKeys(produces.key)
-    return [
+    selectors = [
         _selector(f"%RW~{keys.stream}", "xadd", "xlen", "fcall|as1_add"),
-        _selector(f"%RW~{keys.once('*')}", "get", "set"),
+        _selector(f"%RW~{keys.sent('*')} %RW~{keys.once('*')}", "get", "set"),
         _selector(f"%R~{keys.gate}", "get"),
+        _selector(f"%RW~{keys.order}", "hget", "hset"),
+        _selector(f"%R~{keys.contracts}", "hgetall"),
     ]
+    if produces.broadcast:
+        selectors += [
+            _selector(f"%R~{keys.stream}", "xinfo|groups", "xpending", "fcall_ro|as1_receipt"),
+            _selector(f"%R~{keys.parked('*')}", "hget"),
+        ]
+    return selectors
 
 
 def _consumer(consumes: Consumes) -> list[str]:
     keys, group = StreamKeys(consumes.key), consumes.group
     reading = ("xreadgroup", "xack", "xclaim", "xautoclaim", "xpending", "xrange")
     functions = tuple(f"fcall|{name}" for name in _CONSUMER_FUNCTIONS)
-    selectors = [
+    return [
         # both streams in one selector, or a read over the two is refused
         _selector(f"%RW~{keys.stream} %RW~{keys.retry(group)}", *reading, *functions),
         _selector(f"%W~{keys.retry(group)}", "xadd", "xdel"),
         _selector(f"%W~{keys.dead_letters(group)}", "xadd"),
         _selector(f"%RW~{keys.delay(group)}", "zadd", "zrem", "zrange"),
         _selector(f"%RW~{keys.stats(group)}", "hget", "hset", "hincrby"),
+        _selector(f"%RW~{keys.parked(group)}", "hget", "hset", "hdel"),
+        _selector(f"%RW~{keys.done(group, '*')}", "get", "set", "del"),
+        _selector(f"%R~{keys.contracts}", "hgetall"),
     ]
-    if consumes.broadcast:
-        selectors.append(_selector(f"%W~{keys.parked(group)}", "hset", "hdel"))
-    return selectors
 
 
 def expectations(use: AgentUse, installation: str) -> tuple[Probe, ...]:

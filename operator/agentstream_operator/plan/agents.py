@@ -115,6 +115,7 @@ def _consumes(group: ConsumerGroup, stream: AgentStream) -> Consumes:
         backoff_factor=delivery.backoff.factor,
         backoff_max=delivery.backoff.max.milliseconds,
         dead_letters=group.spec.dead_letter.enabled,
+        deadline=0 if delivery.deadline is None else delivery.deadline.milliseconds,
     )
 
 

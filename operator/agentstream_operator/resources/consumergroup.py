@@ -71,6 +71,9 @@ class Delivery(Model):
     lease: Annotated[Duration, at_least("1s"), at_most("1h")] = parse_duration("10s")
     """How long a consumer holds a message without renewing. Consumers renew while their handler runs."""
 
+    deadline: Annotated[Duration, at_least("1s"), at_most("168h")] | None = None
+    """How long one attempt may take; then its handler is cancelled, and the attempt counts as failed."""
+
     max_deliveries: Annotated[Int, Field(ge=1, le=100)] = 5
     """How many attempts a message gets before it becomes a dead letter."""
 

@@ -12,23 +12,40 @@ CODER = Consumes("tasks", "{a.tasks}", "coder")
 LISTENER = Consumes("news", "{a.news}", "coder", broadcast=True)
 
 
-def test_an_agent_without_streams_may_read_routes_and_little_else() -> None:
+def test_an_agent_without_streams_may_look_up_routes_notify_ask_and_answer() -> None:
     assert rules(AgentUse("a", "idle"), "inst") == (
-        *("reset", "on", "resetchannels", "-@all", "+ping", "+time", "+select"),
-        *("+client|setname", "+client|setinfo", "(%R~agentstream:inst:a:routes +hget)"),
+        *("reset", "on", "resetchannels", "-@all", "+ping", "+hello", "+time", "+select"),
+        *("+client|setname", "+client|setinfo"),
+        "(%R~agentstream:inst:a:routes +hget)",
+        "(&agentstream:inst:a:notify:* &agentstream:inst:a:nudge:idle +publish)",
+        (
+            "(&agentstream:inst:a:notify:idle &agentstream:inst:a:notify:broadcast"
+            " &agentstream:inst:a:nudge:idle +subscribe +unsubscribe)"
+        ),
+        "(%W~{a.*}:reply:* +xadd +pexpire +fcall|as1_reply)",
+        "(%RW~{a.idle}:reply:* +xread +xtrim +unlink)",
     )
 
 
 def test_a_producer_gets_one_selector_for_each_kind_of_key() -> None:
-    assert rules(AgentUse("a", "planner", produces=(TASKS,)), "inst")[-3:] == (
+    assert rules(AgentUse("a", "planner", produces=(TASKS,)), "inst")[-5:] == (
         "(%RW~{a.tasks} +xadd +xlen +fcall|as1_add)",
-        "(%RW~{a.tasks}:once:* +get +set)",
+        "(%RW~{a.tasks}:sent:* %RW~{a.tasks}:once:* +get +set)",
         "(%R~{a.tasks}:gate +get)",
+        "(%RW~{a.tasks}:order +hget +hset)",
+        "(%R~{a.tasks}:contracts +hgetall)",
+    )
+
+
+def test_a_producer_of_a_broadcast_stream_may_see_who_acknowledged() -> None:
+    assert rules(AgentUse("a", "planner", produces=(NEWS,)), "inst")[-2:] == (
+        "(%R~{a.news} +xinfo|groups +xpending +fcall_ro|as1_receipt)",
+        "(%R~{a.news}:parked:* +hget)",
     )
 
 
 def test_a_consumer_gets_one_selector_for_each_kind_of_key() -> None:
-    read, *others = rules(AgentUse("a", "coder", consumes=(CODER,)), "inst")[-5:]
+    read, *others = rules(AgentUse("a", "coder", consumes=(CODER,)), "inst")[-8:]
     assert read.startswith("(%RW~{a.tasks} %RW~{a.tasks}:retry:coder +xreadgroup +xack ")
     assert "+fcall|as1_settle " in read
     assert others == [
@@ -36,13 +53,10 @@ def test_a_consumer_gets_one_selector_for_each_kind_of_key() -> None:
         "(%W~{a.tasks}:dlq:coder +xadd)",
         "(%RW~{a.tasks}:delay:coder +zadd +zrem +zrange)",
         "(%RW~{a.tasks}:stats:coder +hget +hset +hincrby)",
+        "(%RW~{a.tasks}:parked:coder +hget +hset +hdel)",
+        "(%RW~{a.tasks}:done:coder:* +get +set +del)",
+        "(%R~{a.tasks}:contracts +hgetall)",
     ]
-
-
-def test_a_consumer_of_a_broadcast_stream_may_record_what_it_parked() -> None:
-    assert rules(AgentUse("a", "coder", consumes=(LISTENER,)), "inst")[-1] == (
-        "(%W~{a.news}:parked:coder +hset +hdel)"
-    )
 
 
 def test_no_selector_of_a_consumer_lets_it_call_the_operators_functions() -> None:
