@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from agentstream.wire import Endpoint, Wire
+from agentstream.endpoint import Endpoint
+from agentstream.wire import Wire
 from support.servers import Build, Server, builds, children
 
 settings.register_profile(

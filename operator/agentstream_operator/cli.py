@@ -128,8 +128,8 @@ def operator(  # noqa: PLR0917 - the command line names its options
     """
     import asyncio  # noqa: PLC0415
 
+    from agentstream.endpoint import Endpoint  # noqa: PLC0415
     from agentstream.errors import AgentStreamError  # noqa: PLC0415
-    from agentstream.wire import Endpoint  # noqa: PLC0415
     from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
     from agentstream_operator.logs import configure  # noqa: PLC0415
     from agentstream_operator.service import Fatal, run  # noqa: PLC0415

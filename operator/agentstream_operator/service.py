@@ -13,8 +13,8 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from agentstream.endpoint import Endpoint
 from agentstream.errors import AgentStreamError
-from agentstream.wire import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.children import Children, Wake

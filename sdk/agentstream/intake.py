@@ -16,8 +16,9 @@ from agentstream.calls import GroupCalls
 from agentstream.entries import Entry, claimed_entries, read_entries
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.lease import Leases
+from agentstream.refusal import group_is_gone
 from agentstream.trouble import Trouble
-from agentstream.wire import Wire, group_is_gone
+from agentstream.wire import Wire
 
 _BLOCK = 2_000
 READ_TIMEOUT = _BLOCK / 1000 + 5.0

@@ -15,7 +15,7 @@ from agentstream.calls import GroupCalls
 from agentstream.entries import Entry, Source
 from agentstream.errors import AgentStreamError
 from agentstream.library import DONE
-from agentstream.wire import group_is_gone
+from agentstream.refusal import group_is_gone
 
 _BATCH = 500
 _log = logging.getLogger("agentstream")

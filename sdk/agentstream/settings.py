@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from agentstream.endpoint import Endpoint
 from agentstream.errors import SettingsError
-from agentstream.wire import Endpoint
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LAST_PORT = 65535

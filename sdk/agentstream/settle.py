@@ -18,8 +18,8 @@ from agentstream.entries import Entry
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.lease import Leases, batches
 from agentstream.library import DONE, GONE, TRIMMED
+from agentstream.refusal import group_is_gone
 from agentstream.routes import Consumes
-from agentstream.wire import group_is_gone
 
 _RELEASE_PATIENCE = 2.0
 _ERROR_LENGTH = 500

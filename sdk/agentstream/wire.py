@@ -11,49 +11,21 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from agentstream.endpoint import Endpoint
 from agentstream.errors import (
     AccessDenied,
     AgentStreamError,
     Backpressure,
     ConnectionLost,
-    ServerRefused,
     SettingsError,
-    StreamMissing,
 )
+from agentstream.refusal import refusal
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import Connection
 
 Argument = bytes | str | int | float
 _BATCH = 1000
-
-
-class Endpoint(msgspec.Struct, frozen=True):
-    """Where the server is and who asks.
-
-    Attributes:
-        url: `redis://host:port/db`, `rediss://…` with TLS, or `unix://path`.
-        username: the ACL user, if not in the URL.
-        password: its password, if not in the URL.
-        ca_file: certificate authority of a TLS server.
-    """
-
-    url: str
-    username: str | None = None
-    password: str | None = None
-    ca_file: str | None = None
-
-    def __repr__(self) -> str:
-        """Says where, without secrets."""
-        return f"Endpoint({self.address})"
-
-    @property
-    def address(self) -> str:
-        """The URL without credentials, fit for a log."""
-        scheme, _, rest = self.url.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 def translate(error: Exception, address: str) -> AgentStreamError:
@@ -65,18 +37,9 @@ def translate(error: Exception, address: str) -> AgentStreamError:
         return AccessDenied(f"{address}: {text}")
     if isinstance(error, redis_errors.ConnectionError | redis_errors.TimeoutError | OSError | EOFError):
         return ConnectionLost(f"{address}: {text or type(error).__name__}")
-    if isinstance(error, redis_errors.OutOfMemoryError) or text.startswith(("BACKPRESSURE", "OOM")):
+    if isinstance(error, redis_errors.OutOfMemoryError):
         return Backpressure(text)
-    if text.startswith("NOSTREAM"):
-        return StreamMissing(text)
-    if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")) or "ACL failure" in text:
-        return AccessDenied(f"{address}: {text}")
-    return ServerRefused(text)
-
-
-def group_is_gone(error: AgentStreamError) -> bool:
-    """Whether an error says that there is no such group or stream, so that nothing is pending in it."""
-    return isinstance(error, ServerRefused) and "NOGROUP" in str(error)
+    return refusal(text, address)
 
 
 class Wire:

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 
-from agentstream.wire import Endpoint, Wire
+from agentstream.endpoint import Endpoint
+from agentstream.wire import Wire
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.broker.observe import observe

@@ -9,10 +9,10 @@ import pytest
 import redis
 
 from agentstream.agent import Agent
+from agentstream.endpoint import Endpoint
 from agentstream.errors import ServerRefused
 from agentstream.keys import StreamKeys
 from agentstream.settings import Settings
-from agentstream.wire import Endpoint
 from agentstream_operator.cluster.port import Pods
 from agentstream_operator.reconcile import departures
 from agentstream_operator.resources.consumergroup import ConsumerGroup

@@ -10,7 +10,8 @@ import pytest
 
 from agentstream import health
 from agentstream.agent import Agent
-from agentstream.wire import Endpoint, Wire
+from agentstream.endpoint import Endpoint
+from agentstream.wire import Wire
 from support.probes import ask
 from support.servers import Server, free_port
 from support.topology import Topology, following

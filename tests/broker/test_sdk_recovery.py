@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from agentstream.endpoint import Endpoint
 from agentstream.keys import StreamKeys
 from agentstream.routes import Consumes
-from agentstream.wire import Endpoint, Wire
+from agentstream.wire import Wire
 from support.proxy import Proxy, proxy_to
 from support.servers import Server
 from support.topology import NAMESPACE, Topology, following, numbers

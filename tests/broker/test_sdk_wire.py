@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agentstream.endpoint import Endpoint
 from agentstream.errors import AccessDenied, ConnectionLost, ServerRefused, SettingsError
-from agentstream.wire import Endpoint, Wire
+from agentstream.wire import Wire
 from support.servers import Server
 
 

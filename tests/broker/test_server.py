@@ -6,8 +6,9 @@ import pytest
 import redis
 
 from agentstream import library
+from agentstream.endpoint import Endpoint
 from agentstream.errors import AccessDenied, ConnectionLost
-from agentstream.wire import Endpoint, Wire
+from agentstream.wire import Wire
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.broker.server import Capabilities, inspect, probe

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import redis
 
+from agentstream.endpoint import Endpoint
 from agentstream.errors import AccessDenied, ConnectionLost, ServerRefused
 from agentstream.routes import Consumes, Produces
-from agentstream.wire import Argument, Endpoint, Wire
+from agentstream.wire import Argument, Wire
 from agentstream_operator.broker.acl import AccessNotEnforced, Users
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.connection import Connection

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agentstream.wire import Endpoint, Wire
+from agentstream.endpoint import Endpoint
+from agentstream.wire import Wire
 from support.dev import Dev, a_group, a_stream, coders, environment_of, is_alive
 from support.waiting import until
 

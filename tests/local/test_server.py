@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from agentstream.endpoint import Endpoint
 from agentstream.errors import AccessDenied, ConnectionLost, ServerRefused
-from agentstream.wire import Endpoint, Wire
+from agentstream.wire import Wire
 from agentstream_operator.local.binary import server_binary
 from agentstream_operator.local.failure import LocalError
 from agentstream_operator.local.reaper import Reaper

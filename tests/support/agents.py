@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from agentstream.wire import Endpoint, Wire
+from agentstream.endpoint import Endpoint
+from agentstream.wire import Wire
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.access import AgentUse, set_user
 from support.servers import Server

@@ -14,11 +14,12 @@ from agentstream.agent import Agent
 from agentstream.buffer import Waiting
 from agentstream.delivery import Delivery
 from agentstream.dispatch import Dispatch
+from agentstream.endpoint import Endpoint
 from agentstream.keys import StreamKeys, default_stream_key, routes_key
 from agentstream.message import Message
 from agentstream.routes import Consumes, Produces, Route, encode_route
 from agentstream.settings import Settings
-from agentstream.wire import Endpoint, Wire
+from agentstream.wire import Wire
 
 NAMESPACE = "test"
 

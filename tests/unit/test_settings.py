@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentstream.wire import Endpoint
+from agentstream.endpoint import Endpoint
 from agentstream_operator.settings import Options, mistakes
 
 GOOD = Options(Endpoint("redis://operator:s3cret@redis.example:6379"), None, "agentstream", (), 8080, 8081)

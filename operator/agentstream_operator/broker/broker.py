@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Self
 
+from agentstream.endpoint import Endpoint
 from agentstream.keys import StreamKeys
-from agentstream.wire import Endpoint, Wire
+from agentstream.wire import Wire
 from agentstream_operator.broker import apply, observe, retention, server
 from agentstream_operator.broker.acl import Users
 from agentstream_operator.broker.apply import Applied

@@ -8,7 +8,7 @@ import msgspec
 
 from agentstream.errors import AgentStreamError, ProtocolError
 from agentstream.keys import StreamKeys
-from agentstream.wire import group_is_gone
+from agentstream.refusal import group_is_gone
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.plan.observed import ConsumerSeen, StreamSeen
 

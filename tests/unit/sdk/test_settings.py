@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agentstream.endpoint import Endpoint
 from agentstream.errors import SettingsError
 from agentstream.settings import Settings
-from agentstream.wire import Endpoint
 
 PLAIN = {
     "AGENTSTREAM_URL": "redis://host:1",

@@ -1,0 +1,34 @@
+"""What an error reply of the server means."""
+
+from __future__ import annotations
+
+from agentstream.errors import (
+    AccessDenied,
+    AgentStreamError,
+    Backpressure,
+    ConnectionLost,
+    ServerRefused,
+    StreamMissing,
+)
+
+IS_FULL = "max number of clients reached"
+_NO_ACCESS = ("NOAUTH", "WRONGPASS", "NOPERM", "DENIED")
+
+
+def refusal(text: str, address: str) -> AgentStreamError:
+    """The SDK's error for the text of an error reply; `address` is fit for a log."""
+    if text.startswith(("BACKPRESSURE", "OOM")):
+        return Backpressure(text)
+    if text.startswith("NOSTREAM"):
+        return StreamMissing(text)
+    # what a function may not do, the error of its script tells
+    if text.startswith(_NO_ACCESS) or "ACL failure" in text:
+        return AccessDenied(f"{address}: {text}")
+    if IS_FULL in text:
+        return ConnectionLost(f"{address}: {text}")
+    return ServerRefused(text)
+
+
+def group_is_gone(error: AgentStreamError) -> bool:
+    """Whether an error says that there is no such group or stream, so that nothing is pending in it."""
+    return isinstance(error, ServerRefused) and "NOGROUP" in str(error)
