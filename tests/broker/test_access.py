@@ -171,8 +171,8 @@ CONSUMER_ONLY: list[tuple[Argument, ...]] = [
     ("DEL", f"{TASKS}:stats:coder"),
     ("ZADD", TASKS, 1, "x"),
     ("HSET", TASKS, "f", "v"),
+    ("XACK", f"{TASKS}:retry:other", "other", "0-1"),
     ("HSET", f"{TASKS}:parked:other", "1-1", "dead"),
-    ("HSET", f"{TASKS}:parked:coder", "1-1", "dead"),
     ("HSET", f"{NEWS}:parked:other", "1-1", "dead"),
     ("HGETALL", f"{NEWS}:parked:coder"),
 ]
