@@ -1,0 +1,269 @@
+"""A TCP proxy between agents and their server that loses replies, delays, holds and breaks on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self
+
+from agentstream.testing.frames import Frames
+
+_CHUNK = 1 << 16
+
+
+def block_loop(seconds: float) -> None:
+    """Blocks the event loop that it is called in, as a handler does that computes or waits without `await`."""
+    time.sleep(seconds)
+
+
+class Fault:
+    """A fault that has begun; it lasts until `end` is called, or to the end of `with`."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+
+    def end(self) -> None:
+        """Ends it."""
+        self._end()
+
+    def __enter__(self) -> Self:
+        """The fault."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends it."""
+        self.end()
+
+
+class Faults:
+    """The way from agents to a server of the loopback interface, as a context manager.
+
+    It runs in a thread of its own, so that it works on while the test's event loop is blocked. A fault is in
+    effect for all connections when the call returns.
+
+    Args:
+        server_port: the server's.
+
+    Attributes:
+        port: where agents connect to.
+        lost: how many commands and replies were lost on demand.
+    """
+
+    def __init__(self, server_port: int) -> None:
+        self.port = 0
+        self.lost = 0
+        self._server_port = server_port
+        self._lose_commands: list[bytes] = []
+        self._lose_replies: list[bytes] = []
+        self._latency = (0.0, 0.0)
+        self._refusing = False
+        self._links: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        """Where agents connect to."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    def lose_reply(self, command: str | bytes, times: int = 1) -> None:
+        """Loses the reply to the next command that has this text in it; its connection breaks.
+
+        The server carries the command out, and the agent cannot know. Replies to earlier commands arrive.
+
+        Args:
+            command: any part of the command: its name, a key, a message's id.
+            times: for how many commands.
+        """
+        self._lose_replies.extend([_bytes(command)] * times)
+
+    def lose_command(self, command: str | bytes, times: int = 1) -> None:
+        """Loses the next command that has this text in it before the server has it; its connection breaks.
+
+        Args:
+            command: any part of the command: its name, a key, a message's id.
+            times: how many commands.
+        """
+        self._lose_commands.extend([_bytes(command)] * times)
+
+    def delay(self, seconds: float, jitter: float = 0.0) -> Fault:
+        """From now on, each reply takes longer.
+
+        Args:
+            seconds: by how much.
+            jitter: up to how many seconds are added to that, evenly distributed.
+        """
+        self._latency = (seconds, jitter)
+        return Fault(lambda: setattr(self, "_latency", (0.0, 0.0)))
+
+    def hold(self) -> Fault:
+        """From now on nothing passes, and nothing breaks: the network is silent until `release`."""
+        self._call(self._let_flow(flowing=False))
+        return Fault(self.release)
+
+    def release(self) -> None:
+        """What was held passes, in order, and what comes after it."""
+        self._call(self._let_flow(flowing=True))
+
+    def cut(self) -> None:
+        """Breaks all connections. Agents may connect again."""
+        self._call(self._cut())
+
+    def refuse(self) -> Fault:
+        """Breaks all connections, and every new one at once: the server is away until `accept`."""
+        self._refusing = True
+        self._call(self._cut())
+        return Fault(self.accept)
+
+    def accept(self) -> None:
+        """Lets agents connect again."""
+        self._refusing = False
+
+    def heal(self) -> None:
+        """Ends all faults, those included that were yet to come."""
+        self._lose_commands.clear()
+        self._lose_replies.clear()
+        self._latency = (0.0, 0.0)
+        self.accept()
+        self.release()
+
+    def __enter__(self) -> Self:
+        """Listens on a port of the loopback interface."""
+        listening: Future[int] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run(listening)), name="agentstream faults", daemon=True
+        )
+        self._thread.start()
+        self.port = listening.result()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Breaks all connections and listens no more."""
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+
+    def _call(self, change: Coroutine[Any, Any, None]) -> None:
+        """Has a change made in the proxy's thread, and waits until it is."""
+        asyncio.run_coroutine_threadsafe(change, self._loop).result()
+
+    async def _run(self, listening: Future[int]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ended, self._flowing = asyncio.Event(), asyncio.Event()
+        self._flowing.set()
+        try:
+            listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        except OSError as error:
+            listening.set_exception(error)
+            return
+        listening.set_result(listener.sockets[0].getsockname()[1])
+        await self._ended.wait()
+        listener.close()
+        await self._cut()
+
+    async def _let_flow(self, *, flowing: bool) -> None:
+        (self._flowing.set if flowing else self._flowing.clear)()
+
+    async def _cut(self) -> None:
+        links = list(self._links)
+        for link in links:
+            link.cancel()
+        await asyncio.gather(*links, return_exceptions=True)
+
+    async def _serve(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+        link = asyncio.current_task()
+        assert link is not None  # noqa: S101 - each connection is served by a task
+        self._links.add(link)
+        link.add_done_callback(self._links.discard)
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            if not self._refusing:
+                await self._forward(client_in, client_out)
+        client_out.transport.abort()
+
+    async def _forward(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+        await self._flowing.wait()
+        server_in, server_out = await asyncio.open_connection("127.0.0.1", self._server_port)
+        expected: deque[bool] = deque()
+        arriving: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        ways = [
+            asyncio.create_task(self._commands(client_in, server_out, expected)),
+            asyncio.create_task(self._replies(server_in, expected, arriving)),
+            asyncio.create_task(self._deliver(client_out, arriving)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            server_out.transport.abort()
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _commands(
+        self, client: asyncio.StreamReader, server: asyncio.StreamWriter, expected: deque[bool]
+    ) -> None:
+        """Passes commands on until the client ends, or one is lost; notes whose replies are to be lost."""
+        frames = Frames()
+        while data := await client.read(_CHUNK):
+            for frame in frames.feed(data):
+                if _takes(self._lose_commands, frame):
+                    self.lost += 1
+                    return
+                expected.append(_takes(self._lose_replies, frame))
+                await self._flowing.wait()
+                server.write(frame)
+            await server.drain()
+
+    async def _replies(
+        self,
+        server: asyncio.StreamReader,
+        expected: deque[bool],
+        arriving: asyncio.Queue[tuple[float, bytes]],
+    ) -> None:
+        """Sends replies on their way until the server ends, or one is lost."""
+        frames = Frames()
+        losing = False
+        while not losing and (data := await server.read(_CHUNK)):
+            delay, jitter = self._latency
+            arrival = self._loop.time() + delay + random.random() * jitter  # noqa: S311 - guards no secret
+            passed: list[bytes] = []
+            for frame in frames.feed(data):
+                # what a subscriber gets is no reply
+                losing = bool(expected) and expected.popleft()
+                if losing:
+                    break
+                passed.append(frame)
+            arriving.put_nowait((arrival, b"".join(passed)))
+        await arriving.join()
+        self.lost += losing
+
+    async def _deliver(
+        self, client: asyncio.StreamWriter, arriving: asyncio.Queue[tuple[float, bytes]]
+    ) -> None:
+        while True:
+            arrival, data = await arriving.get()
+            await asyncio.sleep(arrival - self._loop.time())
+            await self._flowing.wait()
+            client.write(data)
+            await client.drain()
+            arriving.task_done()
+
+
+def _takes(wanted: list[bytes], command: bytes) -> bool:
+    """Whether a command is one of those that are to suffer a fault; from then on it is one less."""
+    for text in wanted:
+        if text in command:
+            wanted.remove(text)
+            return True
+    return False
+
+
+def _bytes(command: str | bytes) -> bytes:
+    return command.encode() if isinstance(command, str) else command

@@ -1,0 +1,252 @@
+"""A private server with what a test declares on it, agents that are connected to it, and faults between them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from agentstream import library
+from agentstream.agent import Agent
+from agentstream.endpoint import Endpoint
+from agentstream.message import Message
+from agentstream.routes import Consumes
+from agentstream.settings import Settings
+from agentstream.testing.faults import Faults
+from agentstream.testing.process import AgentProcess
+from agentstream.testing.server import Server, embedded_binary
+from agentstream.testing.topology import INSTALLATION, NAMESPACE, DeadLetter, DeclaredStream, Topology
+from agentstream.testing.watchdog import Watchdog
+from agentstream.wire import Wire
+
+
+class Sandbox:
+    """A real server of a test's own, as an asynchronous context manager.
+
+    It listens on the loopback interface and ends with the context, also when the test process is killed.
+    Streams and groups are declared by the test, in place of an operator's resources; every agent has all
+    rights.
+
+    Args:
+        binary: a server's program, if not the embedded Valkey of `agentstream[testing]`.
+
+    Attributes:
+        faults: what is between the agents and the server.
+        server: the server process.
+    """
+
+    faults: Faults
+    server: Server
+
+    def __init__(self, *, binary: str | Path | None = None) -> None:
+        self._binary = binary
+        self._open = contextlib.AsyncExitStack()
+        self._every_faults: list[Faults] = []
+        self._numbers = itertools.count(1)
+
+    async def __aenter__(self) -> Self:
+        """The sandbox, with a server that runs.
+
+        Raises:
+            SandboxError: there is no server for this platform, or it does not start.
+        """
+        async with contextlib.AsyncExitStack() as opening:
+            binary = embedded_binary() if self._binary is None else Path(self._binary)
+            self._directory = Path(tempfile.mkdtemp(prefix="agentstream-"))
+            opening.callback(shutil.rmtree, self._directory, ignore_errors=True)
+            self._watchdog = Watchdog(self._directory)
+            opening.callback(self._watchdog.close)
+            self.server = Server(binary, self._directory, self._watchdog)
+            opening.callback(self.server.kill)
+            self.server.start()
+            wire = Wire(lambda: Endpoint(self.server.url), name="agentstream:sandbox")
+            opening.push_async_callback(wire.close)
+            await library.load(wire)
+            self._topology = Topology(wire.call)
+            self._open = opening.pop_all()
+        self.faults = self.more_faults()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends all faults, closes the agents, and ends the processes and the server."""
+        for faults in self._every_faults:
+            # agents hand back what they hold
+            faults.heal()
+        await self._open.aclose()
+
+    async def declare_stream(
+        self, name: str, *, producers: Iterable[str] = (), broadcast: bool = False
+    ) -> None:
+        """Makes a stream, as an AgentStream does.
+
+        Args:
+            name: the stream's.
+            producers: agents that may add to it.
+            broadcast: whether every group is to acknowledge what is added.
+        """
+        await self._topology.declare_stream(DeclaredStream(name, tuple(producers), broadcast))
+
+    async def declare_group(
+        self,
+        stream: str,
+        *,
+        agent: str,
+        group: str | None = None,
+        lease: float = 10.0,
+        deadline: float | None = None,
+        max_deliveries: int = 5,
+        backoff: float = 0.01,
+        backoff_factor: float = 2.0,
+        backoff_max: float = 1.0,
+        deliver_all: bool = False,
+        dead_letters: bool = True,
+        start: str = "0",
+    ) -> None:
+        """Makes a group, as a ConsumerGroup does; only that retries come soon, so that tests are short.
+
+        Args:
+            stream: name of the stream.
+            agent: the agent that consumes the group.
+            group: the group's name, if not the agent's.
+            lease: seconds that a delivered message stays with a process that does not renew.
+            deadline: seconds that a handler may take; None for as long as it likes.
+            max_deliveries: attempts after which a message becomes a dead letter.
+            backoff: seconds before the second attempt.
+            backoff_factor: by what the delay grows with every further attempt.
+            backoff_max: the longest delay in seconds.
+            deliver_all: deliver what is addressed to others, too.
+            dead_letters: whether the group gives messages up at all.
+            start: id of the entry after which it begins; `$` for what is added from now on.
+
+        Raises:
+            LookupError: the stream is not declared.
+        """
+        declared = self._topology.stream(stream)
+        consumes = Consumes(
+            stream,
+            declared.key,
+            group or agent,
+            broadcast=declared.broadcast,
+            deliver_all=deliver_all,
+            lease=round(lease * 1000),
+            max_deliveries=max_deliveries,
+            backoff_initial=round(backoff * 1000),
+            backoff_factor=backoff_factor,
+            backoff_max=round(backoff_max * 1000),
+            dead_letters=dead_letters,
+            deadline=round((deadline or 0) * 1000),
+        )
+        await self._topology.declare_group(consumes, agent, start)
+
+    def agent(self, name: str, *, pod: str | None = None, through: Faults | None = None) -> Agent:
+        """An agent that is connected through the faults, and closed with the sandbox unless it is before.
+
+        Args:
+            name: the agent's.
+            pod: its pod, if it is to take over what an earlier agent of the same pod left.
+            through: faults of its own, from `more_faults`.
+        """
+        agent = Agent.connect(
+            Settings(
+                namespace=NAMESPACE,
+                agent=name,
+                source=Endpoint((through or self.faults).url),
+                pod=pod or self._pod(name),
+                installation=INSTALLATION,
+            )
+        )
+        self._open.push_async_exit(agent)
+        return agent
+
+    def more_faults(self) -> Faults:
+        """Another way to the server, with faults of its own: for agents that are to be cut off alone."""
+        faults = self._open.enter_context(Faults(self.server.port))
+        self._every_faults.append(faults)
+        return faults
+
+    def environ(self, agent: str, *, pod: str | None = None, through: Faults | None = None) -> dict[str, str]:
+        """The variables with which `Agent.from_env` makes this agent; arguments as in `agent`."""
+        return {
+            "AGENTSTREAM_URL": (through or self.faults).url,
+            "AGENTSTREAM_NAMESPACE": NAMESPACE,
+            "AGENTSTREAM_INSTALLATION": INSTALLATION,
+            "AGENTSTREAM_AGENT": agent,
+            "AGENTSTREAM_POD": pod or self._pod(agent),
+        }
+
+    def process(
+        self,
+        program: str | Path,
+        *arguments: str,
+        agent: str,
+        pod: str | None = None,
+        through: Faults | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> AgentProcess:
+        """Starts a Python program whose `Agent.from_env` makes this agent. It ends with the sandbox.
+
+        Args:
+            program: a file that ends in `.py`, or the name of a module.
+            arguments: of the program.
+            agent: the agent's name.
+            pod: as in `agent`.
+            through: as in `agent`.
+            environ: further variables.
+        """
+        is_file = str(program).endswith(".py")
+        command = (str(program), *arguments) if is_file else ("-m", str(program), *arguments)
+        variables = {**os.environ, "PYTHONUNBUFFERED": "1", **self.environ(agent, pod=pod, through=through)}
+        log = self._directory / f"process-{next(self._numbers)}.log"
+        process = AgentProcess(command, {**variables, **(environ or {})}, log, self._watchdog)
+        self._open.callback(process.kill)
+        return process
+
+    async def kill(self, agent: Agent) -> None:
+        """Ends an agent of this process as SIGKILL would.
+
+        Its handlers are cancelled where they are, its connections break, and nothing is handed back: what it
+        held stays with it until the lease is over, or an agent of the same pod takes it.
+        """
+        await agent._crash()  # noqa: SLF001 - nobody but a test is to do this
+
+    async def settled(self, stream: str, *, group: str | None = None, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - says what is left
+        """Waits until nothing of a stream is undelivered, pending, delayed or retrying.
+
+        Args:
+            stream: name of the stream.
+            group: the only group to look at; all if None.
+            timeout: for how many seconds to wait.
+
+        Raises:
+            TimeoutError: something is left; the message says what.
+            LookupError: no such stream or group is declared.
+        """
+        await self._topology.settled(stream, group, timeout)
+
+    async def messages(self, stream: str) -> list[Message]:
+        """All messages that were sent to a stream, oldest first.
+
+        Raises:
+            LookupError: the stream is not declared.
+        """
+        return await self._topology.messages(stream)
+
+    async def dead_letters(self, stream: str, *, group: str) -> list[DeadLetter]:
+        """What a group gave up, oldest first.
+
+        Raises:
+            LookupError: the stream is not declared.
+        """
+        return await self._topology.dead_letters(stream, group)
+
+    def _pod(self, agent: str) -> str:
+        """A name that no other pod has."""
+        return f"{agent}-{next(self._numbers)}"
