@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import redis
 
+from agentstream.testing import Faults
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from support.entries import KEY
@@ -33,3 +34,10 @@ async def stream(broker: Broker, admin: redis.Redis) -> redis.Redis:
     await broker.apply(CreateStream(KEY, {"name": "tasks"}))
     await broker.apply(CreateGroup(KEY, "g", "0"))
     return admin
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Faults]:
+    """A way to the server that can lose replies and break connections."""
+    with Faults(server.port) as running:
+        yield running

@@ -14,8 +14,8 @@ import pytest
 
 from agentstream.agent import Agent, base36
 from agentstream.routes import Consumes
+from agentstream.testing import Faults
 from agentstream.wire import Wire
-from support.proxy import proxy_to
 from support.servers import Server
 from support.topology import NAMESPACE, Topology, following, numbers, started_for_nobody
 from support.waiting import until
@@ -170,14 +170,13 @@ async def test_what_arrives_while_the_reader_is_closed_is_not_stranded(
 
 
 async def test_an_agent_that_ends_while_the_server_is_away_ends(
-    server: Server, topology: Topology, group: Consumes
+    proxy: Faults, topology: Topology, group: Consumes
 ) -> None:
-    async with proxy_to(server.port) as proxy:
-        async with topology.agent("coder", url=proxy.url) as coder:
-            await following(coder.stream_consume("tasks"))
-            proxy.refuse(refusing=True)
-            started = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - started < 10
+    async with topology.agent("coder", url=proxy.url) as coder:
+        await following(coder.stream_consume("tasks"))
+        proxy.refuse()
+        started = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - started < 10
 
 
 async def test_an_agent_that_never_reached_the_server_ends(topology: Topology) -> None:

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from agentstream.testing import Faults
 from agentstream.wire import Wire
-from support.proxy import proxy_to
 from support.servers import Server
 from support.topology import Topology, following, started_for_nobody
 from support.waiting import until
@@ -28,21 +28,21 @@ async def send(topology: Topology, *payloads: int) -> None:
 
 
 async def test_what_could_not_be_renewed_does_not_start_before_it_is_known_to_be_held(
-    server: Server, topology: Topology
+    proxy: Faults, topology: Topology
 ) -> None:
     group = await topology.group("tasks", "coder", lease=400)
     await send(topology, 1, 2)
-    async with proxy_to(server.port) as proxy, topology.agent("coder", url=proxy.url) as coder:
+    async with topology.agent("coder", url=proxy.url) as coder:
         async with coder.stream_consume("tasks") as deliveries:
             first = await following(deliveries)
             leases = deliveries._consumption._dispatch.leases
-            proxy.refuse(refusing=True)
+            proxy.refuse()
             loop = asyncio.get_running_loop()
             await until(lambda: max(entry.lease_until for entry in leases.held()) < loop.time())
             asking = asyncio.create_task(following(deliveries))
             await until(lambda: len(leases) == 1)
             assert not asking.done()
-            proxy.refuse(refusing=False)
+            proxy.accept()
             second = await asking
             assert (second.message.payload, second.attempt) == ({"n": 2}, 2)
             assert await first.ack()
@@ -51,11 +51,11 @@ async def test_what_could_not_be_renewed_does_not_start_before_it_is_known_to_be
 
 
 async def test_what_comes_back_at_another_count_is_held_anew(
-    server: Server, topology: Topology, wire: Wire
+    proxy: Faults, topology: Topology, wire: Wire
 ) -> None:
     group = await topology.group("tasks", "coder", lease=60_000, max_deliveries=9)
     await send(topology, 1, 2)
-    async with proxy_to(server.port) as proxy, topology.agent("coder", url=proxy.url) as coder:
+    async with topology.agent("coder", url=proxy.url) as coder:
         async with coder.stream_consume("tasks") as deliveries:
             first = await following(deliveries)
             second, _ = (await topology.pending(group))[1][:2]

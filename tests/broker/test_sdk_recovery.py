@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ import pytest
 from agentstream.endpoint import Endpoint
 from agentstream.keys import StreamKeys
 from agentstream.routes import Consumes
+from agentstream.testing import Faults
 from agentstream.wire import Wire
-from support.proxy import Proxy, proxy_to
 from support.servers import Server
 from support.topology import NAMESPACE, Topology, following, numbers
 from support.waiting import until
@@ -27,13 +26,6 @@ async def topology(server: Server, wire: Wire) -> Topology:
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
     return declared
-
-
-@pytest.fixture
-async def proxy(server: Server) -> AsyncIterator[Proxy]:
-    """A proxy in front of the server."""
-    async with proxy_to(server.port) as running:
-        yield running
 
 
 async def send(topology: Topology, *payloads: int) -> None:
@@ -66,7 +58,7 @@ asyncio.run(main())
     assert ended.returncode == -9
 
 
-async def test_a_read_whose_reply_is_lost_strands_nothing(topology: Topology, proxy: Proxy) -> None:
+async def test_a_read_whose_reply_is_lost_strands_nothing(topology: Topology, proxy: Faults) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     await send(topology, *range(20))
     proxy.lose_reply(b"XREADGROUP")
@@ -78,7 +70,7 @@ async def test_a_read_whose_reply_is_lost_strands_nothing(topology: Topology, pr
 
 @pytest.mark.parametrize("verb", ["ack", "retry", "dead_letter", "release"])
 async def test_a_settling_whose_reply_is_lost_is_done_once(
-    topology: Topology, proxy: Proxy, verb: str
+    topology: Topology, proxy: Faults, verb: str
 ) -> None:
     group = await topology.group("tasks", "coder", lease=5_000)
     await send(topology, 1)
@@ -96,7 +88,7 @@ async def test_a_settling_whose_reply_is_lost_is_done_once(
 
 
 async def test_a_sweep_whose_reply_is_lost_strands_nothing(
-    topology: Topology, proxy: Proxy, wire: Wire
+    topology: Topology, proxy: Faults, wire: Wire
 ) -> None:
     group = await topology.group("tasks", "coder", lease=200)
     await send(topology, 1)
@@ -109,7 +101,7 @@ async def test_a_sweep_whose_reply_is_lost_strands_nothing(
     assert await topology.settled(group, 1)
 
 
-async def test_a_start_whose_reply_is_lost_is_repeated(topology: Topology, proxy: Proxy, wire: Wire) -> None:
+async def test_a_start_whose_reply_is_lost_is_repeated(topology: Topology, proxy: Faults, wire: Wire) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     await send(topology, 1)
     await wire.call("XREADGROUP", "GROUP", "coder", "coder-pod.1", "STREAMS", group.key, ">")
@@ -217,7 +209,7 @@ async def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_its_ne
     assert (letter["reason"], letter["attempts"]) == (b"MaxDeliveries", b"3")
 
 
-async def test_a_broken_connection_loses_and_doubles_nothing(topology: Topology, proxy: Proxy) -> None:
+async def test_a_broken_connection_loses_and_doubles_nothing(topology: Topology, proxy: Faults) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     seen: list[int] = []
     async with topology.agent("coder", url=proxy.url) as coder, coder.stream_consume("tasks") as deliveries:
@@ -230,21 +222,21 @@ async def test_a_broken_connection_loses_and_doubles_nothing(topology: Topology,
 
 
 async def test_a_server_that_is_away_is_logged_once_and_waited_for(
-    topology: Topology, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    topology: Topology, proxy: Faults, caplog: pytest.LogCaptureFixture
 ) -> None:
     await topology.group("tasks", "coder")
-    proxy.refuse(refusing=True)
+    proxy.refuse()
     async with topology.agent("coder", url=proxy.url) as coder, coder.stream_consume("tasks") as deliveries:
         asking = asyncio.create_task(following(deliveries))
         await until(lambda: caplog.records)
-        proxy.refuse(refusing=False)
+        proxy.accept()
         await send(topology, 1)
         await (await asking).ack()
-        proxy.refuse(refusing=True)
+        proxy.refuse()
         asking = asyncio.create_task(following(deliveries))
         await until(lambda: any("cannot read" in record.message for record in caplog.records))
         await asyncio.wait({asking}, timeout=0.5)
-        proxy.refuse(refusing=False)
+        proxy.accept()
         await send(topology, 2)
         await (await asking).ack()
     reading = [record.message for record in caplog.records if "read {test.tasks}" in record.message]

@@ -17,8 +17,8 @@ from agentstream.errors import (
     StreamMissing,
 )
 from agentstream.message import decode
+from agentstream.testing import Faults
 from agentstream.wire import Wire
-from support.proxy import proxy_to
 from support.servers import Server
 from support.topology import Topology, fields_of
 
@@ -75,8 +75,8 @@ async def test_messages_of_one_moment_travel_together_and_in_order(declared: Top
     assert [one.entry for one in sent] == [entry.decode() for entry, _ in entries]
 
 
-async def test_a_lost_reply_never_doubles_a_message(server: Server, declared: Topology, wire: Wire) -> None:
-    async with proxy_to(server.port) as proxy, declared.agent("planner", url=proxy.url) as planner:
+async def test_a_lost_reply_never_doubles_a_message(proxy: Faults, declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
         for n in range(5):
             proxy.lose_reply(b"as1_add")
             sent = await planner.send_message(to="coder", type="event", payload={"n": n})
@@ -85,13 +85,13 @@ async def test_a_lost_reply_never_doubles_a_message(server: Server, declared: To
             assert await wire.call("XRANGE", "{test.tasks}", sent.entry, sent.entry)
 
 
-async def test_a_server_that_is_away_delays_a_message(server: Server, declared: Topology, wire: Wire) -> None:
-    async with proxy_to(server.port) as proxy, declared.agent("planner", url=proxy.url) as planner:
-        proxy.refuse(refusing=True)
+async def test_a_server_that_is_away_delays_a_message(proxy: Faults, declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
+        proxy.refuse()
         sending = asyncio.create_task(planner.send_message(to="coder", type="event", payload={}))
         await asyncio.wait({sending}, timeout=0.1)
         assert not sending.done()
-        proxy.refuse(refusing=False)
+        proxy.accept()
         await sending
     assert await wire.call("XLEN", "{test.tasks}") == 1
 
@@ -191,8 +191,8 @@ async def test_a_server_without_memory_is_a_full_one(declared: Topology, wire: W
     await wire.call("CONFIG", "SET", "maxmemory", 0)
 
 
-async def test_after_a_reconnect_routes_are_read_again(server: Server, declared: Topology) -> None:
-    async with proxy_to(server.port) as proxy, declared.agent("planner", url=proxy.url) as planner:
+async def test_after_a_reconnect_routes_are_read_again(proxy: Faults, declared: Topology) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
         assert (await planner.send_message(to="coder", type="event", payload={})).stream == "tasks"
         await declared.forget_route("coder")
         await declared.group("news", "coder")

@@ -19,7 +19,7 @@ _CHUNK = 1 << 16
 
 
 def block_loop(seconds: float) -> None:
-    """Blocks the event loop that it is called in, as a handler does that computes or waits without `await`."""
+    """Blocks the event loop that it is called in, as a handler that never awaits does."""
     time.sleep(seconds)
 
 

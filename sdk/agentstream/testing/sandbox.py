@@ -1,4 +1,4 @@
-"""A private server with what a test declares on it, agents that are connected to it, and faults between them."""
+"""A private server with what a test declares on it, agents connected to it, and faults between them."""
 
 from __future__ import annotations
 

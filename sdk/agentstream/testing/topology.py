@@ -98,7 +98,7 @@ class Topology:
         await self._write_routes()
 
     async def declare_group(self, group: Consumes, agent: str, start: str) -> None:
-        """Makes a group, and the route of the agent that consumes it. One of the same name is declared anew."""
+        """Makes a group, and its agent's route. One of the same name is declared anew."""
         base = StreamKeys(group.key).base
         await self._call("FCALL", "as1_create_group", 1, group.key, base, group.group, start)
         self._groups[agent, group.group] = group
