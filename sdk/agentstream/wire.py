@@ -1,71 +1,74 @@
 """One connection to the server, shared by many callers.
 
-The commands of one event-loop tick leave in one write; while a batch is under way the next one gathers.
-Nothing is ever sent twice: when the connection breaks, every command without a reply fails with
+The commands of one event-loop tick leave in one write, whether replies to earlier ones are still to come or
+not. Nothing is ever sent twice: when the connection breaks, every command without a reply fails with
 `ConnectionLost`, and its caller, who alone knows whether the command may be repeated, decides.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from agentstream.backoff import Pause
+from agentstream.connection import Argument, Connection, Queue, connect
 from agentstream.endpoint import Endpoint
-from agentstream.errors import (
-    AccessDenied,
-    AgentStreamError,
-    Backpressure,
-    ConnectionLost,
-    SettingsError,
-)
-from agentstream.refusal import refusal
+from agentstream.errors import AgentStreamError, ConnectionLost
+from agentstream.trouble import Trouble
 
-if TYPE_CHECKING:
-    from redis.asyncio.connection import Connection
-
-Argument = bytes | str | int | float
-_BATCH = 1000
-
-
-def translate(error: Exception, address: str) -> AgentStreamError:
-    """The SDK's error for an error of the client library; `address` is fit for a log."""
-    from redis import exceptions as redis_errors  # noqa: PLC0415 - importing the SDK must stay cheap
-
-    text = str(error)
-    if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
-        return AccessDenied(f"{address}: {text}")
-    if isinstance(error, redis_errors.ConnectionError | redis_errors.TimeoutError | OSError | EOFError):
-        return ConnectionLost(f"{address}: {text or type(error).__name__}")
-    if isinstance(error, redis_errors.OutOfMemoryError):
-        return Backpressure(text)
-    return refusal(text, address)
+__all__ = ["Argument", "Wire"]
 
 
 class Wire:
     """A pipelining connection that is made on first use and made again after it broke.
+
+    With channels it also listens: what is published there is handed to `on_push`, and once connected, or
+    opened, it connects again by itself. What is published meanwhile is lost. Replies are those of RESP 2, and
+    on a wire with channels those of RESP 3: the same from functions in Lua, others from XREADGROUP, say.
 
     Args:
         endpoint: called at every connect, so that changed credentials are taken up.
         name: the connection's name on the server.
         timeout: seconds without a reply after which the connection counts as broken; longer than any blocking
             command that is sent.
+        channels: called at every connect: what to subscribe to.
+        on_push: called in the event loop with channel and data of what is published there.
     """
 
-    def __init__(self, endpoint: Callable[[], Endpoint], *, name: str, timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        endpoint: Callable[[], Endpoint],
+        *,
+        name: str,
+        timeout: float = 5.0,
+        channels: Callable[[], Sequence[str]] | None = None,
+        on_push: Callable[[bytes, bytes], None] | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._name = name
         self._timeout = timeout
-        self._address = ""
+        self._channels = channels
+        self._on_push = on_push
+        self._queue: Queue = deque()
+        self._due = False
         self._connection: Connection | None = None
-        self._queue: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
-        self._sender: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Task[Connection] | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self._pause = Pause(0.05, 2.0)
+        self._trouble = Trouble(f"listen as {name}")
         self._closed = False
+        self._earlier_writes = 0
         self.connects = 0
-        self.round_trips = 0
+
+    @property
+    def round_trips(self) -> int:
+        """How often commands were written to the server."""
+        return self._earlier_writes + (self._connection.writes if self._connection is not None else 0)
 
     async def call(self, *args: Argument) -> Any:
-        """Sends one command and returns its reply: bytes, int, None or lists of these (RESP 2).
+        """Sends one command and returns its reply: bytes, int, None or lists of these.
 
         Raises:
             ConnectionLost: no reply; whether the command was carried out is unknown.
@@ -77,111 +80,89 @@ class Wire:
         """
         if self._closed:
             raise ConnectionLost("the connection is closed")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append((args, future))
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send(), name=f"wire {self._name}")
-        return await future
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Any] = loop.create_future()
+        self._queue.append((args, reply))
+        if not self._due:
+            self._due = True
+            loop.call_soon(self._flush)
+        return await reply
+
+    def open(self) -> None:
+        """Begins to connect, without waiting for a call."""
+        if self._connection is None and self._connecting is None and not self._closed:
+            if self._again is not None:
+                self._again.cancel()
+            self._connecting = asyncio.create_task(self._connect(), name=f"wire {self._name}")
+            self._connecting.add_done_callback(self._connected)
 
     async def close(self) -> None:
         """Closes the connection; what still waits fails with `ConnectionLost`."""
         self._closed = True
-        if self._sender is not None:
-            self._sender.cancel()
-            await asyncio.gather(self._sender, return_exceptions=True)
-        self._fail(self._queue, ConnectionLost("the connection is closed"))
-        self._queue = []
-        await self._disconnect()
+        if self._again is not None:
+            self._again.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        self._fail(ConnectionLost("the connection is closed"))
+        if self._connection is not None:
+            await self._connection.close()
 
-    async def _send(self) -> None:
-        """Sends what waits, batch after batch, until nothing does."""
-        batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
-        try:
-            while self._queue:
-                batch, self._queue = self._queue[:_BATCH], self._queue[_BATCH:]
-                await self._exchange(batch)
-        finally:
-            self._sender = None
-            self._fail(batch, ConnectionLost("the connection is closed"))
-
-    async def _exchange(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
-        from hiredis import pack_command  # noqa: PLC0415 - as above
-        from redis.exceptions import RedisError, ResponseError  # noqa: PLC0415
-
-        loop = asyncio.get_running_loop()
-        try:
-            connection = await self._connected()
-            async with asyncio.timeout(self._timeout) as silence:
-                # its stub takes a tuple of one element
-                packed = [pack_command(args) for args, _ in batch]  # type: ignore[arg-type]
-                await connection.send_packed_command(b"".join(packed))
-                for _, future in batch:
-                    try:
-                        reply = await connection.read_response(disable_decoding=True)
-                    except ResponseError as error:
-                        if not future.done():
-                            future.set_exception(translate(error, self._address))
-                    else:
-                        if not future.done():
-                            future.set_result(reply)
-                    silence.reschedule(loop.time() + self._timeout)
-            self.round_trips += 1
-        except (RedisError, OSError, EOFError) as error:
-            await self._disconnect()
-            self._fail(batch, translate(error, self._address))
-        except AgentStreamError as error:
-            # where the server is cannot be read just now
-            self._fail(batch, error)
-        except asyncio.CancelledError:
-            # replies of this batch may still arrive: the connection can serve nobody else
-            await self._disconnect()
-            raise
-
-    async def _connected(self) -> Connection:
+    def _flush(self) -> None:
+        self._due = False
         if self._connection is None:
-            self._connection = await self._connect()
-        return self._connection
+            self.open()
+        else:
+            self._connection.flush()
 
     async def _connect(self) -> Connection:
-        from redis.asyncio.connection import Connection, SSLConnection, parse_url  # noqa: PLC0415 - as above
-        from redis.asyncio.retry import Retry  # noqa: PLC0415
-        from redis.backoff import NoBackoff  # noqa: PLC0415
-
-        endpoint = self._endpoint()
-        self._address = endpoint.address
-        try:
-            options: dict[str, Any] = dict(parse_url(endpoint.url))
-        except ValueError as error:
-            raise SettingsError(f"{self._address} is no address of a server: {error}") from error
-        kind: type[Connection] = options.pop("connection_class", Connection)
-        if endpoint.username is not None:
-            options["username"] = endpoint.username
-        if endpoint.password is not None:
-            options["password"] = endpoint.password
-        if endpoint.ca_file is not None and issubclass(kind, SSLConnection):
-            options["ssl_ca_certs"] = endpoint.ca_file
-        connection = kind(
-            **options,
-            protocol=2,
-            client_name=self._name,
-            socket_timeout=self._timeout,
-            socket_connect_timeout=min(self._timeout, 5.0),
-            # a retried write is a doubled message
-            retry=Retry(NoBackoff(), 0),
+        return await connect(
+            self._endpoint(),
+            self._name,
+            self._queue,
+            timeout=self._timeout,
+            channels=self._channels() if self._channels is not None else None,
+            on_lost=self._lost,
+            on_push=self._on_push,
         )
-        await connection.connect()  # type: ignore[no-untyped-call]
-        # from here on `_exchange` keeps the time: the client library's way to do so swallows cancellations
-        connection.socket_timeout = None
+
+    def _connected(self, task: asyncio.Task[Connection]) -> None:
+        self._connecting = None
+        if task.cancelled():
+            return
+        try:
+            connection = task.result()
+            if connection.has_ended:
+                raise ConnectionLost("the connection broke as soon as it was made")  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001 - whatever it is, callers wait
+            self._fail(error)
+            self._listen_again(error)
+            return
+        self._connection = connection
         self.connects += 1
-        return connection
+        self._pause.reset()
+        self._trouble.over()
+        connection.flush()
 
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
+    def _lost(self, connection: Connection) -> None:
+        # one that ends while it is greeted is not the wire's yet
+        if connection is self._connection:
+            self._earlier_writes += connection.writes
+            self._connection = None
+            self._listen_again(ConnectionLost("the connection broke"))
+            if self._queue:
+                # never sent: they may go out on the next connection
+                self._flush()
 
-    @staticmethod
-    def _fail(batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]], error: AgentStreamError) -> None:
-        for _, future in batch:
-            if not future.done():
-                future.set_exception(error)
+    def _listen_again(self, error: Exception) -> None:
+        if self._channels is not None and not self._closed:
+            self._trouble.met(error)
+            self._again = asyncio.get_running_loop().call_later(self._pause.next(), self.open)
+
+    def _fail(self, error: Exception) -> None:
+        while self._queue:
+            _, reply = self._queue.popleft()
+            if not reply.done():
+                reply.set_exception(
+                    type(error)(*error.args) if isinstance(error, AgentStreamError) else error
+                )

@@ -292,7 +292,8 @@ async def test_what_the_server_refuses_is_said_in_the_status_and_tried_again(
         op.declare(stream)
         await until(lambda: stream.key in op.cluster.statuses)
         assert (
-            "the server refused: command not allowed" in op.cluster.says(stream.key, ConditionType.READY)[2]
+            "the server refused: OOM command not allowed"
+            in op.cluster.says(stream.key, ConditionType.READY)[2]
         )
         admin.config_set("maxmemory", 0)
         await op.ready(stream.key)
