@@ -24,7 +24,15 @@ class InvalidMessage(AgentStreamError):  # noqa: N818 - a public name says what 
 
 
 class InvalidPayload(InvalidMessage):
-    """A payload that does not fit the type its handler wants, or the stream's contract."""
+    """A payload that does not fit the type its handler wants, or the stream's contract.
+
+    Attributes:
+        reason: `InvalidPayload`, `ContractViolated`, or `UnknownVersion` for a schema version that no handler
+            knows.
+    """
+
+    def __init__(self, message: str, *, reason: str = "InvalidPayload") -> None:
+        super().__init__(message, reason=reason)
 
 
 class ProtocolError(AgentStreamError):
