@@ -46,6 +46,12 @@ RULES = [
         a_stream(key="{a}{b}"),
     ),
     Rule(
+        "AgentStream.spec.key",
+        "a name such as {team-a.tasks}:retry:coder is reserved for what belongs to a stream",
+        a_stream(key="{team-a.tasks}:retries:coder"),
+        a_stream(key="{team-a.tasks}:retry:coder"),
+    ),
+    Rule(
         "AgentStream.spec.retention.minAge",
         LONGEST,
         a_stream(retention={"minAge": "87600h"}),

@@ -74,30 +74,38 @@ def agents_of(resource: AgentStream | ConsumerGroup) -> tuple[AgentName, ...]:
 
 def use_of(
     name: AgentName,
-    produces: Iterable[AgentStream],
+    produces: Iterable[tuple[AgentStream, Iterable[str]]],
     consumes: Iterable[tuple[ConsumerGroup, AgentStream]],
 ) -> AgentUse:
     """What an agent does.
 
     Args:
         name: the agent.
-        produces: the streams that it may add to.
+        produces: the streams that it may add to, each with the names of its declared groups.
         consumes: its groups, each with its stream.
     """
     return AgentUse(
         namespace=name.namespace,
         agent=name.agent,
         produces=tuple(
-            sorted(
-                (Produces(s.metadata.name, s.stream_key, s.spec.broadcast) for s in produces),
-                key=lambda p: p.stream,
-            )
+            sorted((_produces(stream, groups) for stream, groups in produces), key=lambda p: p.stream)
         ),
         consumes=tuple(
             sorted(
                 (_consumes(group, stream) for group, stream in consumes), key=lambda c: (c.stream, c.group)
             )
         ),
+    )
+
+
+def _produces(stream: AgentStream, groups: Iterable[str]) -> Produces:
+    broadcast = stream.spec.broadcast
+    return Produces(
+        stream=stream.metadata.name,
+        key=stream.stream_key,
+        broadcast=broadcast,
+        # who sends elsewhere awaits no group
+        groups=tuple(sorted(groups)) if broadcast else (),
     )
 
 

@@ -138,7 +138,8 @@ def _use(context: Context, name: AgentName, resources: list[Known]) -> AgentUse:
     for resource in resources:
         if isinstance(resource, AgentStream):
             if memory.streams[resource.key].usable:
-                produces.append(resource)
+                groups = [declared.name for declared in context.store.declared(resource.key)]
+                produces.append((resource, groups))
         elif memory.groups[resource.key].serves and stream_of(resource) in streams:
             consumes.append((resource, streams[stream_of(resource)]))
     return use_of(name, produces, consumes)

@@ -74,7 +74,7 @@ class Store:
         key = resource.key
         self.changes += 1
         self.readable(key)
-        affected = self._unlink(key)
+        affected = self._retold(self.groups.get(key), resource) | self._unlink(key)
         if isinstance(resource, AgentStream):
             self.streams[key] = resource
             self._claims[claim_of(resource)].add(key)
@@ -92,7 +92,7 @@ class Store:
         """Forgets a resource. Returns the keys of all whose plans may differ now."""
         self.changes += 1
         self.readable(key)
-        affected = self._unlink(key)
+        affected = self._retold(self.groups.get(key), None) | self._unlink(key)
         self.streams.pop(key, None)
         self.groups.pop(key, None)
         return affected - {key}
@@ -189,6 +189,19 @@ class Store:
         for name in agents_of(resource):
             _discard(self._named_by, name, key)
         return affected
+
+    def _retold(self, before: ConsumerGroup | None, after: Known | None) -> set[ResourceKey]:
+        """The producers of broadcast streams that gain or lose a group: they are told of whom to expect."""
+        changed = {
+            (stream_of(group), group.group_name)
+            for group in (before, after)
+            if isinstance(group, ConsumerGroup)
+        }
+        if before is not None and after is not None and len(changed) == 1:
+            return set()
+        streams = (self.streams.get(stream) for stream, _ in changed)
+        found = (stream for stream in streams if stream is not None and stream.spec.broadcast)
+        return {agent_key(name) for stream in found for name in agents_of(stream)}
 
     def _related(self, resource: Known) -> set[ResourceKey]:
         """The keys of all whose plans depend on a resource."""

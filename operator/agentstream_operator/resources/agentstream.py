@@ -18,6 +18,8 @@ from .status import AgentStreamStatus
 
 # any other brace would make Redis hash a different part of the key than the names derived from it
 _ONE_TAG = "^[^{}]*([{][^{}]+[}][^{}]*)?$"
+# names that keys.py derives from the keys of streams and agents: others may have rights to these
+_DERIVED = "[}].*:((meta|gate|order|contracts)$|(sent|once|done|retry|delay|dlq|stats|parked|reply):)"
 
 StreamKey = Annotated[
     str,
@@ -30,6 +32,11 @@ StreamKey = Annotated[
         cel=f"self.matches('{_ONE_TAG}')",
         message="braces may only form one hash tag that is not empty, such as {team-a.tasks}",
         holds=lambda key: re.fullmatch(_ONE_TAG, key) is not None,
+    ),
+    Rule(
+        cel=f"!self.matches('{_DERIVED}')",
+        message="a name such as {team-a.tasks}:retry:coder is reserved for what belongs to a stream",
+        holds=lambda key: re.search(_DERIVED, key) is None,
     ),
 ]
 

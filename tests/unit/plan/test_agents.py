@@ -22,7 +22,7 @@ from agentstream_operator.resources.status import Reason
 from support.resources import a_group, a_stream
 
 CODER = AgentName("team", "coder")
-USE = use_of(CODER, [a_stream("out")], [(a_group(), a_stream())])
+USE = use_of(CODER, [(a_stream("out"), ())], [(a_group(), a_stream())])
 ROUTE = route_of(USE, None)
 WRITTEN = Written(USE, ("hash",), "print", ROUTE)
 IN_PLACE = AgentInput("ours", USE, ("hash",), written=WRITTEN, live="print", route=ROUTE)
@@ -45,11 +45,12 @@ def test_a_use_has_the_policy_of_each_group_sorted() -> None:
         },
         deadLetter={"enabled": False},
     )
-    use = use_of(CODER, [a_stream("b", broadcast=True), a_stream("a")], [(group, a_stream(broadcast=True))])
+    produces = [(a_stream("b", broadcast=True), ("y", "x")), (a_stream("a"), ("z",))]
+    use = use_of(CODER, produces, [(group, a_stream(broadcast=True))])
     assert use == AgentUse(
         "team",
         "coder",
-        (Produces("a", "{team.a}"), Produces("b", "{team.b}", broadcast=True)),
+        (Produces("a", "{team.a}"), Produces("b", "{team.b}", broadcast=True, groups=("x", "y"))),
         (
             Consumes(
                 "tasks",

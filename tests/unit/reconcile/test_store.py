@@ -29,6 +29,16 @@ def test_a_group_concerns_its_stream_and_its_agent() -> None:
     assert store_of().put(a_group()) == {CODER}
 
 
+def test_a_group_of_a_broadcast_stream_that_comes_or_goes_concerns_the_producers() -> None:
+    news = a_stream("news", broadcast=True, producers=["planner"])
+    store = store_of(a_stream(producers=["other"]), news)
+    group = a_group(stream="news")
+    assert store.put(group) == {news.key, CODER, PLANNER}
+    assert store.put(a_group(stream="news", suspend=True)) == {news.key, CODER}
+    assert store.put(a_group(stream="news", group="g")) == {news.key, CODER, PLANNER}
+    assert store.remove(group.key) == {news.key, CODER, PLANNER}
+
+
 def test_who_was_named_before_a_change_is_concerned_too() -> None:
     store = store_of(a_stream(producers=["planner"]))
     assert store.put(a_stream(producers=["other"])) == {PLANNER, agent_key(AgentName("team", "other"))}

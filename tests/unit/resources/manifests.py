@@ -85,7 +85,12 @@ _starts = st.sampled_from(
         "2026-11-22T10:00:00.123456789-08:00",
     ]
 )
-_keys = st.sampled_from(["tasks", "{team-a.tasks}", "a:{b}:c", "{a}{b}", "{}", "a}b", "a{b", "{{a}}", "a b"])
+_keys = st.sampled_from(
+    [
+        *("tasks", "{team-a.tasks}", "a:{b}:c", "{a}{b}", "{}", "a}b", "a{b", "{{a}}", "a b"),
+        *("{a.b}:reply:c", "{a}:b:gate", "{a}:gated", "a:meta", "{a:once:b}"),
+    ]
+)
 
 streams = st.builds(
     lambda name, spec: a_stream(name, **spec),

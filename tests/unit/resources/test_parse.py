@@ -52,6 +52,11 @@ CASES = [
         a_stream(key="a b"),
         STREAM + "spec.key: 'a b' is not a stream key (at most 200 of A-Z, a-z, 0-9 and ._:{}-)",
     ),
+    (
+        a_stream(key="{team-a.coder}:reply:0"),
+        STREAM
+        + "spec.key: a name such as {team-a.tasks}:retry:coder is reserved for what belongs to a stream",
+    ),
     (a_stream(producers="planner"), STREAM + "spec.producers: 'planner' is not a list"),
     (a_stream(producers=["a", "b", "a"]), STREAM + "spec.producers: 'a' is listed twice"),
     (a_stream(producers=["a"] * 257), STREAM + "spec.producers: may list at most 256"),
