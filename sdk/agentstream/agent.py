@@ -20,6 +20,7 @@ from agentstream.intake import READ_TIMEOUT
 from agentstream.keys import routes_key
 from agentstream.message import BROADCAST, Message, MessageType
 from agentstream.send import DEFAULT_TIMEOUT, Sender, SentMessage
+from agentstream.pushes import Pushes
 from agentstream.settings import Settings
 from agentstream.signals import on_termination
 from agentstream.wire import Wire
@@ -51,6 +52,7 @@ class Agent:
         self._control = self._wire("control")
         directory = Directory(self._write, routes_key(settings.installation, self.namespace), self.name)
         self._sender = Sender(self._write, directory)
+        self._pushes = Pushes(lambda **listening: self._wire("push", **listening))
         self._consumer = Consumer(
             agent=self.name,
             name=f"{settings.pod}.{base36(next(_starts))}",
@@ -189,7 +191,7 @@ class Agent:
         self._stopping = True
         try:
             await asyncio.gather(*(consumption.aclose() for consumption in self._consumptions))
-            await asyncio.gather(self._write.close(), self._control.close())
+            await asyncio.gather(self._write.close(), self._control.close(), self._pushes.close())
         finally:
             await self._entered.aclose()
         if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
@@ -202,9 +204,9 @@ class Agent:
             self._ended_by = number
             self._task.cancel()
 
-    def _wire(self, role: str, timeout: float = 5.0) -> Wire:
+    def _wire(self, role: str, timeout: float = 5.0, **listening: Any) -> Wire:
         name = f"agentstream:{self.namespace}.{self.name}:{role}"
-        return Wire(self._settings.endpoint, name=name, timeout=timeout)
+        return Wire(self._settings.endpoint, name=name, timeout=timeout, **listening)
 
 
 def base36(number: int) -> str:
