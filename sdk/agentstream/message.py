@@ -5,6 +5,10 @@ What is sent is what the schema says, and nothing else is accepted: both ways ar
 
 from __future__ import annotations
 
+import math
+import random
+import re
+from functools import lru_cache
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
@@ -22,7 +26,8 @@ _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?!\n)$"
 
 MessageType = Literal["task_request", "task_result", "event"]
 _Agent = Annotated[str, msgspec.Meta(pattern=_AGENT, max_length=63)]
-_Reference = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+_LONGEST_REFERENCE = 512
+_Reference = Annotated[str, msgspec.Meta(min_length=1, max_length=_LONGEST_REFERENCE)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -79,9 +84,27 @@ class _AnyVersion(msgspec.Struct):
     v: int
 
 
+class _AnyObject(msgspec.Struct):
+    payload: msgspec.Raw
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Message)
 _version_decoder = msgspec.json.Decoder(_AnyVersion)
+_syntax = msgspec.json.Decoder(_AnyObject)
+_is_uuid = re.compile(_UUID).match
+_SOUND: dict[str, Any] = {
+    "v": VERSION,
+    "id": "00000000-0000-4000-8000-000000000000",
+    "payload": {},
+    "timestamp": 0,
+}
+
+
+def new_id() -> str:
+    """A random UUID (version 4), in a fraction of the time that `uuid.uuid4` takes."""
+    digits = f"{random.getrandbits(128):032x}"  # noqa: S311 - guards no secret
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
 
 
 def encode(message: Message) -> bytes:
@@ -94,8 +117,54 @@ def encode(message: Message) -> bytes:
         data = _encoder.encode(message)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise InvalidMessage(f"the message is no JSON: {error}") from error
-    decode(data)
+    if not _is_sound(message, data):
+        # takes longer, and says what is wrong
+        decode(data)
     return data
+
+
+def _is_sound(message: Message, data: bytes) -> bool:
+    """Whether a quick look shows that the message fits the schema; if not, only `decode` knows."""
+    try:
+        return (
+            _are_sound(
+                message.v,
+                message.sender,
+                message.to,
+                message.type,
+                message.reply_to,
+                message.schema_version,
+            )
+            and _is_uuid(message.id) is not None
+            and isinstance(message.payload, dict)
+            and 0 <= message.timestamp < math.inf
+            and (message.expires_at is None or 0 <= message.expires_at < math.inf)
+            and (message.correlation_id is None or _is_reference(message.correlation_id))
+            and (message.key is None or _is_reference(message.key))
+            # what was JSON before (msgspec.Raw) went in unseen
+            and _syntax.decode(data) is not None
+            and (data.isascii() or bool(data.decode()))
+        )
+    except (TypeError, ValueError, msgspec.MsgspecError, RecursionError):
+        return False
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _are_sound(
+    v: object, sender: object, to: object, kind: object, reply_to: object, schema_version: object
+) -> bool:
+    """Whether those fields fit the schema that are the same in many messages."""
+    fields = {"v": v, "from": sender, "to": to, "type": kind}
+    fields |= {"reply_to": reply_to, "schema_version": schema_version}
+    try:
+        msgspec.convert(_SOUND | fields, Message)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _is_reference(value: object) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= _LONGEST_REFERENCE
 
 
 def decode(data: bytes) -> Message:
