@@ -104,7 +104,9 @@ async def test_a_silent_network_breaks_nothing_and_passes_everything_when_it_end
     await wire.call("DEL", "held")
 
 
-async def test_a_silent_network_accepts_connections_that_nothing_comes_of(faults: Faults, agent: Wire) -> None:
+async def test_a_silent_network_accepts_connections_that_nothing_comes_of(
+    faults: Faults, agent: Wire
+) -> None:
     faults.hold()
     asking = asyncio.create_task(agent.call("PING"))
     await asyncio.wait({asking}, timeout=0.1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ class AgentProcess:
     ) -> None:
         self._log = log
         self._watchdog = watchdog
+        self._killed = False
         with log.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603 - the test names the program
                 [sys.executable, *command],
@@ -58,22 +58,24 @@ class AgentProcess:
 
     def kill(self) -> None:
         """Ends it at once, with everything that it started, and waits for it. It can hand nothing back."""
-        kill_group(self.pid)
-        # its id can be another's once it is waited for
-        self._watchdog.forget(self.pid)
-        self._process.wait()
+        if not self._killed:
+            self._killed = True
+            kill_group(self.pid)
+            # its id can be another's once it is waited for
+            self._watchdog.forget(self.pid)
+            self._process.wait()
 
     def pause(self) -> None:
         """Stops it where it is: it holds what it has, and does nothing until `resume`."""
-        os.kill(self.pid, signal.SIGSTOP)
+        self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Goes on after `pause`."""
-        os.kill(self.pid, signal.SIGCONT)
+        self._process.send_signal(signal.SIGCONT)
 
     def terminate(self) -> None:
         """Asks it to end, as Kubernetes does."""
-        os.kill(self.pid, signal.SIGTERM)
+        self._process.send_signal(signal.SIGTERM)
 
     async def printed(self, text: str, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - says what it printed
         """Waits until a text is in its output.

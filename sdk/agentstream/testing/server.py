@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import subprocess
 import time
@@ -14,6 +13,7 @@ from agentstream.testing.watchdog import Watchdog, kill_group
 _START_WITHIN = 20.0
 _PORTS_TO_TRY = 5
 _LOG_LINES = 5
+_READY = "Ready to accept connections"
 
 
 class SandboxError(AgentStreamError):
@@ -55,6 +55,9 @@ class Server:
         self._directory = directory
         self._watchdog = watchdog
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_file = directory / "server.log"
+        self._log_file.touch()
+        self._said_before = 0
 
     @property
     def url(self) -> str:
@@ -92,6 +95,7 @@ class Server:
             self._process = None
 
     def _launch(self) -> None:
+        self._said_before = self._log_file.stat().st_size
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the embedded server, or the one that the test names
                 [
@@ -109,29 +113,17 @@ class Server:
             raise SandboxError(f"cannot start {self._binary}: {error.strerror}") from error
         self._watchdog.watch(self._process.pid)
         until = time.monotonic() + _START_WITHIN
-        while not self._answers():
+        # not by asking at the port, where another server may answer
+        while _READY not in self._log():
             if self._process.poll() is not None or time.monotonic() > until:
                 self.kill()
-                raise SandboxError(f"{self._binary} does not start: {self._log() or 'it said nothing'}")
+                last = " | ".join(self._log().splitlines()[-_LOG_LINES:])
+                raise SandboxError(f"{self._binary} does not start: {last or 'it said nothing'}")
             time.sleep(0.002)
 
-    def _answers(self) -> bool:
-        # while it loads its data it answers otherwise
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0) as asking:
-            asking.sendall(b"PING\r\n")
-            return asking.recv(7) == b"+PONG\r\n"
-        return False
-
-    @property
-    def _log_file(self) -> Path:
-        return self._directory / "server.log"
-
     def _log(self) -> str:
-        try:
-            lines = self._log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return ""
-        return " | ".join(lines[-_LOG_LINES:])
+        """What the process has said since it was started."""
+        return self._log_file.read_bytes()[self._said_before :].decode(errors="replace")
 
 
 def _free_port() -> int:
