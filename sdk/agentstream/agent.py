@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from agentstream.consume import Consumer, Consumption, Deliveries
+from agentstream.counters import Counters
 from agentstream.directory import Directory
 from agentstream.errors import NoRoute
 from agentstream.health import Health
@@ -23,6 +24,7 @@ from agentstream.send import DEFAULT_TIMEOUT, Sender, SentMessage
 from agentstream.pushes import Pushes
 from agentstream.settings import Settings
 from agentstream.signals import on_termination
+from agentstream.signing import Keyring
 from agentstream.wire import Wire
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -51,6 +53,10 @@ class Agent:
         self._write = self._wire("write")
         self._control = self._wire("control")
         directory = Directory(self._write, routes_key(settings.installation, self.namespace), self.name)
+        directory = Directory(self._write, routes_key(settings.installation, self.namespace), self.name)
+        self._counters = Counters()
+        keyring = Keyring(settings.keys_of)
+        self._sender = Sender(self._write, directory, keyring)
         self._sender = Sender(self._write, directory)
         self._pushes = Pushes(lambda **listening: self._wire("push", **listening))
         self._consumer = Consumer(
@@ -60,6 +66,8 @@ class Agent:
             directory=directory,
             write=self._write,
             control=self._control,
+            keyring=keyring,
+            counters=self._counters,
             reading=lambda stream: self._wire(f"read-{stream}", READ_TIMEOUT),
             consumed={},
         )

@@ -10,12 +10,14 @@ from types import TracebackType
 from typing import Self
 
 from agentstream.backoff import Pause
+from agentstream.counters import Counters
 from agentstream.delivery import Delivery
 from agentstream.directory import Directory
 from agentstream.dispatch import Dispatch
 from agentstream.errors import AgentStreamError, NotConsumer
 from agentstream.intake import Intake
 from agentstream.routes import Consumes
+from agentstream.signing import Keyring
 from agentstream.trouble import Trouble
 from agentstream.wire import Wire
 
@@ -35,6 +37,8 @@ class Consumer:
         control: the connection for renewing, sweeping and claiming.
         reading: makes a connection for blocking reads of a stream.
         consumed: what is consumed in this process already, by key and group.
+        keyring: the keys of signed streams.
+        counters: where messages without a valid signature are counted.
     """
 
     agent: str
@@ -45,6 +49,8 @@ class Consumer:
     control: Wire
     reading: Callable[[str], Wire]
     consumed: dict[tuple[str, str], Consumption]
+    keyring: Keyring
+    counters: Counters
 
 
 class Consumption:
@@ -170,6 +176,8 @@ class Consumption:
             control_call=who.control.call,
             on_doubt=lambda: intake.doubt(),  # noqa: PLW0108 - is made below
             on_delayed=lambda seconds: intake.sweep_after(seconds),  # noqa: PLW0108 - the same
+            keyring=who.keyring,
+            counters=who.counters,
         )
         intake = Intake(
             reading=reading,

@@ -10,6 +10,7 @@ from typing import Any
 
 from agentstream.buffer import Buffer, Waiting
 from agentstream.calls import GroupCalls
+from agentstream.counters import UNVERIFIED, Counters
 from agentstream.delivery import Delivery
 from agentstream.entries import Entry
 from agentstream.errors import AgentStreamError
@@ -17,7 +18,8 @@ from agentstream.intake import Slots
 from agentstream.lease import Leases, batches
 from agentstream.routes import Consumes
 from agentstream.settle import Settler
-from agentstream.triage import Deliver, GiveUp, Reason, Skip, is_expired, triage
+from agentstream.signing import Keyring, Verifier
+from agentstream.triage import FLAWS, Deliver, GiveUp, Later, Reason, Skip, is_expired, triage
 from agentstream.trouble import Trouble
 
 _PAUSE_AFTER_FAILED_START = 0.5
@@ -36,6 +38,8 @@ class Dispatch:
         control_call: sends a command over the connection for control.
         on_doubt: called when an entry may be owned that is not known here.
         on_delayed: called with the delay, in seconds, of an entry that was put off.
+        keyring: the keys of signed streams.
+        counters: where messages without a valid signature are counted.
     """
 
     def __init__(
@@ -49,11 +53,15 @@ class Dispatch:
         control_call: Callable[..., Awaitable[Any]],
         on_doubt: Callable[[], None],
         on_delayed: Callable[[float], None],
+        keyring: Keyring,
+        counters: Counters,
     ) -> None:
         self._agent = agent
         self._policy = policy
         self._call = control_call
         self._on_doubt = on_doubt
+        self._verifier = Verifier(keyring, policy.stream, policy.key)
+        self._counters = counters
         self.calls = GroupCalls(policy, consumer)
         self.leases = Leases(control_call, self.calls, policy.lease / 1000, self._lost)
         self.settler = Settler(settle_call, self.calls, self.leases, self._ended, on_delayed)
@@ -84,11 +92,15 @@ class Dispatch:
         for entry in entries:
             if not self.leases.hold(entry):
                 continue
-            verdict = triage(entry, self._policy, self._agent, time.time())
+            verdict = triage(entry, self._policy, self._agent, time.time(), self._verifier.flaw)
             if isinstance(verdict, Deliver):
+                if verdict.flaw is not None:
+                    self._warn(entry, verdict.flaw)
                 self._buffer.put(Waiting(entry, verdict.message))
             elif isinstance(verdict, Skip):
                 self.settler.skip(entry)
+            elif isinstance(verdict, Later):
+                self.settler.put_off(entry, int(verdict.delay * 1000), verdict.reason, verdict.error)
             else:
                 self._give_up(entry, verdict)
         self._pump()
@@ -142,7 +154,21 @@ class Dispatch:
             self._suspect_timer.cancel()
 
     def _give_up(self, entry: Entry, verdict: GiveUp) -> None:
+    def _warn(self, entry: Entry, flaw: Reason) -> None:
+        count = self._counters.add(UNVERIFIED, self._policy.stream, self._policy.group, flaw)
+        if count == 10 ** (len(str(count)) - 1):
+            # the first, the tenth, the hundredth: one sender can cause any number of them
+            _log.warning(
+                "%s: entry %s is delivered without a valid signature (%s, %d so far)",
+                self._policy.stream,
+                entry.origin,
+                flaw,
+                count,
+            )
+
         _log.warning(
+        if verdict.reason in FLAWS:
+            self._counters.add(UNVERIFIED, self._policy.stream, self._policy.group, verdict.reason)
             "%s: gives up entry %s: %s: %s", self._policy.stream, entry.origin, verdict.reason, verdict.error
         )
         self.settler.give_up(entry, self._policy, verdict.reason, verdict.error)

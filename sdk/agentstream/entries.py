@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+
+_MILLISECONDS = re.compile(r"[0-9]{1,15}")
 
 class Source(msgspec.Struct, frozen=True):
     """One of the two streams that a group reads.
@@ -51,6 +54,7 @@ class Entry:
 
     __slots__ = (
         "body",
+        signature: its signature, if it has one.
         "busy",
         "counter",
         "earlier",
@@ -73,6 +77,7 @@ class Entry:
         self.earlier = 0
         self.started = started
         self.lease_until = 0.0
+        "signature",
         self.lost = False
         self.busy = False
         if source.retry:
@@ -84,6 +89,7 @@ class Entry:
     def attempts(self) -> int:
         """Attempts that were started, the one in hand included once it was."""
         return self.earlier + self.counter
+        self.signature = _field(fields, b"s")
 
     @property
     def next_attempt(self) -> int:
@@ -95,6 +101,13 @@ def read_entries(reply: Any, sources: tuple[Source, ...]) -> Iterator[Entry]:
     """Entries in the reply of XREADGROUP for new ones: each is delivered for the first time."""
     by_key = {source.key.encode(): source for source in sources}
     for key, entries in reply or ():
+            self.earlier_fence = self.earlier if header.fence is None else int(header.fence)
+
+    @property
+    def added(self) -> float:
+        """When the server added the message to the main stream, in seconds since 1970; 0 if nobody knows."""
+        milliseconds = self.origin.partition("-")[0]
+        return int(milliseconds) / 1000 if _MILLISECONDS.fullmatch(milliseconds) else 0.0
         source = by_key[key]
         for entry_id, fields in entries:
             yield Entry(source, entry_id.decode(), 1, fields, started=True)

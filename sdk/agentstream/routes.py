@@ -10,6 +10,9 @@ import msgspec
 
 from agentstream.errors import ProtocolError
 
+OFF, WARN, REQUIRE = "Off", "Warn", "Require"
+"""What becomes of messages without a valid signature."""
+
 
 class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
     """A stream that the agent may add to.
@@ -19,7 +22,7 @@ class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
         key: its key on the server.
         broadcast: whether every group is to acknowledge what is added.
         groups: on a broadcast stream, the declared groups, sorted.
-        signed: whether what is added is to be signed.
+        signatures: whether what is added is to be signed: `Off`, `Warn` (once there is a key) or `Require`.
         contracts: what changes whenever the stream's contracts do; empty where there are none.
     """
 
@@ -27,7 +30,7 @@ class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str
     broadcast: bool = False
     groups: tuple[str, ...] = ()
-    signed: bool = False
+    signatures: str = OFF
     contracts: str = ""
 
 
@@ -63,7 +66,7 @@ class Consumes(msgspec.Struct, frozen=True, omit_defaults=True):
     backoff_max: int = 300_000
     dead_letters: bool = True
     deadline: int = 0
-    signatures: str = "Off"
+    signatures: str = OFF
     contracts: str = ""
 
 

@@ -12,6 +12,7 @@ from agentstream.errors import AgentStreamError, Backpressure, NoRoute
 from agentstream.keys import StreamKeys
 from agentstream.message import Message, encode
 from agentstream.routes import Produces
+from agentstream.signing import Keyring
 from agentstream.wire import Wire
 
 DEFAULT_TIMEOUT = 30.0
@@ -41,11 +42,13 @@ class Sender:
     Args:
         wire: the connection to send with.
         directory: where routes are looked up.
+        keyring: the keys of signed streams.
     """
 
-    def __init__(self, wire: Wire, directory: Directory) -> None:
+    def __init__(self, wire: Wire, directory: Directory, keyring: Keyring) -> None:
         self._wire = wire
         self._directory = directory
+        self._keyring = keyring
 
     async def send(self, message: Message, stream: str | None, timeout: float) -> SentMessage:  # noqa: ASYNC109 - it decides what is repeated
         """Puts a message on the stream that leads to its addressee; see `Agent.send_message`."""
@@ -73,5 +76,6 @@ class Sender:
         """May be repeated for `remembered` ms: the server knows by the message's id what it has."""
         keys = StreamKeys(produces.key)
         once = (keys.once(message_id), remembered)
-        entry = await self._wire.call("FCALL", "as1_add", 1, keys.stream, keys.gate, *once, "m", data)
+        fields = ("m", data, *self._keyring.signature(produces, data))
+        entry = await self._wire.call("FCALL", "as1_add", 1, keys.stream, keys.gate, *once, *fields)
         return SentMessage(message_id, produces.stream, entry.decode())

@@ -16,6 +16,7 @@ import msgspec
 
 from agentstream.endpoint import Endpoint
 from agentstream.errors import SettingsError
+from agentstream.signing import Keys, decode_keys, entry_name
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LAST_PORT = 65535
@@ -76,6 +77,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         pod: what names the agent's process group: a process takes over at its start what earlier processes of
             its pod left unsettled, so two that run at the same time need two names.
         health_port: where probes are answered, if they are to be.
+        signing_keys: keys of signed streams by the streams' names, for use without the mounted Secret, which
+            has them otherwise.
     """
 
     namespace: str
@@ -84,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pod: str
     installation: str = "agentstream"
     health_port: int | None = None
+    signing_keys: Mapping[str, Keys] = msgspec.field(default_factory=dict)
 
     def endpoint(self) -> Endpoint:
         """Where the server is and who asks, as of now.
@@ -92,6 +96,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             SettingsError: the mounted Secret is incomplete.
         """
         return self.source.endpoint() if isinstance(self.source, Binding) else self.source
+
+    def keys_of(self, stream: str) -> Keys:
+        """The keys with which messages on a stream are signed, as of now; none if there are none.
+
+        Raises:
+            SettingsError: the mounted Secret has something else in their place.
+        """
+        if stream in self.signing_keys or not isinstance(self.source, Binding):
+            return self.signing_keys.get(stream, ())
+        text = self.source.entry(entry_name(stream))
+        return decode_keys(text) if text else ()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:

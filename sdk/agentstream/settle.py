@@ -66,6 +66,11 @@ class Settler:
         command = self._calls.retry(entry, delay, entry.attempts, reason, error[:_ERROR_LENGTH])
         return self._alone(entry, command, delay)
 
+    def put_off(self, entry: Entry, delay: int, reason: str, error: str) -> asyncio.Future[bool]:
+        """Puts an entry off for `delay` ms that no handler got: no attempt is counted."""
+        attempts = entry.next_attempt - 1
+        return self._alone(entry, self._calls.retry(entry, delay, attempts, reason, error), delay)
+
     def give_up(self, entry: Entry, policy: Consumes, reason: str, error: str) -> asyncio.Future[bool]:
         """Makes a dead letter of an entry. The result is whether it was still held.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
 from agentstream.entries import Entry
 from agentstream.errors import InvalidMessage
 from agentstream.message import BROADCAST, Message, decode
-from agentstream.routes import Consumes
+from agentstream.routes import OFF, WARN, Consumes
 
 
 class Reason(StrEnum):
@@ -29,9 +31,15 @@ class Reason(StrEnum):
 
 
 class Deliver(msgspec.Struct, frozen=True):
-    """A handler gets the message."""
+    """A handler gets the message.
+
+    Attributes:
+        message: what it gets.
+        flaw: what is wrong with the signature, where the group only warns of that.
+    """
 
     message: Message
+    flaw: Reason | None = None
 
 
 class Skip(msgspec.Struct, frozen=True):
@@ -45,10 +53,39 @@ class GiveUp(msgspec.Struct, frozen=True):
     error: str
 
 
-Verdict = Deliver | Skip | GiveUp
+class Later(msgspec.Struct, frozen=True):
+    """It cannot be decided yet.
+
+    Attributes:
+        delay: seconds until it is looked at again.
+        reason: what it will be given up for if that does not change.
+        error: why.
+    """
+
+    delay: float
+    reason: str
+    error: str
 
 
-def triage(entry: Entry, policy: Consumes, agent: str, now: float) -> Verdict:
+Verdict = Deliver | Skip | GiveUp | Later
+
+_KEY_PATIENCE, _KEY_DELAY = 300.0, 30.0
+FLAWS: Final = {
+    Reason.UNSIGNED: "the group takes signed messages only",
+    Reason.FORGED: "the signature does not fit the message and its stream",
+    Reason.UNKNOWN_KEY: "the message is signed with a key that this agent does not have",
+    Reason.REPLAYED: "the message was signed for another time, or came before: it is a copy",
+}
+"""What can be wrong with a signature, in words."""
+
+
+def triage(  # noqa: PLR0911 - one per verdict
+    entry: Entry,
+    policy: Consumes,
+    agent: str,
+    now: float,
+    flaw_of: Callable[[Entry], Reason | None],
+) -> Verdict:
     """Decides about an entry that was read or claimed.
 
     Args:
@@ -56,9 +93,13 @@ def triage(entry: Entry, policy: Consumes, agent: str, now: float) -> Verdict:
         policy: of the group.
         agent: the name of this agent.
         now: seconds since 1970.
+        flaw_of: what is wrong with an entry's signature.
     """
     if entry.body is None:
         return GiveUp(Reason.MALFORMED, "the entry has no field `m`")
+    flaw = None if policy.signatures == OFF else flaw_of(entry)
+    if flaw is not None and policy.signatures != WARN:
+        return _refused(entry, flaw, now)
     try:
         message = decode(entry.body)
     except InvalidMessage as error:
@@ -69,7 +110,17 @@ def triage(entry: Entry, policy: Consumes, agent: str, now: float) -> Verdict:
         return GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free")
     if entry.next_attempt > policy.max_deliveries and (policy.dead_letters or not entry.started):
         return GiveUp(Reason.MAX_DELIVERIES, f"{policy.max_deliveries} attempts began, and none succeeded")
-    return Deliver(message)
+    return Deliver(message, flaw)
+
+
+def _refused(entry: Entry, flaw: Reason, now: float) -> GiveUp | Later:
+    """What becomes of an entry without a valid signature. A key that is not known may be on its way."""
+    age = now - entry.added
+    if flaw is Reason.UNKNOWN_KEY and (age < _KEY_PATIENCE or not entry.source.retry):
+        # as long again as it has waited, so that no count of tries has to be kept
+        delay = min(max(age, 1.0), _KEY_DELAY) if entry.source.retry else 1.0
+        return Later(delay, flaw, FLAWS[flaw])
+    return GiveUp(flaw, FLAWS[flaw])
 
 
 def is_expired(message: Message, now: float) -> bool:

@@ -36,7 +36,7 @@ def entry(data: bytes, counter: int = 1, attempts: int | None = None, *, started
 
 
 def decide(read: Entry, policy: Consumes = POLICY) -> Verdict:
-    return triage(read, policy, "coder", now=100.0)
+    return triage(read, policy, "coder", now=100.0, flaw_of=lambda _: None)
 
 
 @pytest.mark.parametrize("to", ["coder", "broadcast"])
