@@ -205,6 +205,13 @@ class Agent:
         if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
             raise SystemExit(_SIGNAL_EXIT + self._ended_by) from None
 
+    async def _crash(self) -> None:
+        """Ends as by SIGKILL, for tests: nothing more is said to the server, so that nothing is handed back."""
+        await asyncio.gather(self._write.close(), self._control.close())
+        for consumption in self._consumptions:
+            consumption.cancel_workers()
+        await self.__aexit__(None, None, None)
+
     def _asked_to_end(self, number: signal.Signals) -> None:
         consuming = any(not consumption.is_over for consumption in self._consumptions)
         self.stop()

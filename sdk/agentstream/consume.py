@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from agentstream.backoff import Pause
 from agentstream.counters import Counters
@@ -73,6 +74,7 @@ class Consumption:
         self._opened = asyncio.Event()
         self._stopping = asyncio.Event()
         self._error: BaseException | None = None
+        self._workers: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     async def next(self) -> Delivery:
         """The next delivery.
@@ -82,6 +84,8 @@ class Consumption:
             NotConsumer: the agent consumes no such group.
             AgentStreamError: this process consumes the group already.
         """
+        if (worker := asyncio.current_task()) is not None:
+            self._workers.add(worker)
         if self._life is None and not self._stopping.is_set():
             self._life = asyncio.create_task(self._live(), name=f"consume {self._stream}")
         if self._life is not None:
@@ -104,6 +108,11 @@ class Consumption:
         if self._dispatch is not None:
             # now, lest a delivery starts that nobody knows of who is about to close this
             self._dispatch.close()
+
+    def cancel_workers(self) -> None:
+        """Cancels the tasks that ever asked for a delivery, but for the one that calls this."""
+        for worker in set(self._workers) - {asyncio.current_task()}:
+            worker.cancel()
 
     async def aclose(self) -> None:
         """Stops, hands back what handlers have, too, and waits until nothing is left."""

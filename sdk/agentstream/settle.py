@@ -20,6 +20,7 @@ from agentstream.lease import Leases, batches
 from agentstream.library import DONE, GONE, TRIMMED
 from agentstream.refusal import group_is_gone
 from agentstream.routes import Consumes
+from agentstream.wire import WireClosed
 
 _RELEASE_PATIENCE = 2.0
 _ERROR_LENGTH = 500
@@ -158,7 +159,8 @@ class Settler:
                 return await self._call(*command), repeated
             except AgentStreamError as error:
                 delay = pause.next()
-                if group_is_gone(error) or loop.time() + delay > deadline:
+                hopeless = group_is_gone(error) or isinstance(error, WireClosed)
+                if hopeless or loop.time() + delay > deadline:
                     _log.warning(
                         "an entry of %s was not settled and may be delivered again: %s", command[3], error
                     )

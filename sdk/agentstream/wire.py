@@ -18,7 +18,11 @@ from agentstream.endpoint import Endpoint
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.trouble import Trouble
 
-__all__ = ["Argument", "Wire"]
+__all__ = ["Argument", "Wire", "WireClosed"]
+
+
+class WireClosed(ConnectionLost):
+    """This side has closed the connection: trying again is of no use."""
 
 
 class Wire:
@@ -79,7 +83,7 @@ class Wire:
             SettingsError: the endpoint cannot be read.
         """
         if self._closed:
-            raise ConnectionLost("the connection is closed")
+            raise WireClosed("the connection is closed")
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
         self._queue.append((args, reply))
