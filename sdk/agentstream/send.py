@@ -13,7 +13,7 @@ from agentstream.keys import StreamKeys
 from agentstream.message import Message, encode
 from agentstream.routes import Produces
 from agentstream.signing import Keyring
-from agentstream.wire import Wire
+from agentstream.wire import Wire, WireClosed
 
 DEFAULT_TIMEOUT = 30.0
 _ROUTE_PATIENCE = 10.0
@@ -62,7 +62,7 @@ class Sender:
                 patience = min(_ROUTE_PATIENCE, deadline - loop.time())
                 produces = await self._directory.target(message.to, stream, patience)
                 return await self._add(produces, message.id, data, remembered)
-            except NoRoute:
+            except (NoRoute, WireClosed):
                 raise
             except AgentStreamError as error:
                 if not isinstance(error, Backpressure):
