@@ -32,8 +32,12 @@ class Connection(asyncio.Protocol):
         queue: where commands wait, each with the future of its reply; they are taken from the left.
         address: of the server, fit for a log.
         timeout: seconds without a reply after which the connection counts as broken.
-        on_lost: called once, when it has ended.
+        on_lost: called once, when it has ended, with the reason.
         on_push: called with channel and data of what is published; None where nothing is subscribed to.
+
+    Attributes:
+        error: why it has ended; None while it has not.
+        writes: how often something was sent.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class Connection(asyncio.Protocol):
         *,
         address: str,
         timeout: float,
-        on_lost: Callable[[Connection], None],
+        on_lost: Callable[[Connection, ConnectionLost], None],
         on_push: Callable[[bytes, bytes], None] | None,
     ) -> None:
         self._queue = queue
@@ -59,8 +63,9 @@ class Connection(asyncio.Protocol):
         self._greeting = True
         self._full = False
         self._leaving = False
-        self._error: ConnectionLost | None = None
         self._closed = asyncio.Event()
+        self._why = ""
+        self.error: ConnectionLost | None = None
         self.writes = 0
 
     async def greet(self, commands: Sequence[tuple[str, ...]], channels: Sequence[str]) -> None:
@@ -77,7 +82,7 @@ class Connection(asyncio.Protocol):
             packed.append(hiredis.pack_command(("SUBSCRIBE", *channels)))  # type: ignore[arg-type]
             packed.append(hiredis.pack_command(("PING",)))
         self._write(packed, replies)
-        greeted(spoken, await asyncio.gather(*replies), self._address)
+        greeted(spoken, await asyncio.gather(*replies, return_exceptions=True), self._address)
         self._greeting = False
 
     def flush(self) -> None:
@@ -105,11 +110,6 @@ class Connection(asyncio.Protocol):
         if self._queue and not self._full:
             # replies are read in between
             self._loop.call_soon(self.flush)
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it is of no use any more."""
-        return self._closed.is_set()
 
     async def close(self) -> None:
         """Ends the connection at once; what waits for a reply fails with `ConnectionLost`."""
@@ -155,13 +155,14 @@ class Connection(asyncio.Protocol):
         self._leaving = True
         if self._timer is not None:
             self._timer.cancel()
-        text = str(self._error or f"{self._address}: {exc or 'the server closed the connection'}")
+        text = self._why or f"{self._address}: {exc or 'the server closed the connection'}"
+        self.error = ConnectionLost(text)
         while self._waiting:
             reply = self._waiting.popleft()
             if not reply.done():
                 reply.set_exception(ConnectionLost(text))
         self._closed.set()
-        self._on_lost(self)
+        self._on_lost(self, self.error)
 
     def _write(self, packed: list[bytes], replies: list[asyncio.Future[Any]]) -> None:
         if not self._waiting:
@@ -210,8 +211,7 @@ class Connection(asyncio.Protocol):
 
     def _break(self, why: str) -> None:
         self._leaving = True
-        if self._error is None:
-            self._error = ConnectionLost(why)
+        self._why = self._why or why
         self._transport.abort()
 
 
@@ -222,7 +222,7 @@ async def connect(
     *,
     timeout: float,  # noqa: ASYNC109 - it holds as long as the connection
     channels: Sequence[str] | None,
-    on_lost: Callable[[Connection], None],
+    on_lost: Callable[[Connection, ConnectionLost], None],
     on_push: Callable[[bytes, bytes], None] | None,
 ) -> Connection:
     """A connection on which the server knows who asks; with channels, one that is subscribed to them.
@@ -252,5 +252,5 @@ async def connect(
                 await made.close()
                 raise
     except OSError as error:
-        raise ConnectionLost(f"{endpoint.address}: {error or 'no reply'}") from error
+        raise ConnectionLost(f"{endpoint.address}: {str(error) or 'no reply'}") from error
     return made

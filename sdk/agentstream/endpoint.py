@@ -8,8 +8,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
-from agentstream.errors import SettingsError
-from agentstream.refusal import IS_FULL, refusal
+from agentstream.errors import AgentStreamError, SettingsError
+from agentstream.refusal import refusal, turns_away
 
 _PORT = 6379
 _TCP, _UNIX = ("redis", "rediss"), "unix"
@@ -148,13 +148,15 @@ def handshake(endpoint: Endpoint, name: str, protocol: int) -> list[tuple[str, .
 
 
 def greeted(commands: Iterable[tuple[str, ...]], replies: Iterable[object], address: str) -> None:
-    """Judges the replies to `handshake`; an error reply is an exception object among them.
+    """Judges the replies to `handshake`; where an error came, or none, there is an exception among them.
 
     What the connection is called does not matter: older servers know less about it.
 
     Raises:
-        AgentStreamError: as `refusal`.
+        AgentStreamError: the one among the replies, or as `refusal`.
     """
     for command, reply in zip(commands, replies, strict=True):
-        if isinstance(reply, Exception) and (command[0] != "CLIENT" or IS_FULL in str(reply)):
+        if isinstance(reply, AgentStreamError):
+            raise reply
+        if isinstance(reply, Exception) and (command[0] != "CLIENT" or turns_away(str(reply))):
             raise refusal(str(reply), address)

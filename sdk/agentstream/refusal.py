@@ -11,8 +11,9 @@ from agentstream.errors import (
     StreamMissing,
 )
 
-IS_FULL = "max number of clients reached"
-_NO_ACCESS = ("NOAUTH", "WRONGPASS", "NOPERM", "DENIED")
+_FULL = "ERR max number of clients"
+_PROTECTED = "DENIED"
+_NO_ACCESS = ("NOAUTH", "WRONGPASS", "NOPERM", _PROTECTED)
 
 
 def refusal(text: str, address: str) -> AgentStreamError:
@@ -24,9 +25,14 @@ def refusal(text: str, address: str) -> AgentStreamError:
     # what a function may not do, the error of its script tells
     if text.startswith(_NO_ACCESS) or "ACL failure" in text:
         return AccessDenied(f"{address}: {text}")
-    if IS_FULL in text:
+    if text.startswith(_FULL):
         return ConnectionLost(f"{address}: {text}")
     return ServerRefused(text)
+
+
+def turns_away(text: str) -> bool:
+    """Whether an error reply is what the server says to a new connection before it hangs up."""
+    return text.startswith((_FULL, _PROTECTED))
 
 
 def group_is_gone(error: AgentStreamError) -> bool:

@@ -71,8 +71,10 @@ class Wire:
         """How often commands were written to the server."""
         return self._earlier_writes + (self._connection.writes if self._connection is not None else 0)
 
-    async def call(self, *args: Argument) -> Any:
+    async def call(self, command: Argument, *args: Argument) -> Any:
         """Sends one command and returns its reply: bytes, int, None or lists of these.
+
+        A caller that is cancelled before the command leaves takes it back; afterwards it is carried out.
 
         Raises:
             ConnectionLost: no reply; whether the command was carried out is unknown.
@@ -81,12 +83,13 @@ class Wire:
             StreamMissing: the add function found no stream.
             ServerRefused: any other error reply.
             SettingsError: the endpoint cannot be read.
+            TypeError, ValueError: an argument is none that a command can have.
         """
         if self._closed:
             raise WireClosed("the connection is closed")
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
-        self._queue.append((args, reply))
+        self._queue.append(((command, *args), reply))
         if not self._due:
             self._due = True
             loop.call_soon(self._flush)
@@ -136,8 +139,8 @@ class Wire:
             return
         try:
             connection = task.result()
-            if connection.has_ended:
-                raise ConnectionLost("the connection broke as soon as it was made")  # noqa: TRY301
+            if connection.error is not None:
+                raise connection.error  # noqa: TRY301
         except Exception as error:  # noqa: BLE001 - whatever it is, callers wait
             self._fail(error)
             self._listen_again(error)
@@ -148,12 +151,12 @@ class Wire:
         self._trouble.over()
         connection.flush()
 
-    def _lost(self, connection: Connection) -> None:
+    def _lost(self, connection: Connection, error: ConnectionLost) -> None:
         # one that ends while it is greeted is not the wire's yet
         if connection is self._connection:
             self._earlier_writes += connection.writes
             self._connection = None
-            self._listen_again(ConnectionLost("the connection broke"))
+            self._listen_again(error)
             if self._queue:
                 # never sent: they may go out on the next connection
                 self._flush()

@@ -1,0 +1,44 @@
+"""What error replies mean to callers."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentstream.errors import (
+    AccessDenied,
+    AgentStreamError,
+    Backpressure,
+    ConnectionLost,
+    ServerRefused,
+    StreamMissing,
+)
+from agentstream.refusal import group_is_gone, refusal
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("BACKPRESSURE {a} holds 100 entries", Backpressure),
+        ("OOM command not allowed when used memory > 'maxmemory'.", Backpressure),
+        ("NOSTREAM {a}", StreamMissing),
+        ("NOAUTH Authentication required.", AccessDenied),
+        ("WRONGPASS invalid username-password pair or user is disabled.", AccessDenied),
+        ("NOPERM User a has no permissions to run the 'xadd' command", AccessDenied),
+        ("ERR ACL failure in script: User a has no permissions to run the 'xadd' command", AccessDenied),
+        ("ERR max number of clients reached", ConnectionLost),
+        ("LOADING Redis is loading the dataset in memory", ServerRefused),
+        ("READONLY You can't write against a read only replica.", ServerRefused),
+        ("MASTERDOWN Link with MASTER is down", ServerRefused),
+        ("ERR unknown command 'NOPE'", ServerRefused),
+    ],
+)
+def test_an_error_reply_says_what_is_the_matter(text: str, error: type[AgentStreamError]) -> None:
+    refused = refusal(text, "redis://host")
+    assert type(refused) is error
+    assert text in str(refused)
+
+
+def test_only_a_refusal_says_that_a_group_is_gone() -> None:
+    assert group_is_gone(refusal("NOGROUP No such key '{a}' or consumer group 'g'", "redis://host"))
+    assert not group_is_gone(refusal("ERR no such key", "redis://host"))
+    assert not group_is_gone(ConnectionLost("NOGROUP: the server closed the connection"))
