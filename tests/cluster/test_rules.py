@@ -190,6 +190,9 @@ CHANGES = [
 ]
 
 
+RAISED = "signing.rotation can only be raised"
+
+
 def declared() -> Iterator[tuple[str, str]]:
     """Place and message of every rule in the CRDs."""
     for kind in crds():
@@ -201,6 +204,7 @@ def declared() -> Iterator[tuple[str, str]]:
 def test_every_rule_of_the_crds_has_a_case() -> None:
     known = {(rule.place, rule.message) for rule in RULES}
     known |= {(f"{change.kind}.spec", change.message) for change in CHANGES}
+    known.add(("AgentStream.spec", RAISED))
     assert set(declared()) == known
 
 
@@ -223,6 +227,15 @@ def test_a_field_stays_as_it_was_created(api_server: ApiServer, namespace: str, 
                 assert found == []
             else:
                 assert found == [f"spec.{change.field}: Forbidden: {change.message}"]
+
+
+def test_keys_are_not_rotated_backwards(api_server: ApiServer, namespace: str) -> None:
+    def signed(rotation: int) -> dict[str, Any]:
+        return a_stream(signing={"policy": "Require", "rotation": rotation})
+
+    stored = create(api_server, signed(1), namespace)
+    assert refused_changes(api_server, stored, signed(2)) == []
+    assert refused_changes(api_server, stored, signed(0)) == [f"spec.signing: Forbidden: {RAISED}"]
 
 
 def test_everything_else_may_change(api_server: ApiServer, namespace: str) -> None:

@@ -88,10 +88,44 @@ class Retention(Model):
     Backpressure: senders wait. TrimOldest: the oldest messages go, settled or not."""
 
 
+class SignaturePolicy(StrEnum):
+    """What becomes of messages without a valid signature."""
+
+    OFF = "Off"
+    WARN = "Warn"
+    REQUIRE = "Require"
+
+
+class Signing(Model):
+    """Whether messages are signed, and with which keys."""
+
+    policy: SignaturePolicy
+    """Off: nothing is signed or checked. Warn: messages without a valid signature are delivered, counted and
+    logged. Require: they become dead letters."""
+
+    rotation: Annotated[Int, Field(ge=0, le=1_000_000)] = 0
+    """Raise it to have a new key made; the one before stays valid until the next rotation."""
+
+
+def _not_lowered(old: AgentStreamSpec, new: AgentStreamSpec) -> bool:
+    return old.signing is None or new.signing is None or new.signing.rotation >= old.signing.rotation
+
+
 class AgentStreamSpec(Model):
     """What is wanted of a stream."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (immutable("key"),)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        immutable("key"),
+        Rule(
+            cel=(
+                "!has(self.signing) || !has(oldSelf.signing)"
+                " || self.signing.rotation >= oldSelf.signing.rotation"
+            ),
+            message="signing.rotation can only be raised",
+            holds_between=_not_lowered,
+            field_path=".signing",
+        ),
+    )
 
     key: StreamKey | None = None
     """The stream's key on the server; {<namespace>.<name>} if absent. Immutable."""
@@ -108,6 +142,9 @@ class AgentStreamSpec(Model):
 
     broadcast: Bool = False
     """Whether messages to everyone go here: each group is then expected to acknowledge them."""
+
+    signing: Signing | None = None
+    """Whether messages are signed; absent means Off."""
 
     deletion_policy: StreamDeletion = StreamDeletion.RETAIN
     """What deleting this resource does to the stream. DeleteIfEmpty: it goes if nothing is unsettled."""
@@ -128,3 +165,8 @@ class AgentStream(Resource):
     def stream_key(self) -> str:
         """The stream's key on the server."""
         return self.spec.key or default_stream_key(self.metadata.namespace, self.metadata.name)
+
+    @property
+    def signatures(self) -> SignaturePolicy:
+        """What becomes of messages without a valid signature."""
+        return SignaturePolicy.OFF if self.spec.signing is None else self.spec.signing.policy

@@ -105,6 +105,10 @@ streams = st.builds(
         ),
         producers=st.lists(_names, max_size=4),
         broadcast=st.booleans(),
+        signing=_some(
+            policy=st.sampled_from(["Off", "Warn", "Require", "require"]),
+            rotation=st.sampled_from([-1, 0, 1, 1_000_000, 1_000_001]),
+        ),
         deletionPolicy=st.sampled_from(["Retain", "Delete", "DeleteIfEmpty"]),
         managementPolicy=st.sampled_from(["Managed", "ObserveOnly"]),
     ),

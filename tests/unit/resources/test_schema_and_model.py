@@ -89,6 +89,7 @@ REFUSED = {
     "the key of a stream's owner": a_stream(key="{team-a.tasks}:meta"),
     "a producer listed twice": a_stream(producers=["a", "a"]),
     "a number as text": a_stream(retention={"maxLength": "10"}),
+    "signing without a policy": a_stream(signing={"rotation": 1}),
     "a boolean as text": a_stream(broadcast="true"),
     "a boolean as a number": a_stream(broadcast=1),
     "a number as a boolean": a_stream(retention={"maxLength": True}),
@@ -145,6 +146,26 @@ def test_a_group_cannot_move_to_another_stream():
     old, new = a_group(), a_group(streamRef={"name": "others"})
     assert len(refusals(new, old)) == 1
     assert len(refused_changes(parse_resource(old), parse_resource(new))) == 1
+
+
+def signed(rotation, policy="Require"):
+    return a_stream(signing={"policy": policy, "rotation": rotation})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "refused"),
+    [
+        (signed(1), signed(2, "Warn"), False),
+        (signed(1), signed(1, "Off"), False),
+        (signed(1), a_stream(), False),
+        (a_stream(), signed(0), False),
+        (signed(2), signed(1), True),
+        (signed(1), a_stream(signing={"policy": "Require"}), True),
+    ],
+)
+def test_keys_are_not_rotated_backwards(old, new, refused):
+    assert bool(refusals(new, old)) is refused
+    assert bool(refused_changes(parse_resource(old), parse_resource(new))) is refused
 
 
 def test_everything_else_may_change():
