@@ -29,7 +29,12 @@ from support.servers import Server, builds
 Call = Callable[..., Awaitable[Any]]
 KEY = "{bench}"
 XADD = ("XADD", KEY, "MAXLEN", "~", 1000, "*", "m", b"x" * 200)
-FCALL = ("FCALL", "as1_add", 1, KEY, f"{KEY}:gate", "", 0, "m", b"x" * 200)
+FCALL = ("FCALL", "bench_add", 1, KEY, b"x" * 200)
+LUA = """#!lua name=bench
+redis.register_function('bench_add', function(keys, args)
+  return redis.call('XADD', keys[1], 'MAXLEN', '~', 1000, '*', 'm', args[1])
+end)
+"""
 
 
 async def per_second(call: Call, command: tuple[Any, ...], callers: int, calls: int) -> float:
@@ -58,12 +63,12 @@ async def measure(port: int, rounds: int, calls: int, callers: int) -> None:
     """Measures in turns, and prints."""
     wire = Wire(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="bench")
     peer = redis.asyncio.Redis(port=port, max_connections=callers, retry=Retry(NoBackoff(), 0), protocol=2)
-    await wire.call("FCALL", "as1_create_stream", 1, KEY, f"{KEY}:meta", "name", "bench")
+    await wire.call("FUNCTION", "LOAD", LUA)
     measurements: dict[str, Callable[[Call], Awaitable[float]]] = {
         f"XADD, calls/s, {callers} callers": lambda call: per_second(call, XADD, callers, calls),
-        f"FCALL as1_add, calls/s, {callers} callers": lambda call: per_second(call, FCALL, callers, calls),
+        f"FCALL, calls/s, {callers} callers": lambda call: per_second(call, FCALL, callers, calls),
         "XADD, µs of a single call": lambda call: latency(call, XADD, calls // 20),
-        "FCALL as1_add, µs of a single call": lambda call: latency(call, FCALL, calls // 20),
+        "FCALL, µs of a single call": lambda call: latency(call, FCALL, calls // 20),
     }
     try:
         for title, measurement in measurements.items():
@@ -71,11 +76,10 @@ async def measure(port: int, rounds: int, calls: int, callers: int) -> None:
             for _ in range(rounds):
                 ours.append(await measurement(wire.call))
                 theirs.append(await measurement(peer.execute_command))
-                await wire.call("XTRIM", KEY, "MAXLEN", 0)
             a, b = statistics.median(ours), statistics.median(theirs)
             ratio = a / b if "calls/s" in title else b / a
             spread = f"{min(ours):,.0f} to {max(ours):,.0f} | {min(theirs):,.0f} to {max(theirs):,.0f}"
-            print(f"{title:40} wire {a:9,.0f}  redis-py {b:9,.0f}  {ratio:5.1f} times better  ({spread})")
+            print(f"{title:30} wire {a:9,.0f}  redis-py {b:9,.0f}  {ratio:5.1f} times better  ({spread})")
     finally:
         await asyncio.gather(wire.close(), peer.aclose())
 
@@ -90,7 +94,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         server = Server(builds()[0], Path(directory))
         server.start()
-        server.clear()
         try:
             asyncio.run(measure(server.port, args.rounds, args.calls, args.callers))
         finally:
