@@ -18,7 +18,7 @@ from agentstream.directory import Directory
 from agentstream.errors import NoRoute
 from agentstream.health import Health
 from agentstream.intake import READ_TIMEOUT
-from agentstream.keys import routes_key
+from agentstream.keys import nudge_channel, routes_key
 from agentstream.message import BROADCAST, Message, MessageType
 from agentstream.send import DEFAULT_TIMEOUT, Sender, SentMessage
 from agentstream.pushes import Pushes
@@ -66,6 +66,8 @@ class Agent:
             directory=directory,
             write=self._write,
             control=self._control,
+            pushes=self._pushes,
+            nudges=nudge_channel(settings.installation, self.namespace, self.name),
             keyring=keyring,
             counters=self._counters,
             reading=lambda stream: self._wire(f"read-{stream}", READ_TIMEOUT),

@@ -17,12 +17,14 @@ from agentstream.directory import Directory
 from agentstream.dispatch import Dispatch
 from agentstream.errors import AgentStreamError, NotConsumer
 from agentstream.intake import Intake
+from agentstream.pushes import Nudge, Pushes
 from agentstream.routes import Consumes
 from agentstream.signing import Keyring
 from agentstream.trouble import Trouble
 from agentstream.wire import Wire
 
 _ROUTE_PATIENCE = 10.0
+_NUDGE_PATIENCE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Consumer:
         directory: where routes are looked up.
         write: the connection for sending and settling.
         control: the connection for renewing, sweeping and claiming.
+        pushes: what is published to the agent.
+        nudges: the channel on which the agent's processes wake each other up.
         reading: makes a connection for blocking reads of a stream.
         consumed: what is consumed in this process already, by key and group.
         keyring: the keys of signed streams.
@@ -48,6 +52,8 @@ class Consumer:
     directory: Directory
     write: Wire
     control: Wire
+    pushes: Pushes
+    nudges: str
     reading: Callable[[str], Wire]
     consumed: dict[tuple[str, str], Consumption]
     keyring: Keyring
@@ -184,7 +190,7 @@ class Consumption:
             settle_call=who.write.call,
             control_call=who.control.call,
             on_doubt=lambda: intake.doubt(),  # noqa: PLW0108 - is made below
-            on_delayed=lambda seconds: intake.sweep_after(seconds),  # noqa: PLW0108 - the same
+            on_delayed=lambda seconds: intake.look_after(seconds),  # noqa: PLW0108 - the same
             keyring=who.keyring,
             counters=who.counters,
         )
@@ -198,6 +204,7 @@ class Consumption:
             refresh=lambda: self._refresh(dispatch),
             pod_prefix=who.pod_prefix,
         )
+        unlisten = who.pushes.listen(who.nudges, lambda word: self._nudged(word, intake))
         self._dispatch = dispatch
         self._opened.set()
         keeping = asyncio.create_task(dispatch.leases.keep())
@@ -209,15 +216,28 @@ class Consumption:
             self._error = next((task.exception() for task in done if task.exception()), None)
         finally:
             self.stop()
+            unlisten()
             for task in (fetching, stopping):
                 task.cancel()
             await asyncio.gather(fetching, stopping, return_exceptions=True)
             await reading.close()
-            await intake.release_strays(dispatch.settler.release)
+            handed_back = await intake.release_strays(dispatch.settler.release) + len(dispatch.leases)
             await dispatch.hand_back()
+            if handed_back:
+                with contextlib.suppress(AgentStreamError, TimeoutError):
+                    async with asyncio.timeout(_NUDGE_PATIENCE):
+                        await who.control.call("PUBLISH", who.nudges, Nudge.SWEEP)
             await dispatch.ended()
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
+
+    def _nudged(self, word: bytes, intake: Intake) -> None:
+        """What this process would find out by itself, only later."""
+        if word == Nudge.SWEEP.encode():
+            intake.sweep_now()
+        elif word == Nudge.ROUTES.encode():
+            self._consumer.directory.forget()
+            intake.look_again()
 
     async def _refresh(self, dispatch: Dispatch) -> None:
         """Follows changes of the group's policy; a group that is not declared any more keeps its last one."""

@@ -34,8 +34,9 @@ class Directory:
         self._connects = 0
 
     def forget(self) -> None:
-        """What is known is to be read again: the server refused what it led to."""
-        self._known.clear()
+        """What is known is to be read again: the server refused what it led to, or it has changed."""
+        # what is being read just now may be what was
+        self._known = {}
 
     async def target(self, to: str, stream: str | None, patience: float) -> Produces:
         """The stream to add to, waiting up to `patience` seconds for the operator to declare it.
@@ -82,10 +83,11 @@ class Directory:
         now = asyncio.get_running_loop().time()
         if self._connects != self._wire.connects:
             self.forget()
-        route, good_until = self._known.get(agent, (None, 0.0))
+        known = self._known
+        route, good_until = known.get(agent, (None, 0.0))
         if now >= good_until:
             data = await self._wire.call("HGET", self._key, agent)
             self._connects = self._wire.connects
             route = None if data is None else decode_route(data)
-            self._known[agent] = (route, now + _GOOD_FOR)
+            known[agent] = (route, now + _GOOD_FOR)
         return route

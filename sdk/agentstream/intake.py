@@ -20,13 +20,16 @@ from agentstream.refusal import group_is_gone
 from agentstream.trouble import Trouble
 from agentstream.wire import Wire
 
-_BLOCK = 2_000
-READ_TIMEOUT = _BLOCK / 1000 + 5.0
+# In ms. What an idle consumer costs, against how late it sees that its connection has fallen silent.
+_BLOCK = 5_000
+READ_TIMEOUT = _BLOCK / 1000 + 3.0
 """Seconds after which a reading connection without a reply counts as broken."""
 
-_SWEEP_EVERY = 2.5
-# A group is swept once in this many ms, whichever of its consumers comes first.
+# While anything is pending, a group is swept once in this many ms, whichever of its consumers comes first.
 _SWEEP_INTERVAL = 2_000
+# Seconds at most by which consumers spread what would otherwise happen at the same time.
+_SPREAD = 0.5
+_SPREAD_OF_NUDGES = 0.005
 _PAGE_OF_STRAYS = 500
 
 
@@ -35,8 +38,8 @@ class Slots:
 
     Args:
         total: the limit.
-        held: how many it holds.
-        waiting: how many of these wait for a handler.
+        held: how many it holds, those aside that are not to keep it from fetching others.
+        waiting: how many of these wait for a handler and would have one if there were one.
     """
 
     def __init__(self, total: int, held: Callable[[], int], waiting: Callable[[], int]) -> None:
@@ -53,6 +56,13 @@ class Slots:
     def free(self) -> int:
         """How many are free."""
         return max(self._total - self._held(), 0)
+
+    async def any(self) -> int:
+        """Waits until one is free. Returns how many are."""
+        while not self.free:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.free
 
     async def room(self) -> int:
         """Waits until fetching is worthwhile: half is free, or nothing waits. Returns how many are free."""
@@ -97,9 +107,11 @@ class Intake:
         self._refresh = refresh
         self._prefix = pod_prefix
         self._in_doubt = True
-        self._sweep_now = asyncio.Event()
+        self._look = asyncio.Event()
+        self._look.set()
         # what became due or stalled while no consumer was there
-        self._sweep_now.set()
+        self._sweep_at_once = True
+        self._abreast = asyncio.Event()
         self._read_trouble = Trouble(f"read {calls.main.key}")
         self._sweep_trouble = Trouble(f"sweep {calls.main.key}")
 
@@ -107,10 +119,22 @@ class Intake:
         """The server may think that this consumer owns entries that it does not know of."""
         self._in_doubt = True
 
-    def sweep_after(self, seconds: float) -> None:
-        """A retry is due then: sweep without waiting for the next turn."""
+    def look_again(self) -> None:
+        """The policy has changed, or a retry is due."""
+        self._look.set()
+
+    def look_after(self, seconds: float) -> None:
+        """A retry is due then: moves it without waiting for the next turn."""
         # the server's clock counts whole milliseconds
-        asyncio.get_running_loop().call_later(seconds + 0.002, self._sweep_now.set)
+        asyncio.get_running_loop().call_later(seconds + 0.002, self.look_again)
+
+    def sweep_now(self) -> None:
+        """There are entries that anybody may claim.
+
+        All consumers are told so: some ms apart, each gets a share.
+        """
+        self._sweep_at_once = True
+        asyncio.get_running_loop().call_later(_SPREAD_OF_NUDGES * unit(), self.look_again)
 
     async def run(self) -> None:
         """Fetches until cancelled."""
@@ -118,8 +142,12 @@ class Intake:
             tasks.create_task(self._read())
             tasks.create_task(self._sweep())
 
-    async def release_strays(self, release: Callable[..., Awaitable[bool]]) -> None:
-        """Hands back what the server delivered to this consumer while the reading connection was closed."""
+    async def release_strays(self, release: Callable[..., Awaitable[bool]]) -> int:
+        """Hands back what the server delivered to this consumer while the reading connection was closed.
+
+        Returns how many entries.
+        """
+        count = 0
         with contextlib.suppress(AgentStreamError):
             # answered in a later round of the server's event loop than the one in which it saw the connection
             # end
@@ -131,7 +159,9 @@ class Intake:
                     following, reply = await self._control.call(*command)
                     strays = [entry for entry in claimed_entries(reply, source) if self._leases.hold(entry)]
                     await release(*strays)
+                    count += len(strays)
                     start = following.decode()
+        return count
 
     async def _read(self) -> None:
         pause = Pause(0.1, 2.0)
@@ -139,11 +169,11 @@ class Intake:
             try:
                 if self._in_doubt:
                     await self._take()
+                elif not self._abreast.is_set():
+                    # what is stalled is older than what is new
+                    await self._abreast.wait()
                 else:
-                    free = await self._slots.room()
-                    # the count holds for each of the two streams
-                    reply = await self._reading.call(*self._calls.read(max(free // 2, 1), _BLOCK))
-                    self._accept(read_entries(reply, self._calls.sources))
+                    await self._read_new()
             except AgentStreamError as error:
                 self._in_doubt = True
                 self._read_trouble.met(error)
@@ -154,6 +184,19 @@ class Intake:
                 pause.reset()
                 self._read_trouble.over()
 
+    async def _read_new(self) -> None:
+        free = await self._slots.room()
+        if self._in_doubt or not self._abreast.is_set():
+            return
+        try:
+            # the count holds for each of the two streams
+            reply = await self._reading.call(*self._calls.read(max(free // 2, 1), _BLOCK))
+        except ConnectionLost:
+            # a server that does not know of it yet may still give entries to the lost read, while it blocks
+            asyncio.get_running_loop().call_later(_BLOCK / 1000, self.doubt)
+            raise
+        self._accept(read_entries(reply, self._calls.sources))
+
     async def _take(self) -> None:
         """Takes up what this consumer owns; at the start also what earlier processes of its pod left."""
         await self._refresh()
@@ -161,9 +204,10 @@ class Intake:
         for source in self._calls.sources:
             start = "-"
             while start:
-                free = await self._slots.room()
+                # among what it owns is what it holds
+                count = await self._slots.any() + len(self._leases)
                 following, reply = await self._control.call(
-                    *self._calls.take(source, self._prefix, start, free)
+                    *self._calls.take(source, self._prefix, start, count)
                 )
                 self._accept(claimed_entries(reply, source))
                 start = following.decode()
@@ -172,20 +216,31 @@ class Intake:
 
     async def _sweep(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SWEEP_EVERY * (0.8 + 0.4 * unit())):
-                    await self._sweep_now.wait()
-            self._sweep_now.clear()
             try:
-                await self._refresh()
-                lease = round(self._leases.lease * 1000)
-                command = self._calls.sweep(lease, _SWEEP_INTERVAL, self._slots.free)
-                _, stalled, stalled_retries = await self._control.call(*command)
+                wait = await self._sweep_once()
             except AgentStreamError as error:
+                wait = _SWEEP_INTERVAL / 1000
+                self._sweep_at_once = True
                 if isinstance(error, ConnectionLost):
                     self._in_doubt = True
                 self._sweep_trouble.met(error)
             else:
                 self._sweep_trouble.over()
-                self._accept(claimed_entries(stalled, self._calls.main))
-                self._accept(claimed_entries(stalled_retries, self._calls.retries))
+            (self._abreast.set if wait else self._abreast.clear)()
+            patience = wait or _SWEEP_INTERVAL / 1000
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience + min(patience, _SPREAD) * unit()):
+                    await (self._look.wait() if wait else self._slots.any())
+
+    async def _sweep_once(self) -> float:
+        """Moves what is due and claims what is stalled. Returns seconds to wait; 0: there is more."""
+        self._look.clear()
+        await self._refresh()
+        lease, free, at_once = round(self._leases.lease * 1000), self._slots.free, self._sweep_at_once
+        self._sweep_at_once = at_once and not free
+        command = self._calls.sweep(lease, _SWEEP_INTERVAL, free, now=at_once)
+        _, stalled, stalled_retries, wait = await self._control.call(*command)
+        self._accept(claimed_entries(stalled, self._calls.main))
+        self._accept(claimed_entries(stalled_retries, self._calls.retries))
+        # the server's clock counts whole milliseconds
+        return wait / 1000 + 0.002 if wait else 0.0

@@ -1,14 +1,4 @@
--- How entries change hands: what is due or stalled, and what a consumer holds already.
-
--- Puts retries that are due onto the retry stream. Returns how many.
-local function move_due(delay_key, retry_key, now, limit)
-  local due = redis.call('ZRANGE', delay_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
-  for _, member in ipairs(due) do
-    redis.call('XADD', retry_key, '*', unpack(cmsgpack.unpack(member)[3]))
-    redis.call('ZREM', delay_key, member)
-  end
-  return #due
-end
+-- How entries change hands, and how consumers keep what they hold.
 
 -- What this consumer now owns of `ids`, as {id, counter, fields}; entries that are no more are counted as trimmed.
 local function owned(key, group, stats, from_retry, ids)
@@ -23,39 +13,6 @@ local function owned(key, group, stats, from_retry, ids)
     end
   end
   return entries
-end
-
--- Claims, from where the group's last sweep stopped, up to `count` entries that nobody renewed for a lease.
-local function claim_stalled(key, group, consumer, stats, from_retry, lease, count)
-  local cursor_field = from_retry and 'sweep:retry' or 'sweep:main'
-  local cursor = redis.call('HGET', stats, cursor_field) or '0-0'
-  -- JUSTID: being claimed is no attempt; an attempt is counted when a handler starts
-  local claimed = redis.call('XAUTOCLAIM', key, group, consumer, lease, cursor, 'COUNT', count, 'JUSTID')
-  if claimed[1] ~= cursor then redis.call('HSET', stats, cursor_field, claimed[1]) end
-  if #claimed[3] > 0 then
-    redis.call('HINCRBY', stats, 'trimmed', #claimed[3])
-    redis.call('HINCRBY', stats, from_retry and 'resettled' or 'settled', #claimed[3])
-  end
-  return owned(key, group, stats, from_retry, claimed[2])
-end
-
--- KEYS: stream. ARGV: group, consumer, stats key, delay key, retry key, lease, interval, count.
--- Moves due retries; unless the group was swept within `interval`, claims stalled entries, at most `count` of each
--- stream. Returns {moved, [{id, counter, fields} of the stream], [the same of the retry stream]}.
-local function sweep(keys, args)
-  local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
-  local lease, interval, count = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
-  local now = now_ms()
-  local moved = move_due(delay_key, retry_key, now, PAGE)
-  local last = tonumber(redis.call('HGET', stats, 'sweep:at') or 0)
-  -- a clock that was set back must not stop sweeping
-  if count == 0 or (now - last < interval and now >= last) then return {moved, {}, {}} end
-  redis.call('HSET', stats, 'sweep:at', string.format('%.0f', now))
-  return {
-    moved,
-    claim_stalled(key, group, consumer, stats, false, lease, count),
-    claim_stalled(retry_key, group, consumer, stats, true, lease, count),
-  }
 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), prefix, start id, count.
@@ -128,7 +85,6 @@ local function release(keys, args)
   end)
 end
 
-redis.register_function{function_name = 'as1_sweep', callback = sweep, flags = {'allow-oom'}}
 redis.register_function{function_name = 'as1_take', callback = take, flags = {'allow-oom'}}
 redis.register_function{function_name = 'as1_begin', callback = begin, flags = {'allow-oom'}}
 redis.register_function{function_name = 'as1_renew', callback = renew, flags = {'allow-oom'}}
