@@ -9,6 +9,9 @@ from typing import Final
 UNVERIFIED: Final = "unverified"
 """Messages without a valid signature; labels: stream, group, reason."""
 
+SHED: Final = "shed"
+"""Events that were dropped because their stream was full; labels: stream."""
+
 
 class Counters:
     """Counts by name and labels."""

@@ -31,12 +31,14 @@ class Directory:
         self._key = key
         self._agent = agent
         self._known: dict[str, tuple[Route | None, float]] = {}
+        self._targets: dict[tuple[str, str | None], tuple[Produces, float]] = {}
         self._connects = 0
 
     def forget(self) -> None:
         """What is known is to be read again: the server refused what it led to, or it has changed."""
         # what is being read just now may be what was
         self._known = {}
+        self._targets = {}
 
     async def target(self, to: str, stream: str | None, patience: float) -> Produces:
         """The stream to add to, waiting up to `patience` seconds for the operator to declare it.
@@ -49,11 +51,22 @@ class Directory:
         async def find() -> Produces:
             own = await self._route(self._agent)
             other = None if to == BROADCAST else await self._route(to)
-            return target(self._agent, own, to, other, stream)
+            produces = target(self._agent, own, to, other, stream)
+            agents = {self._agent} if to == BROADCAST else {self._agent, to}
+            good_until = min(self._known.get(agent, (None, 0.0))[1] for agent in agents)
+            self._targets[to, stream] = produces, good_until
+            return produces
 
         return await self._patiently(find, patience)
 
-    async def consumed(self, stream: str, group: str | None, patience: float) -> Consumes:
+    def known(self, to: str, stream: str | None, now: float) -> Produces | None:
+        """What `target` has found, while that is good by the event loop's clock."""
+        if self._connects != self._wire.connects:
+            return None
+        produces, good_until = self._targets.get((to, stream), (None, 0.0))
+        return produces if now < good_until else None
+
+    async def consumed(self, stream: str | None, group: str | None, patience: float) -> Consumes:
         """The group to read, waiting up to `patience` seconds for the operator to declare it.
 
         Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class AgentStreamError(Exception):
     """Base of all errors of the SDK."""
@@ -49,6 +51,24 @@ class NotConsumer(AgentStreamError):  # noqa: N818
 
 class Backpressure(AgentStreamError):  # noqa: N818
     """Until the deadline, the stream held as many unsettled entries as it may, or memory was full."""
+
+
+class MessageExpired(AgentStreamError):  # noqa: N818
+    """A message lost its meaning while it waited to be sent; it was not sent."""
+
+
+class SendFailed(AgentStreamError):  # noqa: N818
+    """Some of several messages were not sent, or it is not known whether they were.
+
+    Attributes:
+        results: of each message, in their order, the SentMessage or the error.
+    """
+
+    def __init__(self, results: Sequence[object]) -> None:
+        errors = [result for result in results if isinstance(result, BaseException)]
+        first = f": {errors[0]}" if errors else ""
+        super().__init__(f"{len(errors)} of {len(results)} messages were not sent{first}")
+        self.results = tuple(results)
 
 
 class StreamMissing(AgentStreamError):  # noqa: N818

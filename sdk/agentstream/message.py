@@ -103,7 +103,7 @@ _SOUND: dict[str, Any] = {
 
 def new_id() -> str:
     """A random UUID (version 4), in a fraction of the time that `uuid.uuid4` takes."""
-    digits = f"{random.getrandbits(128):032x}"  # noqa: S311 - guards no secret
+    digits = f"{random.getrandbits(128):032x}"
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
 
 
@@ -139,8 +139,8 @@ def _is_sound(message: Message, data: bytes) -> bool:
             and isinstance(message.payload, dict)
             and 0 <= message.timestamp < math.inf
             and (message.expires_at is None or 0 <= message.expires_at < math.inf)
-            and (message.correlation_id is None or _is_reference(message.correlation_id))
-            and (message.key is None or _is_reference(message.key))
+            and (message.correlation_id is None or is_reference(message.correlation_id))
+            and (message.key is None or is_reference(message.key))
             # what was JSON before (msgspec.Raw) went in unseen
             and _syntax.decode(data) is not None
             and (data.isascii() or bool(data.decode()))
@@ -163,7 +163,8 @@ def _are_sound(
     return True
 
 
-def _is_reference(value: object) -> bool:
+def is_reference(value: object) -> bool:
+    """Whether a value may stand in the fields that name something of the sender's own."""
     return isinstance(value, str) and 1 <= len(value) <= _LONGEST_REFERENCE
 
 

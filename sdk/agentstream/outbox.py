@@ -1,0 +1,252 @@
+"""The outbox of one stream: messages leave it in numbered batches, each of which the server adds once.
+
+One batch is under way at a time. Where its reply is lost, it is sent again as it was, and the server, which
+keeps what became of a sender's last batch, answers what it answered before. So nothing is doubled, and
+messages stay in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
+from typing import Any
+
+from agentstream.backoff import Pause
+from agentstream.errors import (
+    AgentStreamError,
+    Backpressure,
+    ConnectionLost,
+    MessageExpired,
+    ServerRefused,
+    StreamMissing,
+)
+from agentstream.keys import StreamKeys
+from agentstream.wire import Argument
+
+# A batch has at most so many messages, and so many bytes of them unless it is a single one. The first of many is
+# smaller: the server adds it while the next one is gathered.
+_MOST, _MOST_FIRST = 500, 64
+_MOST_BYTES = 256 << 10
+# For how many seconds longer than it is repeated the server remembers a batch: what is sent last may travel a while.
+_REMEMBERED = 60.0
+# How many seconds beyond its deadline a message waits for the answer to what is under way.
+_GRACE = 1.0
+_REFUSALS: dict[str, Callable[[], AgentStreamError]] = {
+    "BACKPRESSURE": lambda: Backpressure("the stream holds as many unsettled entries as it may"),
+    "NOSTREAM": lambda: StreamMissing("the stream does not exist"),
+}
+
+Result = str | Exception
+
+
+class Parcel:
+    """A message on its way.
+
+    Args:
+        data: the envelope.
+        options: pairs of what the add function takes beside it: `once`, `key`, or the name of a field.
+        deadline: until when it is tried, by the event loop's clock.
+        expires_at: when it loses its meaning, in seconds since 1970.
+
+    Attributes:
+        entry: the id of the message's entry, once the server has told it.
+    """
+
+    __slots__ = ("arguments", "deadline", "entry", "expires_at")
+
+    def __init__(
+        self, data: bytes, options: Sequence[Argument], deadline: float, expires_at: float | None
+    ) -> None:
+        self.arguments = (data, len(options), *options)
+        self.deadline = deadline
+        self.expires_at = expires_at
+        self.entry: asyncio.Future[str]
+
+
+class Outbox:
+    """Messages for one stream.
+
+    Args:
+        call: sends a command and returns its reply; see `Wire.call`.
+        keys: of the stream.
+    """
+
+    def __init__(self, call: Callable[..., Awaitable[Any]], keys: StreamKeys) -> None:
+        self._call = call
+        self._keys = keys
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[Parcel] = deque()
+        self._under_way: Sequence[Parcel] = ()
+        self._doubt: Exception | None = None
+        self._token = ""
+        self._number = 0
+        self._sending: asyncio.Task[None] | None = None
+        self._check: asyncio.TimerHandle | None = None
+        self._check_at = math.inf
+
+    def put(self, parcel: Parcel) -> asyncio.Future[str]:
+        """Takes a message that is to leave with all others of this tick. The result is the id of its entry.
+
+        Its errors: Backpressure, StreamMissing and whatever else the server refuses with mean that the message
+        is not on the stream; so does MessageExpired. After ConnectionLost, which comes at its deadline, that is
+        not known.
+        """
+        entry = parcel.entry = self._loop.create_future()
+        self._queue.append(parcel)
+        if parcel.deadline < self._check_at:
+            self._check_deadlines_at(parcel.deadline)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send(), name=f"outbox {self._keys.stream}")
+        return entry
+
+    async def close(self) -> None:
+        """Sends nothing more; what waits fails with ConnectionLost."""
+        if self._check is not None:
+            self._check.cancel()
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)
+        for parcel in (*self._under_way, *self._queue):
+            _fail(parcel, ConnectionLost("the agent has ended; whether the server has the message is not known"))
+        self._queue.clear()
+
+    async def _send(self) -> None:
+        most = _MOST_FIRST
+        while batch := self._next_batch(most):
+            self._under_way = batch
+            results = await self._results(batch)
+            self._under_way, self._doubt = (), None
+            # callers go on after the next batch has left: the server adds it meanwhile
+            self._loop.call_soon(_resolve, batch, results)
+            most = _MOST
+        self._sending = None
+
+    def _next_batch(self, most: int) -> list[Parcel]:
+        batch: list[Parcel] = []
+        size = 0
+        now = time.time()
+        while self._queue and len(batch) < most:
+            parcel = self._queue[0]
+            if parcel.expires_at is not None and parcel.expires_at <= now:
+                _fail(parcel, MessageExpired("expires_at was over before the message could be sent"))
+            elif not parcel.entry.done():
+                size += len(parcel.arguments[0])
+                if batch and size > _MOST_BYTES:
+                    break
+                batch.append(parcel)
+            self._queue.popleft()
+        return batch
+
+    async def _results(self, batch: list[Parcel]) -> Sequence[Result]:
+        """What became of each message of a batch, which is repeated while somebody waits for it."""
+        self._number += 1
+        command = self._command(batch)
+        pause = Pause(0.02, 1.0)
+        while True:
+            try:
+                reply: bytes = await self._call(*command)
+                _, *results = reply.decode().split(" ")
+            except ConnectionLost as error:
+                self._doubt = error
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
+                if self._doubt is None:
+                    # a refusal: nothing of this batch was added
+                    if not _is_stale(error):
+                        self._number -= 1
+                        return [error] * len(batch)
+                    self._begin_anew()
+                    self._number = 1
+                    command = self._command(batch)
+                    continue
+                if _is_stale(error):
+                    # the server has lost its memory, and perhaps the batch with it
+                    for parcel in batch:
+                        _fail(parcel, _unknown(error))
+                self._doubt = error
+            else:
+                return results
+            if not _is_over(batch):
+                await asyncio.sleep(pause.next())
+            if _is_over(batch):
+                self._begin_anew()
+                return ()
+
+    def _command(self, batch: list[Parcel]) -> tuple[Argument, ...]:
+        if not self._token:
+            self._token = secrets.token_hex(16)
+        keys = self._keys
+        seconds = max(parcel.deadline for parcel in batch) - self._loop.time() + _GRACE + _REMEMBERED
+        sent = (keys.sent(self._token), self._number, int(seconds * 1000))
+        messages = chain.from_iterable([parcel.arguments for parcel in batch])
+        return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
+
+    def _begin_anew(self) -> None:
+        """Whatever comes of earlier batches, it will not be taken for what follows."""
+        self._token = ""
+        self._number = 0
+
+    def _check_deadlines_at(self, when: float) -> None:
+        if self._check is not None:
+            self._check.cancel()
+        self._check = self._loop.call_at(when, self._check_deadlines)
+        self._check_at = when
+
+    def _check_deadlines(self) -> None:
+        """Gives up what is over. One timer serves all: it is set to the first deadline there is."""
+        self._check, self._check_at = None, math.inf
+        following = math.inf
+        # as exact as the timer
+        now = self._loop.time() + 0.001
+        patience = _GRACE if self._doubt is None else 0.0
+        for parcel in self._under_way:
+            following = min(following, _check(parcel, parcel.deadline + patience, now, _unknown(self._doubt)))
+        for parcel in self._queue:
+            following = min(following, _check(parcel, parcel.deadline, now, _unsent(self._doubt)))
+        if following < math.inf:
+            self._check_deadlines_at(following)
+
+
+def _check(parcel: Parcel, deadline: float, now: float, error: AgentStreamError) -> float:
+    """Gives a message up if its deadline is over. Returns when to look again."""
+    if deadline > now:
+        return math.inf if parcel.entry.done() else deadline
+    _fail(parcel, error)
+    return math.inf
+
+
+def _resolve(batch: Sequence[Parcel], results: Sequence[Result]) -> None:
+    for parcel, result in zip(batch, results, strict=False):
+        if parcel.entry.done():
+            continue
+        if isinstance(result, Exception):
+            parcel.entry.set_exception(type(result)(*result.args))
+        elif result in _REFUSALS:
+            parcel.entry.set_exception(_REFUSALS[result]())
+        else:
+            parcel.entry.set_result(result)
+
+
+def _is_over(batch: Sequence[Parcel]) -> bool:
+    return all(parcel.entry.done() for parcel in batch)
+
+
+def _is_stale(error: Exception) -> bool:
+    return isinstance(error, ServerRefused) and str(error).startswith("STALE")
+
+
+def _fail(parcel: Parcel, error: AgentStreamError) -> None:
+    if not parcel.entry.done():
+        parcel.entry.set_exception(error)
+
+
+def _unknown(trouble: Exception | None) -> ConnectionLost:
+    return ConnectionLost(f"whether the server has the message is not known: {trouble or 'no reply in time'}")
+
+
+def _unsent(trouble: Exception | None) -> ConnectionLost:
+    return ConnectionLost(f"the message was not sent: {trouble or 'no reply to what was sent before it'}")
