@@ -47,7 +47,7 @@ async def _agentstream_sandbox_by_anyio() -> AsyncIterator[Sandbox]:
 if _HAS_ASYNCIO:
     import pytest_asyncio
 
-    @pytest_asyncio.fixture(loop_scope="function")
+    @pytest_asyncio.fixture
     async def _agentstream_sandbox_by_asyncio() -> AsyncIterator[Sandbox]:
         async for sandbox in _open():
             yield sandbox

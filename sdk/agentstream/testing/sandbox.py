@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from agentstream import library
 from agentstream.agent import Agent
@@ -20,10 +21,10 @@ from agentstream.routes import Consumes
 from agentstream.settings import Settings
 from agentstream.testing.faults import Faults
 from agentstream.testing.process import AgentProcess
-from agentstream.testing.server import Server, embedded_binary
+from agentstream.testing.server import SandboxError, Server, embedded_binary
 from agentstream.testing.topology import INSTALLATION, NAMESPACE, DeadLetter, DeclaredStream, Topology
 from agentstream.testing.watchdog import Watchdog
-from agentstream.wire import Wire
+from agentstream.wire import Argument, Wire
 
 
 class Sandbox:
@@ -68,7 +69,8 @@ class Sandbox:
             wire = Wire(lambda: Endpoint(self.server.url), name="agentstream:sandbox")
             opening.push_async_callback(wire.close)
             await library.load(wire)
-            self._topology = Topology(wire.call)
+            self._topology = Topology(self._call)
+            self._wire, self._loop = wire, asyncio.get_running_loop()
             self._open = opening.pop_all()
         self.faults = self.more_faults()
         return self
@@ -246,6 +248,15 @@ class Sandbox:
             LookupError: the stream is not declared.
         """
         return await self._topology.dead_letters(stream, group)
+
+    async def _call(self, *args: Argument) -> Any:
+        if asyncio.get_running_loop() is not self._loop:
+            # otherwise it would wait for ever
+            raise SandboxError(
+                "the sandbox is used in another event loop than it was opened in: "
+                "give the test and the fixture the same loop scope"
+            )
+        return await self._wire.call(*args)
 
     def _pod(self, agent: str) -> str:
         """A name that no other pod has."""
