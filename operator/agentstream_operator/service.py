@@ -162,6 +162,8 @@ class _Service:
             return
         if wake.agent is not None:
             engine.look_at_agent(*wake.agent)
+        if wake.stream is not None:
+            engine.look_at_stream(wake.stream)
         if wake.group is None:
             return
         engine.look_at_group(wake.group)

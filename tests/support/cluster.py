@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agentstream_operator.cluster.port import Credentials, Event, Owner, Pods, WorkloadSeen
+from agentstream_operator.cluster.port import (
+    Credentials,
+    Event,
+    Owner,
+    Pods,
+    SigningKeys,
+    WorkloadSeen,
+)
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
@@ -27,6 +34,7 @@ class MemoryCluster:
     Attributes:
         secrets: credentials by namespace and agent.
         owners: the owners of each of them.
+        signing: the keys of signed streams.
         workloads: consumers by group.
         running: pods by group; without any, nothing is known of them.
         templates: the groups as they were when their consumers were applied.
@@ -38,6 +46,7 @@ class MemoryCluster:
 
     secrets: dict[tuple[str, str], Credentials] = field(default_factory=dict)
     owners: dict[tuple[str, str], tuple[ResourceKey, ...]] = field(default_factory=dict)
+    signing: dict[ResourceKey, SigningKeys] = field(default_factory=dict)
     workloads: dict[ResourceKey, WorkloadSeen] = field(default_factory=dict)
     running: dict[ResourceKey, Pods] = field(default_factory=dict)
     templates: dict[ResourceKey, ConsumerGroup] = field(default_factory=dict)
@@ -57,6 +66,14 @@ class MemoryCluster:
     async def delete_credentials(self, namespace: str, agent: str) -> None:
         if self.secrets.pop((namespace, agent), None) is not None:
             self._count("delete_credentials")
+
+    async def signing_keys(self, stream: ResourceKey) -> SigningKeys | None:
+        return self.signing.get(stream)
+
+    async def apply_signing_keys(self, keys: SigningKeys, owner: Owner) -> None:
+        assert owner == (keys.stream, keys.owner)
+        self._count("apply_signing_keys")
+        self.signing[keys.stream] = keys
 
     async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
         return self.workloads.get(group.key)
@@ -118,6 +135,7 @@ class MemoryCluster:
         """Removes a resource as the API server would: with its status, finalizer, and what only it owns."""
         self.statuses.pop(key, None)
         self.finalizers.discard(key)
+        self.signing.pop(key, None)
         for agent, owners in tuple(self.owners.items()):
             self.owners[agent] = tuple(owner for owner in owners if owner != key)
             if not self.owners[agent]:

@@ -58,6 +58,7 @@ CLUSTER_WRITES = frozenset(
     {
         "apply_credentials",
         "delete_credentials",
+        "apply_signing_keys",
         "apply_workload",
         "delete_workload",
         "write_status",

@@ -9,9 +9,15 @@ from typing import Any
 
 from agentstream_operator.cluster.deployment import REVISION
 from agentstream_operator.cluster.kinds import DEPLOYMENTS, PODS, SECRETS
-from agentstream_operator.cluster.labels import AGENT_LABEL, GROUP_LABEL, deployment_name, is_ours
-from agentstream_operator.cluster.port import Credentials, WorkloadSeen
-from agentstream_operator.cluster.secrets import address_in, credentials_in
+from agentstream_operator.cluster.labels import (
+    AGENT_LABEL,
+    GROUP_LABEL,
+    STREAM_LABEL,
+    deployment_name,
+    is_ours,
+)
+from agentstream_operator.cluster.port import Credentials, SigningKeys, WorkloadSeen
+from agentstream_operator.cluster.secrets import address_in, credentials_in, signing_keys_in
 from agentstream_operator.resources.meta import ResourceKey
 
 Json = Mapping[str, Any]
@@ -36,11 +42,19 @@ _MESSAGE = 300
 
 @dataclass(frozen=True, slots=True)
 class SecretSeen:
-    """An agent's Secret: what it says, and where it says the server is."""
+    """A Secret of an agent or a stream.
+
+    Attributes:
+        version: its resource version.
+        credentials: what it says of an agent.
+        address: where it says the server is.
+        keys: what it says of a stream's keys.
+    """
 
     version: int
     credentials: Credentials | None
     address: tuple[str | None, str | None]
+    keys: SigningKeys | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +106,14 @@ class Wake:
     Attributes:
         group: the group whose consumers changed.
         agent: namespace and name of the agent whose Secret changed.
+        stream: the AgentStream whose signing keys changed.
         gone: the pod of the group that has gone down.
         deleted: whether that pod is there no more, and will not be again.
     """
 
     group: ResourceKey | None = None
     agent: Place | None = None
+    stream: ResourceKey | None = None
     gone: str | None = None
     deleted: bool = False
 
@@ -149,7 +165,7 @@ class Children:
             return None
         if kind == SECRETS.kind:
             self.secrets.pop(place, None)
-            return _wake_agent(place, found)
+            return _wake_for_secret(place, found)
         group = _group_of(found)
         if kind == DEPLOYMENTS.kind:
             self.deployments.pop(place, None)
@@ -166,14 +182,14 @@ class Children:
         return known[kind]
 
     def _put_secret(self, place: Place, found: Json) -> Wake | None:
-        seen = SecretSeen(_version(found), credentials_in(found), address_in(found))
+        seen = SecretSeen(_version(found), credentials_in(found), address_in(found), signing_keys_in(found))
         known = self.secrets.get(place)
         if known is not None and known.version >= seen.version:
             return None
         self.secrets[place] = seen
-        if known is not None and (known.credentials, known.address) == (seen.credentials, seen.address):
+        if known is not None and replace(known, version=seen.version) == seen:
             return None
-        return _wake_agent(place, found)
+        return _wake_for_secret(place, found)
 
     def _put_deployment(self, place: Place, found: Json) -> Wake | None:
         spec, status, metadata = found["spec"], found.get("status") or {}, found["metadata"]
@@ -232,9 +248,13 @@ def _group_of(found: Json) -> ResourceKey | None:
     return ResourceKey("ConsumerGroup", _place(found)[0], name) if name else None
 
 
-def _wake_agent(place: Place, found: Json) -> Wake | None:
-    agent = (found["metadata"].get("labels") or {}).get(AGENT_LABEL)
-    return Wake(agent=(place[0], agent)) if agent else None
+def _wake_for_secret(place: Place, found: Json) -> Wake | None:
+    labels = found["metadata"].get("labels") or {}
+    if agent := labels.get(AGENT_LABEL):
+        return Wake(agent=(place[0], agent))
+    if stream := labels.get(STREAM_LABEL):
+        return Wake(stream=ResourceKey("AgentStream", place[0], stream))
+    return None
 
 
 def _failure(status: Json) -> str | None:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
+from agentstream.signing import entry_name
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.children import Children
 from agentstream_operator.cluster.deployment import deployment, revision
 from agentstream_operator.cluster.finalizers import set_finalizer
 from agentstream_operator.cluster.kinds import DEPLOYMENTS, EVENTS, RESOURCES, SECRETS
-from agentstream_operator.cluster.labels import deployment_name, is_ours, secret_name
+from agentstream_operator.cluster.labels import (
+    deployment_name,
+    is_ours,
+    secret_name,
+    signing_secret_name,
+)
 from agentstream_operator.cluster.port import (
     ChildNotOurs,
     ClusterRefused,
@@ -20,10 +29,17 @@ from agentstream_operator.cluster.port import (
     Event,
     Owner,
     Pods,
+    SigningKeys,
     WorkloadSeen,
 )
 from agentstream_operator.cluster.references import References
-from agentstream_operator.cluster.secrets import AUTHORITY, Server, encoded_address, secret
+from agentstream_operator.cluster.secrets import (
+    AUTHORITY,
+    Server,
+    encoded_address,
+    secret,
+    signing_secret,
+)
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import API_VERSION, ResourceKey
 from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus, Reason
@@ -73,33 +89,29 @@ class KubernetesCluster:
         seen = self._children.secrets.get((namespace, secret_name(agent)))
         if seen is None or seen.credentials is None or seen.address == self._address:
             return seen.credentials if seen is not None else None
-        found = seen.credentials
-        return Credentials(found.namespace, found.agent, found.username, found.password)
+        return replace(seen.credentials, owners=frozenset())
 
     async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
         """Makes the agent's Secret, or changes one of ours; nothing else of a change of others is lost."""
-        namespace, name = credentials.namespace, secret_name(credentials.agent)
-        known = self._children.secrets.get((namespace, name))
-        body = secret(credentials, owners, self._server, self._installation)
-        try:
-            if known is None:
-                made = await self._api.create(SECRETS, namespace, body)
-            else:
-                body["metadata"]["resourceVersion"] = str(known.version)
-                # who vouched for another server says nothing of this one
-                body["data"] = {AUTHORITY: None, **body["data"]}
-                made = await self._api.merge(SECRETS, namespace, name, body)
-        except ApiError as error:
-            if error.code in (_NOT_FOUND, _CONFLICT):
-                await self._look_at_secret(namespace, name)
-            _refused(error, f"the Secret {name}")
-            return
-        self._children.put(made)
+        known = self._children.secrets.get((credentials.namespace, secret_name(credentials.agent)))
+        before = known.credentials.signing if known is not None and known.credentials is not None else ()
+        # who vouched for another server says nothing of this one
+        gone = (AUTHORITY, *(entry_name(stream) for stream in before))
+        await self._write_secret(secret(credentials, owners, self._server, self._installation), gone)
 
     async def delete_credentials(self, namespace: str, agent: str) -> None:
         """Removes the agent's Secret, if it is ours."""
         if (namespace, secret_name(agent)) in self._children.secrets:
             await self._api.delete(SECRETS, namespace, secret_name(agent))
+
+    async def signing_keys(self, stream: ResourceKey) -> SigningKeys | None:
+        """The keys of a stream, if there are any."""
+        seen = self._children.secrets.get((stream.namespace, signing_secret_name(stream.name)))
+        return seen.keys if seen is not None else None
+
+    async def apply_signing_keys(self, keys: SigningKeys, owner: Owner) -> None:
+        """Makes the Secret with the keys of a stream, or changes one of ours."""
+        await self._write_secret(signing_secret(keys, owner))
 
     async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
         """The Deployment of a group, or the one that it names."""
@@ -207,6 +219,29 @@ class KubernetesCluster:
         uid, generation = self._applied.get(group, ("", 0))
         return known.generation <= generation if known.uid == uid else not known.edited
 
+    async def _write_secret(self, body: dict[str, Any], gone: Iterable[str] = ()) -> None:
+        """Makes a Secret, or changes the one that is known, without the entries that have gone.
+
+        Raises:
+            ClusterRefused: it is refused.
+            ClusterUnavailable: another one is there than was known.
+        """
+        namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+        known = self._children.secrets.get((namespace, name))
+        try:
+            if known is None:
+                made = await self._api.create(SECRETS, namespace, body)
+            else:
+                body["metadata"]["resourceVersion"] = str(known.version)
+                body["data"] = {**dict.fromkeys(gone), **body["data"]}
+                made = await self._api.merge(SECRETS, namespace, name, body)
+        except ApiError as error:
+            if error.code in (_NOT_FOUND, _CONFLICT):
+                await self._look_at_secret(namespace, name)
+            _refused(error, f"the Secret {name}")
+            return
+        self._children.put(made)
+
     async def _look_at_secret(self, namespace: str, name: str) -> None:
         """Finds out what is there in place of the Secret that was expected, to be taken into account next.
 
@@ -219,7 +254,8 @@ class KubernetesCluster:
             self._children.secrets.pop((namespace, name), None)
         elif not is_ours(found["metadata"]):
             raise ChildNotOurs(
-                f"the Secret {name} belongs to somebody else: rename or delete it, or rename the agent"
+                f"the Secret {name} belongs to somebody else: rename or delete it, or rename the agent or"
+                " stream"
             )
         else:
             self._children.put(found)

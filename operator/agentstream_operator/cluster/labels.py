@@ -16,6 +16,9 @@ OURS: Final = f"{MANAGED_BY}={MANAGER}"
 GROUP_LABEL: Final = f"{GROUP}/group"
 """Names the ConsumerGroup that a Deployment or pod belongs to."""
 
+STREAM_LABEL: Final = f"{GROUP}/stream"
+"""Names the AgentStream that a Secret with signing keys belongs to."""
+
 AGENT_LABEL: Final = f"{GROUP}/agent"
 """Names the agent that a Secret, Deployment or pod belongs to."""
 
@@ -28,6 +31,11 @@ def deployment_name(group: str) -> str:
 def secret_name(agent: str) -> str:
     """Name of the Secret of an agent."""
     return f"agentstream-{agent}"
+
+
+def signing_secret_name(stream: str) -> str:
+    """Name of the Secret with the keys of a stream: no agent's name has a dot, so it is never an agent's."""
+    return f"agentstream-signing.{stream}"
 
 
 def is_ours(metadata: Mapping[str, Any]) -> bool:

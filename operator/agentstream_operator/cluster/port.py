@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from agentstream.signing import Keys
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus, Reason
@@ -47,6 +49,7 @@ class Credentials:
         username: its ACL user.
         password: the user's password; kept out of every representation.
         owners: uids of the resources that it belongs to; empty where nothing collects what has no owner.
+        signing: the keys of signed streams, by the streams' names, as text for the SDK.
     """
 
     namespace: str
@@ -54,6 +57,22 @@ class Credentials:
     username: str
     password: str = field(repr=False)
     owners: frozenset[str] = frozenset()
+    signing: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKeys:
+    """The keys with which the messages of a stream are signed.
+
+    Attributes:
+        stream: the AgentStream.
+        keys: the newest first.
+        owner: uid of the AgentStream that they belong to.
+    """
+
+    stream: ResourceKey
+    keys: Keys
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +146,14 @@ class Cluster(Protocol):
 
     async def delete_credentials(self, namespace: str, agent: str) -> None:
         """Removes the agent's Secret."""
+        ...
+
+    async def signing_keys(self, stream: ResourceKey) -> SigningKeys | None:
+        """The keys of a stream, if there are any."""
+        ...
+
+    async def apply_signing_keys(self, keys: SigningKeys, owner: Owner) -> None:
+        """Writes the keys of a stream."""
         ...
 
     async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from agentstream.signing import entry_name
 from agentstream_operator.cluster.port import Credentials
 from agentstream_operator.local.files import make_private, write_private
+
+_SIGNING = entry_name("")
 
 
 class Bindings:
@@ -44,7 +47,11 @@ class Bindings:
             password = (directory / "password").read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
-        return Credentials(namespace, agent, username, password)
+        signing = {
+            path.name.removeprefix(_SIGNING): path.read_text(encoding="utf-8")
+            for path in directory.glob(f"{_SIGNING}*")
+        }
+        return Credentials(namespace, agent, username, password, signing=signing)
 
     def write(self, credentials: Credentials) -> None:
         """Writes an agent's binding, each entry in one step."""
@@ -57,12 +64,16 @@ class Bindings:
             "namespace": credentials.namespace,
             "agent": credentials.agent,
             "installation": self._installation,
+            **{entry_name(stream): keys for stream, keys in credentials.signing.items()},
             "username": credentials.username,
             # the last one: who waits for the binding waits for the password
             "password": credentials.password,
         }
         for name, value in entries.items():
             write_private(directory / name, value)
+        for path in directory.glob(f"{_SIGNING}*"):
+            if path.name not in entries:
+                path.unlink()
 
     def delete(self, namespace: str, agent: str) -> None:
         """Removes an agent's binding, if there is one."""

@@ -9,11 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from agentstream_operator.cluster.port import Credentials, Event, Owner, Pods, WorkloadSeen
+from agentstream_operator.cluster.port import (
+    Credentials,
+    Event,
+    Owner,
+    Pods,
+    SigningKeys,
+    WorkloadSeen,
+)
 from agentstream_operator.local.bindings import Bindings
 from agentstream_operator.local.commands import command_of
 from agentstream_operator.local.processes import Output
 from agentstream_operator.local.reaper import Reaper
+from agentstream_operator.local.signing import SigningFiles
 from agentstream_operator.local.workloads import Workload
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -49,6 +57,7 @@ class LocalCluster:
 
     Args:
         bindings: the agents' bindings.
+        signing: the keys of signed streams.
         resources: who keeps the resources.
         tasks: runs the processes.
         output: where lines for the person go.
@@ -60,6 +69,7 @@ class LocalCluster:
         self,
         *,
         bindings: Bindings,
+        signing: SigningFiles,
         resources: Resources,
         tasks: asyncio.TaskGroup,
         output: Output,
@@ -67,6 +77,7 @@ class LocalCluster:
         ended: Callable[[ResourceKey, str], Awaitable[None]],
     ) -> None:
         self._bindings = bindings
+        self._signing = signing
         self._resources = resources
         self._tasks = tasks
         self._output = output
@@ -88,6 +99,15 @@ class LocalCluster:
     async def delete_credentials(self, namespace: str, agent: str) -> None:
         """Removes the agent's binding."""
         self._bindings.delete(namespace, agent)
+
+    async def signing_keys(self, stream: ResourceKey) -> SigningKeys | None:
+        """The keys of a stream, if there are any."""
+        return self._signing.read(stream)
+
+    async def apply_signing_keys(self, keys: SigningKeys, owner: Owner) -> None:
+        """Writes the keys of a stream."""
+        del owner  # nothing collects them
+        self._signing.write(keys)
 
     async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
         """The processes of a group, if they were ever applied."""

@@ -7,6 +7,7 @@ server.conf      the server's configuration, written anew at every start
 users.acl        the server's users, as hashes
 appendonlydir/   the messages
 bindings/        one directory per agent: how it reaches the server
+signing/         one file per signed stream: its keys
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ class DataDirectory:
         return self.path / "bindings"
 
     @property
+    def signing(self) -> Path:
+        """Where the keys of signed streams are."""
+        return self.path / "signing"
+
+    @property
     def resources(self) -> Path:
         """Where the registry of resources is."""
         return self.path / "resources.json"
@@ -71,6 +77,7 @@ class DataDirectory:
         try:
             make_private(self.path)
             make_private(self.bindings)
+            make_private(self.signing)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             self._hold()
             # it holds passwords, and often lies in somebody's repository

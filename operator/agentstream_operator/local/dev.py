@@ -27,6 +27,7 @@ from agentstream_operator.local.lines import Lines
 from agentstream_operator.local.processes import Output
 from agentstream_operator.local.reaper import Reaper
 from agentstream_operator.local.server import EmbeddedServer, pick_port
+from agentstream_operator.local.signing import SigningFiles
 from agentstream_operator.local.summary import Summary, as_json, as_text, summarise
 from agentstream_operator.local.valkey import OPERATOR, Settings, half_of_memory
 from agentstream_operator.local.watch import changes
@@ -173,6 +174,7 @@ class _Run:
                 async with asyncio.TaskGroup() as tasks:
                     cluster = LocalCluster(
                         bindings=bindings,
+                        signing=SigningFiles(self._data.signing),
                         resources=catalog,
                         tasks=tasks,
                         output=self._screen,

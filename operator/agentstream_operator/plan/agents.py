@@ -106,6 +106,7 @@ def _produces(stream: AgentStream, groups: Iterable[str]) -> Produces:
         broadcast=broadcast,
         # who sends elsewhere awaits no group
         groups=tuple(sorted(groups)) if broadcast else (),
+        signatures=stream.signatures,
     )
 
 
@@ -124,6 +125,7 @@ def _consumes(group: ConsumerGroup, stream: AgentStream) -> Consumes:
         backoff_max=delivery.backoff.max.milliseconds,
         dead_letters=group.spec.dead_letter.enabled,
         deadline=0 if delivery.deadline is None else delivery.deadline.milliseconds,
+        signatures=stream.signatures,
     )
 
 

@@ -26,6 +26,7 @@ from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.memory import AgentMemory
 from agentstream_operator.reconcile.queue import Priority
+from agentstream_operator.reconcile.signing import entries_of
 from agentstream_operator.reconcile.store import Known, owner_of, stream_of
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
@@ -74,10 +75,10 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> None:
 
 async def _write(context: Context, name: AgentName, memory: AgentMemory, resources: list[Known]) -> bool:
     """Writes Secret, user and route. Returns whether they are there: rights only shrink after a full list."""
-    credentials = await _credentials(context, name, resources)
-    hashes = (hashlib.sha256(credentials.password.encode()).hexdigest(),)
     use = _use(context, name, resources)
     complete = context.complete and name.namespace not in context.store.unreadable_namespaces
+    credentials = await _credentials(context, name, resources, entries_of(context, use), complete=complete)
+    hashes = (hashlib.sha256(credentials.password.encode()).hexdigest(),)
     plan = plan_agent(
         AgentInput(
             installation=context.installation,
@@ -104,13 +105,20 @@ async def _write(context: Context, name: AgentName, memory: AgentMemory, resourc
     )
 
 
-async def _credentials(context: Context, name: AgentName, resources: list[Known]) -> Credentials:
-    """The agent's Secret, which is made if there is none; one that exists keeps its password."""
+async def _credentials(
+    context: Context, name: AgentName, resources: list[Known], signing: dict[str, str], *, complete: bool
+) -> Credentials:
+    """The agent's Secret, which is made if there is none; one that exists keeps its password.
+
+    Until every resource has been listed, it keeps its signing keys, too.
+    """
     owners = tuple(owner_of(resource) for resource in resources)
     username = user_name(context.installation, *name)
     found = await context.cluster.credentials(*name)
     password = secrets.token_urlsafe(_PASSWORD_BYTES) if found is None else found.password
-    wanted = Credentials(*name, username, password, frozenset(owner.uid for owner in owners))
+    if found is not None and not complete:
+        signing = {**found.signing, **signing}
+    wanted = Credentials(*name, username, password, frozenset(owner.uid for owner in owners), signing)
     if found != wanted:
         await context.cluster.apply_credentials(wanted, owners)
     return wanted

@@ -180,6 +180,11 @@ class Engine:
         if key in self._context.store.groups:
             self._context.queue.add(key, Priority.EVENT)
 
+    def look_at_stream(self, key: ResourceKey) -> None:
+        """Something about the signing keys of a stream changed."""
+        if key in self._context.store.streams:
+            self._context.queue.add(key, Priority.EVENT)
+
     def look_at_agent(self, namespace: str, agent: str) -> None:
         """Something about the Secret of an agent changed."""
         name = AgentName(namespace, agent)

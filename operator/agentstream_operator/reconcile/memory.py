@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from agentstream.signing import Keys
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.plan.accounting import Account, Counters
 from agentstream_operator.plan.agents import AgentName, Written
@@ -74,6 +75,8 @@ class StreamMemory:
         history: what the janitor said.
         cleaned: the janitor's latest pass.
         rate: entries added per second, lately.
+        keys: those with which its messages are signed, as its agents have them or are about to.
+        keys_refused: why they could not be kept.
     """
 
     told: StatusMemory = field(default_factory=StatusMemory)
@@ -86,6 +89,8 @@ class StreamMemory:
     history: RetentionHistory | None = None
     cleaned: Cleaned | None = None
     rate: float = 0.0
+    keys: Keys = ()
+    keys_refused: Trouble | None = None
 
 
 @dataclass(slots=True)

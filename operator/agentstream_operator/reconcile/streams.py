@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from agentstream_operator.plan.agents import agents_of
@@ -10,6 +11,7 @@ from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.streams import StreamInput, plan_stream
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.queue import Priority
+from agentstream_operator.reconcile.signing import keep_keys
 from agentstream_operator.reconcile.status import rounded
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
@@ -32,7 +34,11 @@ async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
     if plan.finalizer:
         await context.hold(stream, wanted=True)
     notices = await context.apply(key, plan)
+    rotation = None
     if seen is not None:
+        if _usable(seen, plan):
+            # first, so that agents get stream and keys at once
+            rotation = await keep_keys(context, stream)
         _remember(context, stream, seen, plan)
     await context.tell(stream, notices)
     if not plan.finalizer:
@@ -43,11 +49,15 @@ async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
     if plan.actions:
         return context.check_again(stream)
     told.rounds = 0
-    return await context.status.write(stream, told, plan.findings, _numbers(context, stream, seen))
+    again = await context.status.write(stream, told, plan.findings, _numbers(context, stream, seen))
+    return min((wait for wait in (again, rotation) if wait is not None), default=None)
 
 
 def _plan(context: Context, stream: AgentStream, seen: StreamSeen | None) -> Plan:
     memory = context.memory.streams[stream.key]
+    agents = context.memory.state_of(agents_of(stream))
+    if memory.keys_refused is not None:
+        agents = replace(agents, failed=memory.keys_refused)
     return plan_stream(
         StreamInput(
             stream=stream,
@@ -56,7 +66,7 @@ def _plan(context: Context, stream: AgentStream, seen: StreamSeen | None) -> Pla
             groups=tuple(declared.name for declared in context.store.declared(stream.key)),
             seen=seen,
             added=memory.added,
-            agents=context.memory.state_of(agents_of(stream)),
+            agents=agents,
             history=memory.history,
             eviction=context.backend.eviction,
             why_unreachable=context.backend.trouble or "",
@@ -68,7 +78,7 @@ def _plan(context: Context, stream: AgentStream, seen: StreamSeen | None) -> Pla
 def _remember(context: Context, stream: AgentStream, seen: StreamSeen, plan: Plan) -> None:
     """Notes what came of a plan, and lets those look again whom it concerns."""
     memory = context.memory.streams[stream.key]
-    usable = NO_CONFLICT in plan.findings and (seen.type == "stream" or bool(plan.actions))
+    usable = _usable(seen, plan)
     if usable:
         memory.added = seen.added
     elif NO_CONFLICT in plan.findings:
@@ -82,6 +92,11 @@ def _remember(context: Context, stream: AgentStream, seen: StreamSeen, plan: Pla
     if usable != memory.usable:
         memory.usable = usable
         context.touch(agents_of(stream))
+
+
+def _usable(seen: StreamSeen, plan: Plan) -> bool:
+    """Whether agents may use the stream."""
+    return NO_CONFLICT in plan.findings and (seen.type == "stream" or bool(plan.actions))
 
 
 def _numbers(context: Context, stream: AgentStream, seen: StreamSeen | None) -> dict[str, Any]:

@@ -95,6 +95,8 @@ class Reason(StrEnum):
     CREDENTIALS_APPLIED = "CredentialsApplied"
     CREDENTIALS_RESTORED = "CredentialsRestored"
     CREDENTIALS_FAILED = "CredentialsFailed"
+    SIGNING_KEY_MADE = "SigningKeyMade"
+    SIGNING_KEYS_LOST = "SigningKeysLost"
     WITHIN_LIMITS = "WithinLimits"
     HISTORY_SHORTENED = "HistoryShortened"
     HELD_BY_GROUP = "HeldByGroup"
@@ -229,6 +231,14 @@ REASONS: Mapping[Reason, ReasonDoc] = MappingProxyType(
         Reason.CREDENTIALS_FAILED: ReasonDoc(
             "A user or Secret could not be written, or its rules do not do what they should.",
             "Read the message; check the operator's own rights.",
+        ),
+        Reason.SIGNING_KEY_MADE: ReasonDoc(
+            "There is a new key with which messages on the stream are signed; the one before stays valid.",
+            "Nothing; raise `signing.rotation` again to retire the one before.",
+        ),
+        Reason.SIGNING_KEYS_LOST: ReasonDoc(
+            "The Secret with the stream's keys was gone, and others were made.",
+            "Look at what became a dead letter as `UnknownKey`: it was signed before.",
         ),
         Reason.WITHIN_LIMITS: ReasonDoc("Messages are kept as long as declared.", _NOTHING),
         Reason.HISTORY_SHORTENED: ReasonDoc(
