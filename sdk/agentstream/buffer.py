@@ -8,6 +8,7 @@ nothing else starts before it is settled.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from agentstream.entries import Entry
 from agentstream.message import Message
@@ -16,13 +17,14 @@ ALONE_FROM = 3
 
 
 class Waiting:
-    """An entry with its message, ready to be handed out."""
+    """An entry with its message and what was read from its payload, ready to be handed out."""
 
-    __slots__ = ("entry", "message")
+    __slots__ = ("entry", "message", "payload")
 
-    def __init__(self, entry: Entry, message: Message) -> None:
+    def __init__(self, entry: Entry, message: Message, payload: Any) -> None:
         self.entry = entry
         self.message = message
+        self.payload = payload
 
 
 class Buffer:

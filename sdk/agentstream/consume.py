@@ -8,19 +8,24 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 from agentstream.backoff import Pause
+from agentstream.contracts import FREE, Contracts
 from agentstream.counters import Counters
 from agentstream.delivery import Delivery
 from agentstream.directory import Directory
 from agentstream.dispatch import Dispatch
-from agentstream.errors import AgentStreamError, NotConsumer
+from agentstream.errors import AgentStreamError, NotConsumer, SettingsError
 from agentstream.intake import Intake
+from agentstream.message import Message
+from agentstream.payloads import Payload
 from agentstream.pushes import Nudge, Pushes
+from agentstream.replies import Replies
 from agentstream.routes import Consumes
 from agentstream.signing import Keyring
 from agentstream.trouble import Trouble
+from agentstream.upcasting import Read
 from agentstream.wire import Wire
 
 _ROUTE_PATIENCE = 10.0
@@ -44,6 +49,7 @@ class Consumer:
         consumed: what is consumed in this process already, by key and group.
         keyring: the keys of signed streams.
         counters: where messages without a valid signature are counted.
+        contracts: what payloads must be.
     """
 
     agent: str
@@ -58,6 +64,8 @@ class Consumer:
     consumed: dict[tuple[str, str], Consumption]
     keyring: Keyring
     counters: Counters
+    contracts: Contracts
+    replies: Replies
 
 
 class Consumption:
@@ -65,16 +73,21 @@ class Consumption:
 
     Args:
         consumer: who, and how.
-        stream: name of the AgentStream.
+        stream: name of the AgentStream; None for the only one that the agent consumes.
         group: name of the group, where the agent has several on the stream.
         concurrency: how many messages this process holds at most.
+        read: reads the payload of a message as its handler wants it.
     """
 
-    def __init__(self, consumer: Consumer, stream: str, group: str | None, concurrency: int) -> None:
+    def __init__(
+        self, consumer: Consumer, stream: str | None, group: str | None, concurrency: int, read: Read
+    ) -> None:
         self._consumer = consumer
         self._stream = stream
         self._group = group
         self._concurrency = concurrency
+        self._read = read
+        self._contract = FREE
         self._life: asyncio.Task[None] | None = None
         self._dispatch: Dispatch | None = None
         self._opened = asyncio.Event()
@@ -82,7 +95,7 @@ class Consumption:
         self._error: BaseException | None = None
         self._workers: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
-    async def next(self) -> Delivery:
+    async def next(self) -> Delivery[Any]:
         """The next delivery.
 
         Raises:
@@ -139,7 +152,7 @@ class Consumption:
             if policy is None:
                 return
             group = (policy.key, policy.group)
-            await self._be_the_only(group)
+            await self._be_the_only(policy)
             self._consumer.consumed[group] = self
             try:
                 await self._consume(policy)
@@ -155,27 +168,31 @@ class Consumption:
 
         Raises:
             NotConsumer: the operator declares no such group.
+            SettingsError: the stream has contracts that cannot be checked here.
         """
         trouble, pause = Trouble(f"look up who consumes {self._stream}"), Pause(0.1, 2.0)
         while not self._stopping.is_set():
             try:
                 # in short waits, so that it can be stopped
-                return await self._consumer.directory.consumed(self._stream, self._group, _ROUTE_PATIENCE)
-            except NotConsumer:
+                policy = await self._consumer.directory.consumed(self._stream, self._group, _ROUTE_PATIENCE)
+                self._contract = await self._consumer.contracts.of(policy)
+            except (NotConsumer, SettingsError):
                 raise
             except AgentStreamError as error:
                 trouble.met(error)
+            else:
+                return policy
             await asyncio.sleep(pause.next())
         return None
 
-    async def _be_the_only(self, group: tuple[str, str]) -> None:
+    async def _be_the_only(self, policy: Consumes) -> None:
         """Waits for an earlier consumption of the group to end: both would go by one name on the server."""
-        earlier = self._consumer.consumed.get(group)
+        earlier = self._consumer.consumed.get((policy.key, policy.group))
         if earlier is None:
             return
         if not earlier._stopping.is_set():  # noqa: SLF001 - of the same class
             raise AgentStreamError(
-                f"this process consumes {self._stream} already: iterate over that in several tasks"
+                f"this process consumes {policy.stream} already: iterate over that in several tasks"
             )
         await earlier.ended()
 
@@ -187,12 +204,14 @@ class Consumption:
             policy=policy,
             consumer=who.name,
             concurrency=self._concurrency,
+            read=self._payload,
             settle_call=who.write.call,
             control_call=who.control.call,
             on_doubt=lambda: intake.doubt(),  # noqa: PLW0108 - is made below
             on_delayed=lambda seconds: intake.look_after(seconds),  # noqa: PLW0108 - the same
             keyring=who.keyring,
             counters=who.counters,
+            replies=who.replies,
         )
         intake = Intake(
             reading=reading,
@@ -213,7 +232,7 @@ class Consumption:
         try:
             done, _ = await asyncio.wait({keeping, fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
             # only a mistake in this package ends fetching or keeping by itself
-            self._error = next((task.exception() for task in done if task.exception()), None)
+            self._error = next((task.exception() for task in done if task.exception()), self._error)
         finally:
             self.stop()
             unlisten()
@@ -244,10 +263,26 @@ class Consumption:
         with contextlib.suppress(NotConsumer):
             policy = await self._consumer.directory.consumed(self._stream, self._group, 0)
             if policy.key == dispatch.policy.key:
+                try:
+                    self._contract = await self._consumer.contracts.of(policy)
+                except SettingsError as error:
+                    # what cannot be checked is not handled either
+                    self._error = error
+                    self.stop()
+                    raise
                 dispatch.follow(policy)
 
+    def _payload(self, message: Message) -> Any:
+        """The payload as the handler wants it, which needs not be what the contract is about.
 
-class Deliveries(AsyncIterator[Delivery]):
+        Raises:
+            InvalidMessage: no handler takes the message, or its payload is not what it must be.
+        """
+        self._contract.check(message)
+        return self._read(message)
+
+
+class Deliveries(AsyncIterator[Delivery[Payload]], Generic[Payload]):
     """The deliveries of one group: iterate over them, from as many tasks as are to work at the same time.
 
     Iteration ends when the agent stops. Leaving it hands back what was read ahead: at once with `aclose`, or
@@ -258,11 +293,12 @@ class Deliveries(AsyncIterator[Delivery]):
         self._consumption = consumption
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def __anext__(self) -> Delivery:
+    async def __anext__(self) -> Delivery[Payload]:
         """The next delivery.
 
         Raises:
             NotConsumer: the agent consumes no such group; the message says what is declared.
+            SettingsError: the stream has contracts, and what checks them is not installed.
         """
         self._loop = asyncio.get_running_loop()
         return await self._consumption.next()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from types import TracebackType
-from typing import Self
+from typing import Any, Generic, Self
 
 from agentstream.backoff import retry_delay, unit
 from agentstream.entries import Entry
 from agentstream.message import Message
+from agentstream.payloads import Payload
 from agentstream.routes import Consumes
 from agentstream.settle import Settler
 from agentstream.triage import Reason
@@ -43,7 +44,7 @@ class Reject(Exception):  # noqa: N818 - as above
         self.reason = reason
 
 
-class Delivery:
+class Delivery(Generic[Payload]):
     """One attempt to handle one message.
 
     It is settled exactly once: by the first of `ack`, `retry`, `dead_letter` and `release`. Each returns
@@ -56,6 +57,7 @@ class Delivery:
 
     Attributes:
         message: the message.
+        payload: its payload, as a value of the type that was asked for.
         stream: name of the AgentStream.
         entry: id of the entry on the main stream, the same for every attempt.
         attempt: the number of this attempt, counted from 1.
@@ -70,11 +72,15 @@ class Delivery:
         "attempt",
         "entry",
         "message",
+        "payload",
         "stream",
     )
 
-    def __init__(self, entry: Entry, message: Message, policy: Consumes, settler: Settler) -> None:
+    def __init__(
+        self, entry: Entry, message: Message, payload: Payload, policy: Consumes, settler: Settler
+    ) -> None:
         self.message = message
+        self.payload = payload
         self.stream = policy.stream
         self.entry = entry.origin
         self.attempt = entry.attempts
@@ -149,6 +155,23 @@ class Delivery:
         return False
 
     async def _failed(self, error: Exception) -> None:
+    async def reply(self, payload: Any, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - as in `send_message`
+        """Answers the message; it is settled by something else.
+
+        If its sender waits in `Agent.request`, the answer goes there, and the first of several counts. If
+        not, it is sent as a `task_result` to the sender, by the stream that leads there.
+
+        Args:
+            payload: the data: a dict, msgspec.Struct, dataclass or pydantic model.
+            timeout: for how many seconds to try.
+
+        Raises:
+            InvalidMessage: the payload is not what JSON can hold.
+            NoRoute: the sender does not wait, and no declared stream leads to it, or several do.
+            Backpressure, StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `Agent.send_message`.
+        """
+        await self._settler.replies.answer(self.message, payload, timeout)
+
         if self.settled:
             if not isinstance(error, Retry | Reject):
                 _log.error("%r: failed after it was settled", self, exc_info=error)

@@ -16,6 +16,8 @@ from agentstream.entries import Entry
 from agentstream.errors import AgentStreamError
 from agentstream.intake import Slots
 from agentstream.lease import Leases, batches
+from agentstream.message import Message
+from agentstream.replies import Replies
 from agentstream.routes import Consumes
 from agentstream.settle import Settler
 from agentstream.signing import Keyring, Verifier
@@ -36,10 +38,12 @@ class Dispatch:
         concurrency: how many entries this process holds at most.
         settle_call: sends a command over the connection for writing.
         control_call: sends a command over the connection for control.
+        read: reads the payload of a message as its handler wants it, or raises InvalidMessage.
         on_doubt: called when an entry may be owned that is not known here.
         on_delayed: called with the delay, in seconds, of an entry that was put off.
         keyring: the keys of signed streams.
         counters: where messages without a valid signature are counted.
+        replies: answers requests.
     """
 
     def __init__(
@@ -51,24 +55,27 @@ class Dispatch:
         concurrency: int,
         settle_call: Callable[..., Awaitable[Any]],
         control_call: Callable[..., Awaitable[Any]],
+        read: Callable[[Message], Any],
         on_doubt: Callable[[], None],
         on_delayed: Callable[[float], None],
         keyring: Keyring,
         counters: Counters,
+        replies: Replies,
     ) -> None:
         self._agent = agent
         self._policy = policy
         self._call = control_call
+        self._read = read
         self._on_doubt = on_doubt
         self._verifier = Verifier(keyring, policy.stream, policy.key)
         self._counters = counters
         self.calls = GroupCalls(policy, consumer)
         self.leases = Leases(control_call, self.calls, policy.lease / 1000, self._lost)
-        self.settler = Settler(settle_call, self.calls, self.leases, self._ended, on_delayed)
+        self.settler = Settler(settle_call, self.calls, self.leases, self._ended, on_delayed, replies=replies)
         self._buffer = Buffer(self.leases.lease)
         self.slots = Slots(concurrency, lambda: len(self.leases), lambda: len(self._buffer))
-        self._ready: asyncio.Queue[Delivery | None] = asyncio.Queue()
-        self._running: dict[Entry, Delivery | None] = {}
+        self._ready: asyncio.Queue[Delivery[Any] | None] = asyncio.Queue()
+        self._running: dict[Entry, Delivery[Any] | None] = {}
         self._wanted = 0
         self._starting = 0
         self._starts: set[asyncio.Task[None]] = set()
@@ -92,11 +99,13 @@ class Dispatch:
         for entry in entries:
             if not self.leases.hold(entry):
                 continue
-            verdict = triage(entry, self._policy, self._agent, time.time(), self._verifier.flaw)
+            verdict = triage(
+                entry, self._policy, self._agent, time.time(), flaw_of=self._verifier.flaw, read=self._read
+            )
             if isinstance(verdict, Deliver):
                 if verdict.flaw is not None:
                     self._warn(entry, verdict.flaw)
-                self._buffer.put(Waiting(entry, verdict.message))
+                self._buffer.put(Waiting(entry, verdict.message, verdict.payload))
             elif isinstance(verdict, Skip):
                 self.settler.skip(entry)
             elif isinstance(verdict, Later):
@@ -105,7 +114,7 @@ class Dispatch:
                 self._give_up(entry, verdict)
         self._pump()
 
-    async def next(self) -> Delivery | None:
+    async def next(self) -> Delivery[Any] | None:
         """The next delivery; None when there will be no more. A cancelled caller loses nothing."""
         while True:
             self._wanted += 1
@@ -153,7 +162,6 @@ class Dispatch:
         if self._suspect_timer is not None:
             self._suspect_timer.cancel()
 
-    def _give_up(self, entry: Entry, verdict: GiveUp) -> None:
     def _warn(self, entry: Entry, flaw: Reason) -> None:
         count = self._counters.add(UNVERIFIED, self._policy.stream, self._policy.group, flaw)
         if count == 10 ** (len(str(count)) - 1):
@@ -166,10 +174,11 @@ class Dispatch:
                 count,
             )
 
-        _log.warning(
+    def _give_up(self, entry: Entry, verdict: GiveUp) -> None:
         if verdict.reason in FLAWS:
             self._counters.add(UNVERIFIED, self._policy.stream, self._policy.group, verdict.reason)
             "%s: gives up entry %s: %s: %s", self._policy.stream, entry.origin, verdict.reason, verdict.error
+        _log.warning(
         )
         self.settler.give_up(entry, self._policy, verdict.reason, verdict.error)
 
@@ -213,7 +222,7 @@ class Dispatch:
             self._suspect_timer = loop.call_at(self._buffer.patience_ends, self._pump)
 
     def _start(self, waiting: Waiting) -> None:
-        delivery = Delivery(waiting.entry, waiting.message, self._policy, self.settler)
+        delivery = Delivery(waiting.entry, waiting.message, waiting.payload, self._policy, self.settler)
         self._running[waiting.entry] = delivery
         self._ready.put_nowait(delivery)
 

@@ -69,6 +69,11 @@ class Mailbox:
         self._over = False
         self.dropped = 0
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._over
+
     def listen(self, pushes: Pushes, channels: Iterable[str]) -> None:
         """Takes what is published on these channels from soon on."""
         self._ends = [pushes.listen(channel, self._came) for channel in channels]

@@ -10,17 +10,24 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agentstream.errors import InvalidPayload
 
+if TYPE_CHECKING:
+    # part of every type checker; at run time, a default is of no use
+    from typing_extensions import TypeVar
+
+    Payload = TypeVar("Payload", default=dict[str, Any])
+else:
+    Payload = typing.TypeVar("Payload")
+
 FIRST_VERSION = 1
 """The version of a payload whose message names none."""
 
-_Payload = TypeVar("_Payload")
 _RAW = (dict, dict[str, Any], Mapping[str, Any], Any)
 
 
@@ -55,14 +62,29 @@ def version_of(value: Any) -> int | None:
     return version if isinstance(version, int) else None
 
 
-def to_type(payload: dict[str, Any], payload_type: type[_Payload]) -> _Payload:
+def json_schema_of(payload_type: Any) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a type of payloads, to be pasted into a contract.
+
+    Raises:
+        TypeError: it is no type of payloads.
+    """
+    reader_of(payload_type)
+    if _is_model(payload_type):
+        schema = payload_type.model_json_schema()
+    else:
+        schema = msgspec.json.schema(payload_type)
+    # beside a reference, where the type refers to itself
+    return {"type": "object", **schema}
+
+
+def to_type(payload: dict[str, Any], payload_type: type[Payload]) -> Payload:
     """Reads a payload by the rules of JSON: nothing is converted that JSON has a type for.
 
     Raises:
         InvalidPayload: it does not fit; the message ends with the path of what does not.
         TypeError: the type is none that a payload may have.
     """
-    read: Callable[[dict[str, Any]], _Payload] = reader_of(payload_type)
+    read: Callable[[dict[str, Any]], Payload] = reader_of(payload_type)
     return read(payload)
 
 
@@ -105,6 +127,11 @@ def is_payload_type(annotation: Any) -> bool:
     )
 
 
+def path_of(steps: Iterable[str | int]) -> str:
+    """The way to a value within a payload, such as `$.parts[0].doc`."""
+    return "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+
+
 def _convert(payload: dict[str, Any], payload_type: Any) -> Any:
     return msgspec.convert(payload, payload_type, str_keys=True)
 
@@ -130,8 +157,7 @@ def _first_problem(error: Exception) -> str:
     if not callable(problems):
         return ""
     first = problems(include_url=False, include_context=False, include_input=False)[0]
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
-    return f"{first['msg']} - at `${path}`" if path else str(first["msg"])
+    return f"{first['msg']} - at `{path_of(first['loc'])}`" if first["loc"] else str(first["msg"])
 
 
 def _is_struct(kind: Any) -> bool:

@@ -17,6 +17,7 @@ from agentstream.backoff import repeated
 from agentstream.errors import AgentStreamError, InvalidMessage
 from agentstream.keys import reply_key
 from agentstream.message import Message, decode, encode
+from agentstream.payloads import payload_of, version_of
 
 FAILURE = "e"
 """The field of an answer that says why a request became a dead letter."""
@@ -52,7 +53,7 @@ class Replies:
     async def answer(
         self,
         request: Message,
-        payload: dict[str, Any],
+        payload: Any,
         timeout: float,  # noqa: ASYNC109 - the deadline decides what is repeated
     ) -> None:
         """Answers a request; see `Delivery.reply`."""
@@ -79,14 +80,15 @@ class Replies:
                 answer = self._answer_to(request, {"error": error})
                 await self._put(request, answer, _FAILURE_PATIENCE, FAILURE, reason)
 
-    def _answer_to(self, request: Message, payload: dict[str, Any]) -> Message:
+    def _answer_to(self, request: Message, payload: Any) -> Message:
         return Message(
             v=1,
             id=str(uuid.uuid4()),
             sender=self._agent,
             to=request.sender,
             type="task_result",
-            payload=payload,
+            payload=payload_of(payload),
+            schema_version=version_of(payload),
             timestamp=time.time(),
             correlation_id=request.id,
         )

@@ -47,28 +47,31 @@ def target(sender: str, own: Route | None, to: str, other: Route | None, stream:
     return found[0]
 
 
-def consumed_group(agent: str, own: Route | None, stream: str, group: str | None) -> Consumes:
+def consumed_group(agent: str, own: Route | None, stream: str | None, group: str | None) -> Consumes:
     """The group that an agent reads on a stream.
 
     Args:
         agent: its name.
         own: its route; None if it has none.
-        stream: name of the AgentStream.
+        stream: name of the AgentStream; None for the only one.
         group: name of the group, where there is more than one.
 
     Raises:
         NotConsumer: there is none, or several are; the message says what is declared.
     """
     consumed = own.consumes if own else ()
-    found = [c for c in consumed if c.stream == stream and group in (None, c.group)]
+    found = [c for c in consumed if stream in (None, c.stream) and group in (None, c.group)]
     if len(found) == 1:
         return found[0]
+    declared = ", ".join(f"{c.stream} (group {c.group})" for c in consumed)
+    if found and stream is None:
+        raise NotConsumer(f"{agent} consumes several groups: {declared}; name one with stream= and group=")
     if found:
         groups = ", ".join(c.group for c in found)
         raise NotConsumer(f"{agent} consumes several groups of {stream}: {groups}; name one with group=")
-    wanted = f"group {group} of {stream}" if group else f"no group of {stream}"
+    where = f"of {stream}" if stream else "of any stream"
+    wanted = f"group {group} {where}" if group else f"no group {where}"
     verb = "does not consume" if group else "consumes"
-    declared = ", ".join(f"{c.stream} (group {c.group})" for c in consumed)
     raise NotConsumer(f"{agent} {verb} {wanted}; it consumes {declared or 'nothing'}")
 
 

@@ -19,6 +19,7 @@ from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.lease import Leases, batches
 from agentstream.library import DONE, GONE, TRIMMED
 from agentstream.refusal import group_is_gone
+from agentstream.replies import Replies
 from agentstream.routes import Consumes
 from agentstream.wire import WireClosed
 
@@ -36,6 +37,7 @@ class Settler:
         leases: what is held; settled entries leave it.
         on_settled: called with each entry that is settled or handed back, whether it was still held or not.
         on_delayed: called with the delay, in seconds, of an entry that was put off.
+        replies: answers requests, and tells whoever asked what became a dead letter.
     """
 
     def __init__(
@@ -45,12 +47,15 @@ class Settler:
         leases: Leases,
         on_settled: Callable[[Entry], None],
         on_delayed: Callable[[float], None],
+        *,
+        replies: Replies,
     ) -> None:
         self._call = call
         self._calls = calls
         self._leases = leases
         self._on_settled = on_settled
         self._on_delayed = on_delayed
+        self.replies = replies
         self._waiting: dict[str, list[tuple[Entry, asyncio.Future[bool]]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -79,8 +84,10 @@ class Settler:
         """
         if not policy.dead_letters:
             return self.retry(entry, retry_delay(policy, sys.maxsize, unit()), reason, error)
-        command = self._calls.dead_letter(entry, entry.attempts, reason, error[:_ERROR_LENGTH])
-        return self._alone(entry, command)
+        error = error[:_ERROR_LENGTH]
+        entry.busy = True
+        command = self._calls.dead_letter(entry, entry.attempts, reason, error)
+        return self._own(self._give_up(entry, command, reason, error))
 
     def release(self, *entries: Entry) -> asyncio.Future[bool]:
         """Hands entries back: any consumer may claim them at once, and no attempt is counted.
@@ -133,6 +140,12 @@ class Settler:
         return _was_held(code, repeated=repeated)
 
     async def _release(self, entries: list[Entry]) -> bool:
+    async def _give_up(self, entry: Entry, command: Command, reason: str, error: str) -> bool:
+        was_held = await self._settle_one(entry, command, 0)
+        if was_held:
+            self._own(self.replies.gave_up(entry.body, reason, error))
+        return was_held
+
         all_held = True
         for started in (True, False):
             for source, batch in batches([entry for entry in entries if entry.started is started]):

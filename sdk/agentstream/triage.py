@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -35,10 +35,12 @@ class Deliver(msgspec.Struct, frozen=True):
 
     Attributes:
         message: what it gets.
+        payload: the message's, read as the handler wants it.
         flaw: what is wrong with the signature, where the group only warns of that.
     """
 
     message: Message
+    payload: Any
     flaw: Reason | None = None
 
 
@@ -84,7 +86,9 @@ def triage(  # noqa: PLR0911 - one per verdict
     policy: Consumes,
     agent: str,
     now: float,
+    *,
     flaw_of: Callable[[Entry], Reason | None],
+    read: Callable[[Message], Any],
 ) -> Verdict:
     """Decides about an entry that was read or claimed.
 
@@ -94,6 +98,7 @@ def triage(  # noqa: PLR0911 - one per verdict
         agent: the name of this agent.
         now: seconds since 1970.
         flaw_of: what is wrong with an entry's signature.
+        read: reads the payload of a message as its handler wants it, or raises InvalidMessage.
     """
     if entry.body is None:
         return GiveUp(Reason.MALFORMED, "the entry has no field `m`")
@@ -110,7 +115,10 @@ def triage(  # noqa: PLR0911 - one per verdict
         return GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free")
     if entry.next_attempt > policy.max_deliveries and (policy.dead_letters or not entry.started):
         return GiveUp(Reason.MAX_DELIVERIES, f"{policy.max_deliveries} attempts began, and none succeeded")
-    return Deliver(message, flaw)
+    try:
+        return Deliver(message, read(message), flaw)
+    except InvalidMessage as error:
+        return GiveUp(error.reason, str(error))
 
 
 def _refused(entry: Entry, flaw: Reason, now: float) -> GiveUp | Later:

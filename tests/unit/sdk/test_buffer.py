@@ -11,7 +11,7 @@ MESSAGE = Message(v=1, id="", sender="a", to="b", type="event", payload={}, time
 
 
 def waiting(number: int, counter: int = 1) -> Waiting:
-    return Waiting(Entry(MAIN, f"{number}-0", counter, [], started=True), MESSAGE)
+    return Waiting(Entry(MAIN, f"{number}-0", counter, [], started=True), MESSAGE, {})
 
 
 def buffer(*held: Waiting) -> Buffer:

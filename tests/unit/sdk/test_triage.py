@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentstream.entries import Entry, Source
+from agentstream.errors import InvalidMessage
 from agentstream.message import Message, encode
 from agentstream.routes import Consumes
 from agentstream.triage import Deliver, GiveUp, Skip, Verdict, triage
@@ -36,7 +37,9 @@ def entry(data: bytes, counter: int = 1, attempts: int | None = None, *, started
 
 
 def decide(read: Entry, policy: Consumes = POLICY) -> Verdict:
-    return triage(read, policy, "coder", now=100.0, flaw_of=lambda _: None)
+    return triage(
+        read, policy, "coder", now=100.0, flaw_of=lambda _: None, read=lambda message: message.payload
+    )
 
 
 @pytest.mark.parametrize("to", ["coder", "broadcast"])
@@ -113,3 +116,19 @@ def test_the_header_counts_only_on_the_retry_stream() -> None:
 
 def test_a_header_that_is_none_counts_nothing() -> None:
     assert Entry(RETRIES, "5-0", 1, [b"m", body(), b"x", b"{"], started=True).attempts == 1
+
+
+def test_what_is_delivered_has_its_payload_as_the_handler_wants_it() -> None:
+    verdict = triage(
+        entry(body()), POLICY, "coder", now=100.0, flaw_of=lambda _: None, read=lambda message: message.type
+    )
+    assert isinstance(verdict, Deliver)
+    assert verdict.payload == "event"
+
+
+def test_what_the_handler_cannot_read_is_given_up_with_the_reason_for_that() -> None:
+    def read(_: Message) -> None:
+        raise InvalidMessage("no handler takes event", reason="NoHandler")
+
+    verdict = triage(entry(body()), POLICY, "coder", now=100.0, flaw_of=lambda _: None, read=read)
+    assert verdict == GiveUp("NoHandler", "no handler takes event")

@@ -1,0 +1,110 @@
+"""Batches: deliveries of one handler, gathered until there are enough or the first has waited long enough."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from agentstream.buffer import ALONE_FROM
+from agentstream.delivery import Delivery, Reject, Retry
+from agentstream.handlers import Handler, InThread
+
+_log = logging.getLogger("agentstream")
+
+
+class _Batch:
+    """Deliveries on their way to the handler.
+
+    Attributes:
+        deliveries: in the order in which they came.
+        complete: set when nothing is added any more.
+        over: set when all are settled.
+    """
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery[Any]] = []
+        self.complete = asyncio.Event()
+        self.over = asyncio.Event()
+
+
+class Batches:
+    """The batches of one handler.
+
+    Whoever has the first delivery of a batch waits for others and calls the handler; those who have the
+    others wait until that is over. So each holds on to what it has, and no more is asked for than is free. A
+    message that runs alone would wait in vain: it is a batch of its own.
+
+    Args:
+        handler: the handler.
+        size: how many deliveries a batch has at most.
+        in_thread: runs functions that block.
+    """
+
+    def __init__(self, handler: Handler, size: int, in_thread: InThread) -> None:
+        self._handler = handler
+        self._size = size
+        self._in_thread = in_thread
+        self._filling: _Batch | None = None
+        self._closed = False
+
+    async def handle(self, delivery: Delivery[Any]) -> None:
+        """Adds a delivery to a batch. It is settled when this returns."""
+        alone = delivery.attempt >= ALONE_FROM
+        batch = None if alone else self._filling
+        if batch is not None:
+            self._put(batch, delivery)
+            await batch.over.wait()
+            return
+        batch = _Batch()
+        if not alone:
+            self._filling = batch
+        self._put(batch, delivery, last=alone)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._handler.within):
+                    await batch.complete.wait()
+            self._complete(batch)
+            await self._call(batch.deliveries)
+        except asyncio.CancelledError:
+            self._complete(batch)
+            await asyncio.gather(*(each.release() for each in batch.deliveries))
+            raise
+        finally:
+            batch.over.set()
+
+    def close(self) -> None:
+        """Nothing more comes: what is gathered waits no longer."""
+        self._closed = True
+        if self._filling is not None:
+            self._complete(self._filling)
+
+    def _put(self, batch: _Batch, delivery: Delivery[Any], *, last: bool = False) -> None:
+        batch.deliveries.append(delivery)
+        if last or self._closed or len(batch.deliveries) >= self._size:
+            self._complete(batch)
+
+    def _complete(self, batch: _Batch) -> None:
+        batch.complete.set()
+        if self._filling is batch:
+            self._filling = None
+
+    async def _call(self, gathered: list[Delivery[Any]]) -> None:
+        """Calls the handler, and settles by how it ends what it left unsettled."""
+        deliveries = [delivery for delivery in gathered if delivery.held]
+        if not deliveries:
+            return
+        try:
+            await self._handler(self._in_thread, *deliveries)
+        except Retry as asked:
+            settling = [delivery.retry(asked.after, asked.reason) for delivery in deliveries]
+        except Reject as refused:
+            settling = [delivery.dead_letter(refused.reason) for delivery in deliveries]
+        except Exception as error:  # noqa: BLE001 - as after any other handler that fails
+            _log.warning("%r and %d more: failed", deliveries[0], len(deliveries) - 1, exc_info=error)
+            reason = f"{type(error).__name__}: {error}"
+            settling = [delivery.retry(reason=reason) for delivery in deliveries]
+        else:
+            settling = [delivery.ack() for delivery in deliveries]
+        await asyncio.gather(*settling)

@@ -1,0 +1,136 @@
+"""Contracts: what the payloads on a stream must be, as JSON Schemas that are declared with the stream.
+
+The operator writes them beside the stream, and into the routes what changes whenever they do. They are
+checked where a message is sent and again before a handler gets it, with `jsonschema-rs`, which the extra
+`agentstream[contracts]` installs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentstream.errors import InvalidPayload, ProtocolError, SettingsError, StreamMissing
+from agentstream.keys import StreamKeys
+from agentstream.message import Message
+from agentstream.payloads import FIRST_VERSION, path_of
+from agentstream.routes import Consumes, Produces
+from agentstream.triage import Reason
+
+if TYPE_CHECKING:
+    from jsonschema_rs import Draft202012Validator
+
+REMEDY = "pip install 'agentstream[contracts]'"
+
+
+class Contract:
+    """What the payloads on one stream must be.
+
+    Args:
+        schemas: field of the hash -> JSON Schema; see `field_of`.
+
+    Raises:
+        SettingsError: what checks schemas is not installed.
+        ValueError: a schema is not valid.
+    """
+
+    def __init__(self, schemas: Mapping[str, Any]) -> None:
+        self._validators = {field: validator(schema) for field, schema in schemas.items()}
+        self._types = {field.partition("@")[0] for field in schemas}
+
+    def check(self, message: Message) -> None:
+        """Checks the payload of a message. One of a type that has no contract may be anything.
+
+        Raises:
+            InvalidPayload: it violates the contract; the message says where.
+        """
+        if message.type not in self._types:
+            return
+        from jsonschema_rs import ValidationError  # noqa: PLC0415 - is installed where there are validators
+
+        field = field_of(message.type, message.schema_version or FIRST_VERSION)
+        if field not in self._validators:
+            known = ", ".join(sorted(known for known in self._validators if known.startswith(message.type)))
+            raise _violated(f"there is no contract for {field}; there is one for {known}")
+        try:
+            self._validators[field].validate(message.payload)
+        except ValidationError as error:
+            raise _violated(f"{field}: {error.message} - at `{path_of(error.instance_path)}`") from error
+
+
+FREE = Contract({})
+"""The contract of streams that have none."""
+
+
+class Contracts:
+    """The contracts of the streams of one agent, fetched when they are needed.
+
+    Args:
+        call: sends a command and returns its reply.
+    """
+
+    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
+        self._call = call
+        self._known: dict[str, tuple[str, Contract]] = {}
+        self._fetching = asyncio.Lock()
+
+    async def of(self, stream: Produces | Consumes) -> Contract:
+        """The contract of a stream.
+
+        Raises:
+            SettingsError: there is one, and what checks schemas is not installed.
+            StreamMissing: the route speaks of one that is not on the server.
+            ProtocolError: what is there is no JSON Schema.
+            ConnectionLost, AccessDenied, ServerRefused: as `Wire.call`.
+        """
+        if not stream.contracts:
+            return FREE
+        async with self._fetching:
+            known, contract = self._known.get(stream.key, ("", FREE))
+            if known != stream.contracts:
+                contract = await self._fetch(stream)
+                self._known[stream.key] = stream.contracts, contract
+        return contract
+
+    async def _fetch(self, stream: Produces | Consumes) -> Contract:
+        flat = await self._call("HGETALL", StreamKeys(stream.key).contracts)
+        if not flat:
+            raise StreamMissing(f"the contracts of {stream.stream} are not on the server")
+        try:
+            return Contract(_schemas(flat))
+        except ValueError as error:
+            raise ProtocolError(f"a contract of {stream.stream} is no JSON Schema: {error}") from error
+
+
+def field_of(message_type: str, version: int) -> str:
+    """The field of the contracts hash for payloads of a type and version: `<type>@<version>`."""
+    return f"{message_type}@{version}"
+
+
+def validator(schema: Any) -> Draft202012Validator:
+    """What checks payloads against a schema. Values stay out of what it says is wrong.
+
+    Raises:
+        SettingsError: what checks schemas is not installed.
+        ValueError: it is no JSON Schema (draft 2020-12), or refers to something outside of it.
+    """
+    try:
+        from jsonschema_rs import Draft202012Validator  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise SettingsError(f"payloads on this stream have contracts; to check them: {REMEDY}") from error
+    return Draft202012Validator(schema, offline=True, mask="the value")
+
+
+def _schemas(flat: Iterable[bytes]) -> dict[str, Any]:
+    parts = list(flat)
+    return {
+        field.decode(): msgspec.json.decode(schema)
+        for field, schema in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def _violated(what: str) -> InvalidPayload:
+    return InvalidPayload(f"the payload violates the contract: {what}", reason=Reason.CONTRACT_VIOLATED)

@@ -1,0 +1,99 @@
+"""Running handlers: as many at a time as are wanted, on all streams that have some."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from agentstream.batches import Batches
+from agentstream.consume import Deliveries
+from agentstream.handlers import Handler, Handlers, Subscription
+from agentstream.upcasting import Read
+
+Consume = Callable[[Subscription, Read, int], Deliveries[Any]]
+"""Begins to consume: what, how its payloads are read, and how many messages are held at most."""
+
+
+async def run(handlers: Handlers, consume: Consume, concurrency: int) -> None:
+    """Runs all handlers until the consuming ends; see `Agent.run`."""
+    if not handlers.subscriptions:
+        raise ValueError("there are no handlers: declare some with @agent.on")
+    try:
+        async with asyncio.TaskGroup() as serving:
+            for subscription in handlers.subscriptions:
+                serving.create_task(_serve(handlers, subscription, consume, concurrency))
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+
+
+async def _serve(handlers: Handlers, subscription: Subscription, consume: Consume, concurrency: int) -> None:
+    """Runs the handlers of one subscription."""
+    by_type = handlers.of(subscription)
+    sizes = {name: handler.batch for name, handler in by_type.items() if handler.batch is not None}
+    # a batch is to be complete without waiting for one of its own
+    concurrency = max(concurrency, *sizes.values(), 1)
+    threads = _Threads(concurrency)
+    batches = {name: Batches(by_type[name], size, threads.run) for name, size in sizes.items()}
+    deliveries = consume(subscription, handlers.reader(subscription), concurrency)
+    try:
+        async with deliveries, asyncio.TaskGroup() as workers:
+            for _ in range(concurrency):
+                workers.create_task(_work(deliveries, by_type, batches, threads))
+    finally:
+        threads.close()
+
+
+async def _work(
+    deliveries: Deliveries[Any], by_type: dict[str, Handler], batches: dict[str, Batches], threads: _Threads
+) -> None:
+    """Handles one message after the other."""
+    async for delivery in deliveries:
+        batch = batches.get(delivery.message.type)
+        if batch is not None:
+            await batch.handle(delivery)
+            continue
+        async with delivery:
+            answer = await by_type[delivery.message.type](threads.run, delivery)
+            if answer is not None:
+                await delivery.reply(answer)
+    for batch in batches.values():
+        batch.close()
+
+
+class _Threads:
+    """Threads for handlers that block: as many as may run at a time, started when they are needed."""
+
+    def __init__(self, most: int) -> None:
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="handler")
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns. Who is cancelled waits for it, for it cannot be interrupted."""
+        call = partial(contextvars.copy_context().run, _called, function, *arguments)
+        running = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait({running})
+            raise
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(wait=False)
+
+
+def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except StopIteration as error:
+        # no future can carry it
+        raise RuntimeError("the handler raised StopIteration") from error
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
