@@ -57,8 +57,20 @@ class Topology:
 
     async def write_routes(self) -> None:
         """The routes again, as after a loss of all data."""
-        for agent, route in self.routes.items():
-            await self.wire.call("HSET", routes_key("agentstream", NAMESPACE), agent, encode_route(route))
+        for agent in self.routes:
+            route = encode_route(self.route(agent))
+            await self.wire.call("HSET", routes_key("agentstream", NAMESPACE), agent, route)
+
+    def route(self, agent: str) -> Route:
+        """An agent's route, with the groups that broadcast streams have by now."""
+        route = self.routes[agent]
+        return Route(tuple(self._with_groups(produces) for produces in route.produces), route.consumes)
+
+    def _with_groups(self, produces: Produces) -> Produces:
+        if not produces.broadcast:
+            return produces
+        groups = (c.group for route in self.routes.values() for c in route.consumes if c.key == produces.key)
+        return msgspec.structs.replace(produces, groups=tuple(sorted(groups)))
 
     async def forget_route(self, agent: str) -> None:
         """The agent is declared nowhere any more."""
