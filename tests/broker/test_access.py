@@ -10,7 +10,7 @@ import redis
 from agentstream.calls import GroupCalls
 from agentstream.endpoint import Endpoint
 from agentstream.entries import Entry, read_entries
-from agentstream.errors import AccessDenied, AgentStreamError
+from agentstream.errors import AccessDenied
 from agentstream.keys import StreamKeys
 from agentstream.library import DONE
 from agentstream.routes import Consumes, Produces, decode_route, encode_route
@@ -19,6 +19,7 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.access import AgentUse, route
 from agentstream_operator.plan.actions import CreateGroup, CreateStream, SetRoute
 from support.agents import PASSWORD, as_agent
+from support.entries import add_command
 from support.servers import Server
 from support.waiting import until
 
@@ -123,7 +124,7 @@ NOBODY: list[tuple[Argument, ...]] = [
     ("XREADGROUP", "GROUP", "coder", "c", "STREAMS", OTHER, ">"),
     ("XREADGROUP", "GROUP", "coder", "c", "STREAMS", TASKS, OTHER, ">", ">"),
     ("XACK", OTHER, "coder", "0-1"),
-    ("FCALL", "as1_add", 1, OTHER, f"{OTHER}:gate", "", 0, "m", "x"),
+    ("FCALL", *add_command(OTHER, "x", token="t")),
     ("FCALL", "as1_settle", 1, OTHER, "coder", "c", f"{OTHER}:stats:coder", "", 0, "acked"),
     ("FCALL", "as1_janitor", 1, TASKS, TASKS, 0, 1, 0, "TrimOldest", 100, 1, 0),
     ("FCALL", "as1_create_stream", 1, TASKS, f"{TASKS}:meta", "a", "b"),
@@ -145,6 +146,9 @@ PRODUCER_ONLY: list[tuple[Argument, ...]] = [
     ("HSET", f"{TASKS}:stats:coder", "acked", 9),
     ("XADD", f"{TASKS}:once:1", "*", "m", "x"),
     ("SET", f"{OTHER}:once:1", "x"),
+    ("SET", f"{OTHER}:sent:1", "x"),
+    ("HSET", f"{OTHER}:order", "k", "1-1"),
+    ("DEL", f"{TASKS}:sent:1"),
     ("GET", f"{OTHER}:gate"),
     ("FCALL", "as1_settle", 1, TASKS, "coder", "c", f"{TASKS}:stats:coder", "", 0, "acked"),
     ("FCALL", "as1_take", 1, TASKS, "coder", "c", f"{TASKS}:stats:coder", 0, "", "-", 9),
@@ -154,9 +158,11 @@ CONSUMER_ONLY: list[tuple[Argument, ...]] = [
     ("XADD", TASKS, "*", "m", "x"),
     ("XADD", NEWS, "*", "m", "x"),
     ("XLEN", TASKS),
-    ("FCALL", "as1_add", 1, TASKS, f"{TASKS}:gate", "", 0, "m", "x"),
+    ("FCALL", *add_command(TASKS, "x", token="t")),
     ("SET", f"{TASKS}:once:1", "x"),
     ("GET", f"{TASKS}:once:1"),
+    ("SET", f"{TASKS}:sent:1", "x"),
+    ("HSET", f"{TASKS}:order", "k", "1-1"),
     ("XRANGE", f"{TASKS}:retry:other", "-", "+"),
     ("XADD", f"{TASKS}:retry:other", "*", "m", "x"),
     ("XADD", f"{TASKS}:dlq:other", "*", "m", "x"),
@@ -224,18 +230,19 @@ async def test_everyone_may_connect_and_read_routes(
     assert streams.acl_log() == []
 
 
-async def test_a_producer_can_add_once_and_with_admission(
+async def test_a_producer_can_add_once_and_in_order_and_with_admission(
     server: Server, broker: Broker, streams: redis.Redis
 ) -> None:
     keys = StreamKeys(TASKS)
-    add = ("FCALL", "as1_add", 1, TASKS, keys.gate)
+    first = ("FCALL", *add_command(TASKS, "x", token="t"))
+    options = ("once", keys.once("mine"), "key", "k", "s", "signed")
+    second = ("FCALL", *add_command(TASKS, number=2, token="t"), "y", len(options), *options)
     async with as_agent(server, broker, PRODUCER) as wire:
-        first = await wire.call(*add, keys.once("id"), 60_000, "m", "x")
-        assert await wire.call(*add, keys.once("id"), 60_000, "m", "x") == first
-        streams.set(keys.gate, 2)
-        with pytest.raises(AgentStreamError, match="BACKPRESSURE"):
-            await wire.call(*add, keys.once("other"), 60_000, "m", "x")
-    assert streams.xlen(TASKS) == 2
+        assert await wire.call(*first) == await wire.call(*first)
+        assert await wire.call(*second) == await wire.call(*second)
+        streams.set(keys.gate, 3)
+        assert await wire.call("FCALL", *add_command(TASKS, "z", number=3, token="t")) == b"3 BACKPRESSURE"
+    assert streams.xlen(TASKS) == 3
     assert streams.acl_log() == []
 
 

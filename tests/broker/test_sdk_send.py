@@ -21,6 +21,7 @@ from agentstream.testing import Faults
 from agentstream.wire import Wire
 from support.servers import Server
 from support.topology import Topology, fields_of
+from support.waiting import until
 
 
 @pytest.fixture
@@ -197,4 +198,8 @@ async def test_after_a_reconnect_routes_are_read_again(proxy: Faults, declared: 
         await declared.forget_route("coder")
         await declared.group("news", "coder")
         proxy.cut()
-        assert (await planner.send_message(to="coder", type="event", payload={})).stream == "news"
+
+        async def goes_to_news() -> bool:
+            return (await planner.send_message(to="coder", type="event", payload={})).stream == "news"
+
+        await until(goes_to_news)

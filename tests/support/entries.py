@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import redis
 
+from agentstream.keys import StreamKeys
 from agentstream_operator.plan.retention import JanitorSpec
 
 KEY = "{t.tasks}"
@@ -64,8 +66,13 @@ def left(admin: redis.Redis) -> list[str]:
 
 
 def refuses(admin: redis.Redis) -> bool:
-    try:
-        admin.fcall("as1_add", 1, KEY, GATE, "", 0, "m", "x")
-    except redis.ResponseError as error:
-        return str(error).startswith("BACKPRESSURE")
-    return False
+    reply: Any = admin.fcall(*add_command(KEY, "x"))
+    return str(reply) == "1 BACKPRESSURE"
+
+
+def add_command(key: str, *messages: str, number: int = 1, token: str = "") -> tuple[Any, ...]:
+    """Function and arguments that add a batch of messages without options; by a sender of its own, if none is named."""
+    keys = StreamKeys(key)
+    sent = (keys.sent(token or secrets.token_hex(16)), number, 60_000)
+    arguments = [argument for message in messages for argument in (message, 0)]
+    return ("as1_add", 1, key, *sent, keys.gate, keys.order, *arguments)
