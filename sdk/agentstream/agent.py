@@ -259,6 +259,10 @@ class Agent:
         stream: str | None = None,
         correlation_id: str | None = None,
         expires_at: float | None = None,
+        key: str | None = None,
+        schema_version: int | None = None,
+        once: str | None = None,
+        on_full: Literal["wait", "raise"] = "wait",
         timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
     ) -> Receipt:
         """Sends one message to all groups of a broadcast stream. Returns who is to acknowledge it.
@@ -269,12 +273,13 @@ class Agent:
             stream: name of the AgentStream, where the agent produces to several broadcast streams.
             correlation_id: id of the message that this one belongs to.
             expires_at: when it loses its meaning, in seconds since 1970.
+            key, schema_version, once, on_full: as for `send_message`.
             timeout: for how many seconds to try.
 
         Raises:
             NoRoute: the agent produces to no broadcast stream, or to several; or the one named is none.
-            InvalidMessage, Backpressure, StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as
-                `send_message`.
+            InvalidMessage, Backpressure, MessageExpired, StreamMissing, ConnectionLost, AccessDenied,
+                ServerRefused: as `send_message`.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -285,8 +290,11 @@ class Agent:
             payload=payload,
             correlation_id=correlation_id,
             expires_at=expires_at,
+            key=key,
+            schema_version=schema_version,
         )
-        sent = await self._sender.send(message, produces.stream, max(deadline - loop.time(), 0))
+        left = max(deadline - loop.time(), 0)
+        sent = await self._sender.send(message, produces.stream, left, once=once, on_full=on_full)
         return Receipt(self._write.call, sent, produces)
 
     async def request(
@@ -298,6 +306,8 @@ class Agent:
         stream: str | None = None,
         correlation_id: str | None = None,
         expires_at: float | None = None,
+        key: str | None = None,
+        schema_version: int | None = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - at the deadline it says that nobody answered
     ) -> Message:
         """Sends a message and waits for the answer, which a handler gives with `Delivery.reply`.
@@ -313,6 +323,7 @@ class Agent:
             correlation_id: id of the message that the request belongs to.
             expires_at: when nobody is to begin with it any more, in seconds since 1970; once the timeout is
                 over if None.
+            key, schema_version: as for `send_message`.
             timeout: for how many seconds to wait.
 
         Returns:
@@ -321,8 +332,8 @@ class Agent:
         Raises:
             NoReply: nobody answered in time. Somebody may still be at it.
             RequestFailed: the request became a dead letter.
-            InvalidMessage, NoRoute, Backpressure, StreamMissing, ConnectionLost, AccessDenied, ServerRefused:
-                as `send_message`.
+            InvalidMessage, NoRoute, Backpressure, MessageExpired, StreamMissing, ConnectionLost, AccessDenied,
+                ServerRefused: as `send_message`.
         """
         message = self._message(
             to=to,
@@ -331,6 +342,8 @@ class Agent:
             correlation_id=correlation_id,
             reply_to=self._requests.key,
             expires_at=time.time() + timeout if expires_at is None else expires_at,
+            key=key,
+            schema_version=schema_version,
         )
         return await self._requests.ask(message, lambda: self._sender.send(message, stream, timeout), timeout)
 
