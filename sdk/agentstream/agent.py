@@ -273,7 +273,10 @@ class Agent:
             stream: name of the AgentStream, where the agent produces to several broadcast streams.
             correlation_id: id of the message that this one belongs to.
             expires_at: when it loses its meaning, in seconds since 1970.
-            key, schema_version, once, on_full: as for `send_message`.
+            key: messages with the same ordering key are handled one after the other in each group.
+            schema_version: version of the payload's schema, where there are several.
+            once: a key of your own, as for `send_message`.
+            on_full: what to do when the stream is full: `wait` for room until the timeout, or `raise` at once.
             timeout: for how many seconds to try.
 
         Raises:
@@ -323,7 +326,8 @@ class Agent:
             correlation_id: id of the message that the request belongs to.
             expires_at: when nobody is to begin with it any more, in seconds since 1970; once the timeout is
                 over if None.
-            key, schema_version: as for `send_message`.
+            key: messages with the same ordering key are handled one after the other in each group.
+            schema_version: version of the payload's schema, where there are several.
             timeout: for how many seconds to wait.
 
         Returns:
@@ -332,8 +336,8 @@ class Agent:
         Raises:
             NoReply: nobody answered in time. Somebody may still be at it.
             RequestFailed: the request became a dead letter.
-            InvalidMessage, NoRoute, Backpressure, MessageExpired, StreamMissing, ConnectionLost, AccessDenied,
-                ServerRefused: as `send_message`.
+            InvalidMessage, NoRoute, Backpressure, MessageExpired, StreamMissing, ConnectionLost,
+                AccessDenied, ServerRefused: as `send_message`.
         """
         message = self._message(
             to=to,
