@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from agentstream.entries import Entry, Source
+from agentstream.entries import Entry, Source, State
 from agentstream.keys import StreamKeys
 from agentstream.routes import Consumes
 from agentstream.wire import Argument
@@ -63,10 +63,10 @@ class GroupCalls:
         """Renews leases; replies with a code for each."""
         return self._call("as1_renew", source, self._stats, int(source.retry), *_held(entries))
 
-    def release(self, source: Source, entries: Iterable[Entry], *, uncount: bool) -> Command:
-        """Hands entries back, with `uncount` as if they had never come; replies with a code for each."""
-        where = (self._stats, int(source.retry), int(uncount))
-        return self._call("as1_release", source, *where, *_held(entries))
+    def release(self, source: Source, state: State, entries: Iterable[Entry]) -> Command:
+        """Hands entries of one state back; replies with a code for each."""
+        where = (self._stats, int(source.retry), self._parked, self.retries.key)
+        return self._call("as1_release", source, *where, state, *_held(entries))
 
     def settle(self, source: Source, outcome: str, entries: Iterable[Entry]) -> Command:
         """Takes entries off the group, `acked` or `skipped`; replies with a code for each."""

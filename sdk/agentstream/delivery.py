@@ -94,6 +94,19 @@ class Delivery(Generic[Payload]):
         """Says which message it is, not what is in it."""
         return f"<Delivery of {self.message.type} {self.message.id} on {self.stream}, attempt {self.attempt}>"
 
+    def begin(self) -> None:
+        """A handler has it from now on."""
+        self._entry.begun = True
+
+    @property
+    def fence(self) -> int:
+        """Grows with every delivery of the message in its group, whoever handles it.
+
+        For the handler's own writes: `UPDATE … SET fence = :fence … WHERE fence < :fence` refuses those of an
+        attempt that somebody else has overtaken.
+        """
+        return self._entry.fence
+
     @property
     def held(self) -> bool:
         """False once it is known that another consumer may have the message."""
@@ -134,27 +147,14 @@ class Delivery(Generic[Payload]):
         return await self._answer("dead_letter")
 
     async def release(self) -> bool:
-        """The message was not handled here: any consumer may have it at once, and no attempt is counted."""
+        """The message was not handled here: any consumer may have it at once, and no attempt is counted.
+
+        It comes after what is waiting on the stream by now, and this process may be the one that gets it.
+        """
         if self._outcome is None:
             self._decide("release", self._settler.release(self._entry))
         return await self._answer("release")
 
-    async def __aenter__(self) -> Self:
-        """Starts handling."""
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        """Settles by how the block ended, unless it was settled in it."""
-        if isinstance(error, Exception):
-            await self._failed(error)
-            return True
-        if not self.settled:
-            await (self.ack() if error is None else self.release())
-        return False
-
-    async def _failed(self, error: Exception) -> None:
     async def reply(self, payload: Any, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - as in `send_message`
         """Answers the message; it is settled by something else.
 
@@ -172,6 +172,22 @@ class Delivery(Generic[Payload]):
         """
         await self._settler.replies.answer(self.message, payload, timeout)
 
+    async def __aenter__(self) -> Self:
+        """Starts handling."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Settles by how the block ended, unless it was settled in it."""
+        if isinstance(error, Exception):
+            await self._failed(error)
+            return True
+        if not self.settled:
+            await (self.ack() if error is None else self.release())
+        return False
+
+    async def _failed(self, error: Exception) -> None:
         if self.settled:
             if not isinstance(error, Retry | Reject):
                 _log.error("%r: failed after it was settled", self, exc_info=error)

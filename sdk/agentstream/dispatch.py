@@ -128,6 +128,7 @@ class Dispatch:
                 self._ready.put_nowait(None)
                 return None
             if delivery.held and not self._closed:
+                delivery.begin()
                 return delivery
             await delivery.release()
 
@@ -177,8 +178,8 @@ class Dispatch:
     def _give_up(self, entry: Entry, verdict: GiveUp) -> None:
         if verdict.reason in FLAWS:
             self._counters.add(UNVERIFIED, self._policy.stream, self._policy.group, verdict.reason)
-            "%s: gives up entry %s: %s: %s", self._policy.stream, entry.origin, verdict.reason, verdict.error
         _log.warning(
+            "%s: gives up entry %s: %s: %s", self._policy.stream, entry.origin, verdict.reason, verdict.error
         )
         self.settler.give_up(entry, self._policy, verdict.reason, verdict.error)
 

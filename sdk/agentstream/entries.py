@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any
 
 import msgspec
 
-
 _MILLISECONDS = re.compile(r"[0-9]{1,15}")
+
 
 class Source(msgspec.Struct, frozen=True):
     """One of the two streams that a group reads.
@@ -23,16 +24,26 @@ class Source(msgspec.Struct, frozen=True):
     retry: bool
 
 
+class State(StrEnum):
+    """How far an entry came here, as the release function wants to know it."""
+
+    CLAIMED = "claimed"
+    DELIVERED = "delivered"
+    BEGUN = "begun"
+
+
 class Header(msgspec.Struct, frozen=True):
     """Field `x` of an entry of a retry stream.
 
     Attributes:
         origin: the id of the entry on the main stream.
         attempts: attempts so far.
+        fence: deliveries so far; None where they were as many as the attempts.
     """
 
     origin: str | None = None
     attempts: float = 0
+    fence: float | None = None
 
 
 class Entry:
@@ -43,9 +54,12 @@ class Entry:
         id: its id there.
         counter: the delivery counter at which it is held; settling at any other is refused.
         body: the message; None if the entry has none.
+        signature: its signature, if it has one.
         origin: its id on the main stream, the same for every attempt.
         earlier: attempts on other entries of the same message.
+        earlier_fence: deliveries of other entries of the same message.
         started: whether its delivery counter includes the attempt that comes next.
+        begun: whether a handler has it.
         lease_until: when the lease runs out, by the event loop's clock.
         lost: whether it is known that this consumer does not hold it any more.
         busy: whether a command that changes who holds it is under way, so that its counter may be out of
@@ -53,15 +67,17 @@ class Entry:
     """
 
     __slots__ = (
+        "begun",
         "body",
-        signature: its signature, if it has one.
         "busy",
         "counter",
         "earlier",
+        "earlier_fence",
         "id",
         "lease_until",
         "lost",
         "origin",
+        "signature",
         "source",
         "started",
     )
@@ -73,23 +89,42 @@ class Entry:
         self.id = entry_id
         self.counter = counter
         self.body = _field(fields, b"m")
+        self.signature = _field(fields, b"s")
         self.origin = entry_id
-        self.earlier = 0
+        self.earlier = self.earlier_fence = 0
         self.started = started
+        self.begun = False
         self.lease_until = 0.0
-        "signature",
         self.lost = False
         self.busy = False
         if source.retry:
             header = _header(_field(fields, b"x"))
             self.origin = header.origin or entry_id
             self.earlier = int(header.attempts)
+            self.earlier_fence = self.earlier if header.fence is None else int(header.fence)
+
+    @property
+    def added(self) -> float:
+        """When the server added the message to the main stream, in seconds since 1970; 0 if nobody knows."""
+        milliseconds = self.origin.partition("-")[0]
+        return int(milliseconds) / 1000 if _MILLISECONDS.fullmatch(milliseconds) else 0.0
 
     @property
     def attempts(self) -> int:
         """Attempts that were started, the one in hand included once it was."""
         return self.earlier + self.counter
-        self.signature = _field(fields, b"s")
+
+    @property
+    def fence(self) -> int:
+        """How many deliveries of the message the group has seen: more at every one."""
+        return self.earlier_fence + self.counter
+
+    @property
+    def state(self) -> State:
+        """How far it came."""
+        if self.begun:
+            return State.BEGUN
+        return State.DELIVERED if self.started else State.CLAIMED
 
     @property
     def next_attempt(self) -> int:
@@ -101,13 +136,6 @@ def read_entries(reply: Any, sources: tuple[Source, ...]) -> Iterator[Entry]:
     """Entries in the reply of XREADGROUP for new ones: each is delivered for the first time."""
     by_key = {source.key.encode(): source for source in sources}
     for key, entries in reply or ():
-            self.earlier_fence = self.earlier if header.fence is None else int(header.fence)
-
-    @property
-    def added(self) -> float:
-        """When the server added the message to the main stream, in seconds since 1970; 0 if nobody knows."""
-        milliseconds = self.origin.partition("-")[0]
-        return int(milliseconds) / 1000 if _MILLISECONDS.fullmatch(milliseconds) else 0.0
         source = by_key[key]
         for entry_id, fields in entries:
             yield Entry(source, entry_id.decode(), 1, fields, started=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from agentstream.backoff import Pause, retry_delay, unit
 from agentstream.calls import Command, GroupCalls
-from agentstream.entries import Entry
+from agentstream.entries import Entry, State
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.lease import Leases, batches
 from agentstream.library import DONE, GONE, TRIMMED
@@ -90,9 +90,10 @@ class Settler:
         return self._own(self._give_up(entry, command, reason, error))
 
     def release(self, *entries: Entry) -> asyncio.Future[bool]:
-        """Hands entries back: any consumer may claim them at once, and no attempt is counted.
+        """Hands entries back: any consumer may have them at once, and no attempt is counted.
 
-        The result is whether all were still held.
+        What a handler has begun goes to the end of the group's retry stream; the rest stays where it is, and may
+        be claimed. The result is whether all were still held.
         """
         for entry in entries:
             entry.busy = True
@@ -139,23 +140,21 @@ class Settler:
             self._on_delayed(delay / 1000)
         return _was_held(code, repeated=repeated)
 
-    async def _release(self, entries: list[Entry]) -> bool:
     async def _give_up(self, entry: Entry, command: Command, reason: str, error: str) -> bool:
         was_held = await self._settle_one(entry, command, 0)
         if was_held:
             self._own(self.replies.gave_up(entry.body, reason, error))
         return was_held
 
+    async def _release(self, entries: list[Entry]) -> bool:
         all_held = True
-        for started in (True, False):
-            for source, batch in batches([entry for entry in entries if entry.started is started]):
+        for state in State:
+            for source, batch in batches([entry for entry in entries if entry.state is state]):
                 deadline = asyncio.get_running_loop().time() + _RELEASE_PATIENCE
-                # an attempt counts when a handler starts, and the server counted those that it just delivered
-                command = self._calls.release(source, batch, uncount=started)
-                codes, repeated = await self._repeated(command, deadline)
+                codes, repeated = await self._repeated(self._calls.release(source, state, batch), deadline)
                 for entry, code in zip(batch, codes or [None] * len(batch), strict=True):
                     self._done(entry)
-                    # after a lost reply a released entry is pending at another counter
+                    # after a lost reply a released entry is gone, or pending at another counter
                     all_held = all_held and code is not None and (repeated or code == DONE)
         return all_held
 

@@ -84,7 +84,8 @@ async def test_a_settling_whose_reply_is_lost_is_done_once(
     stats = await topology.stats(group)
     assert len(await topology.dead_letters(group)) == (verb == "dead_letter")
     delayed = await topology.wire.call("ZCARD", StreamKeys(group.key).delay("coder"))
-    assert (delayed, stats.get("settled", 0)) == (int(verb == "retry"), int(verb != "release"))
+    passed_on = await topology.wire.call("XLEN", StreamKeys(group.key).retry("coder"))
+    assert (delayed, passed_on, stats["settled"]) == (int(verb == "retry"), int(verb == "release"), 1)
 
 
 async def test_a_sweep_whose_reply_is_lost_strands_nothing(

@@ -76,13 +76,34 @@ local function renew(keys, args)
   return claim_again(keys, args, 5, function() end)
 end
 
--- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), take back the attempt? (0|1), id, counter, ...
--- Hands back: claimable at once. The attempt is taken back where the counter has one that no handler began.
--- Returns a code for each.
+-- Puts what a handler had begun onto the group's retry stream, for whoever reads it first. The attempt is taken back, the
+-- fence is not: the handler may have written something under it. Returns a code.
+local function pass_on(key, group, consumer, stats, from_retry, parked, retry_key, id, counter)
+  local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
+  if code ~= DONE then return code end
+  x.attempts = (from_retry and tonumber(x.attempts) or 0) + counter - 1
+  add_header(fields, x)
+  redis.call('XADD', retry_key, '*', unpack(fields))
+  settled(key, group, stats, from_retry, {id})
+  if parked ~= '' then redis.call('HSET', parked, x.origin, 'retrying') end
+  return DONE
+end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), parked key or '', retry key,
+-- state (begun|delivered|claimed), id, counter, ... Hands back what the consumer's handlers had begun, what was delivered
+-- and counted but not begun, or what was claimed and not counted. Returns a code for each.
 local function release(keys, args)
-  return claim_again(keys, args, 6, function(counter)
-    return 'IDLE', CLAIMABLE, 'RETRYCOUNT', args[5] == '1' and math.max(counter - 1, 0) or counter
-  end)
+  local state, replies = args[7], {}
+  if state ~= 'begun' then
+    return claim_again(keys, args, 8, function(counter)
+      return 'IDLE', CLAIMABLE, 'RETRYCOUNT', state == 'delivered' and math.max(counter - 1, 0) or counter
+    end)
+  end
+  for i = 8, #args, 2 do
+    replies[#replies + 1] = pass_on(
+      keys[1], args[1], args[2], args[3], args[4] == '1', args[5], args[6], args[i], tonumber(args[i + 1]))
+  end
+  return replies
 end
 
 redis.register_function{function_name = 'as1_take', callback = take, flags = {'allow-oom'}}

@@ -15,6 +15,11 @@ local function header(fields)
   return x
 end
 
+-- How many deliveries of the message came before those of this entry. What a producer says of it does not count.
+local function earlier(x, from_retry)
+  return from_retry and (tonumber(x.fence) or tonumber(x.attempts)) or 0
+end
+
 local function without_header(fields)
   local kept = {}
   for i = 1, #fields, 2 do

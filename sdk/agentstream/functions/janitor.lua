@@ -27,7 +27,7 @@ local function expire_pending(key, base, group, lease, cut, parked)
       count_trimmed(key, group, stats, false, p[1])
     else
       local x = header(e[1][2])
-      x.origin = x.origin or p[1]
+      x.origin, x.fence = x.origin or p[1], p[4]
       bury(base .. ':dlq:' .. group, stats, parked, without_header(e[1][2]), x, p[4], 'Expired',
         'held for longer than retention.minAge while the stream is full')
       settled(key, group, stats, false, {p[1]})

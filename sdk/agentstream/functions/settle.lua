@@ -43,7 +43,8 @@ local function settle(keys, args)
   return replies
 end
 
--- The entry that this consumer is about to give up or retry: code, fields without header, header.
+-- The entry that this consumer is about to give up, retry or pass on: code, fields without header, header. The header's
+-- fence counts the deliveries so far.
 local function take_up(key, group, consumer, id, counter, stats, from_retry)
   local code = held(key, group, consumer, id, counter)
   if code ~= DONE then return code end
@@ -53,8 +54,13 @@ local function take_up(key, group, consumer, id, counter, stats, from_retry)
     return TRIMMED
   end
   local x = header(e[1][2])
-  x.origin = x.origin or id
+  x.origin, x.fence = x.origin or id, earlier(x, from_retry) + counter
   return DONE, without_header(e[1][2]), x
+end
+
+local function add_header(fields, x)
+  fields[#fields + 1] = 'x'
+  fields[#fields + 1] = cjson.encode(x)
 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', retry stream? (0|1), id, counter,
@@ -66,8 +72,7 @@ local function retry(keys, args)
   local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
   if code ~= DONE then return code end
   x.attempts, x.reason, x.error = tonumber(args[11]), args[12], args[13]
-  fields[#fields + 1] = 'x'
-  fields[#fields + 1] = cjson.encode(x)
+  add_header(fields, x)
   if delay > 0 then
     -- the member holds the whole entry, since the stream may be trimmed meanwhile; origin and attempts keep it apart
     redis.call('ZADD', delay_key, now_ms() + delay, cmsgpack.pack({x.origin, x.attempts, fields}))
@@ -83,7 +88,7 @@ end
 -- Writes a dead letter: the fields of the entry, then why and after what.
 local function bury(dlq_key, stats, parked, fields, x, attempts, reason, err)
   local letter = fields
-  for _, v in ipairs({'origin', x.origin, 'attempts', attempts, 'reason', reason, 'error', err}) do
+  for _, v in ipairs({'origin', x.origin, 'attempts', attempts, 'fence', x.fence, 'reason', reason, 'error', err}) do
     letter[#letter + 1] = v
   end
   local id = redis.call('XADD', dlq_key, '*', unpack(letter))
