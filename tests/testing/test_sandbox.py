@@ -114,6 +114,16 @@ async def test_what_is_not_settled_is_told_at_the_deadline(sandbox: Sandbox) -> 
         await again.ack()
 
 
+async def test_messages_are_waited_for_until_a_deadline(sandbox: Sandbox) -> None:
+    waiting = asyncio.create_task(sandbox.messages("tasks", at_least=2))
+    await send(sandbox, 1)
+    with pytest.raises(TimeoutError, match=r"tasks has 1 messages after 0\.01 s, not 2"):
+        await sandbox.messages("tasks", at_least=2, timeout=0.01)
+    assert not waiting.done()
+    await send(sandbox, 2)
+    assert [message.payload["n"] for message in await waiting] == [1, 2]
+
+
 async def test_dead_letters_say_why(sandbox: Sandbox) -> None:
     await sandbox._topology._call("XADD", "{test.tasks}", "*", "m", "{")
     await send(sandbox, 1, 2)

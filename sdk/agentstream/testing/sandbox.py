@@ -233,13 +233,19 @@ class Sandbox:
         """
         await self._topology.settled(stream, group, timeout)
 
-    async def messages(self, stream: str) -> list[Message]:
+    async def messages(self, stream: str, *, at_least: int = 0, timeout: float = 10.0) -> list[Message]:  # noqa: ASYNC109 - says what there is
         """All messages that were sent to a stream, oldest first.
 
+        Args:
+            stream: name of the stream.
+            at_least: how many to wait for.
+            timeout: for how many seconds to wait.
+
         Raises:
+            TimeoutError: there were fewer; the message says how many.
             LookupError: the stream is not declared.
         """
-        return await self._topology.messages(stream)
+        return await self._topology.messages(stream, at_least, timeout)
 
     async def dead_letters(self, stream: str, *, group: str) -> list[DeadLetter]:
         """What a group gave up, oldest first.

@@ -115,11 +115,23 @@ class Topology:
             raise LookupError(f"no stream {name} is declared here, but {declared}")
         return self._streams[name]
 
-    async def messages(self, name: str) -> list[Message]:
-        """Everything that is on a stream and is a message, oldest first."""
-        entries = await self._call("XRANGE", self.stream(name).key, "-", "+")
-        bodies = [fields_of(fields).get("m") for _, fields in entries]
-        return [message for body in bodies if (message := _message(body)) is not None]
+    async def messages(self, name: str, at_least: int, timeout: float) -> list[Message]:  # noqa: ASYNC109 - says what there is
+        """Everything that is on a stream and is a message, oldest first, once it is so many.
+
+        Raises:
+            TimeoutError: it is fewer after `timeout` seconds.
+        """
+        key = self.stream(name).key
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            bodies = [fields_of(fields).get("m") for _, fields in await self._call("XRANGE", key, "-", "+")]
+            messages = [message for body in bodies if (message := _message(body)) is not None]
+            if len(messages) >= at_least:
+                return messages
+            if loop.time() >= deadline:
+                raise TimeoutError(f"{name} has {len(messages)} messages after {timeout} s, not {at_least}")
+            await asyncio.sleep(_LOOK_EVERY)
 
     async def dead_letters(self, name: str, group: str) -> list[DeadLetter]:
         """What a group gave up, oldest first."""
