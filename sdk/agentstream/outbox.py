@@ -1,13 +1,14 @@
 """The outbox of one stream: messages leave it in numbered batches, each of which the server adds once.
 
-One batch is under way at a time. Where its reply is lost, it is sent again as it was, and the server, which
-keeps what became of a sender's last batch, answers what it answered before. So nothing is doubled, and
+One batch is under way at a time. Where its reply is lost, it is sent again, and the server, which keeps
+what became of a sender's last batch, answers what it answered before. So nothing is doubled, and
 messages stay in order.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import secrets
 import time
@@ -23,6 +24,7 @@ from agentstream.errors import (
     ConnectionLost,
     MessageExpired,
     ServerRefused,
+    SettingsError,
     StreamMissing,
 )
 from agentstream.keys import StreamKeys
@@ -34,6 +36,8 @@ _MOST, _MOST_FIRST = 500, 64
 _MOST_BYTES = 256 << 10
 # For how many seconds longer than it is repeated the server remembers a batch: what is sent last may travel a while.
 _REMEMBERED = 60.0
+# For how many seconds a message travels with one signature.
+_SIGNED_FOR = 60.0
 # How many seconds beyond its deadline a message waits for the answer to what is under way.
 _GRACE = 1.0
 _REFUSALS: dict[str, Callable[[], AgentStreamError]] = {
@@ -52,21 +56,45 @@ class Parcel:
         options: pairs of what the add function takes beside it: `once`, `key`, or the name of a field.
         deadline: until when it is tried, by the event loop's clock.
         expires_at: when it loses its meaning, in seconds since 1970.
+        sign: makes its signature, as further options; None where it has none.
 
     Attributes:
         entry: the id of the message's entry, once the server has told it.
     """
 
-    __slots__ = ("arguments", "deadline", "entry", "expires_at")
+    __slots__ = ("arguments", "data", "deadline", "entry", "expires_at", "options", "sign", "signed_at")
 
     def __init__(
-        self, data: bytes, options: Sequence[Argument], deadline: float, expires_at: float | None
+        self,
+        data: bytes,
+        options: Sequence[Argument],
+        deadline: float,
+        expires_at: float | None,
+        sign: Callable[[], Sequence[Argument]] | None = None,
     ) -> None:
         self.arguments = (data, len(options), *options)
         self.deadline = deadline
         self.expires_at = expires_at
         self.entry: asyncio.Future[str]
+        self.sign = sign
+        self.signed_at = math.inf
+        self.arguments: tuple[Argument, ...] = (data, len(options), *options)
 
+        if sign is not None:
+            self.sign_with(sign())
+
+    def sign_with(self, signature: Sequence[Argument]) -> None:
+        """Takes a signature, in place of an earlier one."""
+        options = (*self.options, *signature)
+        self.arguments = (self.data, len(options), *options)
+        self.signed_at = time.monotonic()
+
+    def sign_again(self) -> None:
+        """Signs what was signed a while ago: it would be taken for a copy when it arrives."""
+        # where the key is gone meanwhile, the signature that there is has to do
+        with contextlib.suppress(SettingsError):
+            if self.sign is not None:
+                self.sign_with(self.sign())
 
 class Outbox:
     """Messages for one stream.
@@ -135,7 +163,7 @@ class Outbox:
             if parcel.expires_at is not None and parcel.expires_at <= now:
                 _fail(parcel, MessageExpired("expires_at was over before the message could be sent"))
             elif not parcel.entry.done():
-                size += len(parcel.arguments[0])
+                size += len(parcel.data)
                 if batch and size > _MOST_BYTES:
                     break
                 batch.append(parcel)
@@ -175,6 +203,7 @@ class Outbox:
             if _is_over(batch):
                 self._begin_anew()
                 return ()
+                command = self._command(batch)
 
     def _command(self, batch: list[Parcel]) -> tuple[Argument, ...]:
         if not self._token:
@@ -185,6 +214,10 @@ class Outbox:
         messages = chain.from_iterable([parcel.arguments for parcel in batch])
         return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
 
+        old = time.monotonic() - _SIGNED_FOR
+        for parcel in batch:
+            if parcel.signed_at < old:
+                parcel.sign_again()
     def _begin_anew(self) -> None:
         """Whatever comes of earlier batches, it will not be taken for what follows."""
         self._token = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
 import msgspec
@@ -25,8 +26,8 @@ from agentstream.errors import (
 from agentstream.keys import StreamKeys
 from agentstream.message import Message, MessageType, decode, encode, is_reference
 from agentstream.outbox import Outbox, Parcel
-from agentstream.routes import Produces
-from agentstream.signing import Keyring
+from agentstream.routes import OFF, Produces
+from agentstream.signing import KeyMissing, Keyring
 from agentstream.wire import Argument, Wire, WireClosed
 
 DEFAULT_TIMEOUT = 30.0
@@ -168,6 +169,9 @@ class Sender:
                     # what is sent, which a payload that holds more than JSON becomes only in JSON
                     contract.check(decode(letter.data))
                 entry = self._put(letter, produces, deadline)
+            except KeyMissing as error:
+                # it may be on its way
+                trouble: AgentStreamError = error
             except (NoRoute, InvalidMessage, SettingsError, WireClosed):
                 raise
             except AgentStreamError as error:
@@ -203,9 +207,12 @@ class Sender:
             known = self._outboxes[produces.key] = Outbox(self._wire.call, keys), keys
         outbox, keys = known
         message = letter.message
-        options: tuple[Argument, ...] = self._keyring.signature(produces, letter.data)
+        options: tuple[Argument, ...] = ()
         if letter.once is not None:
             options += ("once", keys.once(letter.once))
         if message.key is not None:
             options += ("key", message.key)
-        return outbox.put(Parcel(letter.data, options, deadline, message.expires_at))
+        sign = None
+        if produces.signatures != OFF:
+            sign = partial(self._keyring.signature, produces, letter.data)
+        return outbox.put(Parcel(letter.data, options, deadline, message.expires_at, sign))

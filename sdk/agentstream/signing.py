@@ -34,6 +34,10 @@ _REREAD, _GOOD_FOR = 1.0, 15.0
 _REMEMBERED = 50_000
 
 
+class KeyMissing(SettingsError):  # noqa: N818 - named after what is wrong
+    """The stream requires signatures, and the agent has no key for it, or not yet."""
+
+
 class SigningKey(msgspec.Struct, frozen=True):
     """One of a stream's keys.
 
@@ -180,7 +184,7 @@ class Keyring:
         Where signatures are only warned of, a message whose key has not come yet goes without.
 
         Raises:
-            SettingsError: the stream requires signatures, and the agent has no key.
+            KeyMissing: the stream requires signatures, and the agent has no key.
         """
         if produces.signatures == OFF:
             return ()
@@ -190,7 +194,7 @@ class Keyring:
             return "s", sign(key_that_signs(keys, now), produces.key, body, now)
         if produces.signatures == WARN:
             return ()
-        raise SettingsError(
+        raise KeyMissing(
             f"{produces.stream} takes signed messages only, and there is no key: the agent's Secret has no"
             f" readable entry `{entry_name(produces.stream)}`; mount the Secret that the operator makes, not"
             " a copy of it"
