@@ -86,6 +86,37 @@ async def test_a_pass_goes_on_while_there_is_much_to_trim(
     assert (report.trimmed, report.length, report.more) == (250_000, 1, False)
 
 
+async def test_what_was_given_up_is_known_as_long_as_history_is_kept(
+    server: Server, broker: Broker, stream: redis.Redis
+) -> None:
+    parked = f"{KEY}:parked:g"
+    old, young = fill(stream, 700, age=2 * HOUR), fill(stream, 300)
+    read(stream, ack=True)
+    stream.hset(parked, mapping={**dict.fromkeys(old[100:] + young, "dead"), "made up": "dead"})
+    stream.hset(parked, mapping=dict.fromkeys(old[:100], "retrying"))
+
+    async def what_is_old_is_forgotten() -> bool:
+        # a page of them a pass, in the order that the server likes
+        await broker.janitor(spec("g"))
+        return stream.hlen(parked) == 400
+
+    await until(what_is_old_is_forgotten)
+    for _ in range(3):
+        await broker.janitor(spec("g"))
+    assert stream.hgetall(parked) == {**dict.fromkeys(young, "dead"), **dict.fromkeys(old[:100], "retrying")}
+
+
+async def test_what_was_given_up_outlives_history_that_was_shortened(
+    server: Server, broker: Broker, stream: redis.Redis
+) -> None:
+    ids = fill(stream, 300)
+    read(stream, ack=True)
+    stream.hset(f"{KEY}:parked:g", ids[0], "dead")
+    await broker.janitor(spec("g", max_length=100))
+    assert ids[0] not in left(stream)
+    assert stream.hgetall(f"{KEY}:parked:g") == {ids[0]: "dead"}
+
+
 async def test_a_stream_without_groups_keeps_its_entries_for_their_age(
     server: Server, broker: Broker, stream: redis.Redis
 ) -> None:

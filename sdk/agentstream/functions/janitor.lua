@@ -81,10 +81,24 @@ local function trim_before(key, minid, limit, exact)
   return trimmed
 end
 
+-- Forgets which entries a group gave up, a page of them at a time, once they are too old for receipts. What it retries is
+-- forgotten when it is settled.
+local function forget_dead(base, group, minid)
+  local parked, stats = base .. ':parked:' .. group, base .. ':stats:' .. group
+  if redis.call('EXISTS', parked) == 0 then return end
+  local page = redis.call('HSCAN', parked, redis.call('HGET', stats, 'forget:at') or '0', 'COUNT', PAGE)
+  for i = 1, #page[2], 2 do
+    local id, standing = page[2][i], page[2][i + 1]
+    -- a producer may have made up where an entry came from
+    if standing == 'dead' and not (parts(id) and not less(id, minid)) then redis.call('HDEL', parked, id) end
+  end
+  redis.call('HSET', stats, 'forget:at', page[1])
+end
+
 -- KEYS: stream. ARGV: base, retention, max length, max bytes (0: none), on full, limit, trust the server's lag? (0|1),
 -- broadcast? (0|1), then of each declared group: name, lease, age of dead letters to keep (0: all, and none are made).
--- Moves due retries, records each group's checkpoint, trims what all groups have settled and the retention allows,
--- and publishes the length at which adding is refused. Returns a JSON object of what it did and saw.
+-- Moves due retries, records each group's checkpoint, trims what all groups have settled and the retention allows, forgets
+-- what was given up before, and publishes the length at which adding is refused. Returns a JSON object of what it did and saw.
 local function janitor(keys, args)
   local key, base, retention, max_length, max_bytes = keys[1], args[1], tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
   local on_full, limit, trusted, broadcast = args[5], tonumber(args[6]), args[7] == '1', args[8] == '1'
@@ -154,6 +168,7 @@ local function janitor(keys, args)
   end
   set_if_changed(base .. ':gate', r.gate)
   for _, d in ipairs(declared) do
+    forget_dead(base, d.name, minid)
     if d.keep_dead > 0 then
       if r.refusing and pending[d.name] then
         local parked = broadcast and base .. ':parked:' .. d.name or ''
