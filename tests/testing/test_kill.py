@@ -85,6 +85,26 @@ async def test_leases_are_not_renewed_any_more(sandbox: Sandbox) -> None:
     assert await again.ack()
 
 
+async def test_handlers_that_an_agent_runs_end_where_they_are(sandbox: Sandbox) -> None:
+    await send(sandbox, 1)
+    coder = sandbox.agent("coder")
+    begun, done = asyncio.Event(), asyncio.Event()
+
+    @coder.on("event", stream="tasks")
+    async def handle(payload: dict[str, int]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+        done.set()
+
+    running = asyncio.create_task(coder.run())
+    await begun.wait()
+    await sandbox.kill(coder)
+    await asyncio.wait({running}, timeout=1)
+    assert running.done()
+    assert not done.is_set()
+    assert [counter for *_, counter in await pending(sandbox)] == [1]
+
+
 async def test_who_waits_for_a_message_is_cancelled(sandbox: Sandbox) -> None:
     coder = sandbox.agent("coder")
     waiting = asyncio.create_task(anext(coder.stream_consume("tasks")))

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from agentstream.testing.faults import Fault, Faults, block_loop
     from agentstream.testing.process import AgentProcess
     from agentstream.testing.sandbox import Sandbox
-    from agentstream.testing.server import SandboxError
+    from agentstream.testing.server import SandboxError, Server
     from agentstream.testing.topology import DeadLetter
 
-__all__ = ["AgentProcess", "DeadLetter", "Fault", "Faults", "Sandbox", "SandboxError", "block_loop"]
+__all__ = ["AgentProcess", "DeadLetter", "Fault", "Faults", "Sandbox", "SandboxError", "Server", "block_loop"]
 
 _HOMES = {
     "AgentProcess": "process",
@@ -29,6 +29,7 @@ _HOMES = {
     "Faults": "faults",
     "Sandbox": "sandbox",
     "SandboxError": "server",
+    "Server": "server",
     "block_loop": "faults",
 }
 
