@@ -11,7 +11,7 @@ from agentstream.calls import GroupCalls
 from agentstream.endpoint import Endpoint
 from agentstream.entries import Entry, read_entries
 from agentstream.errors import AccessDenied
-from agentstream.keys import StreamKeys
+from agentstream.keys import StreamKeys, notify_channel, nudge_channel, reply_key
 from agentstream.library import DONE
 from agentstream.routes import Consumes, Produces, decode_route, encode_route
 from agentstream.wire import Argument, Wire
@@ -25,6 +25,8 @@ from support.waiting import until
 
 TASKS, NEWS, OTHER = "{t.tasks}", "{t.news}", "{t.other}"
 ROUTES = "agentstream:test:t:routes"
+TOKEN = "0123456789abcdef" * 2
+ANSWERS = reply_key("t", "writer", TOKEN)
 PRODUCER = AgentUse("t", "planner", produces=(Produces("tasks", TASKS),))
 CONSUMER = AgentUse(
     "t",
@@ -42,6 +44,7 @@ async def streams(broker: Broker, admin: redis.Redis) -> redis.Redis:
         for group in ("coder", "other"):
             await broker.apply(CreateGroup(key, group, "0"))
         admin.xadd(key, {"m": "x"})
+    admin.xadd(ANSWERS, {"m": "x"})
     return admin
 
 
@@ -134,6 +137,36 @@ NOBODY: list[tuple[Argument, ...]] = [
     ("FCALL", "as1_orphan", 1, TASKS, TASKS, "coder", ""),
     ("FCALL", "as1_remove_consumers", 1, TASKS, TASKS, "coder", ""),
     ("FCALL_RO", "as1_observe", 1, TASKS, TASKS, 1),
+    # answers to others
+    ("XREAD", "COUNT", 9, "STREAMS", ANSWERS, 0),
+    ("XRANGE", ANSWERS, "-", "+"),
+    ("XLEN", ANSWERS),
+    ("XTRIM", ANSWERS, "MAXLEN", 0),
+    ("XDEL", ANSWERS, "0-1"),
+    ("UNLINK", ANSWERS),
+    ("DEL", ANSWERS),
+    ("PERSIST", ANSWERS),
+    ("XGROUP", "CREATE", ANSWERS, "mine", 0),
+    # answers in another namespace
+    ("XADD", reply_key("u", "planner", TOKEN), "*", "m", "x"),
+    ("PEXPIRE", reply_key("u", "planner", TOKEN), 1),
+    ("FCALL", "as1_reply", 1, reply_key("u", "planner", TOKEN), 1000, "m", "x"),
+    # answers on what is not there for answers
+    ("FCALL", "as1_reply", 1, OTHER, 1000, "m", "x"),
+    ("FCALL", "as1_reply", 1, f"{OTHER}:retry:coder", 1000, "m", "x"),
+    ("PEXPIRE", OTHER, 1),
+    ("FCALL_RO", "as1_receipt", 1, OTHER, "1-1", "coder", f"{OTHER}:parked:coder"),
+    ("FCALL_RO", "as1_receipt", 1, TASKS, "1-1", "coder", f"{TASKS}:parked:coder"),
+    # what is published to others
+    ("SUBSCRIBE", notify_channel("test", "t", "writer")),
+    ("SUBSCRIBE", notify_channel("test", "t", "broadcast"), notify_channel("test", "t", "writer")),
+    ("SUBSCRIBE", nudge_channel("test", "t", "writer")),
+    ("SUBSCRIBE", notify_channel("test", "u", "broadcast")),
+    ("SSUBSCRIBE", notify_channel("test", "t", "writer")),
+    ("PSUBSCRIBE", notify_channel("test", "t", "*")),
+    ("PUBLISH", notify_channel("test", "u", "broadcast"), "x"),
+    ("PUBLISH", notify_channel("another", "t", "broadcast"), "x"),
+    ("PUBLISH", nudge_channel("test", "t", "writer"), "x"),
 ]
 
 PRODUCER_ONLY: list[tuple[Argument, ...]] = [
@@ -202,7 +235,62 @@ async def test_every_other_command_is_denied(server: Server, broker: Broker, str
                 allowed.append((use.agent, command, reply))
     assert allowed == []
     assert sorted(streams.keys()) == keys
-    assert [streams.xlen(key) for key in (TASKS, NEWS, OTHER)] == [1, 1, 1]
+    assert [streams.xlen(key) for key in (TASKS, NEWS, OTHER, ANSWERS)] == [1, 1, 1, 1]
+
+
+async def test_everyone_may_ask_and_answer_in_its_namespace(
+    server: Server, broker: Broker, streams: redis.Redis
+) -> None:
+    own = reply_key("t", "idle", TOKEN)
+    async with as_agent(server, broker, AgentUse("t", "idle")) as wire:
+        for key in (ANSWERS, own):
+            await wire.call("FCALL", "as1_reply", 1, key, 60_000, "m", "x", "e", "no")
+            assert 50_000 < streams.pttl(key) <= 60_000
+            # its end is put off, and never brought forward
+            await wire.call("FCALL", "as1_reply", 1, key, 90_000, "m", "x")
+            await wire.call("FCALL", "as1_reply", 1, key, 1_000, "m", "x")
+            assert 80_000 < streams.pttl(key) <= 90_000
+        ((_, entries),) = await wire.call("XREAD", "COUNT", 9, "STREAMS", own, 0)
+        assert [fields for _, fields in entries] == [[b"m", b"x", b"e", b"no"], [b"m", b"x"], [b"m", b"x"]]
+        assert await wire.call("XTRIM", own, "MINID", "9999999999999-0") == 3
+        assert await wire.call("UNLINK", own) == 1
+        assert await wire.call("PUBLISH", notify_channel("test", "t", "writer"), "x") == 0
+        assert await wire.call("PUBLISH", notify_channel("test", "t", "broadcast"), "x") == 0
+    assert streams.acl_log() == []
+
+
+async def test_a_producer_of_a_broadcast_stream_may_ask_who_has_acknowledged(
+    server: Server, broker: Broker, streams: redis.Redis
+) -> None:
+    keys = StreamKeys(NEWS)
+    streams.hset(keys.parked("other"), "1-1", "retrying")
+    ask = (
+        "FCALL_RO",
+        "as1_receipt",
+        1,
+        NEWS,
+        "1-1",
+        "coder",
+        keys.parked("coder"),
+        "other",
+        keys.parked("other"),
+    )
+    use = AgentUse(
+        "t", "herald", produces=(Produces("news", NEWS, broadcast=True, groups=("coder", "other")),)
+    )
+    async with as_agent(server, broker, use) as wire:
+        assert await wire.call(*ask) == [b"pending", b"retrying"]
+        for forbidden in (
+            ("HSET", keys.parked("coder"), "1-1", "dead"),
+            ("HGETALL", keys.parked("coder")),
+            ("XINFO", "STREAM", NEWS),
+            ("XINFO", "CONSUMERS", NEWS, "coder"),
+            ("XRANGE", NEWS, "-", "+"),
+            ("XACK", NEWS, "coder", "1-1"),
+            ("FCALL_RO", "as1_receipt", 1, TASKS, "1-1", "coder", f"{TASKS}:parked:coder"),
+        ):
+            with pytest.raises(AccessDenied):
+                await wire.call(*forbidden)
 
 
 async def test_a_user_without_its_password_gets_nowhere(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 
 import pytest
 
+from agentstream.errors import RequestFailed
 from agentstream.routes import Consumes
 from agentstream.wire import Wire
 from agentstream_operator.plan.access import AgentUse, set_user
@@ -22,7 +24,8 @@ async def topology(server: Server, wire: Wire) -> Topology:
     await declared.stream("news", "planner", broadcast=True)
     await declared.group("tasks", "coder", max_deliveries=2)
     await declared.group("news", "coder", broadcast=True)
-    for agent, route in declared.routes.items():
+    for agent in declared.routes:
+        route = declared.route(agent)
         use = AgentUse(NAMESPACE, agent, route.produces, route.consumes)
         user = set_user(use, "agentstream", (hashlib.sha256(b"secret").hexdigest(),))
         await wire.call(
@@ -62,6 +65,38 @@ async def test_agents_need_no_right_that_they_do_not_have(
         await _take_over_and_renew(topology, tasks, server)
     assert {letter["reason"] for letter in await topology.dead_letters(tasks)} >= {b"no", b"Malformed"}
     assert await topology.settled(news, 1)
+    assert await wire.call("ACL", "LOG") == []
+
+
+async def test_receipts_answers_and_notifications_need_no_other_right(
+    server: Server, wire: Wire, topology: Topology
+) -> None:
+    async with (
+        topology.agent("planner", url=url_of(server, "planner")) as planner,
+        topology.agent("coder", url=url_of(server, "coder")) as coder,
+        coder.notifications() as notes,
+    ):
+        receipt = await planner.broadcast(type="event", payload={})
+        async with coder.stream_consume("news") as deliveries, await following(deliveries):
+            assert (await receipt.status()).outstanding == ("coder",)
+        assert (await receipt.wait()).acknowledged == ("coder",)
+        async with coder.stream_consume("tasks") as deliveries:
+            asking = asyncio.create_task(planner.request(to="coder", payload={}))
+            async with await following(deliveries) as delivery:
+                await delivery.reply({"n": 1})
+            assert (await asking).payload == {"n": 1}
+            asking = asyncio.create_task(planner.request(to="coder", payload={}))
+            await (await following(deliveries)).dead_letter("no")
+            with pytest.raises(RequestFailed):
+                await asking
+        for to in ("coder", "broadcast"):
+
+            async def is_heard(to: str = to) -> bool:
+                return await planner.notify(to, {"to": to}) == 1
+
+            await until(is_heard)
+        async with asyncio.timeout(10):
+            assert {(await anext(notes)).payload["to"] for _ in range(2)} == {"coder", "broadcast"}
     assert await wire.call("ACL", "LOG") == []
 
 

@@ -93,8 +93,9 @@ def _anybody(use: AgentUse, installation: str) -> list[str]:
         _selector(f"%R~{routes_key(installation, namespace)}", "hget"),
         _selector(f"&{notify_channel(installation, namespace, '*')} &{nudged}", "publish"),
         _selector(f"&{' &'.join((*notified, nudged))}", "subscribe", "unsubscribe"),
-        # the token in the key is what an answer needs
-        _selector(f"%W~{{{namespace}.*}}:reply:*", "xadd", "pexpire", "fcall|as1_reply"),
+        # the token in the key is what an answer needs; a function's key must be readable, too
+        _selector(f"%RW~{{{namespace}.*}}:reply:*", "fcall|as1_reply"),
+        _selector(f"%W~{{{namespace}.*}}:reply:*", "xadd", "pexpire"),
         _selector(f"%RW~{{{namespace}.{agent}}}:reply:*", "xread", "xtrim", "unlink"),
     ]
 
