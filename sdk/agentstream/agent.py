@@ -246,10 +246,11 @@ class Agent:
                 ),
                 one.stream,
                 one.once,
+                timeout,
             )
             for one in messages
         ]
-        return await self._sender.send_many(letters, timeout)
+        return await self._sender.send_many(letters)
 
     async def broadcast(
         self,

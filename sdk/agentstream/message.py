@@ -99,6 +99,8 @@ _SOUND: dict[str, Any] = {
     "payload": {},
     "timestamp": 0,
 }
+# the fields that are the same in many messages
+_REPEATED = ("v", "from", "to", "type", "reply_to", "schema_version")
 
 
 def new_id() -> str:
@@ -150,14 +152,10 @@ def _is_sound(message: Message, data: bytes) -> bool:
 
 
 @lru_cache(maxsize=4096, typed=True)
-def _are_sound(
-    v: object, sender: object, to: object, kind: object, reply_to: object, schema_version: object
-) -> bool:
-    """Whether those fields fit the schema that are the same in many messages."""
-    fields = {"v": v, "from": sender, "to": to, "type": kind}
-    fields |= {"reply_to": reply_to, "schema_version": schema_version}
+def _are_sound(*values: object) -> bool:
+    """Whether the `_REPEATED` fields of a message fit the schema."""
     try:
-        msgspec.convert(_SOUND | fields, Message)
+        msgspec.convert(_SOUND | dict(zip(_REPEATED, values, strict=True)), Message)
     except msgspec.ValidationError:
         return False
     return True

@@ -1,7 +1,7 @@
 """The outbox of one stream: messages leave it in numbered batches, each of which the server adds once.
 
-One batch is under way at a time. Where its reply is lost, it is sent again, and the server, which keeps
-what became of a sender's last batch, answers what it answered before. So nothing is doubled, and
+One batch is under way at a time. Where its reply is lost, it is sent again, and the server, which keeps what
+became of a sender's last batch, answers what it answered before. So nothing is doubled, and
 messages stay in order.
 """
 
@@ -13,7 +13,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -28,13 +28,14 @@ from agentstream.errors import (
     StreamMissing,
 )
 from agentstream.keys import StreamKeys
-from agentstream.wire import Argument
+from agentstream.wire import Argument, WireClosed
 
-# A batch has at most so many messages, and so many bytes of them unless it is a single one. The first of many is
-# smaller: the server adds it while the next one is gathered.
+# A batch has at most so many messages, and so many bytes of them unless it is a single one. The first of many
+# is smaller: the server adds it while the next one is gathered.
 _MOST, _MOST_FIRST = 500, 64
 _MOST_BYTES = 256 << 10
-# For how many seconds longer than it is repeated the server remembers a batch: what is sent last may travel a while.
+# For how many seconds longer than it is repeated the server remembers a batch: what is sent last may travel a
+# while.
 _REMEMBERED = 60.0
 # For how many seconds a message travels with one signature.
 _SIGNED_FOR = 60.0
@@ -45,7 +46,9 @@ _REFUSALS: dict[str, Callable[[], AgentStreamError]] = {
     "NOSTREAM": lambda: StreamMissing("the stream does not exist"),
 }
 
-Result = str | Exception
+
+class Unanswered(ConnectionLost):
+    """Until the deadline there was no answer: the message must not be sent again under another number."""
 
 
 class Parcel:
@@ -53,48 +56,43 @@ class Parcel:
 
     Args:
         data: the envelope.
-        options: pairs of what the add function takes beside it: `once`, `key`, or the name of a field.
         deadline: until when it is tried, by the event loop's clock.
         expires_at: when it loses its meaning, in seconds since 1970.
-        sign: makes its signature, as further options; None where it has none.
 
     Attributes:
+        options: pairs of what the add function takes beside it: `once`, `key`, or the name of a field.
+        signature: the field with its signature, if it has one.
+        signed_at: when it was signed, by the event loop's clock.
         entry: the id of the message's entry, once the server has told it.
     """
 
-    __slots__ = ("arguments", "data", "deadline", "entry", "expires_at", "options", "sign", "signed_at")
+    __slots__ = ("_sign", "data", "deadline", "entry", "expires_at", "options", "signature", "signed_at")
 
-    def __init__(
-        self,
-        data: bytes,
-        options: Sequence[Argument],
-        deadline: float,
-        expires_at: float | None,
-        sign: Callable[[], Sequence[Argument]] | None = None,
-    ) -> None:
-        self.arguments = (data, len(options), *options)
+    def __init__(self, data: bytes, deadline: float, expires_at: float | None) -> None:
+        self.data = data
         self.deadline = deadline
         self.expires_at = expires_at
-        self.entry: asyncio.Future[str]
-        self.sign = sign
+        self.options: Sequence[Argument] = ()
+        self.signature: Sequence[Argument] = ()
         self.signed_at = math.inf
-        self.arguments: tuple[Argument, ...] = (data, len(options), *options)
+        self.entry: asyncio.Future[str]
 
-        if sign is not None:
-            self.sign_with(sign())
+    def sign_with(self, sign: Callable[[], Sequence[Argument]], now: float) -> None:
+        """Signs the message now, and later if that takes long.
 
-    def sign_with(self, signature: Sequence[Argument]) -> None:
-        """Takes a signature, in place of an earlier one."""
-        options = (*self.options, *signature)
-        self.arguments = (self.data, len(options), *options)
-        self.signed_at = time.monotonic()
+        Raises:
+            SettingsError: there is no key.
+        """
+        self.signature = sign()
+        self.signed_at = now
+        self._sign = sign
 
-    def sign_again(self) -> None:
-        """Signs what was signed a while ago: it would be taken for a copy when it arrives."""
+    def sign_again(self, now: float) -> None:
+        """Signs it once more: with an old signature it would be taken for a copy."""
         # where the key is gone meanwhile, the signature that there is has to do
         with contextlib.suppress(SettingsError):
-            if self.sign is not None:
-                self.sign_with(self.sign())
+            self.sign_with(self._sign, now)
+
 
 class Outbox:
     """Messages for one stream.
@@ -105,13 +103,13 @@ class Outbox:
     """
 
     def __init__(self, call: Callable[..., Awaitable[Any]], keys: StreamKeys) -> None:
+        self.keys = keys
         self._call = call
-        self._keys = keys
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Parcel] = deque()
         self._under_way: Sequence[Parcel] = ()
         self._doubt: Exception | None = None
-        self._token = ""
+        self._token = secrets.token_hex(16)
         self._number = 0
         self._sending: asyncio.Task[None] | None = None
         self._check: asyncio.TimerHandle | None = None
@@ -120,27 +118,29 @@ class Outbox:
     def put(self, parcel: Parcel) -> asyncio.Future[str]:
         """Takes a message that is to leave with all others of this tick. The result is the id of its entry.
 
-        Its errors: Backpressure, StreamMissing and whatever else the server refuses with mean that the message
-        is not on the stream; so does MessageExpired. After ConnectionLost, which comes at its deadline, that is
-        not known.
+        Its errors: Backpressure, StreamMissing and whatever else the server refuses with mean that the
+        message is not on the stream; so does MessageExpired. After Unanswered that is not known.
         """
         entry = parcel.entry = self._loop.create_future()
         self._queue.append(parcel)
         if parcel.deadline < self._check_at:
             self._check_deadlines_at(parcel.deadline)
         if self._sending is None:
-            self._sending = asyncio.create_task(self._send(), name=f"outbox {self._keys.stream}")
+            self._sending = asyncio.create_task(self._send(), name=f"outbox {self.keys.stream}")
         return entry
 
     async def close(self) -> None:
-        """Sends nothing more; what waits fails with ConnectionLost."""
+        """Ends what is being sent; what waits fails with Unanswered."""
         if self._check is not None:
             self._check.cancel()
-        if self._sending is not None:
-            self._sending.cancel()
-            await asyncio.gather(self._sending, return_exceptions=True)
-        for parcel in (*self._under_way, *self._queue):
-            _fail(parcel, ConnectionLost("the agent has ended; whether the server has the message is not known"))
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        for parcel in self._under_way:
+            _fail(parcel, _unknown("the agent has ended"))
+        for parcel in self._queue:
+            _fail(parcel, _unsent("the agent has ended"))
         self._queue.clear()
 
     async def _send(self) -> None:
@@ -158,69 +158,71 @@ class Outbox:
         batch: list[Parcel] = []
         size = 0
         now = time.time()
-        while self._queue and len(batch) < most:
-            parcel = self._queue[0]
+        queue = self._queue
+        while queue and len(batch) < most:
+            parcel = queue[0]
             if parcel.expires_at is not None and parcel.expires_at <= now:
                 _fail(parcel, MessageExpired("expires_at was over before the message could be sent"))
             elif not parcel.entry.done():
                 size += len(parcel.data)
-                if batch and size > _MOST_BYTES:
+                if size > _MOST_BYTES and batch:
                     break
                 batch.append(parcel)
-            self._queue.popleft()
+            queue.popleft()
         return batch
 
-    async def _results(self, batch: list[Parcel]) -> Sequence[Result]:
+    async def _results(self, batch: list[Parcel]) -> Iterable[str | Exception]:
         """What became of each message of a batch, which is repeated while somebody waits for it."""
         self._number += 1
-        command = self._command(batch)
         pause = Pause(0.02, 1.0)
         while True:
-            try:
-                reply: bytes = await self._call(*command)
-                _, *results = reply.decode().split(" ")
-            except ConnectionLost as error:
-                self._doubt = error
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
-                if self._doubt is None:
-                    # a refusal: nothing of this batch was added
-                    if not _is_stale(error):
-                        self._number -= 1
-                        return [error] * len(batch)
-                    self._begin_anew()
-                    self._number = 1
-                    command = self._command(batch)
-                    continue
-                if _is_stale(error):
-                    # the server has lost its memory, and perhaps the batch with it
-                    for parcel in batch:
-                        _fail(parcel, _unknown(error))
-                self._doubt = error
-            else:
+            results = await self._attempt(self._command(batch))
+            if not isinstance(results, Exception):
                 return results
+            if not self._is_to_repeat(results):
+                if not _is_stale(results):
+                    self._number -= 1
+                    return [results] * len(batch)
+                self._begin_anew()
+                self._number = 1
+                continue
+            self._doubt = results
+            if _is_stale(results):
+                # the server has lost its memory, and perhaps the batch with it
+                for parcel in batch:
+                    _fail(parcel, _unknown(results))
             if not _is_over(batch):
                 await asyncio.sleep(pause.next())
             if _is_over(batch):
                 self._begin_anew()
                 return ()
-                command = self._command(batch)
+
+    def _is_to_repeat(self, error: Exception) -> bool:
+        """Whether to send a batch again: the server may have added it, at this attempt or an earlier one."""
+        if isinstance(error, WireClosed):
+            return False
+        return isinstance(error, ConnectionLost) or self._doubt is not None
+
+    async def _attempt(self, command: tuple[Argument, ...]) -> Sequence[str] | Exception:
+        try:
+            reply: bytes = await self._call(*command)
+            return reply.decode().split(" ")[1:]
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
+            return error
 
     def _command(self, batch: list[Parcel]) -> tuple[Argument, ...]:
-        if not self._token:
-            self._token = secrets.token_hex(16)
-        keys = self._keys
-        seconds = max(parcel.deadline for parcel in batch) - self._loop.time() + _GRACE + _REMEMBERED
+        keys, now = self.keys, self._loop.time()
+        for parcel in batch:
+            if parcel.signed_at < now - _SIGNED_FOR:
+                parcel.sign_again(now)
+        seconds = max([parcel.deadline for parcel in batch]) - now + _GRACE + _REMEMBERED
         sent = (keys.sent(self._token), self._number, int(seconds * 1000))
-        messages = chain.from_iterable([parcel.arguments for parcel in batch])
+        messages = chain.from_iterable([_arguments(parcel) for parcel in batch])
         return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
 
-        old = time.monotonic() - _SIGNED_FOR
-        for parcel in batch:
-            if parcel.signed_at < old:
-                parcel.sign_again()
     def _begin_anew(self) -> None:
         """Whatever comes of earlier batches, it will not be taken for what follows."""
-        self._token = ""
+        self._token = secrets.token_hex(16)
         self._number = 0
 
     def _check_deadlines_at(self, when: float) -> None:
@@ -232,16 +234,23 @@ class Outbox:
     def _check_deadlines(self) -> None:
         """Gives up what is over. One timer serves all: it is set to the first deadline there is."""
         self._check, self._check_at = None, math.inf
-        following = math.inf
         # as exact as the timer
         now = self._loop.time() + 0.001
         patience = _GRACE if self._doubt is None else 0.0
-        for parcel in self._under_way:
-            following = min(following, _check(parcel, parcel.deadline + patience, now, _unknown(self._doubt)))
-        for parcel in self._queue:
-            following = min(following, _check(parcel, parcel.deadline, now, _unsent(self._doubt)))
-        if following < math.inf:
-            self._check_deadlines_at(following)
+        following = [
+            *(_check(one, one.deadline + patience, now, _unknown(self._doubt)) for one in self._under_way),
+            *(_check(one, one.deadline, now, _unsent(self._doubt)) for one in self._queue),
+        ]
+        first = min(following, default=math.inf)
+        if first < math.inf:
+            self._check_deadlines_at(first)
+
+
+def _arguments(parcel: Parcel) -> tuple[Argument, ...]:
+    if not parcel.options and not parcel.signature:
+        return parcel.data, 0
+    options = (*parcel.options, *parcel.signature)
+    return parcel.data, len(options), *options
 
 
 def _check(parcel: Parcel, deadline: float, now: float, error: AgentStreamError) -> float:
@@ -252,19 +261,21 @@ def _check(parcel: Parcel, deadline: float, now: float, error: AgentStreamError)
     return math.inf
 
 
-def _resolve(batch: Sequence[Parcel], results: Sequence[Result]) -> None:
+def _resolve(batch: Iterable[Parcel], results: Iterable[str | Exception]) -> None:
+    # there are no results where nobody waits for them
     for parcel, result in zip(batch, results, strict=False):
-        if parcel.entry.done():
+        entry = parcel.entry
+        if entry.done():
             continue
         if isinstance(result, Exception):
-            parcel.entry.set_exception(type(result)(*result.args))
+            entry.set_exception(type(result)(*result.args))
         elif result in _REFUSALS:
-            parcel.entry.set_exception(_REFUSALS[result]())
+            entry.set_exception(_REFUSALS[result]())
         else:
-            parcel.entry.set_result(result)
+            entry.set_result(result)
 
 
-def _is_over(batch: Sequence[Parcel]) -> bool:
+def _is_over(batch: Iterable[Parcel]) -> bool:
     return all(parcel.entry.done() for parcel in batch)
 
 
@@ -277,9 +288,9 @@ def _fail(parcel: Parcel, error: AgentStreamError) -> None:
         parcel.entry.set_exception(error)
 
 
-def _unknown(trouble: Exception | None) -> ConnectionLost:
-    return ConnectionLost(f"whether the server has the message is not known: {trouble or 'no reply in time'}")
+def _unknown(trouble: object) -> Unanswered:
+    return Unanswered(f"whether the server has the message is not known: {trouble or 'no reply in time'}")
 
 
-def _unsent(trouble: Exception | None) -> ConnectionLost:
-    return ConnectionLost(f"the message was not sent: {trouble or 'no reply to what was sent before it'}")
+def _unsent(trouble: object) -> Unanswered:
+    return Unanswered(f"the message was not sent: {trouble or 'what was sent before has no reply yet'}")

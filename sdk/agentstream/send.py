@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -16,7 +17,6 @@ from agentstream.directory import Directory
 from agentstream.errors import (
     AgentStreamError,
     Backpressure,
-    ConnectionLost,
     InvalidMessage,
     MessageExpired,
     NoRoute,
@@ -25,13 +25,15 @@ from agentstream.errors import (
 )
 from agentstream.keys import StreamKeys
 from agentstream.message import Message, MessageType, decode, encode, is_reference
-from agentstream.outbox import Outbox, Parcel
+from agentstream.outbox import Outbox, Parcel, Unanswered
 from agentstream.routes import OFF, Produces
 from agentstream.signing import KeyMissing, Keyring
 from agentstream.wire import Argument, Wire, WireClosed
 
 DEFAULT_TIMEOUT = 30.0
 _ROUTE_PATIENCE = 10.0
+# What trying again does not mend, or must not.
+_FINAL = (NoRoute, InvalidMessage, SettingsError, MessageExpired, WireClosed, Unanswered)
 
 OnFull = Literal["wait", "raise", "shed"]
 """What becomes of a message that finds its stream full."""
@@ -66,27 +68,37 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     once: str | None = None
 
 
-class Letter:
+class Letter(Parcel):
     """A message that fits the schema, and how it is to be sent.
 
     Args:
         message: the message.
         stream: name of the AgentStream, if the sender names one.
         once: a key of the sender's own, under which only one message is added within an hour.
+        timeout: for how many seconds from now it is tried.
+
+    Attributes:
+        produces: where it was offered last.
 
     Raises:
         InvalidMessage: it does not fit.
     """
 
-    __slots__ = ("data", "message", "once", "stream")
+    __slots__ = ("message", "once", "produces", "stream")
 
-    def __init__(self, message: Message, stream: str | None = None, once: str | None = None) -> None:
+    def __init__(self, message: Message, stream: str | None, once: str | None, timeout: float) -> None:
         if once is not None and not is_reference(once):
             raise InvalidMessage("once= is a string of 1 to 512 characters")
+        deadline = asyncio.get_running_loop().time() + timeout
+        super().__init__(encode(message), deadline, message.expires_at)
         self.message = message
-        self.data = encode(message)
         self.stream = stream
         self.once = once
+        self.produces: Produces
+
+    def sent(self, entry: str) -> SentMessage:
+        """That the server has it."""
+        return SentMessage(self.message.id, self.produces.stream, entry)
 
 
 class Sender:
@@ -108,10 +120,10 @@ class Sender:
         self._keyring = keyring
         self._counters = counters
         self._contracts = contracts
-        self._outboxes: dict[str, tuple[Outbox, StreamKeys]] = {}
+        self._outboxes: dict[str, Outbox] = {}
 
     @overload
-    async def send(
+    def send(
         self,
         message: Message,
         stream: str | None,
@@ -119,14 +131,14 @@ class Sender:
         *,
         once: str | None = None,
         on_full: Literal["wait", "raise"] = "wait",
-    ) -> SentMessage: ...
+    ) -> Coroutine[Any, Any, SentMessage]: ...
 
     @overload
-    async def send(
+    def send(
         self, message: Message, stream: str | None, timeout: float, *, once: str | None, on_full: OnFull
-    ) -> SentMessage | None: ...
+    ) -> Coroutine[Any, Any, SentMessage | None]: ...
 
-    async def send(
+    def send(
         self,
         message: Message,
         stream: str | None,
@@ -134,85 +146,113 @@ class Sender:
         *,
         once: str | None = None,
         on_full: OnFull = "wait",
-    ) -> SentMessage | None:
+    ) -> Coroutine[Any, Any, SentMessage | None]:
         """Puts a message on the stream that leads to its addressee; see `Agent.send_message`."""
         if on_full == "shed" and message.type != "event":
             raise InvalidMessage(f"only events may be shed, and this is a {message.type}")
-        deadline = asyncio.get_running_loop().time() + timeout
-        return await self._send(Letter(message, stream, once), deadline, on_full)
+        return self._send(Letter(message, stream, once, timeout), on_full)
 
-    async def send_many(self, letters: Sequence[Letter], timeout: float) -> list[SentMessage]:
+    async def send_many(self, letters: Sequence[Letter]) -> list[SentMessage]:
         """Puts messages on the streams that lead to their addressees; see `Agent.send_many`."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        results = await asyncio.gather(
-            *(self._send(letter, deadline, "wait") for letter in letters), return_exceptions=True
-        )
+        for to, stream in dict.fromkeys((letter.message.to, letter.stream) for letter in letters):
+            # who is not declared yet is waited for below
+            with contextlib.suppress(AgentStreamError):
+                await self._directory.target(to, stream, 0)
+        entries = [self._try_at_once(letter) for letter in letters]
+        results: list[SentMessage | BaseException | None] = []
+        try:
+            for letter, entry in zip(letters, entries, strict=True):
+                results.append(None if entry is None else await _outcome(letter, entry))
+        finally:
+            for entry in entries:
+                _abandon(entry)
+        left = [i for i, result in enumerate(results) if result is None]
+        again = await asyncio.gather(*(self._send(letters[i], "wait") for i in left), return_exceptions=True)
+        for i, result in zip(left, again, strict=True):
+            results[i] = result
         sent = [result for result in results if isinstance(result, SentMessage)]
         if len(sent) < len(results):
             raise SendFailed(results)
         return sent
 
-    async def _send(self, letter: Letter, deadline: float, on_full: OnFull) -> SentMessage | None:
-        """Tries until the deadline. What the outbox cannot say whether it was sent is not tried again here."""
-        loop = asyncio.get_running_loop()
-        message = letter.message
-        pause = None
+    async def close(self) -> None:
+        """Ends what is being sent."""
+        await asyncio.gather(*(outbox.close() for outbox in self._outboxes.values()))
+
+    async def _send(self, letter: Letter, on_full: OnFull) -> SentMessage | None:
+        """Offers a message until it is taken or its deadline is over."""
+        pause: Pause | None = None
         while True:
-            now = loop.time()
             try:
-                produces = self._directory.known(message.to, letter.stream, now)
-                if produces is None:
-                    patience = min(_ROUTE_PATIENCE, deadline - now)
-                    produces = await self._directory.target(message.to, letter.stream, patience)
-                if produces.contracts:
-                    contract = await self._contracts.of(produces)
-                    # what is sent, which a payload that holds more than JSON becomes only in JSON
-                    contract.check(decode(letter.data))
-                entry = self._put(letter, produces, deadline)
-            except KeyMissing as error:
-                # it may be on its way
-                trouble: AgentStreamError = error
-            except (NoRoute, InvalidMessage, SettingsError, WireClosed):
-                raise
-            except AgentStreamError as error:
-                trouble = error
-            else:
-                try:
-                    return SentMessage(message.id, produces.stream, await entry)
-                except (ConnectionLost, MessageExpired):
+                entry = self._offer_at_once(letter) or await self._offer(letter)
+                return letter.sent(await entry)
+            except Backpressure as error:
+                if on_full == "raise":
                     raise
-                except AgentStreamError as error:
-                    trouble = error
-            if not isinstance(trouble, Backpressure):
+                if on_full == "shed":
+                    self._counters.add(SHED, letter.produces.stream)
+                    return None
+                trouble: AgentStreamError = error
+            except AgentStreamError as error:
+                # a key may be on its way
+                if isinstance(error, _FINAL) and not isinstance(error, KeyMissing):
+                    raise
                 self._directory.forget()
-            elif on_full == "shed":
-                self._counters.add(SHED, produces.stream)
-                return None
-            elif on_full == "raise":
-                raise trouble
+                trouble = error
             pause = pause or Pause(0.02, 1.0)
             delay = pause.next()
-            if loop.time() + delay >= deadline:
+            if asyncio.get_running_loop().time() + delay >= letter.deadline:
                 raise trouble
             await asyncio.sleep(delay)
 
-    async def close(self) -> None:
-        """Sends nothing more."""
-        await asyncio.gather(*(outbox.close() for outbox, _ in self._outboxes.values()))
+    def _offer_at_once(self, letter: Letter) -> asyncio.Future[str] | None:
+        """Offers a message if it is known where to, and nothing has to be looked up for that."""
+        now = asyncio.get_running_loop().time()
+        produces = self._directory.known(letter.message.to, letter.stream, now)
+        return None if produces is None or produces.contracts else self._put(letter, produces)
 
-    def _put(self, letter: Letter, produces: Produces, deadline: float) -> asyncio.Future[str]:
-        known = self._outboxes.get(produces.key)
-        if known is None:
-            keys = StreamKeys(produces.key)
-            known = self._outboxes[produces.key] = Outbox(self._wire.call, keys), keys
-        outbox, keys = known
-        message = letter.message
+    def _try_at_once(self, letter: Letter) -> asyncio.Future[str] | None:
+        try:
+            return self._offer_at_once(letter)
+        except KeyMissing:
+            return None
+
+    async def _offer(self, letter: Letter) -> asyncio.Future[str]:
+        patience = min(_ROUTE_PATIENCE, letter.deadline - asyncio.get_running_loop().time())
+        produces = await self._directory.target(letter.message.to, letter.stream, patience)
+        if produces.contracts:
+            contract = await self._contracts.of(produces)
+            # what is sent, which a payload that holds more than JSON becomes only in JSON
+            contract.check(decode(letter.data))
+        return self._put(letter, produces)
+
+    def _put(self, letter: Letter, produces: Produces) -> asyncio.Future[str]:
+        outbox = self._outboxes.get(produces.key)
+        if outbox is None:
+            outbox = self._outboxes[produces.key] = Outbox(self._wire.call, StreamKeys(produces.key))
         options: tuple[Argument, ...] = ()
         if letter.once is not None:
-            options += ("once", keys.once(letter.once))
-        if message.key is not None:
-            options += ("key", message.key)
-        sign = None
+            options += ("once", outbox.keys.once(letter.once))
+        if letter.message.key is not None:
+            options += ("key", letter.message.key)
+        letter.produces, letter.options = produces, options
         if produces.signatures != OFF:
-            sign = partial(self._keyring.signature, produces, letter.data)
-        return outbox.put(Parcel(letter.data, options, deadline, message.expires_at, sign))
+            now = asyncio.get_running_loop().time()
+            letter.sign_with(partial(self._keyring.signature, produces, letter.data), now)
+        return outbox.put(letter)
+
+
+async def _outcome(letter: Letter, entry: asyncio.Future[str]) -> SentMessage | Exception | None:
+    """What became of an offer; None if it is to be offered again."""
+    try:
+        return letter.sent(await entry)
+    except AgentStreamError as error:
+        return error if isinstance(error, _FINAL) else None
+    except Exception as error:  # noqa: BLE001 - it concerns this message only
+        return error
+
+
+def _abandon(entry: asyncio.Future[str] | None) -> None:
+    """Nobody waits for it any more, nor for its error."""
+    if entry is not None and not entry.cancel() and not entry.cancelled():
+        entry.exception()
