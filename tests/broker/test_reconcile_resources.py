@@ -44,6 +44,26 @@ async def test_at_most_one_status_is_written_for_a_new_resource(server: Server) 
         assert op.cluster.writes["write_status"] == 2
 
 
+async def test_producers_are_told_which_groups_a_broadcast_stream_has(
+    server: Server, admin: redis.Redis
+) -> None:
+    def told() -> dict[str, tuple[str, ...]]:
+        route = decode_route(str(admin.hget(ROUTES, "planner")).encode())
+        return {produces.stream: produces.groups for produces in route.produces}
+
+    news = a_stream("news", producers=["planner"], broadcast=True)
+    tester = a_group("tester", stream="news")
+    async with operator(server.url) as op:
+        await op.put(a_stream(producers=["planner"]), a_group(), news, tester)
+        assert told() == {"tasks": (), "news": ("tester",)}
+        await op.put(a_group("archive", stream="news", group="files"))
+        assert told() == {"tasks": (), "news": ("files", "tester")}
+        await op.delete(tester)
+        assert told() == {"tasks": (), "news": ("files",)}
+        await op.put(a_stream("news", producers=["planner"], broadcast=False, meta={"generation": 2}))
+        assert told() == {"tasks": (), "news": ()}
+
+
 async def test_an_agents_route_credentials_and_user_fit_together(server: Server, admin: redis.Redis) -> None:
     async with operator(server.url) as op:
         await op.put(a_stream(producers=["planner"]), a_group(agent="planner", deliver="All"))
