@@ -30,7 +30,10 @@ SKEW: Final = 60.0
 
 _DOMAIN = b"agentstream1"
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
-_REREAD, _GOOD_FOR = 1.0, 15.0
+FRESH: Final = 15.0
+"""Seconds for which keys that were read count as those that there are."""
+
+_REREAD = 1.0
 _REMEMBERED = 50_000
 
 
@@ -156,27 +159,29 @@ class Keyring:
         self._clock = clock
         self._known: dict[str, tuple[Keys, float]] = {}
 
-    def keys(self, stream: str, *, at_most: float = _GOOD_FOR) -> Keys:
-        """The keys of a stream, read at most so many seconds ago; none where they cannot be read.
+    def keys(self, stream: str) -> Keys:
+        """The keys of a stream, as they were a moment ago; none where they cannot be read.
 
         Args:
             stream: name of the AgentStream.
-            at_most: seconds.
         """
+        return self._read_within(FRESH, stream)
+
+    def renewed(self, stream: str) -> Keys:
+        """The keys of a stream, read again unless that was done a second ago."""
+        return self._read_within(_REREAD, stream)
+
+    def _read_within(self, seconds: float, stream: str) -> Keys:
         keys, read_at = self._known.get(stream, ((), float("-inf")))
         now = self._clock()
         # what may come at any moment is looked for more often than what may change
-        if now - read_at >= (at_most if keys else min(at_most, _REREAD)):
+        if now - read_at >= (seconds if keys else min(seconds, _REREAD)):
             try:
                 keys = self._read(stream)
             except SettingsError:
                 keys = ()
             self._known[stream] = (keys, now)
         return keys
-
-    def renewed(self, stream: str) -> Keys:
-        """The keys of a stream, read again unless that was done a second ago."""
-        return self.keys(stream, at_most=_REREAD)
 
     def signature(self, produces: Produces, body: bytes, now: float | None = None) -> tuple[str | bytes, ...]:
         """The fields that a message gets beside `m`: none where the stream is not signed.
