@@ -18,12 +18,14 @@ if TYPE_CHECKING:
         Backpressure,
         ConnectionLost,
         InvalidMessage,
+        MessageExpired,
         NoReply,
         NoRoute,
         NotConsumer,
         ProtocolError,
         QuorumMissed,
         RequestFailed,
+        SendFailed,
         ServerRefused,
         SettingsError,
         StreamMissing,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from agentstream.message import Message, message_schema
     from agentstream.notifications import Notification, Notifications
     from agentstream.receipts import Receipt, ReceiptStatus, Standing
-    from agentstream.send import SentMessage
+    from agentstream.send import Outgoing, SentMessage
     from agentstream.settings import Settings
     from agentstream.triage import Reason
 
@@ -45,11 +47,13 @@ __all__ = [
     "Delivery",
     "InvalidMessage",
     "Message",
+    "MessageExpired",
     "NoReply",
     "NoRoute",
     "NotConsumer",
     "Notification",
     "Notifications",
+    "Outgoing",
     "ProtocolError",
     "QuorumMissed",
     "Reason",
@@ -58,6 +62,7 @@ __all__ = [
     "Reject",
     "RequestFailed",
     "Retry",
+    "SendFailed",
     "SentMessage",
     "ServerRefused",
     "Settings",
@@ -77,12 +82,14 @@ _HOMES = {
         "Backpressure",
         "ConnectionLost",
         "InvalidMessage",
+        "MessageExpired",
         "NoReply",
         "NoRoute",
         "NotConsumer",
         "ProtocolError",
         "QuorumMissed",
         "RequestFailed",
+        "SendFailed",
         "ServerRefused",
         "SettingsError",
         "StreamMissing",
@@ -90,7 +97,7 @@ _HOMES = {
     "message": ("Message", "message_schema"),
     "notifications": ("Notification", "Notifications"),
     "receipts": ("Receipt", "ReceiptStatus", "Standing"),
-    "send": ("SentMessage",),
+    "send": ("Outgoing", "SentMessage"),
     "settings": ("Settings",),
     "triage": ("Reason",),
 }

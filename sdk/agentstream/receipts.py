@@ -20,6 +20,8 @@ from agentstream.send import SentMessage
 
 _FIRST_LOOK, _SELDOM = 0.004, 0.25
 _ROUTE_PATIENCE = 10.0
+_FRESH = 1.0
+"""Seconds for which it may be unknown here that a group was declared, or is not any more."""
 
 
 class Standing(StrEnum):
@@ -166,6 +168,7 @@ async def broadcast_stream(
         ConnectionLost, AccessDenied, ServerRefused: until the deadline, the routes could not be read.
     """
     patience = min(_ROUTE_PATIENCE, timeout)
+    directory.forget_older(_FRESH)
     produces = await repeated(lambda: directory.target(BROADCAST, stream, patience), timeout)
     if not produces.broadcast:
         raise NoRoute(f"{stream} is no broadcast stream: its groups get what send_message(stream=…) sends")
