@@ -10,6 +10,7 @@ from typing import Any, Generic, Self
 from agentstream.backoff import retry_delay, unit
 from agentstream.entries import Entry
 from agentstream.message import Message
+from agentstream.once import WEEK, Once
 from agentstream.payloads import Payload
 from agentstream.routes import Consumes
 from agentstream.settle import Settler
@@ -116,6 +117,32 @@ class Delivery(Generic[Payload]):
     def settled(self) -> bool:
         """Whether it was decided what becomes of the message."""
         return self._outcome is not None
+
+    def once(self, key: str, *, ttl: float = WEEK) -> Once:
+        """An effect outside that the group must not repeat, though the message may be handled twice.
+
+            async with delivery.once(f"charge-{order}") as first:
+                if first:
+                    await charge(order)
+
+        The end of the block notes that the effect came about: from then on `first` is False, for every
+        message of the group. An exception takes the note back, and the next attempt is the first again. What
+        is interrupted in between, by a crash, a lost lease or a cancellation, stays in doubt: each later
+        attempt raises EffectInDoubt. Catch it where somebody can be asked whether the effect came about, act
+        on the answer, and go on; otherwise the message is retried and ends as a dead letter.
+
+        Args:
+            key: names the effect.
+            ttl: for how many seconds it is remembered; a week if not said.
+
+        Raises:
+            ValueError: the key is empty, or the time is not positive.
+            EffectInDoubt: on entering, as said.
+            ConnectionLost, ServerRefused: on entering or leaving: the server did not answer, or refused, for
+                ten seconds.
+            AccessDenied: on entering or leaving.
+        """
+        return self._settler.once(self._policy, key, f"{self.message.id} {self.fence}", ttl)
 
     async def ack(self) -> bool:
         """The message is handled."""

@@ -19,6 +19,7 @@ _FILES = (
     "add",
     "reply",
     "settle",
+    "once",
     "claim",
     "sweep",
     "receipts",

@@ -18,6 +18,7 @@ from agentstream.entries import Entry, State
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.lease import Leases, batches
 from agentstream.library import DONE, GONE, TRIMMED
+from agentstream.once import Once
 from agentstream.refusal import group_is_gone
 from agentstream.replies import Replies
 from agentstream.routes import Consumes
@@ -98,6 +99,10 @@ class Settler:
         for entry in entries:
             entry.busy = True
         return self._own(self._release(list(entries)))
+
+    def once(self, policy: Consumes, key: str, delivery: str, ttl: float) -> Once:
+        """An effect that the group must not repeat; see `Delivery.once`."""
+        return Once(self._call, policy, key, delivery, ttl)
 
     async def drain(self) -> None:
         """Waits until everything that was begun is done."""

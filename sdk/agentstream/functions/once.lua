@@ -1,0 +1,24 @@
+-- Effects that a group must not repeat. Of each, one string says how far it is: `running <token>`, the token being that
+-- of the delivery that began it, or `done`.
+
+-- KEYS: stream. ARGV: done key, token, what is to be noted (`begin`, `done`, or `undone`: the effect did not come
+-- about), lifetime in ms. Replies to `begin` with 1 if it is this delivery's to bring about, 0 if it is done, -1 if
+-- another delivery began it; to the others with 1 if it was noted, 0 if there was nothing to note.
+local function once(keys, args)
+  local done_key, mine, verb, lifetime = args[1], 'running ' .. args[2], args[3], args[4]
+  local state = redis.call('GET', done_key)
+  if verb == 'begin' then
+    if state == 'done' then return 0 end
+    if state and state ~= mine then return -1 end
+    redis.call('SET', done_key, mine, 'PX', lifetime)
+    return 1
+  end
+  if verb == 'done' then
+    redis.call('SET', done_key, 'done', 'PX', lifetime)
+    return 1
+  end
+  if state ~= mine then return 0 end
+  return redis.call('DEL', done_key)
+end
+
+redis.register_function{function_name = 'as1_once', callback = once, flags = {'allow-oom'}}
