@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
 
-from agentstream.errors import AgentStreamError, NoRoute
 from agentstream.routes import Consumes
-
-T = TypeVar("T")
 
 
 def unit() -> float:
@@ -49,28 +44,3 @@ class Pause:
         """The delay in seconds before the next try."""
         delay, self._next = self._next, min(self._next * 2, self._longest)
         return delay * (0.5 + self._random_unit() / 2)
-
-
-async def repeated(
-    attempt: Callable[[], Awaitable[T]],
-    timeout: float,  # noqa: ASYNC109 - the deadline decides what is repeated
-) -> T:
-    """Repeats what may be repeated until it succeeds.
-
-    Raises:
-        NoRoute: at once; who attempts has waited for one.
-        AgentStreamError: that of the last attempt before the deadline.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
-    pause = Pause(0.02, 1.0)
-    while True:
-        try:
-            return await attempt()
-        except NoRoute:
-            raise
-        except AgentStreamError:
-            delay = pause.next()
-            if loop.time() + delay >= deadline:
-                raise
-        await asyncio.sleep(delay)

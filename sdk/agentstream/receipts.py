@@ -10,13 +10,15 @@ from typing import Any
 
 import msgspec
 
-from agentstream.backoff import Pause, repeated
+from agentstream.attempts import repeated
+from agentstream.backoff import Pause
 from agentstream.directory import Directory
 from agentstream.errors import AgentStreamError, NoRoute, QuorumMissed
 from agentstream.keys import StreamKeys
 from agentstream.message import BROADCAST
 from agentstream.routes import Produces
 from agentstream.send import SentMessage
+from agentstream.wire import WireClosed
 
 _FIRST_LOOK, _SELDOM = 0.004, 0.25
 _ROUTE_PATIENCE = 10.0
@@ -129,6 +131,8 @@ class Receipt:
             over = loop.time() >= deadline
             try:
                 status = await self.status()
+            except WireClosed:
+                raise
             except AgentStreamError:
                 if over:
                     raise

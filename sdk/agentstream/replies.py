@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from agentstream.backoff import repeated
+from agentstream.attempts import repeated
 from agentstream.errors import AgentStreamError, InvalidMessage
 from agentstream.keys import reply_key
 from agentstream.message import Message, decode, encode

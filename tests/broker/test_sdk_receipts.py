@@ -245,6 +245,26 @@ async def test_a_server_that_is_away_delays_a_broadcast_and_a_receipt(
         assert (await waiting).acknowledged == GROUPS
 
 
+async def test_a_server_that_stays_away_is_an_error_at_the_deadline(declared: Topology) -> None:
+    async with declared.agent("planner", url="redis://127.0.0.1:1") as planner:
+        with pytest.raises(ConnectionLost):
+            await planner.broadcast(type="event", payload={}, timeout=0.2)
+
+
+async def test_a_receipt_of_a_closed_agent_is_of_no_use(declared: Topology) -> None:
+    async with declared.agent("planner") as planner:
+        receipt = await planner.broadcast(type="event", payload={})
+    async with asyncio.timeout(10):
+        with pytest.raises(ConnectionLost, match="closed"):
+            await receipt.wait(timeout=60)
+
+
+async def test_without_a_broadcast_stream_there_is_no_route(declared: Topology) -> None:
+    async with declared.agent("coder") as coder:
+        with pytest.raises(NoRoute):
+            await coder.broadcast(type="event", payload={}, timeout=0.1)
+
+
 async def test_a_thousand_broadcasts_are_acknowledged(declared: Topology, planner: Agent) -> None:
     count = 1_000
     receipts = await asyncio.gather(
