@@ -9,7 +9,7 @@ import redis
 
 from agentstream.calls import GroupCalls
 from agentstream.endpoint import Endpoint
-from agentstream.entries import Entry, read_entries
+from agentstream.entries import Entry, State, read_entries
 from agentstream.errors import AccessDenied
 from agentstream.keys import StreamKeys, notify_channel, nudge_channel, reply_key
 from agentstream.library import DONE
@@ -346,14 +346,14 @@ async def test_a_consumer_can_do_all_that_handling_a_message_takes(
     async with as_agent(server, broker, CONSUMER) as wire:
 
         async def read() -> list[Entry]:
-            return list(read_entries(await wire.call(*calls.read(10, 1000)), calls.sources))
+            return list(read_entries(await wire.call(*calls.read(calls.sources, 10, 1000)), calls.sources))
 
         entries = await read()
         assert await wire.call(*calls.begin(main, entries[:1])) == [2]
         entries[0].counter = 2
         assert await wire.call(*calls.renew(main, entries[:2])) == [DONE, DONE]
         assert await wire.call(*calls.settle(main, "acked", entries[:1])) == [DONE]
-        assert await wire.call(*calls.release(main, entries[1:2], uncount=True)) == [DONE]
+        assert await wire.call(*calls.release(main, State.DELIVERED, entries[1:2])) == [DONE]
         assert len((await wire.call(*calls.take(main, "", "-", 10)))[1]) == 5
         assert await wire.call(*calls.retry(entries[2], 0, 1, "Failed", "e")) == DONE
         assert await wire.call(*calls.retry(entries[3], 1, 1, "Failed", "e")) == DONE
@@ -361,7 +361,7 @@ async def test_a_consumer_can_do_all_that_handling_a_message_takes(
         assert await wire.call("XACK", key, "coder", entries[5].id) == 1
 
         async def due() -> bool:
-            return (await wire.call(*calls.sweep(60_000, 0, 10)))[0] == 1
+            return (await wire.call(*calls.sweep(60_000, 0, 10, now=False)))[0] == 1
 
         await until(due)
         again = await read()

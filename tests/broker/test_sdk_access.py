@@ -109,7 +109,7 @@ async def _take_over_and_renew(topology: Topology, tasks: Consumes, server: Serv
 
             async def is_renewed() -> bool:
                 nonlocal most
-                ((_, _, idle, _),) = await topology.pending(tasks)
+                ((_, _, idle, _),) = await topology.pending(tasks, retries=True)
                 most = max(most, idle)
                 return idle < most
 
