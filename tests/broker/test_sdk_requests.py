@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -222,6 +223,24 @@ async def test_a_request_that_expired_has_failed(declared: Topology, planner: Ag
         assert failed.value.reason == "Expired"
         reading.cancel()
         await asyncio.wait({reading})
+
+
+async def test_handlers_answer_by_what_they_return_and_who_has_none_is_known(
+    declared: Topology, planner: Agent
+) -> None:
+    async with declared.agent("coder") as coder:
+
+        @coder.on("task_request")
+        async def double(payload: dict[str, Any]) -> dict[str, Any]:
+            return {"n": 2 * payload["n"]}
+
+        running = asyncio.create_task(coder.run())
+        assert (await planner.request(to="coder", payload={"n": 4})).payload == {"n": 8}
+        with pytest.raises(RequestFailed) as failed:
+            await planner.request(to="coder", payload={}, type="event")
+        assert failed.value.reason == "NoHandler"
+        coder.stop()
+        await running
 
 
 async def test_who_reads_along_and_gives_up_fails_no_request(declared: Topology, planner: Agent) -> None:
