@@ -94,6 +94,24 @@ RULES = [
         a_group(delivery={"lease": "1h1ms"}),
     ),
     Rule(
+        "ConsumerGroup.spec.delivery.deadline",
+        LONGEST,
+        a_group(delivery={"deadline": "168h"}),
+        a_group(delivery={"deadline": "87600h1ms"}),
+    ),
+    Rule(
+        "ConsumerGroup.spec.delivery.deadline",
+        SHORTEST,
+        a_group(delivery={"deadline": "1s"}),
+        a_group(delivery={"deadline": "999ms"}),
+    ),
+    Rule(
+        "ConsumerGroup.spec.delivery.deadline",
+        "must be at most 168h",
+        a_group(delivery={"deadline": "168h"}),
+        a_group(delivery={"deadline": "168h1ms"}),
+    ),
+    Rule(
         "ConsumerGroup.spec.delivery.backoff",
         "initial must not exceed max",
         a_group(delivery={"backoff": {"initial": "1m", "max": "60s"}}),
