@@ -92,6 +92,7 @@ class Consumption:
         self._dispatch: Dispatch | None = None
         self._opened = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._reads_nothing = asyncio.Event()
         self._error: BaseException | None = None
         self._workers: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
@@ -137,6 +138,8 @@ class Consumption:
         """Stops, hands back what handlers have, too, and waits until nothing is left."""
         self.stop()
         if self._dispatch is not None:
+            # a reader that still blocks would read at once what handlers had
+            await self._reads_nothing.wait()
             await self._dispatch.abandon()
         await self.ended()
 
@@ -162,6 +165,7 @@ class Consumption:
             self._error = error
         finally:
             self._opened.set()
+            self._reads_nothing.set()
 
     async def _find(self) -> Consumes | None:
         """The group's route, however long the server cannot be reached; None if it was stopped before.
@@ -241,6 +245,7 @@ class Consumption:
             await asyncio.gather(fetching, stopping, return_exceptions=True)
             await reading.close()
             handed_back = await intake.release_strays(dispatch.settler.release) + len(dispatch.leases)
+            self._reads_nothing.set()
             await dispatch.hand_back()
             if handed_back:
                 with contextlib.suppress(AgentStreamError, TimeoutError):

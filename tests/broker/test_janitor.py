@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
 import redis
 
 from agentstream import library
+from agentstream.wire import Wire
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from agentstream_operator.plan.observed import JanitorReport
@@ -296,3 +298,98 @@ async def test_nothing_unsettled_is_ever_trimmed(
     finally:
         admin.config_set("stream-node-max-entries", 100)
     assert trimmed > 500
+
+
+async def consumer(admin: redis.Redis, name: str, *, age: int, group: str = "g") -> None:
+    """A consumer that has done nothing for so many ms, on both of the group's streams."""
+    for key in (KEY, f"{KEY}:retry:{group}"):
+        admin.xgroup_createconsumer(key, group, name)
+    await until(lambda: all(idle >= age for idle in idle_times(admin, name, group)))
+
+
+def idle_times(admin: redis.Redis, name: str, group: str = "g") -> list[int]:
+    """For how many ms a consumer has been idle on each stream that knows it."""
+    return [
+        found["idle"]
+        for key in (KEY, f"{KEY}:retry:{group}")
+        for found in admin.xinfo_consumers(key, group)
+        if found["name"] == name
+    ]
+
+
+@pytest.fixture
+def hasty(stream: redis.Redis) -> redis.Redis:
+    """Who was not heard of for 50 ms is gone."""
+    source = library.source().replace("FORGET = 60000", "FORGET = 50")
+    assert source != library.source()
+    stream.function_load(source, replace=True)
+    return stream
+
+
+async def test_a_consumer_that_was_heard_of_lately_stays(broker: Broker, stream: redis.Redis) -> None:
+    await consumer(stream, "pod.1", age=50)
+    assert (await broker.janitor(spec("g"))).forgotten == 0
+    assert len(idle_times(stream, "pod.1")) == 2
+
+
+async def test_consumers_that_are_gone_leave_both_streams(broker: Broker, hasty: redis.Redis) -> None:
+    for n in range(100):
+        await consumer(hasty, f"pod.{n}", age=0)
+    await until(lambda: min(idle_times(hasty, "pod.99")) > 50)
+    fill(hasty, 1)
+    read(hasty)
+    assert (await broker.janitor(spec("g"))).forgotten == 100
+    assert [found["name"] for found in hasty.xinfo_consumers(KEY, "g")] == ["c"]
+    assert hasty.xinfo_consumers(f"{KEY}:retry:g", "g") == []
+    assert (await broker.janitor(spec("g"))).forgotten == 0
+
+
+@pytest.mark.parametrize("key", [KEY, f"{KEY}:retry:g"])
+async def test_a_consumer_that_holds_entries_of_either_stream_stays(
+    broker: Broker, hasty: redis.Redis, key: str
+) -> None:
+    hasty.xadd(key, {"m": "x"})
+    hasty.xreadgroup("g", "pod.1", {key: ">"})
+    await consumer(hasty, "pod.1", age=50)
+    assert (await broker.janitor(spec("g"))).forgotten == 0
+    assert len(idle_times(hasty, "pod.1")) == 2
+    assert hasty.xpending(key, "g")["pending"] == 1
+
+
+async def test_consumers_of_a_group_that_nobody_declared_stay(broker: Broker, hasty: redis.Redis) -> None:
+    hasty.xgroup_create(KEY, "stranger", "0")
+    hasty.xgroup_create(f"{KEY}:retry:stranger", "stranger", "0", mkstream=True)
+    await consumer(hasty, "c", age=50, group="stranger")
+    assert (await broker.janitor(spec("g"))).forgotten == 0
+
+
+async def test_a_consumer_that_blocks_is_made_again_when_it_was_removed(
+    broker: Broker, hasty: redis.Redis, wire: Wire
+) -> None:
+    retry = f"{KEY}:retry:g"
+    reading = asyncio.create_task(
+        wire.call("XREADGROUP", "GROUP", "g", "pod.1", "BLOCK", 5_000, "STREAMS", KEY, retry, ">", ">")
+    )
+    await until(lambda: idle_times(hasty, "pod.1"))
+    await until(lambda: min(idle_times(hasty, "pod.1")) > 50)
+    assert (await broker.janitor(spec("g"))).forgotten == 1
+    (entry,) = fill(hasty, 1)
+    ((_, ((read_id, _),)),) = await reading
+    assert read_id.decode() == entry
+    ((held, by),) = [(p["message_id"], p["consumer"]) for p in hasty.xpending_range(KEY, "g", "-", "+", 10)]
+    assert (held, by) == (entry, "pod.1")
+    assert (await broker.janitor(spec("g"))).forgotten == 0
+
+
+async def test_a_group_that_lost_its_last_consumer_holds_on_for_a_day_after_nobody_declares_it(
+    broker: Broker, hasty: redis.Redis
+) -> None:
+    await consumer(hasty, "pod.1", age=50)
+    fill(hasty, 300, age=2 * HOUR)
+    fill(hasty, 1)
+    assert (await broker.janitor(spec("g"))).forgotten == 1
+    report = await broker.janitor(spec())
+    assert (report.trimmed, report.held_by) == (0, "g")
+    # as if that had been a day ago
+    hasty.hincrby(f"{KEY}:meta", "left:g", -24 * HOUR)
+    assert (await broker.janitor(spec())).trimmed == 300

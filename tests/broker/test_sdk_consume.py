@@ -372,7 +372,6 @@ async def test_a_group_can_be_consumed_again_after_it_was_left(topology: Topolog
 
 async def test_a_changed_policy_is_followed(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentstream.directory._GOOD_FOR", 0.05)
-    monkeypatch.setattr("agentstream.intake._SWEEP_EVERY", 0.05)
     group = await topology.group("tasks", "coder", max_deliveries=9)
     await send(topology, 1)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:

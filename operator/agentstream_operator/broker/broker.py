@@ -61,7 +61,7 @@ class Broker:
         return await observe.observe(self._connection, key, groups, trusts_lag=trusts_lag)
 
     async def janitor(self, spec: JanitorSpec) -> JanitorReport:
-        """Moves due retries, records checkpoints, trims, and sets the length at which adding is refused."""
+        """Moves due retries, removes gone consumers, records checkpoints, trims, and opens or closes the gate."""
         return await retention.clean(self._connection, spec, trusts_lag=self._capabilities.trusts_lag)
 
     async def apply(self, action: Action) -> Applied:

@@ -1,4 +1,4 @@
-"""One pass of the janitor over a stream: due retries, checkpoints, trimming and admission."""
+"""One pass of the janitor over a stream: due retries, gone consumers, checkpoints, trimming and admission."""
 
 from __future__ import annotations
 
@@ -44,5 +44,6 @@ def _added(before: JanitorReport, latest: JanitorReport) -> JanitorReport:
         overrun=before.overrun + latest.overrun,
         moved=before.moved + latest.moved,
         expired=before.expired + latest.expired,
+        forgotten=before.forgotten + latest.forgotten,
         shortened=before.shortened or latest.shortened,
     )

@@ -117,6 +117,7 @@ class JanitorReport(msgspec.Struct, frozen=True):
         moved: delayed retries that became due.
         more: whether another pass would find more to do at once.
         expired: pending entries that became dead letters because the stream is full.
+        forgotten: consumers removed because nothing had been heard of them for long, and they held nothing.
         unsettled: entries that the slowest declared group has not settled.
         shortened: history younger than `minAge` went because of the length limit.
         refusing: adding is refused just now.
@@ -133,6 +134,7 @@ class JanitorReport(msgspec.Struct, frozen=True):
     moved: int = 0
     more: bool = False
     expired: int = 0
+    forgotten: int = 0
     unsettled: int = 0
     shortened: bool = False
     refusing: bool = False

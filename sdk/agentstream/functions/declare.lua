@@ -60,7 +60,7 @@ local function destroy_group(keys, args)
   if type_of(keys[1]) == 'stream' then destroyed = redis.call('XGROUP', 'DESTROY', keys[1], group) end
   for _, part in ipairs({':retry:', ':delay:', ':stats:', ':parked:'}) do redis.call('UNLINK', base .. part .. group) end
   if redis.call('XLEN', base .. ':dlq:' .. group) == 0 then redis.call('UNLINK', base .. ':dlq:' .. group) end
-  redis.call('HDEL', base .. ':meta', 'checkpoint:' .. group)
+  redis.call('HDEL', base .. ':meta', 'checkpoint:' .. group, 'left:' .. group)
   return destroyed
 end
 

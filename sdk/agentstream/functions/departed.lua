@@ -23,29 +23,43 @@ local function orphan(keys, args)
   return n
 end
 
--- KEYS: stream. ARGV: base, group, prefix. Removes the consumers of a pod that is gone, if they hold nothing: the server
--- would drop what a removed consumer holds. Returns the removed names.
-local function remove_consumers(keys, args)
-  local base, group, prefix, holding, places, removed = args[1], args[2], args[3], {}, {}, {}
-  for _, key in ipairs({keys[1], base .. ':retry:' .. group}) do
+-- Removes those consumers of a group for which `is_gone(name, ms of idleness)` is true, if they hold nothing on either of
+-- its streams: the server would drop what a removed consumer holds. One that lives is made again by its next command.
+-- Returns the removed names.
+local function remove_consumers(key, base, group, is_gone)
+  local found, removed = {}, {}
+  for _, stream in ipairs({key, base .. ':retry:' .. group}) do
     -- where the group is missing, it has no consumers
-    for _, flat in ipairs(redis.pcall('XINFO', 'CONSUMERS', key, group)) do
+    for _, flat in ipairs(redis.pcall('XINFO', 'CONSUMERS', stream, group)) do
       local c = map(flat)
-      if is_of_pod(c.name, prefix) then
-        places[c.name] = places[c.name] or {}
-        table.insert(places[c.name], key)
-        if c.pending > 0 then holding[c.name] = true end
-      end
+      local known = found[c.name] or {streams = {}, pending = 0, idle = c.idle}
+      known.streams[#known.streams + 1] = stream
+      known.pending, known.idle = known.pending + c.pending, math.min(known.idle, c.idle)
+      found[c.name] = known
     end
   end
-  for name, streams in pairs(places) do
-    if not holding[name] then
-      for _, key in ipairs(streams) do redis.call('XGROUP', 'DELCONSUMER', key, group, name) end
+  local remain, last_seen = false
+  for name, c in pairs(found) do
+    if c.pending == 0 and is_gone(name, c.idle) then
+      for _, stream in ipairs(c.streams) do redis.call('XGROUP', 'DELCONSUMER', stream, group, name) end
       removed[#removed + 1] = name
+      last_seen = math.max(last_seen or 0, now_ms() - c.idle)
+    else
+      remain = true
     end
+  end
+  -- should the group be declared no longer, this is how long it has been left
+  if last_seen and not remain then
+    redis.call('HSET', base .. ':meta', 'left:' .. group, string.format('%.0f', last_seen))
   end
   return removed
 end
 
+-- KEYS: stream. ARGV: base, group, prefix. Removes the consumers of a pod that is gone, if they hold nothing. Returns the
+-- removed names.
+local function remove_consumers_of_pod(keys, args)
+  return remove_consumers(keys[1], args[1], args[2], function(name) return is_of_pod(name, args[3]) end)
+end
+
 redis.register_function{function_name = 'as1_orphan', callback = orphan, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_remove_consumers', callback = remove_consumers, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_remove_consumers', callback = remove_consumers_of_pod, flags = {'allow-oom'}}

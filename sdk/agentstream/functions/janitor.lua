@@ -1,11 +1,15 @@
--- Retention and admission.
+-- Retention and admission, and consumers that are no more.
+
+-- A consumer reads every few seconds, or holds something. One that did neither for so many ms is gone.
+local FORGET = 60000
 
 -- A group nobody declared counts while a consumer was seen within a day.
-local function is_alive(key, group)
+local function is_alive(key, base, group, now)
   for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
     if map(flat).idle < CLAIMABLE then return true end
   end
-  return false
+  local left = redis.call('HGET', base .. ':meta', 'left:' .. group)
+  return left and now - left < CLAIMABLE
 end
 
 local function set_if_changed(key, value)
@@ -52,14 +56,14 @@ local function trim_oldest(key, base, length, max_length, limit, declared, waiti
 end
 
 -- The groups that retention respects, and the first declared one that is missing.
-local function counted_groups(key, declared)
+local function counted_groups(key, base, declared, now)
   local groups, counted = groups_of(key), {}
   for _, d in ipairs(declared) do
     if not groups[d.name] then return nil, d.name end
     counted[d.name] = groups[d.name]
   end
   for name, g in pairs(groups) do
-    if not counted[name] and is_alive(key, name) then counted[name] = g end
+    if not counted[name] and is_alive(key, base, name, now) then counted[name] = g end
   end
   return counted
 end
@@ -97,13 +101,14 @@ end
 
 -- KEYS: stream. ARGV: base, retention, max length, max bytes (0: none), on full, limit, trust the server's lag? (0|1),
 -- broadcast? (0|1), then of each declared group: name, lease, age of dead letters to keep (0: all, and none are made).
--- Moves due retries, records each group's checkpoint, trims what all groups have settled and the retention allows, forgets
--- what was given up before, and publishes the length at which adding is refused. Returns a JSON object of what it did and saw.
+-- Moves due retries, removes consumers that are gone, records each group's checkpoint, trims what all groups have settled
+-- and the retention allows, forgets what was given up before, and publishes the length at which adding is refused. Returns
+-- a JSON object of what it did and saw.
 local function janitor(keys, args)
   local key, base, retention, max_length, max_bytes = keys[1], args[1], tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
   local on_full, limit, trusted, broadcast = args[5], tonumber(args[6]), args[7] == '1', args[8] == '1'
-  local now, r = now_ms(), {trimmed = 0, overrun = 0, moved = 0, expired = 0, shortened = false, refusing = false,
-    more = false}
+  local now, r = now_ms(), {trimmed = 0, overrun = 0, moved = 0, expired = 0, forgotten = 0, shortened = false,
+    refusing = false, more = false}
   local declared = {}
   for i = 9, #args, 3 do
     declared[#declared + 1] = {name = args[i], lease = tonumber(args[i + 1]), keep_dead = tonumber(args[i + 2])}
@@ -117,9 +122,12 @@ local function janitor(keys, args)
   local info = map(redis.call('XINFO', 'STREAM', key))
   r.length = info.length
   local counted
-  counted, r.missing = counted_groups(key, declared)
+  counted, r.missing = counted_groups(key, base, declared, now)
   -- where a missing group will resume is not known, so nothing may go
   if r.missing then return cjson.encode(r) end
+  for _, d in ipairs(declared) do
+    r.forgotten = r.forgotten + #remove_consumers(key, base, d.name, function(_, idle) return idle >= FORGET end)
+  end
   -- a clock that jumped ahead trims nothing before new entries arrive at the new time
   local clock = math.min(now, ms_of(info['last-generated-id']))
   local open, waiting, pending = {}, {}, {}
