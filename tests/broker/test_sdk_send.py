@@ -7,16 +7,19 @@ import time
 
 import pytest
 
+from agentstream.counters import SHED
 from agentstream.errors import (
     AccessDenied,
     Backpressure,
     ConnectionLost,
     InvalidMessage,
+    MessageExpired,
     NoRoute,
     ServerRefused,
     StreamMissing,
 )
 from agentstream.message import decode
+from agentstream.send import Outgoing, SentMessage
 from agentstream.testing import Faults
 from agentstream.wire import Wire
 from support.servers import Server
@@ -203,3 +206,140 @@ async def test_after_a_reconnect_routes_are_read_again(proxy: Faults, declared: 
             return (await planner.send_message(to="coder", type="event", payload={})).stream == "news"
 
         await until(goes_to_news)
+
+
+async def test_of_a_batch_those_are_added_that_fit(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 3)
+    async with declared.agent("planner") as planner:
+        results = await asyncio.gather(
+            *(
+                planner.send_message(to="coder", type="event", payload={"n": n}, on_full="raise")
+                for n in range(10)
+            ),
+            return_exceptions=True,
+        )
+    assert [isinstance(result, Backpressure) for result in results] == [False] * 3 + [True] * 7
+    assert await numbers_on(wire) == [0, 1, 2]
+
+
+async def test_those_that_were_refused_come_when_there_is_room(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 3)
+    async with declared.agent("planner") as planner:
+        sending = [
+            asyncio.create_task(planner.send_message(to="coder", type="event", payload={"n": n}))
+            for n in range(10)
+        ]
+        await asyncio.gather(*sending[:3])
+        assert not any(task.done() for task in sending[3:])
+        await wire.call("SET", "{test.tasks}:gate", 10)
+        await asyncio.gather(*sending)
+    assert sorted(await numbers_on(wire)) == list(range(10))
+
+
+async def test_full_is_an_error_at_once_where_that_is_wanted(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 0)
+    async with declared.agent("planner") as planner:
+        with pytest.raises(Backpressure):
+            await planner.send_message(to="coder", type="task_request", payload={}, on_full="raise")
+
+
+async def test_events_may_be_shed_and_are_counted(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 1)
+    async with declared.agent("planner") as planner:
+        sent = [
+            await planner.send_message(to="coder", type="event", payload={}, on_full="shed") for _ in range(3)
+        ]
+        assert [one is None for one in sent] == [False, True, True]
+        assert planner._counters.of(SHED, "tasks") == 2
+        with pytest.raises(InvalidMessage, match="only events may be shed"):
+            await planner.send_message(to="coder", type="task_request", payload={}, on_full="shed")
+
+
+async def test_a_stream_that_vanishes_refuses_the_rest_until_it_is_back(
+    declared: Topology, wire: Wire
+) -> None:
+    async with declared.agent("planner") as planner:
+
+        async def sender(first: int) -> None:
+            for n in range(first, 400, 8):
+                await planner.send_message(to="coder", type="event", payload={"n": n})
+
+        senders = [asyncio.create_task(sender(first)) for first in range(8)]
+        await until(lambda: wire.call("XLEN", "{test.tasks}"))
+        before = set(await numbers_on(wire))
+        await wire.call("RENAME", "{test.tasks}", "{test.tasks}:aside")
+        before |= set(await numbers_on(wire, "{test.tasks}:aside"))
+        await declared.stream("tasks")
+        await asyncio.gather(*senders)
+    after = await numbers_on(wire)
+    assert sorted([*before, *after]) == list(range(400))
+
+
+async def test_a_message_that_expires_while_it_waits_is_not_sent(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 0)
+    async with declared.agent("planner") as planner:
+        with pytest.raises(MessageExpired):
+            await planner.send_message(
+                to="coder", type="event", payload={}, expires_at=time.time() + 0.05, timeout=10
+            )
+    assert await wire.call("XLEN", "{test.tasks}") == 0
+
+
+async def test_a_message_that_expires_behind_others_is_not_sent(
+    proxy: Faults, declared: Topology, wire: Wire
+) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
+        await planner.send_message(to="coder", type="event", payload={"n": 0})
+        with proxy.hold():
+            first = asyncio.create_task(planner.send_message(to="coder", type="event", payload={"n": 1}))
+            await asyncio.sleep(0)
+            expires_at = time.time() + 0.05
+            second = asyncio.create_task(
+                planner.send_message(to="coder", type="event", payload={"n": 2}, expires_at=expires_at)
+            )
+            await until(lambda: time.time() > expires_at)
+        await first
+        with pytest.raises(MessageExpired):
+            await second
+    assert await numbers_on(wire) == [0, 1]
+
+
+async def test_a_key_of_ones_own_is_added_once_within_an_hour(declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner") as planner:
+
+        async def send(once: str | None, stream: str = "tasks") -> SentMessage:
+            return await planner.send_message(stream=stream, type="task_result", payload={}, once=once)
+
+        first = await send("result-7")
+        again = await asyncio.gather(*(send("result-7") for _ in range(3)))
+        others = [await send("result-8"), await send(None), await send("result-7", stream="news")]
+        twins = await asyncio.gather(send("result-9"), send("result-9"))
+        with pytest.raises(InvalidMessage, match="once="):
+            await send("")
+    assert {one.entry for one in again} == {first.entry}
+    assert len({(one.stream, one.entry) for one in (first, *others)}) == 4
+    assert twins[0].entry == twins[1].entry
+    assert await wire.call("XLEN", "{test.tasks}") == 4
+    assert 3_500_000 < await wire.call("PTTL", "{test.tasks}:once:result-7") <= 3_600_000
+
+
+async def test_each_entry_with_an_ordering_key_names_the_one_before_it(
+    declared: Topology, wire: Wire
+) -> None:
+    async with declared.agent("planner") as planner:
+        sent = await planner.send_many(
+            [Outgoing(to="coder", type="event", payload={}, key=key) for key in ("a", "b", "a", None, "a")]
+        )
+        last = await planner.send_message(to="coder", type="event", payload={}, key="b")
+    entries = [fields_of(fields) for _, fields in await wire.call("XRANGE", "{test.tasks}", "-", "+")]
+    before = [fields.get("p", b"").decode() for fields in entries]
+    assert before == ["0-0", "0-0", sent[0].entry, "", sent[2].entry, sent[1].entry]
+    assert [decode(fields["m"]).key for fields in entries] == ["a", "b", "a", None, "a", "b"]
+    order = fields_of(await wire.call("HGETALL", "{test.tasks}:order"))
+    assert order == {"a": sent[4].entry.encode(), "b": last.entry.encode()}
+
+
+async def numbers_on(wire: Wire, key: str = "{test.tasks}") -> list[int]:
+    """The numbers of the messages on a stream."""
+    entries = await wire.call("XRANGE", key, "-", "+")
+    return [decode(fields_of(fields)["m"]).payload["n"] for _, fields in entries]
