@@ -19,6 +19,7 @@ from agentstream.keys import nudge_channel
 from agentstream.message import MessageType
 from agentstream.messenger import Messenger
 from agentstream.payloads import Payload
+from agentstream.renewal import Renewal
 from agentstream.replies import Replies
 from agentstream.running import run
 from agentstream.settings import Settings
@@ -49,6 +50,7 @@ class Agent(Messenger):
         super().__init__(settings)
         self._ends_on_signals = ends_on_signals
         self._control = self._wire("control")
+        self._renewal = Renewal(settings.endpoint, f"agentstream:{self.namespace}.{self.name}:renew")
         self._consumer = Consumer(
             agent=self.name,
             name=f"{settings.pod}.{base36(next(_starts))}",
@@ -69,6 +71,7 @@ class Agent(Messenger):
                 self._write.call,
                 lambda message, timeout: self._sender.send(message, None, timeout),
             ),
+            renewal=self._renewal,
         )
         self._handlers = Handlers()
         self._consumptions: list[Consumption] = []
@@ -242,6 +245,7 @@ class Agent(Messenger):
         self.stop()
         try:
             await asyncio.gather(*(consumption.aclose() for consumption in self._consumptions))
+            self._renewal.close()
             await self._requests.close(self._write.call)
             await self._sender.close()
             await asyncio.gather(self._write.close(), self._control.close(), self._pushes.close())
@@ -252,6 +256,7 @@ class Agent(Messenger):
 
     async def _crash(self) -> None:
         """Ends as by SIGKILL, for tests: nothing more is said to the server, so nothing is handed back."""
+        self._renewal.close()
         await asyncio.gather(self._sender.close(), self._write.close(), self._control.close())
         for consumption in self._consumptions:
             consumption.cancel_workers()

@@ -8,23 +8,10 @@ nothing else starts before it is settled.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 from agentstream.entries import Entry
-from agentstream.message import Message
 
 ALONE_FROM = 3
-
-
-class Waiting:
-    """An entry with its message and what was read from its payload, ready to be handed out."""
-
-    __slots__ = ("entry", "message", "payload")
-
-    def __init__(self, entry: Entry, message: Message, payload: Any) -> None:
-        self.entry = entry
-        self.message = message
-        self.payload = payload
 
 
 class Buffer:
@@ -36,8 +23,8 @@ class Buffer:
 
     def __init__(self, patience: float) -> None:
         self.patience = patience
-        self._ordinary: deque[Waiting] = deque()
-        self._suspect: deque[Waiting] = deque()
+        self._ordinary: deque[Entry] = deque()
+        self._suspect: deque[Entry] = deque()
         self._suspect_since: float | None = None
         self._alone: Entry | None = None
 
@@ -50,12 +37,11 @@ class Buffer:
         """When a suspect that waits for others to end starts anyway; None if none waits."""
         return None if self._suspect_since is None else self._suspect_since + self.patience
 
-    def put(self, waiting: Waiting) -> None:
+    def put(self, entry: Entry) -> None:
         """Adds a delivery."""
-        is_suspect = waiting.entry.next_attempt >= ALONE_FROM
-        (self._suspect if is_suspect else self._ordinary).append(waiting)
+        (self._suspect if entry.next_attempt >= ALONE_FROM else self._ordinary).append(entry)
 
-    def take(self, running: int, now: float) -> Waiting | None:
+    def take(self, running: int, now: float) -> Entry | None:
         """The delivery that starts next; None if none may.
 
         Args:
@@ -71,9 +57,8 @@ class Buffer:
         if running and now < self._suspect_since + self.patience:
             return None
         self._suspect_since = None
-        waiting = self._suspect.popleft()
-        self._alone = waiting.entry
-        return waiting
+        self._alone = self._suspect.popleft()
+        return self._alone
 
     def ended(self, entry: Entry) -> None:
         """Notes that a delivery that was taken is settled, or could not start."""
@@ -83,16 +68,14 @@ class Buffer:
     def discard(self, entry: Entry) -> None:
         """Removes a delivery that is not held any more."""
         for queue in (self._ordinary, self._suspect):
-            for waiting in queue:
-                if waiting.entry is entry:
-                    queue.remove(waiting)
-                    break
+            if entry in queue:
+                queue.remove(entry)
         if not self._suspect:
             self._suspect_since = None
 
     def clear(self) -> list[Entry]:
         """Removes and returns everything that waits."""
-        entries = [waiting.entry for queue in (self._ordinary, self._suspect) for waiting in queue]
+        entries = [*self._ordinary, *self._suspect]
         self._ordinary.clear()
         self._suspect.clear()
         self._suspect_since = None

@@ -21,6 +21,7 @@ from agentstream.intake import Intake
 from agentstream.message import Message
 from agentstream.payloads import Payload
 from agentstream.pushes import Nudge, Pushes
+from agentstream.renewal import Renewal
 from agentstream.replies import Replies
 from agentstream.routes import Consumes
 from agentstream.signing import Keyring
@@ -42,7 +43,7 @@ class Consumer:
         pod_prefix: what the names of consumers of this process's pod start with.
         directory: where routes are looked up.
         write: the connection for sending and settling.
-        control: the connection for renewing, sweeping and claiming.
+        control: the connection for sweeping, claiming and starting.
         pushes: what is published to the agent.
         nudges: the channel on which the agent's processes wake each other up.
         reading: makes a connection for blocking reads of a stream.
@@ -50,6 +51,7 @@ class Consumer:
         keyring: the keys of signed streams.
         counters: where messages without a valid signature are counted.
         contracts: what payloads must be.
+        renewal: renews what is held.
     """
 
     agent: str
@@ -66,6 +68,7 @@ class Consumer:
     counters: Counters
     contracts: Contracts
     replies: Replies
+    renewal: Renewal
 
 
 class Consumption:
@@ -96,6 +99,15 @@ class Consumption:
         self._error: BaseException | None = None
         self._workers: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
+    def worked_on(self) -> None:
+        """Notes that the task that calls this handles deliveries."""
+        if (worker := asyncio.current_task()) is not None:
+            self._workers.add(worker)
+
+    def take(self) -> Delivery[Any] | None:
+        """The next delivery, if there is one just now."""
+        return None if self._dispatch is None else self._dispatch.take()
+
     async def next(self) -> Delivery[Any]:
         """The next delivery.
 
@@ -104,8 +116,7 @@ class Consumption:
             NotConsumer: the agent consumes no such group.
             AgentStreamError: this process consumes the group already.
         """
-        if (worker := asyncio.current_task()) is not None:
-            self._workers.add(worker)
+        self.worked_on()
         if self._life is None and not self._stopping.is_set():
             self._life = asyncio.create_task(self._live(), name=f"consume {self._stream}")
         if self._life is not None:
@@ -216,6 +227,7 @@ class Consumption:
             keyring=who.keyring,
             counters=who.counters,
             replies=who.replies,
+            renewal=who.renewal,
         )
         intake = Intake(
             reading=reading,
@@ -230,12 +242,12 @@ class Consumption:
         unlisten = who.pushes.listen(who.nudges, lambda word: self._nudged(word, intake))
         self._dispatch = dispatch
         self._opened.set()
-        keeping = asyncio.create_task(dispatch.leases.keep())
+        who.renewal.add(dispatch.leases)
         fetching = asyncio.create_task(intake.run())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            done, _ = await asyncio.wait({keeping, fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            # only a mistake in this package ends fetching or keeping by itself
+            done, _ = await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            # only a mistake in this package ends fetching by itself
             self._error = next((task.exception() for task in done if task.exception()), self._error)
         finally:
             self.stop()
@@ -252,8 +264,7 @@ class Consumption:
                     async with asyncio.timeout(_NUDGE_PATIENCE):
                         await who.control.call("PUBLISH", who.nudges, Nudge.SWEEP)
             await dispatch.ended()
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            who.renewal.remove(dispatch.leases)
 
     def _nudged(self, word: bytes, intake: Intake) -> None:
         """What this process would find out by itself, only later."""
@@ -298,6 +309,11 @@ class Deliveries(AsyncIterator[Delivery[Payload]], Generic[Payload]):
         self._consumption = consumption
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    def __aiter__(self) -> Self:
+        """Itself; the task that iterates is known from here on."""
+        self._consumption.worked_on()
+        return self
+
     async def __anext__(self) -> Delivery[Payload]:
         """The next delivery.
 
@@ -305,6 +321,9 @@ class Deliveries(AsyncIterator[Delivery[Payload]], Generic[Payload]):
             NotConsumer: the agent consumes no such group; the message says what is declared.
             SettingsError: the stream has contracts, and what checks them is not installed.
         """
+        delivery = self._consumption.take()
+        if delivery is not None:
+            return delivery
         self._loop = asyncio.get_running_loop()
         return await self._consumption.next()
 

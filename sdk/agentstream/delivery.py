@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from enum import Enum
 from types import TracebackType
 from typing import Any, Generic, Self
 
@@ -16,6 +18,7 @@ from agentstream.routes import Consumes
 from agentstream.settle import Settler
 from agentstream.triage import Reason
 
+_DEADLINE_EXCEEDED = "DeadlineExceeded: the handler was not done by its deadline"
 _log = logging.getLogger("agentstream")
 
 
@@ -45,6 +48,17 @@ class Reject(Exception):  # noqa: N818 - as above
         self.reason = reason
 
 
+class Interruption(Enum):
+    """Why a handler is cancelled from outside."""
+
+    LOST = "its lease was lost"
+    DEADLINE = "its deadline is over"
+
+
+Extend = Callable[["Delivery[Any]", Entry, float], Awaitable[bool]]
+"""Moves the deadline of a delivery to so many seconds from now; returns whether its entry is held."""
+
+
 class Delivery(Generic[Payload]):
     """One attempt to handle one message.
 
@@ -56,48 +70,68 @@ class Delivery(Generic[Payload]):
     which ends as a dead letter after the group's `maxDeliveries`, and the exception goes no further than the
     log; by `Retry` or `Reject` as these say; by cancellation with `release`.
 
-    Attributes:
-        message: the message.
-        payload: its payload, as a value of the type that was asked for.
-        stream: name of the AgentStream.
-        entry: id of the entry on the main stream, the same for every attempt.
-        attempt: the number of this attempt, counted from 1.
+    The block is cancelled when the lease turns out to be lost, and when the group's `delivery.deadline` is
+    over. Like that of `asyncio.timeout`, this cancellation ends with the block. After a deadline the attempt has
+    failed: a retry follows, or the dead letter, unless the block ends normally nevertheless. Without
+    `async with` there is nothing to cancel: a lost lease shows in `held`, and at the deadline the message is
+    given to a retry.
     """
 
     __slots__ = (
+        "_cancelled",
+        "_cancelling",
         "_entry",
-        "_outcome",
+        "_extend",
+        "_interrupted",
         "_policy",
         "_settler",
+        "_task",
         "_verb",
-        "attempt",
-        "entry",
-        "message",
-        "payload",
-        "stream",
+        "deadline",
     )
 
     def __init__(
-        self, entry: Entry, message: Message, payload: Payload, policy: Consumes, settler: Settler
+        self, entry: Entry, policy: Consumes, settler: Settler, extend: Extend, deadline: float | None
     ) -> None:
-        self.message = message
-        self.payload = payload
-        self.stream = policy.stream
-        self.entry = entry.origin
-        self.attempt = entry.attempts
+        self.deadline = deadline
+        """When the handler is cancelled, by the event loop's clock in seconds; None for never."""
         self._entry = entry
         self._policy = policy
         self._settler = settler
+        self._extend = extend
         self._verb = ""
-        self._outcome: asyncio.Future[bool] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._interrupted: Interruption | None = None
+        self._cancelled = False
 
     def __repr__(self) -> str:
         """Says which message it is, not what is in it."""
         return f"<Delivery of {self.message.type} {self.message.id} on {self.stream}, attempt {self.attempt}>"
 
-    def begin(self) -> None:
-        """A handler has it from now on."""
-        self._entry.begun = True
+    @property
+    def message(self) -> Message:
+        """The message."""
+        return self._entry.message
+
+    @property
+    def payload(self) -> Payload:
+        """Its payload, as a value of the type that was asked for."""
+        return self._entry.payload  # type: ignore[no-any-return] # it was read as one
+
+    @property
+    def stream(self) -> str:
+        """Name of the AgentStream."""
+        return self._policy.stream
+
+    @property
+    def entry(self) -> str:
+        """Id of the entry on the main stream, the same for every attempt."""
+        return self._entry.origin
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, counted from 1."""
+        return self._entry.attempts
 
     @property
     def fence(self) -> int:
@@ -116,7 +150,7 @@ class Delivery(Generic[Payload]):
     @property
     def settled(self) -> bool:
         """Whether it was decided what becomes of the message."""
-        return self._outcome is not None
+        return bool(self._verb)
 
     def once(self, key: str, *, ttl: float = WEEK) -> Once:
         """An effect outside that the group must not repeat, though the message may be handled twice.
@@ -146,8 +180,8 @@ class Delivery(Generic[Payload]):
 
     async def ack(self) -> bool:
         """The message is handled."""
-        if self._outcome is None:
-            self._decide("ack", self._settler.ack(self._entry))
+        if self._decides("ack"):
+            self._settler.ack(self._entry)
         return await self._answer("ack")
 
     async def retry(self, after: float | None = None, reason: str = "") -> bool:
@@ -157,8 +191,8 @@ class Delivery(Generic[Payload]):
             after: seconds from now; by the group's policy if None.
             reason: why, for whoever reads the dead letter.
         """
-        if self._outcome is None:
-            self._decide("retry", self._later(after, reason))
+        if self._decides("retry"):
+            self._try_again(after, reason)
         return await self._answer("retry")
 
     async def dead_letter(self, reason: str) -> bool:
@@ -169,8 +203,8 @@ class Delivery(Generic[Payload]):
         Args:
             reason: why, for whoever reads the dead letter.
         """
-        if self._outcome is None:
-            self._decide("dead_letter", self._give_up(reason, ""))
+        if self._decides("dead_letter"):
+            self._settler.give_up(self._entry, self._policy, reason, "")
         return await self._answer("dead_letter")
 
     async def release(self) -> bool:
@@ -178,9 +212,23 @@ class Delivery(Generic[Payload]):
 
         It comes after what is waiting on the stream by now, and this process may be the one that gets it.
         """
-        if self._outcome is None:
-            self._decide("release", self._settler.release(self._entry))
+        if self._decides("release"):
+            self._settler.release(self._entry)
         return await self._answer("release")
+
+    async def extend(self, seconds: float) -> bool:
+        """Moves the deadline; where there is none, only asks the server.
+
+        Args:
+            seconds: from now to the new deadline.
+
+        Returns:
+            Whether this process still holds the message and has not settled it; the server is asked, and
+            where it does not answer, it is what is known here.
+        """
+        if self._verb or self._interrupted is not None or self._entry.lost:
+            return False
+        return await self._extend(self, self._entry, seconds)
 
     async def reply(self, payload: Any, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - as in `send_message`
         """Answers the message; it is settled by something else.
@@ -201,21 +249,41 @@ class Delivery(Generic[Payload]):
 
     async def __aenter__(self) -> Self:
         """Starts handling."""
+        task = self._task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task is not None else 0
+        if self._interrupted is not None:
+            self._cancel()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Settles by how the block ended, unless it was settled in it."""
+        task, self._task = self._task, None
+        if error is None:
+            # that it was cancelled and ended normally nevertheless is no failure
+            self._is_over(task)
+            if not self._verb:
+                await self.ack()
+            return False
+        swallowed = self._is_over(task) and isinstance(error, asyncio.CancelledError)
         if isinstance(error, Exception):
             await self._failed(error)
             return True
-        if not self.settled:
-            await (self.ack() if error is None else self.release())
-        return False
+        if not self._verb:
+            is_late = self._interrupted is Interruption.DEADLINE
+            await (self.retry(reason=_DEADLINE_EXCEEDED) if is_late else self.release())
+        return swallowed
+
+    def _is_over(self, task: asyncio.Task[Any] | None) -> bool:
+        """Takes back this delivery's cancellation of the task. Returns whether it was the only one."""
+        if task is None or not self._cancelled:
+            return False
+        self._cancelled = False
+        return task.uncancel() <= self._cancelling
 
     async def _failed(self, error: Exception) -> None:
-        if self.settled:
+        if self._verb:
             if not isinstance(error, Retry | Reject):
                 _log.error("%r: failed after it was settled", self, exc_info=error)
         elif isinstance(error, Retry):
@@ -226,21 +294,52 @@ class Delivery(Generic[Payload]):
             _log.warning("%r: failed", self, exc_info=error)
             await self.retry(reason=f"{type(error).__name__}: {error}")
 
-    def _later(self, after: float | None, reason: str) -> asyncio.Future[bool]:
+    def _lose(self) -> None:
+        """The lease is known to be lost."""
+        if not self._verb:
+            self._interrupt(Interruption.LOST)
+
+    def _expire(self) -> None:
+        """The deadline is over."""
+        if self._verb or self._interrupted is not None:
+            return
+        _log.warning("%r: was not handled by its deadline", self)
+        self._interrupt(Interruption.DEADLINE)
+        if self._task is None and self._decides("expire"):
+            self._try_again(None, _DEADLINE_EXCEEDED)
+
+    def _interrupt(self, why: Interruption) -> None:
+        was_interrupted, self._interrupted = self._interrupted is not None, why
+        if not was_interrupted:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        """Cancels the handler, unless it has ended by then."""
+        if self._task is None:
+            return
+        if self._task is asyncio.current_task():
+            # it would be cancelled after the block, were there no await in it
+            asyncio.get_running_loop().call_soon(self._cancel)
+        else:
+            self._cancelled = self._task.cancel()
+
+    def _try_again(self, after: float | None, reason: str) -> None:
         if self._entry.attempts >= self._policy.max_deliveries:
-            return self._give_up(Reason.MAX_DELIVERIES, reason)
+            self._settler.give_up(self._entry, self._policy, Reason.MAX_DELIVERIES, reason)
+            return
         delay = retry_delay(self._policy, self.attempt, unit()) if after is None else round(after * 1000)
-        return self._settler.retry(self._entry, max(delay, 0), "", reason)
+        self._settler.retry(self._entry, max(delay, 0), "", reason)
 
-    def _give_up(self, reason: str, error: str) -> asyncio.Future[bool]:
-        return self._settler.give_up(self._entry, self._policy, reason, error)
-
-    def _decide(self, verb: str, outcome: asyncio.Future[bool]) -> None:
+    def _decides(self, verb: str) -> bool:
+        """Whether this verb is the first, and there is something to settle."""
+        if self._verb:
+            return False
         self._verb = verb
-        self._outcome = outcome
+        if self._entry.lost:
+            self._settler.forgo(self._entry)
+            return False
+        return True
 
     async def _answer(self, verb: str) -> bool:
         """The outcome, if this verb decided it. It is carried out even if the caller is cancelled."""
-        if self._outcome is None or self._verb != verb:
-            return False
-        return await asyncio.shield(self._outcome)
+        return self._verb == verb and await self._entry.settled()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from agentstream.buffer import Buffer, Waiting
+from agentstream.buffer import Buffer
 from agentstream.calls import GroupCalls
 from agentstream.counters import UNVERIFIED, Counters
+from agentstream.deadline import Deadlines
 from agentstream.delivery import Delivery
 from agentstream.entries import Entry
 from agentstream.errors import AgentStreamError
 from agentstream.intake import Slots
-from agentstream.lease import Leases, batches
+from agentstream.lease import Leases, Renews, batches
+from agentstream.library import DONE
 from agentstream.message import Message
 from agentstream.replies import Replies
 from agentstream.routes import Consumes
@@ -44,6 +47,7 @@ class Dispatch:
         keyring: the keys of signed streams.
         counters: where messages without a valid signature are counted.
         replies: answers requests.
+        renewal: renews what is held.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Dispatch:
         keyring: Keyring,
         counters: Counters,
         replies: Replies,
+        renewal: Renews,
     ) -> None:
         self._agent = agent
         self._policy = policy
@@ -70,13 +75,18 @@ class Dispatch:
         self._verifier = Verifier(keyring, policy.stream, policy.key)
         self._counters = counters
         self.calls = GroupCalls(policy, consumer)
-        self.leases = Leases(control_call, self.calls, policy.lease / 1000, self._lost)
+        self.leases = Leases(self.calls, policy.lease / 1000, renewal, self._lost)
         self.settler = Settler(settle_call, self.calls, self.leases, self._ended, on_delayed, replies=replies)
         self._buffer = Buffer(self.leases.lease)
         self.slots = Slots(concurrency, lambda: len(self.leases), lambda: len(self._buffer))
-        self._ready: asyncio.Queue[Delivery[Any] | None] = asyncio.Queue()
+        # begun, but not handed out
+        self._ready: deque[Entry] = deque()
+        # None for those that are about to be begun, or were and are not handed out
         self._running: dict[Entry, Delivery[Any] | None] = {}
-        self._wanted = 0
+        self._deadlines = Deadlines(lambda: filter(None, self._running.values()))
+        self._time = asyncio.get_running_loop().time
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._to_start: list[Entry] = []
         self._starting = 0
         self._starts: set[asyncio.Task[None]] = set()
         self._suspect_timer: asyncio.TimerHandle | None = None
@@ -97,56 +107,67 @@ class Dispatch:
     def accept(self, entries: Iterable[Entry]) -> None:
         """Takes entries that came in: holds them, and decides what becomes of them."""
         for entry in entries:
-            if not self.leases.hold(entry):
-                continue
-            verdict = triage(
-                entry, self._policy, self._agent, time.time(), flaw_of=self._verifier.flaw, read=self._read
-            )
-            if isinstance(verdict, Deliver):
-                if verdict.flaw is not None:
-                    self._warn(entry, verdict.flaw)
-                self._buffer.put(Waiting(entry, verdict.message, verdict.payload))
-            elif isinstance(verdict, Skip):
-                self.settler.skip(entry)
-            elif isinstance(verdict, Later):
-                self.settler.put_off(entry, int(verdict.delay * 1000), verdict.reason, verdict.error)
+            if self.leases.hold(entry):
+                self._admit(entry)
+        self._look_again()
+
+    def take(self) -> Delivery[Any] | None:
+        """The next delivery, if one can be handed out just now."""
+        if self._closed:
+            return None
+        while self._ready:
+            begun = self._ready.popleft()
+            if not begun.lost:
+                return self._hand_out(begun)
+            self._ended((begun,))
+        now = time.monotonic()
+        # as many starts are under way as there are others who wait: what starts now would be for nobody
+        while self._starting <= len(self._waiters):
+            entry = self._buffer.take(len(self._running), now)
+            if entry is None:
+                self._watch_suspects()
+                return None
+            if entry.lease_until < now:
+                # renewing failed for so long that another consumer may have it; if not, it is found again
+                self._buffer.ended(entry)
+                self.leases.let_go(entry)
+                self._on_doubt()
+            elif entry.message.expires_at is not None and is_expired(entry.message, time.time()):
+                self._give_up(entry, GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free"))
+            elif entry.started:
+                return self._hand_out(entry)
             else:
-                self._give_up(entry, verdict)
-        self._pump()
+                self._start_soon(entry)
+        return None
 
     async def next(self) -> Delivery[Any] | None:
         """The next delivery; None when there will be no more. A cancelled caller loses nothing."""
-        while True:
-            self._wanted += 1
+        while (delivery := self.take()) is None and not self._closed:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
             try:
-                self._pump()
-                delivery = await self._ready.get()
-            finally:
-                self._wanted -= 1
-            if delivery is None:
-                # for the next one who waits
-                self._ready.put_nowait(None)
-                return None
-            if delivery.held and not self._closed:
-                delivery.begin()
-                return delivery
-            await delivery.release()
+                await waiter
+            except asyncio.CancelledError:
+                if not waiter.cancelled():
+                    # it was woken up: what for is another's
+                    self._wake(1)
+                elif waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                raise
+        return delivery
 
     def close(self) -> None:
         """No delivery starts from here on."""
-        if not self._closed:
-            self._closed = True
-            self._ready.put_nowait(None)
+        self._closed = True
+        self._wake(len(self._waiters))
 
     async def hand_back(self) -> None:
         """Releases everything that no handler has."""
-        await asyncio.gather(*self._starts)
-        await self.settler.release(*self._buffer.clear())
-        while not self._ready.empty():
-            delivery = self._ready.get_nowait()
-            if delivery is not None:
-                await delivery.release()
-        self._ready.put_nowait(None)
+        while self._to_start or self._starts:
+            await asyncio.gather(*self._starts)
+            await asyncio.sleep(0)
+        await self.settler.release(*self._buffer.clear(), *self._ready)
+        self._ready.clear()
 
     async def abandon(self) -> None:
         """Releases what handlers still have."""
@@ -160,8 +181,26 @@ class Dispatch:
             self._idle.clear()
             await self._idle.wait()
         await self.settler.drain()
+        self._deadlines.cancel()
         if self._suspect_timer is not None:
             self._suspect_timer.cancel()
+
+    def _admit(self, entry: Entry) -> None:
+        """Decides what becomes of an entry."""
+        verdict = triage(
+            entry, self._policy, self._agent, time.time(), flaw_of=self._verifier.flaw, read=self._read
+        )
+        if isinstance(verdict, Deliver):
+            if verdict.flaw is not None:
+                self._warn(entry, verdict.flaw)
+            entry.message, entry.payload = verdict.message, verdict.payload
+            self._buffer.put(entry)
+        elif isinstance(verdict, Skip):
+            self.settler.skip(entry)
+        elif isinstance(verdict, Later):
+            self.settler.put_off(entry, int(verdict.delay * 1000), verdict.reason, verdict.error)
+        else:
+            self._give_up(entry, verdict)
 
     def _warn(self, entry: Entry, flaw: Reason) -> None:
         count = self._counters.add(UNVERIFIED, self._policy.stream, self._policy.group, flaw)
@@ -183,35 +222,51 @@ class Dispatch:
         )
         self.settler.give_up(entry, self._policy, verdict.reason, verdict.error)
 
-    def _pump(self) -> None:
-        """Starts deliveries for those who wait for one."""
-        now = asyncio.get_running_loop().time()
-        again: list[Waiting] = []
-        while not self._closed and self._wanted > self._ready.qsize() + self._starting:
-            waiting = self._buffer.take(len(self._running), now)
-            if waiting is None:
-                break
-            entry = waiting.entry
-            if entry.lease_until < now:
-                # renewing failed for so long that another consumer may have it; if not, it is found again
-                self._buffer.ended(entry)
-                self.leases.let_go(entry)
-                self._on_doubt()
-            elif is_expired(waiting.message, time.time()):
-                self._give_up(entry, GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free"))
-            elif entry.started:
-                self._start(waiting)
-            else:
-                self._running[entry] = None
-                self._starting += 1
-                entry.busy = True
-                again.append(waiting)
-        if again:
-            task = asyncio.create_task(self._begin(again))
-            self._starts.add(task)
-            task.add_done_callback(self._starts.discard)
-        self._watch_suspects()
+    def _hand_out(self, entry: Entry) -> Delivery[Any]:
+        """A handler gets the entry now."""
+        entry.begun = True
+        deadline = None
+        if self._policy.deadline:
+            deadline = self._time() + self._policy.deadline / 1000
+            self._watch(entry, deadline)
+        delivery = Delivery[Any](entry, self._policy, self.settler, self._extend, deadline)
+        self._running[entry] = delivery
+        if not len(self._buffer):
+            self.slots.changed()
+        return delivery
+
+    def _watch(self, entry: Entry, deadline: float) -> None:
+        # a handler that cannot be cancelled keeps its message from others for no longer than this
+        entry.renew_until = deadline + self.leases.lease
+        self._deadlines.watch(deadline)
+
+    async def _extend(self, delivery: Delivery[Any], entry: Entry, seconds: float) -> bool:
+        if delivery.deadline is not None:
+            delivery.deadline = self._time() + seconds
+            self._watch(entry, delivery.deadline)
+        counter = entry.counter
+        try:
+            (code,) = await self._call(*self.calls.renew(entry.source, (entry,)))
+        except AgentStreamError as error:
+            _log.debug("cannot ask whether an entry is held: %s", error)
+        else:
+            if code != DONE:
+                self.leases.lose([(entry, counter)])
+        return not (entry.lost or delivery.settled)
+
+    def _look_again(self) -> None:
+        """What may have been in the way is not any more."""
         self.slots.changed()
+        if self._waiters:
+            self._wake(len(self._buffer) + len(self._ready))
+
+    def _wake(self, count: int) -> None:
+        """Has up to so many of those who wait look again."""
+        while count and self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1
 
     def _watch_suspects(self) -> None:
         """Looks again when a suspect has waited long enough for others to end."""
@@ -220,18 +275,27 @@ class Dispatch:
             self._suspect_timer = None
         if self._buffer.patience_ends is not None and not self._closed:
             loop = asyncio.get_running_loop()
-            self._suspect_timer = loop.call_at(self._buffer.patience_ends, self._pump)
+            self._suspect_timer = loop.call_at(self._buffer.patience_ends, self._look_again)
 
-    def _start(self, waiting: Waiting) -> None:
-        delivery = Delivery(waiting.entry, waiting.message, waiting.payload, self._policy, self.settler)
-        self._running[waiting.entry] = delivery
-        self._ready.put_nowait(delivery)
+    def _start_soon(self, entry: Entry) -> None:
+        """Its attempt is counted together with those of others that start in this tick."""
+        self._running[entry] = None
+        self._starting += 1
+        entry.busy = True
+        if not self._to_start:
+            asyncio.get_running_loop().call_soon(self._start)
+        self._to_start.append(entry)
 
-    async def _begin(self, again: list[Waiting]) -> None:
+    def _start(self) -> None:
+        entries, self._to_start = self._to_start, []
+        task = asyncio.create_task(self._begin(entries))
+        self._starts.add(task)
+        task.add_done_callback(self._starts.discard)
+
+    async def _begin(self, again: list[Entry]) -> None:
         """Counts the attempts of entries that were delivered before, and starts those that are still held."""
-        of_entry = {waiting.entry: waiting for waiting in again}
-        for source, entries in batches(list(of_entry)):
-            asked = asyncio.get_running_loop().time()
+        for source, entries in batches(again):
+            asked = time.monotonic()
             try:
                 counters = await self._call(*self.calls.begin(source, entries))
             except AgentStreamError as error:
@@ -248,27 +312,31 @@ class Dispatch:
                 if counter:
                     entry.counter, entry.started = counter, True
                     entry.lease_until = asked + self.leases.lease
-                    self._start(of_entry[entry])
+                    self._ready.append(entry)
                 else:
                     entry.lost = True
                     self.leases.let_go(entry)
-                    self._ended(entry)
-        self._pump()
+                    self._ended((entry,))
+            self._look_again()
 
-    def _lost(self, entry: Entry) -> None:
-        if entry in self._running:
-            _log.warning(
-                "%s: the lease of entry %s was lost while it is handled; another consumer may handle it, too",
-                self._policy.stream,
-                entry.origin,
-            )
-        else:
-            self._buffer.discard(entry)
-        self._pump()
+    def _lost(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            delivery = self._running.get(entry)
+            if delivery is not None:
+                _log.warning(
+                    "%s: the lease of entry %s was lost while it is handled; another may handle it, too",
+                    self._policy.stream,
+                    entry.origin,
+                )
+                delivery._lose()  # noqa: SLF001 - no business of its handler
+            else:
+                self._buffer.discard(entry)
+        self._look_again()
 
-    def _ended(self, entry: Entry) -> None:
-        self._running.pop(entry, None)
-        self._buffer.ended(entry)
+    def _ended(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._running.pop(entry, None)
+            self._buffer.ended(entry)
         if not self._running:
             self._idle.set()
-        self._pump()
+        self._look_again()

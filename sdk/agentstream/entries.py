@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
 import msgspec
+
+from agentstream.message import Message
 
 _MILLISECONDS = re.compile(r"[0-9]{1,15}")
 
@@ -60,10 +64,14 @@ class Entry:
         earlier_fence: deliveries of other entries of the same message.
         started: whether its delivery counter includes the attempt that comes next.
         begun: whether a handler has it.
-        lease_until: when the lease runs out, by the event loop's clock.
+        message: what its body says, once that was read.
+        payload: the message's, read as the handler wants it.
+        lease_until: when the lease runs out, by `time.monotonic`, the event loop's clock.
+        renew_until: when the lease is to run out although this process is alive, by the same clock.
         lost: whether it is known that this consumer does not hold it any more.
         busy: whether a command that changes who holds it is under way, so that its counter may be out of
             date.
+        outcome: whether it was still held when it was settled; None until it is.
     """
 
     __slots__ = (
@@ -76,11 +84,18 @@ class Entry:
         "id",
         "lease_until",
         "lost",
+        "message",
         "origin",
+        "outcome",
+        "payload",
+        "renew_until",
         "signature",
         "source",
         "started",
+        "waiters",
     )
+    message: Message
+    payload: Any
 
     def __init__(
         self, source: Source, entry_id: str, counter: int, fields: list[bytes], *, started: bool
@@ -95,8 +110,11 @@ class Entry:
         self.started = started
         self.begun = False
         self.lease_until = 0.0
+        self.renew_until = math.inf
         self.lost = False
         self.busy = False
+        self.outcome: bool | None = None
+        self.waiters: list[asyncio.Future[None]] | None = None
         if source.retry:
             header = _header(_field(fields, b"x"))
             self.origin = header.origin or entry_id
@@ -108,6 +126,25 @@ class Entry:
         """When the server added the message to the main stream, in seconds since 1970; 0 if nobody knows."""
         milliseconds = self.origin.partition("-")[0]
         return int(milliseconds) / 1000 if _MILLISECONDS.fullmatch(milliseconds) else 0.0
+
+    def settle(self, *, was_held: bool) -> None:
+        """It is settled, or not held any more: tells those who wait for that."""
+        self.outcome = was_held
+        for waiter in self.waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def settled(self) -> bool:
+        """Whether it was still held when it was settled, as soon as that is known."""
+        if self.outcome is None:
+            # one for each who waits: who is cancelled cancels nothing but waiting
+            waiter = asyncio.get_running_loop().create_future()
+            if self.waiters is None:
+                self.waiters = [waiter]
+            else:
+                self.waiters.append(waiter)
+            await waiter
+        return bool(self.outcome)
 
     @property
     def attempts(self) -> int:

@@ -142,7 +142,7 @@ class Intake:
             tasks.create_task(self._read())
             tasks.create_task(self._sweep())
 
-    async def release_strays(self, release: Callable[..., Awaitable[bool]]) -> int:
+    async def release_strays(self, release: Callable[..., Awaitable[None]]) -> int:
         """Hands back what the server delivered to this consumer while the reading connection was closed.
 
         Returns how many entries.

@@ -1,116 +1,130 @@
-"""What this process holds of one group, and the renewal of its leases.
+"""What this process holds of one group, and until when.
 
-Whatever is buffered or runs is renewed alike, three times per lease, so that other consumers' sweeps find
-only what nobody looks after.
+Whatever is buffered or runs is renewed alike, three times per lease and from a thread of its own, so that
+other consumers' sweeps find only what nobody looks after; see docs/adr/0012-leases-from-a-thread.md. The event
+loop changes what is held, the thread reads it: each of its looks is at a copy.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from agentstream.calls import GroupCalls
 from agentstream.entries import Entry, Source
-from agentstream.errors import AgentStreamError
-from agentstream.library import DONE
-from agentstream.refusal import group_is_gone
 
 _BATCH = 500
-_log = logging.getLogger("agentstream")
 
 
-def batches(entries: list[Entry]) -> Iterator[tuple[Source, list[Entry]]]:
+def batches(entries: Sequence[Entry]) -> Iterator[tuple[Source, Sequence[Entry]]]:
     """Entries by the stream they are on, as many at a time as one function call takes."""
-    for source in dict.fromkeys(entry.source for entry in entries):
-        of_source = [entry for entry in entries if entry.source == source]
+    for retry in (False, True):
+        of_source = [entry for entry in entries if entry.source.retry is retry]
         for i in range(0, len(of_source), _BATCH):
-            yield source, of_source[i : i + _BATCH]
+            yield of_source[i].source, of_source[i : i + _BATCH]
+
+
+class Renews(Protocol):
+    """What renews leases."""
+
+    def wake(self) -> None:
+        """There is another rhythm to renew in."""
+
+    def something_is_held(self) -> None:
+        """So far, nothing was."""
 
 
 class Leases:
     """The entries of one group that this process holds.
 
     Args:
-        call: sends a command and returns its reply.
         calls: the commands of this consumer.
         lease: seconds after which an entry that was not renewed may be claimed by others.
-        on_lost: called with an entry that turns out not to be held any more.
+        renewal: renews what is held; woken up when the first entry is.
+        on_lost: called in the event loop with entries that turn out not to be held any more.
     """
 
     def __init__(
-        self,
-        call: Callable[..., Awaitable[Any]],
-        calls: GroupCalls,
-        lease: float,
-        on_lost: Callable[[Entry], None],
+        self, calls: GroupCalls, lease: float, renewal: Renews, on_lost: Callable[[list[Entry]], None]
     ) -> None:
-        self._call = call
-        self._calls = calls
-        self.lease = lease
+        self.calls = calls
+        self._lease = lease
+        self._renewal = renewal
         self._on_lost = on_lost
-        self._held: dict[tuple[Source, str], Entry] = {}
+        self._loop = asyncio.get_running_loop()
+        self._main: dict[str, Entry] = {}
+        self._retries: dict[str, Entry] = {}
 
     def __len__(self) -> int:
         """How many entries are held."""
-        return len(self._held)
+        return len(self._main) + len(self._retries)
+
+    @property
+    def lease(self) -> float:
+        """Seconds after which an entry that was not renewed may be claimed by others."""
+        return self._lease
+
+    @lease.setter
+    def lease(self, lease: float) -> None:
+        if lease != self._lease:
+            self._lease = lease
+            self._renewal.wake()
 
     def held(self) -> list[Entry]:
-        """The entries that are held, oldest hold first."""
-        return list(self._held.values())
+        """The entries that are held just now. Any thread may ask."""
+        return [*self._main.copy().values(), *self._retries.copy().values()]
 
     def hold(self, entry: Entry) -> bool:
         """Notes an entry that the server gave to this consumer; False if it is held already."""
-        until = asyncio.get_running_loop().time() + self.lease
-        key = (entry.source, entry.id)
-        known = self._held.get(key)
-        if known is not None and (known.busy or known.counter == entry.counter):
-            known.lease_until = until
-            return False
+        until = time.monotonic() + self._lease
+        of_source = self._of(entry)
+        known = of_source.get(entry.id)
         if known is not None:
-            self._lose(known)
+            if known.busy or known.counter == entry.counter:
+                known.lease_until = until
+                return False
+            self.lose([(known, known.counter)])
         entry.lease_until = until
-        self._held[key] = entry
+        was_empty = not self._main and not self._retries
+        of_source[entry.id] = entry
+        if was_empty:
+            self._renewal.something_is_held()
         return True
 
     def let_go(self, entry: Entry) -> None:
         """Forgets an entry that is settled, or handed back."""
-        key = (entry.source, entry.id)
-        if self._held.get(key) is entry:
-            del self._held[key]
+        of_source = self._of(entry)
+        if of_source.get(entry.id) is entry:
+            del of_source[entry.id]
 
     def lose_all(self) -> None:
         """The group is gone, and with it every entry that was held in it."""
-        for entry in self.held():
-            if not entry.busy:
-                self._lose(entry)
+        self.lose([(entry, entry.counter) for entry in self.held()])
 
-    async def keep(self) -> None:
-        """Renews what is held, again and again, until cancelled."""
-        while True:
-            answered = await self.renew()
-            await asyncio.sleep(self.lease / (3 if answered else 10))
+    def lose(self, entries: list[tuple[Entry, int]]) -> None:
+        """Entries are not held any more at these delivery counters.
 
-    async def renew(self) -> bool:
-        """Renews what is held. Returns whether the server answered."""
-        for source, entries in batches([entry for entry in self.held() if not entry.busy]):
-            asked = asyncio.get_running_loop().time()
-            try:
-                codes = await self._call(*self._calls.renew(source, entries))
-            except AgentStreamError as error:
-                if not group_is_gone(error):
-                    _log.debug("cannot renew %d entries: %s", len(entries), error)
-                    return False
-                codes = [0] * len(entries)
-            for entry, code in zip(entries, codes, strict=True):
-                if code == DONE:
-                    entry.lease_until = asked + self.lease
-                elif not entry.busy and self._held.get((source, entry.id)) is entry:
-                    self._lose(entry)
-        return True
+        What is being settled or begun hears of it from its own command.
+        """
+        lost = [
+            entry
+            for entry, counter in entries
+            if not entry.busy and entry.counter == counter and self._of(entry).get(entry.id) is entry
+        ]
+        for entry in lost:
+            entry.lost = True
+            self.let_go(entry)
+        if lost:
+            self._on_lost(lost)
 
-    def _lose(self, entry: Entry) -> None:
-        entry.lost = True
-        self.let_go(entry)
-        self._on_lost(entry)
+    def lose_soon(self, entries: list[tuple[Entry, int]]) -> None:
+        """The same, from another thread."""
+        # a loop that is closed has nobody left who would want to know
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.lose, entries)
+
+    def _of(self, entry: Entry) -> dict[str, Entry]:
+        return self._retries if entry.source.retry else self._main

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from agentstream.backoff import Pause, retry_delay, unit
@@ -30,13 +31,13 @@ _log = logging.getLogger("agentstream")
 
 
 class Settler:
-    """Settles the entries of one consumer.
+    """Settles the entries of one consumer; `Entry.settled` says when it is done, and whether they were held.
 
     Args:
         call: sends a command and returns its reply.
         calls: the commands of this consumer.
         leases: what is held; settled entries leave it.
-        on_settled: called with each entry that is settled or handed back, whether it was still held or not.
+        on_settled: called with entries that are settled or handed back, whether they were still held or not.
         on_delayed: called with the delay, in seconds, of an entry that was put off.
         replies: answers requests, and tells whoever asked what became a dead letter.
     """
@@ -46,7 +47,7 @@ class Settler:
         call: Callable[..., Awaitable[Any]],
         calls: GroupCalls,
         leases: Leases,
-        on_settled: Callable[[Entry], None],
+        on_settled: Callable[[Sequence[Entry]], None],
         on_delayed: Callable[[float], None],
         *,
         replies: Replies,
@@ -57,48 +58,53 @@ class Settler:
         self._on_settled = on_settled
         self._on_delayed = on_delayed
         self.replies = replies
-        self._waiting: dict[str, list[tuple[Entry, asyncio.Future[bool]]]] = {}
+        self._waiting: dict[str, list[Entry]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def ack(self, entry: Entry) -> asyncio.Future[bool]:
-        """Acknowledges a handled entry. The result is whether it was still held."""
-        return self._with_others("acked", entry)
+    def ack(self, entry: Entry) -> None:
+        """Acknowledges a handled entry."""
+        self._with_others("acked", entry)
 
-    def skip(self, entry: Entry) -> asyncio.Future[bool]:
-        """Takes an entry off that is not for this agent. The result is whether it was still held."""
-        return self._with_others("skipped", entry)
+    def skip(self, entry: Entry) -> None:
+        """Takes an entry off that is not for this agent."""
+        self._with_others("skipped", entry)
 
-    def retry(self, entry: Entry, delay: int, reason: str, error: str) -> asyncio.Future[bool]:
-        """Puts an entry off for `delay` ms. The result is whether it was still held."""
+    def retry(self, entry: Entry, delay: int, reason: str, error: str) -> None:
+        """Puts an entry off for `delay` ms."""
         command = self._calls.retry(entry, delay, entry.attempts, reason, error[:_ERROR_LENGTH])
-        return self._alone(entry, command, delay)
+        self._alone(entry, self._put_off(entry, command, delay))
 
-    def put_off(self, entry: Entry, delay: int, reason: str, error: str) -> asyncio.Future[bool]:
+    def put_off(self, entry: Entry, delay: int, reason: str, error: str) -> None:
         """Puts an entry off for `delay` ms that no handler got: no attempt is counted."""
-        attempts = entry.next_attempt - 1
-        return self._alone(entry, self._calls.retry(entry, delay, attempts, reason, error), delay)
+        command = self._calls.retry(entry, delay, entry.next_attempt - 1, reason, error)
+        self._alone(entry, self._put_off(entry, command, delay))
 
-    def give_up(self, entry: Entry, policy: Consumes, reason: str, error: str) -> asyncio.Future[bool]:
-        """Makes a dead letter of an entry. The result is whether it was still held.
+    def give_up(self, entry: Entry, policy: Consumes, reason: str, error: str) -> None:
+        """Makes a dead letter of an entry.
 
         In a group without dead letters it is tried again after the longest delay instead.
         """
         if not policy.dead_letters:
-            return self.retry(entry, retry_delay(policy, sys.maxsize, unit()), reason, error)
+            self.retry(entry, retry_delay(policy, sys.maxsize, unit()), reason, error)
+            return
         error = error[:_ERROR_LENGTH]
-        entry.busy = True
         command = self._calls.dead_letter(entry, entry.attempts, reason, error)
-        return self._own(self._give_up(entry, command, reason, error))
+        self._alone(entry, self._give_up(entry, command, reason, error))
 
-    def release(self, *entries: Entry) -> asyncio.Future[bool]:
+    def release(self, *entries: Entry) -> asyncio.Future[None]:
         """Hands entries back: any consumer may have them at once, and no attempt is counted.
 
-        What a handler has begun goes to the end of the group's retry stream; the rest stays where it is, and may
-        be claimed. The result is whether all were still held.
+        What a handler has begun goes to the end of the group's retry stream; the rest stays where it is, and
+        may be claimed.
         """
         for entry in entries:
             entry.busy = True
         return self._own(self._release(list(entries)))
+
+    def forgo(self, entry: Entry) -> None:
+        """Notes that a handler is done with an entry that is not held any more."""
+        entry.settle(was_held=False)
+        self._on_settled([entry])
 
     def once(self, policy: Consumes, key: str, delivery: str, ttl: float) -> Once:
         """An effect that the group must not repeat; see `Delivery.once`."""
@@ -110,65 +116,63 @@ class Settler:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.sleep(0)
 
-    def _with_others(self, outcome: str, entry: Entry) -> asyncio.Future[bool]:
+    def _with_others(self, outcome: str, entry: Entry) -> None:
         entry.busy = True
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
-        waiting = self._waiting.setdefault(outcome, [])
-        waiting.append((entry, future))
-        if len(waiting) == 1:
-            loop.call_soon(self._flush, outcome)
-        return future
+        waiting = self._waiting.get(outcome)
+        if waiting is None:
+            self._waiting[outcome] = [entry]
+            asyncio.get_running_loop().call_soon(self._flush, outcome)
+        else:
+            waiting.append(entry)
 
     def _flush(self, outcome: str) -> None:
-        futures = dict(self._waiting.pop(outcome))
-        for source, entries in batches(list(futures)):
-            command = self._calls.settle(source, outcome, entries)
-            self._own(self._settle_batch(command, {entry: futures[entry] for entry in entries}))
+        for source, entries in batches(self._waiting.pop(outcome)):
+            self._own(self._settle_batch(self._calls.settle(source, outcome, entries), entries))
 
-    async def _settle_batch(self, command: Command, futures: dict[Entry, asyncio.Future[bool]]) -> None:
-        deadline = max(entry.lease_until for entry in futures)
-        codes, repeated = await self._repeated(command, deadline)
-        for (entry, future), code in zip(futures.items(), codes or [None] * len(futures), strict=True):
-            self._done(entry)
-            if not future.done():
-                future.set_result(_was_held(code, repeated=repeated))
+    async def _settle_batch(self, command: Command, entries: Sequence[Entry]) -> None:
+        codes, repeated = await self._repeated(command, entries)
+        for entry, code in zip(entries, codes or [None] * len(entries), strict=True):
+            entry.settle(was_held=code == DONE or _was_held(code, repeated=repeated))
+        self._done(entries)
 
-    def _alone(self, entry: Entry, command: Command, delay: int = 0) -> asyncio.Future[bool]:
+    def _alone(self, entry: Entry, work: Coroutine[Any, Any, None]) -> None:
         entry.busy = True
-        return self._own(self._settle_one(entry, command, delay))
+        self._own(work)
 
-    async def _settle_one(self, entry: Entry, command: Command, delay: int) -> bool:
-        code, repeated = await self._repeated(command, entry.lease_until)
-        self._done(entry)
+    async def _put_off(self, entry: Entry, command: Command, delay: int) -> None:
+        await self._settle_one(entry, command)
         if delay:
             self._on_delayed(delay / 1000)
-        return _was_held(code, repeated=repeated)
 
-    async def _give_up(self, entry: Entry, command: Command, reason: str, error: str) -> bool:
-        was_held = await self._settle_one(entry, command, 0)
-        if was_held:
-            self._own(self.replies.gave_up(entry.body, reason, error))
-        return was_held
+    async def _give_up(self, entry: Entry, command: Command, reason: str, error: str) -> None:
+        await self._settle_one(entry, command)
+        if entry.outcome:
+            await self.replies.gave_up(entry.body, reason, error)
 
-    async def _release(self, entries: list[Entry]) -> bool:
-        all_held = True
+    async def _settle_one(self, entry: Entry, command: Command) -> None:
+        code, repeated = await self._repeated(command, [entry])
+        entry.settle(was_held=_was_held(code, repeated=repeated))
+        self._done([entry])
+
+    async def _release(self, entries: list[Entry]) -> None:
         for state in State:
             for source, batch in batches([entry for entry in entries if entry.state is state]):
-                deadline = asyncio.get_running_loop().time() + _RELEASE_PATIENCE
-                codes, repeated = await self._repeated(self._calls.release(source, state, batch), deadline)
+                deadline = time.monotonic() + _RELEASE_PATIENCE
+                codes, repeated = await self._repeated(
+                    self._calls.release(source, state, batch), batch, deadline=deadline
+                )
                 for entry, code in zip(batch, codes or [None] * len(batch), strict=True):
-                    self._done(entry)
                     # after a lost reply a released entry is gone, or pending at another counter
-                    all_held = all_held and code is not None and (repeated or code == DONE)
-        return all_held
+                    entry.settle(was_held=code is not None and (repeated or code == DONE))
+                self._done(batch)
 
-    async def _repeated(self, command: Command, deadline: float) -> tuple[Any, bool]:
-        """Sends a command until a reply comes or the lease has run out.
+    async def _repeated(
+        self, command: Command, entries: Sequence[Entry], *, deadline: float | None = None
+    ) -> tuple[Any, bool]:
+        """Sends a command until a reply comes or the deadline is over; without one, the last lease.
 
         Returns its reply, None without one, and whether an earlier reply was lost.
         """
-        loop = asyncio.get_running_loop()
         pause = Pause(0.05, 1.0)
         repeated = False
         while True:
@@ -177,7 +181,8 @@ class Settler:
             except AgentStreamError as error:
                 delay = pause.next()
                 hopeless = group_is_gone(error) or isinstance(error, WireClosed)
-                if hopeless or loop.time() + delay > deadline:
+                until = max(entry.lease_until for entry in entries) if deadline is None else deadline
+                if hopeless or time.monotonic() + delay > until:
                     _log.warning(
                         "an entry of %s was not settled and may be delivered again: %s", command[3], error
                     )
@@ -185,9 +190,10 @@ class Settler:
                 repeated = repeated or isinstance(error, ConnectionLost)
             await asyncio.sleep(delay)
 
-    def _done(self, entry: Entry) -> None:
-        self._leases.let_go(entry)
-        self._on_settled(entry)
+    def _done(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._leases.let_go(entry)
+        self._on_settled(entries)
 
     def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Runs to its end whatever becomes of the caller."""

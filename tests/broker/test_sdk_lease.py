@@ -113,7 +113,6 @@ async def test_a_route_that_leads_elsewhere_does_not_change_what_is_consumed(
     topology: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentstream.directory._GOOD_FOR", 0.01)
-    monkeypatch.setattr("agentstream.intake._SWEEP_EVERY", 0.02)
     group = await topology.group("tasks", "coder")
     await send(topology, 1)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:

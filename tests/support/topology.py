@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from agentstream.agent import Agent
-from agentstream.buffer import Waiting
 from agentstream.delivery import Delivery
 from agentstream.dispatch import Dispatch
 from agentstream.endpoint import Endpoint
@@ -158,12 +157,13 @@ async def following(deliveries: AsyncIterator[Delivery]) -> Delivery:
 
 
 def started_for_nobody(monkeypatch: pytest.MonkeyPatch, asking: asyncio.Task[Delivery]) -> None:
-    """Whoever asked for the next delivery is gone at the very moment when it is ready."""
-    start = Dispatch._start
+    """Whoever asked for the next delivery is gone at the very moment when there is one."""
+    wake = Dispatch._wake
 
-    def start_and_cancel(dispatch: Dispatch, waiting: Waiting) -> None:
-        monkeypatch.undo()
-        start(dispatch, waiting)
-        asking.cancel()
+    def wake_and_cancel(dispatch: Dispatch, count: int) -> None:
+        wake(dispatch, count)
+        if count:
+            monkeypatch.undo()
+            asking.cancel()
 
-    monkeypatch.setattr(Dispatch, "_start", start_and_cancel)
+    monkeypatch.setattr(Dispatch, "_wake", wake_and_cancel)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from agentstream.buffer import Buffer, Waiting
+from agentstream.buffer import Buffer
 from agentstream.entries import Entry, Source
-from agentstream.message import Message
 
 MAIN = Source("{t}", retry=False)
-MESSAGE = Message(v=1, id="", sender="a", to="b", type="event", payload={}, timestamp=0)
 
 
-def waiting(number: int, counter: int = 1) -> Waiting:
-    return Waiting(Entry(MAIN, f"{number}-0", counter, [], started=True), MESSAGE, {})
+def waiting(number: int, counter: int = 1) -> Entry:
+    return Entry(MAIN, f"{number}-0", counter, [], started=True)
 
 
-def buffer(*held: Waiting) -> Buffer:
+def buffer(*held: Entry) -> Buffer:
     made = Buffer(patience=10)
     for one in held:
         made.put(one)
@@ -32,7 +30,7 @@ def test_a_suspect_starts_before_others_and_alone() -> None:
     made = buffer(ordinary, suspect)
     assert made.take(0, 0) is suspect
     assert made.take(1, 0) is None
-    made.ended(suspect.entry)
+    made.ended(suspect)
     assert made.take(0, 0) is ordinary
 
 
@@ -50,8 +48,8 @@ def test_what_is_not_held_any_more_does_not_start() -> None:
     ordinary, suspect = waiting(1), waiting(2, counter=3)
     made = buffer(ordinary, suspect)
     made.take(1, 0)
-    made.discard(suspect.entry)
-    made.discard(suspect.entry)
+    made.discard(suspect)
+    made.discard(suspect)
     assert made.patience_ends is None
     assert made.take(1, 0) is ordinary
 
@@ -60,7 +58,7 @@ def test_everything_that_waits_can_be_taken_out_at_once() -> None:
     ordinary, suspect = waiting(1), waiting(2, counter=3)
     made = buffer(ordinary, suspect)
     assert len(made) == 2
-    assert made.clear() == [ordinary.entry, suspect.entry]
+    assert made.clear() == [ordinary, suspect]
     assert len(made) == 0
 
 
@@ -68,5 +66,5 @@ def test_the_end_of_another_delivery_does_not_end_the_loneliness_of_a_suspect() 
     suspect, ordinary = waiting(1, counter=3), waiting(2)
     made = buffer(suspect, ordinary)
     made.take(0, 0)
-    made.ended(ordinary.entry)
+    made.ended(ordinary)
     assert made.take(1, 0) is None
