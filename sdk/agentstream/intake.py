@@ -230,7 +230,7 @@ class Intake:
             patience = wait or _SWEEP_INTERVAL / 1000
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience + min(patience, _SPREAD) * unit()):
-                    await (self._look.wait() if wait else self._slots.any())
+                    await (self._look.wait() if wait else self._slots.room())
 
     async def _sweep_once(self) -> float:
         """Moves what is due and claims what is stalled. Returns seconds to wait; 0: there is more."""
