@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import chain
 
 from agentstream.entries import Entry, Source, State
@@ -26,7 +26,8 @@ class GroupCalls:
         self._group = policy.group
         self._consumer = consumer
         self._stats = keys.stats(policy.group)
-        self._parked = keys.parked(policy.group) if policy.broadcast else ""
+        self._parked = keys.parked(policy.group)
+        self._is_broadcast = policy.broadcast
         self._delay = keys.delay(policy.group)
         self._dead_letters = keys.dead_letters(policy.group)
         self.main = Source(policy.key, retry=False)
@@ -37,9 +38,9 @@ class GroupCalls:
         """The main stream and the retry stream."""
         return self.main, self.retries
 
-    def read(self, count: int, block: int) -> Command:
+    def read(self, sources: Collection[Source], count: int, block: int) -> Command:
         """Reads up to `count` new entries of each stream, waiting up to `block` ms for the first."""
-        streams = (self.main.key, self.retries.key, ">", ">")
+        streams = (*(source.key for source in sources), *(">" for _ in sources))
         who = ("GROUP", self._group, self._consumer)
         return ("XREADGROUP", *who, "COUNT", count, "BLOCK", block, "STREAMS", *streams)
 
@@ -63,28 +64,37 @@ class GroupCalls:
         """Renews leases; replies with a code for each."""
         return self._call("as1_renew", source, self._stats, int(source.retry), *_held(entries))
 
-    def release(self, source: Source, state: State, entries: Iterable[Entry]) -> Command:
+    def release(self, source: Source, state: State, entries: Collection[Entry]) -> Command:
         """Hands entries of one state back; replies with a code for each."""
-        where = (self._stats, int(source.retry), self._parked, self.retries.key)
+        where = (self._stats, int(source.retry), self._parked_of(entries), self.retries.key)
         return self._call("as1_release", source, *where, state, *_held(entries))
 
-    def settle(self, source: Source, outcome: str, entries: Iterable[Entry]) -> Command:
+    def settle(self, source: Source, outcome: str, entries: Collection[Entry]) -> Command:
         """Takes entries off the group, `acked` or `skipped`; replies with a code for each."""
-        where = (self._stats, self._parked, int(source.retry))
+        where = (self._stats, self._parked_of(entries), int(source.retry))
         return self._call("as1_settle", source, *where, outcome, *_held(entries))
 
     def retry(self, entry: Entry, delay: int, attempts: int, reason: str, error: str) -> Command:
         """Puts an entry off for `delay` ms; replies with a code."""
-        where = (self._stats, self._parked, int(entry.source.retry), *_held((entry,)))
+        where = (self._stats, self._parked_of((entry,)), int(entry.source.retry), *_held((entry,)))
         later = (self._delay, self.retries.key, delay)
         return self._call("as1_retry", entry.source, *where, *later, attempts, reason, error)
 
     def dead_letter(self, entry: Entry, attempts: int, reason: str, error: str) -> Command:
         """Gives an entry up; replies with a code."""
-        where = (self._stats, self._parked, int(entry.source.retry), *_held((entry,)))
+        where = (self._stats, self._parked_of((entry,)), int(entry.source.retry), *_held((entry,)))
         return self._call(
             "as1_dead_letter", entry.source, *where, self._dead_letters, attempts, reason, error
         )
+
+    def turn(self, predecessors: Iterable[str]) -> Command:
+        """Which of these entries, that come before others, are finished; replies with 1 or 0 for each."""
+        return ("FCALL", "as1_turn", 1, self.main.key, self._group, self._parked, *predecessors)
+
+    def _parked_of(self, entries: Collection[Entry]) -> str:
+        """Where it is kept what becomes of retried entries, if receipts or what follows ask for it."""
+        is_asked_for = self._is_broadcast or any(entry.after is not None for entry in entries)
+        return self._parked if is_asked_for else ""
 
     def _call(self, function: str, source: Source, *arguments: Argument) -> Command:
         return ("FCALL", function, 1, source.key, self._group, self._consumer, *arguments)

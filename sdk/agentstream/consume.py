@@ -185,7 +185,7 @@ class Consumption:
             NotConsumer: the operator declares no such group.
             SettingsError: the stream has contracts that cannot be checked here.
         """
-        trouble, pause = Trouble(f"look up who consumes {self._stream}"), Pause(0.1, 2.0)
+        trouble, pause = Trouble(f"look up who consumes {self._stream or 'what'}"), Pause(0.1, 2.0)
         while not self._stopping.is_set():
             try:
                 # in short waits, so that it can be stopped
@@ -244,17 +244,18 @@ class Consumption:
         self._opened.set()
         who.renewal.add(dispatch.leases)
         fetching = asyncio.create_task(intake.run())
+        turning = asyncio.create_task(dispatch.turns.run())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            done, _ = await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            # only a mistake in this package ends fetching by itself
+            done, _ = await asyncio.wait({fetching, turning, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            # only a mistake in this package ends fetching or asking by itself
             self._error = next((task.exception() for task in done if task.exception()), self._error)
         finally:
             self.stop()
             unlisten()
-            for task in (fetching, stopping):
+            for task in (fetching, turning, stopping):
                 task.cancel()
-            await asyncio.gather(fetching, stopping, return_exceptions=True)
+            await asyncio.gather(fetching, turning, stopping, return_exceptions=True)
             await reading.close()
             handed_back = await intake.release_strays(dispatch.settler.release) + len(dispatch.leases)
             self._reads_nothing.set()

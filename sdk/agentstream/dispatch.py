@@ -17,9 +17,11 @@ from agentstream.delivery import Delivery
 from agentstream.entries import Entry
 from agentstream.errors import AgentStreamError
 from agentstream.intake import Slots
+from agentstream.lanes import Lanes
 from agentstream.lease import Leases, Renews, batches
 from agentstream.library import DONE
 from agentstream.message import Message
+from agentstream.order import Turns
 from agentstream.replies import Replies
 from agentstream.routes import Consumes
 from agentstream.settle import Settler
@@ -78,7 +80,14 @@ class Dispatch:
         self.leases = Leases(self.calls, policy.lease / 1000, renewal, self._lost)
         self.settler = Settler(settle_call, self.calls, self.leases, self._ended, on_delayed, replies=replies)
         self._buffer = Buffer(self.leases.lease)
-        self.slots = Slots(concurrency, lambda: len(self.leases), lambda: len(self._buffer))
+        self._lanes = Lanes()
+        self.turns = Turns(control_call, self.calls, self._lanes, self._go_on)
+        self.slots = Slots(
+            concurrency,
+            held=lambda: len(self.leases) - len(self._lanes),
+            waiting=lambda: len(self._buffer),
+            blocked=lambda: len(self._lanes),
+        )
         # begun, but not handed out
         self._ready: deque[Entry] = deque()
         # None for those that are about to be begun, or were and are not handed out
@@ -107,8 +116,10 @@ class Dispatch:
     def accept(self, entries: Iterable[Entry]) -> None:
         """Takes entries that came in: holds them, and decides what becomes of them."""
         for entry in entries:
-            if self.leases.hold(entry):
+            if self.leases.hold(entry) and (entry.after is None or self._lanes.put(entry)):
                 self._admit(entry)
+        if self._lanes:
+            self.turns.look()
         self._look_again()
 
     def take(self) -> Delivery[Any] | None:
@@ -131,6 +142,7 @@ class Dispatch:
                 # renewing failed for so long that another consumer may have it; if not, it is found again
                 self._buffer.ended(entry)
                 self.leases.let_go(entry)
+                self._leave(entry)
                 self._on_doubt()
             elif entry.message.expires_at is not None and is_expired(entry.message, time.time()):
                 self._give_up(entry, GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free"))
@@ -166,7 +178,7 @@ class Dispatch:
         while self._to_start or self._starts:
             await asyncio.gather(*self._starts)
             await asyncio.sleep(0)
-        await self.settler.release(*self._buffer.clear(), *self._ready)
+        await self.settler.release(*self._buffer.clear(), *self._ready, *self._lanes.clear())
         self._ready.clear()
 
     async def abandon(self) -> None:
@@ -185,8 +197,22 @@ class Dispatch:
         if self._suspect_timer is not None:
             self._suspect_timer.cancel()
 
+    def _go_on(self, entries: Sequence[Entry]) -> None:
+        """Takes entries with ordering keys whose turn has come."""
+        for entry in entries:
+            self._admit(entry)
+        self._look_again()
+
+    def _leave(self, entry: Entry) -> None:
+        """Lets go on what comes after an entry with the same ordering key."""
+        if entry.after is not None:
+            following = self._lanes.leave(entry)
+            if following is not None:
+                self._admit(following)
+            self.turns.look()
+
     def _admit(self, entry: Entry) -> None:
-        """Decides what becomes of an entry."""
+        """Decides what becomes of an entry; where it has an ordering key, in its turn, even if unseen."""
         verdict = triage(
             entry, self._policy, self._agent, time.time(), flaw_of=self._verifier.flaw, read=self._read
         )
@@ -331,12 +357,14 @@ class Dispatch:
                 delivery._lose()  # noqa: SLF001 - no business of its handler
             else:
                 self._buffer.discard(entry)
+            self._leave(entry)
         self._look_again()
 
     def _ended(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             self._running.pop(entry, None)
             self._buffer.ended(entry)
+            self._leave(entry)
         if not self._running:
             self._idle.set()
         self._look_again()

@@ -13,7 +13,11 @@ import msgspec
 
 from agentstream.message import Message
 
+NOTHING = "0-0"
+"""The predecessor of an entry that has none."""
+
 _MILLISECONDS = re.compile(r"[0-9]{1,15}")
+_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -50,6 +54,13 @@ class Header(msgspec.Struct, frozen=True):
     fence: float | None = None
 
 
+class _Keyed(msgspec.Struct):
+    key: str = ""
+
+
+_keyed_decoder = msgspec.json.Decoder(_Keyed)
+
+
 class Entry:
     """An entry that this consumer holds at one delivery.
 
@@ -60,6 +71,8 @@ class Entry:
         body: the message; None if the entry has none.
         signature: its signature, if it has one.
         origin: its id on the main stream, the same for every attempt.
+        after: the entry that was added before it with the same ordering key, `NOTHING` for the first; None if
+            it has no key.
         earlier: attempts on other entries of the same message.
         earlier_fence: deliveries of other entries of the same message.
         started: whether its delivery counter includes the attempt that comes next.
@@ -71,16 +84,19 @@ class Entry:
         lost: whether it is known that this consumer does not hold it any more.
         busy: whether a command that changes who holds it is under way, so that its counter may be out of
             date.
+        finished: whether it is known that its group has finished it.
         outcome: whether it was still held when it was settled; None until it is.
     """
 
     __slots__ = (
+        "after",
         "begun",
         "body",
         "busy",
         "counter",
         "earlier",
         "earlier_fence",
+        "finished",
         "id",
         "lease_until",
         "lost",
@@ -106,6 +122,7 @@ class Entry:
         self.body = _field(fields, b"m")
         self.signature = _field(fields, b"s")
         self.origin = entry_id
+        self.after = _predecessor(_field(fields, b"p"), entry_id)
         self.earlier = self.earlier_fence = 0
         self.started = started
         self.begun = False
@@ -113,6 +130,7 @@ class Entry:
         self.renew_until = math.inf
         self.lost = False
         self.busy = False
+        self.finished = False
         self.outcome: bool | None = None
         self.waiters: list[asyncio.Future[None]] | None = None
         if source.retry:
@@ -147,6 +165,14 @@ class Entry:
         return bool(self.outcome)
 
     @property
+    def key(self) -> str:
+        """Its ordering key, read without the rest of the message; empty if it cannot be read."""
+        try:
+            return _keyed_decoder.decode(self.body or b"{}").key
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return ""
+
+    @property
     def attempts(self) -> int:
         """Attempts that were started, the one in hand included once it was."""
         return self.earlier + self.counter
@@ -169,6 +195,12 @@ class Entry:
         return self.attempts if self.started else self.attempts + 1
 
 
+def position(entry_id: str) -> tuple[int, int]:
+    """Where an id stands among others; what is no id comes first."""
+    found = _ID.fullmatch(entry_id)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 def read_entries(reply: Any, sources: tuple[Source, ...]) -> Iterator[Entry]:
     """Entries in the reply of XREADGROUP for new ones: each is delivered for the first time."""
     by_key = {source.key.encode(): source for source in sources}
@@ -189,6 +221,14 @@ def _field(fields: list[bytes], name: bytes) -> bytes | None:
         if fields[i] == name:
             return fields[i + 1]
     return None
+
+
+def _predecessor(data: bytes | None, entry_id: str) -> str | None:
+    if data is None:
+        return None
+    after = data.decode(errors="replace")
+    # a producer may have made it up; who waits for what came earlier cannot wait in a circle
+    return after if (0, 0) < position(after) < position(entry_id) else NOTHING
 
 
 def _header(data: bytes | None) -> Header:

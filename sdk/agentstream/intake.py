@@ -32,20 +32,33 @@ _SPREAD = 0.5
 _SPREAD_OF_NUDGES = 0.005
 _PAGE_OF_STRAYS = 500
 
+# While so many entries of a process wait for what comes before them with the same ordering key, it reads
+# retries only, and looks again after so many ms. What they wait for may be a retry, but is nothing new.
+_AHEAD, _AHEAD_PER_SLOT = 256, 4
+_BLOCK_CROWDED = 100
+
 
 class Slots:
     """How many more entries this process may hold.
 
     Args:
         total: the limit.
-        held: how many it holds, those aside that are not to keep it from fetching others.
+        held: how many it holds, but for those that wait for their turn: what these wait for must find room.
         waiting: how many of these wait for a handler and would have one if there were one.
+        blocked: how many wait for their turn.
     """
 
-    def __init__(self, total: int, held: Callable[[], int], waiting: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        total: int,
+        held: Callable[[], int],
+        waiting: Callable[[], int],
+        blocked: Callable[[], int],
+    ) -> None:
         self._total = total
         self._held = held
         self._waiting = waiting
+        self._blocked = blocked
         self._changed = asyncio.Event()
 
     def changed(self) -> None:
@@ -56,6 +69,11 @@ class Slots:
     def free(self) -> int:
         """How many are free."""
         return max(self._total - self._held(), 0)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many wait for their turn that reading further ahead is of no use."""
+        return self._blocked() >= max(_AHEAD, _AHEAD_PER_SLOT * self._total)
 
     async def any(self) -> int:
         """Waits until one is free. Returns how many are."""
@@ -188,9 +206,12 @@ class Intake:
         free = await self._slots.room()
         if self._in_doubt or not self._abreast.is_set():
             return
+        crowded = self._slots.crowded
+        sources = self._calls.sources[1:] if crowded else self._calls.sources
+        block = _BLOCK_CROWDED if crowded else _BLOCK
         try:
             # the count holds for each of the two streams
-            reply = await self._reading.call(*self._calls.read(max(free // 2, 1), _BLOCK))
+            reply = await self._reading.call(*self._calls.read(sources, max(free // 2, 1), block))
         except ConnectionLost:
             # a server that does not know of it yet may still give entries to the lost read, while it blocks
             asyncio.get_running_loop().call_later(_BLOCK / 1000, self.doubt)

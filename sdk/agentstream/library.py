@@ -22,6 +22,7 @@ _FILES = (
     "once",
     "claim",
     "sweep",
+    "order",
     "receipts",
     "lag",
     "observe",

@@ -13,7 +13,7 @@ from agentstream.wire import Wire
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from agentstream_operator.plan.observed import JanitorReport
-from support.entries import GATE, HOUR, KEY, fill, left, read, refuses, spec
+from support.entries import GATE, HOUR, KEY, fill, left, now, read, refuses, spec
 from support.servers import Server
 from support.waiting import until
 
@@ -96,6 +96,7 @@ async def test_what_was_given_up_is_known_as_long_as_history_is_kept(
     read(stream, ack=True)
     stream.hset(parked, mapping={**dict.fromkeys(old[100:] + young, "dead"), "made up": "dead"})
     stream.hset(parked, mapping=dict.fromkeys(old[:100], "retrying"))
+    stream.xadd(f"{KEY}:retry:g", {"m": "x"})
 
     async def what_is_old_is_forgotten() -> bool:
         # a page of them a pass, in the order that the server likes
@@ -106,6 +107,20 @@ async def test_what_was_given_up_is_known_as_long_as_history_is_kept(
     for _ in range(3):
         await broker.janitor(spec("g"))
     assert stream.hgetall(parked) == {**dict.fromkeys(young, "dead"), **dict.fromkeys(old[:100], "retrying")}
+
+
+async def test_what_somebody_deleted_is_not_tried_again(
+    server: Server, broker: Broker, stream: redis.Redis
+) -> None:
+    (entry,) = fill(stream, 1)
+    parked, delayed = f"{KEY}:parked:g", f"{KEY}:delay:g"
+    stream.hset(parked, entry, "retrying")
+    stream.zadd(delayed, {"x": now(stream) + HOUR})
+    await broker.janitor(spec("g"))
+    assert stream.hgetall(parked) == {entry: "retrying"}
+    stream.delete(delayed)
+    await broker.janitor(spec("g"))
+    assert not stream.exists(parked)
 
 
 async def test_what_was_given_up_outlives_history_that_was_shortened(

@@ -36,9 +36,10 @@ end
 
 local function add_keyed(stream, order_key, message, known, last)
   local key, once, fields = message.key, message.once, message.fields
-  if key and last[key] then
+  if key then
+    -- whoever reads the entry knows by this field that it has a key, and what it comes after
     fields[#fields + 1] = 'p'
-    fields[#fields + 1] = last[key]
+    fields[#fields + 1] = last[key] or '0-0'
   end
   local id = redis.call('XADD', stream, 'NOMKSTREAM', '*', unpack(fields))
   if not id then return false end

@@ -86,24 +86,53 @@ local function trim_before(key, minid, limit, exact)
 end
 
 -- Forgets which entries a group gave up, a page of them at a time, once they are too old for receipts. What it retries is
--- forgotten when it is settled.
+-- forgotten when it is settled, and here where somebody has deleted it: others with the same key would wait for ever.
 local function forget_dead(base, group, minid)
   local parked, stats = base .. ':parked:' .. group, base .. ':stats:' .. group
   if redis.call('EXISTS', parked) == 0 then return end
+  local retries = redis.call('XLEN', base .. ':retry:' .. group) + redis.call('ZCARD', base .. ':delay:' .. group)
   local page = redis.call('HSCAN', parked, redis.call('HGET', stats, 'forget:at') or '0', 'COUNT', PAGE)
   for i = 1, #page[2], 2 do
     local id, standing = page[2][i], page[2][i + 1]
     -- a producer may have made up where an entry came from
-    if standing == 'dead' and not (parts(id) and not less(id, minid)) then redis.call('HDEL', parked, id) end
+    local is_over = standing == 'retrying' and retries == 0
+      or standing == 'dead' and not (parts(id) and not less(id, minid))
+    if is_over then redis.call('HDEL', parked, id) end
   end
   redis.call('HSET', stats, 'forget:at', page[1])
+end
+
+-- Whether a declared group tries an entry again.
+local function is_retried(base, declared, id)
+  for _, d in ipairs(declared) do
+    if redis.call('HGET', base .. ':parked:' .. d.name, id) == 'retrying' then return true end
+  end
+  return false
+end
+
+-- Forgets the last entries of ordering keys, a page of them at a time, that nothing has to come after: those before `minid`,
+-- which are on the stream no more, that no group tries again. Returns whether there is likely to be more.
+local function forget_order(base, declared, minid)
+  local order, meta, forgotten = base .. ':order', base .. ':meta', 0
+  if redis.call('EXISTS', order) == 0 then return false end
+  local page = redis.call('HSCAN', order, redis.call('HGET', meta, 'order:at') or '0', 'COUNT', PAGE)
+  for i = 1, #page[2], 2 do
+    local id = page[2][i + 1]
+    -- a producer may have written what is no id
+    if not parts(id) or (less(id, minid) and not is_retried(base, declared, id)) then
+      redis.call('HDEL', order, page[2][i])
+      forgotten = forgotten + 1
+    end
+  end
+  redis.call('HSET', meta, 'order:at', page[1])
+  return forgotten >= PAGE / 2
 end
 
 -- KEYS: stream. ARGV: base, retention, max length, max bytes (0: none), on full, limit, trust the server's lag? (0|1),
 -- broadcast? (0|1), then of each declared group: name, lease, age of dead letters to keep (0: all, and none are made).
 -- Moves due retries, removes consumers that are gone, records each group's checkpoint, trims what all groups have settled
--- and the retention allows, forgets what was given up before, and publishes the length at which adding is refused. Returns
--- a JSON object of what it did and saw.
+-- and the retention allows, forgets what was given up before and what was last of its key, and publishes the length at
+-- which adding is refused. Returns a JSON object of what it did and saw.
 local function janitor(keys, args)
   local key, base, retention, max_length, max_bytes = keys[1], args[1], tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
   local on_full, limit, trusted, broadcast = args[5], tonumber(args[6]), args[7] == '1', args[8] == '1'
@@ -175,6 +204,11 @@ local function janitor(keys, args)
     r.gate, r.refusing = math.max(r.length - unsettled, 0) + max_length, unsettled >= max_length
   end
   set_if_changed(base .. ':gate', r.gate)
+  -- trimming may take what a group still holds, where it is by length
+  local first = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
+  local kept = first and first[1] or after(info['last-generated-id'])
+  if floor and less(floor, kept) then kept = floor end
+  r.more = forget_order(base, declared, kept) or r.more
   for _, d in ipairs(declared) do
     forget_dead(base, d.name, minid)
     if d.keep_dead > 0 then
