@@ -122,6 +122,7 @@ class Agent(Messenger):
             ValueError: the concurrency is not positive.
             TypeError: no payload has such a type.
         """
+        _check(concurrency)
         read = message_reader(payload, None, self._handlers.upcasters)
         return self._consume(Subscription(stream, group), read, concurrency)
 
@@ -197,11 +198,10 @@ class Agent(Messenger):
             NotConsumer: the agent consumes no such stream or group, or several where none is named.
             SettingsError: a stream has contracts, and what checks them is not installed.
         """
+        _check(concurrency)
         await run(self._handlers, self._consume, concurrency)
 
     def _consume(self, subscription: Subscription, read: Read, concurrency: int) -> Deliveries[Any]:
-        if concurrency < 1:
-            raise ValueError("concurrency must be at least 1")
         consumption = Consumption(self._consumer, *subscription, concurrency, read)
         if self._stopping:
             consumption.stop()
@@ -268,6 +268,11 @@ class Agent(Messenger):
         if not consuming and self._task is not None:
             self._ended_by = number
             self._task.cancel()
+
+
+def _check(concurrency: int) -> None:
+    if concurrency < 1:
+        raise ValueError("concurrency must be at least 1")
 
 
 def base36(number: int) -> str:

@@ -35,7 +35,7 @@ async def _serve(handlers: Handlers, subscription: Subscription, consume: Consum
     by_type = handlers.of(subscription)
     sizes = {name: handler.batch for name, handler in by_type.items() if handler.batch is not None}
     # a batch is to be complete without waiting for one of its own
-    concurrency = max(concurrency, *sizes.values(), 1)
+    concurrency = max([concurrency, *sizes.values()])
     threads = _Threads(concurrency)
     batches = {name: Batches(by_type[name], size, threads.run) for name, size in sizes.items()}
     deliveries = consume(subscription, handlers.reader(subscription), concurrency)
