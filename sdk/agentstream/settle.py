@@ -132,8 +132,8 @@ class Settler:
     async def _settle_batch(self, command: Command, entries: Sequence[Entry]) -> None:
         codes, repeated = await self._repeated(command, entries)
         for entry, code in zip(entries, codes or [None] * len(entries), strict=True):
-            entry.finished = code == DONE or _was_held(code, repeated=repeated)
-            entry.settle(was_held=entry.finished)
+            entry.finished = code == DONE
+            entry.settle(was_held=entry.finished or _was_held(code, repeated=repeated))
         self._done(entries)
 
     def _alone(self, entry: Entry, work: Coroutine[Any, Any, None]) -> None:
