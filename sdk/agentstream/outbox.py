@@ -183,8 +183,8 @@ class Outbox:
                 if not _is_stale(results):
                     self._number -= 1
                     return [results] * len(batch)
-                self._begin_anew()
-                self._number = 1
+                # the server has lost its memory, and with it nothing of this one
+                self._token, self._number = secrets.token_hex(16), 1
                 continue
             self._doubt = results
             if _is_stale(results):
@@ -194,7 +194,7 @@ class Outbox:
             if not _is_over(batch):
                 await asyncio.sleep(pause.next())
             if _is_over(batch):
-                self._begin_anew()
+                # should it still arrive after the next one, it is refused
                 return ()
 
     def _is_to_repeat(self, error: Exception) -> bool:
@@ -219,11 +219,6 @@ class Outbox:
         sent = (keys.sent(self._token), self._number, int(seconds * 1000))
         messages = chain.from_iterable([_arguments(parcel) for parcel in batch])
         return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
-
-    def _begin_anew(self) -> None:
-        """Whatever comes of earlier batches, it will not be taken for what follows."""
-        self._token = secrets.token_hex(16)
-        self._number = 0
 
     def _check_deadlines_at(self, when: float) -> None:
         if self._check is not None:
