@@ -124,7 +124,7 @@ class Agent(Messenger):
         """
         _check(concurrency)
         read = message_reader(payload, None, self._handlers.upcasters)
-        return self._consume(Subscription(stream, group), read, concurrency)
+        return Deliveries(self._consume(Subscription(stream, group), read, concurrency))
 
     def on(
         self,
@@ -201,12 +201,12 @@ class Agent(Messenger):
         _check(concurrency)
         await run(self._handlers, self._consume, concurrency)
 
-    def _consume(self, subscription: Subscription, read: Read, concurrency: int) -> Deliveries[Any]:
+    def _consume(self, subscription: Subscription, read: Read, concurrency: int) -> Consumption:
         consumption = Consumption(self._consumer, *subscription, concurrency, read)
         if self._stopping:
             consumption.stop()
         self._consumptions = [*(c for c in self._consumptions if not c.is_over), consumption]
-        return Deliveries(consumption)
+        return consumption
 
     def stop(self) -> None:
         """Ends all iterations over `stream_consume` and `notifications`.

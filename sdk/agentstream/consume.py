@@ -145,12 +145,16 @@ class Consumption:
         for worker in set(self._workers) - {asyncio.current_task()}:
             worker.cancel()
 
-    async def aclose(self) -> None:
-        """Stops, hands back what handlers have, too, and waits until nothing is left."""
+    async def quiet(self) -> None:
+        """Stops, and waits until nothing is read: a reader would read at once what handlers hand back."""
         self.stop()
         if self._dispatch is not None:
-            # a reader that still blocks would read at once what handlers had
             await self._reads_nothing.wait()
+
+    async def aclose(self) -> None:
+        """Stops, hands back what handlers have, too, and waits until nothing is left."""
+        await self.quiet()
+        if self._dispatch is not None:
             await self._dispatch.abandon()
         await self.ended()
 

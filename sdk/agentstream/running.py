@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from agentstream.batches import Batches
-from agentstream.consume import Deliveries
+from agentstream.consume import Consumption, Deliveries
 from agentstream.handlers import Handler, Handlers, Subscription
 from agentstream.upcasting import Read
 
-Consume = Callable[[Subscription, Read, int], Deliveries[Any]]
+Consume = Callable[[Subscription, Read, int], Consumption]
 """Begins to consume: what, how its payloads are read, and how many messages are held at most."""
 
 
@@ -38,12 +38,24 @@ async def _serve(handlers: Handlers, subscription: Subscription, consume: Consum
     concurrency = max([concurrency, *sizes.values()])
     threads = _Threads(concurrency)
     batches = {name: Batches(by_type[name], size, threads.run) for name, size in sizes.items()}
-    deliveries = consume(subscription, handlers.reader(subscription), concurrency)
-    try:
-        async with deliveries, asyncio.TaskGroup() as workers:
+    consumption = consume(subscription, handlers.reader(subscription), concurrency)
+    deliveries: Deliveries[Any] = Deliveries(consumption)
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as workers:
             for _ in range(concurrency):
                 workers.create_task(_work(deliveries, by_type, batches, threads))
+
+    working = asyncio.create_task(work())
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await consumption.quiet()
+        raise
     finally:
+        working.cancel()
+        await asyncio.wait({working})
+        await consumption.aclose()
         threads.close()
 
 
