@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -87,6 +88,25 @@ async def test_another_process_gets_the_message_although_its_lease_is_long(
             delivery = await following(other.stream_consume("tasks"))
             async with delivery:
                 assert delivery.message.payload == {"n": 1}
+
+
+async def test_consumers_that_live_are_told_at_once(
+    server: Server, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # by themselves they would not look
+    monkeypatch.setattr("agentstream.intake._SWEEP_INTERVAL", LEASE)
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        settings = {"namespace": "team", "source": Endpoint(server.url)}
+        async with Agent.connect(Settings(agent="planner", pod="planner", **settings)) as planner:
+            await planner.send_message(to="coder", type="task_request", payload={"n": 1})
+        admin.xreadgroup("coder", f"{GONE}.1", {KEY: ">"})
+        async with Agent.connect(Settings(agent="coder", pod=ALIVE, **settings)) as other:
+            asking = asyncio.create_task(following(other.stream_consume("tasks")))
+            await until(lambda: any("push" in name for name in server.connections()))
+            await until(lambda: any(client["cmd"] == "xreadgroup" for client in admin.client_list()))
+            await op.engine.departed(GROUP.key, GONE)
+            assert await (await asking).ack()
 
 
 async def test_what_a_deleted_pod_takes_while_it_still_runs_is_freed_too(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import redis
 
-from agentstream.keys import StreamKeys
+from agentstream.keys import StreamKeys, nudge_channel
 from agentstream.routes import Consumes, Produces, Route, decode_route
 from agentstream.wire import Wire
 from agentstream_operator.resources.status import ConditionType, Reason
@@ -280,6 +280,22 @@ async def test_a_changed_lease_reaches_the_route(server: Server, admin: redis.Re
         await until(lambda: decode_route(admin.hget(ROUTES, "coder").encode()).consumes[0].lease == 30_000)
         await until(lambda: op.cluster.statuses[a_group().key].observed_generation == 2)
         await op.ready(a_group().key)
+
+
+async def test_an_agent_is_told_that_its_route_is_another_one(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        await op.put(a_stream(producers=["planner"]), a_group())
+        with admin.pubsub(ignore_subscribe_messages=True) as listening:
+            listening.subscribe(
+                *(nudge_channel("agentstream", "team", agent) for agent in ("coder", "planner"))
+            )
+            listening.get_message()
+            listening.get_message()
+            op.declare(a_group(delivery={"lease": "30s"}))
+            told = await until(listening.get_message)
+            assert told["channel"] == nudge_channel("agentstream", "team", "coder")
+            assert told["data"] == "routes"
+            assert decode_route(str(admin.hget(ROUTES, "coder")).encode()).consumes[0].lease == 30_000
 
 
 async def test_an_edit_is_said_to_be_in_effect_once_its_agent_is_written(server: Server) -> None:

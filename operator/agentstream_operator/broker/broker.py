@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Self
 
 from agentstream.endpoint import Endpoint
-from agentstream.keys import StreamKeys
+from agentstream.errors import AgentStreamError
+from agentstream.keys import StreamKeys, nudge_channel
+from agentstream.pushes import Nudge
 from agentstream.wire import Wire
 from agentstream_operator.broker import apply, observe, retention, server
 from agentstream_operator.broker.acl import Users
@@ -61,7 +64,7 @@ class Broker:
         return await observe.observe(self._connection, key, groups, trusts_lag=trusts_lag)
 
     async def janitor(self, spec: JanitorSpec) -> JanitorReport:
-        """Moves due retries, removes gone consumers, records checkpoints, trims, and opens or closes the gate."""
+        """Moves due retries, removes gone consumers, records checkpoints, trims, and publishes the gate."""
         return await retention.clean(self._connection, spec, trusts_lag=self._capabilities.trusts_lag)
 
     async def apply(self, action: Action) -> Applied:
@@ -105,6 +108,12 @@ class Broker:
         base = StreamKeys(key).base
         names = await self._connection.function("as1_remove_consumers", key, base, group, f"{pod}.")
         return tuple(name.decode() for name in names)
+
+    async def nudge(self, namespace: str, agent: str, word: Nudge) -> None:
+        """Tells an agent's processes what each finds out by itself, only later. Never raises, therefore."""
+        channel = nudge_channel(self._installation, namespace, agent)
+        with contextlib.suppress(AgentStreamError):
+            await self._connection.call("PUBLISH", channel, word)
 
     @property
     def round_trips(self) -> int:

@@ -7,6 +7,7 @@ import secrets
 
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.keys import user_name
+from agentstream.pushes import Nudge
 from agentstream_operator.cluster.port import ClusterRefused, Credentials
 from agentstream_operator.plan.access import AgentUse
 from agentstream_operator.plan.actions import SetRoute, SetUser
@@ -98,6 +99,7 @@ async def _write(context: Context, name: AgentName, memory: AgentMemory, resourc
             memory.written = Written(use, hashes, applied.fingerprint, route)
         elif isinstance(action, SetRoute):
             context.access.route_set(name, action.route)
+            await context.broker.nudge(*name, Nudge.ROUTES)
     await context.tell(resources[0], plan.notices)
     return memory.written is not None and (memory.written.use, memory.written.password_hashes) == (
         use,

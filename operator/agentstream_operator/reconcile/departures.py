@@ -1,4 +1,4 @@
-"""What becomes of the messages of consumers that are gone: others may take them up at once."""
+"""What becomes of the messages of consumers that are gone: others take them up at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from agentstream.errors import AgentStreamError
+from agentstream.pushes import Nudge
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.store import stream_of
 from agentstream_operator.resources.meta import ResourceKey
@@ -51,8 +52,12 @@ class Departures:
 
     async def _free(self, workload: ResourceKey, pod: str) -> None:
         try:
+            freed = 0
             for key, group in self._consumed(workload):
-                await self._context.broker.orphan(key, group, pod)
+                freed += await self._context.broker.orphan(key, group, pod)
+            owner = self._context.store.groups.get(workload)
+            if freed and owner is not None:
+                await self._context.broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
             await self._remove(workload, pod)
         except AgentStreamError as error:
             _log.info("what %s held waits for its leases to end: %s", pod, error)
