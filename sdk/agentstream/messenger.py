@@ -163,6 +163,7 @@ class Messenger:
                 envelope's schema. None was sent.
             SendFailed: some were not sent; it says which ones, and why.
         """
+        deadline = asyncio.get_running_loop().time() + timeout
         letters = [
             Letter(
                 self._message(
@@ -177,7 +178,7 @@ class Messenger:
                 ),
                 one.stream,
                 one.once,
-                timeout,
+                deadline,
             )
             for one in messages
         ]
@@ -326,15 +327,31 @@ class Messenger:
         self._mailboxes = [*(m for m in self._mailboxes if not m.is_over), mailbox]
         return Notifications(mailbox)
 
-    def _message(self, *, payload: Any, schema_version: int | None = None, **fields: Any) -> Message:
+    def _message(
+        self,
+        *,
+        to: str,
+        type: MessageType,  # noqa: A002 - the envelope's name
+        payload: Any,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        expires_at: float | None = None,
+        key: str | None = None,
+        schema_version: int | None = None,
+    ) -> Message:
         return Message(
             v=1,
             id=new_id(),
             sender=self.name,
-            timestamp=time.time(),
+            to=to,
+            type=type,
             payload=payload_of(payload),
+            timestamp=time.time(),
+            correlation_id=correlation_id,
+            reply_to=reply_to,
+            expires_at=expires_at,
+            key=key,
             schema_version=version_of(payload) if schema_version is None else schema_version,
-            **fields,
         )
 
     def _wire(self, role: str, timeout: float = 5.0, **listening: Any) -> Wire:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any, Literal, overload
@@ -75,7 +76,7 @@ class Letter(Parcel):
         message: the message.
         stream: name of the AgentStream, if the sender names one.
         once: a key of the sender's own, under which only one message is added within an hour.
-        timeout: for how many seconds from now it is tried.
+        deadline: until when it is tried, by the event loop's clock.
 
     Attributes:
         produces: where it was offered last.
@@ -86,10 +87,9 @@ class Letter(Parcel):
 
     __slots__ = ("message", "once", "produces", "stream")
 
-    def __init__(self, message: Message, stream: str | None, once: str | None, timeout: float) -> None:
+    def __init__(self, message: Message, stream: str | None, once: str | None, deadline: float) -> None:
         if once is not None and not is_reference(once):
             raise InvalidMessage("once= is a string of 1 to 512 characters")
-        deadline = asyncio.get_running_loop().time() + timeout
         super().__init__(encode(message), deadline, message.expires_at)
         self.message = message
         self.stream = stream
@@ -150,7 +150,8 @@ class Sender:
         """Puts a message on the stream that leads to its addressee; see `Agent.send_message`."""
         if on_full == "shed" and message.type != "event":
             raise InvalidMessage(f"only events may be shed, and this is a {message.type}")
-        return self._send(Letter(message, stream, once, timeout), on_full)
+        now = asyncio.get_running_loop().time()
+        return self._send(Letter(message, stream, once, now + timeout), on_full, now)
 
     async def send_many(self, letters: Sequence[Letter]) -> list[SentMessage]:
         """Puts messages on the streams that lead to their addressees; see `Agent.send_many`."""
@@ -158,7 +159,8 @@ class Sender:
             # who is not declared yet is waited for below
             with contextlib.suppress(AgentStreamError):
                 await self._directory.target(to, stream, 0)
-        entries = [self._try_at_once(letter) for letter in letters]
+        now = asyncio.get_running_loop().time()
+        entries = [self._try_at_once(letter, now) for letter in letters]
         results: list[SentMessage | BaseException | None] = []
         try:
             for letter, entry in zip(letters, entries, strict=True):
@@ -166,8 +168,11 @@ class Sender:
         finally:
             for entry in entries:
                 _abandon(entry)
+        now = asyncio.get_running_loop().time()
         left = [i for i, result in enumerate(results) if result is None]
-        again = await asyncio.gather(*(self._send(letters[i], "wait") for i in left), return_exceptions=True)
+        again = await asyncio.gather(
+            *(self._send(letters[i], "wait", now) for i in left), return_exceptions=True
+        )
         for i, result in zip(left, again, strict=True):
             results[i] = result
         sent = [result for result in results if isinstance(result, SentMessage)]
@@ -179,12 +184,12 @@ class Sender:
         """Ends what is being sent."""
         await asyncio.gather(*(outbox.close() for outbox in self._outboxes.values()))
 
-    async def _send(self, letter: Letter, on_full: OnFull) -> SentMessage | None:
+    async def _send(self, letter: Letter, on_full: OnFull, now: float) -> SentMessage | None:
         """Offers a message until it is taken or its deadline is over."""
         pause: Pause | None = None
         while True:
             try:
-                entry = self._offer_at_once(letter) or await self._offer(letter)
+                entry = self._offer_at_once(letter, now) or await self._offer(letter, now)
                 return letter.sent(await entry)
             except Backpressure as error:
                 if on_full == "raise":
@@ -201,24 +206,24 @@ class Sender:
                 trouble = error
             pause = pause or Pause(0.02, 1.0)
             delay = pause.next()
-            if asyncio.get_running_loop().time() + delay >= letter.deadline:
+            now = asyncio.get_running_loop().time() + delay
+            if now >= letter.deadline:
                 raise trouble
             await asyncio.sleep(delay)
 
-    def _offer_at_once(self, letter: Letter) -> asyncio.Future[str] | None:
+    def _offer_at_once(self, letter: Letter, now: float) -> asyncio.Future[str] | None:
         """Offers a message if it is known where to, and nothing has to be looked up for that."""
-        now = asyncio.get_running_loop().time()
         produces = self._directory.known(letter.message.to, letter.stream, now)
         return None if produces is None or produces.contracts else self._put(letter, produces)
 
-    def _try_at_once(self, letter: Letter) -> asyncio.Future[str] | None:
+    def _try_at_once(self, letter: Letter, now: float) -> asyncio.Future[str] | None:
         try:
-            return self._offer_at_once(letter)
+            return self._offer_at_once(letter, now)
         except KeyMissing:
             return None
 
-    async def _offer(self, letter: Letter) -> asyncio.Future[str]:
-        patience = min(_ROUTE_PATIENCE, letter.deadline - asyncio.get_running_loop().time())
+    async def _offer(self, letter: Letter, now: float) -> asyncio.Future[str]:
+        patience = min(_ROUTE_PATIENCE, letter.deadline - now)
         produces = await self._directory.target(letter.message.to, letter.stream, patience)
         if produces.contracts:
             contract = await self._contracts.of(produces)
@@ -239,6 +244,9 @@ class Sender:
         if produces.signatures != OFF:
             now = asyncio.get_running_loop().time()
             letter.sign_with(partial(self._keyring.signature, produces, letter.data), now)
+        elif letter.signature:
+            # it was offered to another stream before
+            letter.signature, letter.signed_at = (), math.inf
         return outbox.put(letter)
 
 
