@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from agentstream.endpoint import Endpoint
 from agentstream.wire import Wire
+from support.drills import pytest_terminal_summary  # noqa: F401 - a hook
 from support.servers import Build, Server, builds, children
 
 settings.register_profile(
