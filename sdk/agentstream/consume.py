@@ -49,7 +49,7 @@ class Consumer:
         reading: makes a connection for blocking reads of a stream.
         consumed: what is consumed in this process already, by key and group.
         keyring: the keys of signed streams.
-        counters: where messages without a valid signature are counted.
+        counters: where it is counted what happens to messages.
         contracts: what payloads must be.
         renewal: renews what is held.
     """
@@ -132,6 +132,14 @@ class Consumption:
     def is_over(self) -> bool:
         """Whether nothing is left of it."""
         return self._stopping.is_set() and (self._life is None or self._life.done())
+
+    @property
+    def holding(self) -> tuple[str, str, int, int] | None:
+        """Stream and group, how many messages handlers have and how many more are held; any thread may ask."""
+        dispatch = self._dispatch
+        if dispatch is None or self.is_over:
+            return None
+        return dispatch.policy.stream, dispatch.policy.group, *dispatch.holding
 
     def stop(self) -> None:
         """Reads nothing more and hands back what no handler has; handlers may go on."""
@@ -229,7 +237,7 @@ class Consumption:
             on_doubt=lambda: intake.doubt(),  # noqa: PLW0108 - is made below
             on_delayed=lambda seconds: intake.look_after(seconds),  # noqa: PLW0108 - the same
             keyring=who.keyring,
-            counters=who.counters,
+            counters=who.counters.group(policy.stream, policy.group),
             replies=who.replies,
             renewal=who.renewal,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from types import TracebackType
@@ -18,6 +19,7 @@ from agentstream.routes import Consumes
 from agentstream.settle import Settler
 from agentstream.triage import Reason
 
+_EXPIRED = "expire"
 _DEADLINE_EXCEEDED = "DeadlineExceeded: the handler was not done by its deadline"
 _log = logging.getLogger("agentstream")
 
@@ -85,6 +87,7 @@ class Delivery(Generic[Payload]):
         "_interrupted",
         "_policy",
         "_settler",
+        "_since",
         "_task",
         "_verb",
         "deadline",
@@ -99,6 +102,7 @@ class Delivery(Generic[Payload]):
         self._policy = policy
         self._settler = settler
         self._extend = extend
+        self._since = time.monotonic()
         self._verb = ""
         self._task: asyncio.Task[Any] | None = None
         self._interrupted: Interruption | None = None
@@ -145,7 +149,7 @@ class Delivery(Generic[Payload]):
     @property
     def held(self) -> bool:
         """False once it is known that another consumer may have the message."""
-        return not self._entry.lost
+        return not self._entry.lost and self._verb != _EXPIRED
 
     @property
     def settled(self) -> bool:
@@ -305,7 +309,7 @@ class Delivery(Generic[Payload]):
             return
         _log.warning("%r: was not handled by its deadline", self)
         self._interrupt(Interruption.DEADLINE)
-        if self._task is None and self._decides("expire"):
+        if self._task is None and self._decides(_EXPIRED):
             self._try_again(None, _DEADLINE_EXCEEDED)
 
     def _interrupt(self, why: Interruption) -> None:
@@ -335,6 +339,7 @@ class Delivery(Generic[Payload]):
         if self._verb:
             return False
         self._verb = verb
+        self._settler.counters.handling.observe(time.monotonic() - self._since)
         if self._entry.lost:
             self._settler.forgo(self._entry)
             return False

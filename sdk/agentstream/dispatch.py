@@ -11,7 +11,7 @@ from typing import Any
 
 from agentstream.buffer import Buffer
 from agentstream.calls import GroupCalls
-from agentstream.counters import UNVERIFIED, Counters
+from agentstream.counters import LEASES_LOST, RECEIVED, UNVERIFIED, VERIFIED, GroupCounters
 from agentstream.deadline import Deadlines
 from agentstream.delivery import Delivery
 from agentstream.entries import Entry
@@ -23,7 +23,7 @@ from agentstream.library import DONE
 from agentstream.message import Message
 from agentstream.order import Turns
 from agentstream.replies import Replies
-from agentstream.routes import Consumes
+from agentstream.routes import OFF, Consumes
 from agentstream.settle import Settler
 from agentstream.signing import Keyring, Verifier
 from agentstream.triage import FLAWS, Deliver, GiveUp, Later, Reason, Skip, is_expired, triage
@@ -47,7 +47,7 @@ class Dispatch:
         on_doubt: called when an entry may be owned that is not known here.
         on_delayed: called with the delay, in seconds, of an entry that was put off.
         keyring: the keys of signed streams.
-        counters: where messages without a valid signature are counted.
+        counters: where it is counted what happens to messages.
         replies: answers requests.
         renewal: renews what is held.
     """
@@ -65,7 +65,7 @@ class Dispatch:
         on_doubt: Callable[[], None],
         on_delayed: Callable[[float], None],
         keyring: Keyring,
-        counters: Counters,
+        counters: GroupCounters,
         replies: Replies,
         renewal: Renews,
     ) -> None:
@@ -78,7 +78,9 @@ class Dispatch:
         self._counters = counters
         self.calls = GroupCalls(policy, consumer)
         self.leases = Leases(self.calls, policy.lease / 1000, renewal, self._lost)
-        self.settler = Settler(settle_call, self.calls, self.leases, self._ended, on_delayed, replies=replies)
+        self.settler = Settler(
+            settle_call, self.calls, self.leases, self._ended, on_delayed, counters=counters, replies=replies
+        )
         self._buffer = Buffer(self.leases.lease)
         self._lanes = Lanes()
         self.turns = Turns(control_call, self.calls, self._lanes, self._go_on)
@@ -108,6 +110,12 @@ class Dispatch:
         """The group's policy."""
         return self._policy
 
+    @property
+    def holding(self) -> tuple[int, int]:
+        """How many messages handlers have, and how many others are held. Any thread may ask."""
+        running = len(self._running)
+        return running, max(len(self.leases) - running, 0)
+
     def follow(self, policy: Consumes) -> None:
         """Takes up a changed policy of the same group."""
         self._policy = policy
@@ -115,9 +123,14 @@ class Dispatch:
 
     def accept(self, entries: Iterable[Entry]) -> None:
         """Takes entries that came in: holds them, and decides what becomes of them."""
+        received = 0
         for entry in entries:
-            if self.leases.hold(entry) and (entry.after is None or self._lanes.put(entry)):
-                self._admit(entry)
+            if self.leases.hold(entry):
+                received += 1
+                if entry.after is None or self._lanes.put(entry):
+                    self._admit(entry)
+        if received:
+            self._counters.add(RECEIVED, count=received)
         if self._lanes:
             self.turns.look()
         self._look_again()
@@ -219,6 +232,8 @@ class Dispatch:
         if isinstance(verdict, Deliver):
             if verdict.flaw is not None:
                 self._warn(entry, verdict.flaw)
+            elif self._policy.signatures != OFF:
+                self._counters.add(VERIFIED)
             entry.message, entry.payload = verdict.message, verdict.payload
             self._buffer.put(entry)
         elif isinstance(verdict, Skip):
@@ -229,7 +244,7 @@ class Dispatch:
             self._give_up(entry, verdict)
 
     def _warn(self, entry: Entry, flaw: Reason) -> None:
-        count = self._counters.add(UNVERIFIED, self._policy.stream, self._policy.group, flaw)
+        count = self._counters.add(UNVERIFIED, flaw)
         if count == 10 ** (len(str(count)) - 1):
             # the first, the tenth, the hundredth: one sender can cause any number of them
             _log.warning(
@@ -242,7 +257,7 @@ class Dispatch:
 
     def _give_up(self, entry: Entry, verdict: GiveUp) -> None:
         if verdict.reason in FLAWS:
-            self._counters.add(UNVERIFIED, self._policy.stream, self._policy.group, verdict.reason)
+            self._counters.add(UNVERIFIED, verdict.reason)
         _log.warning(
             "%s: gives up entry %s: %s: %s", self._policy.stream, entry.origin, verdict.reason, verdict.error
         )
@@ -346,6 +361,7 @@ class Dispatch:
             self._look_again()
 
     def _lost(self, entries: list[Entry]) -> None:
+        self._counters.add(LEASES_LOST, count=len(entries))
         for entry in entries:
             delivery = self._running.get(entry)
             if delivery is not None:

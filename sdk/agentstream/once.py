@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from agentstream.backoff import Pause
+from agentstream.counters import IN_DOUBT, GroupCounters
 from agentstream.errors import AccessDenied, AgentStreamError, EffectInDoubt
 from agentstream.keys import StreamKeys
 from agentstream.routes import Consumes
@@ -28,14 +29,23 @@ class Once:
         key: names the effect.
         delivery: names the delivery that is to bring it about.
         ttl: for how many seconds it is known that it came about.
+        counters: where it is counted how often that is in doubt.
     """
 
     def __init__(
-        self, call: Callable[..., Awaitable[Any]], policy: Consumes, key: str, delivery: str, ttl: float
+        self,
+        call: Callable[..., Awaitable[Any]],
+        policy: Consumes,
+        key: str,
+        delivery: str,
+        ttl: float,
+        *,
+        counters: GroupCounters,
     ) -> None:
         if not key or ttl <= 0:
             raise ValueError("an effect needs a key, and a time to live that is positive")
         self._call = call
+        self._counters = counters
         self._stream = policy.key
         self._done_key = StreamKeys(policy.key).done(policy.group, key)
         self._key = key
@@ -56,6 +66,7 @@ class Once:
         self._token = f"{self._delivery} {secrets.token_hex(8)}"
         state = await self._note("begin")
         if state == _IN_DOUBT:
+            self._counters.add(IN_DOUBT)
             raise EffectInDoubt(
                 f"another delivery began {self._key!r} and did not say how it ended; whether it came about is"
                 " not known"

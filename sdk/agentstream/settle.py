@@ -15,6 +15,7 @@ from typing import Any
 
 from agentstream.backoff import Pause, retry_delay, unit
 from agentstream.calls import Command, GroupCalls
+from agentstream.counters import GroupCounters
 from agentstream.entries import Entry, State
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.lease import Leases, batches
@@ -23,10 +24,15 @@ from agentstream.once import Once
 from agentstream.refusal import group_is_gone
 from agentstream.replies import Replies
 from agentstream.routes import Consumes
+from agentstream.triage import Reason
 from agentstream.wire import WireClosed
 
 _RELEASE_PATIENCE = 2.0
 _ERROR_LENGTH = 500
+REJECTED = "Rejected"
+"""What is counted where a handler gave a reason of its own, of which there may be any number."""
+
+_REASONS = frozenset(Reason)
 _log = logging.getLogger("agentstream")
 
 
@@ -39,6 +45,7 @@ class Settler:
         leases: what is held; settled entries leave it.
         on_settled: called with entries that are settled or handed back, whether they were still held or not.
         on_delayed: called with the delay, in seconds, of an entry that was put off.
+        counters: where it is counted what becomes of entries.
         replies: answers requests, and tells whoever asked what became a dead letter.
     """
 
@@ -50,6 +57,7 @@ class Settler:
         on_settled: Callable[[Sequence[Entry]], None],
         on_delayed: Callable[[float], None],
         *,
+        counters: GroupCounters,
         replies: Replies,
     ) -> None:
         self._call = call
@@ -57,6 +65,7 @@ class Settler:
         self._leases = leases
         self._on_settled = on_settled
         self._on_delayed = on_delayed
+        self.counters = counters
         self.replies = replies
         self._waiting: dict[str, list[Entry]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -72,12 +81,12 @@ class Settler:
     def retry(self, entry: Entry, delay: int, reason: str, error: str) -> None:
         """Puts an entry off for `delay` ms."""
         command = self._calls.retry(entry, delay, entry.attempts, reason, error[:_ERROR_LENGTH])
-        self._alone(entry, self._put_off(entry, command, delay))
+        self._alone(entry, self._put_off(entry, command, delay, "retried"))
 
     def put_off(self, entry: Entry, delay: int, reason: str, error: str) -> None:
         """Puts an entry off for `delay` ms that no handler got: no attempt is counted."""
         command = self._calls.retry(entry, delay, entry.next_attempt - 1, reason, error)
-        self._alone(entry, self._put_off(entry, command, delay))
+        self._alone(entry, self._put_off(entry, command, delay, "put_off"))
 
     def give_up(self, entry: Entry, policy: Consumes, reason: str, error: str) -> None:
         """Makes a dead letter of an entry.
@@ -104,11 +113,12 @@ class Settler:
     def forgo(self, entry: Entry) -> None:
         """Notes that a handler is done with an entry that is not held any more."""
         entry.settle(was_held=False)
+        self.counters.settled("lost")
         self._on_settled([entry])
 
     def once(self, policy: Consumes, key: str, delivery: str, ttl: float) -> Once:
         """An effect that the group must not repeat; see `Delivery.once`."""
-        return Once(self._call, policy, key, delivery, ttl)
+        return Once(self._call, policy, key, delivery, ttl, counters=self.counters)
 
     async def drain(self) -> None:
         """Waits until everything that was begun is done."""
@@ -127,32 +137,36 @@ class Settler:
 
     def _flush(self, outcome: str) -> None:
         for source, entries in batches(self._waiting.pop(outcome)):
-            self._own(self._settle_batch(self._calls.settle(source, outcome, entries), entries))
+            command = self._calls.settle(source, outcome, entries)
+            self._own(self._settle_batch(command, entries, outcome))
 
-    async def _settle_batch(self, command: Command, entries: Sequence[Entry]) -> None:
+    async def _settle_batch(self, command: Command, entries: Sequence[Entry], outcome: str) -> None:
         codes, repeated = await self._repeated(command, entries)
         for entry, code in zip(entries, codes or [None] * len(entries), strict=True):
             entry.finished = code == DONE
             entry.settle(was_held=entry.finished or _was_held(code, repeated=repeated))
+        self._count(outcome, entries)
         self._done(entries)
 
     def _alone(self, entry: Entry, work: Coroutine[Any, Any, None]) -> None:
         entry.busy = True
         self._own(work)
 
-    async def _put_off(self, entry: Entry, command: Command, delay: int) -> None:
-        await self._settle_one(entry, command)
+    async def _put_off(self, entry: Entry, command: Command, delay: int, outcome: str) -> None:
+        await self._settle_one(entry, command, outcome)
         if delay:
             self._on_delayed(delay / 1000)
 
     async def _give_up(self, entry: Entry, command: Command, reason: str, error: str) -> None:
-        await self._settle_one(entry, command)
+        known = reason if reason in _REASONS else REJECTED
+        await self._settle_one(entry, command, "dead", known)
         if entry.outcome:
             await self.replies.gave_up(entry.body, reason, error)
 
-    async def _settle_one(self, entry: Entry, command: Command) -> None:
+    async def _settle_one(self, entry: Entry, command: Command, outcome: str, reason: str = "") -> None:
         code, repeated = await self._repeated(command, [entry])
         entry.settle(was_held=_was_held(code, repeated=repeated))
+        self._count(outcome, [entry], reason)
         self._done([entry])
 
     async def _release(self, entries: list[Entry]) -> None:
@@ -165,6 +179,8 @@ class Settler:
                 for entry, code in zip(batch, codes or [None] * len(batch), strict=True):
                     # after a lost reply a released entry is gone, or pending at another counter
                     entry.settle(was_held=code is not None and (repeated or code == DONE))
+                if state is State.BEGUN:
+                    self._count("released", batch)
                 self._done(batch)
 
     async def _repeated(
@@ -190,6 +206,10 @@ class Settler:
                     return None, repeated
                 repeated = repeated or isinstance(error, ConnectionLost)
             await asyncio.sleep(delay)
+
+    def _count(self, outcome: str, entries: Sequence[Entry], reason: str = "") -> None:
+        held = sum([bool(entry.outcome) for entry in entries])
+        self.counters.settled(outcome, reason, held=held, lost=len(entries) - held)
 
     def _done(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

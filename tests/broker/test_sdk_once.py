@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from agentstream.counters import Counters
 from agentstream.delivery import Delivery
 from agentstream.errors import AccessDenied, ConnectionLost, EffectInDoubt
 from agentstream.once import Once
@@ -17,6 +18,7 @@ from support.topology import Topology, following
 from support.waiting import until
 
 DONE = "{test.tasks}:done:coder:charge-7"
+COUNTERS = Counters().group("tasks", "coder")
 
 
 @pytest.fixture
@@ -186,7 +188,9 @@ async def test_a_server_that_does_not_answer_is_an_error(
         calls += 1
         raise error
 
-    once = Once(call, Consumes("tasks", "{test.tasks}", "coder"), "charge-7", "delivery", 60)
+    once = Once(
+        call, Consumes("tasks", "{test.tasks}", "coder"), "charge-7", "delivery", 60, counters=COUNTERS
+    )
     with pytest.raises(type(error)):
         await once.__aenter__()
     assert (calls > 1) is isinstance(error, ConnectionLost)
@@ -198,4 +202,4 @@ async def test_an_effect_needs_a_key_and_a_time(key: str, ttl: float) -> None:
         return 1
 
     with pytest.raises(ValueError, match="needs a key"):
-        Once(call, Consumes("tasks", "{test.tasks}", "coder"), key, "delivery", ttl)
+        Once(call, Consumes("tasks", "{test.tasks}", "coder"), key, "delivery", ttl, counters=COUNTERS)
