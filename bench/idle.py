@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -59,13 +58,14 @@ async def main(seconds: float) -> None:
             "AGENTSTREAM_AGENT": "coder",
             "AGENTSTREAM_HEALTH_PORT": str(free_port()),
         }
-        with subprocess.Popen([sys.executable, "-c", PROGRAM], env=environ) as agent:
-            await until(lambda: any(name.endswith("read-tasks") for name in server.connections()))
-            await asyncio.sleep(2)
-            before = processor_seconds(agent.pid)
-            sent = await sent_meanwhile(server, asyncio.sleep(seconds))
-            used = processor_seconds(agent.pid) - before
-            agent.terminate()
+        agent = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, env=environ)
+        await until(lambda: any(name.endswith("read-tasks") for name in server.connections()))
+        await asyncio.sleep(2)
+        before = processor_seconds(agent.pid)
+        sent = await sent_meanwhile(server, asyncio.sleep(seconds))
+        used = processor_seconds(agent.pid) - before
+        agent.terminate()
+        await agent.wait()
         await wire.close()
         server.kill()
     for command, count in Counter(sent).most_common():
