@@ -135,7 +135,7 @@ class Consumption:
 
     @property
     def holding(self) -> tuple[str, str, int, int] | None:
-        """Stream and group, how many messages handlers have and how many more are held; any thread may ask."""
+        """Stream and group, how many messages handlers have and how many more are held; for any thread."""
         dispatch = self._dispatch
         if dispatch is None or self.is_over:
             return None

@@ -9,6 +9,11 @@ class AgentStreamError(Exception):
     """Base of all errors of the SDK."""
 
 
+def error_name(error: AgentStreamError) -> str:
+    """The public name of what an error is."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
+
+
 class SettingsError(AgentStreamError):
     """The environment or the mounted Secret does not say how to connect; the message says what is missing."""
 

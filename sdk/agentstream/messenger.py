@@ -6,10 +6,11 @@ import asyncio
 import secrets
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal, overload
 
 from agentstream.contracts import Contracts
-from agentstream.counters import Counters
+from agentstream.counters import NOTIFICATIONS_DROPPED, RECONNECTS, Counters
 from agentstream.directory import Directory
 from agentstream.errors import NoRoute
 from agentstream.keys import notify_channel, reply_key, routes_key
@@ -40,11 +41,11 @@ class Messenger:
         self.namespace = settings.namespace
         self._settings = settings
         self._stopping = False
+        self._counters = Counters()
         self._write = self._wire("write")
         self._pushes = Pushes(lambda **listening: self._wire("push", **listening))
         routes = routes_key(settings.installation, self.namespace)
         self._directory = Directory(self._write, routes, self.name)
-        self._counters = Counters()
         self._keyring = Keyring(settings.keys_of)
         self._contracts = Contracts(self._write.call)
         self._sender = Sender(self._write, self._directory, self._keyring, self._counters, self._contracts)
@@ -317,7 +318,7 @@ class Messenger:
         """
         if buffer < 1:
             raise ValueError("buffer must be at least 1")
-        mailbox = Mailbox(buffer)
+        mailbox = Mailbox(buffer, partial(self._counters.add, NOTIFICATIONS_DROPPED))
         installation = self._settings.installation
         if self._stopping:
             mailbox.end()
@@ -356,7 +357,10 @@ class Messenger:
 
     def _wire(self, role: str, timeout: float = 5.0, **listening: Any) -> Wire:
         name = f"agentstream:{self.namespace}.{self.name}:{role}"
-        return Wire(self._settings.endpoint, name=name, timeout=timeout, **listening)
+        reconnected = partial(self._counters.add, RECONNECTS, role.partition("-")[0])
+        return Wire(
+            self._settings.endpoint, name=name, timeout=timeout, on_reconnect=reconnected, **listening
+        )
 
 
 def _addressee(to: str | None, stream: str | None) -> str:

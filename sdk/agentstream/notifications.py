@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -58,11 +58,16 @@ def notification(sender: str, payload: dict[str, Any]) -> bytes:
 class Mailbox:
     """What came for one listener and was not taken yet: the newest ones, as many as it holds.
 
+    Args:
+        size: how many it holds.
+        on_drop: called when one has to make room for a newer one.
+
     Attributes:
         dropped: how many had to make room for newer ones.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, on_drop: Callable[[], object]) -> None:
+        self._on_drop = on_drop
         self._kept: deque[bytes] = deque(maxlen=size)
         self._changed = asyncio.Event()
         self._ends: list[Any] = []
@@ -98,6 +103,7 @@ class Mailbox:
     def _came(self, data: bytes) -> None:
         if len(self._kept) == self._kept.maxlen:
             self.dropped += 1
+            self._on_drop()
         self._kept.append(data)
         self._changed.set()
 

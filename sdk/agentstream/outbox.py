@@ -100,10 +100,17 @@ class Outbox:
     Args:
         call: sends a command and returns its reply; see `Wire.call`.
         keys: of the stream.
+        on_repeat: called when a batch is to be sent again.
     """
 
-    def __init__(self, call: Callable[..., Awaitable[Any]], keys: StreamKeys) -> None:
+    def __init__(
+        self,
+        call: Callable[..., Awaitable[Any]],
+        keys: StreamKeys,
+        on_repeat: Callable[[], object] = lambda: None,
+    ) -> None:
         self.keys = keys
+        self._on_repeat = on_repeat
         self._call = call
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Parcel] = deque()
@@ -192,6 +199,7 @@ class Outbox:
                 for parcel in batch:
                     _fail(parcel, _unknown(results))
             if not _is_over(batch):
+                self._on_repeat()
                 await asyncio.sleep(pause.next())
             if _is_over(batch):
                 # should it still arrive after the next one, it is refused

@@ -13,7 +13,7 @@ import msgspec
 
 from agentstream.backoff import Pause
 from agentstream.contracts import Contracts
-from agentstream.counters import SHED, Counters
+from agentstream.counters import FAILED, REFUSED, REPEATED, SENDING, SHED, Counters, Histogram
 from agentstream.directory import Directory
 from agentstream.errors import (
     AgentStreamError,
@@ -23,6 +23,8 @@ from agentstream.errors import (
     NoRoute,
     SendFailed,
     SettingsError,
+    StreamMissing,
+    error_name,
 )
 from agentstream.keys import StreamKeys
 from agentstream.message import Message, MessageType, decode, encode, is_reference
@@ -80,12 +82,13 @@ class Letter(Parcel):
 
     Attributes:
         produces: where it was offered last.
+        since: when it was to be sent, by the event loop's clock.
 
     Raises:
         InvalidMessage: it does not fit.
     """
 
-    __slots__ = ("message", "once", "produces", "stream")
+    __slots__ = ("message", "once", "produces", "since", "stream")
 
     def __init__(self, message: Message, stream: str | None, once: str | None, deadline: float) -> None:
         if once is not None and not is_reference(once):
@@ -95,6 +98,7 @@ class Letter(Parcel):
         self.stream = stream
         self.once = once
         self.produces: Produces
+        self.since: float
 
     def sent(self, entry: str) -> SentMessage:
         """That the server has it."""
@@ -108,7 +112,7 @@ class Sender:
         wire: the connection to send with.
         directory: where routes are looked up.
         keyring: the keys of signed streams.
-        counters: where events that were shed are counted.
+        counters: where it is counted what becomes of messages.
         contracts: what payloads must be.
     """
 
@@ -121,6 +125,7 @@ class Sender:
         self._counters = counters
         self._contracts = contracts
         self._outboxes: dict[str, Outbox] = {}
+        self._durations: dict[str, Histogram] = {}
 
     @overload
     def send(
@@ -151,7 +156,9 @@ class Sender:
         if on_full == "shed" and message.type != "event":
             raise InvalidMessage(f"only events may be shed, and this is a {message.type}")
         now = asyncio.get_running_loop().time()
-        return self._send(Letter(message, stream, once, now + timeout), on_full, now)
+        letter = Letter(message, stream, once, now + timeout)
+        letter.since = now
+        return self._send(letter, on_full, now)
 
     async def send_many(self, letters: Sequence[Letter]) -> list[SentMessage]:
         """Puts messages on the streams that lead to their addressees; see `Agent.send_many`."""
@@ -160,11 +167,13 @@ class Sender:
             with contextlib.suppress(AgentStreamError):
                 await self._directory.target(to, stream, 0)
         now = asyncio.get_running_loop().time()
+        for letter in letters:
+            letter.since = now
         entries = [self._try_at_once(letter, now) for letter in letters]
         results: list[SentMessage | BaseException | None] = []
         try:
             for letter, entry in zip(letters, entries, strict=True):
-                results.append(None if entry is None else await _outcome(letter, entry))
+                results.append(None if entry is None else await self._outcome(letter, entry))
         finally:
             for entry in entries:
                 _abandon(entry)
@@ -190,9 +199,11 @@ class Sender:
         while True:
             try:
                 entry = self._offer_at_once(letter, now) or await self._offer(letter, now)
-                return letter.sent(await entry)
+                return self._sent(letter, await entry)
             except Backpressure as error:
+                self._refused(letter, error)
                 if on_full == "raise":
+                    self._failed(error)
                     raise
                 if on_full == "shed":
                     self._counters.add(SHED, letter.produces.stream)
@@ -201,13 +212,16 @@ class Sender:
             except AgentStreamError as error:
                 # a key may be on its way
                 if isinstance(error, _FINAL) and not isinstance(error, KeyMissing):
+                    self._failed(error)
                     raise
+                self._refused(letter, error)
                 self._directory.forget()
                 trouble = error
             pause = pause or Pause(0.02, 1.0)
             delay = pause.next()
             now = asyncio.get_running_loop().time() + delay
             if now >= letter.deadline:
+                self._failed(trouble)
                 raise trouble
             await asyncio.sleep(delay)
 
@@ -234,7 +248,9 @@ class Sender:
     def _put(self, letter: Letter, produces: Produces) -> asyncio.Future[str]:
         outbox = self._outboxes.get(produces.key)
         if outbox is None:
-            outbox = self._outboxes[produces.key] = Outbox(self._wire.call, StreamKeys(produces.key))
+            repeated = partial(self._counters.add, REPEATED, produces.stream)
+            outbox = Outbox(self._wire.call, StreamKeys(produces.key), repeated)
+            self._outboxes[produces.key] = outbox
         options: tuple[Argument, ...] = ()
         if letter.once is not None:
             options += ("once", outbox.keys.once(letter.once))
@@ -249,15 +265,33 @@ class Sender:
             letter.signature, letter.signed_at = (), math.inf
         return outbox.put(letter)
 
+    async def _outcome(self, letter: Letter, entry: asyncio.Future[str]) -> SentMessage | Exception | None:
+        """What became of an offer; None if it is to be offered again."""
+        try:
+            return self._sent(letter, await entry)
+        except AgentStreamError as error:
+            if isinstance(error, _FINAL):
+                self._failed(error)
+                return error
+            self._refused(letter, error)
+            return None
+        except Exception as error:  # noqa: BLE001 - it concerns this message only
+            return error
 
-async def _outcome(letter: Letter, entry: asyncio.Future[str]) -> SentMessage | Exception | None:
-    """What became of an offer; None if it is to be offered again."""
-    try:
-        return letter.sent(await entry)
-    except AgentStreamError as error:
-        return error if isinstance(error, _FINAL) else None
-    except Exception as error:  # noqa: BLE001 - it concerns this message only
-        return error
+    def _sent(self, letter: Letter, entry: str) -> SentMessage:
+        stream = letter.produces.stream
+        durations = self._durations.get(stream)
+        if durations is None:
+            durations = self._durations[stream] = self._counters.histogram(SENDING, stream)
+        durations.observe(asyncio.get_running_loop().time() - letter.since)
+        return letter.sent(entry)
+
+    def _refused(self, letter: Letter, error: AgentStreamError) -> None:
+        if isinstance(error, Backpressure | StreamMissing):
+            self._counters.add(REFUSED, letter.produces.stream, error_name(error))
+
+    def _failed(self, error: AgentStreamError) -> None:
+        self._counters.add(FAILED, error_name(error))
 
 
 def _abandon(entry: asyncio.Future[str] | None) -> None:

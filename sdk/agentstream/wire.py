@@ -39,6 +39,7 @@ class Wire:
             command that is sent.
         channels: called at every connect: what to subscribe to.
         on_push: called in the event loop with channel and data of what is published there.
+        on_reconnect: called when it is connected again after it broke.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Wire:
         timeout: float = 5.0,
         channels: Callable[[], Sequence[str]] | None = None,
         on_push: Callable[[bytes, bytes], None] | None = None,
+        on_reconnect: Callable[[], object] = lambda: None,
     ) -> None:
         self._endpoint = endpoint
         self._name = name
         self._timeout = timeout
         self._channels = channels
         self._on_push = on_push
+        self._on_reconnect = on_reconnect
         self._queue: Queue = deque()
         self._due = False
         self._connection: Connection | None = None
@@ -147,6 +150,8 @@ class Wire:
             return
         self._connection = connection
         self.connects += 1
+        if self.connects > 1:
+            self._on_reconnect()
         self._pause.reset()
         self._trouble.over()
         connection.flush()
