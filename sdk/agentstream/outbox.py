@@ -156,8 +156,11 @@ class Outbox:
             self._under_way = batch
             results = await self._results(batch)
             self._under_way, self._doubt = (), None
-            # callers go on after the next batch has left: the server adds it meanwhile
-            self._loop.call_soon(_resolve, batch, results)
+            if self._queue:
+                # callers go on after the next batch has left: the server adds it meanwhile
+                self._loop.call_soon(_resolve, batch, results)
+            else:
+                _resolve(batch, results)
             most = _MOST
         self._sending = None
 
