@@ -1,8 +1,8 @@
 """What this process holds of one group, and until when.
 
 Whatever is buffered or runs is renewed alike, three times per lease and from a thread of its own, so that
-other consumers' sweeps find only what nobody looks after; see docs/adr/0012-leases-from-a-thread.md. The event
-loop changes what is held, the thread reads it: each of its looks is at a copy.
+other consumers' sweeps find only what nobody looks after; see docs/adr/0012-leases-from-a-thread.md. The
+event loop changes what is held, the thread reads it: each of its looks is at a copy.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Renews(Protocol):
     def wake(self) -> None:
         """There is another rhythm to renew in."""
 
-    def something_is_held(self) -> None:
-        """So far, nothing was."""
+    def something_is_held(self, leases: Leases) -> None:
+        """So far, nothing of this group was."""
 
 
 class Leases:
@@ -91,7 +91,7 @@ class Leases:
         was_empty = not self._main and not self._retries
         of_source[entry.id] = entry
         if was_empty:
-            self._renewal.something_is_held()
+            self._renewal.something_is_held(self)
         return True
 
     def let_go(self, entry: Entry) -> None:

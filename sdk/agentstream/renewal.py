@@ -1,8 +1,8 @@
 """The thread that renews leases, with a connection of its own: what blocks the event loop loses nothing.
 
-Event loop and thread share little. The loop says which groups there are and wakes the thread up when something
-is held again; the thread looks at a copy of what is held, writes how long it is held by now, and hands over to
-the loop what turned out to be lost.
+Event loop and thread share little. The loop says which groups there are and wakes the thread up when
+something is held again; the thread looks at a copy of what is held, writes how long it is held by now, and
+hands over to the loop what turned out to be lost.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class Renewal:
         if not self._closed:
             self._running().wake()
 
-    def something_is_held(self) -> None:
-        """So far, nothing was in one of the groups."""
+    def something_is_held(self, leases: Leases) -> None:
+        """So far, nothing of this group was."""
         if not self._closed:
             thread = self._running()
-            if thread.is_idle:
+            if leases not in thread.watched:
                 thread.wake()
 
     def _running(self) -> RenewalThread:
@@ -93,7 +93,7 @@ class RenewalThread(threading.Thread):
 
     Attributes:
         process: the id of the process in which it runs.
-        is_idle: whether it waits until it is woken up.
+        watched: the groups of which it knows that something is held; it looks at them again by itself.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class RenewalThread(threading.Thread):
         self._due: dict[Leases, float] = {}
         self._trouble = Trouble("renew leases")
         self._changed = threading.Condition()
-        self.is_idle = False
+        self.watched: tuple[Leases, ...] = ()
         self._woken = False
         self._ended = False
 
@@ -142,10 +142,9 @@ class RenewalThread(threading.Thread):
 
     def _round(self) -> float | None:
         """Renews what is due. Returns seconds until something is; None if nothing is held."""
-        # before looking: what is held later finds it idle, and wakes it up
-        self.is_idle = True
-        groups = [leases for leases in self._groups() if len(leases)]
-        self.is_idle = not groups
+        # before looking: who holds something while it looks wakes it up
+        self.watched = ()
+        self.watched = groups = tuple(leases for leases in self._groups() if len(leases))
         self._timeout = min((leases.lease / _PER_LEASE for leases in groups), default=_LONGEST_TIMEOUT)
         now = time.monotonic()
         due = {leases: now + leases.lease / _PER_LEASE for leases in groups}

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from agentstream.routes import Consumes
 from agentstream.testing import Faults
 from agentstream.wire import Wire
 from support.servers import Server
@@ -133,3 +134,123 @@ async def test_a_route_that_leads_elsewhere_does_not_change_what_is_consumed(
 
 def _fields(struct) -> dict[str, object]:
     return {name: getattr(struct, name) for name in struct.__struct_fields__}
+
+
+async def take_away(topology: Topology, wire: Wire, group: Consumes, *entries: str) -> None:
+    """As if another consumer had claimed these, or all."""
+    taken = entries or [entry for entry, *_ in await topology.pending(group)]
+    await wire.call("XCLAIM", group.key, "coder", "other.1", 0, *taken, "JUSTID")
+
+
+async def test_a_lost_lease_cancels_the_handler_and_the_loop_goes_on(
+    topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = await topology.group("tasks", "coder", lease=300)
+    await send(topology, 1)
+    seen = []
+    async with topology.agent("coder") as coder:
+        async for delivery in coder.stream_consume("tasks"):
+            async with delivery:
+                seen.append(delivery.message.payload["n"])
+                if len(seen) == 1:
+                    await take_away(topology, wire, group)
+                    await send(topology, 2)
+                    await asyncio.Event().wait()
+            if len(seen) == 2:
+                break
+            assert not delivery.held
+            assert not await delivery.ack()
+            assert not await delivery.retry()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+    assert seen == [1, 2]
+    assert caplog.text.count("was lost while it is handled") == 1
+    assert [name for _, name, *_ in await topology.pending(group)] == ["other.1"]
+
+
+async def test_several_deliveries_of_one_task_are_lost_together_or_one_by_one(
+    topology: Topology, wire: Wire
+) -> None:
+    group = await topology.group("tasks", "coder", lease=300)
+    await send(topology, *range(6))
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        ended = []
+        for lost in ((0, 1), (0,), (1,)):
+            outer, inner = await following(deliveries), await following(deliveries)
+            async with outer:
+                async with inner:
+                    await take_away(topology, wire, group, *((outer, inner)[n].entry for n in lost))
+                    await asyncio.Event().wait()
+                ended.append("outer")
+            ended.append("after")
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+        # what was taken away from the outer block ends the inner one, which is not handled: it is handed back
+        assert ended == ["after", "after", "outer", "after"]
+        again = await following(deliveries)
+        assert (again.attempt, again.fence) == (1, 2)
+        assert await again.ack()
+
+
+async def test_who_cancels_the_handler_at_the_same_time_wins(topology: Topology, wire: Wire) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000)
+    await send(topology, 1)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        delivery = await following(deliveries)
+        began = asyncio.Event()
+
+        async def work() -> None:
+            async with delivery:
+                began.set()
+                await asyncio.Event().wait()
+
+        working = asyncio.create_task(work())
+        await began.wait()
+        await take_away(topology, wire, group)
+        deliveries._consumption._dispatch.leases.lose([(delivery._entry, 1)])
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        assert not delivery.held
+
+
+async def test_a_handler_of_what_is_lost_already_is_cancelled_at_its_first_await(
+    topology: Topology, wire: Wire
+) -> None:
+    group = await topology.group("tasks", "coder", lease=300)
+    await send(topology, 1, 2)
+    ran = []
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        both = [await following(deliveries), await following(deliveries)]
+        await take_away(topology, wire, group)
+        await until(lambda: not any(delivery.held for delivery in both))
+        async with both[0]:
+            ran.append("first")
+            await asyncio.sleep(0)
+            ran.append("not this")
+        async with both[1]:
+            ran.append("second")
+        # a block without an await is not cancelled, and neither is what comes after it
+        await asyncio.sleep(0)
+    assert ran == ["first", "second"]
+
+
+async def test_an_error_of_a_handler_that_is_cancelled_is_no_other_attempt(
+    topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = await topology.group("tasks", "coder", lease=300)
+    await send(topology, 1)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        async with await following(deliveries):
+            await take_away(topology, wire, group)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise ValueError("in mid-work") from None
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+    assert "failed" in caplog.text
+    assert (await topology.stats(group)).get("retried", 0) == 0
