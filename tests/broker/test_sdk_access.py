@@ -9,6 +9,7 @@ import pytest
 
 from agentstream.errors import RequestFailed
 from agentstream.routes import Consumes
+from agentstream.send import Outgoing
 from agentstream.wire import Wire
 from agentstream_operator.plan.access import AgentUse, set_user
 from support.servers import Server
@@ -65,6 +66,23 @@ async def test_agents_need_no_right_that_they_do_not_have(
         await _take_over_and_renew(topology, tasks, server)
     assert {letter["reason"] for letter in await topology.dead_letters(tasks)} >= {b"no", b"Malformed"}
     assert await topology.settled(news, 1)
+    assert await wire.call("ACL", "LOG") == []
+
+
+async def test_batches_keys_and_effects_need_no_other_right(
+    server: Server, wire: Wire, topology: Topology
+) -> None:
+    async with (
+        topology.agent("planner", url=url_of(server, "planner")) as planner,
+        topology.agent("coder", url=url_of(server, "coder")) as coder,
+    ):
+        many = [Outgoing(to="coder", type="event", payload={}, key="k", once=once) for once in ("a", "b")]
+        first, _, again = await planner.send_many([*many, many[0]])
+        assert again.entry == first.entry
+        async with coder.stream_consume("tasks") as deliveries:
+            async with await following(deliveries) as delivery, delivery.once("effect") as is_first:
+                assert (delivery.entry, is_first) == (first.entry, True)
+                raise ZeroDivisionError
     assert await wire.call("ACL", "LOG") == []
 
 

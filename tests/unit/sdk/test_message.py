@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentstream import generate
 from agentstream.errors import InvalidMessage
-from agentstream.message import Message, decode, encode, message_schema
+from agentstream.message import Message, decode, encode, message_schema, new_id
 
 SCHEMA = jsonschema.Draft202012Validator(message_schema())
 PUBLISHED = Path(__file__).parents[3] / "docs" / "reference" / "message.schema.json"
@@ -42,6 +44,8 @@ messages = st.builds(
     correlation_id=st.none() | references,
     reply_to=st.none() | references,
     expires_at=st.none() | seconds,
+    key=st.none() | references,
+    schema_version=st.none() | st.integers(1, 1_000_000),
 )
 GOOD: dict[str, Any] = {
     "v": 1,
@@ -136,3 +140,45 @@ def test_a_schema_that_differs_is_reported_and_written(
     assert "make generate" in capsys.readouterr().err
     assert generate.main([str(path)]) == 0
     assert generate.main([str(path), "--check"]) == 0
+
+
+odd_values = json_values | st.sampled_from(
+    [
+        float("nan"),
+        float("inf"),
+        b"bytes",
+        msgspec.Raw(b"{"),
+        msgspec.Raw(b'{"a": 1}'),
+        msgspec.Raw(b'"\xff"'),
+        "\ud800",
+        "planner\n",
+        "x" * 513,
+        True,
+        2**70,
+        [],
+        {},
+    ]
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(Message.__struct_fields__)), odd_values, min_size=1, max_size=3),
+    odd_values,
+)
+def test_what_is_sent_can_be_read_whatever_it_is_made_of(changes: dict[str, Any], inside: object) -> None:
+    fields = {("sender" if name == "from" else name): value for name, value in GOOD.items()}
+    message = Message(**(fields | {"payload": {"p": inside}} | changes))
+    try:
+        data = encode(message)
+    except InvalidMessage:
+        return
+    decode(data)
+    data.decode()
+    assert SCHEMA.is_valid(json.loads(data))
+
+
+def test_ids_are_random_uuids() -> None:
+    ids = [new_id() for _ in range(1_000)]
+    assert len(set(ids)) == 1_000
+    assert all(uuid.UUID(one).version == 4 and str(uuid.UUID(one)) == one for one in ids)
+    assert all(uuid.UUID(one).variant == uuid.RFC_4122 for one in ids)
