@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -18,6 +18,7 @@ from agentstream.intake import READ_TIMEOUT
 from agentstream.keys import nudge_channel
 from agentstream.message import MessageType
 from agentstream.messenger import Messenger
+from agentstream.metrics import Observed
 from agentstream.payloads import Payload
 from agentstream.renewal import Renewal
 from agentstream.replies import Replies
@@ -233,6 +234,8 @@ class Agent(Messenger):
                 lambda: self._stopping,
             )
             await self._entered.enter_async_context(health)
+        observed = Observed(self.namespace, self.name, self._counters, self._holding)
+        self._entered.enter_context(observed)
         if self._ends_on_signals:
             self._task = asyncio.current_task()
             self._entered.enter_context(on_termination(self._asked_to_end))
@@ -261,6 +264,9 @@ class Agent(Messenger):
         for consumption in self._consumptions:
             consumption.cancel_workers()
         await self.__aexit__(None, None, None)
+
+    def _holding(self) -> Iterator[tuple[str, str, int, int]]:
+        return filter(None, [consumption.holding for consumption in self._consumptions])
 
     def _asked_to_end(self, number: signal.Signals) -> None:
         consuming = any(not consumption.is_over for consumption in self._consumptions)

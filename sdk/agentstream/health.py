@@ -1,4 +1,4 @@
-"""What Kubernetes asks a pod: whether its agents live, and whether they are ready.
+"""What a pod is asked: by Kubernetes, whether its agents live and are ready; by Prometheus, what they count.
 
 It is answered from a thread with an event loop of its own: an agent whose loop is busy is late, not dead.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
+from agentstream import metrics
 from agentstream.errors import AgentStreamError, SettingsError
 
 BLOCKED_LIMIT = 300.0
@@ -24,8 +26,10 @@ _BEAT = 5.0
 _BEAT_IN_TROUBLE = 1.0
 # Who connects and asks nothing is not waited for.
 _PATIENCE = 2.0
-_PHRASES = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}
+_PHRASES = {200: "OK", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
+_TEXT = "text/plain; charset=utf-8"
 
+_log = logging.getLogger("agentstream")
 _lock = threading.Lock()
 _listening: dict[int, _Listener] = {}
 
@@ -37,7 +41,7 @@ class Health:
 
     Args:
         agent: name of the agent.
-        port: where `GET /livez` and `GET /readyz` are answered, on all interfaces.
+        port: where `GET /livez`, `/readyz` and `/metrics` are answered, on all interfaces.
         ping: has the server answer.
         is_stopping: whether the agent takes no more work.
     """
@@ -137,6 +141,9 @@ class _Listener:
         self._thread.join()
 
     def _run(self) -> None:
+        # whoever tells metrics elsewhere has those of agents among them; here it keeps no agent waiting
+        with contextlib.suppress(ImportError, ValueError):
+            metrics.register()
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._serve())
 
@@ -155,11 +162,16 @@ class _Listener:
             writer.close()
 
     def _response(self, request: bytes) -> bytes:
-        method, path, *_ = [*request.partition(b"\r\n")[0].decode("latin-1").split(" "), ""]
-        status, text = self._answer(path.partition("?")[0] if method in {"GET", "HEAD"} else "")
-        body = f"{text}\n".encode()
+        line, _, headers = request.decode("latin-1").partition("\r\n")
+        method, path, *_ = [*line.split(" "), ""]
+        path = path.partition("?")[0] if method in {"GET", "HEAD"} else ""
+        if path == "/metrics":
+            status, kind, body = _metrics(headers)
+        else:
+            status, text = self._answer(path)
+            kind, body = _TEXT, f"{text}\n".encode()
         head = (
-            f"HTTP/1.1 {status} {_PHRASES[status]}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+            f"HTTP/1.1 {status} {_PHRASES[status]}\r\nContent-Type: {kind}\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         return head.encode() + (b"" if method == "HEAD" else body)
@@ -170,6 +182,22 @@ class _Listener:
         elif path == "/readyz":
             wrong = [agent.unready() for agent in self.agents]
         else:
-            return 404, "ask for /livez or /readyz"
+            return 404, "ask for /livez, /readyz or /metrics"
         told = "\n".join(filter(None, wrong))
         return (503, told) if told else (200, "ok")
+
+
+def _metrics(headers: str) -> tuple[int, str, bytes]:
+    """Status, type and text of what the process's metrics are."""
+    accept = ", ".join(
+        value.strip()
+        for name, _, value in (header.partition(":") for header in headers.split("\r\n"))
+        if name.lower() == "accept"
+    )
+    try:
+        return 200, *metrics.exposition(accept)
+    except ImportError:
+        return 404, _TEXT, b"metrics need prometheus_client: install agentstream[metrics]\n"
+    except Exception:  # noqa: BLE001 - others' collectors are asked, too
+        _log.exception("the metrics cannot be told")
+        return 500, _TEXT, b"the metrics cannot be told; the log says why\n"
