@@ -44,6 +44,7 @@ class Directory:
         """What was read longer ago than this is to be read again."""
         until = asyncio.get_running_loop().time() + _GOOD_FOR - seconds
         self._known = {agent: known for agent, known in self._known.items() if known[1] >= until}
+        self._targets = {way: found for way, found in self._targets.items() if found[1] >= until}
 
     async def target(self, to: str, stream: str | None, patience: float) -> Produces:
         """The stream to add to, waiting up to `patience` seconds for the operator to declare it.
