@@ -119,8 +119,8 @@ async def test_a_loop_that_is_blocked_for_too_long_is_dead_until_it_turns_again(
         ("GET", "/livez?verbose", (200, "ok")),
         ("HEAD", "/livez", (200, "")),
         ("HEAD", "/nothing", (404, "")),
-        ("GET", "/", (404, "ask for /livez or /readyz")),
-        ("POST", "/livez", (404, "ask for /livez or /readyz")),
+        ("GET", "/", (404, "ask for /livez, /readyz or /metrics")),
+        ("POST", "/livez", (404, "ask for /livez, /readyz or /metrics")),
     ],
 )
 async def test_only_probes_are_answered(
