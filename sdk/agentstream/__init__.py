@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ConnectionLost,
         EffectInDoubt,
         InvalidMessage,
+        InvalidPayload,
         MessageExpired,
         NoReply,
         NoRoute,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
     from agentstream.message import Message, message_schema
     from agentstream.notifications import Notification, Notifications
+    from agentstream.payloads import json_schema_of, to_type
     from agentstream.receipts import Receipt, ReceiptStatus, Standing
     from agentstream.send import Outgoing, SentMessage
     from agentstream.settings import Settings
@@ -48,6 +50,7 @@ __all__ = [
     "Delivery",
     "EffectInDoubt",
     "InvalidMessage",
+    "InvalidPayload",
     "Message",
     "MessageExpired",
     "NoReply",
@@ -71,7 +74,9 @@ __all__ = [
     "SettingsError",
     "Standing",
     "StreamMissing",
+    "json_schema_of",
     "message_schema",
+    "to_type",
 ]
 
 _HOMES = {
@@ -85,6 +90,7 @@ _HOMES = {
         "ConnectionLost",
         "EffectInDoubt",
         "InvalidMessage",
+        "InvalidPayload",
         "MessageExpired",
         "NoReply",
         "NoRoute",
@@ -99,6 +105,7 @@ _HOMES = {
     ),
     "message": ("Message", "message_schema"),
     "notifications": ("Notification", "Notifications"),
+    "payloads": ("json_schema_of", "to_type"),
     "receipts": ("Receipt", "ReceiptStatus", "Standing"),
     "send": ("Outgoing", "SentMessage"),
     "settings": ("Settings",),

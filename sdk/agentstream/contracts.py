@@ -8,8 +8,8 @@ checked where a message is sent and again before a handler gets it, with `jsonsc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,8 @@ from agentstream.triage import Reason
 if TYPE_CHECKING:
     from jsonschema_rs import Draft202012Validator
 
+# An agent reads its route again after a while, and the contracts may be newer by then.
+_GOOD_FOR = 1.0
 REMEDY = "pip install 'agentstream[contracts]'"
 
 
@@ -65,6 +67,20 @@ FREE = Contract({})
 """The contract of streams that have none."""
 
 
+class _Fetched(NamedTuple):
+    """What the server had.
+
+    Attributes:
+        digest: of these contracts.
+        contract: what they come to.
+        good_until: until when they hold, by the loop's clock, although the route speaks of others.
+    """
+
+    digest: str
+    contract: Contract
+    good_until: float
+
+
 class Contracts:
     """The contracts of the streams of one agent, fetched when they are needed.
 
@@ -74,7 +90,7 @@ class Contracts:
 
     def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
         self._call = call
-        self._known: dict[str, tuple[str, Contract]] = {}
+        self._known: dict[str, _Fetched] = {}
         self._fetching = asyncio.Lock()
 
     async def of(self, stream: Produces | Consumes) -> Contract:
@@ -89,20 +105,24 @@ class Contracts:
         if not stream.contracts:
             return FREE
         async with self._fetching:
-            known, contract = self._known.get(stream.key, ("", FREE))
-            if known != stream.contracts:
-                contract = await self._fetch(stream)
-                self._known[stream.key] = stream.contracts, contract
-        return contract
+            now = asyncio.get_running_loop().time()
+            known = self._known.get(stream.key)
+            if known is None or (known.digest != stream.contracts and now >= known.good_until):
+                known = self._known[stream.key] = await self._fetch(stream, now)
+        return known.contract
 
-    async def _fetch(self, stream: Produces | Consumes) -> Contract:
+    async def _fetch(self, stream: Produces | Consumes, now: float) -> _Fetched:
         flat = await self._call("HGETALL", StreamKeys(stream.key).contracts)
-        if not flat:
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        digest = fields.pop(b"digest", b"").decode()
+        if not digest:
             raise StreamMissing(f"the contracts of {stream.stream} are not on the server")
+        schemas = {field.decode(): schema for field, schema in fields.items()}
         try:
-            return Contract(_schemas(flat))
+            contract = Contract({field: msgspec.json.decode(schema) for field, schema in schemas.items()})
         except ValueError as error:
             raise ProtocolError(f"a contract of {stream.stream} is no JSON Schema: {error}") from error
+        return _Fetched(digest, contract, now if digest == stream.contracts else now + _GOOD_FOR)
 
 
 def field_of(message_type: str, version: int) -> str:
@@ -122,14 +142,6 @@ def validator(schema: Any) -> Draft202012Validator:
     except ImportError as error:
         raise SettingsError(f"payloads on this stream have contracts; to check them: {REMEDY}") from error
     return Draft202012Validator(schema, offline=True, mask="the value")
-
-
-def _schemas(flat: Iterable[bytes]) -> dict[str, Any]:
-    parts = list(flat)
-    return {
-        field.decode(): msgspec.json.decode(schema)
-        for field, schema in zip(parts[::2], parts[1::2], strict=True)
-    }
 
 
 def _violated(what: str) -> InvalidPayload:

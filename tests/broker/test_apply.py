@@ -18,6 +18,7 @@ from agentstream_operator.plan.actions import (
     DeleteStream,
     DestroyGroup,
     RecordOwner,
+    SetContracts,
     SetRoute,
 )
 from support.servers import Server
@@ -77,6 +78,30 @@ async def test_a_key_of_another_type_is_left_alone(
 async def test_an_owner_is_recorded(server: Server, broker: Broker, admin: redis.Redis) -> None:
     assert await broker.apply(RecordOwner(KEY, OWNER)) == CHANGED
     assert admin.hgetall(f"{KEY}:meta") == OWNER
+
+
+async def test_contracts_take_the_place_of_those_before(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    await broker.apply(SetContracts(KEY, "1f", {"event@1": "{}", "event@2": "{}"}))
+    assert await broker.apply(SetContracts(KEY, "2e", {"event@2": '{"a":1}'})) == CHANGED
+    assert admin.hgetall(f"{KEY}:contracts") == {"digest": "2e", "event@2": '{"a":1}'}
+    assert (await broker.observe(KEY, ())).contracts == "2e"
+
+
+async def test_no_contracts_leave_no_key(server: Server, broker: Broker, admin: redis.Redis) -> None:
+    await broker.apply(SetContracts(KEY, "1f", {"event@1": "{}"}))
+    await broker.apply(SetContracts(KEY, "", {}))
+    assert admin.keys("*") == []
+    assert (await broker.observe(KEY, ())).contracts is None
+
+
+async def test_as_many_and_as_large_contracts_as_there_may_be_are_written(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    schemas = {f"event@{version}": "x" * 32_768 for version in range(1, 51)}
+    await broker.apply(SetContracts(KEY, "1f", schemas))
+    assert admin.hgetall(f"{KEY}:contracts") == {"digest": "1f", **schemas}
 
 
 @pytest.mark.parametrize(
@@ -185,6 +210,7 @@ async def test_a_stream_that_is_empty_is_deleted_with_all_that_is_derived_from_i
     server: Server, broker: Broker, stream: redis.Redis
 ) -> None:
     stream.set(f"{KEY}:gate", 7)
+    await broker.apply(SetContracts(KEY, "1f", {"event@1": "{}"}))
     assert await broker.apply(DeleteStream(KEY, ("g",), only_if_empty=True)) == CHANGED
     assert stream.keys() == []
 

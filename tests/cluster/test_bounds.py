@@ -29,6 +29,7 @@ STREAM = a_stream(
     producers=["planner"],
     broadcast=True,
     signing={"policy": "Require", "rotation": 1},
+    contracts=[{"type": "event", "version": 1, "schema": {"type": "object"}}],
     deletionPolicy="Delete",
     managementPolicy="Managed",
 ) | {
@@ -46,7 +47,12 @@ GROUP = a_group(
     agent="ada",
     startFrom="End",
     deliver="All",
-    delivery={"lease": "10s", "maxDeliveries": 5, "backoff": {"initial": "1s", "factor": 2, "max": "1h"}},
+    delivery={
+        "lease": "10s",
+        "deadline": "1h",
+        "maxDeliveries": 5,
+        "backoff": {"initial": "1s", "factor": 2, "max": "1h"},
+    },
     deadLetter={"enabled": True, "minAge": "1h", "maxLength": 1},
     template={
         "metadata": {"labels": {"a": "b"}, "annotations": {"a": "b"}},
@@ -180,6 +186,8 @@ def _of_arrays(node: Mapping[str, Any], value: list[Any]) -> Iterator[Bound]:
         if kind == "map":
             (key,) = node["x-kubernetes-list-map-keys"]
             return [{**value[0], key: f"T{n}"} for n in range(count)]
+        if isinstance(value[0], dict) and "version" in value[0]:
+            return [{**value[0], "version": n} for n in range(1, count + 1)]
         return [value[0]] * count
 
     least, most = node.get("minItems", 0), node["maxItems"]

@@ -17,6 +17,7 @@ from unit.resources.manifests import a_group, a_stream, a_template, groups, muta
 from unit.resources.test_schema_and_model import ACCEPTED, IMMUTABLE, REFUSED
 
 TEMPLATE = a_template()
+CONTRACTS = [{"type": "event", "version": version, "schema": {"type": "object"}} for version in range(1, 50)]
 LONGEST = "must be at most 87600h"
 SHORTEST = "must be at least 1s"
 
@@ -62,6 +63,12 @@ RULES = [
         SHORTEST,
         a_stream(retention={"minAge": "1000ms"}),
         a_stream(retention={"minAge": "999ms"}),
+    ),
+    Rule(
+        "AgentStream.spec.contracts",
+        "there can be only one contract for each type and version",
+        a_stream(contracts=[*CONTRACTS, {**CONTRACTS[0], "type": "task_request"}]),
+        a_stream(contracts=[*CONTRACTS, {**CONTRACTS[0], "version": 49}]),
     ),
     Rule(
         "ConsumerGroup.spec.startFrom",

@@ -17,6 +17,7 @@ from agentstream_operator.plan.actions import (
     DeleteUser,
     DestroyGroup,
     RecordOwner,
+    SetContracts,
     SetRoute,
     SetUser,
 )
@@ -37,7 +38,7 @@ class Applied:
     fingerprint: str | None = None
 
 
-async def apply(connection: Connection, users: Users, action: Action) -> Applied:
+async def apply(connection: Connection, users: Users, action: Action) -> Applied:  # noqa: C901 - one per action
     """Does the action.
 
     Raises:
@@ -50,6 +51,9 @@ async def apply(connection: Connection, users: Users, action: Action) -> Applied
         case RecordOwner(key, owner):
             await connection.call("HSET", StreamKeys(key).meta, *_flat(owner))
             changed = True
+        case SetContracts(key, digest, schemas):
+            contracts = StreamKeys(key).contracts
+            changed = await connection.function("as1_set_contracts", key, contracts, digest, *_flat(schemas))
         case CreateGroup(key, group, start):
             changed = await connection.function("as1_create_group", key, StreamKeys(key).base, group, start)
         case DestroyGroup(key, group):

@@ -26,6 +26,19 @@ class RecordOwner:
 
 
 @dataclass(frozen=True, slots=True)
+class SetContracts:
+    """Writes the contracts of a stream in place of those before.
+
+    `digest` changes whenever they do, and is empty if there are none; `schemas` are JSON Schemas by
+    `<type>@<version>`.
+    """
+
+    key: str
+    digest: str
+    schemas: Mapping[str, str] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class CreateGroup:
     """Makes a group and its retry stream, where they are missing. `start` is `0`, `$` or an entry id."""
 
@@ -99,6 +112,7 @@ class DeleteRoute:
 Action = (
     CreateStream
     | RecordOwner
+    | SetContracts
     | CreateGroup
     | DestroyGroup
     | DeleteStream

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,6 +76,7 @@ def use_of(
     name: AgentName,
     produces: Iterable[tuple[AgentStream, Iterable[str]]],
     consumes: Iterable[tuple[ConsumerGroup, AgentStream]],
+    contracts: Mapping[str, str],
 ) -> AgentUse:
     """What an agent does.
 
@@ -83,22 +84,27 @@ def use_of(
         name: the agent.
         produces: the streams that it may add to, each with the names of its declared groups.
         consumes: its groups, each with its stream.
+        contracts: the digests of the streams' contracts, by the streams' names.
     """
     return AgentUse(
         namespace=name.namespace,
         agent=name.agent,
         produces=tuple(
-            sorted((_produces(stream, groups) for stream, groups in produces), key=lambda p: p.stream)
+            sorted(
+                (_produces(stream, groups, contracts) for stream, groups in produces),
+                key=lambda p: p.stream,
+            )
         ),
         consumes=tuple(
             sorted(
-                (_consumes(group, stream) for group, stream in consumes), key=lambda c: (c.stream, c.group)
+                (_consumes(group, stream, contracts) for group, stream in consumes),
+                key=lambda c: (c.stream, c.group),
             )
         ),
     )
 
 
-def _produces(stream: AgentStream, groups: Iterable[str]) -> Produces:
+def _produces(stream: AgentStream, groups: Iterable[str], contracts: Mapping[str, str]) -> Produces:
     broadcast = stream.spec.broadcast
     return Produces(
         stream=stream.metadata.name,
@@ -107,10 +113,11 @@ def _produces(stream: AgentStream, groups: Iterable[str]) -> Produces:
         # who sends elsewhere awaits no group
         groups=tuple(sorted(groups)) if broadcast else (),
         signatures=stream.signatures,
+        contracts=contracts.get(stream.metadata.name, ""),
     )
 
 
-def _consumes(group: ConsumerGroup, stream: AgentStream) -> Consumes:
+def _consumes(group: ConsumerGroup, stream: AgentStream, contracts: Mapping[str, str]) -> Consumes:
     delivery = group.spec.delivery
     return Consumes(
         stream=stream.metadata.name,
@@ -126,6 +133,7 @@ def _consumes(group: ConsumerGroup, stream: AgentStream) -> Consumes:
         dead_letters=group.spec.dead_letter.enabled,
         deadline=0 if delivery.deadline is None else delivery.deadline.milliseconds,
         signatures=stream.signatures,
+        contracts=contracts.get(stream.metadata.name, ""),
     )
 
 

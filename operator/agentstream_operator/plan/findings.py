@@ -15,6 +15,7 @@ from agentstream_operator.plan.actions import (
     DeleteUser,
     DestroyGroup,
     RecordOwner,
+    SetContracts,
     SetRoute,
     SetUser,
 )
@@ -139,6 +140,8 @@ def _describe(action: Action) -> str:  # noqa: PLR0911 - one per action
             return f"create the stream {key}"
         case RecordOwner(key=key):
             return f"record the owner of {key}"
+        case SetContracts(key=key):
+            return f"write the contracts of {key}"
         case CreateGroup(key=key, group=group):
             return f"create the group {group} on {key}"
         case DestroyGroup(key=key, group=group):

@@ -87,6 +87,7 @@ class StreamSeen(msgspec.Struct, frozen=True):
         first: the first entry.
         last: the last id that was generated.
         gate: the length at which adding is refused.
+        contracts: the digest of its contracts; None if it has none.
         meta: the operator's hash: owner and checkpoints.
         groups: every group on the stream and every declared one, by name.
     """
@@ -98,6 +99,7 @@ class StreamSeen(msgspec.Struct, frozen=True):
     first: str | None = None
     last: str | None = None
     gate: str | None = None
+    contracts: str | None = None
     meta: Mapping[str, str] = {}
     groups: Mapping[str, GroupSeen] = {}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from agentstream_operator.plan.actions import Action, CreateStream, DeleteStream, RecordOwner
 from agentstream_operator.plan.conflicts import foreign, stream_conflict
+from agentstream_operator.plan.contracts import invalid_contract, write_contracts
 from agentstream_operator.plan.findings import (
     ALL_WRITTEN,
     IN_SYNC,
@@ -76,7 +77,12 @@ def plan_stream(given: StreamInput) -> Plan:
     if seen.type not in ("none", "stream"):
         return Plan(findings=summed_up((REACHABLE, conflict, _wrong_type(stream, seen))), finalizer=finalizer)
     actions, notices = _create(given, seen)
+    invalid = invalid_contract(stream)
+    if invalid is None:
+        actions += write_contracts(stream, seen)
     synced, actions, notices = _held_back(stream, actions, notices)
+    if invalid is not None and managed(stream):
+        synced = invalid
     lost = _lost(given, seen)
     return Plan(
         actions=actions,

@@ -152,7 +152,9 @@ def _use(context: Context, name: AgentName, resources: list[Known]) -> AgentUse:
                 produces.append((resource, groups))
         elif memory.groups[resource.key].serves and stream_of(resource) in streams:
             consumes.append((resource, streams[stream_of(resource)]))
-    return use_of(name, produces, consumes)
+    used = (*(stream for stream, _ in produces), *(stream for _, stream in consumes))
+    contracts = {stream.metadata.name: memory.streams[stream.key].contracts for stream in used}
+    return use_of(name, produces, consumes, contracts)
 
 
 def _unknown(context: Context, resource: Known) -> bool:

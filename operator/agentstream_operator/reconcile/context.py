@@ -209,6 +209,11 @@ class Context:
             self.memory.agents[name].changes += 1
             self.queue.add(agent_key(name), priority)
 
+    def agents_on(self, stream: AgentStream) -> list[AgentName]:
+        """Who produces to a stream or consumes it."""
+        groups = (self.store.groups[key] for key in self.store.readers_of(stream.key))
+        return list(dict.fromkeys((*agents_of(stream), *(agents_of(group)[0] for group in groups))))
+
     def deleted_for(self, resource: Known) -> float:
         """Seconds since the deletion of a resource."""
         deletion = resource.metadata.deletion_timestamp

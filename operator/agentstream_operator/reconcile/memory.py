@@ -72,6 +72,7 @@ class StreamMemory:
         shown: the latest observation, whatever was written since.
         added: `seen.added` when a plan was made last; None if the stream was never there.
         usable: whether agents may use it; None before the first plan.
+        contracts: the digest of its contracts on the server; empty if it has none.
         history: what the janitor said.
         cleaned: the janitor's latest pass.
         rate: entries added per second, lately.
@@ -86,6 +87,7 @@ class StreamMemory:
     shown: StreamSeen | None = None
     added: int | None = None
     usable: bool | None = None
+    contracts: str = ""
     history: RetentionHistory | None = None
     cleaned: Cleaned | None = None
     rate: float = 0.0

@@ -8,7 +8,6 @@ from agentstream.routes import Consumes, Produces
 from agentstream.signing import encode_keys
 from agentstream_operator.cluster.port import ClusterRefused, SigningKeys
 from agentstream_operator.plan.access import AgentUse
-from agentstream_operator.plan.agents import AgentName, agents_of
 from agentstream_operator.plan.findings import Notice, Trouble
 from agentstream_operator.plan.signing import due_in, with_key
 from agentstream_operator.plan.streams import managed
@@ -52,7 +51,7 @@ async def keep_keys(context: Context, stream: AgentStream) -> float | None:
     _refused(context, stream, None)
     if memory.keys != keys:
         memory.keys = keys
-        context.touch(_agents(context, stream))
+        context.touch(context.agents_on(stream))
     await context.tell(stream, notices)
     return due
 
@@ -82,15 +81,9 @@ async def _why(context: Context, stream: AgentStream, *, had_none: bool) -> Noti
     if not had_none:
         message = f"made a new key for {name}; senders use it when it has reached all agents"
         return Notice(Reason.SIGNING_KEY_MADE, message)
-    for agent in _agents(context, stream):
+    for agent in context.agents_on(stream):
         known = await context.cluster.credentials(*agent)
         if known is not None and name in known.signing:
             message = f"the keys of {name} were gone, and others were made: what was signed before is refused"
             return Notice(Reason.SIGNING_KEYS_LOST, message, warning=True)
     return Notice(Reason.SIGNING_KEY_MADE, f"made the first key for {name}")
-
-
-def _agents(context: Context, stream: AgentStream) -> list[AgentName]:
-    """Who produces to a stream or consumes it."""
-    groups = (context.store.groups[key] for key in context.store.readers_of(stream.key))
-    return list(dict.fromkeys((*agents_of(stream), *(agents_of(group)[0] for group in groups))))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from agentstream_operator.plan.agents import agents_of
+from agentstream_operator.plan.contracts import digest_after
 from agentstream_operator.plan.findings import NO_CONFLICT, Plan
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.streams import StreamInput, plan_stream
@@ -89,6 +90,10 @@ def _remember(context: Context, stream: AgentStream, seen: StreamSeen, plan: Pla
             context.memory.groups[reader].stream_lost = True
     if usable != memory.usable or plan.actions:
         context.queue_all(readers, Priority.EVENT)
+    contracts = digest_after(plan.actions, seen)
+    if usable and contracts != memory.contracts:
+        memory.contracts = contracts
+        context.touch(context.agents_on(stream))
     if usable != memory.usable:
         memory.usable = usable
         context.touch(agents_of(stream))

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from agentstream.keys import default_stream_key
 
+from .contracts import ONE_OF_EACH, Contract
 from .duration import Duration, at_least, parse_duration
 from .meta import API_VERSION, Resource
 from .model import Bool, DnsLabel, Int, Model, Text
@@ -145,6 +146,9 @@ class AgentStreamSpec(Model):
 
     signing: Signing | None = None
     """Whether messages are signed; absent means Off."""
+
+    contracts: Annotated[tuple[Contract, ...], Field(max_length=50), ONE_OF_EACH] = ()
+    """What payloads must be. Those of a type that is not named here may be anything."""
 
     deletion_policy: StreamDeletion = StreamDeletion.RETAIN
     """What deleting this resource does to the stream. DeleteIfEmpty: it goes if nothing is unsettled."""

@@ -95,6 +95,7 @@ class Reason(StrEnum):
     CREDENTIALS_APPLIED = "CredentialsApplied"
     CREDENTIALS_RESTORED = "CredentialsRestored"
     CREDENTIALS_FAILED = "CredentialsFailed"
+    CONTRACT_INVALID = "ContractInvalid"
     SIGNING_KEY_MADE = "SigningKeyMade"
     SIGNING_KEYS_LOST = "SigningKeysLost"
     WITHIN_LIMITS = "WithinLimits"
@@ -231,6 +232,10 @@ REASONS: Mapping[Reason, ReasonDoc] = MappingProxyType(
         Reason.CREDENTIALS_FAILED: ReasonDoc(
             "A user or Secret could not be written, or its rules do not do what they should.",
             "Read the message; check the operator's own rights.",
+        ),
+        Reason.CONTRACT_INVALID: ReasonDoc(
+            "A contract is no JSON Schema (draft 2020-12) of at most 32 KiB; those before it stay in force.",
+            "Read the message, and correct `spec.contracts`.",
         ),
         Reason.SIGNING_KEY_MADE: ReasonDoc(
             "There is a new key with which messages on the stream are signed; the one before stays valid.",

@@ -15,6 +15,14 @@ local function create_stream(keys, args)
   return kind == 'none' and 1 or 0
 end
 
+-- KEYS: stream. ARGV: contracts key, digest or '', field, JSON Schema, ... Writes the contracts in place of those before.
+-- Returns 1.
+local function set_contracts(keys, args)
+  redis.call('UNLINK', args[1])
+  if args[2] ~= '' then redis.call('HSET', args[1], 'digest', unpack(args, 2)) end
+  return 1
+end
+
 -- KEYS: stream. ARGV: base, group, id ('0', '$' or an entry id, whose second part may be left out).
 -- Makes the group and its retry stream. Returns 1 if the group on the stream is new, 0 if it was there.
 local function create_group(keys, args)
@@ -95,7 +103,7 @@ local function delete_stream(keys, args)
   for name in pairs(names) do
     if only_if_empty and leaves_work(base, name) then return 0 end
   end
-  redis.call('UNLINK', key, base .. ':meta', base .. ':gate', base .. ':order')
+  redis.call('UNLINK', key, base .. ':meta', base .. ':gate', base .. ':order', base .. ':contracts')
   for name in pairs(names) do
     for _, part in ipairs({':retry:', ':delay:', ':dlq:', ':stats:', ':parked:'}) do
       redis.call('UNLINK', base .. part .. name)
@@ -105,6 +113,7 @@ local function delete_stream(keys, args)
 end
 
 redis.register_function{function_name = 'as1_create_stream', callback = create_stream, flags = {'allow-oom'}}
+redis.register_function{function_name = 'as1_set_contracts', callback = set_contracts, flags = {'allow-oom'}}
 redis.register_function{function_name = 'as1_destroy_group', callback = destroy_group, flags = {'allow-oom'}}
 redis.register_function{function_name = 'as1_delete_stream', callback = delete_stream, flags = {'allow-oom'}}
 redis.register_function{function_name = 'as1_create_group', callback = create_group, flags = {'allow-oom'}}

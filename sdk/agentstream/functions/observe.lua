@@ -23,7 +23,7 @@ local function observe(keys, args)
   local key, base, trusted = keys[1], args[1], args[2] == '1'
   local kind = type_of(key)
   local o = {now = now_ms(), type = kind, groups = {}, meta = map(redis.call('HGETALL', base .. ':meta')),
-    gate = redis.call('GET', base .. ':gate') or nil}
+    gate = redis.call('GET', base .. ':gate') or nil, contracts = redis.call('HGET', base .. ':contracts', 'digest') or nil}
   if kind == 'stream' then
     local info = map(redis.call('XINFO', 'STREAM', key))
     o.length, o.added, o.last = info.length, info['entries-added'], info['last-generated-id']

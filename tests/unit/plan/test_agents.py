@@ -22,7 +22,7 @@ from agentstream_operator.resources.status import Reason
 from support.resources import a_group, a_stream
 
 CODER = AgentName("team", "coder")
-USE = use_of(CODER, [(a_stream("out"), ())], [(a_group(), a_stream())])
+USE = use_of(CODER, [(a_stream("out"), ())], [(a_group(), a_stream())], {})
 ROUTE = route_of(USE, None)
 WRITTEN = Written(USE, ("hash",), "print", ROUTE)
 IN_PLACE = AgentInput("ours", USE, ("hash",), written=WRITTEN, live="print", route=ROUTE)
@@ -46,17 +46,21 @@ def test_a_use_has_the_policy_of_each_group_sorted() -> None:
         deadLetter={"enabled": False},
     )
     produces = [(a_stream("b", broadcast=True), ("y", "x")), (a_stream("a"), ("z",))]
-    use = use_of(CODER, produces, [(group, a_stream(broadcast=True))])
+    use = use_of(CODER, produces, [(group, a_stream(broadcast=True))], {"tasks": "1f", "b": "2e"})
     assert use == AgentUse(
         "team",
         "coder",
-        (Produces("a", "{team.a}"), Produces("b", "{team.b}", broadcast=True, groups=("x", "y"))),
+        (
+            Produces("a", "{team.a}"),
+            Produces("b", "{team.b}", broadcast=True, groups=("x", "y"), contracts="2e"),
+        ),
         (
             Consumes(
                 "tasks",
                 "{team.tasks}",
                 "coder",
                 broadcast=True,
+                contracts="1f",
                 deliver_all=True,
                 lease=5_000,
                 max_deliveries=3,
@@ -92,7 +96,7 @@ def test_a_new_password_or_use_is_written() -> None:
     assert plan_agent(replace(IN_PLACE, password_hashes=("new",))).actions == (
         set_user(USE, "ours", ("new",)),
     )
-    less = use_of(CODER, [], [])
+    less = use_of(CODER, [], [], {})
     assert plan_agent(replace(IN_PLACE, use=less)).actions == (
         set_user(less, "ours", ("hash",)),
         SetRoute(ROUTES, "coder", route_of(less, None)),

@@ -109,6 +109,22 @@ streams = st.builds(
             policy=st.sampled_from(["Off", "Warn", "Require", "require"]),
             rotation=st.sampled_from([-1, 0, 1, 1_000_000, 1_000_001]),
         ),
+        contracts=st.lists(
+            st.fixed_dictionaries(
+                {
+                    "type": st.sampled_from(["task_request", "task_result", "event", "wish"]),
+                    "schema": st.fixed_dictionaries(
+                        {"type": st.sampled_from(["object", "object", "array"])},
+                        optional={
+                            "required": st.just(["doc"]),
+                            "properties": st.just({"doc": {"enum": [None]}}),
+                        },
+                    ),
+                },
+                optional={"version": st.sampled_from([0, 1, 2, 1_000_000, 1_000_001])},
+            ),
+            max_size=3,
+        ),
         deletionPolicy=st.sampled_from(["Retain", "Delete", "DeleteIfEmpty"]),
         managementPolicy=st.sampled_from(["Managed", "ObserveOnly"]),
     ),

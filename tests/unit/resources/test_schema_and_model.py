@@ -75,6 +75,13 @@ ACCEPTED = {
     "a key that nothing is derived as, for want of a tag": a_stream(key="shop:order"),
     "whole numbers with a fraction of zero": a_stream(retention={"maxLength": 1e6}),
     "unknown fields of pods": a_group(template={"spec": {**a_template()["spec"], "hostNetwork": True}}),
+    "contracts of several types and versions": a_stream(
+        contracts=[
+            {"type": "event", "schema": {"type": "object"}},
+            {"type": "event", "version": 2, "schema": {"type": "object", "required": ["doc"]}},
+            {"type": "task_request", "schema": {"type": "object", "$defs": {"a": {"maximum": 1.5}}}},
+        ]
+    ),
     "a leap day": a_group(startFrom="2024-02-29T00:00:00Z"),
 }
 
@@ -89,6 +96,17 @@ REFUSED = {
     "the key of a stream's owner": a_stream(key="{team-a.tasks}:meta"),
     "a producer listed twice": a_stream(producers=["a", "a"]),
     "a number as text": a_stream(retention={"maxLength": "10"}),
+    "two contracts of one type and version": a_stream(
+        contracts=[
+            {"type": "event", "schema": {"type": "object"}},
+            {"type": "event", "version": 1, "schema": {"type": "object"}},
+        ]
+    ),
+    "a contract of something else than objects": a_stream(
+        contracts=[{"type": "event", "schema": {"type": "array"}}]
+    ),
+    "a contract without a type of payloads": a_stream(contracts=[{"type": "event", "schema": {}}]),
+    "a contract of no message": a_stream(contracts=[{"type": "wish", "schema": {"type": "object"}}]),
     "signing without a policy": a_stream(signing={"rotation": 1}),
     "a boolean as text": a_stream(broadcast="true"),
     "a boolean as a number": a_stream(broadcast=1),
