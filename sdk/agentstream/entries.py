@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import time
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
@@ -79,6 +80,7 @@ class Entry:
         begun: whether a handler has it.
         message: what its body says, once that was read.
         payload: the message's, read as the handler wants it.
+        since: when, at the earliest, the server gave it to this consumer, by `time.monotonic`.
         lease_until: when the lease runs out, by `time.monotonic`, the event loop's clock.
         renew_until: when the lease is to run out although this process is alive, by the same clock.
         lost: whether it is known that this consumer does not hold it any more.
@@ -106,6 +108,7 @@ class Entry:
         "payload",
         "renew_until",
         "signature",
+        "since",
         "source",
         "started",
         "waiters",
@@ -126,6 +129,7 @@ class Entry:
         self.earlier = self.earlier_fence = 0
         self.started = started
         self.begun = False
+        self.since = time.monotonic()
         self.lease_until = 0.0
         self.renew_until = math.inf
         self.lost = False

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from agentstream.backoff import Pause, unit
 from agentstream.calls import GroupCalls
 from agentstream.entries import Entry, claimed_entries, read_entries
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.lease import Leases
+from agentstream.pulse import Pulse
 from agentstream.refusal import group_is_gone
 from agentstream.trouble import Trouble
 from agentstream.wire import Wire
@@ -31,6 +33,7 @@ _SWEEP_INTERVAL = 2_000
 _SPREAD = 0.5
 _SPREAD_OF_NUDGES = 0.005
 _PAGE_OF_STRAYS = 500
+_BEATS_PER_LEASE = 4
 
 # While so many entries of a process wait for what comes before them with the same ordering key, it reads
 # retries only, and looks again after so many ms. What they wait for may be a retry, but is nothing new.
@@ -130,6 +133,7 @@ class Intake:
         # what became due or stalled while no consumer was there
         self._sweep_at_once = True
         self._abreast = asyncio.Event()
+        self._pulse = Pulse(leases.lease / _BEATS_PER_LEASE)
         self._read_trouble = Trouble(f"read {calls.main.key}")
         self._sweep_trouble = Trouble(f"sweep {calls.main.key}")
 
@@ -157,6 +161,7 @@ class Intake:
     async def run(self) -> None:
         """Fetches until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._pulse.beat())
             tasks.create_task(self._read())
             tasks.create_task(self._sweep())
 
@@ -209,6 +214,7 @@ class Intake:
         crowded = self._slots.crowded
         sources = self._calls.sources[1:] if crowded else self._calls.sources
         block = _BLOCK_CROWDED if crowded else _BLOCK
+        self._pulse.start()
         try:
             # the count holds for each of the two streams
             reply = await self._reading.call(*self._calls.read(sources, max(free // 2, 1), block))
@@ -216,7 +222,8 @@ class Intake:
             # a server that does not know of it yet may still give entries to the lost read, while it blocks
             asyncio.get_running_loop().call_later(_BLOCK / 1000, self.doubt)
             raise
-        self._accept(read_entries(reply, self._calls.sources))
+        # while the process was paused, or its event loop blocked, others may have claimed what came
+        self._accept(_given(self._pulse.since(), read_entries(reply, self._calls.sources)))
 
     async def _take(self) -> None:
         """Takes up what this consumer owns; at the start also what earlier processes of its pod left."""
@@ -227,10 +234,11 @@ class Intake:
             while start:
                 # among what it owns is what it holds
                 count = await self._slots.any() + len(self._leases)
+                asked = time.monotonic()
                 following, reply = await self._control.call(
                     *self._calls.take(source, self._prefix, start, count)
                 )
-                self._accept(claimed_entries(reply, source))
+                self._accept(_given(asked, claimed_entries(reply, source)))
                 start = following.decode()
         # from here on, those are not left-overs but live: of another process that goes by the same pod
         self._prefix = ""
@@ -260,8 +268,16 @@ class Intake:
         lease, free, at_once = round(self._leases.lease * 1000), self._slots.free, self._sweep_at_once
         self._sweep_at_once = at_once and not free
         command = self._calls.sweep(lease, _SWEEP_INTERVAL, free, now=at_once)
+        asked = time.monotonic()
         _, stalled, stalled_retries, wait = await self._control.call(*command)
-        self._accept(claimed_entries(stalled, self._calls.main))
-        self._accept(claimed_entries(stalled_retries, self._calls.retries))
+        self._accept(_given(asked, claimed_entries(stalled, self._calls.main)))
+        self._accept(_given(asked, claimed_entries(stalled_retries, self._calls.retries)))
         # the server's clock counts whole milliseconds
         return wait / 1000 + 0.002 if wait else 0.0
+
+
+def _given(since: float, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Entries with the time since when they are held, at the least."""
+    for entry in entries:
+        entry.since = since
+        yield entry

@@ -53,7 +53,7 @@ class Lanes:
         pause: makes the delays after which it is asked again whether it is the turn of an entry.
     """
 
-    def __init__(self, pause: Callable[[], Pause] = lambda: Pause(0.01, 0.25)) -> None:
+    def __init__(self, pause: Callable[[], Pause] = lambda: Pause(0.002, 0.25)) -> None:
         self._new_pause = pause
         self._lane_of: dict[Entry, _Lane] = {}
         self._lanes: dict[str, _Lane] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -79,12 +78,12 @@ class Leases:
 
     def hold(self, entry: Entry) -> bool:
         """Notes an entry that the server gave to this consumer; False if it is held already."""
-        until = time.monotonic() + self._lease
+        until = entry.since + self._lease
         of_source = self._of(entry)
         known = of_source.get(entry.id)
         if known is not None:
             if known.busy or known.counter == entry.counter:
-                known.lease_until = until
+                known.lease_until = max(known.lease_until, until)
                 return False
             self.lose([(known, known.counter)])
         entry.lease_until = until
