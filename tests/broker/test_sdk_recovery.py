@@ -306,18 +306,6 @@ async def _commands(wire: Wire) -> int:
     return int(info.partition("total_commands_processed:")[2].partition("\r")[0])
 
 
-async def test_an_idle_consumer_hardly_asks(topology: Topology, wire: Wire) -> None:
-    await topology.group("tasks", "coder")
-    await send(topology, 1)
-    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
-        await numbers(deliveries, 1)
-        asking = asyncio.create_task(following(deliveries))
-        before = await _commands(wire)
-        await asyncio.wait({asking}, timeout=2)
-        assert await _commands(wire) - before < 40
-        asking.cancel()
-
-
 async def test_rights_that_come_back_are_used_again(
     server: Server, topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,9 +6,17 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
+
+
+@overload
+async def until(condition: Callable[[], Awaitable[T]], timeout: float = ...) -> T: ...  # noqa: ASYNC109 - as below
+
+
+@overload
+async def until(condition: Callable[[], T], timeout: float = ...) -> T: ...  # noqa: ASYNC109 - as below
 
 
 async def until(condition: Callable[[], T | Awaitable[T]], timeout: float = 10.0) -> T:  # noqa: ASYNC109 - the deadline is what it is for
