@@ -164,7 +164,7 @@ class Messenger:
                 envelope's schema. None was sent.
             SendFailed: some were not sent; it says which ones, and why.
         """
-        deadline = asyncio.get_running_loop().time() + timeout
+        now = asyncio.get_running_loop().time()
         letters = [
             Letter(
                 self._message(
@@ -179,7 +179,8 @@ class Messenger:
                 ),
                 one.stream,
                 one.once,
-                deadline,
+                since=now,
+                timeout=timeout,
             )
             for one in messages
         ]

@@ -56,7 +56,8 @@ class Parcel:
 
     Args:
         data: the envelope.
-        deadline: until when it is tried, by the event loop's clock.
+        since: when it was to be sent, by the event loop's clock.
+        deadline: until when it is tried, by the same clock.
         expires_at: when it loses its meaning, in seconds since 1970.
 
     Attributes:
@@ -66,10 +67,21 @@ class Parcel:
         entry: the id of the message's entry, once the server has told it.
     """
 
-    __slots__ = ("_sign", "data", "deadline", "entry", "expires_at", "options", "signature", "signed_at")
+    __slots__ = (
+        "_sign",
+        "data",
+        "deadline",
+        "entry",
+        "expires_at",
+        "options",
+        "signature",
+        "signed_at",
+        "since",
+    )
 
-    def __init__(self, data: bytes, deadline: float, expires_at: float | None) -> None:
+    def __init__(self, data: bytes, since: float, deadline: float, expires_at: float | None) -> None:
         self.data = data
+        self.since = since
         self.deadline = deadline
         self.expires_at = expires_at
         self.options: Sequence[Argument] = ()
@@ -100,6 +112,7 @@ class Outbox:
     Args:
         call: sends a command and returns its reply; see `Wire.call`.
         keys: of the stream.
+        on_added: called with the seconds that it took to add a message.
         on_repeat: called when a batch is to be sent again.
     """
 
@@ -107,9 +120,11 @@ class Outbox:
         self,
         call: Callable[..., Awaitable[Any]],
         keys: StreamKeys,
-        on_repeat: Callable[[], object] = lambda: None,
+        on_added: Callable[[float], object],
+        on_repeat: Callable[[], object],
     ) -> None:
         self.keys = keys
+        self._on_added = on_added
         self._on_repeat = on_repeat
         self._call = call
         self._loop = asyncio.get_running_loop()
@@ -158,9 +173,9 @@ class Outbox:
             self._under_way, self._doubt = (), None
             if self._queue:
                 # callers go on after the next batch has left: the server adds it meanwhile
-                self._loop.call_soon(_resolve, batch, results)
+                self._loop.call_soon(self._resolve, batch, results)
             else:
-                _resolve(batch, results)
+                self._resolve(batch, results)
             most = _MOST
         self._sending = None
 
@@ -231,6 +246,21 @@ class Outbox:
         messages = chain.from_iterable([_arguments(parcel) for parcel in batch])
         return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
 
+    def _resolve(self, batch: Iterable[Parcel], results: Iterable[str | Exception]) -> None:
+        now = self._loop.time()
+        # there are no results where nobody waits for them
+        for parcel, result in zip(batch, results, strict=False):
+            entry = parcel.entry
+            if entry.done():
+                continue
+            if isinstance(result, Exception):
+                entry.set_exception(type(result)(*result.args))
+            elif result in _REFUSALS:
+                entry.set_exception(_REFUSALS[result]())
+            else:
+                entry.set_result(result)
+                self._on_added(now - parcel.since)
+
     def _check_deadlines_at(self, when: float) -> None:
         if self._check is not None:
             self._check.cancel()
@@ -265,20 +295,6 @@ def _check(parcel: Parcel, deadline: float, now: float, error: AgentStreamError)
         return math.inf if parcel.entry.done() else deadline
     _fail(parcel, error)
     return math.inf
-
-
-def _resolve(batch: Iterable[Parcel], results: Iterable[str | Exception]) -> None:
-    # there are no results where nobody waits for them
-    for parcel, result in zip(batch, results, strict=False):
-        entry = parcel.entry
-        if entry.done():
-            continue
-        if isinstance(result, Exception):
-            entry.set_exception(type(result)(*result.args))
-        elif result in _REFUSALS:
-            entry.set_exception(_REFUSALS[result]())
-        else:
-            entry.set_result(result)
 
 
 def _is_over(batch: Iterable[Parcel]) -> bool:

@@ -13,7 +13,7 @@ import msgspec
 
 from agentstream.backoff import Pause
 from agentstream.contracts import Contracts
-from agentstream.counters import FAILED, REFUSED, REPEATED, SENDING, SHED, Counters, Histogram
+from agentstream.counters import FAILED, REFUSED, REPEATED, SENDING, SHED, Counters
 from agentstream.directory import Directory
 from agentstream.errors import (
     AgentStreamError,
@@ -78,27 +78,28 @@ class Letter(Parcel):
         message: the message.
         stream: name of the AgentStream, if the sender names one.
         once: a key of the sender's own, under which only one message is added within an hour.
-        deadline: until when it is tried, by the event loop's clock.
+        since: when it was to be sent, by the event loop's clock.
+        timeout: for how many seconds it is tried from then on.
 
     Attributes:
         produces: where it was offered last.
-        since: when it was to be sent, by the event loop's clock.
 
     Raises:
         InvalidMessage: it does not fit.
     """
 
-    __slots__ = ("message", "once", "produces", "since", "stream")
+    __slots__ = ("message", "once", "produces", "stream")
 
-    def __init__(self, message: Message, stream: str | None, once: str | None, deadline: float) -> None:
+    def __init__(
+        self, message: Message, stream: str | None, once: str | None, *, since: float, timeout: float
+    ) -> None:
         if once is not None and not is_reference(once):
             raise InvalidMessage("once= is a string of 1 to 512 characters")
-        super().__init__(encode(message), deadline, message.expires_at)
+        super().__init__(encode(message), since, since + timeout, message.expires_at)
         self.message = message
         self.stream = stream
         self.once = once
         self.produces: Produces
-        self.since: float
 
     def sent(self, entry: str) -> SentMessage:
         """That the server has it."""
@@ -125,7 +126,6 @@ class Sender:
         self._counters = counters
         self._contracts = contracts
         self._outboxes: dict[str, Outbox] = {}
-        self._durations: dict[str, Histogram] = {}
 
     @overload
     def send(
@@ -156,9 +156,7 @@ class Sender:
         if on_full == "shed" and message.type != "event":
             raise InvalidMessage(f"only events may be shed, and this is a {message.type}")
         now = asyncio.get_running_loop().time()
-        letter = Letter(message, stream, once, now + timeout)
-        letter.since = now
-        return self._send(letter, on_full, now)
+        return self._send(Letter(message, stream, once, since=now, timeout=timeout), on_full, now)
 
     async def send_many(self, letters: Sequence[Letter]) -> list[SentMessage]:
         """Puts messages on the streams that lead to their addressees; see `Agent.send_many`."""
@@ -167,8 +165,6 @@ class Sender:
             with contextlib.suppress(AgentStreamError):
                 await self._directory.target(to, stream, 0)
         now = asyncio.get_running_loop().time()
-        for letter in letters:
-            letter.since = now
         entries = [self._try_at_once(letter, now) for letter in letters]
         results: list[SentMessage | BaseException | None] = []
         try:
@@ -199,7 +195,7 @@ class Sender:
         while True:
             try:
                 entry = self._offer_at_once(letter, now) or await self._offer(letter, now)
-                return self._sent(letter, await entry)
+                return letter.sent(await entry)
             except Backpressure as error:
                 self._refused(letter, error)
                 if on_full == "raise":
@@ -239,6 +235,7 @@ class Sender:
     async def _offer(self, letter: Letter, now: float) -> asyncio.Future[str]:
         patience = min(_ROUTE_PATIENCE, letter.deadline - now)
         produces = await self._directory.target(letter.message.to, letter.stream, patience)
+        letter.produces = produces
         if produces.contracts:
             contract = await self._contracts.of(produces)
             # what is sent, which a payload that holds more than JSON becomes only in JSON
@@ -248,8 +245,9 @@ class Sender:
     def _put(self, letter: Letter, produces: Produces) -> asyncio.Future[str]:
         outbox = self._outboxes.get(produces.key)
         if outbox is None:
+            added = self._counters.histogram(SENDING, produces.stream).observe
             repeated = partial(self._counters.add, REPEATED, produces.stream)
-            outbox = Outbox(self._wire.call, StreamKeys(produces.key), repeated)
+            outbox = Outbox(self._wire.call, StreamKeys(produces.key), added, repeated)
             self._outboxes[produces.key] = outbox
         options: tuple[Argument, ...] = ()
         if letter.once is not None:
@@ -268,7 +266,7 @@ class Sender:
     async def _outcome(self, letter: Letter, entry: asyncio.Future[str]) -> SentMessage | Exception | None:
         """What became of an offer; None if it is to be offered again."""
         try:
-            return self._sent(letter, await entry)
+            return letter.sent(await entry)
         except AgentStreamError as error:
             if isinstance(error, _FINAL):
                 self._failed(error)
@@ -277,14 +275,6 @@ class Sender:
             return None
         except Exception as error:  # noqa: BLE001 - it concerns this message only
             return error
-
-    def _sent(self, letter: Letter, entry: str) -> SentMessage:
-        stream = letter.produces.stream
-        durations = self._durations.get(stream)
-        if durations is None:
-            durations = self._durations[stream] = self._counters.histogram(SENDING, stream)
-        durations.observe(asyncio.get_running_loop().time() - letter.since)
-        return letter.sent(entry)
 
     def _refused(self, letter: Letter, error: AgentStreamError) -> None:
         if isinstance(error, Backpressure | StreamMissing):

@@ -13,11 +13,12 @@ from agentstream.outbox import Outbox, Parcel
 
 
 def outbox_on(call: Callable[..., Awaitable[Any]], key: str) -> Outbox:
-    return Outbox(call, StreamKeys(key))
+    return Outbox(call, StreamKeys(key), lambda _: None, lambda: None)
 
 
 def parcel(data: bytes, timeout: float = 30.0) -> Parcel:
-    return Parcel(data, asyncio.get_running_loop().time() + timeout, None)
+    now = asyncio.get_running_loop().time()
+    return Parcel(data, now, now + timeout, None)
 
 
 class Detour:
