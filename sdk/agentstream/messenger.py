@@ -115,7 +115,8 @@ class Messenger:
             correlation_id: id of the message that this one answers or belongs to.
             reply_to: where an answer is expected.
             expires_at: when it loses its meaning, in seconds since 1970.
-            key: messages with the same ordering key are handled one after the other in each group.
+            key: messages of a stream with the same ordering key are handled one after the other, in the order
+                in which they were added, by whichever consumers of a group; see docs/messaging.md.
             schema_version: version of the payload's schema, where there are several.
             once: a key of your own: within an hour, another message with it is not added to the same stream,
                 and the first one's entry is returned. So a handler that runs again sends its results once.

@@ -15,7 +15,7 @@ from agentstream.agent import Agent
 from agentstream.keys import notify_channel
 from agentstream.wire import Wire
 from support.servers import Server
-from support.topology import Topology
+from support.topology import Topology, following
 from support.waiting import until
 
 PAGE = Path(__file__).parents[2] / "docs" / "messaging.md"
@@ -46,6 +46,16 @@ async def declared(server: Server, wire: Wire) -> Topology:
 async def planner(declared: Topology) -> AsyncIterator[Agent]:
     async with declared.agent("planner") as agent:
         yield agent
+
+
+async def test_order(declared: Topology, planner: Agent, page: dict[str, Any]) -> None:
+    await page["report"](planner)
+    async with declared.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        steps = []
+        while len(steps) < 3:
+            async with await following(deliveries) as delivery:
+                steps.append((delivery.message.key, delivery.payload["step"]))
+    assert steps == [("doc-7", step) for step in ("planned", "written", "reviewed")]
 
 
 async def test_sending(

@@ -14,6 +14,7 @@ import pytest
 from agentstream.agent import Agent
 from agentstream.consume import Deliveries
 from agentstream.delivery import Delivery, Retry
+from agentstream.entries import position
 from agentstream.keys import StreamKeys
 from agentstream.message import Message
 from agentstream.wire import Wire
@@ -53,12 +54,14 @@ class Record:
         done: the numbers that were handled, by key, in the order of their handling.
         attempts: how many there were.
         overlaps: keys of which two messages were in handlers' hands at a time.
+        tokens: what grows over all deliveries of a key, by key.
     """
 
     def __init__(self) -> None:
         self.done: dict[str | None, list[int]] = defaultdict(list)
         self.attempts = 0
         self.overlaps: list[str] = []
+        self.tokens: dict[str, list[tuple[tuple[int, int], int]]] = defaultdict(list)
         self._running: set[str] = set()
 
     @property
@@ -73,6 +76,7 @@ class Record:
         if key:
             self._running.add(key)
         self.attempts += 1
+        self.tokens[key].append((position(delivery.entry), delivery.fence))
         try:
             await asyncio.sleep(random.random() * 0.002)
             if delivery.attempt < 3 and random.random() < failing:
@@ -112,6 +116,8 @@ async def test_order_holds_under_three_consumers_with_failures(topology: Topolog
     assert not record.overlaps
     assert record.done == {key: list(range(40)) for key in keys}
     assert record.attempts > 2_000
+    for tokens in record.tokens.values():
+        assert tokens == sorted(set(tokens))
     await until(lambda: topology.settled(group, 2_000))
     # what was tried again is forgotten with its last attempt
     assert await topology.wire.call("EXISTS", StreamKeys(group.key).parked("coder")) == 0
