@@ -186,3 +186,10 @@ async def test_a_write_that_somebody_keeps_undoing_is_tried_ever_less_often(serv
         before = undone
         await asyncio.sleep(0.3)
         assert undone - before <= 3
+
+
+async def test_an_operator_that_ends_at_the_moment_of_an_event_ends(server: Server) -> None:
+    async with asyncio.timeout(10):
+        async with operator(server.url, STREAM, complete=False) as op:
+            await op.engine.idle()
+            op.engine.listed()

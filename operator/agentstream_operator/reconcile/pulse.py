@@ -67,7 +67,8 @@ class Pulse:
                 eviction = None if server.eviction_policy == "noeviction" else server.eviction_policy
                 self._found(server.run_id, eviction, doubted=doubted)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._doubt.wait(), self._context.rhythm.pulse)
+                    async with asyncio.timeout(self._context.rhythm.pulse):
+                        await self._doubt.wait()
 
     async def measure(self) -> None:
         """Measures every stream, again and again, and queues what is not as it was.
@@ -136,7 +137,9 @@ class Pulse:
             self._relist.clear()
             await self._step(self.list_access())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._relist.wait(), self._context.rhythm.access)
+                # not wait_for, which in Python 3.11 loses a cancellation that comes with the event
+                async with asyncio.timeout(self._context.rhythm.access):
+                    await self._relist.wait()
 
     async def list_access(self) -> None:
         """Lists users and routes once."""
