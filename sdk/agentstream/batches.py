@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
 from agentstream.buffer import ALONE_FROM
@@ -35,6 +36,9 @@ class Batches:
     Whoever has the first delivery of a batch waits for others and calls the handler; those who have the
     others wait until that is over. So each holds on to what it has, and no more is asked for than is free. A
     message that runs alone would wait in vain: it is a batch of its own.
+
+    A lease that is lost cancels nothing, for the sake of the other messages: it shows in `Delivery.held`. The
+    handler is cancelled when the deadlines of all its messages are over.
 
     Args:
         handler: the handler.
@@ -96,7 +100,7 @@ class Batches:
         if not deliveries:
             return
         try:
-            await self._handler(self._in_thread, *deliveries)
+            await _in_time(deliveries, self._handler(self._in_thread, *deliveries))
         except Retry as asked:
             settling = [delivery.retry(asked.after, asked.reason) for delivery in deliveries]
         except Reject as refused:
@@ -108,3 +112,29 @@ class Batches:
         else:
             settling = [delivery.ack() for delivery in deliveries]
         await asyncio.gather(*settling)
+
+
+async def _in_time(deliveries: list[Delivery[Any]], call: Coroutine[Any, Any, Any]) -> None:
+    """Waits for a call of the handler, at most until the deadlines of all deliveries are over.
+
+    Raises:
+        TimeoutError: they are, and it was cancelled.
+    """
+    calling, late = asyncio.create_task(call), False
+    try:
+        while not (calling.done() or late):
+            left = _time_left(deliveries)
+            late = left is not None and left <= 0
+            await asyncio.wait({calling}, timeout=left)
+    finally:
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+    if late and calling.cancelled():
+        raise TimeoutError("the deadlines of all messages are over")
+    calling.result()
+
+
+def _time_left(deliveries: list[Delivery[Any]]) -> float | None:
+    """Seconds until the last deadline, which may be moved meanwhile; None if there is none."""
+    deadlines = [delivery.deadline for delivery in deliveries if delivery.deadline is not None]
+    return max(deadlines) - asyncio.get_running_loop().time() if len(deadlines) == len(deliveries) else None

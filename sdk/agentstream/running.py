@@ -83,14 +83,16 @@ class _Threads:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="handler")
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns. Who is cancelled waits for it, for it cannot be interrupted."""
+        """What a function returns, even if the caller is cancelled meanwhile: it cannot be interrupted.
+
+        What it has done by then is not to be done again. Cancelling twice gives it up.
+        """
         call = partial(contextvars.copy_context().run, _called, function, *arguments)
         running = asyncio.get_running_loop().run_in_executor(self._pool, call)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait({running})
-            raise
+            return await running
 
     def close(self) -> None:
         """Ends the threads."""

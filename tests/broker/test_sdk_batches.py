@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 import msgspec
@@ -330,3 +331,62 @@ def _held(agent: Agent) -> list[Any]:
         if consumption._dispatch is not None
         for entry in consumption._dispatch._running
     ]
+
+
+async def test_a_batch_is_cancelled_when_all_its_messages_are_late(
+    topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = await topology.group("tasks", "coder", deadline=100, max_deliveries=1)
+    await send(topology, 1, 2)
+    coder, cancelled = topology.agent("coder"), asyncio.Event()
+
+    @coder.on("event", batch=2, within=LONG)
+    async def handle(items: list[Item]) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with Running(coder):
+        await asyncio.wait_for(cancelled.wait(), 10)
+        await until(lambda: topology.settled(group, 2))
+    assert [letter["reason"] for letter in await topology.dead_letters(group)] == [b"MaxDeliveries"] * 2
+
+
+async def test_a_batch_whose_deadline_was_moved_goes_on(topology: Topology) -> None:
+    group = await topology.group("tasks", "coder", deadline=300, max_deliveries=1)
+    await send(topology, 1, 2)
+    coder, late = topology.agent("coder"), asyncio.Event()
+
+    @coder.on("event", batch=2, within=LONG)
+    async def handle(batch: list[Delivery[Item]]) -> None:
+        loop = asyncio.get_running_loop()
+        first = max(delivery.deadline or 0 for delivery in batch)
+        for delivery in batch:
+            await delivery.extend(60)
+        loop.call_at(first + 0.1, late.set)
+        await late.wait()
+
+    async with Running(coder):
+        await until(lambda: topology.settled(group, 2))
+    assert await topology.dead_letters(group) == []
+
+
+async def test_a_late_batch_in_a_thread_is_tried_again_once_it_is_over(topology: Topology) -> None:
+    group = await topology.group("tasks", "coder", deadline=50, max_deliveries=2)
+    await send(topology, 1)
+    coder, calls, go_on = topology.agent("coder"), [], threading.Event()
+
+    @coder.on("event", batch=1, within=LONG)
+    def handle(batch: list[Delivery[Item]]) -> None:
+        calls.append(batch[0].attempt)
+        if len(calls) == 1:
+            go_on.wait(10)
+
+    async with Running(coder):
+        await until(lambda: bool(calls))
+        await until(lambda: not _held(coder))
+        go_on.set()
+        await until(lambda: topology.settled(group, 1))
+    assert calls == [1, 2]

@@ -19,6 +19,7 @@ from agentstream.agent import Agent
 from agentstream.delivery import Delivery, Reject, Retry
 from agentstream.errors import AgentStreamError, NotConsumer
 from agentstream.message import Message
+from agentstream.running import _Threads
 from agentstream.wire import Wire
 from support.servers import Server
 from support.topology import Topology
@@ -417,7 +418,7 @@ async def test_a_handler_in_a_thread_may_fail_in_any_way(topology: Topology) -> 
     assert (reason, error) == ("MaxDeliveries", "RuntimeError: the handler raised StopIteration")
 
 
-async def test_a_run_that_is_cancelled_waits_for_threads_and_hands_the_message_back(
+async def test_a_run_that_is_cancelled_waits_for_what_threads_do(
     topology: Topology,
 ) -> None:
     coder, begun, go_on = topology.agent("coder"), threading.Event(), threading.Event()
@@ -437,8 +438,7 @@ async def test_a_run_that_is_cancelled_waits_for_threads_and_hands_the_message_b
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await at_work
-    async with topology.agent("coder") as other, other.stream_consume("tasks") as deliveries:
-        assert (await anext(deliveries)).attempt == 1
+    await settled(topology, 1)
 
 
 async def test_handlers_of_several_streams_run_in_one_process(topology: Topology) -> None:
@@ -547,3 +547,43 @@ async def test_whoever_raises_more_than_an_exception_ends_the_run(topology: Topo
     async with coder:
         with pytest.raises(Leave):
             await coder.run()
+
+
+async def test_what_a_thread_does_counts_though_its_deadline_is_over(server: Server, wire: Wire) -> None:
+    topology = Topology(wire, server.url)
+    await topology.stream("tasks", "planner")
+    group = await topology.group("tasks", "coder", deadline=50, max_deliveries=1)
+    coder, go_on, deliveries = topology.agent("coder"), threading.Event(), list[Delivery]()
+
+    @coder.on("event")
+    def work(delivery: Delivery) -> None:
+        deliveries.append(delivery)
+        go_on.wait(10)
+
+    await send(topology, {}, kind="event")
+    async with running(coder):
+        await until(lambda: deliveries and deliveries[0]._interrupted is not None)
+        go_on.set()
+        await settled(topology, 1)
+    assert (await topology.stats(group))["acked"] == 1
+
+
+async def test_who_cancels_twice_gives_a_thread_up() -> None:
+    threads, begun, go_on = _Threads(1), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(10)
+
+    working = asyncio.create_task(threads.run(work))
+    try:
+        await asyncio.to_thread(begun.wait, 10)
+        working.cancel()
+        done, _ = await asyncio.wait({working}, timeout=0.05)
+        assert not done
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+    finally:
+        go_on.set()
+        threads.close()
