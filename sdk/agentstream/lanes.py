@@ -33,16 +33,17 @@ class _Lane:
         in_hand: the one whose turn it is.
         waiting: the others, oldest first.
         ask_at: when to ask about the first of these.
+        ask_with_others_at: from when on to do so if others are asked about.
         pause: how long to wait when its turn has not come.
     """
 
-    __slots__ = ("ask_at", "in_hand", "key", "pause", "waiting")
+    __slots__ = ("ask_at", "ask_with_others_at", "in_hand", "key", "pause", "waiting")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.in_hand: Entry | None = None
         self.waiting: list[Entry] = []
-        self.ask_at = math.inf
+        self.ask_at = self.ask_with_others_at = -math.inf
         self.pause: Pause
 
 
@@ -100,7 +101,9 @@ class Lanes:
 
     def due(self, now: float) -> list[Entry]:
         """The entries for which the server is to be asked whether their predecessors are finished."""
-        return [lane.waiting[0] for lane in self._asking if lane.ask_at <= now]
+        if all(lane.ask_at > now for lane in self._asking):
+            return []
+        return [lane.waiting[0] for lane in self._asking if lane.ask_with_others_at <= now]
 
     def answered(self, entry: Entry, now: float, *, finished: bool) -> bool:
         """Takes an answer, which may be of no use by now. Returns whether the entry's turn has come."""
@@ -110,7 +113,8 @@ class Lanes:
         if finished:
             self._take(lane)
         else:
-            lane.ask_at = now + lane.pause.next()
+            pause = lane.pause.next()
+            lane.ask_at, lane.ask_with_others_at = now + pause, now + pause / 2
         return finished
 
     def clear(self) -> list[Entry]:
@@ -136,7 +140,8 @@ class Lanes:
         first = lane.waiting[0]
         if first.source.retry or first.after in (NOTHING, self._finished.get(lane.key)):
             return self._take(lane)
-        lane.ask_at, lane.pause = -math.inf, self._new_pause()
+        lane.ask_at = lane.ask_with_others_at = -math.inf
+        lane.pause = self._new_pause()
         self._asking[lane] = None
         return None
 

@@ -353,6 +353,7 @@ async def test_a_consumer_can_do_all_that_handling_a_message_takes(
         entries[0].counter = 2
         assert await wire.call(*calls.renew(main, entries[:2])) == [DONE, DONE]
         assert await wire.call(*calls.settle(main, "acked", entries[:1])) == [DONE]
+        assert await wire.call(*calls.turn([entry.id for entry in entries[:2]])) == [1, 0]
         assert await wire.call(*calls.release(main, State.DELIVERED, entries[1:2])) == [DONE]
         assert len((await wire.call(*calls.take(main, "", "-", 10)))[1]) == 5
         assert await wire.call(*calls.retry(entries[2], 0, 1, "Failed", "e")) == DONE

@@ -56,6 +56,17 @@ def test_what_comes_after_an_entry_that_was_put_off_asks_for_it() -> None:
     assert (len(lanes), lanes.ask_at) == (0, None)
 
 
+def test_keys_that_have_waited_for_half_of_their_time_ask_with_others() -> None:
+    one, two = entry("2-0", "1-0"), entry("4-0", "3-0", key="other")
+    lanes = made(one, two)
+    lanes.answered(one, 0.0, finished=False)
+    lanes.answered(two, 0.4, finished=False)
+    assert lanes.due(0.9) == []
+    assert lanes.due(1.0) == [one, two]
+    lanes.answered(two, 1.0, finished=False)
+    assert lanes.due(1.4) == [one]
+
+
 def test_only_the_oldest_of_a_key_asks() -> None:
     lanes = made(entry("5-0", "4-0"), entry("3-0", "2-0"), entry("3-0", "2-0", key="other"))
     assert [one.id for one in lanes.due(0)] == ["3-0", "3-0"]
