@@ -116,8 +116,8 @@ class Agent(Messenger):
                 model, in the version that it names as `__schema_version__`. A message that does not fit
                 becomes a dead letter.
             group: name of the ConsumerGroup, where the agent has several on the stream.
-            concurrency: how many messages this process holds at most, running and read ahead; apart from those
-                that wait for others with the same key.
+            concurrency: how many messages this process holds at most, running and read ahead, apart from
+                those that wait for others with the same key.
 
         Raises:
             ValueError: the concurrency is not positive.
