@@ -16,18 +16,18 @@ COUNT = 40
 
 @pytest.mark.parametrize("fault", ["lose_reply", "lose_command"])
 @pytest.mark.parametrize("command", ["as1_add", "XREADGROUP", "as1_settle", "as1_sweep", "as1_take"])
-async def test_a_command_of_ordinary_traffic_is_lost_three_times(
+async def test_a_command_of_ordinary_traffic_is_lost_twice(
     sandbox: Sandbox, drill: Drill, command: str, fault: str
 ) -> None:
-    getattr(sandbox.faults, fault)(command, times=3)
+    getattr(sandbox.faults, fault)(command, times=2)
     drill.consume(sandbox.agent("coder"))
     planner = sandbox.agent("planner")
-    for start in range(0, COUNT, 10):
-        await drill.send(planner, range(start, start + 10), takes=0.05)
+    for start in range(0, COUNT, 5):
+        await drill.send(planner, range(start, start + 5), takes=0.05)
     # what is looked after now and then meets its fault when its time comes
-    await until(lambda: sandbox.faults.lost == 3)
+    await until(lambda: sandbox.faults.lost == 2)
     drill.healed()
-    outcome = await drill.over(f"{fault} three times: {command}")
+    outcome = await drill.over(f"{fault} twice: {command}")
     assert outcome.messages == COUNT
 
 

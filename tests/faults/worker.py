@@ -18,12 +18,11 @@ async def main(path: str, handlers: str = "8", concurrency: str = "64") -> None:
     """Consumes `tasks` until it is asked to end."""
     ledger = Ledger(Path(path))
     async with Agent.from_env() as agent, asyncio.TaskGroup() as tasks:
-        print("ready", flush=True)
+        print("ready", flush=True)  # noqa: T201 - what tests wait for
         deliveries = agent.stream_consume("tasks", concurrency=int(concurrency))
         for _ in range(int(handlers)):
             tasks.create_task(handle(deliveries, ledger, f"p{os.getpid()}"))
     ledger.close()
-    print("ended", flush=True)
 
 
 asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""A server that is killed, away, silent, or full, and data that are not what they were."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from agentstream import Backpressure
+from agentstream.testing import Sandbox
+from agentstream_operator.plan.accounting import counters
+from faults.drill import GROUP, Drill
+from support.waiting import until
+
+# A minute is what must be survived; what matters is that all leases and pauses are over several times.
+AWAY = float(os.environ.get("AGENTSTREAM_AWAY", "6"))
+
+
+async def test_it_is_killed_in_the_middle_of_writing(sandbox: Sandbox, drill: Drill) -> None:
+    # what it answered is on the disk: not even a failing machine takes it along
+    await drill.wire.call("CONFIG", "SET", "appendfsync", "always")
+    drill.consume(sandbox.agent("coder"))
+    planner = sandbox.agent("planner")
+    for round_ in range(4):
+        sending = asyncio.create_task(drill.send(planner, range(round_ * 250, round_ * 250 + 250)))
+        await until(lambda round_=round_: len(drill.ledger.records("began")) > round_ * 250)
+        sandbox.server.kill()
+        await asyncio.to_thread(sandbox.server.start)
+        await drill.wire.call("CONFIG", "SET", "appendfsync", "always")
+        await sending
+    drill.healed()
+    # what was handled but not yet acknowledged is repeated by its own consumer, which still knows of it
+    await drill.over("server killed (-9) 4 times in mid-write")
+
+
+async def test_it_is_away_for_long(sandbox: Sandbox, drill: Drill) -> None:
+    drill.consume(sandbox.agent("coder"), handlers=4, concurrency=16)
+    planner = sandbox.agent("planner")
+    await drill.send(planner, range(100), takes=0.05)
+    with sandbox.faults.refuse():
+        sending = asyncio.create_task(drill.send(planner, range(100, 200), timeout=AWAY + 30))
+        await asyncio.wait({sending}, timeout=AWAY)
+        assert not sending.done()
+    drill.healed()
+    await sending
+    # what four handlers had in hand, and could not settle before its lease was over
+    await drill.over(f"server away for {AWAY:g} s, leases of 1 s", twice=4)
+
+
+async def test_the_network_is_silent_both_ways_for_longer_than_anybody_waits(
+    sandbox: Sandbox, drill: Drill
+) -> None:
+    drill.consume(sandbox.agent("coder"), handlers=4, concurrency=16)
+    planner = sandbox.agent("planner")
+    await drill.send(planner, range(100), takes=0.05)
+    with sandbox.faults.hold():
+        sending = asyncio.create_task(drill.send(planner, range(100, 200)))
+        # all connections that wait for an answer give up; what they said arrives late
+        await asyncio.wait({sending}, timeout=9)
+        assert not sending.done()
+    drill.healed()
+    await sending
+    await drill.over("silent network both ways for 9 s, leases of 1 s", twice=4)
+
+
+async def test_replies_are_silent_for_longer_than_anybody_waits(sandbox: Sandbox, drill: Drill) -> None:
+    drill.consume(sandbox.agent("coder"), handlers=4, concurrency=16)
+    planner = sandbox.agent("planner")
+    await drill.send(planner, range(100), takes=0.05)
+    with sandbox.faults.delay(60):
+        sending = asyncio.create_task(drill.send(planner, range(100, 200)))
+        await asyncio.wait({sending}, timeout=6)
+        assert not sending.done()
+    sandbox.faults.cut()
+    drill.healed()
+    await sending
+    await drill.over("commands pass, replies are silent for 6 s, leases of 1 s", twice=4)
+
+
+async def test_its_memory_is_full(sandbox: Sandbox, drill: Drill) -> None:
+    planner = sandbox.agent("planner")
+    await drill.send(planner, range(200), pad="x" * 10_000, fails=1)
+    await drill.wire.call("CONFIG", "SET", "maxmemory", "1mb")
+    refused = await drill.send(planner, range(200, 210), timeout=0.3)
+    assert {type(result) for result in refused} == {Backpressure}
+    # consumers acknowledge, retry, sweep and claim
+    drill.consume(sandbox.agent("coder"))
+    await until(drill.settled)
+    sending = asyncio.create_task(drill.send(planner, range(210, 220)))
+    await asyncio.wait({sending}, timeout=0.3)
+    assert not sending.done()
+    await drill.wire.call("CONFIG", "SET", "maxmemory", "0")
+    drill.healed()
+    await sending
+    await drill.over("server out of memory: drained, then sent on")
+    assert drill.accepted.keys() == {*range(200), *range(210, 220)}
+
+
+async def test_entries_that_a_consumer_holds_and_others_are_trimmed(sandbox: Sandbox, drill: Drill) -> None:
+    """Nobody of ours does so. It is counted, it holds nothing up, and nothing loops."""
+    await drill.send(sandbox.agent("planner"), range(40), takes=0.5)
+    drill.consume(sandbox.agent("coder"), handlers=4, concurrency=16)
+    await until(lambda: len(drill.ledger.records("began")) == 4)
+    # four are in hand, four are buffered, 26 of those that are to come go, too
+    await drill.wire.call("XTRIM", drill.key, "MAXLEN", "=", 6)
+    await until(drill.settled, timeout=20)
+    assert await drill.commands_of_a_second() < 30
+    await drill.stop()
+    done = {record.number for record in drill.ledger.records("done")}
+    assert done >= {*range(4), *range(34, 40)}
+    seen = await drill.broker.observe(drill.key, [GROUP])
+    counted = counters(seen, seen.groups[GROUP])
+    assert counted.acked + counted.lost == 40
+    acked = {record.number for record in drill.ledger.records("acked")}
+    assert len(acked) == counted.acked
