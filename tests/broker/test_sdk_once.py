@@ -1,4 +1,4 @@
-"""Effects that must not be repeated: done once per group, begun again after an error, in doubt after crashes."""
+"""Effects that must not be repeated: once per group, again after an error, in doubt after a crash."""
 
 from __future__ import annotations
 
