@@ -6,7 +6,7 @@
 - apiGroups: [agentstream.dev]
   resources: [agentstreams/status, consumergroups/status]
   verbs: [patch]
-# one per agent: how it reaches the server
+# one per agent: how it reaches the server; one per signed stream: its keys
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create, patch, delete]

@@ -38,7 +38,7 @@ async def keep_keys(context: Context, stream: AgentStream) -> float | None:
     due = due_in(keys, signing.rotation, now)
     notices: tuple[Notice, ...] = ()
     if due == 0:
-        notices = (await _why(context, stream, had_none=not keys),)
+        notices = await _told(context, stream, had_none=not keys)
         secret, key_id = secrets.token_urlsafe(_SECRET_BYTES), secrets.token_hex(_ID_BYTES)
         keys, due = with_key(keys, key_id, secret, signing.rotation, now), None
     wanted = SigningKeys(stream.key, keys, owner.uid)
@@ -75,15 +75,15 @@ def _refused(context: Context, stream: AgentStream, trouble: Trouble | None) -> 
         context.queue.add(stream.key, Priority.EVENT)
 
 
-async def _why(context: Context, stream: AgentStream, *, had_none: bool) -> Notice:
-    """What making a key means."""
+async def _told(context: Context, stream: AgentStream, *, had_none: bool) -> tuple[Notice, ...]:
+    """What is to be told of a new key; nothing of a stream's first."""
     name = stream.metadata.name
     if not had_none:
         message = f"made a new key for {name}; senders use it when it has reached all agents"
-        return Notice(Reason.SIGNING_KEY_MADE, message)
+        return (Notice(Reason.SIGNING_KEY_MADE, message),)
     for agent in context.agents_on(stream):
         known = await context.cluster.credentials(*agent)
         if known is not None and name in known.signing:
             message = f"the keys of {name} were gone, and others were made: what was signed before is refused"
-            return Notice(Reason.SIGNING_KEYS_LOST, message, warning=True)
-    return Notice(Reason.SIGNING_KEY_MADE, f"made the first key for {name}")
+            return (Notice(Reason.SIGNING_KEYS_LOST, message, warning=True),)
+    return ()

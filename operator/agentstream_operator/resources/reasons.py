@@ -238,8 +238,8 @@ REASONS: Mapping[Reason, ReasonDoc] = MappingProxyType(
             "Read the message, and correct `spec.contracts`.",
         ),
         Reason.SIGNING_KEY_MADE: ReasonDoc(
-            "There is a new key with which messages on the stream are signed; the one before stays valid.",
-            "Nothing; raise `signing.rotation` again to retire the one before.",
+            "`signing.rotation` was raised: there is a new key, and the one before stays valid.",
+            "Nothing; the one before goes with the next rotation.",
         ),
         Reason.SIGNING_KEYS_LOST: ReasonDoc(
             "The Secret with the stream's keys was gone, and others were made.",
