@@ -127,6 +127,8 @@ class Messenger:
 
         Raises:
             InvalidMessage: an argument does not fit the envelope's schema, or is not an event and to be shed.
+            InvalidPayload: the payload is no JSON object, or violates the stream's contract.
+            SettingsError: the stream has contracts, and what checks them is not installed.
             NoRoute: no declared stream leads to the addressee, or several do.
             Backpressure: the stream was full until the deadline, or is and that was to raise.
             MessageExpired: `expires_at` was over before the message could be sent.
@@ -217,8 +219,8 @@ class Messenger:
 
         Raises:
             NoRoute: the agent produces to no broadcast stream, or to several; or the one named is none.
-            InvalidMessage, Backpressure, MessageExpired, StreamMissing, ConnectionLost, AccessDenied,
-                ServerRefused: as `send_message`.
+            InvalidMessage, InvalidPayload, SettingsError, Backpressure, MessageExpired, StreamMissing,
+                ConnectionLost, AccessDenied, ServerRefused: as `send_message`.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -272,8 +274,8 @@ class Messenger:
         Raises:
             NoReply: nobody answered in time. Somebody may still be at it.
             RequestFailed: the request became a dead letter.
-            InvalidMessage, NoRoute, Backpressure, MessageExpired, StreamMissing, ConnectionLost,
-                AccessDenied, ServerRefused: as `send_message`.
+            InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure, MessageExpired,
+                StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `send_message`.
         """
         message = self._message(
             to=to,
