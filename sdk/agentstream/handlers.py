@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from collections.abc import Awaitable, Callable
 from enum import Enum
@@ -55,6 +56,7 @@ class Handler(msgspec.Struct, frozen=True):
         function: what is called.
         form: with what.
         read: reads the payload.
+        blocks: whether it runs in a thread, for it is not asynchronous.
         batch: how many messages it gets at most; None if it gets them one by one, not in a list.
         within: for how many seconds after the first a batch waits for others.
     """
@@ -62,14 +64,15 @@ class Handler(msgspec.Struct, frozen=True):
     function: Function
     form: Form
     read: Read
-    batch: int | None = None
-    within: float = DEFAULT_WITHIN
+    blocks: bool
+    batch: int | None
+    within: float
 
     async def __call__(self, in_thread: InThread, *deliveries: Delivery[Any]) -> Any:
         """What the function returns for these deliveries."""
         forms = [self._arguments(delivery) for delivery in deliveries]
         arguments = forms[0] if self.batch is None else ([form[0] for form in forms],)
-        if _is_async(self.function):
+        if not self.blocks:
             return await self.function(*arguments)
         result = await in_thread(self.function, *arguments)
         # such as that of a decorator around an asynchronous function
@@ -138,7 +141,7 @@ class Handlers:
             read = message_reader(payload_type, version, self.upcasters)
         except TypeError as error:
             raise TypeError(f"{_name(function)}: {error}") from error
-        handler = Handler(function, form, read, batch, within)
+        handler = Handler(function, form, read, not _is_async(function), batch, within)
         self._by_type.setdefault(subscription, {})[message_type] = handler
 
     def reader(self, subscription: Subscription) -> Read:
@@ -163,6 +166,7 @@ def _form(function: Function) -> tuple[Form, Any]:
         TypeError: it takes something else.
     """
     first, *others = _annotations(function)
+    _check_answer(function)
     form, payload_type = _single(function, first)
     if not others:
         return form, payload_type
@@ -175,6 +179,19 @@ def _form(function: Function) -> tuple[Form, Any]:
     if typing.get_args(second) and of_delivery != payload_type:
         raise TypeError(f"{_name(function)}: its payload and its delivery have different types")
     return Form.BOTH, payload_type
+
+
+def _check_answer(function: Function) -> None:
+    """Raises TypeError if a function says that it returns what no message can carry."""
+    returned = inspect.signature(function, eval_str=True).return_annotation
+    is_union = typing.get_origin(returned) in (typing.Union, types.UnionType)
+    for kind in typing.get_args(returned) if is_union else (returned,):
+        origin = typing.get_origin(kind) or kind
+        said = isinstance(origin, type) and origin not in (_EMPTY, type(None))
+        if said and not issubclass(origin, Awaitable) and not is_payload_type(kind):
+            raise TypeError(
+                f"{_name(function)}: it returns the payload of the answer or None, not {returned}"
+            )
 
 
 def _batch_form(function: Function) -> tuple[Form, Any]:

@@ -31,6 +31,10 @@ class Plan(msgspec.Struct):
     doc: int
 
 
+class Unread(msgspec.Struct):
+    doc: list[str] | set[str]
+
+
 @dataclasses.dataclass
 class Order:
     doc: int
@@ -204,6 +208,9 @@ def takes_a_keyword(a: dict, *, b: int) -> None: ...
 def takes_them_the_wrong_way_round(a: Delivery, b: dict) -> None: ...
 def takes_a_message_and_more(a: Message, b: Delivery) -> None: ...
 def takes_two_types(a: Plan, b: Delivery[Order]) -> None: ...
+def returns_a_number(a: dict) -> int: ...  # type: ignore[empty-body]
+def returns_a_list_or_nothing(a: dict) -> list[Plan] | None: ...
+def takes_what_cannot_be_read(a: Unread) -> None: ...
 def takes_the_unknown(a: Unknown) -> None: ...  # noqa: F821
 
 
@@ -216,6 +223,9 @@ WRONG = [
     takes_them_the_wrong_way_round,
     takes_a_message_and_more,
     takes_two_types,
+    takes_what_cannot_be_read,
+    returns_a_number,
+    returns_a_list_or_nothing,
     takes_the_unknown,
 ]
 
@@ -253,6 +263,16 @@ def test_handlers_that_contradict_each_other_or_make_no_sense_are_refused(
     coder.on("event", **first)(nothing)
     with pytest.raises(ValueError, match=problem):
         coder.on(second.pop("type", "event"), **second)(nothing)
+
+
+def returns_an_awaitable(a: dict) -> Awaitable[None]: ...  # type: ignore[empty-body]
+def returns_a_plan_or_nothing(a: dict) -> Plan | None: ...
+def returns_anything(a: dict) -> Any: ...
+
+
+@pytest.mark.parametrize("handler", [returns_an_awaitable, returns_a_plan_or_nothing, returns_anything])
+def test_a_handler_may_return_what_can_be_an_answer(handler: Callable[..., Any]) -> None:
+    assert offline().on("event")(handler) is handler
 
 
 def test_the_same_type_may_have_handlers_on_several_streams() -> None:

@@ -9,8 +9,9 @@ import pydantic
 import pytest
 import typing_extensions
 
+from agentstream.contracts import validator
 from agentstream.errors import InvalidMessage, InvalidPayload
-from agentstream.payloads import is_payload_type, payload_of, reader_of, to_type, version_of
+from agentstream.payloads import is_payload_type, json_schema_of, payload_of, reader_of, to_type, version_of
 
 T = TypeVar("T")
 
@@ -186,3 +187,37 @@ def test_pydantic_is_not_imported():
     )
 
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Tree(msgspec.Struct):
+    children: list["Tree"]
+
+
+class ModelTree(pydantic.BaseModel):
+    children: list["ModelTree"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fits", "does_not"),
+    [
+        (Plan, {"doc": 1}, {}),
+        (Order, {"doc": 1}, {"doc": "1"}),
+        (Note, {"doc": 1}, {"doc": None}),
+        (Stop | Go, {"type": "Go", "where": "on"}, {"type": "Wait"}),
+        (Model, {"doc": 1, "from": "a"}, {"doc": 1, "parts": [{}]}),
+        (Tree, {"children": [{"children": []}]}, {"children": [{}]}),
+        (ModelTree, {"children": [{"children": []}]}, {"children": [{}]}),
+        (dict, {}, []),
+    ],
+)
+def test_the_schema_of_a_type_is_a_contract_for_its_payloads(kind, fits, does_not):
+    schema = json_schema_of(kind)
+
+    assert schema["type"] == "object"
+    assert validator(schema).is_valid(fits)
+    assert not validator(schema).is_valid(does_not)
+
+
+def test_what_is_no_type_of_payloads_has_no_schema():
+    with pytest.raises(TypeError, match="a payload is a dict"):
+        json_schema_of(list[int])
