@@ -104,14 +104,26 @@ async def test_what_is_stalled_is_claimed_although_new_messages_never_cease(
         delivery = await following(deliveries)
         await send(topology, -1, *range(1, 100))
         await abandoned(topology, group, 1)
+        before = await _calls(topology)
         await until(lambda: topology.wire.call("PUBLISH", NUDGES, Nudge.SWEEP))
+        # there was no slot for it
+        await until(lambda: _has_called(topology, before))
         seen = []
-        while -1 not in seen and len(seen) < 90:
-            # there is never a free slot but between two messages
+        while -1 not in seen and len(seen) < 20:
             await delivery.ack()
             delivery = await following(deliveries)
             seen.append(delivery.message.payload["n"])
         assert -1 in seen
+
+
+async def _calls(topology: Topology) -> int:
+    """How many functions were called."""
+    info = (await topology.wire.call("INFO", "commandstats")).decode()
+    return int(info.partition("cmdstat_fcall:calls=")[2].partition(",")[0])
+
+
+async def _has_called(topology: Topology, before: int) -> bool:
+    return await _calls(topology) > before
 
 
 async def test_a_due_retry_comes_although_all_slots_are_taken_by_what_waits(topology: Topology) -> None:
