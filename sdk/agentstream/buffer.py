@@ -8,6 +8,7 @@ nothing else starts before it is settled.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from agentstream.entries import Entry
 
@@ -60,9 +61,9 @@ class Buffer:
         self._alone = self._suspect.popleft()
         return self._alone
 
-    def ended(self, entry: Entry) -> None:
-        """Notes that a delivery that was taken is settled, or could not start."""
-        if self._alone is entry:
+    def ended(self, entries: Sequence[Entry]) -> None:
+        """Notes that deliveries that were taken are settled, or could not start."""
+        if self._alone in entries:
             self._alone = None
 
     def discard(self, entry: Entry) -> None:

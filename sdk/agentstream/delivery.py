@@ -73,25 +73,17 @@ class Delivery(Generic[Payload]):
     log; by `Retry` or `Reject` as these say; by cancellation with `release`.
 
     The block is cancelled when the lease turns out to be lost, and when the group's `delivery.deadline` is
-    over. Like that of `asyncio.timeout`, this cancellation ends with the block. After a deadline the attempt has
-    failed: a retry follows, or the dead letter, unless the block ends normally nevertheless. Without
+    over. Like that of `asyncio.timeout`, this cancellation ends with the block. After a deadline the attempt
+    has failed: a retry follows, or the dead letter, unless the block ends normally nevertheless. Without
     `async with` there is nothing to cancel: a lost lease shows in `held`, and at the deadline the message is
     given to a retry.
     """
 
-    __slots__ = (
-        "_cancelled",
-        "_cancelling",
-        "_entry",
-        "_extend",
-        "_interrupted",
-        "_policy",
-        "_settler",
-        "_since",
-        "_task",
-        "_verb",
-        "deadline",
-    )
+    # what most deliveries have stands here once, not in each of them
+    _verb = ""
+    _task: asyncio.Task[Any] | None = None
+    _interrupted: Interruption | None = None
+    _cancelled = False
 
     def __init__(
         self, entry: Entry, policy: Consumes, settler: Settler, extend: Extend, deadline: float | None
@@ -103,10 +95,6 @@ class Delivery(Generic[Payload]):
         self._settler = settler
         self._extend = extend
         self._since = time.monotonic()
-        self._verb = ""
-        self._task: asyncio.Task[Any] | None = None
-        self._interrupted: Interruption | None = None
-        self._cancelled = False
 
     def __repr__(self) -> str:
         """Says which message it is, not what is in it."""
@@ -186,7 +174,7 @@ class Delivery(Generic[Payload]):
         """The message is handled."""
         if self._decides("ack"):
             self._settler.ack(self._entry)
-        return await self._answer("ack")
+        return self._verb == "ack" and await self._entry.settled()
 
     async def retry(self, after: float | None = None, reason: str = "") -> bool:
         """The message is to be tried again; after the group's last attempt it becomes a dead letter.
@@ -197,7 +185,7 @@ class Delivery(Generic[Payload]):
         """
         if self._decides("retry"):
             self._try_again(after, reason)
-        return await self._answer("retry")
+        return self._verb == "retry" and await self._entry.settled()
 
     async def dead_letter(self, reason: str) -> bool:
         """The message becomes a dead letter: trying it again is of no use.
@@ -209,7 +197,7 @@ class Delivery(Generic[Payload]):
         """
         if self._decides("dead_letter"):
             self._settler.give_up(self._entry, self._policy, reason, "")
-        return await self._answer("dead_letter")
+        return self._verb == "dead_letter" and await self._entry.settled()
 
     async def release(self) -> bool:
         """The message was not handled here: any consumer may have it at once, and no attempt is counted.
@@ -218,7 +206,7 @@ class Delivery(Generic[Payload]):
         """
         if self._decides("release"):
             self._settler.release(self._entry)
-        return await self._answer("release")
+        return self._verb == "release" and await self._entry.settled()
 
     async def extend(self, seconds: float) -> bool:
         """Moves the deadline; where there is none, only asks the server.
@@ -267,8 +255,9 @@ class Delivery(Generic[Payload]):
         if error is None:
             # that it was cancelled and ended normally nevertheless is no failure
             self._is_over(task)
-            if not self._verb:
-                await self.ack()
+            if self._decides("ack"):
+                self._settler.ack(self._entry)
+                await self._entry.settled()
             return False
         swallowed = self._is_over(task) and isinstance(error, asyncio.CancelledError)
         if isinstance(error, Exception):
@@ -344,7 +333,3 @@ class Delivery(Generic[Payload]):
             self._settler.forgo(self._entry)
             return False
         return True
-
-    async def _answer(self, verb: str) -> bool:
-        """The outcome, if this verb decided it. It is carried out even if the caller is cancelled."""
-        return self._verb == verb and await self._entry.settled()

@@ -153,7 +153,7 @@ class Dispatch:
                 return None
             if entry.lease_until < now:
                 # renewing failed for so long that another consumer may have it; if not, it is found again
-                self._buffer.ended(entry)
+                self._buffer.ended((entry,))
                 self.leases.let_go(entry)
                 self._leave(entry)
                 self._on_doubt()
@@ -270,9 +270,9 @@ class Dispatch:
         if self._policy.deadline:
             deadline = self._time() + self._policy.deadline / 1000
             self._watch(entry, deadline)
-        delivery = Delivery[Any](entry, self._policy, self.settler, self._extend, deadline)
+        delivery: Delivery[Any] = Delivery(entry, self._policy, self.settler, self._extend, deadline)
         self._running[entry] = delivery
-        if not len(self._buffer):
+        if not self._buffer:
             self.slots.changed()
         return delivery
 
@@ -379,8 +379,8 @@ class Dispatch:
     def _ended(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             self._running.pop(entry, None)
-            self._buffer.ended(entry)
             self._leave(entry)
+        self._buffer.ended(entries)
         if not self._running:
             self._idle.set()
         self._look_again()

@@ -17,6 +17,7 @@ from agentstream.message import Message
 NOTHING = "0-0"
 """The predecessor of an entry that has none."""
 
+_NAME_AND_VALUE = 2
 _MILLISECONDS = re.compile(r"[0-9]{1,15}")
 _ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
 
@@ -90,53 +91,36 @@ class Entry:
         outcome: whether it was still held when it was settled; None until it is.
     """
 
-    __slots__ = (
-        "after",
-        "begun",
-        "body",
-        "busy",
-        "counter",
-        "earlier",
-        "earlier_fence",
-        "finished",
-        "id",
-        "lease_until",
-        "lost",
-        "message",
-        "origin",
-        "outcome",
-        "payload",
-        "renew_until",
-        "signature",
-        "since",
-        "source",
-        "started",
-        "waiters",
-    )
+    # what most entries have stands here once, not in each of them
     message: Message
     payload: Any
+    signature: bytes | None = None
+    after: str | None = None
+    earlier = 0
+    earlier_fence = 0
+    begun = False
+    lease_until = 0.0
+    renew_until = math.inf
+    lost = False
+    busy = False
+    finished = False
+    outcome: bool | None = None
+    waiters: tuple[asyncio.Future[None], ...] = ()
 
     def __init__(
         self, source: Source, entry_id: str, counter: int, fields: list[bytes], *, started: bool
     ) -> None:
         self.source = source
-        self.id = entry_id
+        self.id = self.origin = entry_id
         self.counter = counter
+        self.started = started
+        self.since = time.monotonic()
+        if len(fields) == _NAME_AND_VALUE and fields[0] == b"m":
+            self.body: bytes | None = fields[1]
+            return
         self.body = _field(fields, b"m")
         self.signature = _field(fields, b"s")
-        self.origin = entry_id
         self.after = _predecessor(_field(fields, b"p"), entry_id)
-        self.earlier = self.earlier_fence = 0
-        self.started = started
-        self.begun = False
-        self.since = time.monotonic()
-        self.lease_until = 0.0
-        self.renew_until = math.inf
-        self.lost = False
-        self.busy = False
-        self.finished = False
-        self.outcome: bool | None = None
-        self.waiters: list[asyncio.Future[None]] | None = None
         if source.retry:
             header = _header(_field(fields, b"x"))
             self.origin = header.origin or entry_id
@@ -152,19 +136,18 @@ class Entry:
     def settle(self, *, was_held: bool) -> None:
         """It is settled, or not held any more: tells those who wait for that."""
         self.outcome = was_held
-        for waiter in self.waiters or ():
+        for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     async def settled(self) -> bool:
-        """Whether it was still held when it was settled, as soon as that is known."""
+        """Whether it was still held when it was settled, as soon as that is known.
+
+        Who is cancelled cancels nothing but waiting.
+        """
         if self.outcome is None:
-            # one for each who waits: who is cancelled cancels nothing but waiting
             waiter = asyncio.get_running_loop().create_future()
-            if self.waiters is None:
-                self.waiters = [waiter]
-            else:
-                self.waiters.append(waiter)
+            self.waiters = (*self.waiters, waiter)
             await waiter
         return bool(self.outcome)
 
@@ -196,7 +179,7 @@ class Entry:
     @property
     def next_attempt(self) -> int:
         """The number of the attempt that comes next, or that runs."""
-        return self.attempts if self.started else self.attempts + 1
+        return self.earlier + self.counter + (not self.started)
 
 
 def position(entry_id: str) -> tuple[int, int]:

@@ -25,7 +25,8 @@ _AGENT = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(?!\n)$"
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?!\n)$"
 
 MessageType = Literal["task_request", "task_result", "event"]
-_Agent = Annotated[str, msgspec.Meta(pattern=_AGENT, max_length=63)]
+# Patterns are in the schema; `decode` looks at them itself, which takes a third of the time.
+_Agent = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": _AGENT}, max_length=63)]
 _LONGEST_REFERENCE = 512
 _Reference = Annotated[str, msgspec.Meta(min_length=1, max_length=_LONGEST_REFERENCE)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -51,7 +52,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     v: Annotated[Literal[1], msgspec.Meta(description="version of the envelope")]
     id: Annotated[
-        str, msgspec.Meta(pattern=_UUID, description="the same on every attempt to deliver the message")
+        str,
+        msgspec.Meta(
+            extra_json_schema={"pattern": _UUID},
+            description="the same on every attempt to deliver the message",
+        ),
     ]
     sender: Annotated[_Agent, msgspec.Meta(description="the agent that sent the message")] = msgspec.field(
         name="from"
@@ -139,6 +144,7 @@ def _is_sound(message: Message, data: bytes) -> bool:
             )
             and _is_uuid(message.id) is not None
             and isinstance(message.payload, dict)
+            and bool not in (type(message.timestamp), type(message.expires_at))
             and 0 <= message.timestamp < math.inf
             and (message.expires_at is None or 0 <= message.expires_at < math.inf)
             and (message.correlation_id is None or is_reference(message.correlation_id))
@@ -155,10 +161,15 @@ def _is_sound(message: Message, data: bytes) -> bool:
 def _are_sound(*values: object) -> bool:
     """Whether the `_REPEATED` fields of a message fit the schema."""
     try:
-        msgspec.convert(_SOUND | dict(zip(_REPEATED, values, strict=True)), Message)
+        message = msgspec.convert(_SOUND | dict(zip(_REPEATED, values, strict=True)), Message)
     except msgspec.ValidationError:
         return False
-    return True
+    return _is_agent(message.sender) and _is_agent(message.to)
+
+
+@lru_cache(maxsize=4096)
+def _is_agent(name: str) -> bool:
+    return re.match(_AGENT, name) is not None
 
 
 def is_reference(value: object) -> bool:
@@ -173,7 +184,7 @@ def decode(data: bytes) -> Message:
         InvalidMessage: it is of a version that this SDK does not know, or does not fit the schema.
     """
     try:
-        return _decoder.decode(data)
+        message = _decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         version = _version(data)
         if version in (None, VERSION):
@@ -182,6 +193,9 @@ def decode(data: bytes) -> Message:
             f"the message is of version {version}, and this SDK knows version {VERSION}",
             reason="UnknownVersion",
         ) from error
+    if _is_uuid(message.id) is None or not _is_agent(message.sender) or not _is_agent(message.to):
+        raise InvalidMessage("`id` is no UUID, or `from` or `to` is no name of an agent")
+    return message
 
 
 def _version(data: bytes) -> int | None:

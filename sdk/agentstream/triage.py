@@ -111,7 +111,7 @@ def triage(  # noqa: PLR0911 - one per verdict
         return GiveUp(error.reason, str(error))
     if not policy.deliver_all and message.to not in (agent, BROADCAST):
         return Skip()
-    if is_expired(message, now):
+    if message.expires_at is not None and is_expired(message, now):
         return GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free")
     if entry.next_attempt > policy.max_deliveries and (policy.dead_letters or not entry.started):
         return GiveUp(Reason.MAX_DELIVERIES, f"{policy.max_deliveries} attempts began, and none succeeded")

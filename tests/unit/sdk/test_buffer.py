@@ -30,7 +30,7 @@ def test_a_suspect_starts_before_others_and_alone() -> None:
     made = buffer(ordinary, suspect)
     assert made.take(0, 0) is suspect
     assert made.take(1, 0) is None
-    made.ended(suspect)
+    made.ended([suspect])
     assert made.take(0, 0) is ordinary
 
 
@@ -66,5 +66,5 @@ def test_the_end_of_another_delivery_does_not_end_the_loneliness_of_a_suspect() 
     suspect, ordinary = waiting(1, counter=3), waiting(2)
     made = buffer(suspect, ordinary)
     made.take(0, 0)
-    made.ended(ordinary)
+    made.ended([ordinary])
     assert made.take(1, 0) is None
