@@ -24,11 +24,10 @@ from agentstream.renewal import Renewal
 from agentstream.replies import Replies
 from agentstream.running import run
 from agentstream.settings import Settings
-from agentstream.signals import on_termination
+from agentstream.signals import SIGNAL_EXIT, on_termination
 from agentstream.upcasting import Read, Upcast, message_reader
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_SIGNAL_EXIT = 128
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 _Upcast = TypeVar("_Upcast", bound=Upcast)
 # Milliseconds since 1970 at which agents of this process started, no two the same.
@@ -256,7 +255,7 @@ class Agent(Messenger):
         finally:
             await self._entered.aclose()
         if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
-            raise SystemExit(_SIGNAL_EXIT + self._ended_by) from None
+            raise SystemExit(SIGNAL_EXIT + self._ended_by) from None
 
     async def _crash(self) -> None:
         """Ends as by SIGKILL, for tests: nothing more is said to the server, so nothing is handed back."""
@@ -266,11 +265,16 @@ class Agent(Messenger):
             consumption.cancel_workers()
         await self.__aexit__(None, None, None)
 
+    @property
+    def _is_consuming(self) -> bool:
+        """Whether iterations would end by `stop`. Any thread may ask."""
+        return any(not consumption.is_over for consumption in self._consumptions)
+
     def _holding(self) -> Iterator[tuple[str, str, int, int]]:
         return filter(None, [consumption.holding for consumption in self._consumptions])
 
     def _asked_to_end(self, number: signal.Signals) -> None:
-        consuming = any(not consumption.is_over for consumption in self._consumptions)
+        consuming = self._is_consuming
         self.stop()
         if not consuming and self._task is not None:
             self._ended_by = number

@@ -11,6 +11,8 @@ from types import FrameType, MethodType
 from typing import Any
 
 _ASKING = (signal.SIGTERM, signal.SIGINT)
+SIGNAL_EXIT = 128
+"""The status of a program that a signal ended, less the number of the signal."""
 
 
 @contextlib.contextmanager
@@ -21,6 +23,13 @@ def on_termination(callback: Callable[[signal.Signals], None]) -> Iterator[None]
     application has a handler of its own are left alone, and all of them outside the main thread.
     """
     loop = asyncio.get_running_loop()
+    with on_signal(lambda number: loop.call_soon_threadsafe(callback, number)):
+        yield
+
+
+@contextlib.contextmanager
+def on_signal(callback: Callable[[signal.Signals], object]) -> Iterator[None]:
+    """The same without an event loop: `callback` is called in the main thread, wherever that is just then."""
     replaced: dict[signal.Signals, Any] = {}
 
     def restore() -> None:
@@ -30,7 +39,7 @@ def on_termination(callback: Callable[[signal.Signals], None]) -> Iterator[None]
 
     def asked(number: int, _frame: FrameType | None) -> None:
         restore()
-        loop.call_soon_threadsafe(callback, signal.Signals(number))
+        callback(signal.Signals(number))
 
     if threading.current_thread() is threading.main_thread():
         for number in _ASKING:

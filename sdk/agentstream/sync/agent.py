@@ -1,0 +1,350 @@
+"""The agent, for threads that wait."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import signal
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+from agentstream import agent
+from agentstream.handlers import DEFAULT_WITHIN
+from agentstream.message import Message, MessageType
+from agentstream.notifications import DEFAULT_BUFFER
+from agentstream.payloads import Payload
+from agentstream.requests import DEFAULT_TIMEOUT as REQUEST_TIMEOUT
+from agentstream.send import DEFAULT_TIMEOUT, OnFull, Outgoing, SentMessage
+from agentstream.settings import Settings
+from agentstream.signals import SIGNAL_EXIT, on_signal
+from agentstream.sync.delivery import Deliveries
+from agentstream.sync.handlers import adapted
+from agentstream.sync.loop import LoopThread
+from agentstream.sync.messenger import Notifications, Receipt
+from agentstream.upcasting import Upcast
+
+_Result = TypeVar("_Result")
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
+_Upcast = TypeVar("_Upcast", bound=Upcast)
+
+
+class Agent:
+    """As `agentstream.Agent`, as a context manager, for any number of threads.
+
+    From entering to leaving, a thread of its own runs it. In a process that is forked off, whatever is called
+    raises AgentStreamError: make an agent there. So it does before entering and after leaving.
+
+    Attributes:
+        name: the agent's name.
+        namespace: its namespace.
+    """
+
+    def __init__(self, settings: Settings, *, ends_on_signals: bool) -> None:
+        self.name = settings.agent
+        self.namespace = settings.namespace
+        self._agent = agent.Agent.connect(settings)
+        self._loop = LoopThread(f"agentstream {self.namespace}.{self.name}")
+        self._ends_on_signals = ends_on_signals
+        self._signals = contextlib.ExitStack()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Agent:
+        """As `agentstream.Agent.from_env`.
+
+        Entered in the main thread, it takes care of SIGTERM and SIGINT likewise: the first one ends `run` and
+        iterations over `stream_consume` after the message in hand. In a program that consumes nothing at that
+        moment it raises SystemExit in the main thread.
+
+        Raises:
+            SettingsError: something is missing or wrong; the message says what.
+        """
+        return cls(Settings.from_env(environ), ends_on_signals=True)
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Agent:
+        """The agent that the settings name. Signals are left to the application."""
+        return cls(settings, ends_on_signals=False)
+
+    @overload
+    def send_message(
+        self,
+        *,
+        type: MessageType,
+        payload: Any,
+        to: str | None = None,
+        stream: str | None = None,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        expires_at: float | None = None,
+        key: str | None = None,
+        schema_version: int | None = None,
+        once: str | None = None,
+        on_full: Literal["wait", "raise"] = "wait",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> SentMessage: ...
+
+    @overload
+    def send_message(
+        self,
+        *,
+        type: MessageType,
+        payload: Any,
+        to: str | None = None,
+        stream: str | None = None,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        expires_at: float | None = None,
+        key: str | None = None,
+        schema_version: int | None = None,
+        once: str | None = None,
+        on_full: Literal["shed"],
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> SentMessage | None: ...
+
+    def send_message(
+        self,
+        *,
+        type: MessageType,  # noqa: A002 - the envelope's name
+        payload: Any,
+        to: str | None = None,
+        stream: str | None = None,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        expires_at: float | None = None,
+        key: str | None = None,
+        schema_version: int | None = None,
+        once: str | None = None,
+        on_full: OnFull = "wait",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> SentMessage | None:
+        """As `agentstream.Agent.send_message`.
+
+        Raises:
+            InvalidMessage, NoRoute, Backpressure, MessageExpired, StreamMissing, ConnectionLost,
+                AccessDenied, ServerRefused: as there.
+        """
+        send: Callable[..., Coroutine[Any, Any, SentMessage | None]] = self._agent.send_message
+        sending = send(
+            type=type,
+            payload=payload,
+            to=to,
+            stream=stream,
+            correlation_id=correlation_id,
+            reply_to=reply_to,
+            expires_at=expires_at,
+            key=key,
+            schema_version=schema_version,
+            once=once,
+            on_full=on_full,
+            timeout=timeout,
+        )
+        return self._loop.run(sending)
+
+    def send_many(
+        self, messages: Iterable[Outgoing], *, timeout: float = DEFAULT_TIMEOUT
+    ) -> list[SentMessage]:
+        """As `agentstream.Agent.send_many`.
+
+        Raises:
+            InvalidMessage, NoRoute, SendFailed: as there.
+        """
+        return self._loop.run(self._agent.send_many(list(messages), timeout=timeout))
+
+    def broadcast(
+        self,
+        *,
+        type: MessageType,  # noqa: A002 - the envelope's name
+        payload: Any,
+        stream: str | None = None,
+        correlation_id: str | None = None,
+        expires_at: float | None = None,
+        key: str | None = None,
+        schema_version: int | None = None,
+        once: str | None = None,
+        on_full: Literal["wait", "raise"] = "wait",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Receipt:
+        """As `agentstream.Agent.broadcast`.
+
+        Raises:
+            NoRoute, InvalidMessage, Backpressure, MessageExpired, StreamMissing, ConnectionLost,
+                AccessDenied, ServerRefused: as there.
+        """
+        sending = self._agent.broadcast(
+            type=type,
+            payload=payload,
+            stream=stream,
+            correlation_id=correlation_id,
+            expires_at=expires_at,
+            key=key,
+            schema_version=schema_version,
+            once=once,
+            on_full=on_full,
+            timeout=timeout,
+        )
+        return Receipt(self._loop.run(sending), self._loop)
+
+    def request(
+        self,
+        *,
+        to: str,
+        payload: Any,
+        type: MessageType = "task_request",  # noqa: A002 - the envelope's name
+        stream: str | None = None,
+        correlation_id: str | None = None,
+        expires_at: float | None = None,
+        key: str | None = None,
+        schema_version: int | None = None,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> Message:
+        """As `agentstream.Agent.request`.
+
+        Raises:
+            NoReply, RequestFailed, InvalidMessage, NoRoute, Backpressure, MessageExpired, StreamMissing,
+                ConnectionLost, AccessDenied, ServerRefused: as there.
+        """
+        asking = self._agent.request(
+            to=to,
+            payload=payload,
+            type=type,
+            stream=stream,
+            correlation_id=correlation_id,
+            expires_at=expires_at,
+            key=key,
+            schema_version=schema_version,
+            timeout=timeout,
+        )
+        return self._loop.run(asking)
+
+    def notify(self, to: str, payload: Any) -> int:
+        """As `agentstream.Agent.notify`.
+
+        Raises:
+            InvalidMessage, ConnectionLost, AccessDenied, ServerRefused: as there.
+        """
+        return self._loop.run(self._agent.notify(to, payload))
+
+    def notifications(self, *, buffer: int = DEFAULT_BUFFER) -> Notifications:
+        """As `agentstream.Agent.notifications`.
+
+        Raises:
+            ValueError: the buffer holds nothing.
+        """
+        return Notifications(self._in_loop(lambda: self._agent.notifications(buffer=buffer)), self._loop)
+
+    def stream_consume(
+        self,
+        stream: str,
+        *,
+        payload: type[Payload] = dict,  # type: ignore[assignment]
+        group: str | None = None,
+        concurrency: int = 64,
+    ) -> Deliveries[Payload]:
+        """As `agentstream.Agent.stream_consume`: iterate over it in as many threads as are to work.
+
+        Raises:
+            ValueError: the concurrency is not positive.
+            TypeError: no payload has such a type.
+        """
+        deliveries = self._in_loop(
+            lambda: self._agent.stream_consume(stream, payload=payload, group=group, concurrency=concurrency)
+        )
+        return Deliveries(deliveries, self._loop)
+
+    def on(
+        self,
+        type: MessageType,  # noqa: A002 - the envelope's name
+        *,
+        stream: str | None = None,
+        group: str | None = None,
+        version: int | None = None,
+        batch: int | None = None,
+        within: float = DEFAULT_WITHIN,
+    ) -> Callable[[_Handler], _Handler]:
+        """As `agentstream.Agent.on`. The function is not asynchronous, and takes `agentstream.sync.Delivery`.
+
+        Raises:
+            ValueError, TypeError: as there.
+        """
+        declare = self._agent.on(
+            type, stream=stream, group=group, version=version, batch=batch, within=within
+        )
+
+        def decorate(function: _Handler) -> _Handler:
+            declare(adapted(function, self._loop))
+            return function
+
+        return decorate
+
+    def upcast(
+        self,
+        type: MessageType,  # noqa: A002 - the envelope's name
+        *,
+        from_version: int,
+    ) -> Callable[[_Upcast], _Upcast]:
+        """As `agentstream.Agent.upcast`.
+
+        Raises:
+            ValueError, TypeError: as there.
+        """
+        return self._agent.upcast(type, from_version=from_version)
+
+    def run(self, *, concurrency: int = 64) -> None:
+        """As `agentstream.Agent.run`: handlers run in threads of their own, as many as the concurrency.
+
+        Raises:
+            ValueError, NotConsumer, SettingsError: as there.
+        """
+        self._loop.run(self._agent.run(concurrency=concurrency))
+
+    def stop(self) -> None:
+        """As `agentstream.Agent.stop`. Any thread may call it, and a signal's handler."""
+        self._loop.soon(self._agent.stop)
+
+    def __enter__(self) -> Self:
+        """The agent.
+
+        Raises:
+            SettingsError: the port for probes cannot be listened on.
+        """
+        self._loop.start()
+        try:
+            self._loop.run(self._agent.__aenter__())
+        except BaseException:
+            self._loop.end()
+            raise
+        # a daemon that is still at work when the interpreter goes would be cut off anywhere
+        atexit.register(self._close)
+        if self._ends_on_signals:
+            self._signals.enter_context(on_signal(self._asked_to_end))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Hands back what is not settled, closes the connections, and ends the thread."""
+        self._close()
+
+    def _close(self) -> None:
+        # what a process has that was forked off is its parent's
+        if self._loop.has_ended:
+            return
+        try:
+            self._loop.complete(self._agent.__aexit__(None, None, None))
+        finally:
+            self._loop.end()
+            self._signals.close()
+            atexit.unregister(self._close)
+
+    def _in_loop(self, call: Callable[[], _Result]) -> _Result:
+        async def called() -> _Result:
+            return call()
+
+        return self._loop.run(called())
+
+    def _asked_to_end(self, number: signal.Signals) -> None:
+        consuming = self._agent._is_consuming  # noqa: SLF001 - two faces of one thing
+        self.stop()
+        if not consuming:
+            raise SystemExit(SIGNAL_EXIT + number)

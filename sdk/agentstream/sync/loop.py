@@ -1,0 +1,132 @@
+"""The event loop of one synchronous agent, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from agentstream.errors import AgentStreamError
+
+_Result = TypeVar("_Result")
+
+
+class Ended(AgentStreamError):  # noqa: N818 - as all errors of the SDK
+    """The agent has ended, or not begun: there is nobody to do it."""
+
+
+class LoopThread:
+    """Runs the coroutines of one agent for threads that wait for them.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._end = asyncio.Event()
+        self._ended = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that it was made in."""
+        return os.getpid() == self._process
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing can be run any more."""
+        return self._ended or not self.is_here
+
+    def start(self) -> None:
+        """Starts the thread.
+
+        Raises:
+            Ended: this is another process, or it was started before.
+        """
+        self._check_process()
+        if self._thread is not None:
+            raise Ended("an agent is entered once: make another one")
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name=self._name, daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """What a coroutine returns. It is cancelled if a signal's handler interrupts the wait.
+
+        Raises:
+            Ended: the agent has ended, was not entered, or belongs to another process.
+        """
+        future = self._submit(work)
+        try:
+            return _result(future)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def complete(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """The same for what is carried out to its end, even if the wait is interrupted."""
+        return _result(self._submit(work))
+
+    def begin(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Has it carried out, unless the agent has ended."""
+        with contextlib.suppress(Ended):
+            self._submit(work)
+
+    def soon(self, call: Callable[[], object]) -> None:
+        """Has something called in the loop, if there still is one. A signal's handler may use it."""
+        if self._loop is not None and self.is_here:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(call)
+
+    def end(self) -> None:
+        """Ends the thread: whoever waits gets `Ended`."""
+        if self._thread is None or self.has_ended:
+            return
+        with self._lock:
+            self._ended = True
+        self.soon(self._end.set)
+        self._thread.join()
+
+    def _submit(self, work: Coroutine[Any, Any, _Result]) -> concurrent.futures.Future[_Result]:
+        try:
+            self._check_process()
+        except Ended:
+            work.close()
+            raise
+        # what is submitted before the end is begun by the loop, and so answered or cancelled
+        with self._lock:
+            if self._loop is not None and not self._ended:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise Ended("the agent has ended" if self._ended else "enter the agent first: with agent: …")
+
+    def _check_process(self) -> None:
+        if not self.is_here:
+            raise Ended(
+                "this agent belongs to the process that this one was forked off; make one after the fork"
+            )
+
+    def _run(self, ready: threading.Event) -> None:
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            ready.set()
+            runner.run(self._until_ended())
+
+    async def _until_ended(self) -> None:
+        await self._end.wait()
+
+
+def _result(future: concurrent.futures.Future[_Result]) -> _Result:
+    try:
+        return future.result()
+    except concurrent.futures.CancelledError:
+        raise Ended("the agent has ended") from None
