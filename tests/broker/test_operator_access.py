@@ -22,7 +22,7 @@ _NAME, _PASSWORD = "agentstream-operator", "of-the-operator"
 _SAID = {
     *("client|setname", "client|setinfo", "select", "info", "config|get", "hset", "hdel", "hgetall"),
     *("acl|setuser", "acl|deluser", "acl|list", "acl|dryrun", "acl|save", "function|load"),
-    *("fcall", "fcall_ro", "eval", "publish", "xinfo|consumers", "xreadgroup"),
+    *("fcall", "fcall_ro", "eval", "publish", "xinfo|consumers", "xread", "xreadgroup"),
 }
 
 

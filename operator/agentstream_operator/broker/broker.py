@@ -14,6 +14,7 @@ from agentstream.wire import Wire
 from agentstream_operator.broker import apply, observe, retention, server
 from agentstream_operator.broker.acl import Users
 from agentstream_operator.broker.apply import Applied
+from agentstream_operator.broker.arrivals import TIMEOUT, Arrivals
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.plan.actions import Action
 from agentstream_operator.plan.observed import ConsumerSeen, JanitorReport, ServerSeen, StreamSeen
@@ -28,9 +29,16 @@ class Broker:
     raise `AgentStreamError`, as `Wire.call` does.
     """
 
-    def __init__(self, connection: Connection, installation: str, capabilities: server.Capabilities) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        arrivals: Arrivals,
+        installation: str,
+        capabilities: server.Capabilities,
+    ) -> None:
         self._connection = connection
         self._installation = installation
+        self._arrivals = arrivals
         self._capabilities = capabilities
         self._users = Users(connection, installation)
 
@@ -41,7 +49,8 @@ class Broker:
         `server`, which comes first, loads the function library and finds out what the server can do.
         """
         wire = Wire(lambda: endpoint, name=f"{installation}-operator")
-        return cls(Connection(wire), installation, server.UNKNOWN)
+        waiting = Wire(lambda: endpoint, name=f"{installation}-operator-waits", timeout=TIMEOUT)
+        return cls(Connection(wire), Arrivals(waiting), installation, server.UNKNOWN)
 
     @classmethod
     async def connect(cls, url: str, *, installation: str) -> Self:
@@ -110,6 +119,10 @@ class Broker:
         return tuple(name.decode() for name in names)
 
     async def nudge(self, namespace: str, agent: str, word: Nudge) -> None:
+    async def arrivals(self, after: Mapping[str, str], seconds: float) -> Mapping[str, str]:
+        """Waits until one of many streams has an entry after the given id of it; see `Arrivals.wait`."""
+        return await self._arrivals.wait(after, seconds)
+
         """Tells an agent's processes what each finds out by itself, only later. Never raises, therefore."""
         channel = nudge_channel(self._installation, namespace, agent)
         with contextlib.suppress(AgentStreamError):
@@ -121,6 +134,7 @@ class Broker:
         return self._connection.round_trips
 
     async def close(self) -> None:
-        """Saves users that are still to be saved, and closes the connection."""
+        """Saves users that are still to be saved, and closes the connections."""
         await self._users.close()
         await self._connection.close()
+        await self._arrivals.close()

@@ -27,6 +27,7 @@ from agentstream_operator.reconcile.status import StatusWriter
 from agentstream_operator.reconcile.store import AGENT, Known, Store, agent_key
 from agentstream_operator.reconcile.streams import reconcile_stream
 from agentstream_operator.reconcile.view import View, view
+from agentstream_operator.reconcile.wakeup import Wakeup
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionType, Reason
@@ -104,6 +105,7 @@ class Engine:
         )
         self._pulse = Pulse(self._context)
         self._departures = Departures(self._context)
+        self._wakeup = Wakeup(self._context, self._pulse.doubt)
 
     def put(self, resource: Known) -> None:
         """Takes up a new resource, or a change of one."""
@@ -156,6 +158,7 @@ class Engine:
                 tasks.create_task(pulse.watch_server(), name="watch the server")
                 tasks.create_task(pulse.watch_access(), name="watch users and routes")
                 tasks.create_task(pulse.measure(), name="measure")
+                tasks.create_task(self._wakeup.watch(), name="wake up")
                 tasks.create_task(pulse.clean(), name="clean")
                 tasks.create_task(self._departures.watch(), name="watch departures")
                 tasks.create_task(self._resync(), name="resync")

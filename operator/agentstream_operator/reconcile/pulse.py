@@ -234,7 +234,8 @@ class Pulse:
             workload = await context.cluster.workload(group)
             moved = scales(context, group) and workload is not None and workload.replicas != decision.replicas
             if workload != memory.workload or moved:
-                context.queue.add(group.key, Priority.RESYNC)
+                asleep = moved and workload is not None and workload.replicas == 0
+                context.queue.add(group.key, Priority.WAKE if asleep else Priority.RESYNC)
         if memory.stalled and not any(
             finding.kind is ConditionType.STALLED and finding.status == "True"
             for finding in memory.told.findings

@@ -1,8 +1,8 @@
 """The work queue: which key is worked on next, by whom, and when a failed one is tried again.
 
 A key waits at most once and is worked on by one worker at a time; what is added meanwhile runs once more
-afterwards. Of the keys that wait, a person's change goes before what a change elsewhere brought about, and
-that before a resync.
+afterwards. Of the keys that wait, a group with messages and without consumers goes first, a person's change
+before what a change elsewhere brought about, and that before a resync.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class TryAgain(Exception):  # noqa: N818 - it says what to do
 class Priority(IntEnum):
     """Why a key waits; lower goes first."""
 
-    CHANGE = 0
-    EVENT = 1
-    RESYNC = 2
+    WAKE = 0
+    CHANGE = 1
+    EVENT = 2
+    RESYNC = 3
 
 
 class WorkQueue(Generic[K]):
