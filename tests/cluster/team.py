@@ -21,6 +21,7 @@ _GROUPS = {
     "ConsumerGroup": "apis/agentstream.dev/v1alpha1",
     "Deployment": "apis/apps/v1",
     "Event": "api/v1",
+    "HorizontalPodAutoscaler": "apis/autoscaling/v2",
     "Lease": "apis/coordination.k8s.io/v1",
     "Pod": "api/v1",
     "Secret": "api/v1",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agentstream_operator.cluster.port import (
+    AutoscalerSeen,
     Credentials,
     Event,
     Owner,
@@ -37,6 +38,8 @@ class MemoryCluster:
         signing: the keys of signed streams.
         workloads: consumers by group.
         running: pods by group; without any, nothing is known of them.
+        autoscales: whether there are autoscalers here.
+        autoscalers: those of groups in mode HPA.
         templates: the groups as they were when their consumers were applied.
         statuses: the statuses that were written.
         finalizers: resources that carry the finalizer.
@@ -49,6 +52,8 @@ class MemoryCluster:
     signing: dict[ResourceKey, SigningKeys] = field(default_factory=dict)
     workloads: dict[ResourceKey, WorkloadSeen] = field(default_factory=dict)
     running: dict[ResourceKey, Pods] = field(default_factory=dict)
+    autoscales: bool = True
+    autoscalers: dict[ResourceKey, AutoscalerSeen] = field(default_factory=dict)
     templates: dict[ResourceKey, ConsumerGroup] = field(default_factory=dict)
     statuses: dict[ResourceKey, AgentStreamStatus | ConsumerGroupStatus] = field(default_factory=dict)
     finalizers: set[ResourceKey] = field(default_factory=set)
@@ -76,19 +81,29 @@ class MemoryCluster:
         self.signing[keys.stream] = keys
 
     async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
-        return self.workloads.get(group.key)
+        found = self.workloads.get(group.key)
+        if found is None or not group.leaves_replicas:
+            return found
+        return replace(found, autoscaler=self.autoscalers.get(group.key))
 
     async def pods(self, group: ConsumerGroup) -> Pods | None:
         return self.running.get(group.key)
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
         self._count("apply_workload")
+        if group.leaves_replicas and self.autoscales:
+            self.autoscalers.setdefault(group.key, AutoscalerSeen(works=None))
         self.workloads[group.key] = WorkloadSeen(replicas, replicas)
         self.templates[group.key] = group
 
     async def delete_workload(self, group: ResourceKey) -> None:
         if self.workloads.pop(group, None) is not None:
             self._count("delete_workload")
+
+    async def delete_autoscaler(self, group: ResourceKey) -> None:
+        if group in self.autoscalers:
+            del self.autoscalers[group]
+            self._count("delete_autoscaler")
 
     async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
         self._count("write_status")

@@ -23,6 +23,10 @@
 - apiGroups: [apps]
   resources: [deployments/scale]
   verbs: [patch]
+# one per group in mode HPA
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end -}}
 
 {{/* What removing the finalizers takes. */}}

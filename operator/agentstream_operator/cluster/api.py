@@ -18,9 +18,9 @@ from aiohttp import ClientError
 from kubernetes.aio.client.api_client import ApiClient
 
 from agentstream_operator.cluster.kinds import ApiKind
+from agentstream_operator.cluster.labels import FIELD_MANAGER
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
 
-FIELD_MANAGER = "agentstream"
 MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 _JSON, _STEPS = "application/json", "application/json-patch+json"
 _PAGE = 500
@@ -133,20 +133,21 @@ class Api:
         path = kind.path(namespace, name, part)
         return _object(await self._send("patch", kind, "PATCH", path, body, content=MERGE, query=_MANAGED))
 
-    async def apply(self, kind: ApiKind, body: Json, *, force: bool) -> Json:
+    async def apply(self, kind: ApiKind, body: Json, *, force: bool, manager: str = FIELD_MANAGER) -> Json:
         """Makes an object have these fields, by server-side apply.
 
         Args:
             kind: which.
             body: the object with all fields that are ours, with its name and namespace.
             force: whether fields that are somebody else's become ours.
+            manager: whose fields these are.
 
         Raises:
             ApiError: the request is refused; with code 409 if a field is somebody else's.
             ClusterUnavailable: there is no answer.
         """
         path = kind.path(body["metadata"]["namespace"], body["metadata"]["name"])
-        query = _FORCED if force else _MANAGED
+        query = {"fieldManager": manager} | ({"force": "true"} if force else {})
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         return _object(await self._send("apply", kind, "PATCH", path, body, content=APPLY, query=query))
 
@@ -216,7 +217,6 @@ class Api:
 
 
 _MANAGED = {"fieldManager": FIELD_MANAGER}
-_FORCED = {"fieldManager": FIELD_MANAGER, "force": "true"}
 
 
 def _object(data: bytes) -> Json:

@@ -7,11 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agentstream_operator.cluster.autoscaler import AutoscalerObject
+from agentstream_operator.cluster.autoscaler import read as read_autoscaler
 from agentstream_operator.cluster.deployment import REVISION
-from agentstream_operator.cluster.kinds import DEPLOYMENTS, PODS, SECRETS
+from agentstream_operator.cluster.kinds import AUTOSCALERS, DEPLOYMENTS, PODS, SECRETS
 from agentstream_operator.cluster.labels import (
     AGENT_LABEL,
+    FIELD_MANAGER,
     GROUP_LABEL,
+    SCALE_MANAGER,
     STREAM_LABEL,
     deployment_name,
     is_ours,
@@ -24,6 +28,7 @@ Json = Mapping[str, Any]
 Place = tuple[str, str]
 """Namespace and name."""
 
+_MANAGERS = (FIELD_MANAGER, SCALE_MANAGER)
 _LOOPING = "CrashLoopBackOff"
 _STUCK = frozenset(
     {
@@ -70,6 +75,7 @@ class DeploymentSeen:
         ready: how many are ready.
         failure: why pods cannot be made.
         edited: whether somebody else owns fields of its spec.
+        ours: whether the number of replicas was applied with everything else, and is nobody else's to decide.
     """
 
     version: int
@@ -80,6 +86,7 @@ class DeploymentSeen:
     ready: int
     failure: str | None
     edited: bool
+    ours: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +132,16 @@ class Children:
         self.secrets: dict[Place, SecretSeen] = {}
         self.deployments: dict[Place, DeploymentSeen] = {}
         self.pods: dict[Place, PodSeen] = {}
+        self.autoscalers: dict[Place, AutoscalerObject] = {}
         self._pods_of: defaultdict[ResourceKey, set[Place]] = defaultdict(set)
 
     def deployment(self, group: ResourceKey) -> DeploymentSeen | None:
         """The Deployment of a group."""
         return self.deployments.get((group.namespace, deployment_name(group.name)))
+
+    def autoscaler(self, group: ResourceKey) -> AutoscalerObject | None:
+        """The autoscaler of a group."""
+        return self.autoscalers.get((group.namespace, deployment_name(group.name)))
 
     def workload(self, group: ResourceKey, *, current: bool) -> WorkloadSeen | None:
         """How the consumers of a group run; `current` is whether nobody else changed their Deployment."""
@@ -153,12 +165,14 @@ class Children:
             return self._put_secret(place, found)
         if kind == DEPLOYMENTS.kind:
             return self._put_deployment(place, found)
+        if kind == AUTOSCALERS.kind:
+            return self._put_autoscaler(place, found)
         return self._put_pod(place, found)
 
     def remove(self, found: Json) -> Wake | None:
         """Forgets an object that is gone. Returns whom that concerns, if anybody."""
         kind, place, version = found["kind"], _place(found), _version(found)
-        known: Mapping[Place, SecretSeen | DeploymentSeen | PodSeen] = self._of(kind)
+        known = self._of(kind)
         present = known.get(place)
         if present is not None and present.version > version:
             # another one of that name is there by now
@@ -167,16 +181,17 @@ class Children:
             self.secrets.pop(place, None)
             return _wake_for_secret(place, found)
         group = _group_of(found)
-        if kind == DEPLOYMENTS.kind:
-            self.deployments.pop(place, None)
+        if kind in (DEPLOYMENTS.kind, AUTOSCALERS.kind):
+            known.pop(place, None)
             return Wake(group=group) if group is not None else None
         pod = self._forget_pod(place)
         return Wake(group=pod.group, gone=place[1], deleted=True) if pod is not None else None
 
-    def _of(self, kind: str) -> Mapping[Place, Any]:
-        known: dict[str, Mapping[Place, Any]] = {
+    def _of(self, kind: str) -> dict[Place, Any]:
+        known: dict[str, dict[Place, Any]] = {
             SECRETS.kind: self.secrets,
             DEPLOYMENTS.kind: self.deployments,
+            AUTOSCALERS.kind: self.autoscalers,
             PODS.kind: self.pods,
         }
         return known[kind]
@@ -202,11 +217,23 @@ class Children:
             ready=status.get("readyReplicas", 0),
             failure=_failure(status),
             edited=_is_edited(metadata),
+            ours=_replicas_are_ours(metadata),
         )
         known = self.deployments.get(place)
         if known is not None and known.version >= seen.version:
             return None
         self.deployments[place] = seen
+        group = _group_of(found)
+        return Wake(group=group) if group is not None else None
+
+    def _put_autoscaler(self, place: Place, found: Json) -> Wake | None:
+        made, known = read_autoscaler(found), self.autoscalers.get(place)
+        if known is not None and known.version >= made.version:
+            return None
+        self.autoscalers[place] = made
+        if known is not None and replace(known, version=made.version) == made:
+            # it only tells what it counts
+            return None
         group = _group_of(found)
         return Wake(group=group) if group is not None else None
 
@@ -268,9 +295,17 @@ def _failure(status: Json) -> str | None:
 def _is_edited(metadata: Json) -> bool:
     """Whether somebody else changed the spec; who scales or reports a status does not count."""
     return any(
-        entry.get("manager") != "agentstream" and "f:spec" in (entry.get("fieldsV1") or {})
+        entry.get("manager") not in _MANAGERS and "f:spec" in (entry.get("fieldsV1") or {})
         for entry in metadata.get("managedFields") or ()
         if not entry.get("subresource")
+    )
+
+
+def _replicas_are_ours(metadata: Json) -> bool:
+    return any(
+        "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+        for entry in metadata.get("managedFields") or ()
+        if entry.get("manager") == FIELD_MANAGER and not entry.get("subresource")
     )
 
 

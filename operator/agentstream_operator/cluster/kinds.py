@@ -34,11 +34,12 @@ SECRETS = ApiKind("v1", "Secret", "secrets")
 PODS = ApiKind("v1", "Pod", "pods")
 EVENTS = ApiKind("v1", "Event", "events")
 DEPLOYMENTS = ApiKind("apps/v1", "Deployment", "deployments")
+AUTOSCALERS = ApiKind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 LEASES = ApiKind("coordination.k8s.io/v1", "Lease", "leases")
 RESOURCES = {kind.model.__name__: ApiKind(API_VERSION, kind.model.__name__, kind.plural) for kind in KINDS}
 """Our own kinds, by name."""
 
 AGENTSTREAMS, CONSUMERGROUPS = RESOURCES["AgentStream"], RESOURCES["ConsumerGroup"]
 
-CHILDREN = (SECRETS, DEPLOYMENTS, PODS)
+CHILDREN = (SECRETS, DEPLOYMENTS, PODS, AUTOSCALERS)
 """What the operator makes, and the pods that come of it."""

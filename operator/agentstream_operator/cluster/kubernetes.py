@@ -12,9 +12,8 @@ from typing import Any
 from agentstream.signing import entry_name
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.children import Children
-from agentstream_operator.cluster.deployment import deployment, revision
 from agentstream_operator.cluster.finalizers import set_finalizer
-from agentstream_operator.cluster.kinds import DEPLOYMENTS, EVENTS, RESOURCES, SECRETS
+from agentstream_operator.cluster.kinds import EVENTS, RESOURCES, SECRETS
 from agentstream_operator.cluster.labels import (
     deployment_name,
     is_ours,
@@ -40,6 +39,7 @@ from agentstream_operator.cluster.secrets import (
     secret,
     signing_secret,
 )
+from agentstream_operator.cluster.workloads import Workloads, refused
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import API_VERSION, ResourceKey
 from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus, Reason
@@ -77,12 +77,11 @@ class KubernetesCluster:
     ) -> None:
         self._api = api
         self._children = children
-        self._references = references
+        self._workloads = Workloads(api, children, references)
         self._server = server
         self._address = encoded_address(server)
         self._installation = installation
         self._identity = identity
-        self._applied: dict[ResourceKey, tuple[str, int]] = {}
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         """The agent's Secret, if there is one. One that names another server seems to have no owner."""
@@ -114,46 +113,20 @@ class KubernetesCluster:
         await self._write_secret(signing_secret(keys, owner))
 
     async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
-        """The Deployment of a group, or the one that it names."""
-        if group.spec.deployment_ref is not None:
-            return await self._references.workload((group.metadata.namespace, group.spec.deployment_ref.name))
-        return self._children.workload(group.key, current=self._is_current(group.key))
+        """The Deployment of a group, or the one that it names, and who decides its replicas."""
+        return await self._workloads.seen(group)
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
-        """Applies the Deployment of a group, or scales the one that it names."""
-        if group.spec.deployment_ref is not None:
-            name = group.spec.deployment_ref.name
-            try:
-                await self._references.scale((group.metadata.namespace, name), replicas)
-            except ApiError as error:
-                _refused(error, f"the Deployment {name}")
-            return
-        body, key = deployment(group, replicas), group.key
-        if self._children.deployment(key) is None:
-            await self._look_for_deployment(key)
-        known = self._children.deployment(key)
-        applied_before = known is not None and (known.revision, known.replicas) == (revision(body), replicas)
-        if applied_before and self._is_current(key):
-            return
-        try:
-            applied = await self._api.apply(DEPLOYMENTS, body, force=known is not None)
-        except ApiError as error:
-            if error.code == _CONFLICT:
-                raise ChildNotOurs(
-                    f"the Deployment {deployment_name(key.name)} is not ours: {error}"
-                ) from error
-            _refused(error, f"the Deployment {deployment_name(key.name)}")
-            return
-        self._applied[key] = (applied["metadata"]["uid"], applied["metadata"]["generation"])
-        self._children.put(applied)
+        """Applies the Deployment of a group, or scales the one that it names, and its autoscaler."""
+        await self._workloads.apply(group, replicas)
 
     async def delete_workload(self, group: ResourceKey) -> None:
         """Deletes the Deployment of a group, if there is one of ours."""
-        self._applied.pop(group, None)
-        place = (group.namespace, deployment_name(group.name))
-        if place in self._children.deployments:
-            await self._api.delete(DEPLOYMENTS, *place)
-            self._children.deployments.pop(place, None)
+        await self._workloads.delete(group)
+
+    async def delete_autoscaler(self, group: ResourceKey) -> None:
+        """Deletes the autoscaler of a group, if there is one of ours."""
+        await self._workloads.delete_autoscaler(group)
 
     async def pods(self, group: ConsumerGroup) -> Pods | None:
         """The pods of a group that has a template."""
@@ -211,14 +184,6 @@ class KubernetesCluster:
         except (ApiError, ClusterUnavailable) as error:
             _log.info("the event was not written: %s", error)
 
-    def _is_current(self, group: ResourceKey) -> bool:
-        """Whether nobody changed the Deployment's spec since it was applied, as far as that can be told."""
-        known = self._children.deployment(group)
-        if known is None:
-            return False
-        uid, generation = self._applied.get(group, ("", 0))
-        return known.generation <= generation if known.uid == uid else not known.edited
-
     async def _write_secret(self, body: dict[str, Any], gone: Iterable[str] = ()) -> None:
         """Makes a Secret, or changes the one that is known, without the entries that have gone.
 
@@ -238,7 +203,7 @@ class KubernetesCluster:
         except ApiError as error:
             if error.code in (_NOT_FOUND, _CONFLICT):
                 await self._look_at_secret(namespace, name)
-            _refused(error, f"the Secret {name}")
+            refused(error, f"the Secret {name}")
             return
         self._children.put(made)
 
@@ -260,29 +225,3 @@ class KubernetesCluster:
         else:
             self._children.put(found)
         raise ClusterUnavailable(f"the Secret {namespace}/{name} changed meanwhile")
-
-    async def _look_for_deployment(self, group: ResourceKey) -> None:
-        """Takes up a Deployment that is there and was not known of.
-
-        Raises:
-            ChildNotOurs: somebody else's Deployment.
-        """
-        name = deployment_name(group.name)
-        found = await self._api.get(DEPLOYMENTS, group.namespace, name)
-        if found is None:
-            return
-        if not is_ours(found["metadata"]):
-            raise ChildNotOurs(
-                f"the Deployment {name} belongs to somebody else: rename or delete it, or rename the group"
-            )
-        self._children.put(found)
-
-
-def _refused(error: ApiError, what: str) -> None:
-    """Raises what a refusal means; none in a namespace that is being deleted, where nothing is to be made.
-
-    Raises:
-        ClusterRefused: the message says why.
-    """
-    if not error.namespace_ends and error.code != _NOT_FOUND:
-        raise ClusterRefused(f"{what} is refused: {error}") from error

@@ -8,6 +8,12 @@ from typing import Any, Final
 from agentstream_operator.cluster.port import Owner
 from agentstream_operator.resources.meta import API_VERSION, GROUP
 
+FIELD_MANAGER: Final = "agentstream"
+"""Who writes, as the API server notes it (https://kubernetes.io/docs/reference/using-api/server-side-apply/)."""
+
+SCALE_MANAGER: Final = "agentstream-scale"
+"""Who holds the number of replicas while an autoscaler decides it: without a holder it would fall to 1."""
+
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGER: Final = "agentstream"
 OURS: Final = f"{MANAGED_BY}={MANAGER}"

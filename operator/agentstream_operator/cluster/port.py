@@ -76,6 +76,19 @@ class SigningKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class AutoscalerSeen:
+    """The autoscaler of a group in mode HPA.
+
+    Attributes:
+        works: whether it can do its work; None before it first tried.
+        message: why it cannot.
+    """
+
+    works: bool | None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadSeen:
     """The consumers of a group as they run.
 
@@ -84,12 +97,14 @@ class WorkloadSeen:
         ready: how many run.
         crashing: why the latest one ended or does not start, while it is not started again.
         current: whether nobody changed since what was applied.
+        autoscaler: who decides how many there are but for none; None where we do.
     """
 
     replicas: int
     ready: int
     crashing: str | None = None
     current: bool = True
+    autoscaler: AutoscalerSeen | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +176,18 @@ class Cluster(Protocol):
         ...
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
-        """Makes consumers as the template says, so many; with `deploymentRef` only so many."""
+        """Makes consumers as the template says, so many; with `deploymentRef` only so many.
+
+        In mode HPA it makes an autoscaler, too, where there are such.
+        """
         ...
 
     async def delete_workload(self, group: ResourceKey) -> None:
         """Stops the consumers of a group."""
+        ...
+
+    async def delete_autoscaler(self, group: ResourceKey) -> None:
+        """Removes the autoscaler of a group, if there is one."""
         ...
 
     async def pods(self, group: ConsumerGroup) -> Pods | None:

@@ -148,6 +148,9 @@ class LocalCluster:
             # it is still known: if the group comes back, the names of those that are ending are taken
             self._deleted.add(group)
 
+    async def delete_autoscaler(self, group: ResourceKey) -> None:
+        """Nothing: there are none here, and mode HPA is as Direct."""
+
     async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
         """Shows a status that changed."""
         self._resources.set_status(about.key, status)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from agentstream_operator.cluster.port import ClusterRefused
+from agentstream_operator.cluster.port import AutoscalerSeen, ClusterRefused
+from agentstream_operator.plan.autoscaler import autoscaling, between_none_and_some
 from agentstream_operator.plan.findings import Finding, Notice, Trouble
 from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.scaling import Decision, Limits, ScalingInput, decide
@@ -12,6 +13,7 @@ from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.memory import GroupMemory
 from agentstream_operator.reconcile.store import stream_of
 from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionStatus, ConditionType, Reason
 
 
@@ -38,6 +40,8 @@ def measure_need(context: Context, group: ConsumerGroup) -> Decision:
             needs=memory.decision.needs if memory.decision is not None else (),
         )
     )
+    if group.leaves_replicas and _autoscaler(memory) is not None:
+        memory.decision = between_none_and_some(memory.decision, _current(memory))
     return memory.decision
 
 
@@ -65,6 +69,9 @@ def scaling_active(  # noqa: PLR0911 - one per case
         return _finding("False", Reason.NOT_SCALED, f"replicas is {replicas}")
     if decision is None or decision.held:
         return _finding("Unknown", Reason.LAG_UNKNOWN)
+    autoscaler = _autoscaler(memory)
+    if autoscaler is not None and _current(memory):
+        return autoscaling(autoscaler.works, autoscaler.message)
     return _finding("True", memory.moved)
 
 
@@ -85,6 +92,8 @@ async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bo
         return False
     if group.spec.template is None:
         await cluster.delete_workload(group.key)
+    if not (group.leaves_replicas and _is_its_own(context, group)):
+        await cluster.delete_autoscaler(group.key)
     if not group.has_workload:
         memory.workload = memory.applied = memory.refused = None
         return False
@@ -122,9 +131,23 @@ def scales(context: Context, group: ConsumerGroup) -> bool:
     """Whether there is something whose replicas are this group's to decide."""
     if group.spec.deployment_ref is None:
         return group.spec.template is not None
-    mine = context.store.scales_deployment(group) is group
     there = context.memory.groups[group.key].workload is not None
-    return mine and there and not _leaves_alone(group)
+    return _is_its_own(context, group) and there and not _leaves_alone(group)
+
+
+async def end_consumers(context: Context, group: ResourceKey) -> None:
+    """Stops the consumers of a group that is gone.
+
+    Raises:
+        ClusterUnavailable: as the port.
+    """
+    await context.cluster.delete_autoscaler(group)
+    await context.cluster.delete_workload(group)
+
+
+def _is_its_own(context: Context, group: ConsumerGroup) -> bool:
+    """Whether no older group scales the Deployment that it names, if it names one."""
+    return context.store.scales_deployment(group) in (None, group)
 
 
 def _leaves_alone(group: ConsumerGroup) -> bool:
@@ -132,6 +155,10 @@ def _leaves_alone(group: ConsumerGroup) -> bool:
     spec = group.spec
     unscaled = spec.replicas is None and spec.autoscaling is None and not spec.suspend
     return spec.deployment_ref is not None and unscaled
+
+
+def _autoscaler(memory: GroupMemory) -> AutoscalerSeen | None:
+    return memory.workload.autoscaler if memory.workload is not None else None
 
 
 def _current(memory: GroupMemory) -> int | None:

@@ -9,7 +9,12 @@ from agentstream_operator.plan.findings import NO_CONFLICT, Plan
 from agentstream_operator.plan.groups import STREAM_READY, GroupInput, plan_group
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.streams import managed
-from agentstream_operator.reconcile.consumers import measure_need, run_consumers, scaling_active
+from agentstream_operator.reconcile.consumers import (
+    end_consumers,
+    measure_need,
+    run_consumers,
+    scaling_active,
+)
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.memory import GroupMemory
 from agentstream_operator.reconcile.queue import TryAgain
@@ -31,7 +36,7 @@ async def reconcile_group(context: Context, key: ResourceKey) -> float | None:
     """
     group = context.store.groups.get(key)
     if group is None:
-        await context.cluster.delete_workload(key)
+        await end_consumers(context, key)
         return None
     stream = context.store.streams.get(stream_of(group))
     if stream is not None and _is_about_to_be_looked_at(context, stream):
@@ -46,7 +51,7 @@ async def _reconcile(context: Context, group: ConsumerGroup, stream: AgentStream
     if plan.finalizer:
         await context.hold(group, wanted=True)
     if plan.over:
-        await context.cluster.delete_workload(key)
+        await end_consumers(context, key)
     notices = await context.apply(stream_of(group), plan)
     if context.backend.trouble is None:
         _remember(context, group, seen, plan)
@@ -127,10 +132,17 @@ def _numbers(group: ConsumerGroup, memory: GroupMemory, seen: StreamSeen | None)
     if group.has_workload:
         numbers["selector"] = f"{GROUP}/group={group.metadata.name}"
         numbers["replicas"] = memory.workload.ready if memory.workload is not None else 0
-        numbers["desired_replicas"] = memory.applied[0] if memory.applied is not None else 0
+        numbers["desired_replicas"] = _desired(memory)
     found = seen.groups.get(group.group_name) if seen is not None else None
     if found is not None and found.exists:
         numbers["backlog"] = rounded(found.backlog)
         numbers["pending"] = rounded(found.pending)
         numbers["dead_letters"] = rounded(found.dead)
     return numbers
+
+
+def _desired(memory: GroupMemory) -> int:
+    """How many consumers are wanted, by us or by an autoscaler."""
+    if memory.workload is not None and memory.workload.autoscaler is not None:
+        return memory.workload.replicas
+    return memory.applied[0] if memory.applied is not None else 0

@@ -33,6 +33,7 @@ _ALARMS = frozenset(
         Reason.TEMPLATE_REFUSED,
         Reason.DEPLOYMENT_MISSING,
         Reason.DEPLOYMENT_CLAIMED,
+        Reason.AUTOSCALER_FAILING,
         Reason.EVICTION_POLICY_WRONG,
         Reason.HISTORY_SHORTENED,
         Reason.HELD_BY_GROUP,

@@ -94,6 +94,13 @@ class DeadLetter(Model):
     """From how many dead letters on DeadLettering warns. Nothing is removed for it."""
 
 
+class ScalingMode(StrEnum):
+    """Who decides how many pods there are."""
+
+    DIRECT = "Direct"
+    HPA = "HPA"
+
+
 class Autoscaling(Model):
     """How the number of consumers follows the backlog."""
 
@@ -104,6 +111,9 @@ class Autoscaling(Model):
             holds=lambda scaling: scaling.min_replicas <= scaling.max_replicas,
         ),
     )
+
+    mode: ScalingMode = ScalingMode.DIRECT
+    """Direct: the operator. HPA: a HorizontalPodAutoscaler that it makes; to and from zero, the operator."""
 
     min_replicas: Annotated[Int, Field(ge=0, le=1_000)] = 0
     """The fewest pods; with 0 the first message starts one."""
@@ -220,6 +230,12 @@ class ConsumerGroup(Resource):
     def has_workload(self) -> bool:
         """Whether it says what runs its consumers."""
         return self.spec.template is not None or self.spec.deployment_ref is not None
+
+    @property
+    def leaves_replicas(self) -> bool:
+        """Whether an autoscaler of Kubernetes is to decide how many pods there are, but for none."""
+        scaling = self.spec.autoscaling
+        return scaling is not None and scaling.mode is ScalingMode.HPA
 
     @property
     def fixed_replicas(self) -> int:

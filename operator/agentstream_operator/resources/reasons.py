@@ -111,6 +111,8 @@ class Reason(StrEnum):
     SCALED_UP = "ScaledUp"
     SCALED_DOWN = "ScaledDown"
     SCALE_HELD = "ScaleHeld"
+    AUTOSCALED = "Autoscaled"
+    AUTOSCALER_FAILING = "AutoscalerFailing"
     PROGRESSING = "Progressing"
     NO_PROGRESS = "NoProgress"
     CRASH_LOOP = "CrashLoop"
@@ -281,6 +283,13 @@ REASONS: Mapping[Reason, ReasonDoc] = MappingProxyType(
         Reason.SCALED_DOWN: ReasonDoc("Pods were removed that were no longer needed.", _NOTHING),
         Reason.SCALE_HELD: ReasonDoc(
             "The number of pods is what is wanted, or is held until more is known.", _NOTHING
+        ),
+        Reason.AUTOSCALED: ReasonDoc(
+            "The group's HorizontalPodAutoscaler decides the number of pods (`mode: HPA`).", _NOTHING
+        ),
+        Reason.AUTOSCALER_FAILING: ReasonDoc(
+            "The group's HorizontalPodAutoscaler cannot do its work; the number of pods stays as it is.",
+            "Read the message. Is the chart's `metricsServer` enabled? `mode: Direct` needs neither.",
         ),
         Reason.PROGRESSING: ReasonDoc("Messages are being settled, or none wait.", _NOTHING),
         Reason.NO_PROGRESS: ReasonDoc(

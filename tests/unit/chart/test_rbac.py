@@ -17,6 +17,7 @@ OPERATOR = {
     ("", "events", ""): {"create"},
     ("apps", "deployments", ""): {"get", "list", "watch", "create", "patch", "delete"},
     ("apps", "deployments/scale", ""): {"patch"},
+    ("autoscaling", "horizontalpodautoscalers", ""): {"get", "list", "watch", "create", "patch", "delete"},
 }
 LEADER = {
     ("coordination.k8s.io", "leases", "agentstream-agentstream"): {"get", "patch"},

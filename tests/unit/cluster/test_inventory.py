@@ -138,6 +138,7 @@ async def test_everything_is_listed_once_children_before_resources() -> None:
         ("secrets", "", OURS),
         ("deployments", "", OURS),
         ("pods", "", OURS),
+        ("horizontalpodautoscalers", "", OURS),
         ("agentstreams", "", ""),
         ("consumergroups", "", ""),
     ]

@@ -1,0 +1,151 @@
+"""The HorizontalPodAutoscaler of a group in mode HPA: it follows what the metrics server tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agentstream_operator.cluster.labels import (
+    AGENT_LABEL,
+    GROUP_LABEL,
+    MANAGED_BY,
+    MANAGER,
+    deployment_name,
+    owner_references,
+)
+from agentstream_operator.cluster.port import AutoscalerSeen, Owner
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+
+METRIC: Final = "agentstream-backlog"
+"""The external metric; its labels are `group` and `stream`, the names of the resources."""
+
+_LONGEST_WINDOW = 3_600
+"""Seconds: what the API server takes."""
+
+_AT_ONCE = 1
+"""Seconds in which as many pods may come, or go, as there may be at all: the least there is."""
+
+_RESTS = "ScalingDisabled"
+_MESSAGE = 300
+_SUFFIXES = ("", "k", "M", "G", "T", "P")
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscalerObject:
+    """An autoscaler as the API server has it.
+
+    Attributes:
+        version: its resource version.
+        found: of its fields those that are ours.
+        seen: whether it does its work.
+    """
+
+    version: int
+    found: Json
+    seen: AutoscalerSeen
+
+
+def autoscaler(group: ConsumerGroup) -> dict[str, Any]:
+    """The HorizontalPodAutoscaler of a group with autoscaling.
+
+    It rests while there are no pods, and leaves one at least: between none and some the operator decides.
+    """
+    scaling, name = group.spec.autoscaling, deployment_name(group.metadata.name)
+    if scaling is None:
+        raise ValueError(f"{group.key} has no autoscaling")
+    reference = group.spec.deployment_ref
+    every = {"type": "Pods", "value": scaling.max_replicas, "periodSeconds": _AT_ONCE}
+    window = min(math.ceil(scaling.scale_down_after.seconds), _LONGEST_WINDOW)
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": group.metadata.namespace,
+            "labels": {
+                MANAGED_BY: MANAGER,
+                GROUP_LABEL: group.metadata.name,
+                AGENT_LABEL: group.agent_name,
+            },
+            "ownerReferences": [
+                {**owner, "controller": True}
+                for owner in owner_references([Owner(group.key, group.metadata.uid)])
+            ],
+        },
+        "spec": {
+            "scaleTargetRef": {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "name": name if reference is None else reference.name,
+            },
+            "minReplicas": max(1, scaling.min_replicas),
+            "maxReplicas": scaling.max_replicas,
+            "metrics": [
+                {
+                    "type": "External",
+                    "external": {
+                        "metric": {
+                            "name": METRIC,
+                            "selector": {"matchLabels": labels(group)},
+                        },
+                        "target": {"type": "AverageValue", "averageValue": quantity(scaling.target_backlog)},
+                    },
+                }
+            ],
+            "behavior": {
+                "scaleUp": {"stabilizationWindowSeconds": 0, "policies": [every]},
+                "scaleDown": {"stabilizationWindowSeconds": window, "policies": [every]},
+            },
+        },
+    }
+
+
+def labels(group: ConsumerGroup) -> dict[str, str]:
+    """What the metric of a group is labelled with."""
+    return {"group": group.metadata.name, "stream": group.spec.stream_ref.name}
+
+
+def quantity(number: int) -> str:
+    """A number of messages as Kubernetes writes quantities: 2000 is `2k`."""
+    suffix = 0
+    while number and number % 1000 == 0 and suffix + 1 < len(_SUFFIXES):
+        number, suffix = number // 1000, suffix + 1
+    return f"{number}{_SUFFIXES[suffix]}"
+
+
+def read(found: Json) -> AutoscalerObject:
+    """An autoscaler as it was listed, written or told of."""
+    metadata = found["metadata"]
+    ours = {
+        "metadata": {key: metadata.get(key) for key in ("labels", "ownerReferences")},
+        "spec": found.get("spec") or {},
+    }
+    return AutoscalerObject(int(metadata["resourceVersion"]), ours, _seen(found.get("status") or {}))
+
+
+def is_as_made(known: AutoscalerObject, body: Json) -> bool:
+    """Whether an autoscaler is as `autoscaler` makes it; what the API server adds does not matter."""
+    metadata = {key: value for key, value in body["metadata"].items() if key in known.found["metadata"]}
+    return _covers(known.found, {"metadata": metadata, "spec": body["spec"]})
+
+
+def _covers(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Mapping):
+        return isinstance(found, Mapping) and all(
+            key in found and _covers(found[key], value) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(_covers, found, wanted))
+    return bool(found == wanted)
+
+
+def _seen(status: Json) -> AutoscalerSeen:
+    """Whether an autoscaler does its work, as it says; that it rests at zero pods is as it should be."""
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+    able, active = conditions.get("AbleToScale", {}), conditions.get("ScalingActive", {})
+    for condition in (able, active):
+        if condition.get("status") == "False" and condition.get("reason") != _RESTS:
+            return AutoscalerSeen(works=False, message=str(condition.get("message", ""))[:_MESSAGE])
+    return AutoscalerSeen(works=True if active else None)

@@ -1,0 +1,219 @@
+"""The consumers of a group on Kubernetes: a Deployment, and an autoscaler where the resource asks for one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from agentstream_operator.cluster.api import Api, ApiError
+from agentstream_operator.cluster.autoscaler import autoscaler, is_as_made
+from agentstream_operator.cluster.children import Children
+from agentstream_operator.cluster.deployment import deployment, revision
+from agentstream_operator.cluster.kinds import AUTOSCALERS, DEPLOYMENTS, ApiKind
+from agentstream_operator.cluster.labels import FIELD_MANAGER, SCALE_MANAGER, deployment_name, is_ours
+from agentstream_operator.cluster.port import ChildNotOurs, ClusterRefused, WorkloadSeen
+from agentstream_operator.cluster.references import References
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import ResourceKey
+
+_NOT_FOUND, _CONFLICT = 404, 409
+
+
+class Workloads:
+    """What runs the consumers of groups.
+
+    Args:
+        api: the API server.
+        children: what is known of Deployments, pods and autoscalers.
+        references: Deployments that are somebody else's.
+    """
+
+    def __init__(self, api: Api, children: Children, references: References) -> None:
+        self._api = api
+        self._children = children
+        self._references = references
+        self._applied: dict[ResourceKey, tuple[str, int]] = {}
+
+    async def seen(self, group: ConsumerGroup) -> WorkloadSeen | None:
+        """The Deployment of a group, or the one that it names, and who decides its replicas."""
+        if group.spec.deployment_ref is not None:
+            place = (group.metadata.namespace, group.spec.deployment_ref.name)
+            found = await self._references.workload(place)
+        else:
+            found = self._children.workload(group.key, current=self._is_current(group.key))
+        if found is None or not group.leaves_replicas:
+            return found
+        known, ours = self._children.autoscaler(group.key), self._children.deployment(group.key)
+        held = ours is not None and ours.ours
+        as_made = known is not None and is_as_made(known, autoscaler(group))
+        return replace(
+            found,
+            current=found.current and as_made and not held,
+            autoscaler=known.seen if known is not None else None,
+        )
+
+    async def apply(self, group: ConsumerGroup, replicas: int) -> None:
+        """Applies the Deployment of a group, or scales the one that it names, and its autoscaler.
+
+        Raises:
+            ClusterRefused: something of it is refused, or somebody else's.
+            ClusterUnavailable: the API server does not answer.
+        """
+        if group.spec.deployment_ref is None:
+            await self._apply_deployment(group, replicas)
+        else:
+            await self._scale_reference(group, replicas)
+        if group.leaves_replicas:
+            await self._apply_autoscaler(group)
+
+    async def delete(self, group: ResourceKey) -> None:
+        """Deletes the Deployment of a group, if there is one of ours."""
+        self._applied.pop(group, None)
+        place = _place(group)
+        if place in self._children.deployments:
+            await self._api.delete(DEPLOYMENTS, *place)
+            self._children.deployments.pop(place, None)
+
+    async def delete_autoscaler(self, group: ResourceKey) -> None:
+        """Deletes the autoscaler of a group, if there is one of ours."""
+        place = _place(group)
+        if place in self._children.autoscalers:
+            await self._api.delete(AUTOSCALERS, *place)
+            self._children.autoscalers.pop(place, None)
+
+    def _is_current(self, group: ResourceKey) -> bool:
+        """Whether nobody changed the Deployment's spec since it was applied, as far as that can be told."""
+        known = self._children.deployment(group)
+        if known is None:
+            return False
+        uid, generation = self._applied.get(group, ("", 0))
+        return known.generation <= generation if known.uid == uid else not known.edited
+
+    async def _apply_deployment(self, group: ConsumerGroup, replicas: int) -> None:
+        body, key = deployment(group, replicas), group.key
+        if self._children.deployment(key) is None:
+            await self._look(DEPLOYMENTS, key)
+        known = self._children.deployment(key)
+        if known is None:
+            # the first body has replicas, whoever is to decide them
+            await self._write_deployment(key, body, force=False)
+        elif not group.leaves_replicas:
+            applied_before = (known.revision, known.replicas) == (revision(body), replicas)
+            if not (applied_before and self._is_current(key)):
+                await self._write_deployment(key, body, force=True)
+        if group.leaves_replicas:
+            await self._leave_replicas(key, body, replicas)
+
+    async def _leave_replicas(self, key: ResourceKey, body: dict[str, Any], replicas: int) -> None:
+        """Applies a Deployment but for its replicas, which another manager holds, or they would fall to 1."""
+        known = self._children.deployment(key)
+        if known is not None and (known.ours or known.replicas != replicas):
+            await self._hold(key, body["metadata"], replicas)
+            known = self._children.deployment(key)
+        if known is None:
+            return
+        if known.ours or known.revision != revision(body) or not self._is_current(key):
+            del body["spec"]["replicas"]
+            await self._write_deployment(key, body, force=True)
+
+    async def _hold(self, key: ResourceKey, metadata: dict[str, Any], replicas: int) -> None:
+        """Sets the replicas as who holds them while an autoscaler decides: it leaves none as they are."""
+        current = self._is_current(key)
+        body = {
+            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+            "spec": {"replicas": replicas},
+        }
+        applied = await self._write(DEPLOYMENTS, key, body, force=True, manager=SCALE_MANAGER)
+        if current:
+            self._note(key, applied)
+
+    async def _write_deployment(self, key: ResourceKey, body: dict[str, Any], *, force: bool) -> None:
+        self._note(key, await self._write(DEPLOYMENTS, key, body, force=force))
+
+    def _note(self, key: ResourceKey, applied: dict[str, Any] | None) -> None:
+        """Notes that a Deployment is as it was applied."""
+        if applied is not None:
+            self._applied[key] = (applied["metadata"]["uid"], applied["metadata"]["generation"])
+
+    async def _scale_reference(self, group: ConsumerGroup, replicas: int) -> None:
+        reference = group.spec.deployment_ref
+        if reference is None:
+            raise ValueError(f"{group.key} names no Deployment")
+        place = (group.metadata.namespace, reference.name)
+        known = await self._references.workload(place)
+        if known is not None and known.replicas == replicas and group.leaves_replicas:
+            return
+        try:
+            await self._references.scale(place, replicas)
+        except ApiError as error:
+            refused(error, f"the Deployment {reference.name}")
+
+    async def _apply_autoscaler(self, group: ConsumerGroup) -> None:
+        body, key = autoscaler(group), group.key
+        if self._children.autoscaler(key) is None:
+            await self._look(AUTOSCALERS, key)
+        known = self._children.autoscaler(key)
+        if known is None or not is_as_made(known, body):
+            await self._write(AUTOSCALERS, key, body, force=known is not None)
+
+    async def _delete_autoscaler(self, group: ResourceKey) -> None:
+        place = _place(group)
+        if place in self._children.autoscalers:
+            await self._api.delete(AUTOSCALERS, *place)
+            self._children.autoscalers.pop(place, None)
+
+    async def _write(
+        self,
+        kind: ApiKind,
+        group: ResourceKey,
+        body: dict[str, Any],
+        *,
+        force: bool,
+        manager: str = FIELD_MANAGER,
+    ) -> dict[str, Any] | None:
+        """Applies an object; returns it, or None in a namespace that is being deleted.
+
+        Raises:
+            ChildNotOurs: fields of it are somebody else's.
+            ClusterRefused: it is refused.
+        """
+        what = f"the {kind.kind} {deployment_name(group.name)}"
+        try:
+            made = await self._api.apply(kind, body, force=force, manager=manager)
+        except ApiError as error:
+            if error.code == _CONFLICT:
+                raise ChildNotOurs(f"{what} is not ours: {error}") from error
+            refused(error, what)
+            return None
+        self._children.put(made)
+        return made
+
+    async def _look(self, kind: ApiKind, group: ResourceKey) -> None:
+        """Takes up an object that is there and was not known of.
+
+        Raises:
+            ChildNotOurs: it is somebody else's.
+        """
+        namespace, name = _place(group)
+        found = await self._api.get(kind, namespace, name)
+        if found is None:
+            return
+        if not is_ours(found["metadata"]):
+            raise ChildNotOurs(
+                f"the {kind.kind} {name} belongs to somebody else: rename or delete it, or rename the group"
+            )
+        self._children.put(found)
+
+
+def refused(error: ApiError, what: str) -> None:
+    """Raises what a refusal means; none in a namespace that is being deleted, where nothing is to be made.
+
+    Raises:
+        ClusterRefused: the message says why.
+    """
+    if not error.namespace_ends and error.code != _NOT_FOUND:
+        raise ClusterRefused(f"{what} is refused: {error}") from error
+
+
+def _place(group: ResourceKey) -> tuple[str, str]:
+    return group.namespace, deployment_name(group.name)

@@ -1,0 +1,37 @@
+"""What is left to a HorizontalPodAutoscaler, and what its own conditions mean for a group's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agentstream_operator.plan.findings import Finding
+from agentstream_operator.plan.scaling import Decision
+from agentstream_operator.resources.status import ConditionType, Reason
+
+
+def between_none_and_some(decision: Decision, current: int | None) -> Decision:
+    """A decision where an autoscaler decides the rest: it does nothing while there are no replicas.
+
+    Args:
+        decision: how many there are to be by the backlog.
+        current: how many are wanted at present, or None if that was never decided.
+    """
+    if decision.replicas == 0 or not current:
+        return decision
+    return replace(decision, replicas=current)
+
+
+def autoscaling(works: bool | None, message: str) -> Finding:  # noqa: FBT001 - as it was seen
+    """What `ScalingActive` says of an autoscaler with something to do.
+
+    Args:
+        works: whether it can do its work; None before it first tried.
+        message: why it cannot.
+    """
+    kind = ConditionType.SCALING_ACTIVE
+    if works is None:
+        waits = "the HorizontalPodAutoscaler has not tried yet"
+        return Finding(kind, "Unknown", Reason.RECONCILING, waits)
+    if works:
+        return Finding(kind, "True", Reason.AUTOSCALED)
+    return Finding(kind, "False", Reason.AUTOSCALER_FAILING, message)
