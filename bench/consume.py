@@ -1,8 +1,8 @@
 """How fast messages are consumed: a handler for each and an acknowledgement for each, beside peers.
 
-Starts an embedded Valkey of its own. First a backlog is handled by a hundred handlers at a time. Then messages
-come at a steady rate from another process, and it is measured how long each takes from being due to be sent
-to its handler. All take turns in one run, so that what else the machine does concerns each of them.
+Starts an embedded Valkey of its own. First a backlog is handled by a hundred handlers at a time. Then
+messages come at a steady rate from another process, and it is measured how long each takes from being due to
+be sent to its handler. All take turns in one run, so that what else the machine does concerns each of them.
 
 The peers are redis-py, as its documentation reads a group, each message handled and acknowledged by a task,
 and FastStream if installed (`uv sync --group bench`). They renew no lease, count no attempt, and acknowledge
@@ -16,9 +16,11 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import socket
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -27,6 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import hiredis
 import redis.asyncio
 
 from agentstream.endpoint import Endpoint
@@ -44,6 +47,11 @@ Handle = Callable[[dict[str, Any]], None]
 Consumer = Callable[[Server, Topology, Handle], AbstractAsyncContextManager[None]]
 
 
+def due_at(due: float) -> bytes:
+    """A time, always as long."""
+    return b"%017.6f" % due
+
+
 def envelope(due: float) -> bytes:
     """A message that says when it was due to be sent."""
     return encode(
@@ -53,7 +61,7 @@ def envelope(due: float) -> bytes:
             sender="planner",
             to="coder",
             type="event",
-            payload={"due": due, "text": "x" * 100},
+            payload={"due": due_at(due).decode(), "text": "x" * 100},
             timestamp=time.time(),
         )
     )
@@ -160,13 +168,13 @@ async def paced(server: Server, consumer: Consumer, rate: int, seconds: float) -
     count, waits, done = int(rate * seconds), list[float](), asyncio.Event()
 
     def handle(payload: dict[str, Any]) -> None:
-        waits.append((time.monotonic() - payload["due"]) * 1_000)
+        waits.append((time.monotonic() - float(payload["due"])) * 1_000)
         if len(waits) == count:
             done.set()
 
     async with consumer(server, topology, handle):
         sender = await asyncio.create_subprocess_exec(
-            sys.executable, __file__, "--send", server.url, str(rate), str(seconds)
+            sys.executable, __file__, "--send", str(server.port), str(rate), str(seconds)
         )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds + 5):
@@ -178,22 +186,30 @@ async def paced(server: Server, consumer: Consumer, rate: int, seconds: float) -
     return sorted(waits)
 
 
-async def send(url: str, rate: int, seconds: float) -> None:
+def send(port: int, rate: int, seconds: float) -> None:
     """Sends at a steady rate: what is due in each tick at once, whether earlier ones were answered or not."""
-    wire = Wire(lambda: Endpoint(url), name="sender")
-    await wire.call("PING")
-    began, sent, calls = time.monotonic(), 0, set[asyncio.Task[Any]]()
-    while sent < int(rate * seconds):
-        now = time.monotonic()
-        due = min(int((now - began) * rate), int(rate * seconds))
-        for _ in range(due - sent):
-            call = asyncio.ensure_future(wire.call("XADD", STREAM, "*", "m", envelope(began + sent / rate)))
-            calls.add(call)
-            call.add_done_callback(calls.discard)
-            sent += 1
-        await asyncio.sleep(max(now + TICK - time.monotonic(), 0))
-    await asyncio.gather(*calls)
-    await wire.close()
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        replies = threading.Thread(target=drain, args=(connection,), daemon=True)
+        replies.start()
+        # as long for every message: only the time is put in
+        command: Any = ("XADD", STREAM, "*", "m", envelope(0))
+        before, _, after = hiredis.pack_command(command).partition(due_at(0))
+        began, sent, count = time.monotonic(), 0, int(rate * seconds)
+        while sent < count:
+            now = time.monotonic()
+            due = min(int((now - began) * rate), count)
+            times = [due_at(began + n / rate) for n in range(sent, due)]
+            connection.sendall(b"".join(before + at + after for at in times))
+            sent = due
+            time.sleep(max(now + TICK - time.monotonic(), 0))
+        connection.shutdown(socket.SHUT_WR)
+        replies.join()
+
+
+def drain(connection: socket.socket) -> None:
+    """Reads replies until there are no more."""
+    while connection.recv(1 << 16):
+        pass
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -255,7 +271,7 @@ def main() -> None:
     parser.add_argument("--send", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.send:
-        asyncio.run(send(args.send[0], int(args.send[1]), float(args.send[2])))
+        send(int(args.send[0]), int(args.send[1]), float(args.send[2]))
         return
     with tempfile.TemporaryDirectory() as directory:
         server = Server(builds()[0], Path(directory))

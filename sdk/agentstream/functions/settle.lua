@@ -11,15 +11,24 @@ local function bucket(ms)
   return 'le:inf'
 end
 
+-- The delivery counters of what this consumer holds from the first to the last of `count` ids, which mostly are in order
+-- and next to each other: one look at all of them. What it misses, `held` finds.
+local function counters(key, group, consumer, first, last, count)
+  local found = {}
+  for _, p in ipairs(redis.call('XPENDING', key, group, first, last, 2 * count, consumer)) do found[p[1]] = p[4] end
+  return found
+end
+
 -- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', retry stream? (0|1), outcome (acked|skipped),
 -- id, counter, ... Returns DONE, GONE or TAKEN for each.
 local function settle(keys, args)
   local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
   local from_retry, outcome = args[5] == '1', args[6]
-  local now, replies, ids, latencies = now_ms(), {}, {}, {}
+  local now, replies, ids, waits, latencies = now_ms(), {}, {}, {}, {}
+  local known = counters(key, group, consumer, args[7], args[#args - 1], (#args - 6) / 2)
   for i = 7, #args, 2 do
-    local id = args[i]
-    local code = held(key, group, consumer, id, tonumber(args[i + 1]))
+    local id, counter = args[i], tonumber(args[i + 1])
+    local code = known[id] == counter and DONE or held(key, group, consumer, id, counter)
     replies[#replies + 1] = code
     if code == DONE then
       local origin = id
@@ -29,14 +38,18 @@ local function settle(keys, args)
         if parked ~= '' then redis.call('HDEL', parked, origin) end
       end
       ids[#ids + 1] = id
-      local b = bucket(now - ms_of(origin))
-      latencies[b] = (latencies[b] or 0) + 1
+      local wait = now - ms_of(origin)
+      waits[wait] = (waits[wait] or 0) + 1
     end
   end
   if #ids > 0 then
     settled(key, group, stats, from_retry, ids)
     redis.call('HINCRBY', stats, outcome, #ids)
     if outcome == 'acked' then
+      for wait, n in pairs(waits) do
+        local b = bucket(wait)
+        latencies[b] = (latencies[b] or 0) + n
+      end
       for b, n in pairs(latencies) do redis.call('HINCRBY', stats, b, n) end
     end
   end
