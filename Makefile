@@ -48,6 +48,8 @@ lint: .venv/dev ## Check style, types and the layers of the architecture.
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) basedpyright --verifytypes agentstream --ignoreexternal >/dev/null || \
+		$(RUN) basedpyright --verifytypes agentstream --ignoreexternal
 	$(RUN) lint-imports
 
 generate: .venv/dev ## Write what is generated: CRDs, message schema, reference pages.

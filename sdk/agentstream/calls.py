@@ -30,8 +30,8 @@ class GroupCalls:
         self._is_broadcast = policy.broadcast
         self._delay = keys.delay(policy.group)
         self._dead_letters = keys.dead_letters(policy.group)
-        self.main = Source(policy.key, retry=False)
-        self.retries = Source(keys.retry(policy.group), retry=True)
+        self.main: Source = Source(policy.key, retry=False)
+        self.retries: Source = Source(keys.retry(policy.group), retry=True)
 
     @property
     def sources(self) -> tuple[Source, Source]:

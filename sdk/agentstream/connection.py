@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._closed = asyncio.Event()
         self._why = ""
         self.error: ConnectionLost | None = None
-        self.writes = 0
+        self.writes: int = 0
 
     async def greet(self, commands: Sequence[tuple[str, ...]], channels: Sequence[str]) -> None:
         """Says the first commands, and subscribes.

@@ -67,8 +67,8 @@ class Histogram:
     __slots__ = ("counts", "total")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
-        self.total = 0.0
+        self.counts: list[int] = [0] * (len(BOUNDS) + 1)
+        self.total: float = 0.0
 
     def observe(self, seconds: float) -> None:
         """Counts one more."""
@@ -135,7 +135,7 @@ class GroupCounters:
     def __init__(self, counters: Counters, stream: str, group: str) -> None:
         self._counters = counters
         self._labels = (stream, group)
-        self.handling = counters.histogram(HANDLING, stream, group)
+        self.handling: Histogram = counters.histogram(HANDLING, stream, group)
 
     def add(self, name: str, *labels: str, count: int = 1) -> int:
         """Counts one more of the group, or several. Returns how many there are now."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentstream.send import SentMessage
 
 
 class AgentStreamError(Exception):
@@ -69,11 +73,11 @@ class SendFailed(AgentStreamError):  # noqa: N818
         results: of each message, in their order, the SentMessage or the error.
     """
 
-    def __init__(self, results: Sequence[object]) -> None:
+    def __init__(self, results: Sequence[SentMessage | BaseException]) -> None:
         errors = [result for result in results if isinstance(result, BaseException)]
         first = f": {errors[0]}" if errors else ""
         super().__init__(f"{len(errors)} of {len(results)} messages were not sent{first}")
-        self.results = tuple(results)
+        self.results: tuple[SentMessage | BaseException, ...] = tuple(results)
 
 
 class StreamMissing(AgentStreamError):  # noqa: N818

@@ -94,7 +94,7 @@ class Handlers:
     """
 
     def __init__(self) -> None:
-        self.upcasters = Upcasters()
+        self.upcasters: Upcasters = Upcasters()
         self._by_type: dict[Subscription, dict[str, Handler]] = {}
 
     @property

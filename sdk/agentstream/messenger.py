@@ -37,8 +37,8 @@ class Messenger:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.name = settings.agent
-        self.namespace = settings.namespace
+        self.name: str = settings.agent
+        self.namespace: str = settings.namespace
         self._settings = settings
         self._stopping = False
         self._counters = Counters()

@@ -103,7 +103,7 @@ class Observed:
         counted: Counters,
         holding: Callable[[], Iterable[tuple[str, str, int, int]]],
     ) -> None:
-        self.key = namespace, agent
+        self.key: tuple[str, str] = namespace, agent
         self.counted = counted
         self.holding = holding
 

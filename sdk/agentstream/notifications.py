@@ -72,7 +72,7 @@ class Mailbox:
         self._changed = asyncio.Event()
         self._ends: list[Any] = []
         self._over = False
-        self.dropped = 0
+        self.dropped: int = 0
 
     @property
     def is_over(self) -> bool:

@@ -80,13 +80,13 @@ class Parcel:
     )
 
     def __init__(self, data: bytes, since: float, deadline: float, expires_at: float | None) -> None:
-        self.data = data
-        self.since = since
-        self.deadline = deadline
-        self.expires_at = expires_at
+        self.data: bytes = data
+        self.since: float = since
+        self.deadline: float = deadline
+        self.expires_at: float | None = expires_at
         self.options: Sequence[Argument] = ()
         self.signature: Sequence[Argument] = ()
-        self.signed_at = math.inf
+        self.signed_at: float = math.inf
         self.entry: asyncio.Future[str]
 
     def sign_with(self, sign: Callable[[], Sequence[Argument]], now: float) -> None:

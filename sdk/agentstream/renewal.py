@@ -100,7 +100,7 @@ class RenewalThread(threading.Thread):
         self, endpoint: Callable[[], Endpoint], name: str, groups: Callable[[], tuple[Leases, ...]]
     ) -> None:
         super().__init__(name=name, daemon=True)
-        self.process = os.getpid()
+        self.process: int = os.getpid()
         self._endpoint = endpoint
         self._groups = groups
         self._connection: BlockingConnection | None = None

@@ -67,7 +67,7 @@ class Wire:
         self._trouble = Trouble(f"listen as {name}")
         self._closed = False
         self._earlier_writes = 0
-        self.connects = 0
+        self.connects: int = 0
 
     @property
     def round_trips(self) -> int:

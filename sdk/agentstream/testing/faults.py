@@ -59,8 +59,8 @@ class Faults:
     """
 
     def __init__(self, server_port: int) -> None:
-        self.port = 0
-        self.lost = 0
+        self.port: int = 0
+        self.lost: int = 0
         self._server_port = server_port
         self._lose_commands: list[bytes] = []
         self._lose_replies: list[bytes] = []

@@ -50,7 +50,7 @@ class Server:
     """
 
     def __init__(self, binary: Path, directory: Path, watchdog: Watchdog) -> None:
-        self.port = 0
+        self.port: int = 0
         self._binary = binary
         self._directory = directory
         self._watchdog = watchdog
