@@ -11,6 +11,7 @@ from typing import Any
 from agentstream.buffer import ALONE_FROM
 from agentstream.delivery import Delivery, Reject, Retry
 from agentstream.handlers import Handler, InThread
+from agentstream.tracing import spans
 
 _log = logging.getLogger("agentstream")
 
@@ -99,8 +100,10 @@ class Batches:
         deliveries = [delivery for delivery in gathered if delivery.held]
         if not deliveries:
             return
+        tracing = spans()
         try:
-            await _in_time(deliveries, self._handler(self._in_thread, *deliveries))
+            with contextlib.nullcontext() if tracing is None else tracing.handling_many(deliveries):
+                await _in_time(deliveries, self._handler(self._in_thread, *deliveries))
         except Retry as asked:
             settling = [delivery.retry(asked.after, asked.reason) for delivery in deliveries]
         except Reject as refused:

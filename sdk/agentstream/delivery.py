@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 from agentstream.backoff import retry_delay, unit
 from agentstream.entries import Entry
@@ -17,7 +17,11 @@ from agentstream.once import WEEK, Once
 from agentstream.payloads import Payload
 from agentstream.routes import Consumes
 from agentstream.settle import Settler
+from agentstream.tracing import spans
 from agentstream.triage import Reason
+
+if TYPE_CHECKING:
+    from agentstream.spans import Handling
 
 _EXPIRED = "expire"
 _DEADLINE_EXCEEDED = "DeadlineExceeded: the handler was not done by its deadline"
@@ -81,6 +85,7 @@ class Delivery(Generic[Payload]):
 
     # what most deliveries have stands here once, not in each of them
     _verb = ""
+    _handling: Handling | None = None
     _task: asyncio.Task[Any] | None = None
     _interrupted: Interruption | None = None
     _cancelled = False
@@ -143,6 +148,11 @@ class Delivery(Generic[Payload]):
     def settled(self) -> bool:
         """Whether it was decided what becomes of the message."""
         return bool(self._verb)
+
+    @property
+    def trace_context(self) -> bytes | None:
+        """W3C Trace Context of the sender: `traceparent`, or `traceparent;tracestate`; None without one."""
+        return self._entry.trace
 
     def once(self, key: str, *, ttl: float = WEEK) -> Once:
         """An effect outside that the group must not repeat, though the message may be handled twice.
@@ -245,12 +255,19 @@ class Delivery(Generic[Payload]):
         self._cancelling = task.cancelling() if task is not None else 0
         if self._interrupted is not None:
             self._cancel()
+        self._handling = self._begin_span()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Settles by how the block ended, unless it was settled in it."""
+        if self._handling is not None:
+            handling, self._handling = self._handling, None
+            try:
+                return await self.__aexit__(kind, error, trace)
+            finally:
+                handling.end(error, self._fate)
         task, self._task = self._task, None
         if error is None:
             # that it was cancelled and ended normally nevertheless is no failure
@@ -267,6 +284,16 @@ class Delivery(Generic[Payload]):
             is_late = self._interrupted is Interruption.DEADLINE
             await (self.retry(reason=_DEADLINE_EXCEEDED) if is_late else self.release())
         return swallowed
+
+    def _begin_span(self) -> Handling | None:
+        """The span of what the caller is about to do with the message, if the program is traced."""
+        tracing = spans()
+        return None if tracing is None else tracing.handling(self, self._policy.group)
+
+    @property
+    def _fate(self) -> str:
+        """What became of the message, in a word."""
+        return "lost" if self._entry.lost or self._entry.outcome is False else self._verb
 
     def _is_over(self, task: asyncio.Task[Any] | None) -> bool:
         """Takes back this delivery's cancellation of the task. Returns whether it was the only one."""

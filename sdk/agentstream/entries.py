@@ -72,6 +72,7 @@ class Entry:
         counter: the delivery counter at which it is held; settling at any other is refused.
         body: the message; None if the entry has none.
         signature: its signature, if it has one.
+        trace: the trace context of its sender, if that is traced.
         origin: its id on the main stream, the same for every attempt.
         after: the entry that was added before it with the same ordering key, `NOTHING` for the first; None if
             it has no key.
@@ -95,6 +96,7 @@ class Entry:
     message: Message
     payload: Any
     signature: bytes | None = None
+    trace: bytes | None = None
     after: str | None = None
     earlier = 0
     earlier_fence = 0
@@ -120,6 +122,7 @@ class Entry:
             return
         self.body = _field(fields, b"m")
         self.signature = _field(fields, b"s")
+        self.trace = _field(fields, b"t")
         self.after = _predecessor(_field(fields, b"p"), entry_id)
         if source.retry:
             header = _header(_field(fields, b"x"))

@@ -25,6 +25,7 @@ from agentstream.requests import Requests
 from agentstream.send import DEFAULT_TIMEOUT, Letter, OnFull, Outgoing, Sender, SentMessage
 from agentstream.settings import Settings
 from agentstream.signing import Keyring
+from agentstream.tracing import spans
 from agentstream.wire import Wire
 
 
@@ -287,7 +288,9 @@ class Messenger:
             key=key,
             schema_version=schema_version,
         )
-        return await self._requests.ask(message, lambda: self._sender.send(message, stream, timeout), timeout)
+        asking = self._requests.ask(message, lambda: self._sender.send(message, stream, timeout), timeout)
+        tracing = spans()
+        return await (asking if tracing is None else tracing.asked(message, asking))
 
     async def notify(self, to: str, payload: Any) -> int:
         """Tells whoever listens just now, at most once: what nobody hears is lost. See `notifications`.

@@ -18,6 +18,7 @@ from agentstream.errors import AgentStreamError, InvalidMessage
 from agentstream.keys import reply_key
 from agentstream.message import Message, decode, encode
 from agentstream.payloads import payload_of, version_of
+from agentstream.tracing import spans
 
 FAILURE = "e"
 """The field of an answer that says why a request became a dead letter."""
@@ -59,7 +60,9 @@ class Replies:
         """Answers a request; see `Delivery.reply`."""
         answer = self._answer_to(request, payload)
         if is_reply_key(request.reply_to, self._namespace, request.sender):
-            await self._put(request, answer, timeout)
+            answering = self._put(request, answer, timeout)
+            tracing = spans()
+            await (answering if tracing is None else tracing.answered(request, answering))
         else:
             await self._send(answer, timeout)
 

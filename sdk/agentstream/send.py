@@ -31,6 +31,7 @@ from agentstream.message import Message, MessageType, decode, encode, is_referen
 from agentstream.outbox import Outbox, Parcel, Unanswered
 from agentstream.routes import OFF, Produces
 from agentstream.signing import KeyMissing, Keyring
+from agentstream.tracing import spans
 from agentstream.wire import Argument, Wire, WireClosed
 
 DEFAULT_TIMEOUT = 30.0
@@ -83,12 +84,13 @@ class Letter(Parcel):
 
     Attributes:
         produces: where it was offered last.
+        trace: the trace context that it carries; empty for none.
 
     Raises:
         InvalidMessage: it does not fit.
     """
 
-    __slots__ = ("message", "once", "produces", "stream")
+    __slots__ = ("message", "once", "produces", "stream", "trace")
 
     def __init__(
         self, message: Message, stream: str | None, once: str | None, *, since: float, timeout: float
@@ -100,6 +102,7 @@ class Letter(Parcel):
         self.stream = stream
         self.once = once
         self.produces: Produces
+        self.trace: bytes = b""
 
     def sent(self, entry: str) -> SentMessage:
         """That the server has it."""
@@ -156,10 +159,18 @@ class Sender:
         if on_full == "shed" and message.type != "event":
             raise InvalidMessage(f"only events may be shed, and this is a {message.type}")
         now = asyncio.get_running_loop().time()
-        return self._send(Letter(message, stream, once, since=now, timeout=timeout), on_full, now)
+        letter = Letter(message, stream, once, since=now, timeout=timeout)
+        sending = self._send(letter, on_full, now)
+        tracing = spans()
+        return sending if tracing is None else tracing.sent(letter, sending)
 
-    async def send_many(self, letters: Sequence[Letter]) -> list[SentMessage]:
+    def send_many(self, letters: Sequence[Letter]) -> Coroutine[Any, Any, list[SentMessage]]:
         """Puts messages on the streams that lead to their addressees; see `Agent.send_many`."""
+        sending = self._send_many(letters)
+        tracing = spans()
+        return sending if tracing is None else tracing.sent_many(letters, sending)
+
+    async def _send_many(self, letters: Sequence[Letter]) -> list[SentMessage]:
         for to, stream in dict.fromkeys((letter.message.to, letter.stream) for letter in letters):
             # who is not declared yet is waited for below
             with contextlib.suppress(AgentStreamError):
@@ -254,6 +265,8 @@ class Sender:
             options += ("once", outbox.keys.once(letter.once))
         if letter.message.key is not None:
             options += ("key", letter.message.key)
+        if letter.trace:
+            options += ("t", letter.trace)
         letter.produces, letter.options = produces, options
         if produces.signatures != OFF:
             now = asyncio.get_running_loop().time()

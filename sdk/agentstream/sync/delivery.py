@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 from agentstream import consume, delivery, once
 from agentstream.message import Message
 from agentstream.once import WEEK
 from agentstream.payloads import Payload
 from agentstream.sync.loop import Ended, LoopThread
+
+if TYPE_CHECKING:
+    from agentstream.spans import Handling
 
 
 class Once:
@@ -48,11 +51,12 @@ class Delivery(Generic[Payload]):
     `held` turns False and settling returns False: somebody else has the message, or will have it.
     """
 
-    __slots__ = ("_delivery", "_loop")
+    __slots__ = ("_delivery", "_handling", "_loop")
 
     def __init__(self, delivery: delivery.Delivery[Payload], loop: LoopThread) -> None:
         self._delivery = delivery
         self._loop = loop
+        self._handling: Handling | None = None
 
     def __repr__(self) -> str:
         """Says which message it is, not what is in it."""
@@ -103,6 +107,11 @@ class Delivery(Generic[Payload]):
         """Whether it was decided what becomes of the message."""
         return self._delivery.settled
 
+    @property
+    def trace_context(self) -> bytes | None:
+        """As `agentstream.Delivery.trace_context`."""
+        return self._delivery.trace_context
+
     def once(self, key: str, *, ttl: float = WEEK) -> Once:
         """As `agentstream.Delivery.once`: `with delivery.once("charge-7") as first:`.
 
@@ -143,13 +152,20 @@ class Delivery(Generic[Payload]):
 
     def __enter__(self) -> Self:
         """Starts handling."""
+        # the span is this thread's
+        self._handling = self._delivery._begin_span()  # noqa: SLF001 - two faces of one thing
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Settles by how the block ended, unless it was settled in it."""
-        swallowed = self._settle(self._delivery.__aexit__(kind, error, trace))
+        handling, self._handling = self._handling, None
+        try:
+            swallowed = self._settle(self._delivery.__aexit__(kind, error, trace))
+        finally:
+            if handling is not None:
+                handling.end(error, self._delivery._fate)  # noqa: SLF001 - as above
         return swallowed or isinstance(error, Exception)
 
     def _settle(self, work: Coroutine[Any, Any, bool]) -> bool:
