@@ -90,7 +90,7 @@ async def test_it_never_evicts_and_keeps_every_message(case: Case) -> None:
     config = dict(zip(flat[::2], flat[1::2], strict=True))
     assert config[b"maxmemory-policy"] == b"noeviction"
     assert int(config[b"maxmemory"]) == half_of_memory()
-    assert (config[b"appendonly"], config[b"appendfsync"], config[b"save"]) == (b"yes", b"everysec", b"")
+    assert (config[b"appendonly"], config[b"appendfsync"], config[b"save"]) == (b"yes", b"always", b"")
 
 
 async def test_its_files_are_private_and_hold_no_password(case: Case, tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def config_text(settings: Settings) -> str:
             'logfile ""',
             'save ""',
             "appendonly yes",
-            "appendfsync everysec",
+            # with less, a server that is killed while the disk is slow takes answered writes along
+            "appendfsync always",
             f"maxmemory {settings.memory}",
             "maxmemory-policy noeviction",
             # entries of 1 KiB and more take a seventh less memory in larger nodes

@@ -90,7 +90,7 @@ def test_nothing_is_forgotten_and_nothing_evicted(helm):
     }
 
     assert lines["appendonly"] == "yes"
-    assert lines["appendfsync"] == "everysec"
+    assert lines["appendfsync"] == "always"
     assert lines["save"] == "900 1 300 100 60 10000"
     assert lines["maxmemory"] == "2gb"
     assert lines["maxmemory-policy"] == "noeviction"
