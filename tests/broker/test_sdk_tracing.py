@@ -6,13 +6,11 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 
@@ -21,17 +19,8 @@ from agentstream.delivery import Delivery
 from agentstream.wire import Wire
 from support.servers import Server
 from support.topology import Topology, fields_of, following
+from support.tracing import exporter
 from support.waiting import until
-
-
-@cache
-def exporter() -> InMemorySpanExporter:
-    """A process has one provider."""
-    collecting = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(collecting))
-    trace.set_tracer_provider(provider)
-    return collecting
 
 
 @pytest.fixture
