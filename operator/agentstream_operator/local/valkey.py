@@ -95,7 +95,6 @@ _WRITING = re.compile(
     r"|Write error writing append only file on disk|Fail to fsync the AOF file): (?P<why>.+?)\.?$"
 )
 _SHORT = "Short write while writing to the AOF file"
-_WRITABLE = "AOF write error looks solved"
 _BIND = re.compile(r"(?:bind|listen): (?P<why>.+)$")
 
 
@@ -109,8 +108,6 @@ def in_words(line: str, directory: Path, port: int) -> str | None:
     """
     found = _PREFIX.match(line)
     text = found["text"] if found else line
-    if _WRITABLE in text:
-        return f"{directory} can be written again"
     if _SHORT in text:
         return f"cannot write to {directory}: {os.strerror(errno.ENOSPC)}"
     if writing := _WRITING.search(text):

@@ -33,10 +33,6 @@ DATA = Path("DATA")
             "cannot write to DATA: Permission denied",
         ),
         (
-            "1:M 23 Nov 2026 23:53:34.665 * AOF write error looks solved. The server can write again.",
-            "DATA can be written again",
-        ),
-        (
             "1:M 1 Nov 2026 23:53:34.6 # Warning: Could not create 127.0.0.1:7: bind: Address already in use",
             "cannot listen on port 7: Address already in use",
         ),
