@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from agentstream.endpoint import Endpoint
-from agentstream.errors import AccessDenied, ConnectionLost, ServerRefused
+from agentstream.errors import AccessDenied, ConnectionLost
 from agentstream.wire import Wire
 from agentstream_operator.local.binary import server_binary
 from agentstream_operator.local.failure import LocalError
