@@ -297,6 +297,40 @@ async def test_what_is_interrupted_is_handed_back(topology: Topology, group: Con
     assert await handed_back(topology, group) == 10
 
 
+async def test_whoever_waits_can_be_interrupted(topology: Topology, server: Server) -> None:
+    own = "import signal; signal.signal(signal.SIGINT, lambda *_: sys.exit('own'))"
+    process = program(topology, CONSUMES.format(after="pass"), own)
+    assert await lines(process, 1) == ["ready"]
+    await until(lambda: "agentstream:test.coder:read-tasks" in server.connections())
+    assert await ends(process, signal.SIGINT) == ("", "own\n", 1)
+
+
+async def test_what_was_fetched_for_a_thread_that_was_interrupted_is_handed_back(
+    topology: Topology, group: Consumes, ten: None, coder: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal comes at the very moment when the message is ready, and not yet in the thread's hands."""
+    run = coder._loop.run
+
+    def run_and_interrupt(work: Any) -> None:
+        monkeypatch.undo()
+        run(work)
+        raise KeyboardInterrupt
+
+    def work() -> list[int]:
+        with coder, coder.stream_consume("tasks", concurrency=1) as deliveries:
+            monkeypatch.setattr(coder._loop, "run", run_and_interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                next(deliveries)
+            seen: list[int] = []
+            while len(seen) < 10:
+                with next(deliveries) as delivery:
+                    seen.append(delivery.payload["n"])
+            return seen
+
+    assert sorted(await asyncio.to_thread(work)) == list(range(10))
+    await until(lambda: topology.settled(group, 10))
+
+
 async def test_an_agent_that_is_never_left_ends_with_its_program(
     topology: Topology, group: Consumes, ten: None
 ) -> None:
