@@ -76,15 +76,15 @@ class Dispatch:
         self._on_doubt = on_doubt
         self._verifier = Verifier(keyring, policy.stream, policy.key)
         self._counters = counters
-        self.calls = GroupCalls(policy, consumer)
-        self.leases = Leases(self.calls, policy.lease / 1000, renewal, self._lost)
-        self.settler = Settler(
+        self.calls: GroupCalls = GroupCalls(policy, consumer)
+        self.leases: Leases = Leases(self.calls, policy.lease / 1000, renewal, self._lost)
+        self.settler: Settler = Settler(
             settle_call, self.calls, self.leases, self._ended, on_delayed, counters=counters, replies=replies
         )
         self._buffer = Buffer(self.leases.lease)
         self._lanes = Lanes()
-        self.turns = Turns(control_call, self.calls, self._lanes, self._go_on)
-        self.slots = Slots(
+        self.turns: Turns = Turns(control_call, self.calls, self._lanes, self._go_on)
+        self.slots: Slots = Slots(
             concurrency,
             held=lambda: len(self.leases) - len(self._lanes),
             waiting=lambda: len(self._buffer),

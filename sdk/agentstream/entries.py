@@ -98,25 +98,26 @@ class Entry:
     signature: bytes | None = None
     trace: bytes | None = None
     after: str | None = None
-    earlier = 0
-    earlier_fence = 0
-    begun = False
-    lease_until = 0.0
-    renew_until = math.inf
-    lost = False
-    busy = False
-    finished = False
+    earlier: int = 0
+    earlier_fence: int = 0
+    begun: bool = False
+    lease_until: float = 0.0
+    renew_until: float = math.inf
+    lost: bool = False
+    busy: bool = False
+    finished: bool = False
     outcome: bool | None = None
     waiters: tuple[asyncio.Future[None], ...] = ()
 
     def __init__(
         self, source: Source, entry_id: str, counter: int, fields: list[bytes], *, started: bool
     ) -> None:
-        self.source = source
-        self.id = self.origin = entry_id
-        self.counter = counter
-        self.started = started
-        self.since = time.monotonic()
+        self.source: Source = source
+        self.id: str = entry_id
+        self.origin: str = entry_id
+        self.counter: int = counter
+        self.started: bool = started
+        self.since: float = time.monotonic()
         if len(fields) == _NAME_AND_VALUE and fields[0] == b"m":
             self.body: bytes | None = fields[1]
             return

@@ -98,9 +98,9 @@ class Letter(Parcel):
         if once is not None and not is_reference(once):
             raise InvalidMessage("once= is a string of 1 to 512 characters")
         super().__init__(encode(message), since, since + timeout, message.expires_at)
-        self.message = message
-        self.stream = stream
-        self.once = once
+        self.message: Message = message
+        self.stream: str | None = stream
+        self.once: str | None = once
         self.produces: Produces
         self.trace: bytes = b""
 
@@ -193,7 +193,7 @@ class Sender:
             results[i] = result
         sent = [result for result in results if isinstance(result, SentMessage)]
         if len(sent) < len(results):
-            raise SendFailed(results)
+            raise SendFailed([result for result in results if result is not None])
         return sent
 
     async def close(self) -> None:
