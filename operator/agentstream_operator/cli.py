@@ -23,6 +23,50 @@ Paths = Annotated[
     ),
 ]
 
+RedisUrl = Annotated[
+    str,
+    typer.Option(
+        envvar="AGENTSTREAM_REDIS_URL",
+        metavar="URL",
+        help="Where Redis or Valkey is, with the operator's credentials: redis://USER:PASSWORD@HOST:PORT "
+        "(rediss:// for TLS). Rather in the environment than in arguments, which others can read.",
+        show_default=False,
+    ),
+]
+RedisCaFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="AGENTSTREAM_REDIS_CA_FILE",
+        metavar="FILE",
+        help="Who vouches for the server, with rediss://; agents get it, too.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+Namespaces = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="AGENTSTREAM_NAMESPACES", help="A namespace to watch; may be repeated. All if absent."
+    ),
+]
+Installation = Annotated[
+    str,
+    typer.Option(
+        envvar="AGENTSTREAM_INSTALLATION", help="What its users on the server and its Lease are named after."
+    ),
+]
+AllowedKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="AGENTSTREAM_ALLOW_KEYS",
+        metavar="PATTERN",
+        help="Stream keys that any namespace may claim; may be repeated.",
+    ),
+]
+LogFormat = Annotated[
+    Literal["text", "json"], typer.Option(envvar="AGENTSTREAM_LOG_FORMAT", help="How to log.")
+]
+
 
 @app.command()
 def dev(  # noqa: PLR0917 - the command line names its options
@@ -69,47 +113,11 @@ def dev(  # noqa: PLR0917 - the command line names its options
 
 @app.command()
 def operator(  # noqa: PLR0917 - the command line names its options
-    redis_url: Annotated[
-        str,
-        typer.Option(
-            envvar="AGENTSTREAM_REDIS_URL",
-            metavar="URL",
-            help="Where Redis or Valkey is, with the operator's credentials: redis://USER:PASSWORD@HOST:PORT "
-            "(rediss:// for TLS). Rather in the environment than in arguments, which others can read.",
-            show_default=False,
-        ),
-    ],
-    redis_ca_file: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="AGENTSTREAM_REDIS_CA_FILE",
-            metavar="FILE",
-            help="Who vouches for the server, with rediss://; agents get it, too.",
-            exists=True,
-            dir_okay=False,
-        ),
-    ] = None,
-    namespace: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="AGENTSTREAM_NAMESPACES", help="A namespace to watch; may be repeated. All if absent."
-        ),
-    ] = None,
-    installation: Annotated[
-        str,
-        typer.Option(
-            envvar="AGENTSTREAM_INSTALLATION",
-            help="What its users on the server and its Lease are named after.",
-        ),
-    ] = "agentstream",
-    allow_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="AGENTSTREAM_ALLOW_KEYS",
-            metavar="PATTERN",
-            help="Stream keys that any namespace may claim; may be repeated.",
-        ),
-    ] = None,
+    redis_url: RedisUrl,
+    redis_ca_file: RedisCaFile = None,
+    namespace: Namespaces = None,
+    installation: Installation = "agentstream",
+    allow_key: AllowedKeys = None,
     metrics_port: Annotated[
         int, typer.Option(envvar="AGENTSTREAM_METRICS_PORT", min=0, max=65535, help="Serves /metrics.")
     ] = 8080,
@@ -117,9 +125,7 @@ def operator(  # noqa: PLR0917 - the command line names its options
         int,
         typer.Option(envvar="AGENTSTREAM_HEALTH_PORT", min=0, max=65535, help="Answers /livez and /readyz."),
     ] = 8081,
-    log_format: Annotated[
-        Literal["text", "json"], typer.Option(envvar="AGENTSTREAM_LOG_FORMAT", help="How to log.")
-    ] = "text",
+    log_format: LogFormat = "text",
 ) -> None:
     """Reconciles AgentStreams and ConsumerGroups of a Kubernetes cluster.
 
@@ -152,6 +158,72 @@ def operator(  # noqa: PLR0917 - the command line names its options
         _fail(str(error))
     except (Fatal, AgentStreamError) as error:
         typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def metrics_server(  # noqa: PLR0917 - the command line names its options
+    redis_url: RedisUrl,
+    tls_directory: Annotated[
+        Path,
+        typer.Option(
+            envvar="AGENTSTREAM_TLS_DIRECTORY",
+            metavar="DIR",
+            help="Where the server's certificate and key are: tls.crt and tls.key. "
+            "They are read again when they change.",
+            file_okay=False,
+        ),
+    ],
+    redis_ca_file: RedisCaFile = None,
+    namespace: Namespaces = None,
+    installation: Installation = "agentstream",
+    allow_key: AllowedKeys = None,
+    port: Annotated[
+        int,
+        typer.Option(
+            envvar="AGENTSTREAM_EXTERNAL_PORT", min=0, max=65535, help="Serves external metrics, with TLS."
+        ),
+    ] = 6443,
+    health_port: Annotated[
+        int,
+        typer.Option(
+            envvar="AGENTSTREAM_HEALTH_PORT", min=0, max=65535, help="Answers /livez, /readyz and /metrics."
+        ),
+    ] = 8081,
+    log_format: LogFormat = "text",
+) -> None:
+    """Answers groups' backlogs as external metrics (external.metrics.k8s.io), for autoscaling in mode HPA.
+
+    Only the API server may ask, by its front-proxy certificate, for callers who may list the metric. It reads
+    Redis or Valkey itself, and works without the operator. SIGTERM ends it in order.
+    """
+    import asyncio  # noqa: PLC0415
+
+    from agentstream.endpoint import Endpoint  # noqa: PLC0415
+    from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
+    from agentstream_operator.logs import configure  # noqa: PLC0415
+    from agentstream_operator.metrics_server import run  # noqa: PLC0415
+    from agentstream_operator.settings import MetricsOptions, mistakes  # noqa: PLC0415
+
+    options = MetricsOptions(
+        redis=Endpoint(redis_url, ca_file=str(redis_ca_file) if redis_ca_file is not None else None),
+        namespaces=namespace or None,
+        installation=installation,
+        allowed_keys=allow_key or (),
+        certificate=tls_directory / "tls.crt",
+        key=tls_directory / "tls.key",
+        port=port,
+        health_port=health_port,
+    )
+    if wrong := list(mistakes(options)):
+        _fail(*wrong)
+    configure(log_format)
+    try:
+        asyncio.run(run(options))
+    except NoCluster as error:
+        _fail(str(error))
+    except OSError as error:
+        typer.echo(f"error: cannot listen: {error}", err=True)
         raise typer.Exit(1) from None
 
 

@@ -8,7 +8,7 @@ import time
 
 from pythonjsonlogger.json import JsonFormatter
 
-_QUIET = ("kopf", "kubernetes", "aiohttp")
+_QUIET = ("kopf", "kubernetes", "aiohttp", "uvicorn")
 
 
 def configure(style: str) -> None:

@@ -1,10 +1,11 @@
-"""What `agentstream operator` is told, and what may be wrong with it."""
+"""What the operator and the metrics server are told, and what may be wrong with it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from agentstream.endpoint import Endpoint
@@ -34,7 +35,32 @@ class Options:
     health_port: int
 
 
-def mistakes(options: Options) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class MetricsOptions:
+    """What the metrics server is to do.
+
+    Attributes:
+        redis: where Redis or Valkey is, with credentials.
+        namespaces: those whose groups are known; None for all.
+        installation: what the operator's users are named after.
+        allowed_keys: shell patterns of stream keys that any namespace may claim.
+        certificate: a file with the server's certificate.
+        key: a file with its private key.
+        port: where metrics are served, with TLS.
+        health_port: where probes and its own metrics are answered.
+    """
+
+    redis: Endpoint
+    namespaces: Sequence[str] | None
+    installation: str
+    allowed_keys: Sequence[str]
+    certificate: Path
+    key: Path
+    port: int
+    health_port: int
+
+
+def mistakes(options: Options | MetricsOptions) -> Iterator[str]:
     """What is wrong with the options, a line each; never with a password in it."""
     yield from _mistakes_in_url(options.redis.url)
     if not _LABEL.fullmatch(options.installation):
@@ -42,8 +68,11 @@ def mistakes(options: Options) -> Iterator[str]:
     for namespace in options.namespaces or ():
         if not _LABEL.fullmatch(namespace):
             yield f"--namespace: {namespace!r} is not the name of a namespace"
-    if options.metrics_port == options.health_port != 0:
-        yield f"--metrics-port and --health-port: both are {options.health_port}"
+    other, name = (
+        (options.metrics_port, "--metrics-port") if isinstance(options, Options) else (options.port, "--port")
+    )
+    if other == options.health_port != 0:
+        yield f"{name} and --health-port: both are {other}"
 
 
 def _mistakes_in_url(url: str) -> Iterator[str]:

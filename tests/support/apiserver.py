@@ -26,6 +26,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import trustme
 import yaml
 
 from agentstream_operator.resources.meta import API_VERSION
@@ -34,6 +35,7 @@ from support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 ADMIN = "admin"
+FRONT_PROXY = "front-proxy-client"
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 
 # who asked for what and what came of it; the server's own requests are nobody's business
@@ -175,6 +177,16 @@ class ApiServer:
             *("--bind-address=127.0.0.1", f"--secure-port={self.port}", f"--cert-dir={self.ca_file.parent}"),
             *("--service-cluster-ip-range=10.0.0.0/24", "--endpoint-reconciler-type=none"),
             *("--authorization-mode=RBAC", f"--token-auth-file={self.directory / 'tokens'}"),
+            # it speaks for its callers to servers that extend it
+            f"--requestheader-client-ca-file={self._front_proxy / 'ca.crt'}",
+            f"--requestheader-allowed-names={FRONT_PROXY}",
+            *(
+                "--requestheader-username-headers=X-Remote-User",
+                "--requestheader-group-headers=X-Remote-Group",
+            ),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={self._front_proxy / 'tls.crt'}",
+            f"--proxy-client-key-file={self._front_proxy / 'tls.key'}",
             "--service-account-issuer=https://kubernetes.default.svc",
             *(f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}"),
             # pods may be made in namespaces where no controller has put a service account
@@ -283,6 +295,11 @@ class ApiServer:
         return self._audit_log.stat().st_size
 
     @property
+    def _front_proxy(self) -> Path:
+        """Where the certificate is that the server shows to servers that extend it."""
+        return self.directory / "front-proxy"
+
+    @property
     def _audit_log(self) -> Path:
         return self.directory / "audit.log"
 
@@ -303,6 +320,7 @@ class ApiServer:
         key = self.directory / "service-accounts.key"
         if not key.exists():
             key.write_text(_private_key())
+            write_certificate(self._front_proxy, common_name=FRONT_PROXY)
         (self.directory / "tokens").write_text(f"{self.token},{ADMIN},{ADMIN},system:masters\n")
         (self.directory / "audit-policy").write_text(_AUDIT_POLICY)
 
@@ -327,6 +345,29 @@ class ApiServer:
             self.processes[program] = subprocess.Popen(
                 [self.binaries / program, *arguments], stdout=log, stderr=log
             )
+
+
+def write_certificate(
+    directory: Path, *names: str, common_name: str | None = None, authority: trustme.CA | None = None
+) -> trustme.CA:
+    """Writes a new certificate, its key and that of who signed it, as a Secret of certificates has them.
+
+    Args:
+        directory: where `tls.crt`, `tls.key` and `ca.crt` go.
+        names: hosts that the certificate is for.
+        common_name: whom it is for.
+        authority: who signs it; a new one if absent.
+
+    Returns:
+        Who has signed it.
+    """
+    directory.mkdir(exist_ok=True)
+    authority = authority or trustme.CA()
+    made = authority.issue_cert(*names, common_name=common_name)
+    (directory / "tls.key").write_bytes(made.private_key_pem.bytes())
+    (directory / "tls.crt").write_bytes(b"".join(pem.bytes() for pem in made.cert_chain_pems))
+    authority.cert_pem.write_to_path(directory / "ca.crt")
+    return authority
 
 
 def _private_key() -> str:

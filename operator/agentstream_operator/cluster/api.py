@@ -25,6 +25,12 @@ MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 _JSON, _STEPS = "application/json", "application/json-patch+json"
 _PAGE = 500
 _TIMEOUT = 15.0
+_WATCHED = 300
+"""Seconds after which the API server is to end a watch."""
+
+_SILENT = 150.0
+"""Seconds without a word after which a watch counts as dead: a bookmark comes about every minute."""
+
 _SHOWN = 200
 _AT_A_TIME = 32
 """Requests under way: with more the API server only lets them wait."""
@@ -104,17 +110,55 @@ class Api:
             ApiError: the request is refused.
             ClusterUnavailable: there is no answer.
         """
-        query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
-        while True:
-            page = _object(await self._send("list", kind, "GET", kind.path(namespace), query=query))
+        async for page in self._pages(kind, namespace, selector):
             for item in page["items"]:
                 yield {"apiVersion": kind.api_version, "kind": kind.kind, **item}
-            token = page["metadata"].get("continue")
-            if not token:
-                return
-            query = {**query, "continue": token}
 
-    async def create(self, kind: ApiKind, namespace: str, body: Json) -> Json:
+    async def snapshot(self, kind: ApiKind, namespace: str | None) -> tuple[Sequence[Json], str]:
+        """Every object of a kind, and the version of that list, from which `watch` goes on.
+
+        Raises:
+            ApiError: the request is refused.
+            ClusterUnavailable: there is no answer.
+        """
+        found: Sequence[Json] = ()
+        version = ""
+        async for page in self._pages(kind, namespace):
+            items = ({"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page["items"])
+            found = (*found, *items)
+            version = version or page["metadata"]["resourceVersion"]
+        return found, version
+
+    async def watch(
+        self, kind: ApiKind, namespace: str | None, version: str
+    ) -> AsyncIterator[tuple[str, Json]]:
+        """What happens to objects of a kind after a version, until the API server ends the answer.
+
+        Args:
+            kind: which.
+            namespace: where; None for everywhere.
+            version: of a list, or of the latest object that was told of.
+
+        Yields:
+            `ADDED`, `MODIFIED` or `DELETED` with the object, or `BOOKMARK` with one that has but a version.
+
+        Raises:
+            ApiError: the request is refused.
+            ClusterUnavailable: there is no answer, nothing more comes, or the version is too old.
+        """
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(_WATCHED),
+        }
+        async for line in self._lines(kind, kind.path(namespace), query):
+            event = _object(line)
+            if event["type"] == "ERROR":
+                _refuse(int(event["object"].get("code", 500)), msgspec.json.encode(event["object"]))
+            yield event["type"], event["object"]
+
+    async def create(self, kind: ApiKind, namespace: str | None, body: Json) -> Json:
         """Makes an object.
 
         Raises:
@@ -182,6 +226,49 @@ class Api:
             if error.code != 404:  # noqa: PLR2004
                 raise
 
+    async def _pages(self, kind: ApiKind, namespace: str | None, selector: str = "") -> AsyncIterator[Json]:
+        query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            page = _object(await self._send("list", kind, "GET", kind.path(namespace), query=query))
+            yield page
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+            query = {**query, "continue": token}
+
+    async def _lines(self, kind: ApiKind, path: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """The lines of an answer that goes on."""
+        url = f"{self._client.configuration.host}{quote(path)}?{urlencode(query)}"
+        code, rest = 0, b""
+        try:
+            response = await self._client.call_api(
+                "GET", url, header_params=await self._headers(_JSON), _request_timeout=_WATCHED + _TIMEOUT
+            )
+            answer, code = response.response, response.status
+            try:
+                if code >= 400:  # noqa: PLR2004
+                    _refuse(code, await answer.read())
+                while True:
+                    async with asyncio.timeout(_SILENT):
+                        more = await answer.content.readany()
+                    if not more:
+                        return
+                    *lines, rest = (rest + more).split(b"\n")
+                    for line in lines:
+                        yield line
+            finally:
+                answer.close()
+        except (ClientError, TimeoutError, OSError, ssl.SSLError) as error:
+            raise _no_answer(error) from error
+        finally:
+            self.requests["watch", kind.plural, code] += 1
+
+    async def _headers(self, content: str) -> dict[str, str]:
+        headers = {"Accept": _JSON, "Content-Type": content, "User-Agent": "agentstream-operator"}
+        for auth in (await self._client.configuration.auth_settings()).values():
+            headers[auth["key"]] = auth["value"]
+        return headers
+
     async def _send(
         self,
         verb: str,
@@ -193,22 +280,18 @@ class Api:
         content: str = _JSON,
         query: Mapping[str, str] | None = None,
     ) -> bytes:
-        configuration = self._client.configuration
-        url = f"{configuration.host}{quote(path)}" + (f"?{urlencode(query)}" if query else "")
+        url = f"{self._client.configuration.host}{quote(path)}" + (f"?{urlencode(query)}" if query else "")
         code = 0
         try:
             async with self._slots:
-                headers = {"Accept": _JSON, "Content-Type": content, "User-Agent": "agentstream-operator"}
-                for auth in (await configuration.auth_settings()).values():
-                    headers[auth["key"]] = auth["value"]
+                headers = await self._headers(content)
                 response = await self._client.call_api(
                     method, url, header_params=headers, body=body, _request_timeout=_TIMEOUT
                 )
                 code = response.status
                 data: bytes = await response.response.read()
         except (ClientError, TimeoutError, OSError, ssl.SSLError) as error:
-            why = str(error) or type(error).__name__
-            raise ClusterUnavailable(f"the API server does not answer: {why}") from error
+            raise _no_answer(error) from error
         finally:
             self.requests[verb, kind.plural, code] += 1
         if code >= 400:  # noqa: PLR2004
@@ -217,6 +300,10 @@ class Api:
 
 
 _MANAGED = {"fieldManager": FIELD_MANAGER}
+
+
+def _no_answer(error: Exception) -> ClusterUnavailable:
+    return ClusterUnavailable(f"the API server does not answer: {str(error) or type(error).__name__}")
 
 
 def _object(data: bytes) -> Json:

@@ -35,6 +35,8 @@ PODS = ApiKind("v1", "Pod", "pods")
 EVENTS = ApiKind("v1", "Event", "events")
 DEPLOYMENTS = ApiKind("apps/v1", "Deployment", "deployments")
 AUTOSCALERS = ApiKind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+CONFIGMAPS = ApiKind("v1", "ConfigMap", "configmaps")
+ACCESS_REVIEWS = ApiKind("authorization.k8s.io/v1", "SubjectAccessReview", "subjectaccessreviews")
 LEASES = ApiKind("coordination.k8s.io/v1", "Lease", "leases")
 RESOURCES = {kind.model.__name__: ApiKind(API_VERSION, kind.model.__name__, kind.plural) for kind in KINDS}
 """Our own kinds, by name."""

@@ -30,7 +30,7 @@ async def serving(port: int, answers: Mapping[str, Answer]) -> AsyncIterator[int
     for path, answer in answers.items():
         app.router.add_get(path, _handler(answer))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    with _listening(port) as listener:
+    with listening(port) as listener:
         await runner.setup()
         try:
             await web.SockSite(runner, listener).start()
@@ -39,8 +39,12 @@ async def serving(port: int, answers: Mapping[str, Answer]) -> AsyncIterator[int
             await runner.cleanup()
 
 
-def _listening(port: int) -> socket.socket:
-    """A socket on all interfaces, for both families of addresses if there are two, with one port for both."""
+def listening(port: int) -> socket.socket:
+    """A socket on all interfaces, for both families of addresses if there are two, with one port for both.
+
+    Raises:
+        OSError: the port is taken.
+    """
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
