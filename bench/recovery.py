@@ -24,6 +24,7 @@ from agentstream.routes import Consumes
 from agentstream.testing import Faults
 from agentstream.wire import Wire
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.plan.observed import Gone
 from support.servers import Server, builds
 from support.topology import NAMESPACE, Topology
 from support.waiting import until
@@ -69,7 +70,7 @@ async def killed(topology: Topology, broker: Broker, *, nudged: bool) -> float:
         await until(lambda: swept(topology, CONSUMERS))
         if nudged:
             began = time.perf_counter()
-            await broker.orphan(group.key, "coder", "gone")
+            await broker.orphan(group.key, "coder", Gone("gone"))
             await broker.nudge(NAMESPACE, "coder", Nudge.SWEEP)
         await until(lambda: is_taken(topology, group, PENDING), timeout=60)
         took = time.perf_counter() - began

@@ -168,7 +168,7 @@ class _Service:
             return
         engine.look_at_group(wake.group)
         if wake.gone is not None:
-            _log.info("%s: the pod %s is gone", wake.group, wake.gone)
+            _log.info("%s: %s has ended", wake.group, wake.gone.pod)
             departure = asyncio.create_task(engine.departed(wake.group, wake.gone, for_good=wake.deleted))
             self._departures.add(departure)
             departure.add_done_callback(self._departures.discard)

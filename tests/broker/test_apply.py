@@ -21,6 +21,7 @@ from agentstream_operator.plan.actions import (
     SetContracts,
     SetRoute,
 )
+from agentstream_operator.plan.observed import Gone
 from support.servers import Server
 
 KEY = "{t.tasks}"
@@ -296,12 +297,30 @@ async def test_the_entries_of_a_gone_pod_become_claimable_and_count_no_attempt(
     admin.xclaim(KEY, "g", "pod-1.a", 0, kept[:600], justid=True)
     admin.xclaim(KEY, "g", "pod-10.a", 0, kept[600:650], justid=True)
     admin.xreadgroup("g", "pod-1.b", {retry: ">"})
-    assert await broker.orphan(KEY, "g", "pod-1") == 601
+    assert await broker.orphan(KEY, "g", Gone("pod-1")) == 601
     claimable = admin.xpending_range(KEY, "g", "-", "+", 700, idle=3_600_000)
     assert {(p["message_id"], p["consumer"], p["times_delivered"]) for p in claimable} == {
         (entry, "pod-1.a", 1) for entry in kept[:600]
     }
     assert [p["message_id"] for p in admin.xpending_range(retry, "g", "-", "+", 9, idle=3_600_000)] == [gone]
+
+
+async def test_of_a_pod_whose_process_was_started_again_only_the_old_ones_entries_are_freed(
+    server: Server, broker: Broker, stream: redis.Redis
+) -> None:
+    admin = stream
+    # they began at 36 ** 2 + 1 and 36 ** 3, and one at no time at all
+    old, young, odd = "pod-1.101", "pod-1.1000", "pod-1.-"
+    for consumer in (old, young, odd):
+        admin.xadd(KEY, {"m": "x"})
+        admin.xreadgroup("g", consumer, {KEY: ">"})
+    gone = Gone("pod-1", 36**3)
+    assert await broker.orphan(KEY, "g", gone) == 2
+    claimable = admin.xpending_range(KEY, "g", "-", "+", 9, idle=3_600_000)
+    assert {p["consumer"] for p in claimable} == {old, odd}
+    admin.xack(KEY, "g", *(p["message_id"] for p in admin.xpending_range(KEY, "g", "-", "+", 9)))
+    assert set(await broker.remove_consumers(KEY, "g", gone)) == {old, odd}
+    assert {c["name"] for c in admin.xinfo_consumers(KEY, "g")} == {"c", young}
 
 
 async def test_what_a_gone_pod_held_of_trimmed_entries_is_counted(
@@ -311,7 +330,7 @@ async def test_what_a_gone_pod_held_of_trimmed_entries_is_counted(
     admin.xadd(KEY, {"m": "x"})
     admin.xreadgroup("g", "pod-1.a", {KEY: ">"})
     admin.xtrim(KEY, maxlen=0, approximate=False)
-    assert await broker.orphan(KEY, "g", "pod-1") == 0
+    assert await broker.orphan(KEY, "g", Gone("pod-1")) == 0
     group = (await broker.observe(KEY, ("g",))).groups["g"]
     assert (group.pending, group.stats["trimmed"], group.stats["settled"]) == (0, "1", "4")
 
@@ -326,14 +345,36 @@ async def test_consumers_of_a_gone_pod_go_unless_they_hold_something(
     admin.xadd(KEY, {"m": "x"})
     admin.xreadgroup("g", "pod-1.c", {KEY: ">"})
     admin.xgroup_createconsumer(retry, "g", "pod-1.c")
-    assert sorted(await broker.remove_consumers(KEY, "g", "pod-1")) == ["pod-1.a", "pod-1.b"]
+    assert sorted(await broker.remove_consumers(KEY, "g", Gone("pod-1"))) == ["pod-1.a", "pod-1.b"]
     assert {c["name"] for c in admin.xinfo_consumers(KEY, "g")} == {"c", "pod-10.a", "pod-1.c"}
     assert {c["name"] for c in admin.xinfo_consumers(retry, "g")} == {"pod-1.c"}
 
 
+async def test_what_pods_hold_is_counted_over_their_processes_and_both_streams(
+    server: Server, broker: Broker, stream: redis.Redis
+) -> None:
+    admin, retry = stream, f"{KEY}:retry:g"
+    for consumer, key in (("pod-1.a", KEY), ("pod-1.b", KEY), ("pod-1.b", retry), ("pod.2.a", KEY)):
+        admin.xadd(key, {"m": "x"})
+        admin.xreadgroup("g", consumer, {key: ">"})
+    assert await broker.holdings(KEY, "g") == {"pod-1": 3, "pod.2": 1}
+
+
+async def test_where_the_group_is_missing_nobody_holds_anything(server: Server, broker: Broker) -> None:
+    assert await broker.holdings(KEY, "g") == {}
+
+
+async def test_of_what_is_no_stream_it_is_not_known_who_holds_it(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    admin.set(KEY, "x")
+    with pytest.raises(ServerRefused, match="WRONGTYPE"):
+        await broker.holdings(KEY, "g")
+
+
 async def test_a_gone_pod_of_a_missing_group_leaves_nothing_to_do(server: Server, broker: Broker) -> None:
-    assert await broker.orphan(KEY, "g", "pod-1") == 0
-    assert await broker.remove_consumers(KEY, "g", "pod-1") == ()
+    assert await broker.orphan(KEY, "g", Gone("pod-1")) == 0
+    assert await broker.remove_consumers(KEY, "g", Gone("pod-1")) == ()
 
 
 async def test_a_flushed_library_is_loaded_once_for_all_calls_that_miss_it(

@@ -11,6 +11,7 @@ import redis
 
 from agentstream import library
 from agentstream.keys import StreamKeys
+from agentstream_operator.plan.observed import Gone
 from support.operator import operator
 from support.resources import KEY, a_group, a_stream
 from support.servers import Server
@@ -76,8 +77,8 @@ async def test_an_operator_with_these_rights_is_refused_nothing(limited: str, ad
             admin.xadd(KEY, {"m": "x"}, id=f"1-{number + 1}")
         admin.xreadgroup("coder", "pod.1", {KEY: ">"}, count=3)
         await until(lambda: admin.exists(StreamKeys(KEY).gate))
-        await op.broker.orphan(KEY, "coder", "pod")
-        await op.broker.remove_consumers(KEY, "coder", "pod")
+        await op.broker.orphan(KEY, "coder", Gone("pod"))
+        await op.broker.remove_consumers(KEY, "coder", Gone("pod"))
         admin.xgroup_destroy(KEY, "coder")
         await until(lambda: [g["name"] for g in admin.xinfo_groups(KEY)] == ["coder"])
         await op.delete(group)

@@ -15,6 +15,7 @@ from agentstream.errors import ServerRefused
 from agentstream.keys import StreamKeys
 from agentstream.settings import Settings
 from agentstream_operator.cluster.port import Pods
+from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile import departures
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -61,7 +62,7 @@ async def test_what_a_pod_held_may_be_taken_over_at_once(server: Server, admin: 
         await op.put(STREAM, GROUP)
         held = take(admin, GONE, 3)
         assert claim(admin) == []
-        await op.engine.departed(GROUP.key, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE))
         assert claim(admin) == held
 
 
@@ -70,7 +71,7 @@ async def test_what_a_pod_held_of_retries_may_be_taken_over_too(server: Server, 
         await op.put(STREAM, GROUP)
         retry = KEYS.retry("coder")
         held = take(admin, GONE, 2, key=retry)
-        await op.engine.departed(GROUP.key, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE))
         assert claim(admin, retry) == held
 
 
@@ -84,7 +85,7 @@ async def test_another_process_gets_the_message_although_its_lease_is_long(
             await planner.send_message(to="coder", type="task_request", payload={"n": 1})
         admin.xreadgroup("coder", f"{GONE}.1", {KEY: ">"})
         async with Agent.connect(Settings(agent="coder", pod=ALIVE, **settings)) as other:
-            await op.engine.departed(GROUP.key, GONE)
+            await op.engine.departed(GROUP.key, Gone(GONE))
             delivery = await following(other.stream_consume("tasks"))
             async with delivery:
                 assert delivery.message.payload == {"n": 1}
@@ -105,7 +106,7 @@ async def test_consumers_that_live_are_told_at_once(
             asking = asyncio.create_task(following(other.stream_consume("tasks")))
             await until(lambda: any("push" in name for name in server.connections()))
             await until(lambda: any(client["cmd"] == "xreadgroup" for client in admin.client_list()))
-            await op.engine.departed(GROUP.key, GONE)
+            await op.engine.departed(GROUP.key, Gone(GONE))
             assert await (await asking).ack()
 
 
@@ -114,7 +115,7 @@ async def test_what_a_deleted_pod_takes_while_it_still_runs_is_freed_too(
 ) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
-        await op.engine.departed(GROUP.key, GONE, for_good=True)
+        await op.engine.departed(GROUP.key, Gone(GONE), for_good=True)
         (held,) = take(admin, GONE)
         await until(lambda: claim(admin) == [held])
 
@@ -124,11 +125,11 @@ async def test_the_next_process_of_a_pod_that_is_there_keeps_what_it_takes(
 ) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
-        await op.engine.departed(GROUP.key, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE))
         (held,) = take(admin, GONE)
         # a pod that was deleted meanwhile would have been freed again before this one
         take(admin, ALIVE)
-        await op.engine.departed(GROUP.key, ALIVE, for_good=True)
+        await op.engine.departed(GROUP.key, Gone(ALIVE), for_good=True)
         (late,) = take(admin, ALIVE)
         await until(lambda: late in claim(admin))
         assert held not in claim(admin)
@@ -140,7 +141,7 @@ async def test_other_pods_keep_what_they_have(server: Server, admin: redis.Redis
         for pod in (ALIVE, f"{GONE}-2"):
             take(admin, pod)
         held = take(admin, GONE)
-        await op.engine.departed(GROUP.key, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE))
         assert claim(admin) == held
         assert consumers(admin) >= {f"{ALIVE}.1", f"{GONE}-2.1"}
 
@@ -154,7 +155,7 @@ async def test_every_group_of_the_agent_is_freed(server: Server, admin: redis.Re
         more = "{team.more}"
         held = [take(admin, GONE, 1, KEY, "host"), take(admin, GONE, 1, more, "guest")]
         take(admin, GONE, 1, more, "other")
-        await op.engine.departed(host.key, GONE)
+        await op.engine.departed(host.key, Gone(GONE))
         assert [claim(admin, KEY, "host"), claim(admin, more, "guest")] == held
         assert claim(admin, more, "other") == []
 
@@ -167,7 +168,7 @@ async def test_a_group_whose_stream_is_not_declared_is_passed_over(
         await op.put(STREAM, GROUP)
         op.declare(lost)
         held = take(admin, GONE)
-        await op.engine.departed(GROUP.key, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE))
         assert claim(admin) == held
 
 
@@ -177,7 +178,7 @@ async def test_a_pod_of_a_group_that_is_not_known_is_nobodys_business(
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         take(admin, GONE)
-        await op.engine.departed(ResourceKey("ConsumerGroup", "team", "ghost"), GONE)
+        await op.engine.departed(ResourceKey("ConsumerGroup", "team", "ghost"), Gone(GONE))
         assert claim(admin) == []
 
 
@@ -188,7 +189,7 @@ async def test_without_the_server_leases_end_by_themselves(
         await op.put(STREAM, GROUP)
         private_server.kill()
         with caplog.at_level(logging.INFO):
-            await op.engine.departed(GROUP.key, GONE)
+            await op.engine.departed(GROUP.key, Gone(GONE))
         assert f"what {GONE} held waits for its leases to end" in caplog.text
 
 
@@ -199,7 +200,7 @@ async def test_the_names_of_a_pod_that_held_nothing_are_gone_at_once(
         await op.put(STREAM, GROUP)
         for name in (f"{GONE}.1", f"{GONE}.2", f"{ALIVE}.1"):
             admin.xgroup_createconsumer(KEY, "coder", name)
-        await op.engine.departed(GROUP.key, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE))
         assert consumers(admin) == {f"{ALIVE}.1"}
 
 
@@ -209,7 +210,7 @@ async def test_a_name_that_holds_entries_goes_once_others_have_taken_them(
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         held = take(admin, GONE, 2)
-        await op.engine.departed(GROUP.key, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE))
         assert f"{GONE}.1" in consumers(admin)
         assert claim(admin) == held
         await until(lambda: consumers(admin) == {"other.1"})
@@ -222,7 +223,7 @@ async def test_a_name_that_holds_entries_is_not_removed_with_them(server: Server
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         take(admin, GONE)
-        await op.engine.departed(GROUP.key, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE))
         await op.engine._departures._tidy()
         assert f"{GONE}.1" in consumers(admin)
         assert admin.xpending(KEY, "coder")["pending"] == 1
@@ -232,7 +233,7 @@ async def test_nobody_looks_for_names_of_a_group_that_is_gone(server: Server, ad
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         take(admin, GONE)
-        await op.engine.departed(GROUP.key, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE))
         op.engine.remove(GROUP.key)
         await until(lambda: not op.engine._departures._holding)
 
@@ -270,7 +271,7 @@ async def test_a_refusal_does_not_end_the_search(
     async with operator(server.url, broker=broker.around) as op:
         await op.put(STREAM, GROUP)
         take(admin, GONE)
-        await op.engine.departed(GROUP.key, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE))
         broker.refuses = True
         with caplog.at_level(logging.INFO):
             await until(lambda: broker.refused > 1)
@@ -285,7 +286,7 @@ async def test_while_the_server_is_away_nobody_looks(private_server: Server) -> 
         await op.put(STREAM, GROUP)
         with private_server.admin() as admin:
             take(admin, GONE)
-            await op.engine.departed(GROUP.key, GONE)
+            await op.engine.departed(GROUP.key, Gone(GONE))
             private_server.kill()
             await until(lambda: op.engine.health.trouble is not None)
             private_server.start()

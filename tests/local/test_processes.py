@@ -238,6 +238,33 @@ async def test_as_many_run_as_are_wanted(place: Place) -> None:
     assert fleet.workload.running == 0
 
 
+async def test_those_that_hold_the_least_go_first(place: Place) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        fleet = Fleet(place, tasks)
+        fleet.workload.apply(place.command(WAITS), 4)
+        await fleet.names("coder-0", "coder-1", "coder-2", "coder-3")
+        fleet.workload.rank({"coder-0": 1, "coder-2": 5, "coder-3": 2})
+        fleet.workload.apply(place.command(WAITS), 2)
+        await until(lambda: len(place.ended) == 2)
+        assert sorted(place.ended) == ["coder-0", "coder-1"]
+        fleet.workload.retire()
+
+
+async def test_what_does_not_run_goes_before_what_holds_nothing(place: Place) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        fleet = Fleet(place, tasks)
+        ends = "import os\nif os.environ['AGENTSTREAM_POD'] == 'coder-0': raise SystemExit(1)\n"
+        command = place.command(ends + WAITS)
+        fleet.workload.apply(command, 3)
+        await fleet.names("coder-1", "coder-2")
+        await until(lambda: fleet.workload.seen.crashing and fleet.workload.seen.ready == 2)
+        fleet.workload.apply(command, 2)
+        # both of the others still run
+        await until(lambda: fleet.workload.running == 2)
+        assert set(place.ended) == {"coder-0"}
+        fleet.workload.retire()
+
+
 async def test_the_last_ones_go_first(place: Place) -> None:
     async with asyncio.TaskGroup() as tasks:
         fleet = Fleet(place, tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from agentstream_operator.cluster.port import (
@@ -40,6 +41,7 @@ class MemoryCluster:
         running: pods by group; without any, nothing is known of them.
         autoscales: whether there are autoscalers here.
         autoscalers: those of groups in mode HPA.
+        ranked: what pods were said to hold by group, when there came to be fewer.
         templates: the groups as they were when their consumers were applied.
         statuses: the statuses that were written.
         finalizers: resources that carry the finalizer.
@@ -54,6 +56,7 @@ class MemoryCluster:
     running: dict[ResourceKey, Pods] = field(default_factory=dict)
     autoscales: bool = True
     autoscalers: dict[ResourceKey, AutoscalerSeen] = field(default_factory=dict)
+    ranked: dict[ResourceKey, dict[str, int]] = field(default_factory=dict)
     templates: dict[ResourceKey, ConsumerGroup] = field(default_factory=dict)
     statuses: dict[ResourceKey, AgentStreamStatus | ConsumerGroupStatus] = field(default_factory=dict)
     finalizers: set[ResourceKey] = field(default_factory=set)
@@ -88,6 +91,10 @@ class MemoryCluster:
 
     async def pods(self, group: ConsumerGroup) -> Pods | None:
         return self.running.get(group.key)
+
+    async def rank_pods(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
+        self._count("rank_pods")
+        self.ranked[group.key] = dict(held)
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
         self._count("apply_workload")

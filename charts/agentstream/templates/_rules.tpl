@@ -10,10 +10,10 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create, patch, delete]
-# when a consumer's pod is gone, its messages are handed on at once
+# when a consumer's pod is gone, its messages are handed on at once; when there are to be fewer, idle ones go first
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, patch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 from agentstream.endpoint import Endpoint
@@ -11,13 +12,13 @@ from agentstream.errors import AgentStreamError
 from agentstream.keys import StreamKeys, nudge_channel
 from agentstream.pushes import Nudge
 from agentstream.wire import Wire
-from agentstream_operator.broker import apply, observe, retention, server
+from agentstream_operator.broker import apply, holdings, observe, retention, server
 from agentstream_operator.broker.acl import Users
 from agentstream_operator.broker.apply import Applied
 from agentstream_operator.broker.arrivals import TIMEOUT, Arrivals
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.plan.actions import Action
-from agentstream_operator.plan.observed import ConsumerSeen, JanitorReport, ServerSeen, StreamSeen
+from agentstream_operator.plan.observed import ConsumerSeen, Gone, JanitorReport, ServerSeen, StreamSeen
 from agentstream_operator.plan.retention import JanitorSpec
 
 
@@ -37,8 +38,8 @@ class Broker:
         capabilities: server.Capabilities,
     ) -> None:
         self._connection = connection
-        self._installation = installation
         self._arrivals = arrivals
+        self._installation = installation
         self._capabilities = capabilities
         self._users = Users(connection, installation)
 
@@ -107,22 +108,26 @@ class Broker:
         """The consumers of a group; none where the group is missing."""
         return await observe.consumers(self._connection, key, group)
 
-    async def orphan(self, key: str, group: str, pod: str) -> int:
-        """Makes claimable at once what consumers of a pod that is gone hold. Returns how many entries."""
-        base = StreamKeys(key).base
-        return int(await self._connection.function("as1_orphan", key, base, group, f"{pod}."))
-
-    async def remove_consumers(self, key: str, group: str, pod: str) -> tuple[str, ...]:
-        """Removes a gone pod's consumers, but for those that hold entries; returns the removed names."""
-        base = StreamKeys(key).base
-        names = await self._connection.function("as1_remove_consumers", key, base, group, f"{pod}.")
-        return tuple(name.decode() for name in names)
-
-    async def nudge(self, namespace: str, agent: str, word: Nudge) -> None:
     async def arrivals(self, after: Mapping[str, str], seconds: float) -> Mapping[str, str]:
         """Waits until one of many streams has an entry after the given id of it; see `Arrivals.wait`."""
         return await self._arrivals.wait(after, seconds)
 
+    async def holdings(self, key: str, group: str) -> Counter[str]:
+        """How many entries the consumers of each pod hold; none where the group is missing."""
+        return await holdings.holdings(self._connection, key, group)
+
+    async def orphan(self, key: str, group: str, gone: Gone) -> int:
+        """Makes claimable at once what processes hold that are gone. Returns how many entries."""
+        arguments = (StreamKeys(key).base, group, *_named(gone))
+        return int(await self._connection.function("as1_orphan", key, *arguments))
+
+    async def remove_consumers(self, key: str, group: str, gone: Gone) -> tuple[str, ...]:
+        """Removes the consumers of processes that are gone, but for those that hold entries; returns them."""
+        arguments = (StreamKeys(key).base, group, *_named(gone))
+        names = await self._connection.function("as1_remove_consumers", key, *arguments)
+        return tuple(name.decode() for name in names)
+
+    async def nudge(self, namespace: str, agent: str, word: Nudge) -> None:
         """Tells an agent's processes what each finds out by itself, only later. Never raises, therefore."""
         channel = nudge_channel(self._installation, namespace, agent)
         with contextlib.suppress(AgentStreamError):
@@ -136,5 +141,10 @@ class Broker:
     async def close(self) -> None:
         """Saves users that are still to be saved, and closes the connections."""
         await self._users.close()
-        await self._connection.close()
         await self._arrivals.close()
+        await self._connection.close()
+
+
+def _named(gone: Gone) -> tuple[str, str]:
+    """What the names of consumers that are gone begin with, and before when their processes started."""
+    return f"{gone.pod}.", str(gone.before) if gone.before is not None else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,10 @@ from agentstream_operator.cluster.labels import (
     deployment_name,
     is_ours,
 )
+from agentstream_operator.cluster.pods import PodSeen, read_pod
 from agentstream_operator.cluster.port import Credentials, SigningKeys, WorkloadSeen
 from agentstream_operator.cluster.secrets import address_in, credentials_in, signing_keys_in
+from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import ResourceKey
 
 Json = Mapping[str, Any]
@@ -29,19 +31,6 @@ Place = tuple[str, str]
 """Namespace and name."""
 
 _MANAGERS = (FIELD_MANAGER, SCALE_MANAGER)
-_LOOPING = "CrashLoopBackOff"
-_STUCK = frozenset(
-    {
-        _LOOPING,
-        "CreateContainerConfigError",
-        "CreateContainerError",
-        "ErrImageNeverPull",
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "InvalidImageName",
-        "RunContainerError",
-    }
-)
 _MESSAGE = 300
 
 
@@ -90,23 +79,6 @@ class DeploymentSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class PodSeen:
-    """A consumer's pod.
-
-    Attributes:
-        version: its resource version.
-        group: the ConsumerGroup that it belongs to.
-        down: whether no process of it runs, or ever will again.
-        stuck: why it does not start.
-    """
-
-    version: int
-    group: ResourceKey
-    down: bool
-    stuck: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Wake:
     """Who is concerned by a change.
 
@@ -114,14 +86,14 @@ class Wake:
         group: the group whose consumers changed.
         agent: namespace and name of the agent whose Secret changed.
         stream: the AgentStream whose signing keys changed.
-        gone: the pod of the group that has gone down.
-        deleted: whether that pod is there no more, and will not be again.
+        gone: processes of the group that have ended.
+        deleted: whether their pod is there no more, and will not be again.
     """
 
     group: ResourceKey | None = None
     agent: Place | None = None
     stream: ResourceKey | None = None
-    gone: str | None = None
+    gone: Gone | None = None
     deleted: bool = False
 
 
@@ -152,9 +124,10 @@ class Children:
         crashing = found.failure or next((why for why in stuck if why is not None), None)
         return WorkloadSeen(found.replicas, found.ready, crashing, current)
 
-    def alive(self, group: ResourceKey) -> frozenset[str]:
-        """Names of the pods of a group in which a process may run."""
-        return frozenset(pod[1] for pod in self._pods_of.get(group, ()) if not self.pods[pod].down)
+    def alive(self, group: ResourceKey) -> Mapping[str, PodSeen]:
+        """The pods of a group in which a process may run, by name."""
+        found = {place[1]: self.pods[place] for place in self._pods_of.get(group, ())}
+        return {name: pod for name, pod in found.items() if not pod.down}
 
     def put(self, found: Json) -> Wake | None:
         """Takes up an object as it was listed, written or told of. Returns whom that concerns, if anybody."""
@@ -185,7 +158,7 @@ class Children:
             known.pop(place, None)
             return Wake(group=group) if group is not None else None
         pod = self._forget_pod(place)
-        return Wake(group=pod.group, gone=place[1], deleted=True) if pod is not None else None
+        return Wake(group=pod.group, gone=Gone(place[1]), deleted=True) if pod is not None else None
 
     def _of(self, kind: str) -> dict[Place, Any]:
         known: dict[str, dict[Place, Any]] = {
@@ -242,14 +215,12 @@ class Children:
         known = self.pods.get(place)
         if group is None or (known is not None and known.version >= _version(found)):
             return None
-        seen = PodSeen(_version(found), group, *_state(found))
+        seen = read_pod(found, group)
         self._forget_pod(place)
         self.pods[place] = seen
         self._pods_of[group].add(place)
-        went_down = seen.down and not (known is not None and known.down)
-        if known is not None and replace(known, version=seen.version) == seen:
-            return None
-        return Wake(group=group, gone=place[1] if went_down else None)
+        gone = seen.ended(place[1], known)
+        return Wake(group=group, gone=gone) if gone is not None or seen.tells(known) else None
 
     def _forget_pod(self, place: Place) -> PodSeen | None:
         """Forgets a pod. Returns what was known of it."""
@@ -307,44 +278,3 @@ def _replicas_are_ours(metadata: Json) -> bool:
         for entry in metadata.get("managedFields") or ()
         if entry.get("manager") == FIELD_MANAGER and not entry.get("subresource")
     )
-
-
-def _state(pod: Json) -> tuple[bool, str | None]:
-    """Whether no process of a pod runs, and why it does not start."""
-    status = pod.get("status") or {}
-    if status.get("phase") in ("Succeeded", "Failed"):
-        return True, None
-    states = status.get("containerStatuses") or ()
-    if not states:
-        return False, None
-    first = next((s for s in states if s.get("name") == _agent_container(pod)), states[0])
-    state = first.get("state") or {}
-    down = "terminated" in state or (state.get("waiting") or {}).get("reason") == _LOOPING
-    return down, _stuck(pod["metadata"]["name"], (*(status.get("initContainerStatuses") or ()), first))
-
-
-def _stuck(name: str, states: Iterable[Json]) -> str | None:
-    """Why the first of a pod's containers that does not start does not."""
-    for found in states:
-        waiting = (found.get("state") or {}).get("waiting") or {}
-        reason, why = waiting.get("reason"), waiting.get("message")
-        if reason == _LOOPING:
-            # that it is not started again just now is what everybody knows
-            why = _end((found.get("lastState") or {}).get("terminated") or {}) or why
-        if reason in _STUCK:
-            return ": ".join(filter(None, (name, reason, why)))[:_MESSAGE]
-    return None
-
-
-def _end(last: Json) -> str | None:
-    """How a container ended."""
-    if "exitCode" not in last:
-        return None
-    reason, words = last.get("reason", "Error"), str(last.get("message", "")).strip().splitlines()
-    more = reason if reason not in ("Error", "Completed") else words[-1] if words else ""
-    return f"exit code {last['exitCode']}" + (f" ({more})" if more else "")
-
-
-def _agent_container(pod: Json) -> str | None:
-    containers = (pod.get("spec") or {}).get("containers") or ()
-    return containers[0]["name"] if containers else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,7 @@ from agentstream_operator.cluster.labels import (
     secret_name,
     signing_secret_name,
 )
+from agentstream_operator.cluster.pods import rank, says_cost
 from agentstream_operator.cluster.port import (
     ChildNotOurs,
     ClusterRefused,
@@ -130,7 +131,13 @@ class KubernetesCluster:
 
     async def pods(self, group: ConsumerGroup) -> Pods | None:
         """The pods of a group that has a template."""
-        return Pods(f"{deployment_name(group.metadata.name)}-", self._children.alive(group.key))
+        return Pods(f"{deployment_name(group.metadata.name)}-", frozenset(self._children.alive(group.key)))
+
+    async def rank_pods(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
+        """Says what deleting each pod of a group costs, unless its template does."""
+        template = group.spec.template
+        if template is not None and not says_cost(template.as_manifest()):
+            await rank(self._api, group.metadata.namespace, self._children.alive(group.key), held)
 
     async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
         """Replaces a status, unless the resource is gone or another one."""

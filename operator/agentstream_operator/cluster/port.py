@@ -194,6 +194,15 @@ class Cluster(Protocol):
         """The pods of a group that has a template; None where whoever knows them tells of each that ends."""
         ...
 
+    async def rank_pods(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
+        """Lets pods of a group that hold fewer messages go first when there are to be fewer.
+
+        Args:
+            group: the group; without a template nothing of its pods is known, and nothing happens.
+            held: how many each pod holds, by name; one that is not named holds none.
+        """
+        ...
+
     async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
         """Writes a status that changed, unless the resource is gone, or another one by now."""
         ...

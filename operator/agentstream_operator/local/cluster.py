@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -150,6 +150,11 @@ class LocalCluster:
 
     async def delete_autoscaler(self, group: ResourceKey) -> None:
         """Nothing: there are none here, and mode HPA is as Direct."""
+
+    async def rank_pods(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
+        """Lets processes that hold less end first."""
+        if group.key in self._workloads:
+            self._workloads[group.key].rank(held)
 
     async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
         """Shows a status that changed."""

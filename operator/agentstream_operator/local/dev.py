@@ -31,6 +31,7 @@ from agentstream_operator.local.signing import SigningFiles
 from agentstream_operator.local.summary import Summary, as_json, as_text, summarise
 from agentstream_operator.local.valkey import OPERATOR, Settings, half_of_memory
 from agentstream_operator.local.watch import changes
+from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.reconcile.view import View
 
@@ -180,7 +181,7 @@ class _Run:
                         output=self._screen,
                         reaper=reaper,
                         # there is an engine before there is a process
-                        ended=lambda group, process: engine.departed(group, process),  # noqa: PLW0108
+                        ended=lambda group, process: engine.departed(group, _ended_now(process)),
                     )
                     # everything here is of one person: any key may be claimed
                     engine = Engine(broker, cluster, installation=INSTALLATION, allowed_keys=("*",))
@@ -269,6 +270,11 @@ class _Run:
         elif now - self._asked > _ECHO and self._main is not None and not self._impatient:
             self._impatient = True
             self._main.cancel()
+
+
+def _ended_now(process: str) -> Gone:
+    """The process of a place, whose next one is about to start."""
+    return Gone(process, time.time_ns() // 1_000_000)
 
 
 async def _connect(url: str) -> Broker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 
 from agentstream_operator.cluster.port import WorkloadSeen
@@ -40,6 +40,7 @@ class Workload:
         self._slots: dict[int, Slot] = {}
         self._leaving: dict[int, Slot] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._held: Mapping[str, int] = {}
 
     @property
     def seen(self) -> WorkloadSeen:
@@ -61,11 +62,15 @@ class Workload:
         for index, slot in list(self._slots.items()):
             if slot.command != command:
                 self._retire(index)
-        for index in sorted(self._slots, reverse=True)[: max(0, len(self._slots) - replicas)]:
+        for index in sorted(self._slots, key=self._cost)[: max(0, len(self._slots) - replicas)]:
             self._retire(index)
         free = (index for index in count() if index not in self._slots and index not in self._leaving)
         while len(self._slots) < replicas:
             self._start(next(free), command)
+
+    def rank(self, held: Mapping[str, int]) -> None:
+        """Lets processes go first, when there are to be fewer, that hold fewer messages, by their names."""
+        self._held = held
 
     def retire(self) -> None:
         """Lets every process end in order."""
@@ -94,6 +99,11 @@ class Workload:
             await slot.run()
         finally:
             self._leaving.pop(index, None)
+
+    def _cost(self, index: int) -> tuple[bool, int, int]:
+        """What goes first: what does not run, then what holds the least, then the latest."""
+        slot = self._slots[index]
+        return slot.pid is not None, self._held.get(slot.name, 0), -index
 
     def _retire(self, index: int) -> None:
         slot = self._slots.pop(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -73,7 +74,34 @@ class ConsumerSeen(msgspec.Struct, frozen=True):
     @property
     def pod(self) -> str:
         """The pod that it runs, or ran, in."""
-        return self.name.rpartition(".")[0]
+        return pod_of(self.name)
+
+
+def pod_of(consumer: str) -> str:
+    """The pod in which a consumer of this name runs, or ran."""
+    return consumer.rpartition(".")[0]
+
+
+class Gone(NamedTuple):
+    """Processes that are gone.
+
+    Attributes:
+        pod: the pod in which they ran.
+        before: those that started before so many ms since 1970; None for all of the pod.
+    """
+
+    pod: str
+    before: int | None = None
+
+    def covers(self, consumer: str) -> bool:
+        """Whether a consumer of this name is one of them."""
+        pod, _, start = consumer.rpartition(".")
+        if pod != self.pod or self.before is None:
+            return pod == self.pod
+        try:
+            return int(start, 36) < self.before
+        except ValueError:
+            return True
 
 
 class StreamSeen(msgspec.Struct, frozen=True):

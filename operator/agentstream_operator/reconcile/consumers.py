@@ -11,6 +11,7 @@ from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.scaling import Decision, Limits, ScalingInput, decide
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.memory import GroupMemory
+from agentstream_operator.reconcile.scalein import spare_the_busy
 from agentstream_operator.reconcile.store import stream_of
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -118,6 +119,8 @@ async def _run(context: Context, group: ConsumerGroup, *, in_effect: bool) -> No
     decision = measure_need(context, group)
     if before == decision.replicas and _is_applied(memory, group):
         return
+    if before is not None and 0 < decision.replicas < before:
+        await spare_the_busy(context, group)
     await cluster.apply_workload(group, decision.replicas)
     memory.applied = (decision.replicas, group.spec)
     memory.workload = await cluster.workload(group)

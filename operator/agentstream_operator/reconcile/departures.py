@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from agentstream.errors import AgentStreamError
 from agentstream.pushes import Nudge
+from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.store import stream_of
 from agentstream_operator.resources.meta import ResourceKey
@@ -31,36 +32,35 @@ class Departures:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._holding: set[tuple[ResourceKey, str]] = set()
-        self._lingering: dict[tuple[ResourceKey, str], tuple[float, float]] = {}
+        self._holding: set[tuple[ResourceKey, Gone]] = set()
+        self._lingering: dict[tuple[ResourceKey, Gone], tuple[float, float]] = {}
 
-    async def left(self, workload: ResourceKey, pod: str, *, for_good: bool = False) -> None:
-        """A pod, or its process, of a group's workload has ended, and no other one has its name.
+    async def left(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
+        """A pod of a group's workload is gone, or processes of it have ended.
 
         Without the server nothing happens: then the leases end by themselves.
 
         Args:
             workload: the group.
-            pod: name of the pod.
+            gone: what has ended.
             for_good: whether no pod will have the name again. Then it is freed some more times: the processes
                 of a pod that was deleted by force live on for a while, and go on taking and renewing.
         """
         if for_good:
             pulse = self._context.rhythm.pulse
-            self._lingering[workload, pod] = (asyncio.get_running_loop().time() + pulse, pulse)
-        await self._free(workload, pod)
+            self._lingering[workload, gone] = (asyncio.get_running_loop().time() + pulse, pulse)
+        await self._free(workload, gone)
 
-    async def _free(self, workload: ResourceKey, pod: str) -> None:
+    async def _free(self, workload: ResourceKey, gone: Gone) -> None:
         try:
-            freed = 0
-            for key, group in self._consumed(workload):
-                freed += await self._context.broker.orphan(key, group, pod)
+            consumed = tuple(self._consumed(workload))
+            freed = await asyncio.gather(*(self._context.broker.orphan(*group, gone) for group in consumed))
             owner = self._context.store.groups.get(workload)
-            if freed and owner is not None:
+            if any(freed) and owner is not None:
                 await self._context.broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
-            await self._remove(workload, pod)
+            await self._remove(workload, gone)
         except AgentStreamError as error:
-            _log.info("what %s held waits for its leases to end: %s", pod, error)
+            _log.info("what %s held waits for its leases to end: %s", gone.pod, error)
 
     async def watch(self) -> None:
         """Removes, again and again, the names of consumers that are gone and hold nothing any more."""
@@ -72,8 +72,8 @@ class Departures:
                 continue
             try:
                 await self._free_again(loop.time())
-                for workload, pod in tuple(self._holding):
-                    await self._remove(workload, pod)
+                for workload, gone in tuple(self._holding):
+                    await self._remove(workload, gone)
                 if loop.time() >= due:
                     due = loop.time() + rhythm.resync
                     await self._tidy()
@@ -82,14 +82,14 @@ class Departures:
 
     async def _free_again(self, now: float) -> None:
         """Frees what pods that were deleted lately took or renewed since, after ever longer waits."""
-        for (workload, pod), (due, wait) in tuple(self._lingering.items()):
+        for (workload, gone), (due, wait) in tuple(self._lingering.items()):
             if due > now:
                 continue
-            await self._free(workload, pod)
+            await self._free(workload, gone)
             if wait < _LINGER * self._context.rhythm.pulse:
-                self._lingering[workload, pod] = (now + 2 * wait, 2 * wait)
+                self._lingering[workload, gone] = (now + 2 * wait, 2 * wait)
             else:
-                del self._lingering[workload, pod]
+                del self._lingering[workload, gone]
 
     async def _tidy(self) -> None:
         """Looks for consumers whose pods ended unseen, as while this process was down."""
@@ -105,18 +105,19 @@ class Departures:
                     if consumer.idle > silence and pods.has_lost(consumer.pod):
                         gone.add(consumer.pod)
             for pod in gone:
-                await self._remove(group.key, pod)
+                await self._remove(group.key, Gone(pod))
 
-    async def _remove(self, workload: ResourceKey, pod: str) -> None:
-        """Removes the consumers of a pod that is gone; those that hold entries are tried again."""
+    async def _remove(self, workload: ResourceKey, gone: Gone) -> None:
+        """Removes the consumers of processes that are gone; those that hold entries are tried again."""
         remain = False
         for key, group in self._consumed(workload):
-            await self._context.broker.remove_consumers(key, group, pod)
-            remain = remain or any(c.pod == pod for c in await self._context.broker.consumers(key, group))
+            await self._context.broker.remove_consumers(key, group, gone)
+            consumers = await self._context.broker.consumers(key, group)
+            remain = remain or any(gone.covers(consumer.name) for consumer in consumers)
         if remain:
-            self._holding.add((workload, pod))
+            self._holding.add((workload, gone))
         else:
-            self._holding.discard((workload, pod))
+            self._holding.discard((workload, gone))
 
     def _consumed(self, workload: ResourceKey) -> Iterator[tuple[str, str]]:
         """Stream key and name of each group that a workload may consume: all of its agent."""

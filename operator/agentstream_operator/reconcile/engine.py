@@ -15,6 +15,7 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster, ClusterRefused, ClusterUnavailable
 from agentstream_operator.plan.agents import AgentName
 from agentstream_operator.plan.findings import REACHABLE, Finding, summed_up
+from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.access import Access
 from agentstream_operator.reconcile.agents import reconcile_agent
 from agentstream_operator.reconcile.context import Backend, Context, Rhythm
@@ -174,9 +175,15 @@ class Engine:
             await context.access.listed.wait()
             await context.queue.idle()
 
-    async def departed(self, workload: ResourceKey, pod: str, *, for_good: bool = False) -> None:
-        """A pod, or its process, of a group's workload has ended: others may have its messages at once."""
-        await self._departures.left(workload, pod, for_good=for_good)
+    async def departed(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
+        """Processes of a group's workload have ended: others may have their messages at once.
+
+        Args:
+            workload: the group.
+            gone: the processes.
+            for_good: whether no pod will have the name of theirs again.
+        """
+        await self._departures.left(workload, gone, for_good=for_good)
 
     def look_at_group(self, key: ResourceKey) -> None:
         """Something about the consumers of a group changed."""

@@ -1,14 +1,22 @@
--- What pods leave behind that are gone.
+-- What pods leave behind that are gone, and processes that were started again.
 
--- KEYS: stream. ARGV: base, group, prefix. The pod whose consumers' names start with `prefix` is gone: what they hold
--- becomes claimable at once. Returns how many entries.
+-- Whether a name is that of a process of a pod that started before so many ms since 1970, which the name ends with; '' is
+-- any time. A name that ends otherwise is taken for an old one.
+local function has_left(name, prefix, before)
+  if not is_of_pod(name, prefix) then return false end
+  local start = before ~= '' and tonumber(string.sub(name, #prefix + 1), 36)
+  return not start or start < tonumber(before)
+end
+
+-- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or ''. The processes of the pod whose consumers' names start with
+-- `prefix` that started before that time are gone: what they hold becomes claimable at once. Returns how many entries.
 local function orphan(keys, args)
   local base, group, prefix, n = args[1], args[2], args[3], 0
   for _, key in ipairs({keys[1], base .. ':retry:' .. group}) do
     -- where the group is missing, nobody holds anything
     for _, entry in ipairs(redis.pcall('XPENDING', key, group)[4] or {}) do
       local name, start = entry[1], '-'
-      while start and is_of_pod(name, prefix) do
+      while start and has_left(name, prefix, args[4]) do
         local page = redis.call('XPENDING', key, group, start, '+', PAGE, name)
         for _, p in ipairs(page) do
           local claimed = redis.call('XCLAIM', key, group, name, 0, p[1], 'IDLE', CLAIMABLE, 'JUSTID')
@@ -55,10 +63,10 @@ local function remove_consumers(key, base, group, is_gone)
   return removed
 end
 
--- KEYS: stream. ARGV: base, group, prefix. Removes the consumers of a pod that is gone, if they hold nothing. Returns the
--- removed names.
+-- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or ''. Removes the consumers of processes that are gone, as above,
+-- if they hold nothing. Returns the removed names.
 local function remove_consumers_of_pod(keys, args)
-  return remove_consumers(keys[1], args[1], args[2], function(name) return is_of_pod(name, args[3]) end)
+  return remove_consumers(keys[1], args[1], args[2], function(name) return has_left(name, args[3], args[4]) end)
 end
 
 redis.register_function{function_name = 'as1_orphan', callback = orphan, flags = {'allow-oom'}}

@@ -13,7 +13,7 @@ OPERATOR = {
     ("agentstream.dev", "agentstreams/status", ""): {"patch"},
     ("agentstream.dev", "consumergroups/status", ""): {"patch"},
     ("", "secrets", ""): {"get", "list", "watch", "create", "patch", "delete"},
-    ("", "pods", ""): {"list", "watch"},
+    ("", "pods", ""): {"list", "watch", "patch"},
     ("", "events", ""): {"create"},
     ("apps", "deployments", ""): {"get", "list", "watch", "create", "patch", "delete"},
     ("apps", "deployments/scale", ""): {"patch"},

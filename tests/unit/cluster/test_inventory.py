@@ -21,6 +21,7 @@ from agentstream_operator.cluster.kinds import (
 )
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.port import ClusterUnavailable
+from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
 from agentstream_operator.resources.parse import parse_resource
 from support.clock import run_virtually
@@ -144,7 +145,7 @@ async def test_everything_is_listed_once_children_before_resources() -> None:
     ]
     assert watched.reconciler.told == ["put tasks", "put coder"]
     assert (len(watched.children.secrets), len(watched.children.deployments)) == (1, 1)
-    assert watched.children.alive(CODER) == {"a"}
+    assert set(watched.children.alive(CODER)) == {"a"}
     # nobody is there yet to be woken
     assert watched.woken == []
 
@@ -261,7 +262,7 @@ def test_changes_of_children_wake_whom_they_concern() -> None:
         Wake(agent=("team", "coder")),
         Wake(group=CODER),
         Wake(group=CODER),
-        Wake(group=CODER, gone="a", deleted=True),
+        Wake(group=CODER, gone=Gone("a"), deleted=True),
     ]
     assert +watched.inventory.events == {"secrets": 1, "deployments": 1, "pods": 3}
 

@@ -1,0 +1,181 @@
+"""Consumers' pods: what is made of them, and which of them are to go first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from agentstream_operator.cluster.api import Api, ApiError
+from agentstream_operator.cluster.kinds import PODS
+from agentstream_operator.plan.observed import Gone
+from agentstream_operator.resources.meta import ResourceKey
+
+Json = Mapping[str, Any]
+
+COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+"""Annotation by which a ReplicaSet chooses: https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/"""
+
+_LOOPING = "CrashLoopBackOff"
+_STUCK = frozenset(
+    {
+        _LOOPING,
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "ErrImageNeverPull",
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "RunContainerError",
+    }
+)
+_MESSAGE = 300
+_NOT_FOUND = 404
+_SECOND = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PodSeen:
+    """A consumer's pod.
+
+    Attributes:
+        version: its resource version.
+        group: the ConsumerGroup that it belongs to.
+        over: whether no process of it will ever run again.
+        down: whether none runs.
+        stuck: why it does not start.
+        since: processes that started before so many ms since 1970 run no more; None if none has ended.
+        leaving: whether it is being deleted.
+        cost: what its deletion is said to cost.
+    """
+
+    version: int
+    group: ResourceKey
+    over: bool = False
+    down: bool = False
+    stuck: str | None = None
+    since: int | None = None
+    leaving: bool = False
+    cost: str | None = None
+
+    def tells(self, known: PodSeen | None) -> bool:
+        """Whether this says of the group's consumers what was not known."""
+        if known is None:
+            return True
+        return (known.group, known.over, known.down, known.stuck) != (
+            self.group,
+            self.over,
+            self.down,
+            self.stuck,
+        )
+
+    def ended(self, name: str, known: PodSeen | None) -> Gone | None:
+        """What has ended since the pod of this name was seen last: of a new one all that ever ran."""
+        if self.over:
+            return Gone(name) if known is None or not known.over else None
+        if self.down:
+            return Gone(name, self.since) if known is None or not known.down else None
+        if known is None or known.down or known.since is None or self.since is None:
+            return None
+        # it was started again between two events
+        return Gone(name, self.since) if self.since > known.since else None
+
+
+def read_pod(found: Json, group: ResourceKey) -> PodSeen:
+    """What is to be known of a pod."""
+    metadata, status = found["metadata"], found.get("status") or {}
+    seen = PodSeen(
+        version=int(metadata["resourceVersion"]),
+        group=group,
+        leaving="deletionTimestamp" in metadata,
+        cost=(metadata.get("annotations") or {}).get(COST),
+    )
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return replace(seen, over=True, down=True)
+    states = status.get("containerStatuses") or ()
+    if not states:
+        return seen
+    agent = next((s for s in states if s.get("name") == _agent_container(found)), states[0])
+    inits = status.get("initContainerStatuses") or ()
+    return replace(seen, stuck=_stuck(metadata["name"], (*inits, agent)), **_process(agent))
+
+
+def _process(container: Json) -> dict[str, Any]:
+    """Whether a container's process runs, and since when no earlier one does."""
+    state, last = container.get("state") or {}, (container.get("lastState") or {}).get("terminated")
+    waiting, ended = state.get("waiting") or {}, state.get("terminated") or last
+    if "terminated" in state or waiting.get("reason") == _LOOPING or (waiting and ended):
+        # times are whole seconds, and whoever started in the same one may be the next
+        return {"down": True, "since": _time((ended or {}).get("finishedAt"), _SECOND)}
+    return {"since": _time((state.get("running") or {}).get("startedAt"))}
+
+
+async def rank(api: Api, namespace: str, pods: Mapping[str, PodSeen], held: Mapping[str, int]) -> None:
+    """Lets pods that hold less be cheaper to delete, in steps, so that little is written.
+
+    Args:
+        api: the API server.
+        namespace: where the pods are.
+        pods: those of a group, by name.
+        held: how many messages each of them holds, where it holds any.
+
+    Raises:
+        ClusterRefused: it is refused.
+        ClusterUnavailable: the API server does not answer.
+    """
+    costs = {name: deletion_cost(held.get(name, 0)) for name, pod in pods.items() if not pod.leaving}
+    changed = {name: cost for name, cost in costs.items() if (pods[name].cost or "0") != cost}
+    await asyncio.gather(*(_set_cost(api, namespace, name, cost) for name, cost in changed.items()))
+
+
+def says_cost(template: Json) -> bool:
+    """Whether a pod template says itself what deleting its pods costs."""
+    return COST in ((template.get("metadata") or {}).get("annotations") or {})
+
+
+def deletion_cost(held: int) -> str:
+    """What deleting a pod costs that holds so many messages: nothing if none, one more for twice as many."""
+    return str(held.bit_length())
+
+
+async def _set_cost(api: Api, namespace: str, name: str, cost: str) -> None:
+    try:
+        await api.merge(PODS, namespace, name, {"metadata": {"annotations": {COST: cost}}})
+    except ApiError as error:
+        # it has just gone
+        if error.code != _NOT_FOUND:
+            raise
+
+
+def _stuck(name: str, states: Iterable[Json]) -> str | None:
+    """Why the first of a pod's containers that does not start does not."""
+    for found in states:
+        waiting = (found.get("state") or {}).get("waiting") or {}
+        reason, why = waiting.get("reason"), waiting.get("message")
+        if reason == _LOOPING:
+            # that it is not started again just now is what everybody knows
+            why = _end((found.get("lastState") or {}).get("terminated") or {}) or why
+        if reason in _STUCK:
+            return ": ".join(filter(None, (name, reason, why)))[:_MESSAGE]
+    return None
+
+
+def _end(last: Json) -> str | None:
+    """How a container ended."""
+    if "exitCode" not in last:
+        return None
+    reason, words = last.get("reason", "Error"), str(last.get("message", "")).strip().splitlines()
+    more = reason if reason not in ("Error", "Completed") else words[-1] if words else ""
+    return f"exit code {last['exitCode']}" + (f" ({more})" if more else "")
+
+
+def _agent_container(pod: Json) -> str | None:
+    containers = (pod.get("spec") or {}).get("containers") or ()
+    return containers[0]["name"] if containers else None
+
+
+def _time(text: str | None, later: int = 0) -> int | None:
+    """A time in ms since 1970."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000) + later if text else None
