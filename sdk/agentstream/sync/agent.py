@@ -41,8 +41,8 @@ class Agent:
     """
 
     def __init__(self, settings: Settings, *, ends_on_signals: bool) -> None:
-        self.name = settings.agent
-        self.namespace = settings.namespace
+        self.name: str = settings.agent
+        self.namespace: str = settings.namespace
         self._agent = agent.Agent.connect(settings)
         self._loop = LoopThread(f"agentstream {self.namespace}.{self.name}")
         self._ends_on_signals = ends_on_signals
