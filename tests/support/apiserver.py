@@ -131,6 +131,8 @@ class ApiServer:
         directory: where everything is kept.
         port: the server's port, the same after a restart.
         token: the administrator's.
+        processes: those that run.
+        front_proxies: who signs certificates of front proxies.
     """
 
     binaries: Path
@@ -138,6 +140,7 @@ class ApiServer:
     port: int = field(default_factory=free_port)
     token: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    front_proxies: trustme.CA = field(default_factory=trustme.CA, repr=False)
 
     @property
     def url(self) -> str:
@@ -320,7 +323,7 @@ class ApiServer:
         key = self.directory / "service-accounts.key"
         if not key.exists():
             key.write_text(_private_key())
-            write_certificate(self._front_proxy, common_name=FRONT_PROXY)
+            write_certificate(self._front_proxy, common_name=FRONT_PROXY, authority=self.front_proxies)
         (self.directory / "tokens").write_text(f"{self.token},{ADMIN},{ADMIN},system:masters\n")
         (self.directory / "audit-policy").write_text(_AUDIT_POLICY)
 

@@ -9,6 +9,15 @@
 {{- if and .Values.redis.embedded .Values.redis.caKey -}}
 {{- fail "redis.caKey is the entry of redis.existingSecret; the embedded Redis has no TLS" -}}
 {{- end -}}
+{{- if .Values.metricsServer.enabled -}}
+{{- $there := lookup "apiregistration.k8s.io/v1" "APIService" "" "v1beta1.external.metrics.k8s.io" | default dict -}}
+{{- $notes := ($there.metadata | default dict).annotations | default dict -}}
+{{- $owner := printf "%s/%s" (index $notes "meta.helm.sh/release-namespace" | default "") (index $notes "meta.helm.sh/release-name" | default "") -}}
+{{- if and $there (ne $owner (printf "%s/%s" .Release.Namespace .Release.Name)) -}}
+{{- $service := ($there.spec | default dict).service | default dict -}}
+{{- fail (printf "metricsServer.enabled=true, but this cluster has external metrics already: the APIService v1beta1.external.metrics.k8s.io leads to %s/%s, and there can be only one. Leave metricsServer.enabled=false and give ConsumerGroups autoscaling.mode Direct, which needs none" ($service.namespace | default "?") ($service.name | default "?")) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/*

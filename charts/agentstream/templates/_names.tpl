@@ -44,6 +44,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* The metrics server's ServiceAccount; where none is made it is the operator's. */}}
+{{- define "agentstream.metricsAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- printf "%s-metrics-server" (include "agentstream.fullname" .) -}}
+{{- else -}}
+{{- include "agentstream.serviceAccountName" . -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The ServiceAccount of the hook; without rights of its own it is the operator's. */}}
 {{- define "agentstream.hookServiceAccountName" -}}
 {{- if .Values.rbac.create -}}

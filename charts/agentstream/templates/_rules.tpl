@@ -29,6 +29,13 @@
   verbs: [get, list, watch, create, patch, delete]
 {{- end -}}
 
+{{/* What the metrics server reads. */}}
+{{- define "agentstream.metricsServerRules" -}}
+- apiGroups: [agentstream.dev]
+  resources: [agentstreams, consumergroups]
+  verbs: [list, watch]
+{{- end -}}
+
 {{/* What removing the finalizers takes. */}}
 {{- define "agentstream.hookRules" -}}
 - apiGroups: [agentstream.dev]

@@ -90,6 +90,8 @@ _DOCUMENTS: dict[str, Callable[[], Json]] = {
     "/apis": documents.groups,
     f"/apis/{documents.GROUP}": documents.group,
     _ROOT: documents.resources,
+    "/openapi/v2": documents.openapi_v2,
+    "/openapi/v3": documents.openapi_v3,
 }
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.broker.observe import TOGETHER, Look
+from agentstream_operator.broker.observe import Look
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.signal import Signal, read_signal, together
 from agentstream_operator.reconcile.store import Store, stream_of
@@ -132,10 +132,9 @@ class Backlogs:
     def _look(self) -> None:
         waiting, self._waiting = self._waiting, []
         self._forget()
-        for start in range(0, len(waiting), TOGETHER):
-            task = asyncio.create_task(self._measure(waiting[start : start + TOGETHER]), name="measure")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        task = asyncio.create_task(self._measure(waiting), name="measure")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _measure(self, asked: Sequence[tuple[AgentStream, _Glance]]) -> None:
         looks = [Look(s.stream_key, g.groups, self._known.get(s.key)) for s, g in asked]

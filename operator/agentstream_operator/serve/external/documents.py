@@ -98,6 +98,16 @@ def resources() -> Json:
     }
 
 
+def openapi_v2() -> Json:
+    """An OpenAPI document of version 2 without a schema: nothing is served that anybody writes."""
+    return {"swagger": "2.0", "info": {"title": GROUP, "version": VERSION}, "paths": {}}
+
+
+def openapi_v3() -> Json:
+    """The same of version 3: the list of its documents, of which there is none."""
+    return {"paths": {}}
+
+
 def values(found: Iterable[Value]) -> Json:
     """A list of backlogs, one item per group: who asks adds the items up."""
     return {

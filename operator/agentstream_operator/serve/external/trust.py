@@ -19,6 +19,9 @@ NAMESPACE, NAME = "kube-system", "extension-apiserver-authentication"
 """Where the ConfigMap is that says whom to believe."""
 
 _PREFIX = "requestheader-"
+_ANONYMOUS = "system:anonymous"
+_AUTHENTICATED = "system:authenticated"
+_KNOWN = frozenset({_AUTHENTICATED, "system:unauthenticated"})
 
 
 class NoTrust(ValueError):  # noqa: N818 - it says what is wrong
@@ -83,6 +86,9 @@ class Trust:
         if not user:
             raise Refused(HTTPStatus.UNAUTHORIZED, "the front proxy does not say who asks")
         groups = tuple(group for header in self.group_headers for group in sent.get(header, ()))
+        if user != _ANONYMOUS and not _KNOWN.intersection(groups):
+            # as every API server adds it; the aggregator itself counts on that
+            groups += (_AUTHENTICATED,)
         extra = {
             unquote(name.removeprefix(prefix)).lower(): tuple(found)
             for prefix in self.extra_prefixes
