@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from agentstream.backoff import Pause
 from agentstream.errors import NoRoute, NotConsumer
+from agentstream.flights import Flights
 from agentstream.message import BROADCAST
 from agentstream.routes import Consumes, Produces, Route, decode_route
 from agentstream.routing import consumed_group, target
@@ -31,6 +33,7 @@ class Directory:
         self._key = key
         self._agent = agent
         self._known: dict[str, tuple[Route | None, float]] = {}
+        self._reads: Flights[Route | None] = Flights()
         self._targets: dict[tuple[str, str | None], tuple[Produces, float]] = {}
         self._connects = 0
 
@@ -38,6 +41,7 @@ class Directory:
         """What is known is to be read again: the server refused what it led to, or it has changed."""
         # what is being read just now may be what was
         self._known = {}
+        self._reads = Flights()
         self._targets = {}
 
     def forget_older(self, seconds: float) -> None:
@@ -90,23 +94,29 @@ class Directory:
         deadline = loop.time() + patience
         pause = Pause(0.1, 1.0)
         while True:
+            is_fresh = not self._known
             try:
                 return await find()
             except (NoRoute, NotConsumer):
                 self.forget()
-                if loop.time() >= deadline:
+                if is_fresh and loop.time() >= deadline:
                     raise
-            await asyncio.sleep(min(pause.next(), max(deadline - loop.time(), 0)))
+            if is_fresh:
+                await asyncio.sleep(min(pause.next(), max(deadline - loop.time(), 0)))
 
     async def _route(self, agent: str) -> Route | None:
-        now = asyncio.get_running_loop().time()
         if self._connects != self._wire.connects:
             self.forget()
-        known = self._known
-        route, good_until = known.get(agent, (None, 0.0))
-        if now >= good_until:
-            data = await self._wire.call("HGET", self._key, agent)
             self._connects = self._wire.connects
-            route = None if data is None else decode_route(data)
-            known[agent] = (route, now + _GOOD_FOR)
+        route, good_until = self._known.get(agent, (None, 0.0))
+        if asyncio.get_running_loop().time() < good_until:
+            return route
+        return await self._reads.of(agent, partial(self._read, agent, self._known))
+
+    async def _read(self, agent: str, known: dict[str, tuple[Route | None, float]]) -> Route | None:
+        now = asyncio.get_running_loop().time()
+        data = await self._wire.call("HGET", self._key, agent)
+        self._connects = self._wire.connects
+        route = None if data is None else decode_route(data)
+        known[agent] = (route, now + _GOOD_FOR)
         return route

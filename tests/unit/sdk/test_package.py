@@ -18,8 +18,18 @@ assert time.process_time() < 0.25, time.process_time()
 """
 
 
-def test_importing_it_loads_nothing_heavy() -> None:
-    subprocess.run([sys.executable, "-I", "-c", MEASURE], check=True)
+MEASURE_AGENT = """
+import sys, time
+from agentstream import Agent
+optional = {"redis", "pydantic", "opentelemetry", "prometheus_client", "jsonschema_rs"} & set(sys.modules)
+assert not optional, optional
+assert time.process_time() < 0.25, time.process_time()
+"""
+
+
+@pytest.mark.parametrize("program", [MEASURE, MEASURE_AGENT], ids=["the package", "an agent"])
+def test_importing_it_loads_nothing_heavy(program: str) -> None:
+    subprocess.run([sys.executable, "-I", "-c", program], check=True)
 
 
 def test_every_public_name_can_be_used() -> None:
