@@ -26,6 +26,7 @@ _FILES = (
     "receipts",
     "lag",
     "observe",
+    "measure",
     "declare",
     "departed",
     "janitor",

@@ -137,6 +137,7 @@ NOBODY: list[tuple[Argument, ...]] = [
     ("FCALL", "as1_orphan", 1, TASKS, TASKS, "coder", ""),
     ("FCALL", "as1_remove_consumers", 1, TASKS, TASKS, "coder", ""),
     ("FCALL_RO", "as1_observe", 1, TASKS, TASKS, 1),
+    ("FCALL_RO", "as1_measure", 1, TASKS, 1, TASKS, "", 0),
     # answers to others
     ("XREAD", "COUNT", 9, "STREAMS", ANSWERS, 0),
     ("XRANGE", ANSWERS, "-", "+"),

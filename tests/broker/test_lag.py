@@ -13,8 +13,9 @@ from agentstream.endpoint import Endpoint
 from agentstream.wire import Wire
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.connection import Connection
-from agentstream_operator.broker.observe import observe
+from agentstream_operator.broker.observe import Look, measure
 from agentstream_operator.plan.actions import CreateGroup, CreateStream, DestroyGroup
+from agentstream_operator.plan.observed import StreamSeen
 from support.servers import Server
 
 KEY = "{t.lag}"
@@ -124,11 +125,13 @@ async def test_backlog_agrees_with_the_truth(
     await broker.apply(CreateStream(KEY, {"name": "lag"}))
     for step in range(400):
         await model.step()
+        looks = [Look(KEY, GROUPS)]
         trusting, counting = await asyncio.gather(
-            observe(connection, KEY, GROUPS, trusts_lag=(await broker.server()).trusts_lag),
-            observe(connection, KEY, GROUPS, trusts_lag=False),
+            measure(connection, looks, trusts_lag=(await broker.server()).trusts_lag),
+            measure(connection, looks, trusts_lag=False),
         )
-        for seen in (trusting, counting):
+        for seen in (*trusting, *counting):
+            assert isinstance(seen, StreamSeen)
             assert seen.length == len(model.entries)
             assert {name for name, group in seen.groups.items() if group.exists} == set(model.last)
             for name in model.last:

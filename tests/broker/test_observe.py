@@ -7,8 +7,9 @@ import redis
 
 from agentstream.errors import ProtocolError, ServerRefused
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.broker.observe import TOGETHER, Look
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
-from agentstream_operator.plan.observed import GroupSeen
+from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from support.servers import Server
 
 KEY = "{t.seen}"
@@ -71,6 +72,12 @@ async def test_everything_of_a_declared_group_is_seen(
     )
 
 
+async def test_retries_that_are_due_are_counted(server: Server, broker: Broker, admin: redis.Redis) -> None:
+    admin.zadd(f"{KEY}:delay:g", {"one": 1, "two": 2, "later": 2_000_000_000_000})
+    group = (await broker.observe(KEY, ("g",))).groups["g"]
+    assert (group.delayed, group.due, group.next_due) == (3, 2, 1)
+
+
 async def test_groups_that_nobody_declared_are_seen(
     server: Server, broker: Broker, admin: redis.Redis
 ) -> None:
@@ -102,3 +109,62 @@ async def test_what_no_function_of_ours_wrote_is_named_as_unreadable(
     admin.zadd(f"{KEY}:delay:g", {"one": 1.5})
     with pytest.raises(ProtocolError, match=r"\{t\.seen\}: .*next_due"):
         await broker.observe(KEY, ("g",))
+
+
+async def test_what_has_not_changed_is_the_same_but_for_the_time(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    await broker.apply(CreateStream(KEY, {"name": "seen"}))
+    await broker.apply(CreateGroup(KEY, "g", "0"))
+    known = await broker.observe(KEY, ("g",))
+    (same,) = await broker.measure([Look(KEY, ("g",), known)])
+    assert isinstance(same, StreamSeen)
+    assert same.groups is known.groups
+    assert (same.digest, same.now >= known.now) == (known.digest, True)
+    admin.hset(f"{KEY}:stats:g", "sweep:due", 7)
+    (swept,) = await broker.measure([Look(KEY, ("g",), known)])
+    assert isinstance(swept, StreamSeen)
+    assert swept.groups is known.groups, "where sweeping is says nothing of the group"
+    for change in (
+        lambda: admin.xadd(KEY, {"m": "x"}),
+        lambda: admin.xreadgroup("g", "c", {KEY: ">"}),
+        lambda: admin.hset(f"{KEY}:stats:g", "settled", 1),
+        lambda: admin.hset(f"{KEY}:meta", "name", "other"),
+        lambda: admin.set(f"{KEY}:gate", 5),
+        lambda: admin.delete(KEY),
+    ):
+        change()
+        (moved,) = await broker.measure([Look(KEY, ("g",), known)])
+        assert isinstance(moved, StreamSeen)
+        assert moved.digest != known.digest
+        assert moved.groups is not known.groups
+        known = moved
+
+
+async def test_a_group_that_is_declared_since_is_seen(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    admin.xadd(KEY, {"m": "x"})
+    known = await broker.observe(KEY, ())
+    (seen,) = await broker.measure([Look(KEY, ("new",), known)])
+    assert isinstance(seen, StreamSeen)
+    assert seen.groups == {"new": GroupSeen(exists=False)}
+
+
+async def test_many_streams_are_seen_together_and_one_that_cannot_be_does_not_hide_the_others(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    keys = [f"{{t.{number}}}" for number in range(2 * TOGETHER + 1)]
+    with admin.pipeline(transaction=False) as batch:
+        for number, key in enumerate(keys):
+            batch.xadd(key, {"m": "x"}, id=f"{number + 1}-0")
+        batch.execute()
+    admin.set(f"{keys[3]}:dlq:g", "x")
+    admin.zadd(f"{keys[4]}:delay:g", {"one": 1.5})
+    found = await broker.measure([Look(key, ("g",)) for key in keys])
+    wrong, unreadable = found[3], found[4]
+    assert isinstance(wrong, ServerRefused)
+    assert "WRONGTYPE" in str(wrong)
+    assert isinstance(unreadable, ProtocolError)
+    rest = [seen.last for seen in found if isinstance(seen, StreamSeen)]
+    assert rest == [f"{number + 1}-0" for number in range(len(keys)) if number not in {3, 4}]

@@ -47,7 +47,7 @@ class Faulty:
                 self.failed[method] = self.failed.get(method, 0) + 1
                 raise self.faults[method]
             reply = await getattr(self._broker, name)(*args)
-            if name == "observe":
+            if name in {"observe", "measure"}:
                 await self.held.wait()
             return reply
 
@@ -80,7 +80,7 @@ async def test_a_connection_that_breaks_while_a_user_is_written_is_no_failure_of
         assert Reason.CREDENTIALS_FAILED not in op.cluster.reasons(STREAM.key)
 
 
-@pytest.mark.parametrize("method", ["janitor", "observe", "users"])
+@pytest.mark.parametrize("method", ["janitor", "measure", "users"])
 @pytest.mark.parametrize(
     ("fault", "said"),
     [(ServerRefused("no"), "the server refused: no"), (RuntimeError("a bug"), "could not be measured")],

@@ -9,6 +9,7 @@ import redis
 
 from agentstream.errors import ServerRefused
 from agentstream.keys import StreamKeys
+from agentstream_operator.broker.observe import Look
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.resources.status import ConditionType, Reason
 from support.operator import operator
@@ -153,6 +154,11 @@ async def test_the_backlog_is_unknown_while_that_of_one_of_the_agents_groups_is(
             if key == "{team.more}":
                 raise ServerRefused("cannot be read")
             return await self._broker.observe(key, groups)
+
+        async def measure(self, looks: list[Look]) -> list[Any]:
+            found = await self._broker.measure(looks)
+            pairs = zip(looks, found, strict=True)
+            return [ServerRefused("no") if look.key == "{team.more}" else seen for look, seen in pairs]
 
     host = a_group("host", agent="coder", template=TEMPLATE, autoscaling={})
     guest = a_group("guest", agent="coder", stream="more")

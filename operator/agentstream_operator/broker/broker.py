@@ -17,6 +17,7 @@ from agentstream_operator.broker.acl import Users
 from agentstream_operator.broker.apply import Applied
 from agentstream_operator.broker.arrivals import TIMEOUT, Arrivals
 from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.observe import Look
 from agentstream_operator.plan.actions import Action
 from agentstream_operator.plan.observed import ConsumerSeen, Gone, JanitorReport, ServerSeen, StreamSeen
 from agentstream_operator.plan.retention import JanitorSpec
@@ -69,9 +70,20 @@ class Broker:
         return broker
 
     async def observe(self, key: str, groups: Iterable[str]) -> StreamSeen:
-        """What the server holds of a stream: every group on it, and all that belongs to the given ones."""
-        trusts_lag = self._capabilities.trusts_lag
-        return await observe.observe(self._connection, key, groups, trusts_lag=trusts_lag)
+        """What the server holds of a stream: every group on it, and all that belongs to the given ones.
+
+        Raises:
+            ProtocolError: a key derived from the stream's holds what this version cannot read.
+            AgentStreamError: as `Wire.call`.
+        """
+        (seen,) = await self.measure((Look(key, tuple(groups)),))
+        if isinstance(seen, AgentStreamError):
+            raise seen
+        return seen
+
+    async def measure(self, looks: Sequence[Look]) -> list[StreamSeen | AgentStreamError]:
+        """What the server holds of each of many streams, or why that cannot be said of it."""
+        return await observe.measure(self._connection, looks, trusts_lag=self._capabilities.trusts_lag)
 
     async def janitor(self, spec: JanitorSpec) -> JanitorReport:
         """Moves due retries, removes gone consumers, records checkpoints, trims, and publishes the gate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from agentstream import library
@@ -39,15 +40,15 @@ class Connection:
         Raises:
             AgentStreamError: as `Wire.call`.
         """
-        return await self._function("FCALL", name, key, args)
+        return await self._function("FCALL", name, (key,), args)
 
-    async def read(self, name: str, key: str, *args: Argument) -> Any:
-        """Calls a function of the library that writes nothing.
+    async def read(self, name: str, keys: Sequence[str], *args: Argument) -> Any:
+        """Calls a function of the library that writes nothing, on streams.
 
         Raises:
             AgentStreamError: as `Wire.call`.
         """
-        return await self._function("FCALL_RO", name, key, args)
+        return await self._function("FCALL_RO", name, keys, args)
 
     async def load(self) -> None:
         """Loads the library if it is missing or older than this package's.
@@ -61,15 +62,17 @@ class Connection:
         """Closes the connection; what still waits fails with `ConnectionLost`."""
         await self._wire.close()
 
-    async def _function(self, command: str, name: str, key: str, args: tuple[Argument, ...]) -> Any:
+    async def _function(
+        self, command: str, name: str, keys: Sequence[str], args: tuple[Argument, ...]
+    ) -> Any:
         loads = self._loads
         try:
-            return await self._wire.call(command, name, 1, key, *args)
+            return await self._wire.call(command, name, len(keys), *keys, *args)
         except ServerRefused as error:
             if _GONE not in str(error):
                 raise
         await self._load(loads)
-        return await self._wire.call(command, name, 1, key, *args)
+        return await self._wire.call(command, name, len(keys), *keys, *args)
 
     async def _load(self, loads_seen: int) -> None:
         async with self._loading:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from agentstream_operator.plan.findings import Finding
 from agentstream_operator.plan.scaling import Decision

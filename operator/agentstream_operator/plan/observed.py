@@ -24,7 +24,8 @@ class GroupSeen(msgspec.Struct, frozen=True):
         retry_ready: whether the retry stream and its group exist.
         retry_length: entries on the retry stream: all of them are unsettled.
         retry_pending: those of them that are delivered.
-        delayed: retries that are not due.
+        delayed: retries that were put off and not moved to the retry stream yet.
+        due: those of them that are due.
         next_due: when the first of them is.
         dead: dead letters.
         stats: counters kept by settling.
@@ -43,6 +44,7 @@ class GroupSeen(msgspec.Struct, frozen=True):
     retry_length: int = 0
     retry_pending: int = 0
     delayed: int = 0
+    due: int = 0
     next_due: int | None = None
     dead: int = 0
     stats: Mapping[str, str] = {}
@@ -108,8 +110,8 @@ class StreamSeen(msgspec.Struct, frozen=True):
     """A stream key and all that shares its tag.
 
     Attributes:
-        now: the server's clock.
         type: the key's type; `none` if it does not exist.
+        now: the server's clock.
         length: entries.
         added: entries added since the stream began.
         first: the first entry.
@@ -118,10 +120,11 @@ class StreamSeen(msgspec.Struct, frozen=True):
         contracts: the digest of its contracts; None if it has none.
         meta: the operator's hash: owner and checkpoints.
         groups: every group on the stream and every declared one, by name.
+        digest: stands for all of this but the time.
     """
 
-    now: int
     type: str
+    now: int = 0
     length: int = 0
     added: int = 0
     first: str | None = None
@@ -130,6 +133,7 @@ class StreamSeen(msgspec.Struct, frozen=True):
     contracts: str | None = None
     meta: Mapping[str, str] = {}
     groups: Mapping[str, GroupSeen] = {}
+    digest: str = ""
 
     def checkpoint(self, group: str) -> str | None:
         """Where the janitor last saw the group: before its oldest pending entry, else its last delivered."""

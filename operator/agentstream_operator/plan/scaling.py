@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from agentstream_operator.plan.signal import UNKNOWN, Signal
 
 Need = tuple[float, int]
 """When so many replicas were needed last, in seconds, and how many."""
 
+_SPARE = 1.1
+"""Fewer consumers must do even for so many times the work before there are fewer."""
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+_STEP = 10.0
+"""Seconds between two consumers that are added while nobody knows how fast they are."""
+
+_GRACE = 60.0
+"""Seconds that new consumers get to become ready before they count as failing."""
+
+
+class Rule(StrEnum):
+    """What decided how many consumers there are to be."""
+
+    SUSPENDED = "suspend"
+    FIXED = "replicas"
+    UNKNOWN = "unknown"
+    IDLE = "idle"
+    BACKLOG = "targetBacklog"
+    AGE = "targetAge"
+    STEP = "step"
+    LATER = "scaleDownAfter"
+    MINIMUM = "minReplicas"
+    MAXIMUM = "maxReplicas"
+    FAILING = "failing"
+
+
+class Limits(msgspec.Struct, frozen=True):
     """How far and how fast the number of replicas may move.
 
     Attributes:
@@ -17,75 +48,174 @@ class Limits:
         maximum: the most.
         target_backlog: unsettled entries that one replica is to have at most.
         down_after: seconds for which fewer must do before there are fewer.
+        target_age: seconds for which an entry may wait; None for any time.
     """
 
     minimum: int
     maximum: int
     target_backlog: int
     down_after: float
+    target_age: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ScalingInput:
+class Replicas(msgspec.Struct, frozen=True):
+    """How the consumers are.
+
+    Attributes:
+        wanted: how many are wanted at present.
+        unready: how many of them are not ready.
+        unready_since: since when no more of them have become ready, on the clock of the decision.
+        crashing: whether some end again and again, or cannot be started.
+    """
+
+    wanted: int
+    unready: int = 0
+    unready_since: float | None = None
+    crashing: bool = False
+
+
+def follow_replicas(
+    before: Replicas | None, wanted: int, ready: int, now: float, *, crashing: bool
+) -> Replicas:
+    """How the consumers are after one more look at them."""
+    unready = max(0, wanted - ready)
+    since = before.unready_since if before is not None and before.wanted == wanted else None
+    if since is None or (before is not None and unready < before.unready):
+        since = now
+    return Replicas(wanted, unready, since if unready else None, crashing)
+
+
+class Growth(NamedTuple):
+    """When there came to be more consumers last, and how many more."""
+
+    at: float
+    by: int
+
+
+class ScalingInput(msgspec.Struct, frozen=True):
     """All that a decision depends on.
 
     Attributes:
         now: seconds on any steady clock, the same for one group's decisions.
-        backlog: what is undelivered, pending or due again, or None if that is not known.
-        current: replicas that are wanted at present, or None if there never was a decision.
+        signal: the work that there is, and whether that is known.
+        replicas: those that there are, or None if there never was a decision.
         limits: with autoscaling, else None.
+        pace: entries that a busy consumer settles in a second; None if that is not known.
         fixed: replicas without autoscaling.
         suspended: whether there are to be none.
-        needs: `Decision.needs` of the previous decision.
+        before: the previous decision.
     """
 
     now: float
-    backlog: int | None
-    current: int | None
-    limits: Limits | None
+    signal: Signal = UNKNOWN
+    replicas: Replicas | None = None
+    limits: Limits | None = None
+    pace: float | None = None
     fixed: int = 1
     suspended: bool = False
-    needs: tuple[Need, ...] = ()
+    before: Decision | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What is decided.
 
     Attributes:
         replicas: how many consumers there are to be.
+        rule: what decided it.
         needs: the higher needs of the recent past, falling, for the next decision.
-        held: unknown backlog: the last decision stays.
+        growth: when there came to be more last, for the next decision.
+        settled: entries that were settled by then, for the next decision.
     """
 
     replicas: int
+    rule: Rule
     needs: tuple[Need, ...] = ()
-    held: bool = False
+    growth: Growth | None = None
+    settled: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Unknown backlog: the last decision stays."""
+        return self.rule is Rule.UNKNOWN
 
 
 def decide(given: ScalingInput) -> Decision:
     """Decides how many consumers a group should have.
 
-    More are had at once. Fewer only after fewer would have done for all of `down_after`, so a group goes to
-    zero only when nothing has been undelivered, pending or due for that long. Where there is no history, as
-    after a restart, what runs counts as needed now.
+    More are had at once, but for those that would only fail like the latest. Fewer only after fewer would
+    have done for all of `down_after`, so a group goes to zero only when nothing has been undelivered,
+    pending, due or settled for that long. Where there is no history, as after a restart, what runs counts as
+    needed now.
     """
     if given.suspended:
-        return Decision(0)
-    limits = given.limits
+        return Decision(0, Rule.SUSPENDED)
+    limits, there = given.limits, given.replicas
     if limits is None:
-        return Decision(given.fixed)
-    if given.backlog is None:
-        replicas = limits.minimum if given.current is None else given.current
-        return Decision(_within(limits, replicas), given.needs, held=True)
-    need = _within(limits, -(-given.backlog // limits.target_backlog))
-    past = given.needs
-    if not past and given.current:
-        past = ((given.now, given.current),)
+        return Decision(given.fixed, Rule.FIXED)
+    before = given.before or Decision(0, Rule.UNKNOWN)
+    current = there.wanted if there is not None else None
+    if not given.signal.known:
+        replicas = limits.minimum if current is None else current
+        return replace(before, replicas=_within(limits, replicas), rule=Rule.UNKNOWN)
+    need, rule = _need(given, limits, before)
+    past = before.needs
+    if not past and current:
+        past = ((given.now, current),)
     # of two equal needs the later one counts, and one that is higher hides those before it
     recent = tuple(p for p in past if p[1] > need and p[0] + limits.down_after > given.now)
     needs = (*recent, (given.now, need))
-    return Decision(_within(limits, needs[0][1]), needs)
+    replicas = _within(limits, needs[0][1])
+    if replicas > need:
+        rule = Rule.LATER
+    growth = before.growth
+    if there is not None and replicas > there.wanted:
+        if _fails(there, growth, given.now):
+            replicas, rule = _within(limits, there.wanted), Rule.FAILING
+        else:
+            growth = Growth(given.now, replicas - there.wanted)
+    return Decision(replicas, rule, needs, growth, given.signal.settled)
+
+
+def _need(given: ScalingInput, limits: Limits, before: Decision) -> tuple[int, Rule]:
+    """How many consumers the work needs now, within the limits, and what says so."""
+    signal, current = given.signal, given.replicas.wanted if given.replicas is not None else 0
+    work = [(0.0, Rule.IDLE)]
+    if signal.backlog:
+        work.append((signal.backlog / limits.target_backlog, Rule.BACKLOG))
+    elif before.settled not in (None, signal.settled):
+        # all that came since then is settled; somebody has to be there for what comes next
+        work.append((0.5 if current else 0.0, Rule.BACKLOG))
+    if limits.target_age is not None and len(work) > 1:
+        if given.pace is not None:
+            # what consumers have already waits no longer
+            speed = signal.arrival + signal.waiting / limits.target_age
+            work.append((speed / given.pace, Rule.AGE))
+        elif signal.oldest > limits.target_age:
+            work.append((_stepped(given, before.growth), Rule.STEP))
+    exact, rule = max(work)
+    need = math.ceil(exact)
+    if need < current:
+        need = min(current, math.ceil(exact * _SPARE))
+    if need > limits.maximum:
+        return limits.maximum, Rule.MAXIMUM
+    if need < limits.minimum:
+        return limits.minimum, Rule.MINIMUM
+    return need, rule
+
+
+def _stepped(given: ScalingInput, growth: Growth | None) -> int:
+    """One more than there are, once those had the time to show what they can do."""
+    if given.replicas is None:
+        return 1
+    soon = growth is not None and given.now - growth.at < _STEP
+    return given.replicas.wanted + (0 if soon or given.replicas.unready else 1)
+
+
+def _fails(there: Replicas, growth: Growth | None, now: float) -> bool:
+    """Whether what was added last does not come to run."""
+    late = there.unready_since is not None and now - there.unready_since >= _GRACE
+    added = growth.by if growth is not None else 1
+    return (there.crashing or late) and there.unready >= added
 
 
 def _within(limits: Limits, replicas: int) -> int:

@@ -8,7 +8,15 @@ from agentstream_operator.cluster.port import AutoscalerSeen, ClusterRefused
 from agentstream_operator.plan.autoscaler import autoscaling, between_none_and_some
 from agentstream_operator.plan.findings import Finding, Notice, Trouble
 from agentstream_operator.plan.groups import may_change
-from agentstream_operator.plan.scaling import Decision, Limits, ScalingInput, decide
+from agentstream_operator.plan.scaling import (
+    Decision,
+    Limits,
+    Rule,
+    ScalingInput,
+    decide,
+    follow_replicas,
+)
+from agentstream_operator.plan.signal import UNKNOWN, Signal, follow_pace, read_signal, together
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.memory import GroupMemory
 from agentstream_operator.reconcile.scalein import spare_the_busy
@@ -17,33 +25,80 @@ from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionStatus, ConditionType, Reason
 
+_SAID = {
+    Rule.SUSPENDED: "",
+    Rule.FIXED: "",
+    Rule.UNKNOWN: "the backlog is not known: the last decision stays",
+    Rule.IDLE: "nothing waits or runs",
+    Rule.BACKLOG: "as targetBacklog wants",
+    Rule.AGE: "as targetAge wants",
+    Rule.STEP: "messages wait for longer than targetAge: one more at a time, until it shows how fast one is",
+    Rule.LATER: "fewer would do, but not for as long as scaleDownAfter yet",
+    Rule.MINIMUM: "fewer would do; minReplicas are kept",
+    Rule.MAXIMUM: "more would be needed; there are maxReplicas",
+    Rule.FAILING: "more would be needed, but those that were added last do not run",
+}
+"""What a condition says of each rule."""
+
 
 def measure_need(context: Context, group: ConsumerGroup) -> Decision:
     """Decides anew how many consumers a group with a workload should have."""
-    memory = context.memory.groups[group.key]
-    scaling = group.spec.autoscaling
-    limits = None
-    if scaling is not None:
-        limits = Limits(
-            minimum=scaling.min_replicas,
-            maximum=scaling.max_replicas,
-            target_backlog=scaling.target_backlog,
-            down_after=scaling.scale_down_after.seconds,
+    memory, now = context.memory.groups[group.key], asyncio.get_running_loop().time()
+    signal, workload = work_of(context, group), memory.workload
+    if workload is not None:
+        crashing = workload.crashing is not None
+        memory.replicas = follow_replicas(
+            memory.replicas, workload.replicas, workload.ready, now, crashing=crashing
         )
+        measured = context.memory.streams[stream_of(group)].seen_at
+        memory.pace = follow_pace(memory.pace, signal, workload.ready, measured)
+    else:
+        memory.replicas = memory.pace = None
     memory.decision = decide(
         ScalingInput(
-            now=asyncio.get_running_loop().time(),
-            backlog=_backlog(context, group) if limits is not None else None,
-            current=_current(memory),
-            limits=limits,
+            now=now,
+            signal=signal,
+            replicas=memory.replicas,
+            limits=_limits(group),
+            pace=memory.pace.value if memory.pace is not None else None,
             fixed=group.fixed_replicas,
             suspended=group.spec.suspend,
-            needs=memory.decision.needs if memory.decision is not None else (),
+            before=memory.decision,
         )
     )
     if group.leaves_replicas and _autoscaler(memory) is not None:
         memory.decision = between_none_and_some(memory.decision, _current(memory))
     return memory.decision
+
+
+def work_of(context: Context, group: ConsumerGroup) -> Signal:
+    """What the consumers of a group have to do: its work, and that of its agent's groups without any."""
+    if context.backend.trouble is not None:
+        return UNKNOWN
+    served = context.store.served_by(group)
+    memory = context.memory.groups
+    return together([signal_of(context, g) for g in served if memory[g.key].serves is not False])
+
+
+def signal_of(context: Context, group: ConsumerGroup) -> Signal:
+    """The work of a group, as it was measured last."""
+    memory = context.memory.streams[stream_of(group)]
+    if context.backend.trouble is not None or memory.seen is None:
+        return UNKNOWN
+    return read_signal(memory.seen, group.group_name, memory.arrivals)
+
+
+def _limits(group: ConsumerGroup) -> Limits | None:
+    scaling = group.spec.autoscaling
+    if scaling is None:
+        return None
+    return Limits(
+        minimum=scaling.min_replicas,
+        maximum=scaling.max_replicas,
+        target_backlog=scaling.target_backlog,
+        down_after=scaling.scale_down_after.seconds,
+        target_age=scaling.target_age.seconds if scaling.target_age is not None else None,
+    )
 
 
 def scaling_active(  # noqa: PLR0911 - one per case
@@ -69,11 +124,11 @@ def scaling_active(  # noqa: PLR0911 - one per case
         replicas = "left as it is" if _leaves_alone(group) else str(group.fixed_replicas)
         return _finding("False", Reason.NOT_SCALED, f"replicas is {replicas}")
     if decision is None or decision.held:
-        return _finding("Unknown", Reason.LAG_UNKNOWN)
+        return _finding("Unknown", Reason.LAG_UNKNOWN, _SAID[Rule.UNKNOWN])
     autoscaler = _autoscaler(memory)
     if autoscaler is not None and _current(memory):
         return autoscaling(autoscaler.works, autoscaler.message)
-    return _finding("True", memory.moved)
+    return _finding("True", memory.moved, _SAID[decision.rule])
 
 
 async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bool) -> bool:
@@ -178,23 +233,6 @@ def _is_applied(memory: GroupMemory, group: ConsumerGroup) -> bool:
         now.deployment_ref,
         now.delivery.lease,
     )
-
-
-def _backlog(context: Context, group: ConsumerGroup) -> int | None:
-    """What the consumers of a group have to do, or None if that is not known."""
-    if context.backend.trouble is not None:
-        return None
-    backlog = 0
-    for served in context.store.served_by(group):
-        if context.memory.groups[served.key].serves is False:
-            continue
-        seen = context.memory.streams[stream_of(served)].seen
-        found = seen.groups.get(served.group_name) if seen is not None else None
-        if seen is None or found is None or not found.exists:
-            return None
-        due = found.next_due is not None and found.next_due <= seen.now
-        backlog += found.backlog + int(due)
-    return backlog
 
 
 def _finding(status: ConditionStatus, reason: Reason, message: str = "") -> Finding:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.broker.observe import Look
 from agentstream_operator.cluster.port import Cluster, Event
 from agentstream_operator.plan.accounting import add_up, counters
 from agentstream_operator.plan.agents import AgentName, agents_of
 from agentstream_operator.plan.findings import Notice, Plan
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.progress import follow, stalled
+from agentstream_operator.plan.signal import follow_rate
 from agentstream_operator.reconcile.access import Access
-from agentstream_operator.reconcile.memory import GroupMemory, Memory, StatusMemory, StreamMemory
+from agentstream_operator.reconcile.memory import GroupMemory, Memory, StatusMemory
 from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
 from agentstream_operator.reconcile.status import StatusWriter
 from agentstream_operator.reconcile.store import Known, Store, agent_key, owner_of
@@ -26,7 +29,6 @@ from agentstream_operator.resources.meta import FINALIZER, ResourceKey
 FRESH = 1.5
 """Seconds for which an observation may serve a plan that changes nothing."""
 
-_SMOOTHING = 0.5
 _ROUNDS = 3
 
 
@@ -147,21 +149,45 @@ class Context:
     async def measure(self, stream: AgentStream) -> StreamSeen:
         """Observes a stream, and brings up to date what is remembered of it and its groups."""
         at = asyncio.get_running_loop().time()
-        declared = self.store.declared(stream.key)
-        seen = await self.broker.observe(stream.stream_key, [d.name for d in declared])
-        memory = self.memory.streams.get(stream.key)
-        if memory is not None and at >= memory.seen_at:
-            before, shown = memory.seen, memory.shown
-            memory.seen = memory.shown = seen
-            if shown is not None and shown.type != "none" and seen.type == "none":
-                # whoever looked: it is the stream's to put right
-                self.queue.add(stream.key, Priority.EVENT)
-            memory.seen_at, memory.now = at, seen.now
-            _follow_rate(memory, before, seen)
-            for key, group, name in declared:
-                if key in self.memory.groups:
-                    _follow_group(self.memory.groups[key], group, name, before, seen)
+        seen = await self.broker.observe(stream.stream_key, self._declared(stream))
+        self._saw(stream, seen, at)
         return seen
+
+    async def measure_together(self, streams: Sequence[AgentStream]) -> list[StreamSeen | AgentStreamError]:
+        """The same for many streams; what is known of one that cannot be observed no longer counts."""
+        at = asyncio.get_running_loop().time()
+        known = (self.memory.streams[stream.key].shown for stream in streams)
+        looks = [Look(s.stream_key, self._declared(s), k) for s, k in zip(streams, known, strict=True)]
+        found: list[StreamSeen | AgentStreamError]
+        try:
+            found = await self.broker.measure(looks)
+        except AgentStreamError as error:
+            found = [error] * len(streams)
+        for stream, seen in zip(streams, found, strict=True):
+            if not isinstance(seen, AgentStreamError):
+                self._saw(stream, seen, at)
+            elif stream.key in self.memory.streams:
+                self.memory.streams[stream.key].seen = None
+        return found
+
+    def _declared(self, stream: AgentStream) -> list[str]:
+        return [declared.name for declared in self.store.declared(stream.key)]
+
+    def _saw(self, stream: AgentStream, seen: StreamSeen, at: float) -> None:
+        """Remembers what was asked for at that time of the loop's clock, unless something later is known."""
+        memory = self.memory.streams.get(stream.key)
+        if memory is None or at < memory.seen_at:
+            return
+        before, shown = memory.seen, memory.shown
+        memory.seen = memory.shown = seen
+        if shown is not None and shown.type != "none" and seen.type == "none":
+            # whoever looked: it is the stream's to put right
+            self.queue.add(stream.key, Priority.EVENT)
+        memory.seen_at, memory.now = at, seen.now
+        memory.arrivals = follow_rate(memory.arrivals, seen.added, at)
+        for key, group, name in self.store.declared(stream.key):
+            if key in self.memory.groups and name in seen.groups:
+                _follow_group(self.memory.groups[key], group, name, before, seen)
 
     def told(self, resource: Known) -> StatusMemory:
         """What is remembered of a resource's status."""
@@ -241,21 +267,19 @@ class Context:
 
 def is_same(before: StreamSeen, after: StreamSeen) -> bool:
     """Whether two observations differ in nothing but their time."""
-    return (
-        before.added == after.added
-        and before.length == after.length
-        and before.type == after.type
-        and before.groups == after.groups
-        and before.meta == after.meta
-        and before.gate == after.gate
-    )
+    return before.digest == after.digest
 
 
-def _follow_rate(memory: StreamMemory, before: StreamSeen | None, after: StreamSeen) -> None:
-    if before is None or after.now <= before.now:
-        return
-    rate = max(0, after.added - before.added) * 1000 / (after.now - before.now)
-    memory.rate += _SMOOTHING * (rate - memory.rate)
+def concerns_plans(before: StreamSeen, after: StreamSeen) -> bool:
+    """Whether more differs than how much there is and how far everybody is."""
+    return after.added < before.added or _facts(before) != _facts(after)
+
+
+def _facts(seen: StreamSeen) -> tuple[object, ...]:
+    """What plans depend on; `checkpoint` and the like in the operator's hash are none of it."""
+    owner = [seen.meta.get(name) for name in ("installation", "namespace", "name", "uid")]
+    groups = {name: (g.exists, g.retry_ready, g.exact, g.dead > 0) for name, g in seen.groups.items()}
+    return seen.type, seen.contracts, owner, groups
 
 
 def _follow_group(
@@ -265,7 +289,7 @@ def _follow_group(
     memory.progress = follow(memory.progress, found, after.now)
     lease = group.spec.delivery.lease.milliseconds
     memory.stalled = stalled(memory.progress, found, lease, after.now) and not group.spec.suspend
-    if before is not None and before.added == after.added and before.groups.get(name) == found:
+    if memory.counters is not None and before is not None and is_same(before, after):
         return
     now = counters(after, found)
     if memory.counters is not None:

@@ -68,7 +68,8 @@ async def _reconcile(context: Context, group: ConsumerGroup, stream: AgentStream
     in_effect = plan.findings[0].status == "True" or memory.refused is not None
     if await run_consumers(context, group, in_effect=in_effect):
         return 0.0
-    again = await context.status.write(group, memory.told, plan.findings, _numbers(group, memory, seen))
+    numbers = numbers_of_group(group, memory, seen)
+    again = await context.status.write(group, memory.told, plan.findings, numbers)
     if memory.refused is not None:
         raise TryAgain(memory.refused.message)
     return again
@@ -126,7 +127,8 @@ def _remember(context: Context, group: ConsumerGroup, seen: StreamSeen | None, p
         context.touch(agents_of(group))
 
 
-def _numbers(group: ConsumerGroup, memory: GroupMemory, seen: StreamSeen | None) -> dict[str, Any]:
+def numbers_of_group(group: ConsumerGroup, memory: GroupMemory, seen: StreamSeen | None) -> dict[str, Any]:
+    """What the status says besides its conditions."""
     numbers: dict[str, Any] = {"group": group.group_name}
     numbers.update(selector=None, replicas=None, desired_replicas=None)
     if group.has_workload:

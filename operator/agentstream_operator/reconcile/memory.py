@@ -16,7 +16,8 @@ from agentstream_operator.plan.findings import ALL_WRITTEN, AgentsState, Finding
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.progress import Progress
 from agentstream_operator.plan.retention import JanitorSpec, RetentionHistory
-from agentstream_operator.plan.scaling import Decision
+from agentstream_operator.plan.scaling import Decision, Replicas
+from agentstream_operator.plan.signal import Pace, Rate
 from agentstream_operator.resources.consumergroup import ConsumerGroupSpec
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import (
@@ -75,7 +76,7 @@ class StreamMemory:
         contracts: the digest of its contracts on the server; empty if it has none.
         history: what the janitor said.
         cleaned: the janitor's latest pass.
-        rate: entries added per second, lately.
+        arrivals: how many entries are added per second.
         keys: those with which its messages are signed, as its agents have them or are about to.
         keys_refused: why they could not be kept.
     """
@@ -90,7 +91,7 @@ class StreamMemory:
     contracts: str = ""
     history: RetentionHistory | None = None
     cleaned: Cleaned | None = None
-    rate: float = 0.0
+    arrivals: Rate | None = None
     keys: Keys = ()
     keys_refused: Trouble | None = None
 
@@ -108,6 +109,8 @@ class GroupMemory:
         stalled: whether it does not get on.
         counters: what its account was brought up to.
         account: what became of its messages since the engine began to look.
+        replicas: how its consumers were when that was decided last.
+        pace: how much one of them settles.
         decision: how many consumers it should have.
         applied: how many were applied, as which spec said.
         refused: why its consumers could not be made as they should be.
@@ -124,6 +127,8 @@ class GroupMemory:
     stalled: bool = False
     counters: Counters | None = None
     account: Account = field(default_factory=Account)
+    replicas: Replicas | None = None
+    pace: Pace | None = None
     decision: Decision | None = None
     applied: tuple[int, ConsumerGroupSpec] | None = None
     refused: Trouble | None = None

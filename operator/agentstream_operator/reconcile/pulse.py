@@ -13,13 +13,16 @@ from collections.abc import Coroutine, Iterable, Sequence
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.plan.agents import AgentName, strays
+from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.retention import JanitorSpec, janitor_spec, remember, retention_healthy
 from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.consumers import measure_need, scales
-from agentstream_operator.reconcile.context import Context, is_same
+from agentstream_operator.reconcile.context import Context, concerns_plans, is_same
+from agentstream_operator.reconcile.groups import numbers_of_group
 from agentstream_operator.reconcile.memory import AgentMemory, Cleaned
 from agentstream_operator.reconcile.queue import Priority
 from agentstream_operator.reconcile.store import agent_key, stream_of
+from agentstream_operator.reconcile.streams import numbers_of_stream
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -28,6 +31,9 @@ from agentstream_operator.resources.status import ConditionType
 _log = logging.getLogger(__name__)
 _STILL = 6
 """After so many of the janitor's rounds it passes over a stream on which nothing moves."""
+
+_PART = 250
+"""Streams or groups that are looked at in a row: some ms, during which nothing else is done."""
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.1, 2.0
 
@@ -78,27 +84,40 @@ class Pulse:
         rhythm, streams = self._context.rhythm, self._context.store.streams
         parts = max(1, round(rhythm.quiet / rhythm.pulse))
         for part in itertools.cycle(range(parts)):
+            began = asyncio.get_running_loop().time()
             scaling = self._scaling_streams()
             due = [s for n, s in enumerate(streams.values()) if n % parts == part or s.key in scaling]
             await self._step(self.measure_those(due))
-            await asyncio.sleep(rhythm.pulse)
+            await asyncio.sleep(max(0.0, began + rhythm.pulse - asyncio.get_running_loop().time()))
 
     async def measure_all(self) -> None:
         """Measures every stream once."""
         await self.measure_those(tuple(self._context.store.streams.values()))
 
     async def measure_those(self, streams: Sequence[AgentStream]) -> None:
-        """Measures some streams once."""
+        """Measures some streams once, a part of them at a time, so that others get their turns in between."""
+        context = self._context
+        for first in range(0, len(streams), _PART):
+            await self._measure(streams[first : first + _PART])
+        groups = tuple(context.store.groups.values())
+        for first in range(0, len(groups), _PART):
+            for group in groups[first : first + _PART]:
+                await self._follow(group)
+            await asyncio.sleep(0)
+
+    async def _measure(self, streams: Sequence[AgentStream]) -> None:
         context = self._context
         before = [context.memory.streams[stream.key].seen for stream in streams]
-        found = await asyncio.gather(*map(context.measure, streams), return_exceptions=True)
+        found = await context.measure_together(streams)
+        for error in {id(new): new for new in found if isinstance(new, AgentStreamError)}.values():
+            self._failed(error)
         for stream, old, new in zip(streams, before, found, strict=True):
-            if isinstance(new, BaseException):
-                self._failed(new)
-            elif old is None or not is_same(old, new):
+            if isinstance(new, AgentStreamError):
+                continue
+            if old is None or (not is_same(old, new) and concerns_plans(old, new)):
                 self._changed(stream, vanished=old is not None and new.added < old.added)
-        for group in tuple(context.store.groups.values()):
-            await self._follow(group)
+            elif not is_same(old, new):
+                self._moved(stream, new)
 
     async def clean(self) -> None:
         """Lets the janitor pass over every stream, again and again, a part of them at a time."""
@@ -248,6 +267,20 @@ class Pulse:
         if vanished:
             # what removed a stream may have removed more
             self.relist()
+
+    def _moved(self, stream: AgentStream, seen: StreamSeen) -> None:
+        """Queues those whose status is to show other numbers by now."""
+        context = self._context
+        memory = context.memory.streams[stream.key]
+        if memory.added is not None:
+            memory.added = seen.added
+        if context.status.is_due(memory.told, numbers_of_stream(context, stream, seen)):
+            context.queue.add(stream.key, Priority.RESYNC)
+        for key in context.store.readers_of(stream.key):
+            reader = context.memory.groups[key]
+            numbers = numbers_of_group(context.store.groups[key], reader, seen)
+            if context.status.is_due(reader.told, numbers):
+                context.queue.add(key, Priority.RESYNC)
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, ConnectionLost | AccessDenied):

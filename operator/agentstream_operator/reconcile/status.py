@@ -126,6 +126,15 @@ class StatusWriter:
         told.status, told.findings, told.written_at = new, findings, clock
         return None
 
+    def is_due(self, told: StatusMemory, numbers: dict[str, Any]) -> bool:
+        """Whether these numbers are not those that were written, and that was long enough ago."""
+        status = told.status
+        return (
+            status is not None
+            and asyncio.get_running_loop().time() - told.written_at >= self._rarely
+            and any(getattr(status, name) != value for name, value in numbers.items())
+        )
+
     def _until_settled(self, told: StatusMemory, findings: tuple[Finding, ...], clock: float) -> float:
         """Seconds for which to wait because others are about to change what the findings say."""
         passing = _PASSING if told.status is not None else _PASSING_AT_FIRST

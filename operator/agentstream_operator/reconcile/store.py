@@ -64,6 +64,7 @@ class Store:
         self._named_by: defaultdict[AgentName, set[ResourceKey]] = defaultdict(set)
         self._declared: dict[ResourceKey, tuple[Declared, ...]] = {}
         self._scaling: defaultdict[tuple[str, str], set[ResourceKey]] = defaultdict(set)
+        self._served: dict[ResourceKey, tuple[ConsumerGroup, ...]] = {}
 
     def get(self, key: ResourceKey) -> Known | None:
         """The resource, if it is known."""
@@ -73,6 +74,7 @@ class Store:
         """Takes up a resource or its change. Returns the keys of all others whose plans may differ now."""
         key = resource.key
         self.changes += 1
+        self._served.clear()
         self.readable(key)
         affected = self._retold(self.groups.get(key), resource) | self._unlink(key)
         if isinstance(resource, AgentStream):
@@ -91,6 +93,7 @@ class Store:
     def remove(self, key: ResourceKey) -> set[ResourceKey]:
         """Forgets a resource. Returns the keys of all whose plans may differ now."""
         self.changes += 1
+        self._served.clear()
         self.readable(key)
         affected = self._retold(self.groups.get(key), None) | self._unlink(key)
         self.streams.pop(key, None)
@@ -157,13 +160,14 @@ class Store:
         """All groups with the same agent as this one, the oldest first."""
         return [other for other in self.named_by(agents_of(group)[0]) if isinstance(other, ConsumerGroup)]
 
-    def served_by(self, group: ConsumerGroup) -> list[ConsumerGroup]:
+    def served_by(self, group: ConsumerGroup) -> tuple[ConsumerGroup, ...]:
         """The groups that the consumers of a group work for: itself, and those of its agent without any."""
-        served = [group]
-        own = self.groups_of_agent(group)
-        with_workload = [other for other in own if other.has_workload]
-        if with_workload and with_workload[0] is group:
-            served += (other for other in own if not other.has_workload)
+        served = self._served.get(group.key)
+        if served is None or served[0] is not group:
+            own = self.groups_of_agent(group)
+            first = next((other for other in own if other.has_workload), None)
+            others = (other for other in own if not other.has_workload) if first is group else ()
+            served = self._served[group.key] = (group, *others)
         return served
 
     def scales_deployment(self, group: ConsumerGroup) -> ConsumerGroup | None:

@@ -50,7 +50,7 @@ async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
     if plan.actions:
         return context.check_again(stream)
     told.rounds = 0
-    again = await context.status.write(stream, told, plan.findings, _numbers(context, stream, seen))
+    again = await context.status.write(stream, told, plan.findings, numbers_of_stream(context, stream, seen))
     return min((wait for wait in (again, rotation) if wait is not None), default=None)
 
 
@@ -104,7 +104,8 @@ def _usable(seen: StreamSeen, plan: Plan) -> bool:
     return NO_CONFLICT in plan.findings and (seen.type == "stream" or bool(plan.actions))
 
 
-def _numbers(context: Context, stream: AgentStream, seen: StreamSeen | None) -> dict[str, Any]:
+def numbers_of_stream(context: Context, stream: AgentStream, seen: StreamSeen | None) -> dict[str, Any]:
+    """What the status says besides its conditions."""
     if seen is None:
         return {"key": stream.stream_key}
     return {

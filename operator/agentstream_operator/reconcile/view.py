@@ -105,7 +105,7 @@ def _stream(context: Context, key: ResourceKey) -> StreamView:
         stream.stream_key,
         seen.length if seen is not None else None,
         seen.added if seen is not None else None,
-        memory.rate,
+        memory.arrivals.value or 0.0 if memory.arrivals is not None else 0.0,
         *_ready(memory.told),
     )
 

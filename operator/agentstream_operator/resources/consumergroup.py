@@ -124,6 +124,9 @@ class Autoscaling(Model):
     target_backlog: Annotated[Int, Field(ge=1, le=1_000_000)] = 100
     """How many waiting and running messages one pod should have."""
 
+    target_age: Annotated[Duration, at_least("1s")] | None = None
+    """How long a message may wait; then there are as many pods as that takes at the speed that they show."""
+
     scale_down_after: Duration = parse_duration("30s")
     """How long fewer pods must have been enough before there are fewer."""
 

@@ -1,28 +1,29 @@
 -- What reconciling, measuring and reporting want to know of a stream.
 
 -- What belongs to a declared group besides its place on the stream.
-local function observe_derived(base, name, o)
+local function observe_derived(base, name, now, o)
   local retry_key, delay_key = base .. ':retry:' .. name, base .. ':delay:' .. name
-  if type_of(retry_key) == 'stream' then
-    o.retry_length = redis.call('XLEN', retry_key)
-    for _, flat in ipairs(redis.call('XINFO', 'GROUPS', retry_key)) do
-      local g = map(flat)
-      if g.name == name then o.retry_ready, o.retry_pending = true, g.pending end
-    end
+  -- where the retry stream is missing, that is an error without groups
+  for _, flat in ipairs(redis.pcall('XINFO', 'GROUPS', retry_key)) do
+    local g = map(flat)
+    if g.name == name then o.retry_ready, o.retry_pending = true, g.pending end
   end
+  o.retry_length = redis.call('XLEN', retry_key)
   o.delayed = redis.call('ZCARD', delay_key)
-  local due = redis.call('ZRANGE', delay_key, 0, 0, 'WITHSCORES')
-  if due[2] then o.next_due = tonumber(due[2]) end
+  if o.delayed > 0 then
+    o.next_due = tonumber(redis.call('ZRANGE', delay_key, 0, 0, 'WITHSCORES')[2])
+    if o.next_due <= now then o.due = redis.call('ZCOUNT', delay_key, '-inf', now) end
+  end
   o.dead = redis.call('XLEN', base .. ':dlq:' .. name)
   o.stats = map(redis.call('HGETALL', base .. ':stats:' .. name))
+  -- where sweeping and forgetting are says nothing of the group, and moves where nothing else does
+  for _, cursor in ipairs({'sweep:due', 'sweep:main', 'sweep:retry', 'forget:at'}) do o.stats[cursor] = nil end
 end
 
--- KEYS: stream. ARGV: base of derived keys, trust the server's lag? (0|1), declared group, ...
--- Everything that reconciling, measuring and reporting want to know of a stream, as one JSON object.
-local function observe(keys, args)
-  local key, base, trusted = keys[1], args[1], args[2] == '1'
+-- Everything that reconciling, measuring and reporting want to know of a stream.
+local function look(key, base, now, trusted, declared)
   local kind = type_of(key)
-  local o = {now = now_ms(), type = kind, groups = {}, meta = map(redis.call('HGETALL', base .. ':meta')),
+  local o = {type = kind, groups = {}, meta = map(redis.call('HGETALL', base .. ':meta')),
     gate = redis.call('GET', base .. ':gate') or nil, contracts = redis.call('HGET', base .. ':contracts', 'digest') or nil}
   if kind == 'stream' then
     local info = map(redis.call('XINFO', 'STREAM', key))
@@ -35,10 +36,19 @@ local function observe(keys, args)
         oldest_pending = oldest_pending(key, g)}
     end
   end
-  for i = 3, #args do
-    o.groups[args[i]] = o.groups[args[i]] or {exists = false}
-    observe_derived(base, args[i], o.groups[args[i]])
+  for _, name in ipairs(declared) do
+    o.groups[name] = o.groups[name] or {exists = false}
+    observe_derived(base, name, now, o.groups[name])
   end
+  return o
+end
+
+-- KEYS: stream. ARGV: base of derived keys, trust the server's lag? (0|1), declared group, ...
+-- Returns all there is to know of a stream, as one JSON object.
+local function observe(keys, args)
+  local now = now_ms()
+  local o = look(keys[1], args[1], now, args[2] == '1', {unpack(args, 3)})
+  o.now = now
   return cjson.encode(o)
 end
 

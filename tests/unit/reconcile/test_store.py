@@ -117,9 +117,9 @@ def test_the_oldest_group_with_a_workload_works_for_those_without() -> None:
     guest = a_group("guest", agent="coder", age=9)
     stranger = a_group("stranger")
     store = store_of(host, second, guest, stranger, a_stream(producers=["coder"]))
-    assert store.served_by(host) == [host, guest]
-    assert store.served_by(second) == [second]
-    assert store.served_by(stranger) == [stranger]
+    assert store.served_by(host) == (host, guest)
+    assert store.served_by(second) == (second,)
+    assert store.served_by(stranger) == (stranger,)
 
 
 def test_the_oldest_group_that_names_a_deployment_scales_it() -> None:

@@ -29,7 +29,7 @@ CASES = [
     (
         a_group(autoscaling={"zzz": 1}, template=a_template()),
         GROUP + "spec.autoscaling.zzz: unknown field "
-        "(known here: mode, minReplicas, maxReplicas, targetBacklog, scaleDownAfter)",
+        "(known here: mode, minReplicas, maxReplicas, targetBacklog, targetAge, scaleDownAfter)",
     ),
     (
         a_group(template={**a_template(), "metadata": {"label": {}}}),
