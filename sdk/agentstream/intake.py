@@ -201,7 +201,10 @@ class Intake:
                 self._in_doubt = True
                 self._read_trouble.met(error)
                 if group_is_gone(error):
-                    self._leases.lose_all()
+                    # what is held of the other stream is held none the less
+                    for source in self._calls.sources:
+                        if f"'{source.key}'" in str(error):
+                            self._leases.lose_all(source)
                 await asyncio.sleep(pause.next())
             else:
                 pause.reset()

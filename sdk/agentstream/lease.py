@@ -99,9 +99,9 @@ class Leases:
         if of_source.get(entry.id) is entry:
             del of_source[entry.id]
 
-    def lose_all(self) -> None:
-        """The group is gone, and with it every entry that was held in it."""
-        self.lose([(entry, entry.counter) for entry in self.held()])
+    def lose_all(self, source: Source) -> None:
+        """The group is gone from a stream, and with it every entry of that which was held."""
+        self.lose([(entry, entry.counter) for entry in self.held() if entry.source == source])
 
     def lose(self, entries: list[tuple[Entry, int]]) -> None:
         """Entries are not held any more at these delivery counters.

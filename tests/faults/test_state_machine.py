@@ -269,8 +269,9 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), verbs=st.lists(st.sampled_from([*VERBS, None]), max_size=3))
     def part(self, which: int, verbs: list[str | None]) -> None:
-        """A consumer hears and says nothing for a while, and another one gets what it holds."""
+        """A consumer hears and says nothing for a while, and another one gets what it has in hand."""
         self.parted = True
+        self.run(self._deliver(self.consumers[which]))
         with self.faults[which].hold():
             self.run(self._orphan(self.consumers[which].pod))
             self.run(self._handle(self.consumers[1 - which], verbs))
