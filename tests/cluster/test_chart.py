@@ -16,6 +16,7 @@ from agentstream_operator.resources.meta import FINALIZER
 from support.apiserver import NoProgramsError, private_server
 from support.helm import CHART, HELMS, PROMETHEUS, RELEASE, Helm, Refused, settings
 from support.waiting import until
+from unit.chart.test_rendering import ADDED
 from unit.chart.variants import VARIANTS
 
 RESTRICTED = {"pod-security.kubernetes.io/warn": "restricted"}
@@ -72,6 +73,61 @@ def test_a_password_is_made_once_and_kept(release, kubectl, name):
     release("uninstall", "--no-hooks")
 
 
+EXTERNAL_METRICS = "v1beta1.external.metrics.k8s.io"
+
+
+@pytest.fixture
+def own_release(helm, own_api_server) -> Callable[..., str]:
+    """The same on an API server of the test's own: of some objects there is only one."""
+
+    def run(*command: str, **values: Any) -> str:
+        given = {"crds": {"enabled": False}, "redis": {"embedded": True}, **values}
+        chart = [str(CHART), *settings(given)] if command[0] in {"install", "upgrade"} else []
+        return helm.run(*command, RELEASE, *chart, kubeconfig=own_api_server.kubeconfig)
+
+    return run
+
+
+def test_a_certificate_is_made_once_and_anothers_external_metrics_stay(own_release, own_api_server):
+    kubectl = own_api_server.kubectl()
+    wanted = {"metricsServer": {"enabled": True}}
+
+    def certificate():
+        return kubectl.get("secret", "agentstream-metrics-tls")["data"]
+
+    def aggregated():
+        return kubectl.get("apiservice", EXTERNAL_METRICS)["spec"]
+
+    own_release("install", **wanted)
+    first = certificate()
+    assert aggregated()["caBundle"] == first["ca.crt"]
+    own_release("upgrade", **wanted)
+    assert certificate() == first
+    # whoever wants another one
+    kubectl("delete", "secret", "agentstream-metrics-tls")
+    own_release("upgrade", **wanted)
+    assert certificate()["tls.crt"] != first["tls.crt"]
+    assert aggregated()["caBundle"] == certificate()["ca.crt"]
+    own_release("upgrade")
+    assert EXTERNAL_METRICS not in kubectl("get", "apiservices", "-o", "name")
+
+    service = {"name": "keda-metrics-apiserver", "namespace": "keda"}
+    version = {"group": "external.metrics.k8s.io", "version": "v1beta1"}
+    priorities = {"groupPriorityMinimum": 100, "versionPriority": 100, "insecureSkipTLSVerify": True}
+    kubectl.apply(
+        {
+            "apiVersion": "apiregistration.k8s.io/v1",
+            "kind": "APIService",
+            "metadata": {"name": EXTERNAL_METRICS},
+            "spec": {**version, **priorities, "service": service},
+        }
+    )
+    with pytest.raises(Refused) as refused:
+        own_release("upgrade", **wanted)
+    assert "leads to keda/keda-metrics-apiserver, and there can be only one" in str(refused.value)
+    assert "give ConsumerGroups autoscaling.mode Direct" in str(refused.value)
+
+
 def test_a_release_changes_and_goes(release, kubectl, namespace, name):
     release("install")
     release("upgrade", replicas=2)
@@ -107,8 +163,7 @@ def test_the_server_takes_every_object_and_finds_its_pods_restricted(api_server,
         manifest=[
             document
             for document in rendered
-            if not document["apiVersion"].startswith("monitoring.coreos.com/")
-            and document["kind"] != "CustomResourceDefinition"
+            if not document["apiVersion"].startswith(ADDED) and document["kind"] != "CustomResourceDefinition"
         ],
     )
 

@@ -85,7 +85,8 @@ def test_only_agents_of_watched_namespaces_reach_it(helm):
     (rule,) = policies(helm, {**EMBEDDED, "watchNamespaces": ["team-a"]})["agentstream-redis"]["ingress"]
     operator, agents = rule["from"]
 
-    assert operator["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "operator"
+    (components,) = operator["podSelector"]["matchExpressions"]
+    assert components["values"] == ["operator", "metrics-server"]
     assert agents["namespaceSelector"]["matchExpressions"] == [
         {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a"]}
     ]

@@ -30,7 +30,12 @@ def test_every_pod_meets_the_restricted_standard(variant):
 
 
 def test_only_who_speaks_to_the_api_server_has_a_token(variant):
-    wanted = {"Deployment agentstream", "Job agentstream-pre-delete", "Pod agentstream-test"}
+    wanted = {
+        "Deployment agentstream",
+        "Deployment agentstream-metrics-server",
+        "Job agentstream-pre-delete",
+        "Pod agentstream-test",
+    }
 
     having = {name for name, spec in variant.pods() if spec["automountServiceAccountToken"]}
 

@@ -10,8 +10,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from support.helm import CHART, EMBEDDED, EXTERNAL, HELMS, NAMESPACE, PROMETHEUS, ROOT, Refused, Rendered
+from support.helm import CHART, EXTERNAL, HELMS, NAMESPACE, PROMETHEUS, ROOT, Refused, Rendered
 from unit.chart.variants import EVERYTHING, VARIANTS
+
+ADDED = ("monitoring.coreos.com/", "cert-manager.io/")
+"""Groups of kinds that are none of Kubernetes' own."""
 
 CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -24,7 +27,7 @@ LONG = "a-release-of-the-longest-name-that-helm-will-take-0-1"
 @pytest.mark.parametrize("name", VARIANTS)
 def test_objects_are_valid_for_kubernetes(helm, version, name):
     for document in helm.render(VARIANTS[name], knows=PROMETHEUS):
-        if not document["apiVersion"].startswith("monitoring.coreos.com/"):
+        if not document["apiVersion"].startswith(ADDED):
             kubernetes_validate.validate(document, version, strict=True)
 
 
@@ -64,14 +67,14 @@ def test_objects_are_in_the_namespace_of_the_release_or_in_a_watched_one(helm):
 
 
 @pytest.mark.parametrize(
-    "values", [EMBEDDED, {**EVERYTHING, "extraObjects": []}], ids=["embedded", "external"]
+    "values", [VARIANTS["external-metrics"], VARIANTS["cert-manager"]], ids=["embedded", "external"]
 )
 def test_names_fit_for_the_longest_release(helm, values):
     rendered = helm.render(values, release=LONG, knows=PROMETHEUS)
 
     for document in rendered:
         name = document["metadata"]["name"]
-        if document["kind"] == "CustomResourceDefinition":
+        if document["kind"] in {"CustomResourceDefinition", "APIService"}:
             continue
         assert DNS_LABEL.fullmatch(name), name
         # what Kubernetes adds must fit, too: a hash to a StatefulSet's, five letters to a Job's pod
@@ -96,27 +99,31 @@ def test_what_objects_are_called(helm, release, values, name):
     assert helm.render({**EXTERNAL, **values}, release=release).names("Deployment") == {name}
 
 
-def test_selectors_find_the_operator_alone(variant):
+def test_selectors_find_their_pods_alone(variant):
     def finds(selector: dict[str, str], labels: dict[str, str]) -> bool:
         return selector.items() <= labels.items()
 
     pods = {
-        d["kind"]: d["metadata"]["labels"]
+        d["metadata"]["name"]: d["metadata"]["labels"]
         if d["kind"] == "Pod"
         else d["spec"]["template"]["metadata"]["labels"]
         for d in variant
         if d["kind"] in {"Deployment", "StatefulSet", "Job", "Pod"}
     }
-    metrics = variant.one("Service", "agentstream-metrics")["spec"]["selector"]
-    deployment = variant.one("Deployment", "agentstream")["spec"]["selector"]["matchLabels"]
+    found_by = {
+        "agentstream": [variant.one("Service", "agentstream-metrics")["spec"]["selector"]],
+        "agentstream-redis": [],
+        "agentstream-metrics-server": [],
+    }
+    for document in [*variant.of("Deployment"), *variant.of("StatefulSet")]:
+        name = document["metadata"]["name"]
+        found_by[name].append(document["spec"]["selector"]["matchLabels"])
+        if name in variant.names("Service"):
+            found_by[name].append(variant.one("Service", name)["spec"]["selector"])
 
-    assert [kind for kind, labels in pods.items() if finds(metrics, labels)] == ["Deployment"]
-    assert [kind for kind, labels in pods.items() if finds(deployment, labels)] == ["Deployment"]
-    for stateful in variant.of("StatefulSet"):
-        selector = stateful["spec"]["selector"]["matchLabels"]
-        assert [kind for kind, labels in pods.items() if finds(selector, labels)] == ["StatefulSet"]
-        service = variant.one("Service", "agentstream-redis")["spec"]["selector"]
-        assert [kind for kind, labels in pods.items() if finds(service, labels)] == ["StatefulSet"]
+    for name, selectors in found_by.items():
+        for selector in selectors:
+            assert [pod for pod, labels in pods.items() if finds(selector, labels)] == [name]
 
 
 def test_labels_that_never_change_do_not_hold_versions(variant):

@@ -109,5 +109,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "emptydir": {"redis": {"embedded": True, "persistence": {"enabled": False}}},
     "bare": BARE,
     "two": {**EMBEDDED, "replicas": 2},
+    "external-metrics": {**EMBEDDED, "metricsServer": {"enabled": True}},
+    "cert-manager": {
+        **EVERYTHING,
+        "metricsServer": {"enabled": True, "replicas": 2, "certManager": {"enabled": True}},
+        "extraObjects": [],
+    },
     "crds-go": {**EXTERNAL, "crds": {"keep": False}},
 }
