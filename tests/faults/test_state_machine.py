@@ -40,8 +40,8 @@ from support.waiting import until
 
 T = TypeVar("T")
 
-EXAMPLES = int(os.environ.get("AGENTSTREAM_EXAMPLES", "25"))
-STEPS = int(os.environ.get("AGENTSTREAM_STEPS", "30"))
+EXAMPLES = int(os.environ.get("AGENTSTREAM_EXAMPLES", "20"))
+STEPS = int(os.environ.get("AGENTSTREAM_STEPS", "25"))
 KEY, GROUP, LEASE, MAX_DELIVERIES = "{test.tasks}", "coder", 0.4, 4
 KEYS = StreamKeys(KEY)
 ORDERING = st.sampled_from([None, "a", "b"])
