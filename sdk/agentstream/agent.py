@@ -70,6 +70,7 @@ class Agent(Messenger):
                 self.name,
                 self._write.call,
                 lambda message, timeout: self._sender.send(message, None, timeout),
+                self._keyring,
             ),
             renewal=self._renewal,
         )

@@ -40,6 +40,9 @@ VERIFIED: Final = "verified"
 UNVERIFIED: Final = "unverified"
 """Messages without a valid signature; labels: stream, group, reason."""
 
+ANSWERS_UNVERIFIED: Final = "answers_unverified"
+"""Answers to requests without a valid signature, on streams with signatures; labels: stream, reason."""
+
 IN_DOUBT: Final = "once_in_doubt"
 """How often it was not known whether an effect came about; labels: stream, group."""
 
@@ -54,6 +57,11 @@ BOUNDS: Final = (
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0),
 )
 """Upper bounds of the buckets of all histograms, in seconds; one more bucket is unbounded."""
+
+
+def is_worth_saying(count: int) -> bool:
+    """Whether it is the first, the tenth, the hundredth: of what one sender can cause any number of."""
+    return str(count).rstrip("0") == "1"
 
 
 class Histogram:

@@ -245,9 +245,10 @@ class Delivery(Generic[Payload]):
         Raises:
             InvalidMessage: the payload is not what JSON can hold.
             NoRoute: the sender does not wait, and no declared stream leads to it, or several do.
+            SettingsError: the answer is to be signed, and until the timeout there was no key.
             Backpressure, StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `Agent.send_message`.
         """
-        await self._settler.replies.answer(self.message, payload, timeout)
+        await self._settler.replies.answer(self.message, payload, self._policy, timeout)
 
     async def __aenter__(self) -> Self:
         """Starts handling."""

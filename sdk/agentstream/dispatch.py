@@ -11,7 +11,14 @@ from typing import Any
 
 from agentstream.buffer import Buffer
 from agentstream.calls import GroupCalls
-from agentstream.counters import LEASES_LOST, RECEIVED, UNVERIFIED, VERIFIED, GroupCounters
+from agentstream.counters import (
+    LEASES_LOST,
+    RECEIVED,
+    UNVERIFIED,
+    VERIFIED,
+    GroupCounters,
+    is_worth_saying,
+)
 from agentstream.deadline import Deadlines
 from agentstream.delivery import Delivery
 from agentstream.entries import Entry
@@ -245,8 +252,7 @@ class Dispatch:
 
     def _warn(self, entry: Entry, flaw: Reason) -> None:
         count = self._counters.add(UNVERIFIED, flaw)
-        if count == 10 ** (len(str(count)) - 1):
-            # the first, the tenth, the hundredth: one sender can cause any number of them
+        if is_worth_saying(count):
             _log.warning(
                 "%s: entry %s is delivered without a valid signature (%s, %d so far)",
                 self._policy.stream,

@@ -51,7 +51,8 @@ class Messenger:
         self._contracts = Contracts(self._write.call)
         self._sender = Sender(self._write, self._directory, self._keyring, self._counters, self._contracts)
         answers = reply_key(self.namespace, self.name, secrets.token_hex(16))
-        self._requests = Requests(answers, self._wire("answers", ANSWER_TIMEOUT))
+        wire = self._wire("answers", ANSWER_TIMEOUT)
+        self._requests = Requests(answers, wire, self._keyring, self._counters)
         self._mailboxes: list[Mailbox] = []
 
     @overload
@@ -273,7 +274,8 @@ class Messenger:
             The answer, a `task_result`.
 
         Raises:
-            NoReply: nobody answered in time. Somebody may still be at it.
+            NoReply: nobody answered in time. Somebody may still be at it, and on a stream that requires
+                signatures, answers without a valid one do not count.
             RequestFailed: the request became a dead letter.
             InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure, MessageExpired,
                 StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `send_message`.
@@ -288,7 +290,9 @@ class Messenger:
             key=key,
             schema_version=schema_version,
         )
-        asking = self._requests.ask(message, lambda: self._sender.send(message, stream, timeout), timeout)
+        now = asyncio.get_running_loop().time()
+        letter = Letter(message, stream, None, since=now, timeout=timeout)
+        asking = self._requests.ask(letter, self._sender.post, timeout)
         tracing = spans()
         return await (asking if tracing is None else tracing.asked(message, asking))
 

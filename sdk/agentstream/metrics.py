@@ -74,6 +74,9 @@ FAMILIES: Final = (
     Family(counters.LEASES_LOST, Kind.COUNTER, _GROUP, "Deliveries lost to other consumers while held"),
     Family(counters.VERIFIED, Kind.COUNTER, _GROUP, "Messages with a valid signature"),
     Family(counters.UNVERIFIED, Kind.COUNTER, (*_GROUP, "reason"), "Messages without a valid signature"),
+    Family(
+        counters.ANSWERS_UNVERIFIED, Kind.COUNTER, ("stream", "reason"), "Answers without a valid signature"
+    ),
     Family(counters.IN_DOUBT, Kind.COUNTER, _GROUP, "Effects of which it was not known if they came about"),
     Family(counters.NOTIFICATIONS_DROPPED, Kind.COUNTER, (), "Notifications that a slow listener missed"),
     Family(counters.RECONNECTS, Kind.COUNTER, ("connection",), "Connections made again after they broke"),

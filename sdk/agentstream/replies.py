@@ -1,7 +1,8 @@
 """Answers to requests: to the reply stream of whoever asked, or as a message to it.
 
 Where an answer goes is said by the request, which anybody may have written. So a key is only written to if it
-is a reply stream of the request's sender in this namespace.
+is a reply stream of the request's sender in this namespace. Where the request's stream is signed, so is the
+answer, with the keys of that stream.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from agentstream.attempts import repeated
 from agentstream.errors import AgentStreamError, InvalidMessage
 from agentstream.keys import reply_key
 from agentstream.message import Message, decode, encode
 from agentstream.payloads import payload_of, version_of
+from agentstream.routes import OFF, Consumes
+from agentstream.signing import Keyring, answer_domain
 from agentstream.tracing import spans
+from agentstream.triage import FLAWS
 
 FAILURE = "e"
 """The field of an answer that says why a request became a dead letter."""
@@ -37,6 +43,7 @@ class Replies:
         agent: its name.
         call: sends a command and returns its reply.
         send: sends a message to the agent that it is addressed to, in so many seconds.
+        keyring: the keys of signed streams.
     """
 
     def __init__(
@@ -45,32 +52,36 @@ class Replies:
         agent: str,
         call: Callable[..., Awaitable[Any]],
         send: Callable[[Message, float], Awaitable[Any]],
+        keyring: Keyring,
     ) -> None:
         self._namespace = namespace
         self._agent = agent
         self._call = call
         self._send = send
+        self._keyring = keyring
 
     async def answer(
         self,
         request: Message,
         payload: Any,
+        policy: Consumes,
         timeout: float,  # noqa: ASYNC109 - the deadline decides what is repeated
     ) -> None:
-        """Answers a request; see `Delivery.reply`."""
+        """Answers a request that came by a group; see `Delivery.reply`."""
         answer = self._answer_to(request, payload)
         if is_reply_key(request.reply_to, self._namespace, request.sender):
-            answering = self._put(request, answer, timeout)
+            answering = self._put(request, answer, policy, timeout)
             tracing = spans()
             await (answering if tracing is None else tracing.answered(request, answering))
         else:
             await self._send(answer, timeout)
 
-    async def gave_up(self, body: bytes | None, reason: str, error: str) -> None:
+    async def gave_up(self, body: bytes | None, policy: Consumes, reason: str, error: str) -> None:
         """Tells whoever asked that its request became a dead letter, if it can be told soon.
 
         Args:
             body: the request, or any other message.
+            policy: of the group that gave it up.
             reason: why.
             error: what went wrong, in words.
         """
@@ -81,7 +92,10 @@ class Replies:
             # others who read along are not whom it was for
             if request.to == self._agent and is_reply_key(request.reply_to, self._namespace, request.sender):
                 answer = self._answer_to(request, {"error": error})
-                await self._put(request, answer, _FAILURE_PATIENCE, FAILURE, reason)
+                if reason in FLAWS:
+                    # who made the request up is not to get a signature for it
+                    policy = msgspec.structs.replace(policy, signatures=OFF)
+                await self._put(request, answer, policy, _FAILURE_PATIENCE, reason)
 
     def _answer_to(self, request: Message, payload: Any) -> Message:
         return Message(
@@ -100,15 +114,23 @@ class Replies:
         self,
         request: Message,
         answer: Message,
+        policy: Consumes,
         timeout: float,  # noqa: ASYNC109 - as above
-        *more: str,
+        failure: str | None = None,
     ) -> None:
         """May be repeated: whoever asked takes the first of several answers."""
-        data = encode(answer)
+        assert request.reply_to is not None  # noqa: S101 - it is a reply stream
+        data, domain = encode(answer), answer_domain(request.reply_to, failure)
+        more = () if failure is None else (FAILURE, failure)
         awaited = (request.expires_at or 0) - time.time() + _SHORTEST
         lifetime = round(min(max(awaited, _SHORTEST), _LONGEST) * 1000)
         command = ("FCALL", "as1_reply", 1, request.reply_to, lifetime, "m", data, *more)
-        await repeated(lambda: self._call(*command), timeout)
+
+        async def put() -> None:
+            # a key may be on its way
+            await self._call(*command, *self._keyring.signature(policy, data, to=domain))
+
+        await repeated(put, timeout)
 
 
 def is_reply_key(key: str | None, namespace: str, agent: str) -> bool:

@@ -15,9 +15,14 @@ from typing import Any
 import msgspec
 
 from agentstream.backoff import Pause
+from agentstream.counters import ANSWERS_UNVERIFIED, Counters, is_worth_saying
+from agentstream.entries import Entry, Source
 from agentstream.errors import AgentStreamError, ConnectionLost, InvalidMessage, NoReply, RequestFailed
 from agentstream.message import Message, decode
 from agentstream.replies import FAILURE
+from agentstream.routes import OFF, WARN, Produces
+from agentstream.send import Letter
+from agentstream.signing import Keyring, answer_domain
 from agentstream.trouble import Trouble
 from agentstream.wire import Wire
 
@@ -36,42 +41,61 @@ class _Answer(msgspec.Struct, frozen=True):
     failure: str | None
 
 
+class _Question:
+    """A request that is not answered yet.
+
+    Attributes:
+        letter: the request.
+        answered: the answer, once it has come.
+        refused: how many answers did not count.
+    """
+
+    def __init__(self, letter: Letter) -> None:
+        self.letter = letter
+        self.answered: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self.refused = 0
+
+
 class Requests:
     """The requests of one process that are not answered yet.
 
     Args:
         key: the stream for answers.
         wire: the connection to read it with; nobody else uses it.
+        keyring: the keys of signed streams.
+        counters: where answers without a valid signature are counted.
     """
 
-    def __init__(self, key: str, wire: Wire) -> None:
+    def __init__(self, key: str, wire: Wire, keyring: Keyring, counters: Counters) -> None:
         self.key = key
         self._wire = wire
-        self._waiting: dict[str, asyncio.Future[_Answer]] = {}
+        self._keyring = keyring
+        self._counters = counters
+        self._waiting: dict[str, _Question] = {}
         self._reading: asyncio.Task[None] | None = None
         self._trouble = Trouble("read answers to requests")
 
     async def ask(
         self,
-        request: Message,
-        send: Callable[[], Awaitable[Any]],
+        letter: Letter,
+        send: Callable[[Letter], Awaitable[Any]],
         timeout: float,  # noqa: ASYNC109 - at the deadline it says that nobody answered
     ) -> Message:
         """Sends a request and waits for its answer; see `Agent.request`.
 
         Args:
-            request: the message; answers to it go to this stream.
+            letter: the request; answers to it go to this stream.
             send: sends it.
             timeout: for how many seconds to wait.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        answered: asyncio.Future[_Answer] = loop.create_future()
-        self._waiting[request.id] = answered
+        request, question = letter.message, _Question(letter)
+        self._waiting[request.id], answered = question, question.answered
         self._listen()
         try:
             try:
-                await send()
+                await send(letter)
             except AgentStreamError:
                 # an answer says that it was sent, whatever the sender was told
                 if not answered.done():
@@ -79,7 +103,11 @@ class Requests:
             async with asyncio.timeout_at(deadline):
                 answer = await answered
         except TimeoutError:
-            raise NoReply(f"{request.to} did not answer the request {request.id} in {timeout:g} s") from None
+            dropped = f"; {question.refused} answers without a valid signature were dropped"
+            raise NoReply(
+                f"{request.to} did not answer the request {request.id} in {timeout:g} s"
+                f"{dropped if question.refused else ''}"
+            ) from None
         finally:
             del self._waiting[request.id]
         if answer.failure is not None:
@@ -97,9 +125,9 @@ class Requests:
         """
         if self._reading is None:
             return
-        for answered in self._waiting.values():
-            if not answered.done():
-                answered.set_exception(ConnectionLost("the agent was closed before the answer came"))
+        for question in self._waiting.values():
+            if not question.answered.done():
+                question.answered.set_exception(ConnectionLost("the agent was closed before the answer came"))
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         await self._wire.close()
@@ -118,8 +146,8 @@ class Requests:
             try:
                 read = ("XREAD", "COUNT", _PAGE, "BLOCK", _BLOCK, "STREAMS", self.key, "0")
                 for _, entries in await self._wire.call(*read) or ():
-                    for _, fields in entries:
-                        self._came(dict(zip(fields[::2], fields[1::2], strict=True)))
+                    for entry_id, fields in entries:
+                        self._came(entry_id.decode(), fields)
                     await self._wire.call("XTRIM", self.key, "MINID", _after(entries[-1][0]))
             except AgentStreamError as error:
                 self._trouble.met(error)
@@ -128,18 +156,45 @@ class Requests:
                 pause.reset()
                 self._trouble.over()
 
-    def _came(self, fields: dict[bytes, bytes]) -> None:
+    def _came(self, entry_id: str, fields: list[bytes]) -> None:
+        entry = Entry(Source(self.key, retry=False), entry_id, 1, fields, started=True)
         try:
-            message = decode(fields.get(b"m", b""))
+            message = decode(entry.body or b"")
         except InvalidMessage as error:
             _log.warning("somebody added what is no message to the answers: %s", error)
             return
-        answered = self._waiting.get(message.correlation_id or "")
-        if answered is None or answered.done():
+        question = self._waiting.get(message.correlation_id or "")
+        sent_to = None if question is None else question.letter.offered_to
+        if question is None or question.answered.done() or sent_to is None:
             _log.debug("nobody waits for the answer %s of %s", message.id, message.sender)
             return
-        failure = fields.get(FAILURE.encode())
-        answered.set_result(_Answer(message, None if failure is None else failure.decode(errors="replace")))
+        said = dict(zip(fields[::2], fields[1::2], strict=True)).get(FAILURE.encode())
+        failure = None if said is None else said.decode(errors="replace")
+        if self._counts(sent_to, entry, failure):
+            question.answered.set_result(_Answer(message, failure))
+        else:
+            question.refused += 1
+
+    def _counts(self, sent_to: Produces, entry: Entry, failure: str | None) -> bool:
+        """Whether an answer is taken, by the policy of the stream that the request was sent to."""
+        if sent_to.signatures == OFF:
+            return True
+        flaw = self._keyring.flaw(sent_to.stream, answer_domain(self.key, failure), entry)
+        if flaw is None:
+            return True
+        count, taken = (
+            self._counters.add(ANSWERS_UNVERIFIED, sent_to.stream, flaw),
+            sent_to.signatures == WARN,
+        )
+        if is_worth_saying(count):
+            _log.warning(
+                "%s: an answer is %s without a valid signature (%s, %d so far)",
+                sent_to.stream,
+                "taken" if taken else "dropped",
+                flaw,
+                count,
+            )
+        return taken
 
 
 def _after(entry: bytes) -> str:

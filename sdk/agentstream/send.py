@@ -104,6 +104,11 @@ class Letter(Parcel):
         self.produces: Produces
         self.trace: bytes = b""
 
+    @property
+    def offered_to(self) -> Produces | None:
+        """The stream that it was offered to last; None if it was to none yet."""
+        return getattr(self, "produces", None)
+
     def sent(self, entry: str) -> SentMessage:
         """That the server has it."""
         return SentMessage(self.message.id, self.produces.stream, entry)
@@ -159,8 +164,17 @@ class Sender:
         if on_full == "shed" and message.type != "event":
             raise InvalidMessage(f"only events may be shed, and this is a {message.type}")
         now = asyncio.get_running_loop().time()
-        letter = Letter(message, stream, once, since=now, timeout=timeout)
-        sending = self._send(letter, on_full, now)
+        return self.post(Letter(message, stream, once, since=now, timeout=timeout), on_full)
+
+    @overload
+    def post(self, letter: Letter) -> Coroutine[Any, Any, SentMessage]: ...
+
+    @overload
+    def post(self, letter: Letter, on_full: OnFull) -> Coroutine[Any, Any, SentMessage | None]: ...
+
+    def post(self, letter: Letter, on_full: OnFull = "wait") -> Coroutine[Any, Any, SentMessage | None]:
+        """The same with a letter, of which it can be seen where it was offered."""
+        sending = self._send(letter, on_full, letter.since)
         tracing = spans()
         return sending if tracing is None else tracing.sent(letter, sending)
 

@@ -98,7 +98,7 @@ class Settler:
             return
         error = error[:_ERROR_LENGTH]
         command = self._calls.dead_letter(entry, entry.attempts, reason, error)
-        self._alone(entry, self._give_up(entry, command, reason, error))
+        self._alone(entry, self._give_up(entry, policy, command, reason, error))
 
     def release(self, *entries: Entry) -> asyncio.Future[None]:
         """Hands entries back: any consumer may have them at once, and no attempt is counted.
@@ -157,11 +157,13 @@ class Settler:
         if delay:
             self._on_delayed(delay / 1000)
 
-    async def _give_up(self, entry: Entry, command: Command, reason: str, error: str) -> None:
+    async def _give_up(
+        self, entry: Entry, policy: Consumes, command: Command, reason: str, error: str
+    ) -> None:
         known = reason if reason in _REASONS else REJECTED
         await self._settle_one(entry, command, "dead", known)
         if entry.outcome:
-            await self.replies.gave_up(entry.body, reason, error)
+            await self.replies.gave_up(entry.body, policy, reason, error)
 
     async def _settle_one(self, entry: Entry, command: Command, outcome: str, reason: str = "") -> None:
         code, repeated = await self._repeated(command, [entry])

@@ -19,7 +19,7 @@ import msgspec
 
 from agentstream.entries import Entry
 from agentstream.errors import SettingsError
-from agentstream.routes import OFF, WARN, Produces
+from agentstream.routes import OFF, WARN, Consumes, Produces
 from agentstream.triage import Reason
 
 WINDOW: Final = 300.0
@@ -133,6 +133,16 @@ def verify(keys: Sequence[SigningKey], stream: str, entry: Entry) -> Reason | No
     return None if -SKEW <= entry.added - int(at) <= WINDOW + SKEW else Reason.REPLAYED
 
 
+def answer_domain(key: str, failure: str | None) -> str:
+    """What an answer to a request is signed for, in place of a stream's key.
+
+    Args:
+        key: of the stream of whoever asked.
+        failure: why the request became a dead letter; None if it is answered.
+    """
+    return key if failure is None else f"{key}:{failure}"
+
+
 def _mac(secret: str, stream: str, at: bytes, body: bytes) -> bytes:
     keyed = _keyed(secret, stream).copy()
     keyed.update(at + b"\0")
@@ -183,27 +193,46 @@ class Keyring:
             self._known[stream] = (keys, now)
         return keys
 
-    def signature(self, produces: Produces, body: bytes, now: float | None = None) -> tuple[str | bytes, ...]:
+    def signature(
+        self, stream: Produces | Consumes, body: bytes, now: float | None = None, *, to: str | None = None
+    ) -> tuple[str | bytes, ...]:
         """The fields that a message gets beside `m`: none where the stream is not signed.
 
         Where signatures are only warned of, a message whose key has not come yet goes without.
 
+        Args:
+            stream: whose keys sign.
+            body: the field `m`.
+            now: seconds since 1970.
+            to: the key of the stream that the message is for, if that is another one.
+
         Raises:
             KeyMissing: the stream requires signatures, and the agent has no key.
         """
-        if produces.signatures == OFF:
+        if stream.signatures == OFF:
             return ()
-        keys = self.keys(produces.stream)
+        keys = self.keys(stream.stream)
         if keys:
             now = time.time() if now is None else now
-            return "s", sign(key_that_signs(keys, now), produces.key, body, now)
-        if produces.signatures == WARN:
+            return "s", sign(key_that_signs(keys, now), to or stream.key, body, now)
+        if stream.signatures == WARN:
             return ()
         raise KeyMissing(
-            f"{produces.stream} takes signed messages only, and there is no key: the agent's Secret has no"
-            f" readable entry `{entry_name(produces.stream)}`; mount the Secret that the operator makes, not"
+            f"{stream.stream} takes signed messages only, and there is no key: the agent's Secret has no"
+            f" readable entry `{entry_name(stream.stream)}`; mount the Secret that the operator makes, not"
             " a copy of it"
         )
+
+    def flaw(self, stream: str, key: str, entry: Entry) -> Reason | None:
+        """What is wrong with the signature of an entry; None if it is valid.
+
+        Args:
+            stream: name of the AgentStream whose keys sign.
+            key: what the entry is signed for, on the server.
+            entry: with a body.
+        """
+        flaw = verify(self.keys(stream), key, entry)
+        return verify(self.renewed(stream), key, entry) if flaw is Reason.UNKNOWN_KEY else flaw
 
 
 class Verifier:
@@ -223,9 +252,7 @@ class Verifier:
 
     def flaw(self, entry: Entry) -> Reason | None:
         """What is wrong with the signature of an entry with a body; None if it is valid."""
-        flaw = verify(self._keyring.keys(self._stream), self._key, entry)
-        if flaw is Reason.UNKNOWN_KEY:
-            flaw = verify(self._keyring.renewed(self._stream), self._key, entry)
+        flaw = self._keyring.flaw(self._stream, self._key, entry)
         return Reason.REPLAYED if flaw is None and self._is_copy(entry) else flaw
 
     def _is_copy(self, entry: Entry) -> bool:
