@@ -1,6 +1,6 @@
 """Waking up: one blocking read over the streams of all groups that have no consumers because of no messages.
 
-Each round reads for a second at most, so a group that has just fallen asleep is taken in within that time,
+Each read lasts for a second at most, so a group that has just fallen asleep is taken in within that time,
 and the measuring of the pulse looks after it until then; see docs/adr/0016-one-read-wakes.md. What a read
 brings only says where to look: the group is decided on a measurement, as ever. A message that is addressed to
 another agent wakes the group as well, since only its consumers can pass over it.
@@ -32,17 +32,37 @@ _REST = 10e-6
 """Seconds of pause after a read for each of its keys, by which its costs grow on both sides."""
 
 
-class _Bed(NamedTuple):
-    """What wakes a group: a key on which something comes after an id.
+_LATER = 0.01
+"""Seconds after which what the server had to say has certainly come."""
+
+
+class _Served(NamedTuple):
+    """A group for which the consumers of one that may sleep work: itself, or another of its agent.
 
     Attributes:
-        key: the stream or retry stream.
+        key: the ConsumerGroup.
+        name: the group's name on its stream.
         stream: the AgentStream.
-        after: the id; None for anything that was not seen yet.
-        due: when the first of the group's delayed retries is, on the loop's clock.
+        stream_key: its key.
+        retry_key: the key of the group's retry stream.
     """
 
-    key: str
+    key: ResourceKey
+    name: str
+    stream: ResourceKey
+    stream_key: str
+    retry_key: str
+
+
+class _Bed(NamedTuple):
+    """What wakes groups: a key on which something comes after an id.
+
+    Attributes:
+        stream: the AgentStream that the key belongs to.
+        after: the id; None for anything that was not seen yet.
+        due: when the first delayed retry is that will come there, on the loop's clock.
+    """
+
     stream: ResourceKey
     after: str | None
     due: float | None = None
@@ -60,7 +80,10 @@ class Wakeup:
         self._context = context
         self._doubt = doubt
         self._changes = -1
-        self._may_sleep: tuple[tuple[ConsumerGroup, tuple[ConsumerGroup, ...]], ...] = ()
+        self._may_sleep: tuple[tuple[ConsumerGroup, tuple[_Served, ...]], ...] = ()
+        self._rebuilt = float("-inf")
+        self._beds: dict[str, _Bed] = {}
+        self._sleepers: defaultdict[ResourceKey, list[ConsumerGroup]] = defaultdict(list)
         self._passed: dict[str, str] = {}
         self._refused = False
 
@@ -79,22 +102,31 @@ class Wakeup:
     async def _round(self) -> None:
         """Reads once, and lets those groups be decided that it wakes."""
         now = asyncio.get_running_loop().time()
-        beds: dict[str, _Bed] = {}
-        sleepers: defaultdict[ResourceKey, list[ConsumerGroup]] = defaultdict(list)
-        for group, bed in self._asleep():
-            beds[bed.key] = bed
-            if group not in sleepers[bed.stream]:
-                sleepers[bed.stream].append(group)
-        self._passed = {key: passed for key, passed in self._passed.items() if key in beds}
+        if now >= self._rebuilt + _ROUND:
+            self._rebuild(now)
+        beds = self._beds
         due = min((bed.due for bed in beds.values() if bed.due is not None), default=now + _ROUND)
         if due > now:
-            found = await self._read(beds, min(_ROUND, due - now))
+            heard = await self._read(beds, min(_ROUND, due - now))
         else:
-            found = {bed.key for bed in beds.values() if bed.due is not None and bed.due <= now}
-        woken = {beds[key].stream for key in found}
+            heard = {key for key, bed in beds.items() if bed.due is not None and bed.due <= now}
+        woken = {beds[key].stream for key in heard}
         if woken:
-            await self._wake({stream: sleepers[stream] for stream in woken})
+            # whatever is decided, they are looked at again when this is built again
+            self._beds = {key: bed for key, bed in beds.items() if bed.stream not in woken}
+            await self._wake(woken)
         await asyncio.sleep(_REST * len(beds))
+
+    def _rebuild(self, now: float) -> None:
+        """Looks who sleeps."""
+        self._rebuilt = now
+        self._beds, self._sleepers = {}, defaultdict(list)
+        for group, served in self._asleep():
+            for one in served:
+                if beds := self._beds_of(one):
+                    self._beds |= beds
+                    self._sleepers[one.stream].append(group)
+        self._passed = {key: passed for key, passed in self._passed.items() if key in self._beds}
 
     async def _read(self, beds: dict[str, _Bed], seconds: float) -> Collection[str]:
         """The keys on which there is something new after so many seconds at most."""
@@ -106,7 +138,7 @@ class Wakeup:
         self._passed.update((key, entry) for key, entry in found.items() if beds[key].after is None)
         return found.keys()
 
-    async def _wake(self, woken: dict[ResourceKey, list[ConsumerGroup]]) -> None:
+    async def _wake(self, woken: Collection[ResourceKey]) -> None:
         """Measures streams, and lets those of their groups be decided first that are to have consumers.
 
         Raises:
@@ -118,7 +150,7 @@ class Wakeup:
         for stream, look in zip(streams, looks, strict=True):
             if isinstance(look, BaseException):
                 continue
-            for group in woken[stream.key]:
+            for group in self._sleepers[stream.key]:
                 if context.store.groups.get(group.key) is group and measure_need(context, group).replicas:
                     context.queue.add(group.key, Priority.WAKE)
             # what the pulse would have noticed, had it measured first
@@ -127,13 +159,13 @@ class Wakeup:
             if isinstance(look, BaseException):
                 raise look
 
-    def _asleep(self) -> Iterator[tuple[ConsumerGroup, _Bed]]:
-        """The groups that have no consumers for want of messages, each with all that wakes it."""
+    def _asleep(self) -> Iterator[tuple[ConsumerGroup, tuple[_Served, ...]]]:
+        """The groups that have no consumers for want of messages."""
         context = self._context
         if self._changes != context.store.changes:
             self._changes = context.store.changes
             scaled = (group for group in context.store.groups.values() if group.spec.autoscaling is not None)
-            self._may_sleep = tuple((group, tuple(context.store.served_by(group))) for group in scaled)
+            self._may_sleep = tuple((group, tuple(self._served(group))) for group in scaled)
         for group, served in self._may_sleep:
             memory = context.memory.groups[group.key]
             decision, workload = memory.decision, memory.workload
@@ -146,26 +178,34 @@ class Wakeup:
                 and not group.spec.suspend
                 and scales(context, group)
             ):
-                for other in served:
-                    for bed in self._beds(other):
-                        yield group, bed
+                yield group, served
 
-    def _beds(self, served: ConsumerGroup) -> Iterator[_Bed]:
+    def _served(self, group: ConsumerGroup) -> Iterator[_Served]:
+        store = self._context.store
+        for served in store.served_by(group):
+            stream = store.streams.get(stream_of(served))
+            if stream is not None:
+                keys, name = StreamKeys(stream.stream_key), served.group_name
+                yield _Served(served.key, name, stream.key, keys.stream, keys.retry(name))
+
+    def _beds_of(self, served: _Served) -> dict[str, _Bed]:
         """What is new for a group: on its stream since the last measurement, on its retry stream anything."""
-        context = self._context
-        stream = context.store.streams.get(stream_of(served))
-        if stream is None or context.memory.groups[served.key].serves is False:
-            return
-        memory = context.memory.streams[stream.key]
-        found = memory.seen.groups.get(served.group_name) if memory.seen is not None else None
-        if memory.seen is None or found is None or not found.exists:
-            return
+        memory = self._context.memory.streams[served.stream]
+        seen = memory.seen
+        found = seen.groups.get(served.name) if seen is not None else None
+        if seen is None or found is None or not found.exists:
+            return {}
+        if self._context.memory.groups[served.key].serves is False:
+            return {}
         due = None
         if found.next_due is not None:
-            due = memory.seen_at + (found.next_due - memory.seen.now) / 1000
-        yield _Bed(stream.stream_key, stream.key, memory.seen.last)
-        # nothing is left there of what was settled, so anything is new
-        yield _Bed(StreamKeys(stream.stream_key).retry(served.group_name), stream.key, None, due)
+            # the server looked at its clock a little later than we at ours
+            due = memory.seen_at + (found.next_due - seen.now) / 1000 + _LATER
+        return {
+            served.stream_key: _Bed(served.stream, seen.last),
+            # nothing is left there of what was settled
+            served.retry_key: _Bed(served.stream, None, due),
+        }
 
     def _failed(self, error: AgentStreamError) -> None:
         if isinstance(error, ConnectionLost):

@@ -4,7 +4,7 @@
 -- any time. A name that ends otherwise is taken for an old one.
 local function has_left(name, prefix, before)
   if not is_of_pod(name, prefix) then return false end
-  local start = before ~= '' and tonumber(string.sub(name, #prefix + 1), 36)
+  local start = (before or '') ~= '' and tonumber(string.sub(name, #prefix + 1), 36)
   return not start or start < tonumber(before)
 end
 
