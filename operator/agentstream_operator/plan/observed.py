@@ -55,6 +55,11 @@ class GroupSeen(msgspec.Struct, frozen=True):
         return self.undelivered + self.pending + self.retry_length
 
     @property
+    def settled(self) -> int:
+        """Entries that were settled since the server began to count, retries included."""
+        return int(self.stats.get("settled", 0)) + int(self.stats.get("resettled", 0))
+
+    @property
     def empty(self) -> bool:
         """Nothing undelivered, pending, delayed, retrying or dead."""
         return self.backlog == 0 and self.delayed == 0 and self.dead == 0

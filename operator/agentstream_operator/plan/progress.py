@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from agentstream_operator.plan.observed import GroupSeen
 
@@ -10,8 +10,7 @@ PATIENCE = 60_000
 """The shortest time in ms without progress that counts as a stall."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """How far a group is.
 
     Attributes:
@@ -25,7 +24,7 @@ class Progress:
 
 def follow(before: Progress | None, group: GroupSeen, now: int) -> Progress:
     """The progress after one more observation at `now`, in ms of the server's clock."""
-    settled = int(group.stats.get("settled", 0)) + int(group.stats.get("resettled", 0))
+    settled = group.settled
     if before is not None and settled == before.settled and group.backlog > 0:
         return before
     return Progress(settled, now)

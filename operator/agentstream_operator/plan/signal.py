@@ -13,7 +13,7 @@ from enum import StrEnum
 import msgspec
 from msgspec.structs import replace
 
-from agentstream_operator.plan.observed import GroupSeen, StreamSeen
+from agentstream_operator.plan.observed import StreamSeen
 
 MEMORY = 10.0
 """Seconds after which what was counted has lost most of its weight in a rate."""
@@ -188,7 +188,7 @@ def read_signal(stream: StreamSeen, name: str, arrivals: Rate | None) -> Signal:
         oldest=_age(group.oldest_undelivered, stream.now),
         oldest_pending=_age(group.oldest_pending, stream.now),
         arrival=arrivals.value or 0.0 if arrivals is not None else 0.0,
-        settled=settled(group),
+        settled=group.settled,
         knowledge=Knowledge.EXACT if group.exact else Knowledge.BOUNDED,
     )
 
@@ -212,11 +212,6 @@ def together(signals: Sequence[Signal]) -> Signal:
             Knowledge.EXACT if total.knowledge is signal.knowledge else Knowledge.BOUNDED,
         )
     return total
-
-
-def settled(group: GroupSeen) -> int:
-    """How many entries a group has settled, retries included, since the server began to count."""
-    return int(group.stats.get("settled", 0)) + int(group.stats.get("resettled", 0))
 
 
 def _age(entry: str | None, now: int) -> float:

@@ -130,9 +130,9 @@ end
 
 -- KEYS: stream. ARGV: base, retention, max length, max bytes (0: none), on full, limit, trust the server's lag? (0|1),
 -- broadcast? (0|1), then of each declared group: name, lease, age of dead letters to keep (0: all, and none are made).
--- Moves due retries, removes consumers that are gone, records each group's checkpoint, trims what all groups have settled
--- and the retention allows, forgets what was given up before and what was last of its key, and publishes the length at
--- which adding is refused. Returns a JSON object of what it did and saw.
+-- Moves due retries, removes consumers that are gone, records each group's checkpoint, repairs the lag that the server
+-- shows, trims what all groups have settled and the retention allows, forgets what was given up before and what was last of
+-- its key, and publishes the length at which adding is refused. Returns a JSON object of what it did and saw.
 local function janitor(keys, args)
   local key, base, retention, max_length, max_bytes = keys[1], args[1], tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
   local on_full, limit, trusted, broadcast = args[5], tonumber(args[6]), args[7] == '1', args[8] == '1'
@@ -159,10 +159,11 @@ local function janitor(keys, args)
   end
   -- a clock that jumped ahead trims nothing before new entries arrive at the new time
   local clock = math.min(now, ms_of(info['last-generated-id']))
-  local open, waiting, pending = {}, {}, {}
+  local open, waiting, pending, known = {}, {}, {}, {}
   local floor, held_by
   for name, g in pairs(counted) do
-    local unread, _, oldest = undelivered(key, info, g, trusted)
+    local unread, exact, oldest = undelivered(key, info, g, trusted)
+    known[name] = exact
     open[name], waiting[name], pending[name] = unread, unread, oldest_pending(key, g)
     if pending[name] then
       open[name] = open[name] + delivered_since(key, info, pending[name], g['last-delivered-id'])
@@ -170,6 +171,9 @@ local function janitor(keys, args)
     end
     record_checkpoint(key, base, g, pending[name])
     if oldest and (not held_by or less(oldest, floor)) then floor, held_by = oldest, name end
+  end
+  for _, d in ipairs(declared) do
+    if known[d.name] then repair_lag(key, info, counted[d.name], waiting[d.name]) end
   end
   if not held_by and next(counted) then floor = after(info['last-generated-id']) end
   -- what nobody is declared to read counts as unsettled

@@ -23,6 +23,16 @@ local function undelivered(key, info, g, trusted)
   return math.max(n, guess), false, oldest
 end
 
+-- Tells the server how many entries a group has read where the lag that it shows others is not the true one, which is
+-- `unread`. Nothing else of the group changes.
+local function repair_lag(key, info, g, unread)
+  local last = g['last-delivered-id']
+  if g.lag == unread or (unread == 0 and last ~= info['last-generated-id']) then return end
+  -- the server does not count past an entry that was deleted ahead of the group
+  if unread > 0 and not less(info['max-deleted-entry-id'], last) then return end
+  redis.call('XGROUP', 'SETID', key, g.name, last, 'ENTRIESREAD', string.format('%.0f', info['entries-added'] - unread))
+end
+
 local function oldest_pending(key, g)
   if g.pending > 0 then return redis.call('XPENDING', key, g.name)[2] end
 end
