@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
 
 from agentstream.backoff import Pause, unit
-from agentstream.calls import GroupCalls
+from agentstream.calls import Command, GroupCalls
 from agentstream.entries import Entry, claimed_entries, read_entries
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.lease import Leases
@@ -128,6 +129,8 @@ class Intake:
         self._refresh = refresh
         self._prefix = pod_prefix
         self._in_doubt = True
+        # whether it ended before a claim was answered, so that what it owns may have been begun by others
+        self._claimed_unseen = False
         self._look = asyncio.Event()
         self._look.set()
         # what became due or stalled while no consumer was there
@@ -168,9 +171,9 @@ class Intake:
     async def release_strays(self, release: Callable[..., Awaitable[None]]) -> int:
         """Hands back what the server delivered to this consumer while the reading connection was closed.
 
-        Returns how many entries.
+        No attempt is counted for what nobody else has begun. Returns how many entries.
         """
-        count = 0
+        count, is_certain = 0, not (self._in_doubt or self._claimed_unseen)
         with contextlib.suppress(AgentStreamError):
             # answered in a later round of the server's event loop than the one in which it saw the connection
             # end
@@ -181,6 +184,9 @@ class Intake:
                     command = self._calls.take(source, "", start, _PAGE_OF_STRAYS)
                     following, reply = await self._control.call(*command)
                     strays = [entry for entry in claimed_entries(reply, source) if self._leases.hold(entry)]
+                    for entry in strays:
+                        # nothing but a read brought it, and that counted one
+                        entry.started = is_certain and entry.counter == 1
                     await release(*strays)
                     count += len(strays)
                     start = following.decode()
@@ -238,9 +244,7 @@ class Intake:
                 # among what it owns is what it holds
                 count = await self._slots.any() + len(self._leases)
                 asked = time.monotonic()
-                following, reply = await self._control.call(
-                    *self._calls.take(source, self._prefix, start, count)
-                )
+                following, reply = await self._claim(self._calls.take(source, self._prefix, start, count))
                 self._accept(_given(asked, claimed_entries(reply, source)))
                 start = following.decode()
         # from here on, those are not left-overs but live: of another process that goes by the same pod
@@ -272,11 +276,18 @@ class Intake:
         self._sweep_at_once = at_once and not free
         command = self._calls.sweep(lease, _SWEEP_INTERVAL, free, now=at_once)
         asked = time.monotonic()
-        _, stalled, stalled_retries, wait = await self._control.call(*command)
+        _, stalled, stalled_retries, wait = await self._claim(command)
         self._accept(_given(asked, claimed_entries(stalled, self._calls.main)))
         self._accept(_given(asked, claimed_entries(stalled_retries, self._calls.retries)))
         # the server's clock counts whole milliseconds
         return wait / 1000 + 0.002 if wait else 0.0
+
+    async def _claim(self, command: Command) -> Any:
+        try:
+            return await self._control.call(*command)
+        except asyncio.CancelledError:
+            self._claimed_unseen = True
+            raise
 
 
 def _given(since: float, entries: Iterable[Entry]) -> Iterator[Entry]:

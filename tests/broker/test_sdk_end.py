@@ -180,6 +180,57 @@ async def test_what_arrives_while_the_reader_is_closed_is_not_stranded(
     assert all(idle > CLAIMABLE for _, _, idle, _ in await topology.pending(group))
 
 
+async def test_what_arrives_while_the_reader_is_closed_counts_as_no_attempt(
+    topology: Topology, group: Consumes, proxy: Faults
+) -> None:
+    async with topology.agent("coder", url=proxy.url) as coder, coder.stream_consume("tasks") as deliveries:
+        assert await numbers(deliveries, 10) == list(range(10))
+        await until(lambda: topology.settled(group, 10))
+        await until(lambda: _reads(topology))
+        with proxy.delay(0.3):
+            async with topology.agent("planner") as planner:
+                await planner.send_message(to="coder", type="event", payload={"n": 10})
+            await until(lambda: topology.pending(group))
+            # what brings it is on its way
+            await deliveries.aclose()
+    assert await everything_is_handed_back(topology, group)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        delivery = await following(deliveries)
+        assert (delivery.payload, delivery.attempt, delivery.fence) == ({"n": 10}, 1, 1)
+        await delivery.ack()
+
+
+async def test_what_is_claimed_at_the_very_end_keeps_the_attempts_that_others_began(
+    topology: Topology, group: Consumes, proxy: Faults
+) -> None:
+    await topology.wire.call("XREADGROUP", "GROUP", "coder", "dead.1", "STREAMS", group.key, ">")
+    for entry, *_ in await topology.pending(group):
+        # idle for a day
+        await topology.wire.call(
+            "XCLAIM", group.key, "coder", "dead.1", 0, entry, "IDLE", 86_400_000, "JUSTID"
+        )
+    async with topology.agent("coder", url=proxy.url) as coder, coder.stream_consume("tasks") as deliveries:
+        with proxy.delay(0.3):
+            waiting = asyncio.create_task(anext(deliveries))
+            await until(lambda: _are_of(topology, group, "coder-pod"))
+            await deliveries.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+    pending = await topology.pending(group)
+    assert {(idle > CLAIMABLE, counter) for _, _, idle, counter in pending} == {(True, 1)}
+
+
+async def _reads(topology: Topology) -> bool:
+    """Whether a consumer waits for new messages."""
+    clients = (await topology.wire.call("CLIENT", "LIST")).decode().splitlines()
+    return any("read-tasks" in client and "flags=b" in client for client in clients)
+
+
+async def _are_of(topology: Topology, group: Consumes, pod: str) -> bool:
+    """Whether what is pending is held by a pod's consumers."""
+    return all(name.startswith(pod) for _, name, _, _ in await topology.pending(group))
+
+
 async def test_an_agent_that_ends_while_the_server_is_away_ends(
     proxy: Faults, topology: Topology, group: Consumes
 ) -> None:
