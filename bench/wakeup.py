@@ -2,9 +2,9 @@
 
 Starts an API server and an embedded Valkey of its own and `agentstream operator` with the rights that the
 chart gives it. Creates groups with a stream each that all sleep, then adds one message at a time to one of
-them, and waits until the API server tells of its Deployment's replicas. Groups that are awake are put to sleep
-again where there are fewer of them than messages. Meanwhile the operator does what it does anyway: it measures,
-and looks at everything anew once a minute. Everything shares the processors of this machine.
+them, and waits until the API server tells of its Deployment's replicas. Groups that are awake are put to
+sleep again where there are fewer of them than messages. Meanwhile the operator does what it does anyway: it
+measures, and looks at everything anew once a minute. Everything shares the processors of this machine.
 """
 
 from __future__ import annotations

@@ -135,6 +135,24 @@ async def test_the_next_process_of_a_pod_that_is_there_keeps_what_it_takes(
         assert held not in claim(admin)
 
 
+async def test_of_a_pod_that_lives_on_only_the_process_that_ended_is_freed_and_forgotten(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        old = take(admin, GONE, 2)
+        admin.xadd(KEY, {"m": "{}"})
+        # whoever was started again began at 10 ** 6
+        admin.xreadgroup("coder", f"{GONE}.lflt", {KEY: ">"})
+        admin.xgroup_createconsumer(KEY, "coder", f"{GONE}.2")
+        await op.engine.departed(GROUP.key, Gone(GONE, 1_000_000))
+        assert consumers(admin) == {f"{GONE}.1", f"{GONE}.lflt"}
+        assert claim(admin) == old
+        # and nobody looks for it any more although the pod has a consumer
+        await until(lambda: consumers(admin) == {f"{GONE}.lflt", "other.1"})
+        await until(lambda: not op.engine._departures._holding)
+
+
 async def test_other_pods_keep_what_they_have(server: Server, admin: redis.Redis) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)

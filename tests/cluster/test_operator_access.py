@@ -44,7 +44,7 @@ async def test_every_right_is_needed(deploy: Deploy, own_team: Team, private_ser
         a_deployment("theirs"),
         a_stream(deletionPolicy="Delete", producers=["boss"]),
         a_stream("other", producers=["stranger"]),
-        a_group(template=a_template(), deletionPolicy="Delete"),
+        a_group(template=a_template(), replicas=2, startFrom="Beginning", deletionPolicy="Delete"),
         a_group("elsewhere", deploymentRef={"name": "theirs"}, replicas=3),
     )
     await own_team.ready(a_stream(), a_group(), a_group("elsewhere"))
@@ -56,6 +56,16 @@ async def test_every_right_is_needed(deploy: Deploy, own_team: Team, private_ser
     await own_team.says("AgentStream", "usurper", "False", "KeyClaimed")
     await own_team.says("AgentStream", "other", "False", "ChildNotOurs")
     await own_team.until("Deployment", "theirs", lambda found: found["spec"]["replicas"] == 3)
+    # a pod that holds something, before there are fewer
+    labels = {"app.kubernetes.io/managed-by": "agentstream", "agentstream.dev/group": "coder"}
+    pod = {"name": "coder-consumer-5d4f-x7k2p", "labels": labels}
+    container = {"name": "a", "image": "a:1"}
+    own_team.create({"apiVersion": "v1", "kind": "Pod", "metadata": pod, "spec": {"containers": [container]}})
+    with private_server.admin() as client:
+        client.xadd(key := f"{{{own_team.namespace}.tasks}}", {"m": "{}"})
+        client.xreadgroup("coder", f"{pod['name']}.1", {key: ">"})
+    own_team.change("ConsumerGroup", "coder", {"spec": {"replicas": 1}})
+    await own_team.until("Deployment", "coder-consumer", lambda found: found["spec"]["replicas"] == 1)
     own_team.delete("ConsumerGroup", "coder")
     own_team.delete("AgentStream", "tasks")
     await own_team.gone("ConsumerGroup", "coder")
