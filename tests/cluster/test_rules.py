@@ -155,6 +155,12 @@ RULES = [
         a_group(template=TEMPLATE, autoscaling={"minReplicas": 11}),
     ),
     Rule(
+        "ConsumerGroup.spec.autoscaling",
+        "targetAge needs mode Direct: a HorizontalPodAutoscaler follows targetBacklog alone",
+        a_group(template=TEMPLATE, autoscaling={"mode": "HPA"}),
+        a_group(template=TEMPLATE, autoscaling={"mode": "HPA", "targetAge": "1m"}),
+    ),
+    Rule(
         "ConsumerGroup.spec.autoscaling.scaleDownAfter",
         LONGEST,
         a_group(template=TEMPLATE, autoscaling={"scaleDownAfter": "87600h"}),

@@ -87,7 +87,8 @@ class MemoryCluster:
         found = self.workloads.get(group.key)
         if found is None or not group.leaves_replicas:
             return found
-        return replace(found, autoscaler=self.autoscalers.get(group.key))
+        known = self.autoscalers.get(group.key)
+        return replace(found, current=known is not None or not self.autoscales, autoscaler=known)
 
     async def pods(self, group: ConsumerGroup) -> Pods | None:
         return self.running.get(group.key)

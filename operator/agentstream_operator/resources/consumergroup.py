@@ -110,6 +110,11 @@ class Autoscaling(Model):
             message="minReplicas must not exceed maxReplicas",
             holds=lambda scaling: scaling.min_replicas <= scaling.max_replicas,
         ),
+        Rule(
+            cel="!(self.mode == 'HPA' && has(self.targetAge))",
+            message="targetAge needs mode Direct: a HorizontalPodAutoscaler follows targetBacklog alone",
+            holds=lambda scaling: scaling.mode is not ScalingMode.HPA or scaling.target_age is None,
+        ),
     )
 
     mode: ScalingMode = ScalingMode.DIRECT
