@@ -13,7 +13,8 @@ from harness.chart import Installation
 from harness.evidence import ARTIFACTS, collect
 from harness.kind import Cluster
 from harness.kubectl import Kubectl
-from harness.load import Counts, Load
+from harness.ledger import Counts
+from harness.load import Load
 from harness.machine import Machine, prepare
 from harness.recovery import Recoveries, Recovery
 
@@ -22,7 +23,7 @@ _cluster = pytest.StashKey[Cluster]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "chaos: destroys something, and takes long.")
+    config.addinivalue_line("markers", "chaos: destroys something, or takes long.")
     config.addinivalue_line("markers", "ci: of these, the quick ones that every run of CI has.")
     config.stash[_recoveries] = Recoveries()
 
@@ -99,16 +100,26 @@ def load(cluster: Cluster, kubectl: Kubectl) -> Iterator[Load]:
 
 
 @pytest.fixture
-def settle(load: Load, request: pytest.FixtureRequest) -> Callable[[str, float, str], Counts]:
+def settle(load: Load, tell: Callable[..., None]) -> Callable[..., Counts]:
     """Ends a case: nothing more is sent, everything is counted, and the case stands in the table."""
 
     def end(case: str, seconds: float, meaning: str, since: float = 0.0) -> Counts:
         load.finish()
         counts = load.counts(since)
-        request.config.stash[_recoveries].rows.append(Recovery(case, seconds, meaning, counts))
+        tell(case, seconds, meaning, counts)
         return counts
 
     return end
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Adds a row to the table: a case, how long it took, what that is, and what became of its messages."""
+
+    def add(case: str, seconds: float, meaning: str, counts: Counts | None = None) -> None:
+        request.config.stash[_recoveries].rows.append(Recovery(case, seconds, meaning, counts))
+
+    return add
 
 
 @pytest.hookimpl(wrapper=True)
@@ -125,10 +136,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     recoveries = config.stash[_recoveries]
     if recoveries.rows:
         table = recoveries.table()
-        terminalreporter.section("recovery")
+        terminalreporter.section("times")
         terminalreporter.write(table)
         ARTIFACTS.mkdir(exist_ok=True)
-        Path(ARTIFACTS, "chaos.md").write_text(table)
+        Path(ARTIFACTS, "times.md").write_text(table)
     if os.environ.get("KEEP_CLUSTER") and (cluster := config.stash.get(_cluster, None)):
         terminalreporter.write_line(
             f"kept: the cluster {cluster.name}. Use it again with E2E_CLUSTER={cluster.name}, "

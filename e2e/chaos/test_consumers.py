@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from harness.load import Counts, Load
+from harness.ledger import Counts
+from harness.load import Load
 
 pytestmark = pytest.mark.chaos
 

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 from harness.kind import Cluster
-from harness.load import Counts, Load
+from harness.ledger import Counts
+from harness.load import Load
 
 pytestmark = pytest.mark.chaos
 

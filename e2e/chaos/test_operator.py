@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from harness.chart import Installation
 from harness.kubectl import Kubectl, in_effect
-from harness.load import Counts, Load
+from harness.ledger import Counts
+from harness.load import Load
 from harness.manifests import a_group, a_stream
 from harness.waiting import until
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 from harness.chart import Installation
 from harness.kubectl import condition, in_effect
-from harness.load import Counts, Load
+from harness.ledger import Counts
+from harness.load import Load
 from harness.waiting import until
 
 pytestmark = pytest.mark.chaos

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,11 @@ class Kubectl:
         """
         command = ("kubectl", "--namespace", self.namespace, *arguments)
         return self.machine.run(*command, kubeconfig=self.kubeconfig, stdin=stdin, timeout=timeout)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Starts a kubectl that goes on until it is ended; what it prints can be read."""
+        command = ("kubectl", "--namespace", self.namespace, *arguments)
+        return self.machine.start(*command, kubeconfig=self.kubeconfig)
 
     def within(self, namespace: str) -> Kubectl:
         """The same for another namespace."""

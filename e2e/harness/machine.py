@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +31,19 @@ class Machine:
         self, *command: str | Path, kubeconfig: Path | None = None, stdin: str = "", timeout: float = 60
     ) -> str:
         """Runs a command with the machine's programs; as `shell.run`."""
+        return run(*command, stdin=stdin, env=self._environment(kubeconfig), timeout=timeout)
+
+    def start(self, *command: str, kubeconfig: Path) -> subprocess.Popen[str]:
+        """Starts a command with the machine's programs; what it prints can be read."""
+        env = os.environ | self._environment(kubeconfig)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+
+    def _environment(self, kubeconfig: Path | None) -> dict[str, str]:
         env = {"PATH": self.path}
         if kubeconfig is not None:
             # whatever is remembered of the cluster goes with it, too
             env |= {"KUBECONFIG": str(kubeconfig), "KUBECACHEDIR": str(kubeconfig.with_name("cache"))}
-        return run(*command, stdin=stdin, env=env, timeout=timeout)
+        return env
 
 
 def prepare() -> Machine:

@@ -1,14 +1,14 @@
-"""How long it took until all was well again, case by case: a table for whoever reads the run."""
+"""How long it took until all was well, case by case: a table for whoever reads the run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from harness.load import Counts
+from harness.ledger import Counts
 
 _HEAD = (
     "case",
-    "recovered after",
+    "after",
     "what that is",
     "longest wait of a message",
     "sent",
@@ -23,15 +23,15 @@ class Recovery:
 
     Attributes:
         case: what was done.
-        seconds: how long it took until all was well again.
+        seconds: how long it took until all was well.
         meaning: how that was seen.
-        counts: what became of the messages.
+        counts: what became of the messages; None where another row of the case says it.
     """
 
     case: str
     seconds: float
     meaning: str
-    counts: Counts
+    counts: Counts | None = None
 
 
 @dataclass
@@ -49,9 +49,12 @@ class Recoveries:
 
 def _cells(row: Recovery) -> tuple[str, ...]:
     counts = row.counts
+    seconds = f"{row.seconds:.1f} s" if row.seconds >= 1 else f"{row.seconds * 1000:.0f} ms"
+    if counts is None:
+        return row.case, seconds, row.meaning, "", "", "", ""
     return (
         row.case,
-        f"{row.seconds:.1f} s",
+        seconds,
         row.meaning,
         f"{counts.longest:.1f} s",
         f"{counts.sent:,}",
