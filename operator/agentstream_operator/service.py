@@ -201,6 +201,7 @@ class _Service:
             requests=self._api.requests,
             events=inventory.events if inventory is not None else Counter(),
             missed=inventory.missed if inventory is not None else 0,
+            work=engine.work if engine is not None else (),
         )
 
 

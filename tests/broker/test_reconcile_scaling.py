@@ -168,3 +168,37 @@ async def test_the_backlog_is_unknown_while_that_of_one_of_the_agents_groups_is(
         condition = op.cluster.condition(host.key, ConditionType.SCALING_ACTIVE)
         assert condition is not None
         assert condition.reason is Reason.LAG_UNKNOWN
+
+
+async def test_the_work_of_every_group_is_told(server: Server, admin: redis.Redis) -> None:
+    host = a_group(template=TEMPLATE, startFrom="Beginning", autoscaling={"targetBacklog": 2})
+    guest = a_group("guest", agent="coder", stream="missing")
+    rival = a_group("rival", group="coder")
+    async with operator(server.url) as op:
+        op.declare(STREAM, host, guest, rival)
+        await op.ready(host.key)
+        for _ in range(3):
+            admin.xadd(KEY, {"m": "{}"})
+        await until(lambda: op.cluster.workloads[host.key].replicas == 2)
+        await until(lambda: len(op.engine.work) == 2)
+        work = {group.group: group for group in op.engine.work}
+        assert work["coder"].signal.undelivered == 3
+        assert (work["coder"].stream, work["coder"].desired) == ("tasks", 2)
+        assert (work["guest"].signal.known, work["guest"].desired) == (False, None)
+        said = ConditionType.SCALING_ACTIVE
+        await until(lambda: op.cluster.says(host.key, said)[2] == "as targetBacklog wants")
+
+
+async def test_what_was_added_last_and_crashes_is_not_added_to(server: Server, admin: redis.Redis) -> None:
+    group = a_group(template=TEMPLATE, startFrom="Beginning", autoscaling={"targetBacklog": 1})
+    async with operator(server.url) as op:
+        await op.put(STREAM, group)
+        admin.xadd(KEY, {"m": "{}"})
+        await until(lambda: op.cluster.workloads[group.key].replicas == 1)
+        op.cluster.workloads[group.key] = WorkloadSeen(1, 0, crashing="exited with 1")
+        await op.event(group.key, Reason.CRASH_LOOP)
+        admin.xadd(KEY, {"m": "{}"})
+        await until(lambda: "do not run" in op.cluster.says(group.key, ConditionType.SCALING_ACTIVE)[2])
+        assert op.cluster.workloads[group.key].replicas == 1
+        op.cluster.workloads[group.key] = WorkloadSeen(1, 1)
+        await until(lambda: op.cluster.workloads[group.key].replicas == 2)

@@ -29,6 +29,7 @@ from agentstream_operator.reconcile.store import AGENT, Known, Store, agent_key
 from agentstream_operator.reconcile.streams import reconcile_stream
 from agentstream_operator.reconcile.view import View, view
 from agentstream_operator.reconcile.wakeup import Wakeup
+from agentstream_operator.reconcile.work import GroupWork, work
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionType, Reason
@@ -214,6 +215,11 @@ class Engine:
     def conditions(self) -> Counter[ConditionCount]:
         """How many resources say what in their conditions."""
         return conditions(self._context)
+
+    @property
+    def work(self) -> tuple[GroupWork, ...]:
+        """What every group's consumers have to do."""
+        return tuple(work(self._context))
 
     def check_all(self) -> None:
         """Looks at everything anew, as a resync does in the course of a minute."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.health import ConditionCount, Health
+from agentstream_operator.reconcile.work import GroupWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Numbers:
         requests: requests to the API server, by verb, resource and code.
         events: events of the watches, by resource.
         missed: changes that no event told of.
+        work: what the consumers of groups have to do.
     """
 
     leads: bool
@@ -41,6 +43,7 @@ class Numbers:
     requests: Mapping[tuple[str, str, int], int]
     events: Mapping[str, int]
     missed: int
+    work: Iterable[GroupWork] = ()
 
 
 class Metrics:
@@ -119,6 +122,40 @@ class _Read(Collector):
         missed = CounterMetricFamily("agentstream_watch_missed", "Changes that no watch told of.")
         missed.add_metric((), numbers.missed)
         yield missed
+        yield from _of_groups(numbers.work)
+
+
+_GROUP = ("namespace", "stream", "group")
+
+
+def _of_groups(work: Iterable[GroupWork]) -> Iterator[Metric]:
+    """The work of groups. Of one that is not known there are no numbers: that is not the same as none."""
+
+    def family(name: str, text: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"agentstream_group_{name}", text, labels=_GROUP)
+
+    known = family("lag_known", "Whether it is known how many messages of the group wait.")
+    desired = family("desired_replicas", "Consumers that the group should have.")
+    speed = family("service_rate", "Messages that a busy consumer of the group settles in a second.")
+    undelivered = family("undelivered", "Messages that no consumer was given, retries that are due included.")
+    pending = family("pending", "Messages that a consumer was given and has not settled.")
+    backlog = family("backlog", "Messages that wait or run.")
+    oldest = family("oldest_seconds", "Age of the oldest message that waits or runs.")
+    arrival = family("arrival_rate", "Messages that are added to the group's stream in a second.")
+    for group in work:
+        labels, signal = (group.namespace, group.stream, group.group), group.signal
+        known.add_metric(labels, signal.known)
+        if group.desired is not None:
+            desired.add_metric(labels, group.desired)
+        if group.pace is not None:
+            speed.add_metric(labels, group.pace)
+        if signal.known:
+            undelivered.add_metric(labels, signal.waiting)
+            pending.add_metric(labels, signal.pending)
+            backlog.add_metric(labels, signal.backlog)
+            oldest.add_metric(labels, max(signal.oldest, signal.oldest_pending))
+            arrival.add_metric(labels, signal.arrival)
+    yield from (known, desired, speed, undelivered, pending, backlog, oldest, arrival)
 
 
 def _of_engine(health: Health | None) -> Iterator[Metric]:

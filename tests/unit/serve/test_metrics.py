@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from agentstream_operator.plan.signal import UNKNOWN, Signal
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.health import Health
+from agentstream_operator.reconcile.work import GroupWork
 from agentstream_operator.serve.metrics import Metrics, Numbers
 
 NUMBERS = Numbers(
@@ -113,3 +115,28 @@ def test_two_operators_of_one_process_do_not_get_into_each_others_way() -> None:
     count = "agentstream_reconcile_duration_seconds_count kind=Agent outcome=success"
     assert count in ours(first)
     assert count not in ours(second)
+
+
+def test_the_work_of_groups_is_shown() -> None:
+    signal = Signal(undelivered=5, pending=3, due=1, oldest=1.5, oldest_pending=4.0, arrival=2.5)
+    work = (GroupWork("team", "tasks", "coder", signal, pace=12.5, desired=2),)
+    shown = ours(Metrics(lambda: replace(NUMBERS, work=work)))
+    labels = "group=coder namespace=team stream=tasks"
+    found = {name.removesuffix(labels).strip(): value for name, value in shown.items() if labels in name}
+    assert found == {
+        "agentstream_group_lag_known": 1,
+        "agentstream_group_desired_replicas": 2,
+        "agentstream_group_service_rate": 12.5,
+        "agentstream_group_undelivered": 6,
+        "agentstream_group_pending": 3,
+        "agentstream_group_backlog": 9,
+        "agentstream_group_oldest_seconds": 4.0,
+        "agentstream_group_arrival_rate": 2.5,
+    }
+
+
+def test_what_is_not_known_of_a_group_is_not_shown_as_none() -> None:
+    work = (GroupWork("team", "tasks", "coder", UNKNOWN, pace=None, desired=None),)
+    shown = ours(Metrics(lambda: replace(NUMBERS, work=work)))
+    found = {name: value for name, value in shown.items() if name.startswith("agentstream_group_")}
+    assert found == {"agentstream_group_lag_known group=coder namespace=team stream=tasks": 0}
