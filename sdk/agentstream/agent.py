@@ -69,7 +69,7 @@ class Agent(Messenger):
                 self.namespace,
                 self.name,
                 self._write.call,
-                lambda message, timeout: self._sender.send(message, None, timeout),
+                self._sender.post,
                 self._keyring,
             ),
             renewal=self._renewal,

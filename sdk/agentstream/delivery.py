@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from agentstream.backoff import retry_delay, unit
 from agentstream.entries import Entry
+from agentstream.errors import NoRoute
 from agentstream.message import Message
 from agentstream.once import WEEK, Once
 from agentstream.payloads import Payload
@@ -249,6 +250,21 @@ class Delivery(Generic[Payload]):
             Backpressure, StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `Agent.send_message`.
         """
         await self._settler.replies.answer(self.message, payload, self._policy, timeout)
+
+    async def _returned(self, answer: Any) -> None:
+        """Answers with what the handler returned; where that can go nowhere, trying again is of no use."""
+        try:
+            await self._settler.replies.answer(self.message, answer, self._policy, patience=0)
+        except NoRoute as error:
+            if not self._decides("dead_letter"):
+                raise
+            sender = self.message.sender
+            why = (
+                f"the handler returned an answer, but {error}; return None, declare a stream that leads to"
+                f" {sender}, or have {sender} ask with Agent.request"
+            )
+            self._settler.give_up(self._entry, self._policy, Reason.NO_ROUTE, why)
+            await self._entry.settled()
 
     async def __aenter__(self) -> Self:
         """Starts handling."""

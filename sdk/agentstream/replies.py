@@ -7,6 +7,7 @@ answer, with the keys of that stream.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import time
@@ -22,6 +23,7 @@ from agentstream.keys import reply_key
 from agentstream.message import Message, decode, encode
 from agentstream.payloads import payload_of, version_of
 from agentstream.routes import OFF, Consumes
+from agentstream.send import DEFAULT_TIMEOUT, ROUTE_PATIENCE, Letter
 from agentstream.signing import Keyring, answer_domain
 from agentstream.tracing import spans
 from agentstream.triage import FLAWS
@@ -42,7 +44,7 @@ class Replies:
         namespace: the agent's namespace.
         agent: its name.
         call: sends a command and returns its reply.
-        send: sends a message to the agent that it is addressed to, in so many seconds.
+        send: sends a message to the agent that it is addressed to.
         keyring: the keys of signed streams.
     """
 
@@ -51,7 +53,7 @@ class Replies:
         namespace: str,
         agent: str,
         call: Callable[..., Awaitable[Any]],
-        send: Callable[[Message, float], Awaitable[Any]],
+        send: Callable[[Letter], Awaitable[Any]],
         keyring: Keyring,
     ) -> None:
         self._namespace = namespace
@@ -65,16 +67,26 @@ class Replies:
         request: Message,
         payload: Any,
         policy: Consumes,
-        timeout: float,  # noqa: ASYNC109 - the deadline decides what is repeated
+        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
+        patience: float = ROUTE_PATIENCE,
     ) -> None:
-        """Answers a request that came by a group; see `Delivery.reply`."""
+        """Answers a request that came by a group; see `Delivery.reply`.
+
+        Args:
+            request: the message.
+            payload: the answer's.
+            policy: of the group.
+            timeout: for how many seconds to try.
+            patience: for how many of them to wait for a route to whoever sent the message.
+        """
         answer = self._answer_to(request, payload)
         if is_reply_key(request.reply_to, self._namespace, request.sender):
             answering = self._put(request, answer, policy, timeout)
             tracing = spans()
             await (answering if tracing is None else tracing.answered(request, answering))
         else:
-            await self._send(answer, timeout)
+            now = asyncio.get_running_loop().time()
+            await self._send(Letter(answer, None, None, since=now, timeout=timeout, patience=patience))
 
     async def gave_up(self, body: bytes | None, policy: Consumes, reason: str, error: str) -> None:
         """Tells whoever asked that its request became a dead letter, if it can be told soon.

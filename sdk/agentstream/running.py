@@ -71,7 +71,7 @@ async def _work(
         async with delivery:
             answer = await by_type[delivery.message.type](threads.run, delivery)
             if answer is not None:
-                await delivery.reply(answer)
+                await delivery._returned(answer)  # noqa: SLF001 - what comes of it is no choice of the handler
     for batch in batches.values():
         batch.close()
 

@@ -35,7 +35,9 @@ from agentstream.tracing import spans
 from agentstream.wire import Argument, Wire, WireClosed
 
 DEFAULT_TIMEOUT = 30.0
-_ROUTE_PATIENCE = 10.0
+ROUTE_PATIENCE = 10.0
+"""Seconds for which a message waits for a route that is not declared yet."""
+
 # What trying again does not mend, or must not.
 _FINAL = (NoRoute, InvalidMessage, SettingsError, MessageExpired, WireClosed, Unanswered)
 
@@ -81,6 +83,7 @@ class Letter(Parcel):
         once: a key of the sender's own, under which only one message is added within an hour.
         since: when it was to be sent, by the event loop's clock.
         timeout: for how many seconds it is tried from then on.
+        patience: for how many of them it waits for a route that is not declared yet.
 
     Attributes:
         produces: where it was offered last.
@@ -90,10 +93,17 @@ class Letter(Parcel):
         InvalidMessage: it does not fit.
     """
 
-    __slots__ = ("message", "once", "produces", "stream", "trace")
+    __slots__ = ("message", "once", "patience", "produces", "stream", "trace")
 
     def __init__(
-        self, message: Message, stream: str | None, once: str | None, *, since: float, timeout: float
+        self,
+        message: Message,
+        stream: str | None,
+        once: str | None,
+        *,
+        since: float,
+        timeout: float,
+        patience: float = ROUTE_PATIENCE,
     ) -> None:
         if once is not None and not is_reference(once):
             raise InvalidMessage("once= is a string of 1 to 512 characters")
@@ -101,6 +111,7 @@ class Letter(Parcel):
         self.message: Message = message
         self.stream: str | None = stream
         self.once: str | None = once
+        self.patience: float = patience
         self.produces: Produces
         self.trace: bytes = b""
 
@@ -258,7 +269,7 @@ class Sender:
             return None
 
     async def _offer(self, letter: Letter, now: float) -> asyncio.Future[str]:
-        patience = min(_ROUTE_PATIENCE, letter.deadline - now)
+        patience = min(letter.patience, letter.deadline - now)
         produces = await self._directory.target(letter.message.to, letter.stream, patience)
         letter.produces = produces
         if produces.contracts:

@@ -15,13 +15,17 @@ from agentstream.routes import OFF, WARN, Consumes
 
 
 class Reason(StrEnum):
-    """Why a message became a dead letter, where the handler gave no reason of its own."""
+    """Why a message became a dead letter, where the handler gave no reason of its own.
+
+    `NO_ROUTE`: it returned an answer, and no stream leads to whoever sent the message.
+    """
 
     MALFORMED = "Malformed"
     UNKNOWN_VERSION = "UnknownVersion"
     EXPIRED = "Expired"
     MAX_DELIVERIES = "MaxDeliveries"
     NO_HANDLER = "NoHandler"
+    NO_ROUTE = "NoRoute"
     INVALID_PAYLOAD = "InvalidPayload"
     CONTRACT_VIOLATED = "ContractViolated"
     UNSIGNED = "Unsigned"
