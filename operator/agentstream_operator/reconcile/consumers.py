@@ -153,7 +153,7 @@ async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bo
     if not group.has_workload:
         memory.workload = memory.applied = memory.refused = None
         return False
-    before, missing = memory.refused, memory.missing
+    before = _shown(memory)
     try:
         await _run(context, group, in_effect=in_effect)
     except ClusterRefused as error:
@@ -162,7 +162,16 @@ async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bo
         memory.refused = None
     unknown = memory.workload is None and memory.refused is None
     memory.missing = group.spec.deployment_ref is not None and unknown
-    return (before, missing) != (memory.refused, memory.missing)
+    return before != _shown(memory)
+
+
+def _shown(memory: GroupMemory) -> tuple[object, ...]:
+    """What conditions say of the consumers."""
+    workload = memory.workload
+    if workload is None:
+        return memory.refused, memory.missing
+    decides = workload.autoscaler if workload.replicas else None
+    return memory.refused, memory.missing, workload.crashing, decides
 
 
 async def _run(context: Context, group: ConsumerGroup, *, in_effect: bool) -> None:
