@@ -311,9 +311,9 @@ async def test_what_was_fetched_for_a_thread_that_was_interrupted_is_handed_back
     """A signal comes at the very moment when the message is ready, and not yet in the thread's hands."""
     run = coder._loop.run
 
-    def run_and_interrupt(work: Any) -> None:
+    def run_and_interrupt(*work: Any) -> None:
         monkeypatch.undo()
-        run(work)
+        run(*work)
         raise KeyboardInterrupt
 
     def work() -> list[int]:
@@ -329,6 +329,47 @@ async def test_what_was_fetched_for_a_thread_that_was_interrupted_is_handed_back
 
     assert sorted(await asyncio.to_thread(work)) == list(range(10))
     await until(lambda: topology.settled(group, 10))
+
+
+EXITS = """
+@agent.on("event")
+def handle(payload):
+    sys.exit("enough")
+"""
+
+
+async def test_a_handler_may_end_the_program(topology: Topology, group: Consumes, ten: None) -> None:
+    process = program(topology, "agent.run(concurrency=2)", EXITS)
+    out, err, code = await ends(process)
+    assert (out, err, code) == ("ready\n", "enough\n", 1)
+    assert not (await topology.stats(group)).get("acked")
+    assert all(idle > CLAIMABLE for _, _, idle, _ in await topology.pending(group))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_nobody_waits_for_a_loop_that_was_broken(coder: Agent) -> None:
+    told = threading.Event()
+
+    async def breaks() -> None:
+        raise SystemExit
+
+    def wait() -> None:
+        with pytest.raises(AgentStreamError, match="has ended"):
+            coder._loop.run(asyncio.Event().wait)
+        told.set()
+
+    def work() -> None:
+        with coder:
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            with pytest.raises((SystemExit, AgentStreamError)):
+                coder._loop.run(breaks)
+            waiting.join(10)
+            with pytest.raises(AgentStreamError, match="has ended"):
+                coder.notify("coder", {})
+
+    await asyncio.to_thread(work)
+    assert told.is_set()
 
 
 async def test_an_agent_that_is_never_left_ends_with_its_program(

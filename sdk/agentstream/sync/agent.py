@@ -19,8 +19,8 @@ from agentstream.send import DEFAULT_TIMEOUT, OnFull, Outgoing, SentMessage
 from agentstream.settings import Settings
 from agentstream.signals import SIGNAL_EXIT, on_signal
 from agentstream.sync.delivery import Deliveries
-from agentstream.sync.handlers import adapted
-from agentstream.sync.loop import LoopThread
+from agentstream.sync.handlers import Exit, adapted
+from agentstream.sync.loop import Ended, LoopThread
 from agentstream.sync.messenger import Notifications, Receipt
 from agentstream.upcasting import Upcast
 
@@ -125,7 +125,8 @@ class Agent:
                 AccessDenied, ServerRefused: as there.
         """
         send: Callable[..., Coroutine[Any, Any, SentMessage | None]] = self._agent.send_message
-        sending = send(
+        return self._loop.run(
+            send,
             type=type,
             payload=payload,
             to=to,
@@ -139,7 +140,6 @@ class Agent:
             on_full=on_full,
             timeout=timeout,
         )
-        return self._loop.run(sending)
 
     def send_many(
         self, messages: Iterable[Outgoing], *, timeout: float = DEFAULT_TIMEOUT
@@ -149,7 +149,7 @@ class Agent:
         Raises:
             InvalidMessage, NoRoute, SendFailed: as there.
         """
-        return self._loop.run(self._agent.send_many(list(messages), timeout=timeout))
+        return self._loop.run(self._agent.send_many, list(messages), timeout=timeout)
 
     def broadcast(
         self,
@@ -171,7 +171,8 @@ class Agent:
             NoRoute, InvalidMessage, Backpressure, MessageExpired, StreamMissing, ConnectionLost,
                 AccessDenied, ServerRefused: as there.
         """
-        sending = self._agent.broadcast(
+        receipt = self._loop.run(
+            self._agent.broadcast,
             type=type,
             payload=payload,
             stream=stream,
@@ -183,7 +184,7 @@ class Agent:
             on_full=on_full,
             timeout=timeout,
         )
-        return Receipt(self._loop.run(sending), self._loop)
+        return Receipt(receipt, self._loop)
 
     def request(
         self,
@@ -204,7 +205,8 @@ class Agent:
             NoReply, RequestFailed, InvalidMessage, NoRoute, Backpressure, MessageExpired, StreamMissing,
                 ConnectionLost, AccessDenied, ServerRefused: as there.
         """
-        asking = self._agent.request(
+        return self._loop.run(
+            self._agent.request,
             to=to,
             payload=payload,
             type=type,
@@ -215,7 +217,6 @@ class Agent:
             schema_version=schema_version,
             timeout=timeout,
         )
-        return self._loop.run(asking)
 
     def notify(self, to: str, payload: Any) -> int:
         """As `agentstream.Agent.notify`.
@@ -223,7 +224,7 @@ class Agent:
         Raises:
             InvalidMessage, ConnectionLost, AccessDenied, ServerRefused: as there.
         """
-        return self._loop.run(self._agent.notify(to, payload))
+        return self._loop.run(self._agent.notify, to, payload)
 
     def notifications(self, *, buffer: int = DEFAULT_BUFFER) -> Notifications:
         """As `agentstream.Agent.notifications`.
@@ -295,8 +296,12 @@ class Agent:
 
         Raises:
             ValueError, NotConsumer, SettingsError: as there.
+            SystemExit, KeyboardInterrupt: a handler raised it; its message is handed back.
         """
-        self._loop.run(self._agent.run(concurrency=concurrency))
+        try:
+            self._loop.run(self._agent.run, concurrency=concurrency)
+        except Exit as end:
+            raise end.error from None
 
     def stop(self) -> None:
         """As `agentstream.Agent.stop`. Any thread may call it, and a signal's handler."""
@@ -310,7 +315,7 @@ class Agent:
         """
         self._loop.start()
         try:
-            self._loop.run(self._agent.__aenter__())
+            self._loop.run(self._agent.__aenter__)
         except BaseException:
             self._loop.end()
             raise
@@ -327,11 +332,10 @@ class Agent:
         self._close()
 
     def _close(self) -> None:
-        # what a process has that was forked off is its parent's
-        if self._loop.has_ended:
-            return
         try:
-            self._loop.complete(self._agent.__aexit__(None, None, None))
+            # what a process has that was forked off is its parent's
+            with contextlib.suppress(Ended):
+                self._loop.complete(self._agent.__aexit__, None, None, None)
         finally:
             self._loop.end()
             self._signals.close()
@@ -341,7 +345,7 @@ class Agent:
         async def called() -> _Result:
             return call()
 
-        return self._loop.run(called())
+        return self._loop.run(called)
 
     def _asked_to_end(self, number: signal.Signals) -> None:
         consuming = self._agent._is_consuming  # noqa: SLF001 - two faces of one thing

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self
 
 from agentstream import consume, delivery, once
 from agentstream.message import Message
@@ -14,6 +14,8 @@ from agentstream.sync.loop import Ended, LoopThread
 
 if TYPE_CHECKING:
     from agentstream.spans import Handling
+
+_P = ParamSpec("_P")
 
 
 class Once:
@@ -31,7 +33,7 @@ class Once:
             ConnectionLost, ServerRefused: the server did not answer, or refused, for ten seconds.
             AccessDenied: the server refuses.
         """
-        return self._loop.run(self._effect.__aenter__())
+        return self._loop.run(self._effect.__aenter__)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -41,7 +43,7 @@ class Once:
         Raises:
             ConnectionLost, ServerRefused, AccessDenied: as on entering.
         """
-        self._loop.complete(self._effect.__aexit__(kind, error, trace))
+        self._loop.complete(self._effect.__aexit__, kind, error, trace)
 
 
 class Delivery(Generic[Payload]):
@@ -123,23 +125,23 @@ class Delivery(Generic[Payload]):
 
     def ack(self) -> bool:
         """As `agentstream.Delivery.ack`."""
-        return self._settle(self._delivery.ack())
+        return self._settle(self._delivery.ack)
 
     def retry(self, after: float | None = None, reason: str = "") -> bool:
         """As `agentstream.Delivery.retry`."""
-        return self._settle(self._delivery.retry(after, reason))
+        return self._settle(self._delivery.retry, after, reason)
 
     def dead_letter(self, reason: str) -> bool:
         """As `agentstream.Delivery.dead_letter`."""
-        return self._settle(self._delivery.dead_letter(reason))
+        return self._settle(self._delivery.dead_letter, reason)
 
     def release(self) -> bool:
         """As `agentstream.Delivery.release`."""
-        return self._settle(self._delivery.release())
+        return self._settle(self._delivery.release)
 
     def extend(self, seconds: float) -> bool:
         """As `agentstream.Delivery.extend`."""
-        return self._settle(self._delivery.extend(seconds))
+        return self._settle(self._delivery.extend, seconds)
 
     def reply(self, payload: Any, timeout: float = 30.0) -> None:
         """As `agentstream.Delivery.reply`.
@@ -148,7 +150,7 @@ class Delivery(Generic[Payload]):
             InvalidMessage, NoRoute, Backpressure, StreamMissing, ConnectionLost, AccessDenied,
                 ServerRefused: as there.
         """
-        self._loop.run(self._delivery.reply(payload, timeout))
+        self._loop.run(self._delivery.reply, payload, timeout)
 
     def __enter__(self) -> Self:
         """Starts handling."""
@@ -162,15 +164,17 @@ class Delivery(Generic[Payload]):
         """Settles by how the block ended, unless it was settled in it."""
         handling, self._handling = self._handling, None
         try:
-            swallowed = self._settle(self._delivery.__aexit__(kind, error, trace))
+            swallowed = self._settle(self._delivery.__aexit__, kind, error, trace)
         finally:
             if handling is not None:
                 handling.end(error, self._delivery._fate)  # noqa: SLF001 - as above
         return swallowed or isinstance(error, Exception)
 
-    def _settle(self, work: Coroutine[Any, Any, bool]) -> bool:
+    def _settle(
+        self, work: Callable[_P, Coroutine[Any, Any, bool]], *args: _P.args, **kwargs: _P.kwargs
+    ) -> bool:
         try:
-            return self._loop.complete(work)
+            return self._loop.complete(work, *args, **kwargs)
         except Ended:
             if self._loop.is_here:
                 # whatever was not settled by then was handed back
@@ -197,21 +201,21 @@ class Deliveries(Iterator[Delivery[Payload]], Generic[Payload]):
         """
         fetched: list[delivery.Delivery[Payload]] = []
         try:
-            self._loop.run(self._fetch(fetched))
+            self._loop.run(self._fetch, fetched)
         except (StopAsyncIteration, Ended):
             if self._loop.is_here:
                 raise StopIteration from None
             raise
         except BaseException:
             # a signal came between the loop, which had one ready, and this thread
-            self._loop.begin(self._take_back(fetched))
+            self._loop.begin(self._take_back, fetched)
             raise
         return Delivery(fetched[0], self._loop)
 
     def close(self) -> None:
         """Ends the iteration, and hands back everything that is not settled."""
         if not self._loop.has_ended:
-            self._loop.complete(self._deliveries.aclose())
+            self._loop.complete(self._deliveries.aclose)
 
     def __enter__(self) -> Self:
         """The deliveries; closes them at the end."""

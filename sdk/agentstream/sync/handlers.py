@@ -15,6 +15,18 @@ from agentstream.sync.loop import LoopThread
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 
+class Exit(BaseException):
+    """A handler asks for the end of the program, which an event loop would take for its own.
+
+    Attributes:
+        error: what it raised.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error: BaseException = error
+
+
 def adapted(function: _Handler, loop: LoopThread) -> _Handler:
     """A handler of the asynchronous face that calls one of the synchronous face.
 
@@ -31,7 +43,10 @@ def adapted(function: _Handler, loop: LoopThread) -> _Handler:
 
     @functools.wraps(function)
     def handler(*arguments: Any) -> Any:
-        return function(*(_for_thread(argument, loop) for argument in arguments))
+        try:
+            return function(*(_for_thread(argument, loop) for argument in arguments))
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise Exit(error) from None
 
     signature = _signature(function)
     if signature is not None:

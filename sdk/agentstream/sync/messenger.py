@@ -37,7 +37,7 @@ class Receipt:
         Raises:
             ConnectionLost, AccessDenied, ServerRefused: as there.
         """
-        return self._loop.run(self._receipt.status())
+        return self._loop.run(self._receipt.status)
 
     def wait(self, quorum: float | None = None, timeout: float = 30.0) -> ReceiptStatus:
         """As `agentstream.Receipt.wait`.
@@ -45,7 +45,7 @@ class Receipt:
         Raises:
             QuorumMissed, ConnectionLost, AccessDenied, ServerRefused, ValueError: as there.
         """
-        return self._loop.run(self._receipt.wait(quorum, timeout))
+        return self._loop.run(self._receipt.wait, quorum, timeout)
 
 
 class Notifications(Iterator[Notification]):
@@ -66,7 +66,7 @@ class Notifications(Iterator[Notification]):
     def __next__(self) -> Notification:
         """The next notification. In the process of its agent, it raises nothing but StopIteration."""
         try:
-            return self._loop.run(self._next())
+            return self._loop.run(self._next)
         except (StopAsyncIteration, Ended):
             if self._loop.is_here:
                 raise StopIteration from None
@@ -75,7 +75,7 @@ class Notifications(Iterator[Notification]):
     def close(self) -> None:
         """Ends listening."""
         if not self._loop.has_ended:
-            self._loop.complete(self._notifications.aclose())
+            self._loop.complete(self._notifications.aclose)
 
     def __enter__(self) -> Self:
         """The notifications; ends listening at the end."""
