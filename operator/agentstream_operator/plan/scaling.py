@@ -32,6 +32,7 @@ class Rule(StrEnum):
     UNKNOWN = "unknown"
     IDLE = "idle"
     BACKLOG = "targetBacklog"
+    ARRIVALS = "arrivals"
     AGE = "targetAge"
     STEP = "step"
     LATER = "scaleDownAfter"
@@ -185,7 +186,10 @@ def _need(given: ScalingInput, limits: Limits, before: Decision) -> tuple[int, R
     elif before.settled not in (None, signal.settled):
         # all that came since then is settled; somebody has to be there for what comes next
         work.append((0.5 if current else 0.0, Rule.BACKLOG))
-    if limits.target_age is not None and len(work) > 1:
+    if len(work) > 1 and given.pace is not None:
+        # fewer than what arrives takes would only let the backlog grow until there are more again
+        work.append((min(signal.arrival / given.pace, current), Rule.ARRIVALS))
+    if len(work) > 1 and limits.target_age is not None:
         if given.pace is not None:
             # what consumers have already waits no longer
             speed = signal.arrival + signal.waiting / limits.target_age

@@ -15,13 +15,13 @@ from msgspec.structs import replace
 
 from agentstream_operator.plan.observed import StreamSeen
 
-MEMORY = 10.0
+MEMORY = 20.0
 """Seconds after which what was counted has lost most of its weight in a rate."""
 
 PACE_MEMORY = 120.0
 """The same for how fast a busy consumer is: that changes with its code, not with the hour."""
 
-_SATURATED = 1.0
+_SATURATED = 0.25
 """Once an entry has waited for so many seconds, no consumer had time for it."""
 
 _LONG, _MANY = 5.0, 3
@@ -159,14 +159,9 @@ def follow_pace(before: Pace | None, signal: Signal, ready: int, at: float) -> P
     saturated = signal.oldest >= _SATURATED
     if before is None:
         return Pace(Rate(at, signal.settled), saturated, ready)
-    same = ready == before.ready
-    rate = follow_rate(
-        before.rate,
-        signal.settled,
-        at,
-        times=ready if same and saturated and before.saturated else 0,
-        memory=PACE_MEMORY,
-    )
+    # those that came to run meanwhile did so for half of the time
+    ran = (before.ready + ready) / 2 if saturated and before.saturated else 0
+    rate = follow_rate(before.rate, signal.settled, at, times=ran, memory=PACE_MEMORY)
     return Pace(rate, saturated, ready)
 
 

@@ -31,6 +31,7 @@ _SAID = {
     Rule.UNKNOWN: "the backlog is not known: the last decision stays",
     Rule.IDLE: "nothing waits or runs",
     Rule.BACKLOG: "as targetBacklog wants",
+    Rule.ARRIVALS: "fewer could not keep up with what arrives",
     Rule.AGE: "as targetAge wants",
     Rule.STEP: "messages wait for longer than targetAge: one more at a time, until it shows how fast one is",
     Rule.LATER: "fewer would do, but not for as long as scaleDownAfter yet",

@@ -164,6 +164,15 @@ def test_with_a_target_age_replicas_follow_what_they_can_do(
     assert decision.replicas == replicas
 
 
+def test_fewer_must_keep_up_with_what_arrives() -> None:
+    signal = Signal(pending=50, arrival=30)
+    before = Decision(5, Rule.BACKLOG, ((900, 5),))
+    decision = decide(asked(0, 5, signal=signal, pace=10, before=before))
+    assert (decision.replicas, decision.rule) == (4, Rule.ARRIVALS)
+    few = decide(asked(0, 2, signal=signal, pace=10, before=before))
+    assert few.replicas == 2, "without a targetAge, what arrives adds none"
+
+
 def test_which_rule_wants_the_most_is_said() -> None:
     aged = decide(asked(0, signal=Signal(undelivered=100, arrival=30), pace=10, limits=AGED))
     assert aged.rule is Rule.AGE

@@ -97,7 +97,7 @@ def test_a_burst_fades_with_time() -> None:
         rate = follow_rate(rate, 10_000, second)
         values.append(rate.value)
     assert values == sorted(values, reverse=True)
-    assert values[-1] < 10
+    assert values[-1] < 0.02 * values[0]
 
 
 def test_a_counter_that_began_again_says_nothing_and_is_followed_from_there() -> None:
@@ -137,8 +137,8 @@ def test_consumers_that_keep_up_do_not_show_what_they_can_do() -> None:
     assert pace.value == pytest.approx(10)
 
 
-def test_while_their_number_changes_nobody_knows_what_one_did() -> None:
-    assert paced((0, 0, 5, 1), (10, 100, 5, 1), (20, 900, 5, 4)).value == pytest.approx(10)
+def test_those_that_come_to_run_meanwhile_did_for_half_of_the_time() -> None:
+    assert paced((0, 0, 5, 1), (10, 100, 5, 1), (20, 350, 5, 4)).value == pytest.approx(10)
 
 
 @pytest.mark.parametrize("steps", [((0, 0, 5, 1), (4, 400, 5, 1)), ((0, 0, 5, 1), (60, 2, 5, 1))])
