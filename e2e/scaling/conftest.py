@@ -30,11 +30,13 @@ def place(cluster: Cluster) -> Iterator[Kubectl]:
 def ledger(cluster: Cluster, place: Kubectl) -> Iterator[Ledger]:
     """A ledger that can be reached."""
     ledger = Ledger(cluster)
-    place.apply(*a_ledger("python", "ledger.py"))
-    place("rollout", "status", "deployment/load", "--timeout=90s", timeout=100)
-    until(ledger.read, despite_errors=True)
-    yield ledger
-    ledger.remove(place)
+    try:
+        place.apply(*a_ledger("python", "ledger.py"))
+        place("rollout", "status", "deployment/load", "--timeout=90s", timeout=100)
+        until(ledger.read, despite_errors=True)
+        yield ledger
+    finally:
+        ledger.remove(place)
 
 
 @pytest.fixture(scope="module")
