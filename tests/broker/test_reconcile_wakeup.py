@@ -141,6 +141,16 @@ async def test_a_message_for_a_group_without_consumers_of_its_own_wakes_those_of
         await has(op, host, 1)
 
 
+async def test_nobody_reads_for_a_group_that_is_another_resources(server: Server, admin: redis.Redis) -> None:
+    owner = a_group("owner", stream="more", age=60)
+    rival = a_group("rival", stream="more", group="owner", agent="coder")
+    async with operator(server.url, rhythm=SLOW) as op:
+        await op.put(STREAM, a_stream("more"), owner, GROUP)
+        op.declare(rival)
+        await until(lambda: rival.key in op.cluster.statuses)
+        await asleep(op, admin, GROUP, keys=2)
+
+
 @pytest.mark.parametrize(
     "group",
     [

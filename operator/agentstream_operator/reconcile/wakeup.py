@@ -190,12 +190,11 @@ class Wakeup:
 
     def _beds_of(self, served: _Served) -> dict[str, _Bed]:
         """What is new for a group: on its stream since the last measurement, on its retry stream anything."""
-        memory = self._context.memory.streams[served.stream]
+        remembered = self._context.memory
+        memory, serves = remembered.streams[served.stream], remembered.groups[served.key].serves
         seen = memory.seen
         found = seen.groups.get(served.name) if seen is not None else None
-        if seen is None or found is None or not found.exists:
-            return {}
-        if self._context.memory.groups[served.key].serves is False:
+        if seen is None or found is None or not found.exists or serves is False:
             return {}
         due = None
         if found.next_due is not None:
