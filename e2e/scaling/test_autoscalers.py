@@ -50,8 +50,8 @@ def test_an_autoscaler_works_a_burst_off(metrics_server: None, crew: Crew, tell:
     until(lambda: metric(crew) == 0, despite_errors=True)
     crew.send(10_000, 0.05)
     sent = crew.accepted[0]
-    told = metric(crew)
-    assert told > 9_000
+    # an answer serves for a second
+    until(lambda: metric(crew) > 9_000, 5)
     ready = crew.reached(MOST, timeout=90)
     hpa = crew.kubectl.get("hpa", crew.deployment)
     described = crew.kubectl("describe", "hpa", crew.deployment)
