@@ -41,7 +41,8 @@ def metric(crew: Crew) -> int:
     labels = quote(f"group={crew.name},stream={crew.name}")
     path = f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{crew.kubectl.namespace}/agentstream-backlog"
     (item,) = json.loads(crew.kubectl("get", "--raw", f"{path}?labelSelector={labels}"))["items"]
-    return int(item["value"])
+    # as Kubernetes writes quantities: 10000 is 10k
+    return int(item["value"].replace("k", "000"))
 
 
 def test_an_autoscaler_works_a_burst_off(metrics_server: None, crew: Crew, tell: Callable[..., None]) -> None:
