@@ -1,6 +1,6 @@
 """Draws how consumers follow their work in the scenarios of tests/support/traffic.py.
 
-The decisions are the operator's, the time is simulated. Prints a table, and writes one picture of all of them.
+The decisions are the operator's, the time is simulated. Prints a table, and writes one picture of them all.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Consumers:
         start: seconds from being wanted to being ready.
         handling: seconds that a message takes.
         concurrency: messages that a pod handles at once.
-        crash: when pods that start end again and again.
+        crash: when pods end again and again.
         stuck: so many of the first messages are never settled.
     """
 
@@ -141,12 +141,15 @@ class Trace:
 class _Pod:
     def __init__(self, now: float, like: Consumers) -> None:
         self.ready_at = now + like.start
-        self.crashes = like.crash[0] <= now < like.crash[1]
+        self._crash = like.crash
         self.running: deque[tuple[float, int]] = deque()
         self.busy = 0
 
+    def crashes(self, now: float) -> bool:
+        return now >= self.ready_at and self._crash[0] <= now < self._crash[1]
+
     def is_ready(self, now: float) -> bool:
-        return now >= self.ready_at and not self.crashes
+        return now >= self.ready_at and not self.crashes(now)
 
 
 class _World:
@@ -190,8 +193,6 @@ class _World:
                 pod.busy -= done
                 self.settled += done
         self._leaving = [pod for pod in self._leaving if pod.busy]
-        if like.crash[0] <= now < like.crash[1]:
-            return
         ready = [pod for pod in self.pods if pod.is_ready(now)]
         for number, pod in enumerate(ready):
             share = -(-self.waiting // (len(ready) - number))
@@ -217,9 +218,6 @@ class _World:
             self._leaving.append(self.pods.pop())
         while len(self.pods) < replicas:
             self.pods.append(_Pod(now, self.scenario.consumers))
-        if now >= self.scenario.consumers.crash[1]:
-            for pod in self.pods:
-                pod.crashes = False
 
     def seen(self, now: float) -> StreamSeen:
         """What the server shows."""
@@ -250,7 +248,7 @@ class _Operator:
         if seen is not None:
             self._arrivals = follow_rate(self._arrivals, seen.added, now)
             signal = read_signal(seen, "g", self._arrivals)
-        crashing = any(pod.crashes and now >= pod.ready_at for pod in pods)
+        crashing = any(pod.crashes(now) for pod in pods)
         self._replicas = follow_replicas(self._replicas, len(pods), ready, now, crashing=crashing)
         self._pace = follow_pace(self._pace, signal, ready, now)
         pace = self._pace.value if self._pace is not None else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import accumulate
 
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
@@ -107,7 +108,7 @@ def counters(stream: StreamSeen, group: GroupSeen) -> Counters:
         dead=count("dead"),
         lost=count("trimmed") + max(count("overrun"), vanished) + missing_retries,
         unsettled=group.backlog + group.delayed,
-        buckets={float(k[len(_BUCKET) :]): int(v) for k, v in stats.items() if k.startswith(_BUCKET)},
+        buckets={_bound(k): int(v) for k, v in stats.items() if k.startswith(_BUCKET)},
     )
 
 
@@ -132,6 +133,11 @@ def add_up(account: Account, before: Counters, after: Counters) -> Account:
         lost=max(0, account.lost + after.lost - before.lost),
         latency=Latency(counts),
     )
+
+
+@cache
+def _bound(bucket: str) -> float:
+    return float(bucket[len(_BUCKET) :])
 
 
 def _growth(before: int, after: int) -> int:

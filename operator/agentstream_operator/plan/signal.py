@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from agentstream_operator.plan.observed import StreamSeen
 
-MEMORY = 20.0
+MEMORY = 30.0
 """Seconds after which what was counted has lost most of its weight in a rate."""
 
 PACE_MEMORY = 120.0
@@ -128,7 +128,7 @@ class Pace(msgspec.Struct, frozen=True):
     """How much one consumer settles while it has all that it can do.
 
     Attributes:
-        rate: settled entries and the seconds of consumers that took.
+        rate: halves of entries that were handled, and the seconds of consumers that took.
         saturated: whether there was more than they could do.
         ready: how many consumers there were.
     """
@@ -140,8 +140,8 @@ class Pace(msgspec.Struct, frozen=True):
     @property
     def value(self) -> float | None:
         """Entries per second of one consumer; None before that is known."""
-        known = self.rate.seconds >= _LONG and self.rate.events >= _MANY
-        return self.rate.value if known else None
+        halves, known = self.rate.value, self.rate.seconds >= _LONG and self.rate.events >= 2 * _MANY
+        return halves / 2 if known and halves is not None else None
 
 
 def follow_pace(before: Pace | None, signal: Signal, ready: int, at: float) -> Pace | None:
@@ -157,11 +157,13 @@ def follow_pace(before: Pace | None, signal: Signal, ready: int, at: float) -> P
         # what happens until it is known again is nobody's pace
         return replace(before, saturated=False, ready=0) if before is not None else None
     saturated = signal.oldest >= _SATURATED
+    # those that run are half done, more or less: handlers that take minutes show their pace before they end
+    halves = 2 * signal.settled + signal.pending
     if before is None:
-        return Pace(Rate(at, signal.settled), saturated, ready)
+        return Pace(Rate(at, halves), saturated, ready)
     # those that came to run meanwhile did so for half of the time
     ran = (before.ready + ready) / 2 if saturated and before.saturated else 0
-    rate = follow_rate(before.rate, signal.settled, at, times=ran, memory=PACE_MEMORY)
+    rate = follow_rate(before.rate, halves, at, times=ran, memory=PACE_MEMORY)
     return Pace(rate, saturated, ready)
 
 

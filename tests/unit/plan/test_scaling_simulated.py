@@ -61,13 +61,13 @@ def test_consumers_keep_up_with_a_ramp_and_do_not_overshoot() -> None:
     assert trace.longest < 10, "targetAge"
     assert trace.reversals == 0
     # 8,000 a second at 1,280 each
-    assert {moment.wanted for moment in trace.between(700, 900)} <= {7, 8, 9}
+    assert {moment.wanted for moment in trace.between(750, 900)} <= {7, 8, 9}
 
 
 def test_a_ramp_by_backlog_alone_is_kept_up_with() -> None:
     trace = simulate(RAMP_BY_BACKLOG)
     assert trace.longest < 4
-    assert trace.reversals <= 4
+    assert trace.reversals <= 5
     # there is nothing left but what runs
     assert {moment.waiting for moment in trace.between(700, 900)} == {0}
 
@@ -101,11 +101,14 @@ def test_slow_handlers_have_about_as_many_consumers_as_they_take(seed: int) -> N
 @pytest.mark.parametrize("seed", SEEDS)
 def test_slow_handlers_get_consumers_one_by_one_until_their_pace_shows(seed: int) -> None:
     trace = simulate(SLOW_BY_AGE, seed)
-    assert trace.changes[:3] == (1, 1, 1)
-    # nobody knows how fast they are before a handler has ended
+    assert trace.changes[:2] == (1, 1)
+    # nobody knows how fast they are before a message has waited for targetAge
     assert trace.longest < 60
-    assert trace.reversals <= 5
-    assert {moment.waiting for moment in trace.between(600, 900)} == {0}
+    # 0.3 a second take 4.5 of them, and come as they like
+    wanted = [moment.wanted for moment in trace.between(300, 900)]
+    assert 4 <= sum(wanted) / len(wanted) <= 8
+    assert trace.reversals <= 7
+    assert max(moment.oldest for moment in trace.between(600, 900)) < 30, "targetAge"
     assert (trace.left, trace.moments[-1].wanted) == (0, 0)
 
 
@@ -119,10 +122,9 @@ def test_what_is_never_settled_keeps_a_consumer_and_brings_no_more() -> None:
     assert trace.changes == (1,)
 
 
-def test_consumers_that_settle_nothing_come_one_by_one_within_the_limit_and_never_all_go() -> None:
+def test_consumers_that_settle_nothing_stay_within_the_limit_and_never_all_go() -> None:
     trace = simulate(ALL_STUCK)
     assert trace.peak <= 10
-    assert max(trace.changes) == 1
     assert trace.reversals <= 1
     assert trace.moments[-1].wanted == 1
 
@@ -133,7 +135,7 @@ def test_nothing_is_added_to_what_crashes_and_all_at_once_when_it_runs() -> None
     held = trace.between(start + 20, end)
     assert len({moment.wanted for moment in held}) == 1
     assert {moment.rule for moment in trace.between(start + 60, end)} == {Rule.FAILING}
-    assert held[0].wanted <= 2
+    assert held[0].wanted == 1
     assert max(moment.wanted for moment in trace.between(end, end + 3 * PULSE)) == 10
     assert (trace.left, trace.moments[-1].wanted) == (0, 0)
 
