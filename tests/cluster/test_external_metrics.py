@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import ssl
+import subprocess
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,3 +269,34 @@ def direct(
         return answer.status, json.loads(answer.read())
     finally:
         connection.close()
+
+
+def run(metrics: MetricsServer, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Runs the command to its end. Returns its exit code, and what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "agentstream_operator", "metrics-server", *arguments],
+        env=metrics.environment | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "said"),
+    [
+        ({"AGENTSTREAM_REDIS_URL": "http://redis"}, 2, "error: --redis-url: not the address of a server"),
+        ({"KUBECONFIG": "/nonexistent"}, 2, "error: no cluster: run it in a pod, or set KUBECONFIG"),
+        ({}, 1, "error: cannot listen: "),
+    ],
+    ids=["wrong option", "no cluster", "port taken"],
+)
+async def test_what_hinders_it_is_one_line(
+    metrics: MetricsServer, environment: dict[str, str], code: int, said: str
+) -> None:
+    found, text = await asyncio.to_thread(run, metrics, **environment)
+    assert found == code
+    assert text.startswith(said), text
+    assert text.count("\n") == 1

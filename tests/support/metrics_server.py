@@ -86,20 +86,24 @@ class MetricsServer:
     def start(self, *arguments: str) -> None:
         """Starts the process."""
         self._server.access_of(self._home, NAME, self._kubeconfig)
-        environment = os.environ | {
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "agentstream_operator", "metrics-server", *arguments],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Its settings."""
+        return os.environ | {
             "KUBECONFIG": str(self._kubeconfig),
             "AGENTSTREAM_REDIS_URL": self._url,
             "AGENTSTREAM_TLS_DIRECTORY": str(self.tls),
             "AGENTSTREAM_EXTERNAL_PORT": str(self.port),
             "AGENTSTREAM_HEALTH_PORT": str(self.health_port),
         }
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "agentstream_operator", "metrics-server", *arguments],
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
 
     async def ready(self) -> None:
         """Waits until it is ready, and the aggregator knows."""

@@ -1,14 +1,15 @@
-"""What may be wrong with the operator's options."""
+"""What may be wrong with the options of the operator and of the metrics server."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentstream.endpoint import Endpoint
-from agentstream_operator.settings import Options, mistakes
+from agentstream_operator.settings import MetricsOptions, Options, mistakes
 
 GOOD = Options(Endpoint("redis://operator:s3cret@redis.example:6379"), None, "agentstream", (), 8080, 8081)
 
@@ -38,3 +39,11 @@ def test_a_mistake_is_told_in_a_line_without_the_password(change: dict[str, Any]
     (line,) = mistakes(replace(GOOD, **change))
     assert line.startswith(expected)
     assert "s3cret" not in line
+
+
+def test_the_metrics_server_has_the_same_options_and_ports_of_its_own() -> None:
+    files = (Path("tls.crt"), Path("tls.key"))
+    good = MetricsOptions(GOOD.redis, None, "agentstream", (), *files, 6443, 8081)
+    assert list(mistakes(good)) == []
+    assert list(mistakes(replace(good, port=8081))) == ["--port and --health-port: both are 8081"]
+    assert list(mistakes(replace(good, installation="a.b"))) == ["--installation: 'a.b' is not a DNS label"]

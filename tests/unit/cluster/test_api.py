@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.kinds import AGENTSTREAMS, DEPLOYMENTS, LEASES, SECRETS
+from agentstream_operator.cluster.kinds import (
+    ACCESS_REVIEWS,
+    AGENTSTREAMS,
+    DEPLOYMENTS,
+    LEASES,
+    SECRETS,
+)
 from agentstream_operator.cluster.port import ClusterUnavailable
 from support.servers import free_port
 from support.waiting import until
@@ -288,3 +296,88 @@ async def test_requests_are_counted_by_what_they_are_and_how_they_end() -> None:
             ("delete", "secrets", 404): 1,
             ("apply", "deployments", 500): 1,
         }
+
+
+def lines(*events: Any, pieces: int = 1) -> Answer:
+    """An answer that goes on, with an event in each line, cut into pieces of any length."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        text = b"".join(json.dumps(event).encode() + b"\n" for event in events)
+        size = -(-len(text) // pieces)
+        for start in range(0, len(text), size):
+            await response.write(text[start : start + size])
+        return response
+
+    return answer
+
+
+def change(kind: str, name: str, version: int = 1, **more: Any) -> dict[str, Any]:
+    metadata = {"name": name, "resourceVersion": str(version)}
+    return {"type": kind, "object": {"metadata": metadata, **more}}
+
+
+async def test_a_snapshot_has_the_version_of_its_list() -> None:
+    first = {"metadata": {"continue": "on", "resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}}]}
+    last = {"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "b"}}]}
+    async with answering(says(200, first), says(200, last)) as server:
+        found, version = await server.api.snapshot(SECRETS, "team")
+    assert ([item["metadata"]["name"] for item in found], version) == (["a", "b"], "7")
+    assert {item["kind"] for item in found} == {"Secret"}
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7, 100])
+async def test_a_watch_tells_what_happens_however_it_arrives(pieces: int) -> None:
+    long = "x" * 200_000
+    events = [change("ADDED", "a"), change("MODIFIED", "a", 2, data=long), change("DELETED", "a", 3)]
+    async with answering(lines(*events, pieces=pieces)) as server:
+        found = [event async for event in server.api.watch(SECRETS, "team", "1")]
+        assert [(kind, told["metadata"]["resourceVersion"]) for kind, told in found] == [
+            ("ADDED", "1"),
+            ("MODIFIED", "2"),
+            ("DELETED", "3"),
+        ]
+        assert found[1][1]["data"] == long
+        path = "/api/v1/namespaces/team/secrets?watch=1&allowWatchBookmarks=true&resourceVersion=1"
+        assert server.asked[0].path == f"{path}&timeoutSeconds=300"
+        assert server.api.requests == {("watch", "secrets", 200): 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (refuses(403, "you may not"), ApiError),
+        (refuses(410, "too old"), ClusterUnavailable),
+        (lines({"type": "ERROR", "object": {"code": 410, "message": "too old"}}), ClusterUnavailable),
+        (lines({"type": "ERROR", "object": {"code": 403, "message": "no more"}}), ApiError),
+        (breaks_off, ClusterUnavailable),
+    ],
+    ids=["refused", "too old", "too old by now", "refused by now", "breaks off"],
+)
+async def test_a_watch_says_why_it_ends(answer: Answer, failure: type[Exception]) -> None:
+    async with answering(answer) as server:
+        with pytest.raises(failure):
+            await anext(server.api.watch(SECRETS, None, "1"))
+
+
+async def test_a_watch_in_which_nothing_more_comes_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentstream_operator.cluster.api._SILENT", 0.05)
+
+    async def silent(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(json.dumps(change("ADDED", "a")).encode() + b"\n")
+        return await never(request)
+
+    async with answering(silent) as server:
+        watch = server.api.watch(SECRETS, None, "1")
+        assert (await anext(watch))[0] == "ADDED"
+        with pytest.raises(ClusterUnavailable, match="does not answer"):
+            await anext(watch)
+
+
+async def test_what_has_no_namespace_is_made_without_one() -> None:
+    async with answering(says(201, {"status": {"allowed": True}})) as server:
+        await server.api.create(ACCESS_REVIEWS, None, {"spec": {}})
+    assert server.asked[0].path.startswith("/apis/authorization.k8s.io/v1/subjectaccessreviews?")
