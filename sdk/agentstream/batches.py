@@ -38,8 +38,8 @@ class Batches:
     others wait until that is over. So each holds on to what it has, and no more is asked for than is free. A
     message that runs alone would wait in vain: it is a batch of its own.
 
-    A lease that is lost cancels nothing, for the sake of the other messages: it shows in `Delivery.held`. The
-    handler is cancelled when the deadlines of all its messages are over.
+    A message that is lost or late cancels nothing, for the sake of the others: it shows in `Delivery.held`.
+    The handler is cancelled when all that it has not settled are lost or late.
 
     Args:
         handler: the handler.
@@ -97,13 +97,15 @@ class Batches:
 
     async def _call(self, gathered: list[Delivery[Any]]) -> None:
         """Calls the handler, and settles by how it ends what it left unsettled."""
+        # of those that are lost or late by now, nothing is left but to say so
+        await asyncio.gather(*(delivery.release() for delivery in gathered if not delivery.held))
         deliveries = [delivery for delivery in gathered if delivery.held]
         if not deliveries:
             return
         tracing = spans()
         try:
             with contextlib.nullcontext() if tracing is None else tracing.handling_many(deliveries):
-                await _in_time(deliveries, self._handler(self._in_thread, *deliveries))
+                await _while_wanted(deliveries, self._handler(self._in_thread, *deliveries))
         except Retry as asked:
             settling = [delivery.retry(asked.after, asked.reason) for delivery in deliveries]
         except Reject as refused:
@@ -117,27 +119,28 @@ class Batches:
         await asyncio.gather(*settling)
 
 
-async def _in_time(deliveries: list[Delivery[Any]], call: Coroutine[Any, Any, Any]) -> None:
-    """Waits for a call of the handler, at most until the deadlines of all deliveries are over.
+async def _while_wanted(deliveries: list[Delivery[Any]], call: Coroutine[Any, Any, Any]) -> None:
+    """Waits for a call of the handler, at most until no message is left to it.
 
     Raises:
-        TimeoutError: they are, and it was cancelled.
+        TimeoutError: none is, and it was cancelled.
     """
-    calling, late = asyncio.create_task(call), False
+    calling, is_over = asyncio.create_task(call), False
+
+    def look() -> None:
+        nonlocal is_over
+        if not is_over and not any(delivery._is_wanted for delivery in deliveries):  # noqa: SLF001 - a part of it
+            is_over = True
+            calling.cancel()
+
+    for delivery in deliveries:
+        delivery._on_interrupted = look  # noqa: SLF001 - the same
     try:
-        while not (calling.done() or late):
-            left = _time_left(deliveries)
-            late = left is not None and left <= 0
-            await asyncio.wait({calling}, timeout=left)
+        await asyncio.wait({calling})
     finally:
-        calling.cancel()
-        await asyncio.gather(calling, return_exceptions=True)
-    if late and calling.cancelled():
-        raise TimeoutError("the deadlines of all messages are over")
+        if not calling.done():
+            calling.cancel()
+            await asyncio.gather(calling, return_exceptions=True)
+    if is_over and calling.cancelled():
+        raise TimeoutError("all messages of the batch are lost or late")
     calling.result()
-
-
-def _time_left(deliveries: list[Delivery[Any]]) -> float | None:
-    """Seconds until the last deadline, which may be moved meanwhile; None if there is none."""
-    deadlines = [delivery.deadline for delivery in deliveries if delivery.deadline is not None]
-    return max(deadlines) - asyncio.get_running_loop().time() if len(deadlines) == len(deliveries) else None

@@ -89,6 +89,7 @@ class Delivery(Generic[Payload]):
     _handling: Handling | None = None
     _task: asyncio.Task[Any] | None = None
     _interrupted: Interruption | None = None
+    _on_interrupted: Callable[[], None] | None = None
     _cancelled = False
 
     def __init__(
@@ -331,6 +332,11 @@ class Delivery(Generic[Payload]):
             _log.warning("%r: failed", self, exc_info=error)
             await self.retry(reason=f"{type(error).__name__}: {error}")
 
+    @property
+    def _is_wanted(self) -> bool:
+        """Whether it is still for the handler to decide what becomes of the message."""
+        return not self._verb and self._interrupted is None and not self._entry.lost
+
     def _lose(self) -> None:
         """The lease is known to be lost."""
         if not self._verb:
@@ -349,6 +355,8 @@ class Delivery(Generic[Payload]):
         was_interrupted, self._interrupted = self._interrupted is not None, why
         if not was_interrupted:
             self._cancel()
+            if self._on_interrupted is not None:
+                self._on_interrupted()
 
     def _cancel(self) -> None:
         """Cancels the handler, unless it has ended by then."""

@@ -304,6 +304,8 @@ async def test_what_was_lost_while_it_was_gathered_is_left_out(topology: Topolog
             entry.lost = True
         await send(topology, 3)
         await until(lambda: given == [3])
+        # what was left out is not held any more, either
+        await until(lambda: not _held(coder))
 
 
 async def test_a_batch_of_which_everything_was_lost_is_not_handled(
@@ -352,6 +354,80 @@ async def test_a_batch_is_cancelled_when_all_its_messages_are_late(
         await asyncio.wait_for(cancelled.wait(), 10)
         await until(lambda: topology.settled(group, 2))
     assert [letter["reason"] for letter in await topology.dead_letters(group)] == [b"MaxDeliveries"] * 2
+
+
+class Stuck:
+    """A handler of batches that ends when it is told to, or cancelled."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.begun, self.go_on, self.cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.settle: Any = None
+        agent.on("event", batch=2, within=LONG)(self.handle)
+
+    async def handle(self, batch: list[Delivery[Item]]) -> None:
+        self.begun.set()
+        if self.settle is not None:
+            await self.settle(batch[0])
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+async def steal(topology: Topology, group: Consumes, *which: int) -> None:
+    """Has another consumer take some of what is pending."""
+    pending = await topology.pending(group)
+    for i in which:
+        await topology.wire.call("XCLAIM", group.key, "coder", "thief", 0, pending[i][0])
+
+
+async def test_a_batch_is_cancelled_when_all_its_messages_were_lost(topology: Topology) -> None:
+    group = await topology.group("tasks", "coder", lease=500)
+    await send(topology, 1, 2)
+    coder = topology.agent("coder")
+    stuck = Stuck(coder)
+    async with Running(coder):
+        await stuck.begun.wait()
+        await steal(topology, group, 0)
+        await until(lambda: [entry.lost for entry in _held(coder)].count(True) == 1)
+        assert not stuck.cancelled.is_set(), "one of them is still its own"
+        await steal(topology, group, 1)
+        await asyncio.wait_for(stuck.cancelled.wait(), 10)
+        await until(lambda: not _held(coder))
+    assert {name for _, name, _, _ in await topology.pending(group)} == {"thief"}
+
+
+async def test_a_batch_that_settled_the_others_itself_is_cancelled_when_the_last_was_lost(
+    topology: Topology,
+) -> None:
+    group = await topology.group("tasks", "coder", lease=500)
+    await send(topology, 1, 2)
+    coder = topology.agent("coder")
+    stuck = Stuck(coder)
+    stuck.settle = Delivery.ack
+    async with Running(coder):
+        await until(lambda: _pending(topology, group, 1))
+        await steal(topology, group, 0)
+        await asyncio.wait_for(stuck.cancelled.wait(), 10)
+        await until(lambda: not _held(coder))
+    assert (await topology.stats(group))["acked"] == 1
+
+
+async def test_a_batch_of_which_some_were_lost_settles_the_others(topology: Topology) -> None:
+    group = await topology.group("tasks", "coder", lease=500)
+    await send(topology, 1, 2)
+    coder = topology.agent("coder")
+    stuck = Stuck(coder)
+    async with Running(coder):
+        await stuck.begun.wait()
+        await steal(topology, group, 0)
+        await until(lambda: [entry.lost for entry in _held(coder)].count(True) == 1)
+        stuck.go_on.set()
+        await until(lambda: not _held(coder))
+    assert not stuck.cancelled.is_set()
+    assert (await topology.stats(group))["acked"] == 1
+    assert [name for _, name, _, _ in await topology.pending(group)] == ["thief"]
 
 
 async def test_a_batch_whose_deadline_was_moved_goes_on(topology: Topology) -> None:
