@@ -1,4 +1,4 @@
-"""Order by key outlives consumers that are killed, and those that are paused until others have what they had."""
+"""Order by key outlives consumers that are killed, and those that pause until others have what they had."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def refuses(admin: redis.Redis) -> bool:
 
 
 def add_command(key: str, *messages: str, number: int = 1, token: str = "") -> tuple[Any, ...]:
-    """Function and arguments that add a batch of messages without options; by a sender of its own, if none is named."""
+    """Function and arguments that add a batch without options; by a sender of its own, if none is named."""
     keys = StreamKeys(key)
     sent = (keys.sent(token or secrets.token_hex(16)), number, 60_000)
     arguments = [argument for message in messages for argument in (message, 0)]
