@@ -79,6 +79,8 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # head and body are two writes; asyncio takes a socket that it did not make itself for none of TCP
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.app = _Named(self.app, common_names(transport.get_extra_info("peercert")))
 
 
