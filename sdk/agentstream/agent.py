@@ -245,7 +245,11 @@ class Agent(Messenger):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Hands back what is not settled, and closes the connections."""
+        """Hands back what is not settled, and closes the connections.
+
+        Raises:
+            SystemExit: a signal ended the program, which consumed nothing.
+        """
         self.stop()
         try:
             await asyncio.gather(*(consumption.aclose() for consumption in self._consumptions))

@@ -121,8 +121,8 @@ class Agent:
         """As `agentstream.Agent.send_message`.
 
         Raises:
-            InvalidMessage, NoRoute, Backpressure, MessageExpired, StreamMissing, ConnectionLost,
-                AccessDenied, ServerRefused: as there.
+            InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure, MessageExpired,
+                StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as there.
         """
         send: Callable[..., Coroutine[Any, Any, SentMessage | None]] = self._agent.send_message
         return self._loop.run(
@@ -168,8 +168,8 @@ class Agent:
         """As `agentstream.Agent.broadcast`.
 
         Raises:
-            NoRoute, InvalidMessage, Backpressure, MessageExpired, StreamMissing, ConnectionLost,
-                AccessDenied, ServerRefused: as there.
+            NoRoute, InvalidMessage, InvalidPayload, SettingsError, Backpressure, MessageExpired,
+                StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as there.
         """
         receipt = self._loop.run(
             self._agent.broadcast,
@@ -202,8 +202,8 @@ class Agent:
         """As `agentstream.Agent.request`.
 
         Raises:
-            NoReply, RequestFailed, InvalidMessage, NoRoute, Backpressure, MessageExpired, StreamMissing,
-                ConnectionLost, AccessDenied, ServerRefused: as there.
+            NoReply, RequestFailed, InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure,
+                MessageExpired, StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as there.
         """
         return self._loop.run(
             self._agent.request,

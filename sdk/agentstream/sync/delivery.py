@@ -147,8 +147,8 @@ class Delivery(Generic[Payload]):
         """As `agentstream.Delivery.reply`.
 
         Raises:
-            InvalidMessage, NoRoute, Backpressure, StreamMissing, ConnectionLost, AccessDenied,
-                ServerRefused: as there.
+            InvalidMessage, NoRoute, SettingsError, Backpressure, StreamMissing, ConnectionLost,
+                AccessDenied, ServerRefused: as there.
         """
         self._loop.run(self._delivery.reply, payload, timeout)
 
