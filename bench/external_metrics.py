@@ -1,8 +1,8 @@
 """How fast the metrics server answers for many groups, and what that costs.
 
 The server is a process of its own on a real API server, with a real Redis or Valkey. It is asked directly, as
-the aggregator asks it: with a front proxy's certificate, over connections that stay, for a caller whose rights
-are reviewed; then through the aggregator. Everything shares the processors of this machine.
+the aggregator asks it: with a front proxy's certificate, over connections that stay, for one who has to have
+the right; then through the aggregator. Everything shares the processors of this machine.
 
     python bench/external_metrics.py [--groups 1000] [--seconds 10] [--connections 8]
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.team import Team, said
-from support.apiserver import ApiServer, NoProgramsError
+from support.apiserver import ROOT, ApiServer, NoProgramsError
 from support.controllers import controllers
 from support.deployed import Deployed, grant
 from support.metrics_server import MetricsServer
@@ -115,6 +115,22 @@ async def test_a_group_follows_its_backlog_by_the_clusters_autoscaler(
         await team.gone(HPA, NAME)
         client.xadd(key, {"m": "{}"})
         await scaled(team, 1)
+
+
+async def test_an_autoscaler_of_ones_own_scales_the_group(
+    team: Team, operator: Deployed, metrics: MetricsServer, autoscaler: Path, private_server: Server
+) -> None:
+    await operator.leading()
+    await metrics.ready()
+    team.kubectl("apply", "-f", str(ROOT / "examples" / "scaling" / "hpa.yaml"))
+    await team.ready(a_group())
+    await scaled(team, 1)
+    with private_server.admin() as client:
+        for _ in range(30):
+            client.xadd(f"{{{TEAM}.tasks}}", {"m": "{}"})
+    await scaled(team, 3)
+    assert team.get("ConsumerGroup", "coder")["spec"]["replicas"] == 3
+    assert team.get(HPA, NAME) is None
 
 
 def status(team: Team, condition: str) -> str:
