@@ -136,6 +136,16 @@ async def test_a_template_without_a_command_is_one_line(dev: Dev) -> None:
     assert len([line for line in dev.lines if "images are ignored here" in line]) == 1
 
 
+async def test_mode_hpa_is_as_direct_and_that_is_said_once(dev: Dev) -> None:
+    declare(
+        dev, coders(scale="autoscaling: {mode: HPA, targetBacklog: 5, maxReplicas: 3, scaleDownAfter: 1s}")
+    )
+    await dev.start("m.yaml", "--until-idle", "500ms", "--output", "json")
+    assert await dev.wait() == 0
+    assert sorted(dev.done) == list(range(20))
+    assert len([line for line in dev.lines if "mode HPA is as Direct" in line]) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -195,6 +195,8 @@ class Catalog:
             if isinstance(group, ConsumerGroup) and group.spec.template is not None:
                 if any(container.image for container in group.spec.template.spec.containers):
                     self._say_once("images are ignored here: commands run as processes of this machine")
+                if group.leaves_replicas:
+                    self._say_once("there is no autoscaler here: mode HPA is as Direct")
                 if len(group.spec.template.spec.containers) > 1:
                     self._say_once(f"{declared.place}: {key}: only its first container runs here")
 
