@@ -132,6 +132,24 @@ async def test_the_operator_gets_in_and_nobody_else(pod):
             stranger.ping()
 
 
+async def test_what_was_done_together_survives_a_killed_server(pod):
+    with pod.running() as process:
+        await pod.ready()
+        with pod.client("operator", "first-password") as operator:
+            with operator.pipeline(transaction=True) as together:
+                together.xadd("{team-a.tasks}", {"m": "1"}).set("{team-a.tasks}:gate", "1").execute()
+        process.kill()
+        process.wait()
+    with pod.running():
+        await pod.ready()
+        with pod.client("operator", "first-password") as operator:
+            assert operator.xlen("{team-a.tasks}") == 1
+            assert operator.get("{team-a.tasks}:gate") == "1"
+        for password in ("", "first-password"):
+            with pod.client("default", password) as stranger, pytest.raises(redis.AuthenticationError):
+                stranger.ping()
+
+
 async def test_messages_and_agents_survive_a_restart(pod):
     with pod.running():
         await pod.ready()

@@ -6,7 +6,9 @@ umask 077
 users=/data/users.acl
 hash=$(tr -d '\n' </etc/agentstream/credentials/password | sha256sum | cut -d ' ' -f 1)
 {
-  echo 'user default off resetpass -@all'
+  # nobody gets in as `default`, but many servers, Redis 8.0 among them, load their append-only file in its name: what
+  # it may not do in a transaction, as functions do, they leave out
+  echo 'user default off resetpass ~* &* +@all'
   echo "user operator on #$hash ~* &* +@all"
   if [ -e "$users" ]; then grep -Ev '^user (default|operator) ' "$users" || true; fi
 } >"$users.new"
