@@ -65,12 +65,13 @@ def test_a_lag_that_is_none(crew: Crew, tell: Tell) -> None:
     # nothing but a message wakes it
     until(lambda: crew.kubectl.get("consumergroup", crew.name)["status"].get("backlog") == 0)
     before = crew.changes()[-1]
-    assert crew.lag() == "80"
     number = crew.send()
     crew.begun(number)
     assert next(c for c in crew.changes(before.at) if c.wanted).at > crew.accepted[number]
     tell("phantom lag after a trim, all read", seconds, "there are no consumers; a message wakes them")
-    settle(crew, tell, "phantom lag after a trim, all read", crew.accepted[0])
+    settle(crew, tell, "phantom lag after a trim, all read", crew.accepted[number])
+    # for whoever else goes by it
+    until(lambda: crew.lag() == "0", 30)
 
 
 def test_messages_that_a_dead_consumer_has(crew: Crew, tell: Tell) -> None:
@@ -99,4 +100,4 @@ def test_a_stream_without_its_group(crew: Crew, tell: Tell) -> None:
     woken = next(change.at for change in crew.changes(since) if change.wanted)
     assert woken > crew.accepted[number], "the stream's length is nobody's backlog"
     tell("stream without its group", back - since, "the group is there again")
-    settle(crew, tell, "stream without its group", since)
+    settle(crew, tell, "stream without its group", crew.accepted[number])
