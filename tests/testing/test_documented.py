@@ -15,7 +15,7 @@ EXAMPLES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE.read_text(e
 
 
 def test_there_are_examples() -> None:
-    assert set(EXAMPLES) == {"coder.py", "test_coder.py", "test_faults.py", "test_death.py"}
+    assert set(EXAMPLES) == {"coder.py", "test_coder.py", "test_faults.py", "test_death.py", "test_sync.py"}
 
 
 @pytest.mark.parametrize("mode", ["auto", "strict"])
@@ -40,4 +40,4 @@ def test_the_examples_work_as_they_are_printed(tmp_path: Path, mode: str) -> Non
         check=False,
         timeout=120,
     )
-    assert re.search(r"^6 passed", ended.stdout, re.MULTILINE), ended.stdout + ended.stderr
+    assert re.search(r"^7 passed", ended.stdout, re.MULTILINE), ended.stdout + ended.stderr

@@ -331,6 +331,11 @@ class Agent:
         """Hands back what is not settled, closes the connections, and ends the thread."""
         self._close()
 
+    def _crash(self) -> None:
+        """Ends as by SIGKILL, for tests; see `agentstream.Agent`."""
+        self._loop.complete(self._agent._crash)  # noqa: SLF001 - two faces of one thing
+        self._loop.end()
+
     def _close(self) -> None:
         try:
             # what a process has that was forked off is its parent's

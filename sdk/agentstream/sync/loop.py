@@ -26,10 +26,12 @@ class LoopThread:
 
     Args:
         name: of the thread.
+        what: what it runs, in a word.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, what: str = "agent") -> None:
         self._name = name
+        self._what = what
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -56,7 +58,7 @@ class LoopThread:
         """
         self._check_process()
         if self._thread is not None:
-            raise Ended("an agent is entered once: make another one")
+            raise Ended(f"the {self._what} is entered once: make another one")
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), name=self._name, daemon=True)
         self._thread.start()
@@ -111,7 +113,10 @@ class LoopThread:
         # what is submitted before the end is begun by the loop, and so answered or cancelled
         with self._lock:
             if self._loop is None or self._ended:
-                raise Ended("the agent has ended" if self._loop else "enter the agent first: with agent: …")
+                what = self._what
+                raise Ended(
+                    f"the {what} has ended" if self._loop else f"enter the {what} first: with {what}: …"
+                )
             # the coroutine is made there: here, a signal could come before it is on its way
             try:
                 self._loop.call_soon_threadsafe(_begin, work, future)
@@ -124,7 +129,8 @@ class LoopThread:
     def _check_process(self) -> None:
         if not self.is_here:
             raise Ended(
-                "this agent belongs to the process that this one was forked off; make one after the fork"
+                f"this {self._what} belongs to the process that this one was forked off;"
+                " make one after the fork"
             )
 
     def _run(self, ready: threading.Event) -> None:

@@ -14,13 +14,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentstream.testing.blocking import SyncSandbox
     from agentstream.testing.faults import Fault, Faults, block_loop
     from agentstream.testing.process import AgentProcess
     from agentstream.testing.sandbox import Sandbox
     from agentstream.testing.server import SandboxError, Server
     from agentstream.testing.topology import DeadLetter
 
-__all__ = ["AgentProcess", "DeadLetter", "Fault", "Faults", "Sandbox", "SandboxError", "Server", "block_loop"]
+__all__ = [
+    "AgentProcess",
+    "DeadLetter",
+    "Fault",
+    "Faults",
+    "Sandbox",
+    "SandboxError",
+    "Server",
+    "SyncSandbox",
+    "block_loop",
+]
 
 _HOMES = {
     "AgentProcess": "process",
@@ -30,6 +41,7 @@ _HOMES = {
     "Sandbox": "sandbox",
     "SandboxError": "server",
     "Server": "server",
+    "SyncSandbox": "blocking",
     "block_loop": "faults",
 }
 

@@ -11,18 +11,20 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from agentstream import library
 from agentstream.agent import Agent
 from agentstream.endpoint import Endpoint
 from agentstream.message import Message
-from agentstream.routes import Consumes
+from agentstream.routes import OFF, Consumes
 from agentstream.settings import Settings
+from agentstream.testing.bindings import Bindings
+from agentstream.testing.declared import NAMESPACE, DeclaredStream, schemas_of
 from agentstream.testing.faults import Faults
 from agentstream.testing.process import AgentProcess
 from agentstream.testing.server import SandboxError, Server, embedded_binary
-from agentstream.testing.topology import INSTALLATION, NAMESPACE, DeadLetter, DeclaredStream, Topology
+from agentstream.testing.topology import INSTALLATION, DeadLetter, Topology
 from agentstream.testing.watchdog import Watchdog
 from agentstream.wire import Argument, Wire
 
@@ -61,6 +63,7 @@ class Sandbox:
             binary = embedded_binary() if self._binary is None else Path(self._binary)
             self._directory = Path(tempfile.mkdtemp(prefix="agentstream-"))
             opening.callback(shutil.rmtree, self._directory, ignore_errors=True)
+            self._bindings = Bindings(self._directory)
             self._watchdog = Watchdog(self._directory)
             opening.callback(self._watchdog.close)
             self.server = Server(binary, self._directory, self._watchdog)
@@ -79,13 +82,18 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends all faults, closes the agents, and ends the processes and the server."""
-        for faults in self._every_faults:
-            # agents hand back what they hold
-            faults.heal()
+        # agents hand back what they hold
+        self._heal()
         await self._open.aclose()
 
     async def declare_stream(
-        self, name: str, *, producers: Iterable[str] = (), broadcast: bool = False
+        self,
+        name: str,
+        *,
+        producers: Iterable[str] = (),
+        broadcast: bool = False,
+        signed: Literal["Warn", "Require"] | None = None,
+        contracts: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         """Makes a stream, as an AgentStream does.
 
@@ -93,8 +101,19 @@ class Sandbox:
             name: the stream's.
             producers: agents that may add to it.
             broadcast: whether every group is to acknowledge what is added.
+            signed: what becomes of messages without a valid signature; every agent gets the key.
+            contracts: what payloads must be, each as in `spec.contracts` of an AgentStream:
+                `{"type": "event", "version": 1, "schema": {…}}`.
+
+        Raises:
+            ValueError: a contract is none.
+            SettingsError: there are contracts, and what checks them is not installed.
         """
-        await self._topology.declare_stream(DeclaredStream(name, tuple(producers), broadcast))
+        schemas = schemas_of(contracts)
+        if signed is not None:
+            self._bindings.sign(name)
+        stream = DeclaredStream(name, tuple(producers), broadcast, signed or OFF, schemas)
+        await self._topology.declare_stream(stream)
 
     async def declare_group(
         self,
@@ -156,17 +175,20 @@ class Sandbox:
             pod: its pod, if it is to take over what an earlier agent of the same pod left.
             through: faults of its own, from `more_faults`.
         """
-        agent = Agent.connect(
-            Settings(
-                namespace=NAMESPACE,
-                agent=name,
-                source=Endpoint((through or self.faults).url),
-                pod=pod or self._pod(name),
-                installation=INSTALLATION,
-            )
-        )
+        agent = Agent.connect(self.settings(name, pod=pod, through=through))
         self._open.push_async_exit(agent)
         return agent
+
+    def settings(self, name: str, *, pod: str | None = None, through: Faults | None = None) -> Settings:
+        """The settings with which `Agent.connect` makes this agent; arguments as in `agent`."""
+        return Settings(
+            namespace=NAMESPACE,
+            agent=name,
+            source=Endpoint((through or self.faults).url),
+            pod=pod or self._pod(name),
+            installation=INSTALLATION,
+            signing_keys=self._bindings.keys,
+        )
 
     def more_faults(self) -> Faults:
         """Another way to the server, with faults of its own: for agents that are to be cut off alone."""
@@ -177,7 +199,7 @@ class Sandbox:
     def environ(self, agent: str, *, pod: str | None = None, through: Faults | None = None) -> dict[str, str]:
         """The variables with which `Agent.from_env` makes this agent; arguments as in `agent`."""
         return {
-            "AGENTSTREAM_URL": (through or self.faults).url,
+            "AGENTSTREAM_BINDING": str(self._bindings.make((through or self.faults).url)),
             "AGENTSTREAM_NAMESPACE": NAMESPACE,
             "AGENTSTREAM_INSTALLATION": INSTALLATION,
             "AGENTSTREAM_AGENT": agent,
@@ -254,6 +276,10 @@ class Sandbox:
             LookupError: the stream is not declared.
         """
         return await self._topology.dead_letters(stream, group)
+
+    def _heal(self) -> None:
+        for faults in self._every_faults:
+            faults.heal()
 
     async def _call(self, *args: Argument) -> Any:
         if asyncio.get_running_loop() is not self._loop:

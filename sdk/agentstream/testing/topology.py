@@ -9,32 +9,13 @@ from typing import Any
 import msgspec
 
 from agentstream.errors import InvalidMessage
-from agentstream.keys import StreamKeys, default_stream_key, routes_key
+from agentstream.keys import StreamKeys, routes_key
 from agentstream.message import Message, decode
 from agentstream.routes import Consumes, Produces, Route, encode_route
+from agentstream.testing.declared import NAMESPACE, DeclaredStream
 
-NAMESPACE = "test"
 INSTALLATION = "agentstream"
 _LOOK_EVERY = 0.005
-
-
-class DeclaredStream(msgspec.Struct, frozen=True):
-    """A stream that a test declares.
-
-    Attributes:
-        name: the stream's.
-        producers: agents that may add to it.
-        broadcast: whether every group is to acknowledge what is added.
-    """
-
-    name: str
-    producers: tuple[str, ...]
-    broadcast: bool
-
-    @property
-    def key(self) -> str:
-        """Its key on the server."""
-        return default_stream_key(NAMESPACE, self.name)
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -94,6 +75,11 @@ class Topology:
         """Makes a stream, and routes for its producers. One of the same name is declared anew."""
         names = ("name", stream.name, "namespace", NAMESPACE)
         await self._call("FCALL", "as1_create_stream", 1, stream.key, StreamKeys(stream.key).meta, *names)
+        contracts = StreamKeys(stream.key).contracts
+        await self._call("DEL", contracts)
+        if stream.schemas:
+            fields = [part for field in stream.schemas.items() for part in field]
+            await self._call("HSET", contracts, "digest", stream.digest, *fields)
         self._streams[stream.name] = stream
         await self._write_routes()
 
@@ -179,13 +165,23 @@ def routes_of(
     """
     produces: dict[str, list[Produces]] = {}
     consumes: dict[str, list[Consumes]] = {}
-    for stream in streams:
+    by_name = {stream.name: stream for stream in streams}
+    for stream in by_name.values():
         named = sorted(group.group for group in groups.values() if group.stream == stream.name)
-        route = Produces(stream.name, stream.key, stream.broadcast, tuple(named) if stream.broadcast else ())
+        route = Produces(
+            stream.name,
+            stream.key,
+            stream.broadcast,
+            tuple(named) if stream.broadcast else (),
+            stream.signatures,
+            stream.digest,
+        )
         for producer in stream.producers:
             produces.setdefault(producer, []).append(route)
     for (agent, _), group in groups.items():
-        consumes.setdefault(agent, []).append(group)
+        stream = by_name[group.stream]
+        declared = {"signatures": stream.signatures, "contracts": stream.digest}
+        consumes.setdefault(agent, []).append(msgspec.structs.replace(group, **declared))
     return {
         agent: Route(tuple(produces.get(agent, ())), tuple(consumes.get(agent, ())))
         for agent in produces.keys() | consumes.keys()
