@@ -14,6 +14,7 @@ from unit.resources.manifests import a_group, a_stream, a_template
 NEEDED_OTHERWISE = {
     # applying may make an object, and the API server asks about it
     ("create", "deployments"),
+    ("create", "horizontalpodautoscalers"),
 }
 
 
@@ -46,6 +47,7 @@ async def test_every_right_is_needed(deploy: Deploy, own_team: Team, private_ser
         a_stream("other", producers=["stranger"]),
         a_group(template=a_template(), replicas=2, startFrom="Beginning", deletionPolicy="Delete"),
         a_group("elsewhere", deploymentRef={"name": "theirs"}, replicas=3),
+        a_group("scaled", template=a_template(), autoscaling={"mode": "HPA"}),
     )
     await own_team.ready(a_stream(), a_group(), a_group("elsewhere"))
     # an owner more of a Secret, and an event
@@ -56,6 +58,10 @@ async def test_every_right_is_needed(deploy: Deploy, own_team: Team, private_ser
     await own_team.says("AgentStream", "usurper", "False", "KeyClaimed")
     await own_team.says("AgentStream", "other", "False", "ChildNotOurs")
     await own_team.until("Deployment", "theirs", lambda found: found["spec"]["replicas"] == 3)
+    # an autoscaler, and its end
+    await own_team.there("HorizontalPodAutoscaler", "scaled-consumer")
+    own_team.change("ConsumerGroup", "scaled", {"spec": {"autoscaling": {"mode": "Direct"}}})
+    await own_team.gone("HorizontalPodAutoscaler", "scaled-consumer")
     # a pod that holds something, before there are fewer
     labels = {"app.kubernetes.io/managed-by": "agentstream", "agentstream.dev/group": "coder"}
     pod = {"name": "coder-consumer-5d4f-x7k2p", "labels": labels}

@@ -161,6 +161,18 @@ RULES = [
         a_group(template=TEMPLATE, autoscaling={"mode": "HPA", "targetAge": "1m"}),
     ),
     Rule(
+        "ConsumerGroup.spec.autoscaling.targetAge",
+        LONGEST,
+        a_group(template=TEMPLATE, autoscaling={"targetAge": "87600h"}),
+        a_group(template=TEMPLATE, autoscaling={"targetAge": "87600h1ms"}),
+    ),
+    Rule(
+        "ConsumerGroup.spec.autoscaling.targetAge",
+        SHORTEST,
+        a_group(template=TEMPLATE, autoscaling={"targetAge": "1s"}),
+        a_group(template=TEMPLATE, autoscaling={"targetAge": "999ms"}),
+    ),
+    Rule(
         "ConsumerGroup.spec.autoscaling.scaleDownAfter",
         LONGEST,
         a_group(template=TEMPLATE, autoscaling={"scaleDownAfter": "87600h"}),
