@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from agentstream.errors import ProtocolError, ServerRefused
@@ -38,6 +37,8 @@ DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
 @cache
 def source() -> str:
     """The library's text."""
+    from importlib.resources import files  # noqa: PLC0415 - agents call what is on the server already
+
     directory = files("agentstream").joinpath("functions")
     return "\n".join(directory.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in _FILES)
 
