@@ -202,3 +202,19 @@ async def test_what_was_added_last_and_crashes_is_not_added_to(server: Server, a
         assert op.cluster.workloads[group.key].replicas == 1
         op.cluster.workloads[group.key] = WorkloadSeen(1, 1)
         await until(lambda: op.cluster.workloads[group.key].replicas == 2)
+
+
+async def test_what_is_settled_between_two_looks_holds_its_consumer_only_until_the_next(
+    server: Server, admin: redis.Redis
+) -> None:
+    group = a_group(template=TEMPLATE, startFrom="Beginning", autoscaling={"scaleDownAfter": "0s"})
+    async with operator(server.url) as op:
+        await op.put(STREAM, group)
+        admin.xadd(KEY, {"m": "{}"})
+        await until(lambda: op.cluster.workloads[group.key].replicas == 1)
+        (_, ((entry, _),)), *_ = admin.xreadgroup("coder", "c", {KEY: ">"})
+        with admin.pipeline(transaction=True) as together:
+            together.xack(KEY, "coder", entry)
+            together.hincrby(KEYS.stats("coder"), "settled", 1)
+            together.execute()
+        await until(lambda: op.cluster.workloads[group.key].replicas == 0)

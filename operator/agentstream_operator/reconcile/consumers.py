@@ -41,6 +41,8 @@ _SAID = {
 }
 """What a condition says of each rule."""
 
+_AT_REST = (Rule.IDLE, Rule.MINIMUM)
+
 
 def measure_need(context: Context, group: ConsumerGroup) -> Decision:
     """Decides anew how many consumers a group with a workload should have."""
@@ -69,7 +71,22 @@ def measure_need(context: Context, group: ConsumerGroup) -> Decision:
     )
     if group.leaves_replicas and _autoscaler(memory) is not None:
         memory.decision = between_none_and_some(memory.decision, _current(memory))
+    idle = memory.decision.rule in _AT_REST and signal.backlog == 0 and len(memory.decision.needs) == 1
+    memory.rest = _state(context, group) if idle else None
     return memory.decision
+
+
+def rests(context: Context, group: ConsumerGroup) -> bool:
+    """Whether all is as it was when a group was found to have nothing to do: another decision is the same."""
+    rest = context.memory.groups[group.key].rest
+    return rest is not None and rest == _state(context, group)
+
+
+def _state(context: Context, group: ConsumerGroup) -> tuple[object, ...]:
+    """What a decision for a group without work depends on."""
+    seen = (context.memory.streams[stream_of(served)].seen for served in context.store.served_by(group))
+    digests = (stream.digest if stream is not None else None for stream in seen)
+    return group, context.memory.groups[group.key].workload, *digests
 
 
 def work_of(context: Context, group: ConsumerGroup) -> Signal:

@@ -112,6 +112,7 @@ class GroupMemory:
         replicas: how its consumers were when that was decided last.
         pace: how much one of them settles.
         decision: how many consumers it should have.
+        rest: what that was decided on, if there was nothing to do and nothing to wait for.
         applied: how many were applied, as which spec said.
         refused: why its consumers could not be made as they should be.
         missing: whether the Deployment that it names is not there.
@@ -130,6 +131,7 @@ class GroupMemory:
     replicas: Replicas | None = None
     pace: Pace | None = None
     decision: Decision | None = None
+    rest: tuple[object, ...] | None = None
     applied: tuple[int, ConsumerGroupSpec] | None = None
     refused: Trouble | None = None
     missing: bool = False

@@ -16,7 +16,7 @@ from agentstream_operator.plan.agents import AgentName, strays
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.retention import JanitorSpec, janitor_spec, remember, retention_healthy
 from agentstream_operator.plan.streams import managed
-from agentstream_operator.reconcile.consumers import measure_need, scales
+from agentstream_operator.reconcile.consumers import measure_need, rests, scales
 from agentstream_operator.reconcile.context import Context, concerns_plans, is_same
 from agentstream_operator.reconcile.groups import numbers_of_group
 from agentstream_operator.reconcile.memory import AgentMemory, Cleaned
@@ -249,7 +249,8 @@ class Pulse:
         context = self._context
         memory = context.memory.groups[group.key]
         if group.has_workload:
-            decision = measure_need(context, group)
+            decision = memory.decision if rests(context, group) else None
+            decision = decision or measure_need(context, group)
             workload = await context.cluster.workload(group)
             moved = scales(context, group) and workload is not None and workload.replicas != decision.replicas
             if workload != memory.workload or moved:
