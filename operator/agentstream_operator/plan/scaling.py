@@ -162,6 +162,10 @@ def decide(given: ScalingInput) -> Decision:
     past = before.needs
     if not past and current:
         past = ((given.now, current),)
+    if past and _moved(given, before):
+        # all that came since the last look is settled; somebody was needed for it
+        at, least = past[-1]
+        past = (*(p for p in past[:-1] if p[1] > 1), (at, max(least, 1)))
     # of two equal needs the later one counts, and one that is higher hides those before it
     recent = tuple(p for p in past if p[1] > need and p[0] + limits.down_after > given.now)
     needs = (*recent, (given.now, need))
@@ -183,13 +187,11 @@ def _need(given: ScalingInput, limits: Limits, before: Decision) -> tuple[int, R
     work = [(0.0, Rule.IDLE)]
     if signal.backlog:
         work.append((signal.backlog / limits.target_backlog, Rule.BACKLOG))
-    elif before.settled not in (None, signal.settled):
-        # all that came since then is settled; somebody has to be there for what comes next
-        work.append((0.5 if current else 0.0, Rule.BACKLOG))
-    if len(work) > 1 and given.pace is not None:
+    busy = signal.backlog > 0 or _moved(given, before)
+    if busy and given.pace is not None:
         # fewer than what arrives takes would only let the backlog grow until there are more again
         work.append((min(signal.arrival / given.pace, current), Rule.ARRIVALS))
-    if len(work) > 1 and limits.target_age is not None:
+    if busy and limits.target_age is not None:
         if given.pace is not None:
             # what consumers have already waits no longer
             speed = signal.arrival + signal.waiting / limits.target_age
@@ -205,6 +207,14 @@ def _need(given: ScalingInput, limits: Limits, before: Decision) -> tuple[int, R
     if need < limits.minimum:
         return limits.minimum, Rule.MINIMUM
     return need, rule
+
+
+def _moved(given: ScalingInput, before: Decision) -> bool:
+    """Whether the consumers have settled anything since the last look."""
+    return bool(given.replicas and given.replicas.wanted) and before.settled not in (
+        None,
+        given.signal.settled,
+    )
 
 
 def _stepped(given: ScalingInput, growth: Growth | None) -> int:

@@ -140,7 +140,8 @@ def test_a_group_whose_messages_are_settled_between_two_looks_keeps_a_consumer()
 
 def test_what_others_settle_wakes_nobody() -> None:
     before = decide(asked(0, signal=Signal(settled=1)))
-    assert decide(asked(0, signal=Signal(settled=9), before=before)).replicas == 0
+    after = Signal(settled=9, arrival=50)
+    assert decide(asked(0, signal=after, before=before, pace=10, limits=AGED)).replicas == 0
 
 
 @pytest.mark.parametrize(
