@@ -1,4 +1,4 @@
-"""Draws how consumers follow their work in the scenarios of tests/support/traffic.py.
+"""Draws how consumers follow their work in the scenarios of tests/support/scenarios.py.
 
 The decisions are the operator's, the time is simulated. Prints a table, and writes one picture of them all.
 """
@@ -15,7 +15,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from support.traffic import SCENARIOS, Scenario, Trace, simulate
+from support.scenarios import SCENARIOS
+from support.traffic import Scenario, Trace, simulate
 
 _WORK, _WANTED, _READY = "#c9d3df", "#c2410c", "#1d4ed8"
 _COLUMNS = 3

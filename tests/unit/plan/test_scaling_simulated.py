@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from agentstream_operator.plan.scaling import Rule
-from support.traffic import (
+from support.scenarios import (
     A_DAY,
     ALL_STUCK,
     AWAY,
@@ -17,7 +17,6 @@ from support.traffic import (
     DAY,
     NOISY_DAY,
     NOW_AND_THEN,
-    PULSE,
     QUICK,
     RAMP_BY_AGE,
     RAMP_BY_BACKLOG,
@@ -25,9 +24,8 @@ from support.traffic import (
     SLOW_BY_AGE,
     SLOW_BY_BACKLOG,
     STUCK,
-    Scenario,
-    simulate,
 )
+from support.traffic import PULSE, Scenario, simulate
 
 SEEDS = range(1, 6)
 
