@@ -53,6 +53,10 @@ class Place:
         found: int = self.kubectl.get("deployment", deployment)["spec"]["replicas"]
         return found
 
+    def autoscaler(self, deployment: str) -> bool:
+        """Whether a HorizontalPodAutoscaler has a say in it."""
+        return self.kubectl.find("hpa", deployment) is not None
+
     def container(self, deployment: str) -> dict[str, Any]:
         spec = self.kubectl.get("deployment", deployment)["spec"]["template"]["spec"]
         found: dict[str, Any] = spec["containers"][0]
@@ -166,8 +170,15 @@ EDITS = (
         "ObserveOnly",
         lambda p: p.condition("agentstream/watched", "Synced")["reason"] == "ObserveOnly",
     ),
+    Edit(
+        "agentstream/tasks",
+        "contracts",
+        [{"type": "event", "schema": {"type": "object"}}],
+        lambda p: bool(p.route("coder").get("contracts")),
+    ),
     Edit("consumergroup/coder", "deliver", "All", _route("coder", "deliver_all", True)),
     Edit("consumergroup/coder", "delivery.lease", "20s", _route("coder", "lease", 20_000)),
+    Edit("consumergroup/coder", "delivery.deadline", "1m", _route("coder", "deadline", 60_000)),
     Edit("consumergroup/coder", "delivery.maxDeliveries", 7, _route("coder", "max_deliveries", 7)),
     Edit("consumergroup/coder", "delivery.backoff.initial", "3s", _route("coder", "backoff_initial", 3_000)),
     Edit("consumergroup/coder", "delivery.backoff.factor", 4, _route("coder", "backoff_factor", 4)),
@@ -205,8 +216,9 @@ EDITS = (
         "consumergroup/scaled", "autoscaling.targetBacklog", 2, lambda p: p.replicas("scaled-consumer") == 3
     ),
     Edit("consumergroup/scaled", "autoscaling.maxReplicas", 4, lambda p: p.replicas("scaled-consumer") == 4),
+    # half a pod would do: there are fewer only where they do for a tenth more, too
     Edit(
-        "consumergroup/scaled", "autoscaling.targetBacklog", 10, lambda p: p.replicas("scaled-consumer") == 4
+        "consumergroup/scaled", "autoscaling.targetBacklog", 20, lambda p: p.replicas("scaled-consumer") == 4
     ),
     Edit(
         "consumergroup/scaled",
@@ -215,6 +227,10 @@ EDITS = (
         lambda p: p.replicas("scaled-consumer") == 1,
     ),
     Edit("consumergroup/scaled", "autoscaling.minReplicas", 2, lambda p: p.replicas("scaled-consumer") == 2),
+    Edit("consumergroup/scaled", "autoscaling.mode", "HPA", lambda p: p.autoscaler("scaled-consumer")),
+    Edit("consumergroup/scaled", "autoscaling.mode", "Direct", lambda p: not p.autoscaler("scaled-consumer")),
+    # it is over, and nobody knows how fast a pod is: one more at a time
+    Edit("consumergroup/scaled", "autoscaling.targetAge", "1s", lambda p: p.replicas("scaled-consumer") > 2),
 )
 
 ELSEWHERE = {
