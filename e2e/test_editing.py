@@ -170,12 +170,6 @@ EDITS = (
         "ObserveOnly",
         lambda p: p.condition("agentstream/watched", "Synced")["reason"] == "ObserveOnly",
     ),
-    Edit(
-        "agentstream/tasks",
-        "contracts",
-        [{"type": "event", "schema": {"type": "object"}}],
-        lambda p: bool(p.route("coder").get("contracts")),
-    ),
     Edit("consumergroup/coder", "deliver", "All", _route("coder", "deliver_all", True)),
     Edit("consumergroup/coder", "delivery.lease", "20s", _route("coder", "lease", 20_000)),
     Edit("consumergroup/coder", "delivery.deadline", "1m", _route("coder", "deadline", 60_000)),
@@ -234,6 +228,8 @@ EDITS = (
 )
 
 ELSEWHERE = {
+    # agents are told of it at once; status says so only at the next resync: tests/broker/test_sdk_contracts.py
+    ("agentstreams", "contracts"),
     # what it does is seen at the deletion: test_deletion.py
     ("agentstreams", "deletionPolicy"),
     ("consumergroups", "deletionPolicy"),
