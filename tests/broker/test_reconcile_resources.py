@@ -64,6 +64,17 @@ async def test_producers_are_told_which_groups_a_broadcast_stream_has(
         await until(lambda: told() == {"tasks": (), "news": ()})
 
 
+async def test_status_follows_contracts_that_its_producers_are_told_of(
+    server: Server, admin: redis.Redis
+) -> None:
+    contract = {"type": "event", "schema": {"type": "object"}}
+    async with operator(server.url, rhythm=replace(FAST, resync=3600.0)) as op:
+        await op.put(a_stream(producers=["planner"]), a_group())
+        await op.put(a_stream(producers=["planner"], contracts=[contract], meta={"generation": 2}))
+        await until(lambda: op.cluster.statuses[a_stream().key].observed_generation == 2)
+        assert decode_route(str(admin.hget(ROUTES, "planner")).encode()).produces[0].contracts
+
+
 async def test_an_agents_route_credentials_and_user_fit_together(server: Server, admin: redis.Redis) -> None:
     async with operator(server.url) as op:
         await op.put(a_stream(producers=["planner"]), a_group(agent="planner", deliver="All"))

@@ -13,7 +13,7 @@ from agentstream_operator.broker.observe import Look
 from agentstream_operator.cluster.port import Cluster, Event
 from agentstream_operator.plan.accounting import add_up, counters
 from agentstream_operator.plan.agents import AgentName, agents_of
-from agentstream_operator.plan.findings import Notice, Plan
+from agentstream_operator.plan.findings import CREDENTIALS_APPLIED, Notice, Plan
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.progress import follow, stalled
 from agentstream_operator.plan.signal import follow_rate
@@ -218,7 +218,7 @@ class Context:
     def check_again(self, resource: Known) -> float | None:
         """Seconds after which to check what was just done for a resource: none.
 
-        None if that is done anyway, because an agent is about to be written for it.
+        None if that is done anyway, because it waits to say that its agents are written.
 
         Raises:
             TryAgain: somebody keeps undoing it.
@@ -227,7 +227,8 @@ class Context:
         told.rounds += 1
         if told.rounds > _ROUNDS:
             raise TryAgain("what is done for it does not last")
-        return None if self.memory.state_of(agents_of(resource)).waiting else 0.0
+        waiting = self.memory.state_of(agents_of(resource)).waiting
+        return None if waiting and CREDENTIALS_APPLIED not in told.findings else 0.0
 
     def touch(self, names: Iterable[AgentName], priority: Priority = Priority.EVENT) -> None:
         """Lets agents be written again, since what they may do may have changed."""
