@@ -228,7 +228,7 @@ EDITS = (
 )
 
 ELSEWHERE = {
-    # agents are told of it at once; status says so only at the next resync: tests/broker/test_sdk_contracts.py
+    # agents are told at once, status follows at the next resync: tests/broker/test_sdk_contracts.py
     ("agentstreams", "contracts"),
     # what it does is seen at the deletion: test_deletion.py
     ("agentstreams", "deletionPolicy"),
