@@ -170,6 +170,12 @@ EDITS = (
         "ObserveOnly",
         lambda p: p.condition("agentstream/watched", "Synced")["reason"] == "ObserveOnly",
     ),
+    Edit(
+        "agentstream/tasks",
+        "contracts",
+        [{"type": "event", "schema": {"type": "object"}}],
+        lambda p: bool(p.route("coder").get("contracts")),
+    ),
     Edit("consumergroup/coder", "deliver", "All", _route("coder", "deliver_all", True)),
     Edit("consumergroup/coder", "delivery.lease", "20s", _route("coder", "lease", 20_000)),
     Edit("consumergroup/coder", "delivery.deadline", "1m", _route("coder", "deadline", 60_000)),

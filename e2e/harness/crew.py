@@ -158,6 +158,10 @@ class Crew:
         summary = self.redis("XPENDING", self.key, self.name)
         return dict(zip(summary[3::2], map(int, summary[4::2]), strict=True)) if summary[0] != "0" else {}
 
+    def checkpoint(self) -> str:
+        """The entry after which the group would go on, had it to be made again."""
+        return self.redis("HGET", f"{self.key}:meta", f"checkpoint:{self.name}")[0]
+
     def lag(self) -> str:
         """What the server says of the group's lag; empty if it does not know."""
         lines = self.redis("XINFO", "GROUPS", self.key)
