@@ -20,7 +20,7 @@ _INCOMPLETE = object()
 
 
 class BlockingConnection:
-    """A connection on which the server knows who asks. One thread uses it; another one may interrupt it.
+    """A connection that one thread uses, and another one may interrupt. Call `greet` first.
 
     Args:
         endpoint: where it leads and who asks.
@@ -29,20 +29,27 @@ class BlockingConnection:
 
     Raises:
         SettingsError: the endpoint is no address of a server.
-        AgentStreamError: the server refuses, or cannot be reached.
+        ConnectionLost: the server cannot be reached.
     """
 
     def __init__(self, endpoint: Endpoint, name: str, timeout: float) -> None:
         self._address = endpoint.address
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
-        commands = handshake(endpoint, name, 2)
+        self._handshake = handshake(endpoint, name, 2)
         try:
             self._socket = _connect(endpoint, min(timeout, _CONNECT_TIMEOUT))
         except (OSError, UnicodeError) as error:
             raise ConnectionLost(f"{self._address}: {error}") from error
         self._socket.settimeout(timeout)
+
+    def greet(self) -> None:
+        """Has the server know who asks.
+
+        Raises:
+            AgentStreamError: the server refuses, or does not answer. It is closed now.
+        """
         try:
-            greeted(commands, self._ask(commands), self._address)
+            greeted(self._handshake, self._ask(self._handshake), self._address)
         except BaseException:
             self.close()
             raise

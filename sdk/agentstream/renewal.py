@@ -204,6 +204,11 @@ class RenewalThread(threading.Thread):
             self._connection = connection
             if self._ended:
                 connection.interrupt()
+        try:
+            connection.greet()
+        except BaseException:
+            self._disconnect()
+            raise
         return connection
 
     def _disconnect(self) -> None:

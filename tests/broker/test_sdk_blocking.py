@@ -16,8 +16,15 @@ from support.servers import Server, builds
 from support.waiting import until
 
 
+def greeted(endpoint: Endpoint, name: str, timeout: float) -> BlockingConnection:
+    """A connection on which the server knows who asks."""
+    connection = BlockingConnection(endpoint, name, timeout)
+    connection.greet()
+    return connection
+
+
 def test_it_asks_one_thing_after_the_other(server: Server) -> None:
-    connection = BlockingConnection(Endpoint(f"{server.url}/3"), "renew", 5)
+    connection = greeted(Endpoint(f"{server.url}/3"), "renew", 5)
     info = connection.call("CLIENT", "INFO")
     assert b" name=renew " in info
     assert b" db=3 " in info
@@ -32,21 +39,21 @@ def test_it_asks_one_thing_after_the_other(server: Server) -> None:
 
 def test_what_the_server_refuses_at_once_is_an_error(server: Server) -> None:
     with pytest.raises(AccessDenied, match="WRONGPASS"):
-        BlockingConnection(Endpoint(server.url, "nobody", "secret"), "renew", 5)
+        greeted(Endpoint(server.url, "nobody", "secret"), "renew", 5)
 
 
 def test_a_server_that_is_not_there_is_a_lost_connection(tmp_path: Path) -> None:
     with pytest.raises(ConnectionLost, match="refused"):
-        BlockingConnection(Endpoint("redis://127.0.0.1:1"), "renew", 5)
+        greeted(Endpoint("redis://127.0.0.1:1"), "renew", 5)
     with pytest.raises(ConnectionLost, match="No such file"):
-        BlockingConnection(Endpoint(f"unix://{tmp_path}/gone"), "renew", 5)
+        greeted(Endpoint(f"unix://{tmp_path}/gone"), "renew", 5)
 
 
 def test_a_socket_of_the_file_system(tmp_path: Path) -> None:
     server = Server(builds()[0], tmp_path, options=("--unixsocket", str(tmp_path / "s")))
     server.start()
     try:
-        connection = BlockingConnection(Endpoint(f"unix://{tmp_path}/s"), "renew", 5)
+        connection = greeted(Endpoint(f"unix://{tmp_path}/s"), "renew", 5)
         assert connection.call("PING") == b"PONG"
         connection.close()
     finally:
@@ -58,7 +65,7 @@ async def test_an_encrypted_connection(server: Server, tmp_path: Path) -> None:
 
     def ask(port: int) -> bytes:
         endpoint = Endpoint(f"rediss://localhost:{port}", ca_file=str(tmp_path / "ca.crt"))
-        connection = BlockingConnection(endpoint, "renew", 5)
+        connection = greeted(endpoint, "renew", 5)
         value: bytes = connection.call("ECHO", b"x" * 100_000)
         connection.interrupt()
         with pytest.raises(ConnectionLost):
@@ -68,7 +75,7 @@ async def test_an_encrypted_connection(server: Server, tmp_path: Path) -> None:
     async with listening(relaying(server.port, lambda data: [data]), context) as port:
         assert await asyncio.to_thread(ask, port) == b"x" * 100_000
         with pytest.raises(ConnectionLost, match="certificate verify failed"):
-            await asyncio.to_thread(BlockingConnection, Endpoint(f"rediss://localhost:{port}"), "renew", 5)
+            await asyncio.to_thread(greeted, Endpoint(f"rediss://localhost:{port}"), "renew", 5)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +89,11 @@ async def test_an_encrypted_connection(server: Server, tmp_path: Path) -> None:
 async def test_what_is_no_reply_is_a_lost_connection(said: bytes, staying: bool, error: str) -> None:  # noqa: FBT001 - a parameter of the test
     async with listening(saying(said, staying=staying)) as port:
         with pytest.raises(ConnectionLost, match=error):
-            await asyncio.to_thread(BlockingConnection, Endpoint(f"redis://127.0.0.1:{port}"), "renew", 0.2)
+            await asyncio.to_thread(greeted, Endpoint(f"redis://127.0.0.1:{port}"), "renew", 0.2)
 
 
 async def test_another_thread_may_interrupt_a_call(server: Server) -> None:
-    connection = BlockingConnection(Endpoint(server.url), "renew", 30)
+    connection = greeted(Endpoint(server.url), "renew", 30)
     waiting = threading.Event()
 
     def wait() -> None:

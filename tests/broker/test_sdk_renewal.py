@@ -294,6 +294,26 @@ async def test_the_thread_ends_at_once_though_it_waits_for_a_reply(
             assert await delivery.ack()
 
 
+async def test_the_thread_ends_at_once_though_nobody_greets_it(
+    server: Server, topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await topology.group("tasks", "coder", lease=2_000)
+    await send(topology, 1)
+    with Faults(server.port) as proxy:
+        async with (
+            topology.agent("coder", url=proxy.url) as coder,
+            coder.stream_consume("tasks") as deliveries,
+        ):
+            asked = _asks(monkeypatch)
+            delivery = await following(deliveries)
+            with proxy.hold():
+                await until(asked.is_set)
+                (thread,) = threads()
+                coder._renewal.close()
+                assert not thread.is_alive()
+            assert await delivery.ack()
+
+
 def _asks(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Set when a thread sends its next command."""
     asked, ask = threading.Event(), BlockingConnection._ask

@@ -58,7 +58,13 @@ GROUP = a_group(
         "metadata": {"labels": {"a": "b"}, "annotations": {"a": "b"}},
         **a_template(command=["a"], args=["b"], env=[{"name": "A", "value": "b"}], workingDir="/a"),
     },
-    autoscaling={"minReplicas": 0, "maxReplicas": 1_000, "targetBacklog": 1, "scaleDownAfter": "1s"},
+    autoscaling={
+        "mode": "HPA",
+        "minReplicas": 0,
+        "maxReplicas": 1_000,
+        "targetBacklog": 1,
+        "scaleDownAfter": "1s",
+    },
     suspend=True,
     deletionPolicy="Delete",
 ) | {
@@ -79,6 +85,7 @@ COMPLETE = {
     "ConsumerGroup": (
         GROUP,
         a_group(template=a_template(), replicas=1),
+        a_group(template=a_template(), autoscaling={"targetAge": "1s"}),
         a_group(deploymentRef={"name": "coder"}, replicas=1),
     ),
 }

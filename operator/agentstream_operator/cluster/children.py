@@ -32,6 +32,7 @@ Place = tuple[str, str]
 
 _MANAGERS = (FIELD_MANAGER, SCALE_MANAGER)
 _MESSAGE = 300
+_ENDS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Children:
         self.pods: dict[Place, PodSeen] = {}
         self.autoscalers: dict[Place, AutoscalerObject] = {}
         self._pods_of: defaultdict[ResourceKey, set[Place]] = defaultdict(set)
+        self._ends: dict[tuple[str, Place], int] = {}
 
     def deployment(self, group: ResourceKey) -> DeploymentSeen | None:
         """The Deployment of a group."""
@@ -134,6 +136,9 @@ class Children:
         kind, place = found["kind"], _place(found)
         if not is_ours(found["metadata"]):
             return self.remove(found)
+        if self._ends.get((kind, place), 0) >= _version(found):
+            # the answer to a write that came after the event of a deletion
+            return None
         if kind == SECRETS.kind:
             return self._put_secret(place, found)
         if kind == DEPLOYMENTS.kind:
@@ -150,6 +155,7 @@ class Children:
         if present is not None and present.version > version:
             # another one of that name is there by now
             return None
+        self._note_end(kind, place, version)
         if kind == SECRETS.kind:
             self.secrets.pop(place, None)
             return _wake_for_secret(place, found)
@@ -159,6 +165,13 @@ class Children:
             return Wake(group=group) if group is not None else None
         pod = self._forget_pod(place)
         return Wake(group=pod.group, gone=Gone(place[1]), deleted=True) if pod is not None else None
+
+    def _note_end(self, kind: str, place: Place, version: int) -> None:
+        """Remembers the latest ends: the answer to a write is only ever a moment late."""
+        self._ends.pop((kind, place), None)
+        self._ends[kind, place] = version
+        if len(self._ends) > _ENDS:
+            del self._ends[next(iter(self._ends))]
 
     def _of(self, kind: str) -> dict[Place, Any]:
         known: dict[str, dict[Place, Any]] = {

@@ -55,6 +55,29 @@ def test_the_end_of_one_does_not_take_its_successor_with_it(make: Any) -> None:
     assert len(objects(children)) == 1
 
 
+@pytest.mark.parametrize("known", [(), (5,), (5, 7)])
+@pytest.mark.parametrize("make", [a_secret, a_deployment, a_pod])
+def test_the_answer_to_a_write_that_comes_after_the_end_does_not_bring_it_back(
+    make: Any, known: tuple[int, ...]
+) -> None:
+    children = children_of(*map(make, known))
+    children.remove(make(8))
+    assert children.put(make(7)) is None
+    assert objects(children) == []
+    children.put(make(9))
+    assert len(objects(children)) == 1
+
+
+def test_only_so_many_ends_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentstream_operator.cluster.children._ENDS", 2)
+    children = Children()
+    for name in ("a", "b", "c"):
+        children.remove(a_secret(8, name=name))
+    for name in ("a", "b", "c"):
+        children.put(a_secret(7, name=name))
+    assert [name for _, name in children.secrets] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("make", "concerned"),
     [
