@@ -113,6 +113,7 @@ async def test_a_change_of_the_keys_concerns_the_stream(adapter: Adapter) -> Non
     found = {**found, "kind": "Secret"}
     assert adapter.children.put(found) is None, "it was known"
     assert adapter.children.remove(found) == wake
+    found["metadata"]["resourceVersion"] += "0"
     assert adapter.children.put(found) == wake
 
 
