@@ -234,8 +234,6 @@ EDITS = (
 )
 
 ELSEWHERE = {
-    # agents are told at once, status follows at the next resync: tests/broker/test_sdk_contracts.py
-    ("agentstreams", "contracts"),
     # what it does is seen at the deletion: test_deletion.py
     ("agentstreams", "deletionPolicy"),
     ("consumergroups", "deletionPolicy"),
