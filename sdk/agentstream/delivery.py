@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -250,7 +251,10 @@ class Delivery(Generic[Payload]):
             SettingsError: the answer is to be signed, and until the timeout there was no key.
             Backpressure, StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `Agent.send_message`.
         """
-        await self._settler.replies.answer(self.message, payload, self._policy, timeout)
+        tracing = spans()
+        # who answers outside of `async with` has no span of its own
+        with contextlib.nullcontext() if tracing is None else tracing.continuing(self.trace_context):
+            await self._settler.replies.answer(self.message, payload, self._policy, timeout)
 
     async def _returned(self, answer: Any) -> None:
         """Answers with what the handler returned; where that can go nowhere, trying again is of no use."""

@@ -81,9 +81,9 @@ class Replies:
         """
         answer = self._answer_to(request, payload)
         if is_reply_key(request.reply_to, self._namespace, request.sender):
-            answering = self._put(request, answer, policy, timeout)
             tracing = spans()
-            await (answering if tracing is None else tracing.answered(request, answering))
+            with contextlib.nullcontext(b"") if tracing is None else tracing.answering(request) as carried:
+                await self._put(request, answer, policy, timeout, trace=carried)
         else:
             now = asyncio.get_running_loop().time()
             await self._send(Letter(answer, None, None, since=now, timeout=timeout, patience=patience))
@@ -107,7 +107,7 @@ class Replies:
                 if reason in FLAWS:
                     # who made the request up is not to get a signature for it
                     policy = msgspec.structs.replace(policy, signatures=OFF)
-                await self._put(request, answer, policy, _FAILURE_PATIENCE, reason)
+                await self._put(request, answer, policy, _FAILURE_PATIENCE, failure=reason)
 
     def _answer_to(self, request: Message, payload: Any) -> Message:
         return Message(
@@ -128,12 +128,16 @@ class Replies:
         answer: Message,
         policy: Consumes,
         timeout: float,  # noqa: ASYNC109 - as above
+        *,
         failure: str | None = None,
+        trace: bytes = b"",
     ) -> None:
         """May be repeated: whoever asked takes the first of several answers."""
         assert request.reply_to is not None  # noqa: S101 - it is a reply stream
         data, domain = encode(answer), answer_domain(request.reply_to, failure)
-        more = () if failure is None else (FAILURE, failure)
+        more: tuple[str | bytes, ...] = () if failure is None else (FAILURE, failure)
+        if trace:
+            more += ("t", trace)
         awaited = (request.expires_at or 0) - time.time() + _SHORTEST
         lifetime = round(min(max(awaited, _SHORTEST), _LONGEST) * 1000)
         command = ("FCALL", "as1_reply", 1, request.reply_to, lifetime, "m", data, *more)

@@ -23,6 +23,7 @@ from agentstream.replies import FAILURE
 from agentstream.routes import OFF, WARN, Produces
 from agentstream.send import Letter
 from agentstream.signing import Keyring, answer_domain
+from agentstream.tracing import spans
 from agentstream.trouble import Trouble
 from agentstream.wire import Wire
 
@@ -39,6 +40,7 @@ _log = logging.getLogger("agentstream")
 class _Answer(msgspec.Struct, frozen=True):
     message: Message
     failure: str | None
+    trace: bytes | None
 
 
 class _Question:
@@ -110,6 +112,8 @@ class Requests:
             ) from None
         finally:
             del self._waiting[request.id]
+        if (tracing := spans()) is not None:
+            tracing.answered(answer.trace)
         if answer.failure is not None:
             why = f"{answer.failure}: {answer.message.payload.get('error', '')}".removesuffix(": ")
             raise RequestFailed(
@@ -171,7 +175,7 @@ class Requests:
         said = dict(zip(fields[::2], fields[1::2], strict=True)).get(FAILURE.encode())
         failure = None if said is None else said.decode(errors="replace")
         if self._counts(sent_to, entry, failure):
-            question.answered.set_result(_Answer(message, failure))
+            question.answered.set_result(_Answer(message, failure, entry.trace))
         else:
             question.refused += 1
 

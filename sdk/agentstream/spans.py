@@ -9,13 +9,14 @@ The names are those of OpenTelemetry's semantic conventions for messaging, as fa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import Token
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -113,11 +114,25 @@ class Spans:
         ):
             return await asking
 
-    async def answered(self, request: Message, answering: Coroutine[Any, Any, _Result]) -> _Result:
-        """What answering returns, in a span of the one who answers."""
+    @contextmanager
+    def answering(self, request: Message) -> Iterator[bytes]:
+        """The span of answering who waits: the field `t` of the answer."""
         attributes = {**_of("reply"), "messaging.message.conversation_id": request.id}
         with self._sending(request.sender, attributes, "reply"):
-            return await answering
+            yield carried()
+
+    def answered(self, field: bytes | None) -> None:
+        """Links the span of who asked to that of the answer, which may be of another trace."""
+        of_answer = _span_context_of(field)
+        if of_answer.is_valid:
+            trace.get_current_span().add_link(of_answer)
+
+    def continuing(self, field: bytes | None) -> AbstractContextManager[object]:
+        """What is done outside of all spans belongs to the one in a field `t`."""
+        current = trace.get_current_span()
+        if not current.get_span_context().is_valid:
+            current = NonRecordingSpan(_span_context_of(field))
+        return trace.use_span(current, record_exception=False, set_status_on_exception=False)
 
     def handling(self, delivery: Delivery[Any], group: str) -> Handling:
         """The span of what a handler does with a message: a child of its sender's."""
@@ -172,9 +187,13 @@ def _context_of(field: bytes | None) -> Context:
     return _propagator.extract({"traceparent": parent, "tracestate": state}, context=Context())
 
 
+def _span_context_of(field: bytes | None) -> SpanContext:
+    return trace.get_current_span(_context_of(field)).get_span_context()
+
+
 def _links(deliveries: Iterable[Delivery[Any]]) -> Iterable[Link]:
     for delivery in deliveries:
-        of_sender = trace.get_current_span(_context_of(delivery.trace_context)).get_span_context()
+        of_sender = _span_context_of(delivery.trace_context)
         if of_sender.is_valid:
             yield Link(of_sender, {"messaging.message.id": delivery.message.id})
 

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import redis
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from agentstream.testing import Faults
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from support.entries import KEY
 from support.servers import Server
+from support.tracing import exporter
 
 
 @pytest.fixture
@@ -41,3 +43,11 @@ def proxy(server: Server) -> Iterator[Faults]:
     """A way to the server that can lose replies and break connections."""
     with Faults(server.port) as running:
         yield running
+
+
+@pytest.fixture
+def exported() -> Iterator[InMemorySpanExporter]:
+    """The spans of the test."""
+    exporter().clear()
+    yield exporter()
+    exporter().clear()

@@ -5,29 +5,20 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 
-from agentstream import Backpressure, Message, NoReply, Outgoing, Reject, Retry, spans, sync
+from agentstream import Backpressure, Outgoing, Reject, Retry, spans, sync
 from agentstream.delivery import Delivery
 from agentstream.wire import Wire
 from support.servers import Server
 from support.topology import Topology, fields_of, following
-from support.tracing import exporter
+from support.tracing import is_child, spans_of
 from support.waiting import until
-
-
-@pytest.fixture
-def exported() -> Iterator[InMemorySpanExporter]:
-    exporter().clear()
-    yield exporter()
-    exporter().clear()
 
 
 @pytest.fixture
@@ -37,20 +28,6 @@ async def topology(server: Server, wire: Wire) -> Topology:
     await declared.stream("tasks", "planner")
     await declared.group("tasks", "coder", max_deliveries=3)
     return declared
-
-
-def spans_of(exported: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
-    return [span for span in exported.get_finished_spans() if span.name == name]
-
-
-def is_child(child: ReadableSpan, parent: ReadableSpan) -> bool:
-    return (
-        child.parent is not None
-        and child.context is not None
-        and parent.context is not None
-        and child.parent.span_id == parent.context.span_id
-        and child.context.trace_id == parent.context.trace_id
-    )
 
 
 async def test_handling_is_a_child_of_sending(topology: Topology, exported: InMemorySpanExporter) -> None:
@@ -194,32 +171,6 @@ async def test_a_batch_is_linked_to_what_was_sent(topology: Topology, exported: 
     assert (first.attributes or {})["messaging.batch.message_count"] == 2
     senders = {span.context.span_id for span in spans_of(exported, "send tasks") if span.context}
     assert {link.context.span_id for link in first.links} == senders
-
-
-async def test_a_request_and_its_answer_are_one_trace(
-    topology: Topology, exported: InMemorySpanExporter
-) -> None:
-    async with topology.agent("planner") as planner, topology.agent("coder") as coder:
-
-        @coder.on("task_request")
-        def handle(message: Message) -> dict[str, int]:
-            return {"n": message.payload["n"] + 1}
-
-        running = asyncio.create_task(coder.run())
-        assert (await planner.request(to="coder", payload={"n": 1})).payload == {"n": 2}
-        coder.stop()
-        await running
-        with pytest.raises(NoReply):
-            await planner.request(to="coder", payload={"n": 1}, timeout=0.05)
-    request, unanswered = spans_of(exported, "request coder")
-    send, _ = spans_of(exported, "send tasks")
-    (process,) = spans_of(exported, "process tasks")
-    (reply,) = spans_of(exported, "reply planner")
-    assert is_child(send, request)
-    assert is_child(process, send)
-    assert is_child(reply, process)
-    assert (request.kind, reply.kind) == (SpanKind.CLIENT, SpanKind.PRODUCER)
-    assert unanswered.status.status_code is StatusCode.ERROR
 
 
 async def test_a_thread_has_the_span_of_what_it_handles(
