@@ -117,6 +117,37 @@ async def test_a_group_follows_its_backlog_by_the_clusters_autoscaler(
         await scaled(team, 1)
 
 
+async def test_the_autoscaler_ends_the_pods_that_hold_the_least(
+    team: Team, operator: Deployed, metrics: MetricsServer, autoscaler: Path, private_server: Server
+) -> None:
+    await operator.leading()
+    await metrics.ready()
+    scaling = {"mode": "HPA", "targetBacklog": 10, "maxReplicas": 5, "scaleDownAfter": "12s"}
+    team.create(a_stream(), a_group(template=a_template(), autoscaling=scaling))
+    await team.ready(a_group())
+    key = f"{{{TEAM}.tasks}}"
+    with private_server.admin() as client:
+        for _ in range(40):
+            client.xadd(key, {"m": "{}"})
+        await scaled(team, 4)
+        await until(lambda: len(pods(team)) == 4, timeout=30)
+        names = sorted(pods(team))
+        held = {
+            pod: [e for e, _ in client.xreadgroup("coder", f"{pod}.a", {key: ">"}, count=10)[0][1]]
+            for pod in names
+        }
+        # the first two go on, the last one is done, and the third has a little left
+        left = dict(zip(names, (10, 9, 1, 0), strict=True))
+        client.xack(key, "coder", *(entry for pod in names for entry in held[pod][left[pod] :]))
+        await scaled(team, 2)
+        await until(lambda: pods(team) == set(names[:2]), timeout=30)
+
+
+def pods(team: Team) -> set[str]:
+    """The pods that are to stay."""
+    return {pod["metadata"]["name"] for pod in team.list("Pod") if "deletionTimestamp" not in pod["metadata"]}
+
+
 async def test_an_autoscaler_of_ones_own_scales_the_group(
     team: Team, operator: Deployed, metrics: MetricsServer, autoscaler: Path, private_server: Server
 ) -> None:

@@ -210,6 +210,32 @@ async def test_before_there_are_fewer_pods_the_idle_ones_are_said_to_cost_the_le
         assert [r.name for r in operator.writes(before) if r.resource == "pods"] == [busy]
 
 
+async def test_while_an_autoscaler_may_have_fewer_pods_what_they_hold_is_kept_up_to_date(
+    operator: Deployed, team: Team, unique: str, shared_broker: Server
+) -> None:
+    scaling = {"mode": "HPA", "targetBacklog": 10, "maxReplicas": 5, "scaleDownAfter": "1h"}
+    async with a_team_with(team, unique, shared_broker, autoscaling=scaling) as group:
+        name = f"{unique}-consumer"
+        await team.there("HorizontalPodAutoscaler", name)
+        busy, _, full = (group.pod(pod) for pod in ("busyx", "idlex", "fullx"))
+        group.takes(f"{busy}.{OLD}", 1)
+        group.takes(f"{full}.{OLD}", 5)
+        await team.until(
+            "Deployment", name, lambda found: found is not None and found["spec"]["replicas"] == 1
+        )
+        before = team.server.position
+        # the autoscaler's own write is the test's
+        team.change("Deployment", name, {"spec": {"replicas": 3}}, "/scale")
+        await until(lambda: group.costs() == {"busyx": "1", "idlex": None, "fullx": "3"}, timeout=20)
+        # nothing is written of what costs as much as before
+        group.takes(f"{full}.{OLD}", 2)
+        group.client.xack(group.key, unique, *pending(group, busy))
+        await until(lambda: group.costs() == {"busyx": "0", "idlex": None, "fullx": "3"}, timeout=20)
+        written = [r.name for r in operator.writes(before) if r.resource == "pods" and unique in r.name]
+        assert sorted(written) == sorted([busy, full, busy])
+        assert team.get("Deployment", name)["spec"]["replicas"] == 3
+
+
 async def scaled(group: Group, replicas: int) -> None:
     """Wants so many consumers, and waits until the Deployment does."""
     group.team.change("ConsumerGroup", group.name, {"spec": {"replicas": replicas}})

@@ -19,7 +19,16 @@ from agentstream_operator.resources.status import Reason
 from support.cluster import MemoryCluster
 from support.waiting import until
 
-FAST = Rhythm(pulse=0.02, janitor=0.05, access=0.05, resync=2.0, numbers=0.05, patience=0.2, probe=1.0)
+FAST = Rhythm(
+    pulse=0.02,
+    janitor=0.05,
+    access=0.05,
+    ranking=0.05,
+    resync=2.0,
+    numbers=0.05,
+    patience=0.2,
+    probe=1.0,
+)
 Resource = AgentStream | ConsumerGroup
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from msgspec.structs import replace
 
 from agentstream_operator.plan.findings import Finding
 from agentstream_operator.plan.scaling import Decision
+from agentstream_operator.plan.signal import Signal
+from agentstream_operator.resources.consumergroup import Autoscaling
 from agentstream_operator.resources.status import ConditionType, Reason
 
 
@@ -19,6 +23,22 @@ def between_none_and_some(decision: Decision, current: int | None) -> Decision:
     if decision.replicas == 0 or not current:
         return decision
     return replace(decision, replicas=current)
+
+
+def may_lower(replicas: int, signal: Signal, scaling: Autoscaling) -> bool:
+    """Whether an autoscaler may be about to have fewer pods than there are, but not none.
+
+    It takes the most that it wanted in all of `scaleDownAfter`: until then this was so for as long.
+
+    Args:
+        replicas: how many are wanted at present.
+        signal: what they have to do. While that is not known, it does nothing.
+        scaling: what it was made of.
+    """
+    if not signal.known or replicas <= 1:
+        return False
+    wanted = math.ceil(signal.backlog / scaling.target_backlog)
+    return min(max(1, scaling.min_replicas, wanted), scaling.max_replicas) < replicas
 
 
 def autoscaling(works: bool | None, message: str) -> Finding:  # noqa: FBT001 - as it was seen

@@ -41,6 +41,7 @@ class Rhythm:
         quiet: between two measurements of any other stream.
         janitor: between two passes of the janitor over a stream.
         access: between two looks at users and routes.
+        ranking: between two looks at what pods hold, where an autoscaler may have fewer of them.
         resync: between two checks of a resource, ± 10 %.
         numbers: between two writes of a status that only bring numbers up to date.
         patience: for which a status that is about to change by itself is not written.
@@ -51,6 +52,7 @@ class Rhythm:
     quiet: float = 1.0
     janitor: float = 5.0
     access: float = 5.0
+    ranking: float = 5.0
     resync: float = 60.0
     numbers: float = 30.0
     patience: float = 1.0

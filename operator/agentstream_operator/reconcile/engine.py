@@ -24,6 +24,7 @@ from agentstream_operator.reconcile.groups import reconcile_group
 from agentstream_operator.reconcile.health import ConditionCount, Health, conditions, health
 from agentstream_operator.reconcile.pulse import Pulse
 from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
+from agentstream_operator.reconcile.ranking import Ranking
 from agentstream_operator.reconcile.status import StatusWriter
 from agentstream_operator.reconcile.store import AGENT, Known, Store, agent_key
 from agentstream_operator.reconcile.streams import reconcile_stream
@@ -108,6 +109,7 @@ class Engine:
         self._pulse = Pulse(self._context)
         self._departures = Departures(self._context)
         self._wakeup = Wakeup(self._context, self._pulse.doubt)
+        self._ranking = Ranking(self._context)
 
     def put(self, resource: Known) -> None:
         """Takes up a new resource, or a change of one."""
@@ -163,6 +165,7 @@ class Engine:
                 tasks.create_task(self._wakeup.watch(), name="wake up")
                 tasks.create_task(pulse.clean(), name="clean")
                 tasks.create_task(self._departures.watch(), name="watch departures")
+                tasks.create_task(self._ranking.watch(), name="rank pods")
                 tasks.create_task(self._resync(), name="resync")
         finally:
             await self._context.close()

@@ -1,0 +1,137 @@
+"""Mode HPA: what pods hold is said all the time, as the autoscaler has fewer whenever it likes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+
+from agentstream_operator.cluster.port import ClusterUnavailable, WorkloadSeen
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from support.cluster import MemoryCluster
+from support.operator import FAST, Operator, operator
+from support.resources import KEY, TEMPLATE, a_group, a_stream
+from support.servers import Server
+from support.waiting import until
+
+STREAM = a_stream()
+
+
+def of(mode: str = "HPA", generation: int = 1, **scaling: object) -> ConsumerGroup:
+    """A group that is scaled, with one pod at least for each three messages."""
+    scaling = {"mode": mode, "targetBacklog": 3, "maxReplicas": 8, "scaleDownAfter": "1h", **scaling}
+    return a_group(
+        template=TEMPLATE, startFrom="Beginning", autoscaling=scaling, meta={"generation": generation}
+    )
+
+
+GROUP = of()
+
+
+def take(admin: redis.Redis, consumer: str, count: int) -> list[str]:
+    """Has a consumer hold so many new entries. Returns their ids."""
+    for _ in range(count):
+        admin.xadd(KEY, {"m": "{}"})
+    (_, entries), *_ = admin.xreadgroup("coder", consumer, {KEY: ">"}, count=count)
+    return [entry for entry, _ in entries]
+
+
+async def scaled(op: Operator, replicas: int, group: ConsumerGroup = GROUP) -> None:
+    """Scales as an autoscaler does, and waits until that is known."""
+    op.cluster.workloads[group.key] = WorkloadSeen(replicas, replicas)
+    await until(lambda: op.cluster.statuses[group.key].desired_replicas == replicas)
+
+
+async def rounds(op: Operator, count: int = 3) -> None:
+    """Waits for so many looks at what pods hold: until as many pulses have passed as they take."""
+    passed = asyncio.get_running_loop().time() + count * FAST.ranking
+    measured = op.engine._context.memory.streams[STREAM.key]
+    await until(lambda: measured.seen_at > passed)
+
+
+def said(op: Operator) -> dict[str, int] | None:
+    return op.cluster.ranked.get(GROUP.key)
+
+
+async def test_it_is_kept_up_to_date_while_the_autoscaler_may_have_fewer(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        await until(lambda: op.cluster.autoscalers)
+        take(admin, "pod-a.1", 1)
+        held = take(admin, "pod-b.1", 4)
+        await until(lambda: op.cluster.workloads[GROUP.key].replicas > 0)
+        await scaled(op, 5)
+        await until(lambda: said(op) == {"pod-a": 1, "pod-b": 4})
+        admin.xack(KEY, "coder", *held)
+        await until(lambda: said(op) == {"pod-a": 1})
+
+
+async def test_nothing_is_asked_while_nothing_changes(server: Server, admin: redis.Redis) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        take(admin, "pod-a.1", 1)
+        await until(lambda: GROUP.key in op.cluster.workloads)
+        await scaled(op, 3)
+        await until(lambda: said(op) == {"pod-a": 1})
+        await rounds(op)
+        before = op.cluster.writes["rank_pods"]
+        await rounds(op)
+        assert op.cluster.writes["rank_pods"] == before
+
+
+@pytest.mark.parametrize(
+    ("group", "replicas"),
+    [(of("Direct"), 2), (of(), 1), (of(), 2), (of(minReplicas=5), 5)],
+    ids=["mode Direct", "one", "all are needed", "minReplicas"],
+)
+async def test_nothing_is_said_where_the_autoscaler_lowers_nothing(
+    server: Server, admin: redis.Redis, group: ConsumerGroup, replicas: int
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, group)
+        await until(lambda: group.key in op.cluster.workloads)
+        take(admin, "pod-a.1", 4)
+        await until(lambda: op.cluster.workloads[group.key].replicas > 0)
+        await scaled(op, replicas, group)
+        await rounds(op)
+        assert "rank_pods" not in op.cluster.writes
+
+
+async def test_an_api_server_that_is_away_is_told_later(server: Server, admin: redis.Redis) -> None:
+    class Away(MemoryCluster):
+        away = True
+
+        async def rank_pods(self, *args: Any) -> None:
+            if self.away:
+                self.away = False
+                raise ClusterUnavailable("no answer")
+            await super().rank_pods(*args)
+
+    async with operator(server.url, cluster=Away()) as op:
+        await op.put(STREAM, GROUP)
+        take(admin, "pod-a.1", 1)
+        await until(lambda: GROUP.key in op.cluster.workloads)
+        await scaled(op, 3)
+        await until(lambda: said(op) == {"pod-a": 1})
+
+
+async def test_a_group_that_left_the_mode_or_is_gone_is_not_ranked(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        take(admin, "pod-a.1", 1)
+        await until(lambda: GROUP.key in op.cluster.workloads)
+        await scaled(op, 3)
+        await until(lambda: said(op) == {"pod-a": 1})
+        op.declare(of("Direct", generation=2))
+        await until(lambda: not op.cluster.autoscalers)
+        await rounds(op)
+        before = op.cluster.writes["rank_pods"]
+        take(admin, "pod-b.1", 1)
+        await rounds(op)
+        assert op.cluster.writes["rank_pods"] == before
