@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pytest
 import redis
 
 from agentstream_operator.cluster.port import (
@@ -17,7 +18,7 @@ from agentstream_operator.cluster.port import (
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.status import ConditionType, Reason
 from support.cluster import MemoryCluster
-from support.operator import Operator, operator
+from support.operator import FAST, Operator, operator
 from support.resources import KEY, TEMPLATE, a_group, a_stream
 from support.servers import Server
 from support.waiting import until
@@ -40,6 +41,7 @@ class Deployments(MemoryCluster):
         there: how those run, by name.
         refuses: what applying a workload ends with.
         reads: what asking for a workload ends with.
+        hidden: the same for those of somebody else, by name.
         secrets_refused: what writing a Secret ends with.
         tries: how often something was refused.
     """
@@ -47,6 +49,7 @@ class Deployments(MemoryCluster):
     there: dict[str, WorkloadSeen] = field(default_factory=lambda: {"mine": WorkloadSeen(7, 5)})
     refuses: Exception | None = None
     reads: Exception | None = None
+    hidden: dict[str, Exception] = field(default_factory=dict)
     secrets_refused: Exception | None = None
     tries: int = 0
 
@@ -54,6 +57,7 @@ class Deployments(MemoryCluster):
         self._refuse(self.reads)
         if group.spec.deployment_ref is None:
             return await super().workload(group)
+        self._refuse(self.hidden.get(group.spec.deployment_ref.name))
         return self.there.get(group.spec.deployment_ref.name)
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
@@ -112,6 +116,26 @@ async def test_a_named_deployment_follows_the_backlog(server: Server, admin: red
             admin.xadd(KEY, {"m": "{}"})
         await until(lambda: replicas(cluster) == 3)
         await says(op, group, SCALING, "True", Reason.SCALED_UP)
+
+
+@pytest.mark.parametrize(
+    "why", [ChildNotOurs("it runs the consumers of another group"), ClusterUnavailable("it does not answer")]
+)
+async def test_groups_follow_their_backlog_while_anothers_deployment_cannot_be_read(
+    server: Server, admin: redis.Redis, why: Exception
+) -> None:
+    cluster = Deployments(hidden={"mine": why})
+    scaling = {"minReplicas": 1, "maxReplicas": 4, "targetBacklog": 1, "scaleDownAfter": "0s"}
+    first = a_group("first", deploymentRef=REF, age=9)
+    group = a_group(template=TEMPLATE, startFrom="Beginning", autoscaling=scaling)
+    async with operator(server.url, cluster=cluster, rhythm=replace(FAST, resync=60.0, numbers=60.0)) as op:
+        op.declare(STREAM, first)
+        await until(lambda: cluster.tries > 0)
+        await op.put(group)
+        await until(lambda: cluster.workloads[group.key].replicas == 1)
+        for _ in range(3):
+            admin.xadd(KEY, {"m": "{}"})
+        await until(lambda: cluster.workloads[group.key].replicas == 3)
 
 
 async def test_a_deployment_of_which_nothing_is_said_is_left_as_it_is(server: Server) -> None:

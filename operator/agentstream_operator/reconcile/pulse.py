@@ -12,6 +12,7 @@ import logging
 from collections.abc import Coroutine, Iterable, Sequence
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
+from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
 from agentstream_operator.plan.agents import AgentName, strays
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.retention import JanitorSpec, janitor_spec, remember, retention_healthy
@@ -102,7 +103,9 @@ class Pulse:
         groups = tuple(context.store.groups.values())
         for first in range(0, len(groups), _PART):
             for group in groups[first : first + _PART]:
-                await self._follow(group)
+                # reconciling it says so; the others must not wait for that
+                with contextlib.suppress(ClusterRefused, ClusterUnavailable):
+                    await self._follow(group)
             await asyncio.sleep(0)
 
     async def _measure(self, streams: Sequence[AgentStream]) -> None:
@@ -248,6 +251,11 @@ class Pulse:
         """Queues a group whose consumers are not as they were or should be, or that ceased to get on."""
         context = self._context
         memory = context.memory.groups[group.key]
+        if memory.stalled and not any(
+            finding.kind is ConditionType.STALLED and finding.status == "True"
+            for finding in memory.told.findings
+        ):
+            context.queue.add(group.key, Priority.RESYNC)
         if group.has_workload:
             decision = memory.decision if rests(context, group) else None
             decision = decision or measure_need(context, group)
@@ -256,11 +264,6 @@ class Pulse:
             if workload != memory.workload or moved:
                 asleep = moved and workload is not None and workload.replicas == 0
                 context.queue.add(group.key, Priority.WAKE if asleep else Priority.RESYNC)
-        if memory.stalled and not any(
-            finding.kind is ConditionType.STALLED and finding.status == "True"
-            for finding in memory.told.findings
-        ):
-            context.queue.add(group.key, Priority.RESYNC)
 
     def _changed(self, stream: AgentStream, *, vanished: bool = False) -> None:
         self._context.queue.add(stream.key, Priority.RESYNC)
