@@ -21,6 +21,8 @@ from agentstream.settings import Settings
 from agentstream.wire import Wire
 
 NAMESPACE = "test"
+# at one moment: what is tried again goes to and fro between the two
+_LEFT = "return redis.call('XLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2])"
 
 
 @dataclass
@@ -114,10 +116,10 @@ class Topology:
     async def settled(self, consumes: Consumes, count: int) -> bool:
         """Whether the group settled that many of the stream's entries, and has nothing pending or delayed."""
         keys = StreamKeys(consumes.key)
+        retry, delay = keys.retry(consumes.group), keys.delay(consumes.group)
         return (
             (await self.stats(consumes)).get("settled", 0) == count
-            and await self.wire.call("XLEN", keys.retry(consumes.group)) == 0
-            and await self.wire.call("ZCARD", keys.delay(consumes.group)) == 0
+            and await self.wire.call("EVAL", _LEFT, 2, retry, delay) == 0
             and not await self.pending(consumes)
         )
 
