@@ -18,6 +18,7 @@ from agentstream.message import Message
 from agentstream.once import WEEK, Once
 from agentstream.payloads import Payload
 from agentstream.routes import Consumes
+from agentstream.routing import SeveralRoutes
 from agentstream.settle import Settler
 from agentstream.tracing import spans
 from agentstream.triage import Reason
@@ -257,18 +258,24 @@ class Delivery(Generic[Payload]):
             await self._settler.replies.answer(self.message, payload, self._policy, timeout)
 
     async def _returned(self, answer: Any) -> None:
-        """Answers with what the handler returned; where that can go nowhere, trying again is of no use."""
+        """Answers with what the handler returned; a stream that leads to the sender may still be declared."""
         try:
             await self._settler.replies.answer(self.message, answer, self._policy, patience=0)
         except NoRoute as error:
-            if not self._decides("dead_letter"):
+            is_final = isinstance(error, SeveralRoutes)
+            if not self._decides("dead_letter" if is_final else "retry"):
                 raise
             sender = self.message.sender
+            remedy = " and send the answer" if is_final else f", declare a stream that leads to {sender}"
             why = (
-                f"the handler returned an answer, but {error}; return None, declare a stream that leads to"
-                f" {sender}, or have {sender} ask with Agent.request"
+                f"the handler returned an answer, but {error}; return None{remedy},"
+                f" or have {sender} ask with Agent.request"
             )
-            self._settler.give_up(self._entry, self._policy, Reason.NO_ROUTE, why)
+            _log.warning("%r: %s", self, why)
+            if is_final:
+                self._settler.give_up(self._entry, self._policy, Reason.NO_ROUTE, why)
+            else:
+                self._try_again(None, why, Reason.NO_ROUTE)
             await self._entry.settled()
 
     async def __aenter__(self) -> Self:
@@ -372,9 +379,9 @@ class Delivery(Generic[Payload]):
         else:
             self._cancelled = self._task.cancel()
 
-    def _try_again(self, after: float | None, reason: str) -> None:
+    def _try_again(self, after: float | None, reason: str, in_the_end: str = Reason.MAX_DELIVERIES) -> None:
         if self._entry.attempts >= self._policy.max_deliveries:
-            self._settler.give_up(self._entry, self._policy, Reason.MAX_DELIVERIES, reason)
+            self._settler.give_up(self._entry, self._policy, in_the_end, reason)
             return
         delay = retry_delay(self._policy, self.attempt, unit()) if after is None else round(after * 1000)
         self._settler.retry(self._entry, max(delay, 0), "", reason)

@@ -9,6 +9,10 @@ from agentstream.message import BROADCAST
 from agentstream.routes import Consumes, Produces, Route
 
 
+class SeveralRoutes(NoRoute):
+    """Which of them is meant, no declaration that is still to come will say."""
+
+
 def target(sender: str, own: Route | None, to: str, other: Route | None, stream: str | None) -> Produces:
     """The stream that leads to an addressee.
 
@@ -43,7 +47,7 @@ def target(sender: str, own: Route | None, to: str, other: Route | None, stream:
         # a stream of its own is the shorter way than one that all read
         found = [p for p in found if not p.broadcast] or found
     if len(found) > 1:
-        raise NoRoute(f"several streams lead to {to}: {_names(found)}; name one with stream=")
+        raise SeveralRoutes(f"several streams lead to {to}: {_names(found)}; name one with stream=")
     return found[0]
 
 

@@ -1,4 +1,4 @@
-"""What handlers return reaches whoever sent the message, or it is said at once that it cannot."""
+"""What handlers return reaches whoever sent the message, or it is said that it cannot."""
 
 from __future__ import annotations
 
@@ -54,45 +54,69 @@ async def stopped(agent: Agent, at_work: asyncio.Task[None]) -> None:
     await at_work
 
 
-async def test_an_answer_that_nothing_leads_to_makes_a_dead_letter_at_once(
-    topology: Topology, group: Consumes, planner: Agent
+async def test_an_answer_that_nothing_leads_to_is_a_dead_letter_once_all_attempts_are_used_up(
+    topology: Topology, group: Consumes, planner: Agent, caplog: pytest.LogCaptureFixture
 ) -> None:
     await planner.send_message(to="coder", type="task_request", payload={"n": 1})
     async with topology.agent("coder") as coder:
         attempts = answering(coder)
         at_work = asyncio.create_task(coder.run())
         started = asyncio.get_running_loop().time()
-        await until(lambda: topology.settled(group, 1))
-        # it would wait for ten for a route to be declared
+        await until(lambda: topology.dead_letters(group))
+        # each of them would wait for ten for a route to be declared
         assert asyncio.get_running_loop().time() - started < 8
+        await stopped(coder, at_work)
+    assert attempts == [1, 2, 3, 4, 5]
+    (letter,) = await topology.dead_letters(group)
+    assert letter["reason"] == b"NoRoute"
+    why = (
+        "the handler returned an answer, but coder produces to no stream: name it in spec.producers of an"
+        " AgentStream; return None, declare a stream that leads to planner, or have planner ask with"
+        " Agent.request"
+    )
+    assert letter["error"].decode() == why
+    warned = [record.getMessage() for record in caplog.records if record.name == "agentstream"]
+    assert len(warned) == 5
+    assert all(message.endswith(why) for message in warned)
+
+
+async def test_an_answer_arrives_once_a_stream_that_leads_there_is_declared(
+    topology: Topology, group: Consumes, planner: Agent
+) -> None:
+    async with topology.agent("coder") as coder:
+        attempts = answering(coder)
+        at_work = asyncio.create_task(coder.run())
+        await planner.send_message(to="coder", type="task_request", payload={"n": 1})
+        await until(lambda: attempts)
+        await topology.stream("results", "coder")
+        await topology.group("results", "planner")
+        async with planner.stream_consume("results") as results, await following(results) as result:
+            assert (result.message.type, result.payload) == ("task_result", {"n": 2})
+        await until(lambda: topology.settled(group, 1))
+        await stopped(coder, at_work)
+    assert attempts[-1] < group.max_deliveries
+    assert await topology.dead_letters(group) == []
+
+
+async def test_an_answer_that_several_streams_lead_to_is_a_dead_letter_at_once(
+    topology: Topology, group: Consumes, planner: Agent
+) -> None:
+    for stream in ("results", "reports"):
+        await topology.stream(stream, "coder")
+        await topology.group(stream, "planner")
+    await planner.send_message(to="coder", type="task_request", payload={"n": 1})
+    async with topology.agent("coder") as coder:
+        attempts = answering(coder)
+        at_work = asyncio.create_task(coder.run())
+        await until(lambda: topology.settled(group, 1))
         await stopped(coder, at_work)
     assert attempts == [1]
     (letter,) = await topology.dead_letters(group)
     assert letter["reason"] == b"NoRoute"
     assert letter["error"].decode() == (
-        "the handler returned an answer, but coder produces to no stream: name it in spec.producers of an"
-        " AgentStream; return None, declare a stream that leads to planner, or have planner ask with"
-        " Agent.request"
+        "the handler returned an answer, but several streams lead to planner: results, reports; name one with"
+        " stream=; return None and send the answer, or have planner ask with Agent.request"
     )
-
-
-async def test_a_stream_that_was_declared_meanwhile_leads_there(
-    topology: Topology, group: Consumes, planner: Agent
-) -> None:
-    async with topology.agent("coder") as coder:
-        answering(coder)
-        at_work = asyncio.create_task(coder.run())
-        await planner.send_message(to="coder", type="task_request", payload={"n": 1})
-        await until(lambda: topology.settled(group, 1))
-        # what coder knows of routes is good for half a minute
-        await topology.stream("results", "coder")
-        await topology.group("results", "planner")
-        await planner.send_message(to="coder", type="task_request", payload={"n": 2})
-        async with planner.stream_consume("results") as results, await following(results) as result:
-            assert (result.message.type, result.payload) == ("task_result", {"n": 4})
-        await until(lambda: topology.settled(group, 2))
-        await stopped(coder, at_work)
-    assert len(await topology.dead_letters(group)) == 1
 
 
 async def test_an_answer_waits_for_a_server_that_is_away(
