@@ -100,6 +100,8 @@ def test_the_monitor_finds_the_service(helm):
     assert monitor["spec"]["namespaceSelector"] == {"matchNames": [service["metadata"]["namespace"]]}
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     assert endpoint["path"] == "/metrics"
+    # else Prometheus calls the namespace of a group's series exported_namespace
+    assert endpoint["honorLabels"] is True
     assert endpoint["relabelings"] == EVERYTHING["metrics"]["serviceMonitor"]["relabelings"]
     assert endpoint["metricRelabelings"] == EVERYTHING["metrics"]["serviceMonitor"]["metricRelabelings"]
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
