@@ -11,10 +11,12 @@ from agentstream_operator.cluster.children import Wake
 from agentstream_operator.cluster.inventory import Inventory, Resource
 from agentstream_operator.cluster.kinds import AGENTSTREAMS, PODS
 from agentstream_operator.cluster.labels import OURS
+from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.store import Store
 from agentstream_operator.resources.meta import ResourceKey
 from cluster.adapter import Adapter, adapter_of
 from cluster.team import Team
+from support.waiting import until
 from unit.resources.manifests import a_group, a_stream, a_template
 
 
@@ -93,3 +95,21 @@ async def test_what_no_event_told_of_is_found_by_comparing(adapter: Adapter) -> 
     assert [s.spec.producers for s in known.streams.values() if s.spec.producers] == [("boss",)]
     assert {key.name for key in known.groups} == {"coder"}
     assert inventory.missed == 4
+
+
+async def test_children_that_vanished_without_an_event_are_found_by_comparing(adapter: Adapter) -> None:
+    ours = {"app.kubernetes.io/managed-by": "agentstream", "agentstream.dev/group": "coder"}
+    spec = {"containers": [{"name": "a", "image": "a:1"}]}
+    for name in ("coder-consumer-5d4f-stays", "coder-consumer-5d4f-gone"):
+        metadata = {"name": name, "labels": ours}
+        adapter.team.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    woken: list[Wake] = []
+    namespace = adapter.team.namespace
+    inventory = Inventory(adapter.api, [namespace], adapter.children, Known(), woken.append)
+    await inventory.fill()
+    adapter.team.delete("Pod", "coder-consumer-5d4f-gone")
+    await until(lambda: adapter.team.get("Pod", "coder-consumer-5d4f-gone") is None)
+    await inventory.compare(grace=0)
+    coder = ResourceKey("ConsumerGroup", namespace, "coder")
+    assert woken == [Wake(group=coder, gone=Gone("coder-consumer-5d4f-gone"), deleted=True)]
+    assert list(adapter.children.alive(coder)) == ["coder-consumer-5d4f-stays"]

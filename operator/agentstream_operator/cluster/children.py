@@ -166,6 +166,10 @@ class Children:
         pod = self._forget_pod(place)
         return Wake(group=pod.group, gone=Gone(place[1]), deleted=True) if pod is not None else None
 
+    def versions(self, kind: str) -> dict[Place, int]:
+        """Which objects of a kind are known, and as of when."""
+        return {place: found.version for place, found in self._of(kind).items()}
+
     def _note_end(self, kind: str, place: Place, version: int) -> None:
         """Remembers the latest ends: the answer to a write is only ever a moment late."""
         self._ends.pop((kind, place), None)

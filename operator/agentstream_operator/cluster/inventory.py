@@ -124,7 +124,7 @@ class Inventory:
         """Puts in, or removes, what no event told of.
 
         Args:
-            grace: seconds that events get to come after the list.
+            grace: seconds that events of resources get to come after the list.
 
         Raises:
             ApiError: a list is refused.
@@ -135,6 +135,8 @@ class Inventory:
             await self._compare(kind, grace)
         missed = self.missed - before
         self.missed_lately = self.missed_lately + missed if missed else 0
+        for kind in CHILDREN:
+            await self._compare_children(kind)
 
     async def _compare(self, kind: ApiKind, grace: float) -> None:
         listed = {_key(kind, found): found for found in await self._list(kind)}
@@ -148,6 +150,20 @@ class Inventory:
             await asyncio.sleep(grace)
         for key in astray:
             await self._look(kind, key, listed.get(key))
+
+    async def _compare_children(self, kind: ApiKind) -> None:
+        """Takes up children as they are: a watch that begins anew tells of what is there, and of no end."""
+        known = self._children.versions(kind.kind)
+        wakes = []
+        for found in await self._list(kind, OURS):
+            known.pop((found["metadata"]["namespace"], found["metadata"]["name"]), None)
+            wakes.append(self._children.put(found))
+        for place, version in known.items():
+            metadata = {"namespace": place[0], "name": place[1], "resourceVersion": version}
+            if await self._api.get(kind, *place) is None:
+                wakes.append(self._children.remove({"kind": kind.kind, "metadata": metadata}))
+        for wake in filter(None, wakes):
+            self._wake(wake)
 
     async def _look(self, kind: ApiKind, key: ResourceKey, listed: Json | None) -> None:
         """Takes up what became of a resource, if no event has told of it by now."""

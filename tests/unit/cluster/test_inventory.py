@@ -14,6 +14,7 @@ from agentstream_operator.cluster.children import Children, Wake
 from agentstream_operator.cluster.inventory import Inventory, Resource, is_same
 from agentstream_operator.cluster.kinds import (
     AGENTSTREAMS,
+    CHILDREN,
     DEPLOYMENTS,
     PODS,
     SECRETS,
@@ -309,7 +310,9 @@ async def test_where_nothing_was_missed_nothing_is_looked_at() -> None:
     watched = await filled(a_resource(), a_resource("ConsumerGroup", "coder"))
     watched.change(a_resource(version=2, generation=2))
     await watched.inventory.compare(grace=3600)
-    assert watched.there.asked == [("agentstreams", "", ""), ("consumergroups", "", "")]
+    resources = [("agentstreams", "", ""), ("consumergroups", "", "")]
+    children = [(kind.plural, "", OURS) for kind in CHILDREN]
+    assert watched.there.asked == [*resources, *children]
     assert (watched.inventory.missed, watched.inventory.missed_lately) == (0, 0)
 
 
@@ -347,6 +350,26 @@ async def test_what_came_and_went_unheard_never_was() -> None:
     await watched.inventory.compare(grace=0)
     assert watched.reconciler.told == []
     assert watched.inventory.missed == 0
+
+
+async def test_children_that_vanished_unheard_are_forgotten() -> None:
+    # a watch that has to begin anew tells of what is there, and of nothing that is not
+    watched = await filled(a_secret(), a_deployment(), a_pod(), a_pod(name="b"))
+    watched.there.objects.clear()
+    watched.there.put(a_pod(7))
+    await watched.inventory.compare(grace=0)
+    assert watched.woken == [Wake(group=CODER, gone=Gone("b"), deleted=True)]
+    children = watched.children
+    assert (children.secrets, children.deployments, list(children.pods)) == ({}, {}, [("team", "a")])
+    assert watched.inventory.missed == 0
+
+
+async def test_a_child_that_came_back_meanwhile_is_taken_as_it_is_now() -> None:
+    watched = await filled(a_deployment(replicas=1))
+    watched.there.objects.clear()
+    watched.there.meanwhile = lambda: watched.there.put(a_deployment(9, replicas=4))
+    await watched.inventory.compare(grace=0)
+    assert [found.replicas for found in watched.children.deployments.values()] == [4]
 
 
 def compared(*found: Json, then: Callable[[Watched], None], meanwhile: Callable[[Watched], None]) -> Watched:
