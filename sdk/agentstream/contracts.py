@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from agentstream.errors import InvalidPayload, ProtocolError, SettingsError, StreamMissing
+from agentstream.flights import Flights
 from agentstream.keys import StreamKeys
 from agentstream.message import Message
 from agentstream.payloads import FIRST_VERSION, path_of
@@ -91,7 +93,7 @@ class Contracts:
     def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
         self._call = call
         self._known: dict[str, _Fetched] = {}
-        self._fetching = asyncio.Lock()
+        self._fetches: Flights[_Fetched] = Flights()
 
     async def of(self, stream: Produces | Consumes) -> Contract:
         """The contract of a stream.
@@ -104,11 +106,12 @@ class Contracts:
         """
         if not stream.contracts:
             return FREE
-        async with self._fetching:
-            now = asyncio.get_running_loop().time()
-            known = self._known.get(stream.key)
-            if known is None or (known.digest != stream.contracts and now >= known.good_until):
-                known = self._known[stream.key] = await self._fetch(stream, now)
+        now = asyncio.get_running_loop().time()
+        known = self._known.get(stream.key)
+        if known is None or (known.digest != stream.contracts and now >= known.good_until):
+            # what was asked for by an older route may be what was
+            wanted = f"{stream.key} {stream.contracts}"
+            known = await self._fetches.of(wanted, partial(self._fetch, stream, now))
         return known.contract
 
     async def _fetch(self, stream: Produces | Consumes, now: float) -> _Fetched:
@@ -122,7 +125,9 @@ class Contracts:
             contract = Contract({field: msgspec.json.decode(schema) for field, schema in schemas.items()})
         except ValueError as error:
             raise ProtocolError(f"a contract of {stream.stream} is no JSON Schema: {error}") from error
-        return _Fetched(digest, contract, now if digest == stream.contracts else now + _GOOD_FOR)
+        fetched = _Fetched(digest, contract, now if digest == stream.contracts else now + _GOOD_FOR)
+        self._known[stream.key] = fetched
+        return fetched
 
 
 def field_of(message_type: str, version: int) -> str:

@@ -296,3 +296,46 @@ async def test_contracts_are_fetched_once_and_when_they_are_newer_than_the_route
     for _ in range(5):
         assert await known.of(Produces("t", "{t}", contracts="0a")) is not found[0]
     assert len(calls) == 2
+
+
+async def test_a_stream_whose_contracts_are_slow_to_come_holds_no_other_up(wire: Wire) -> None:
+    await contracts(wire, **{"digest": b"1f", "event@1": b"{}"})
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def call(*command: Any) -> Any:
+        if command == ("HGETALL", "{slow}:contracts"):
+            asked.set()
+            await go_on.wait()
+            return [b"digest", b"2e"]
+        return await wire.call(*command)
+
+    known = Contracts(call)
+    slow = asyncio.create_task(known.of(Produces("slow", "{slow}", contracts="2e")))
+    await asked.wait()
+    async with asyncio.timeout(5):
+        assert await known.of(Produces("t", "{t}", contracts="1f")) is not FREE
+    assert not slow.done()
+    go_on.set()
+    assert await slow is await known.of(Produces("slow", "{slow}", contracts="2e"))
+
+
+async def test_who_wants_newer_contracts_does_not_get_those_that_were_asked_for_before(wire: Wire) -> None:
+    await contracts(wire, **{"digest": b"1f", "event@1": b"{}"})
+    read, go_on = asyncio.Event(), asyncio.Event()
+
+    async def call(*command: Any) -> Any:
+        found = await wire.call(*command)
+        if not read.is_set():
+            read.set()
+            await go_on.wait()
+        return found
+
+    known = Contracts(call)
+    first = asyncio.create_task(known.of(Produces("t", "{t}", contracts="1f")))
+    await read.wait()
+    await wire.call("HSET", "{t}:contracts", "digest", "2e", "event@1", '{"required":["doc"]}')
+    second = asyncio.create_task(known.of(Produces("t", "{t}", contracts="2e")))
+    await asyncio.wait({second}, timeout=5)
+    go_on.set()
+    assert await first is not await second
+    assert await known.of(Produces("t", "{t}", contracts="2e")) is not await first
