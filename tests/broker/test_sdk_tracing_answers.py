@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from agentstream import Delivery, Message, NoReply, Outgoing, Reject, RequestFailed, sync
+from agentstream import Delivery, Message, NoReply, Outgoing, Reject, RequestFailed, sync, tracing
 from agentstream.agent import Agent
 from agentstream.wire import Wire
 from support.servers import Server
@@ -120,6 +121,29 @@ async def test_an_answer_to_what_is_not_traced_begins_a_trace(
     (reply,) = spans_of(exported, "reply planner")
     assert reply.parent is None
     assert not request.links
+
+
+@pytest.fixture
+def not_installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """OpenTelemetry is not installed."""
+    monkeypatch.setitem(sys.modules, "agentstream.spans", None)
+    tracing.spans.cache_clear()
+    yield
+    tracing.spans.cache_clear()
+
+
+@pytest.mark.usefixtures("not_installed")
+async def test_answers_arrive_where_it_is_not_installed(
+    topology: Topology, exported: InMemorySpanExporter
+) -> None:
+    async with topology.agent("planner") as planner, topology.agent("coder") as coder:
+
+        @coder.on("task_request", batch=1)
+        async def handle(batch: list[Delivery]) -> None:
+            await batch[0].reply({"n": 2})
+
+        assert (await asked(planner, coder)).payload == {"n": 2}
+    assert not exported.get_finished_spans()
 
 
 async def test_that_a_request_was_given_up_is_no_answer_to_be_found(
