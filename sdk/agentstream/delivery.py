@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
@@ -37,9 +38,13 @@ class Retry(Exception):  # noqa: N818 - says what is to happen, not that somethi
     Args:
         reason: why, for whoever reads the dead letter.
         after: seconds from now; by the group's policy if None.
+
+    Raises:
+        ValueError: `after` is no time.
     """
 
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+        _check_delay(after)
         super().__init__(reason)
         self.reason = reason
         self.after = after
@@ -196,7 +201,11 @@ class Delivery(Generic[Payload]):
         Args:
             after: seconds from now; by the group's policy if None.
             reason: why, for whoever reads the dead letter.
+
+        Raises:
+            ValueError: `after` is no time.
         """
+        _check_delay(after)
         if self._decides("retry"):
             self._try_again(after, reason)
         return self._verb == "retry" and await self._entry.settled()
@@ -396,3 +405,9 @@ class Delivery(Generic[Payload]):
             self._settler.forgo(self._entry)
             return False
         return True
+
+
+def _check_delay(after: float | None) -> None:
+    """What is no time must be found out before it is decided what becomes of a message."""
+    if after is not None and not math.isfinite(after * 1000):
+        raise ValueError(f"after= is a number of seconds, not {after}")

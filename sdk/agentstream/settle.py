@@ -80,7 +80,8 @@ class Settler:
 
     def retry(self, entry: Entry, delay: int, reason: str, error: str) -> None:
         """Puts an entry off for `delay` ms."""
-        command = self._calls.retry(entry, delay, entry.attempts, reason, error[:_ERROR_LENGTH])
+        reason, error = _written(reason), _written(error)[:_ERROR_LENGTH]
+        command = self._calls.retry(entry, delay, entry.attempts, reason, error)
         self._alone(entry, self._put_off(entry, command, delay, "retried"))
 
     def put_off(self, entry: Entry, delay: int, reason: str, error: str) -> None:
@@ -96,7 +97,7 @@ class Settler:
         if not policy.dead_letters:
             self.retry(entry, retry_delay(policy, sys.maxsize, unit()), reason, error)
             return
-        error = error[:_ERROR_LENGTH]
+        reason, error = _written(reason), _written(error)[:_ERROR_LENGTH]
         command = self._calls.dead_letter(entry, entry.attempts, reason, error)
         self._alone(entry, self._give_up(entry, policy, command, reason, error))
 
@@ -224,6 +225,11 @@ class Settler:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _written(said: object) -> str:
+    """A reason as it can be written: what a handler gives for one needs not be text, nor Unicode."""
+    return str(said).encode(errors="backslashreplace").decode()
 
 
 def _was_held(code: int | None, *, repeated: bool) -> bool:

@@ -128,7 +128,11 @@ class Delivery(Generic[Payload]):
         return self._settle(self._delivery.ack)
 
     def retry(self, after: float | None = None, reason: str = "") -> bool:
-        """As `agentstream.Delivery.retry`."""
+        """As `agentstream.Delivery.retry`.
+
+        Raises:
+            ValueError: `after` is no time.
+        """
         return self._settle(self._delivery.retry, after, reason)
 
     def dead_letter(self, reason: str) -> bool:
