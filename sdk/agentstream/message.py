@@ -177,6 +177,11 @@ def is_reference(value: object) -> bool:
     return isinstance(value, str) and 1 <= len(value) <= _LONGEST_REFERENCE
 
 
+def is_unicode(text: str) -> bool:
+    """Whether all of a text are characters, as half of a surrogate pair is not."""
+    return text.encode(errors="ignore").decode() == text
+
+
 def decode(data: bytes) -> Message:
     """Reads the JSON of a message.
 

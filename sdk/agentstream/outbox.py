@@ -37,6 +37,8 @@ _MOST_BYTES = 256 << 10
 # For how many seconds longer than it is repeated the server remembers a batch: what is sent last may travel a
 # while.
 _REMEMBERED = 60.0
+# No longer than this, though, for whoever waits for ever: the server has to be given a number.
+_LONGEST_REMEMBERED = 30 * 86_400.0
 # For how many seconds a message travels with one signature.
 _SIGNED_FOR = 60.0
 # How many seconds beyond its deadline a message waits for the answer to what is under way.
@@ -242,7 +244,7 @@ class Outbox:
             if parcel.signed_at < now - _SIGNED_FOR:
                 parcel.sign_again(now)
         seconds = max([parcel.deadline for parcel in batch]) - now + _GRACE + _REMEMBERED
-        sent = (keys.sent(self._token), self._number, int(seconds * 1000))
+        sent = (keys.sent(self._token), self._number, int(min(_LONGEST_REMEMBERED, seconds) * 1000))
         messages = chain.from_iterable([_arguments(parcel) for parcel in batch])
         return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
 

@@ -27,7 +27,7 @@ from agentstream.errors import (
     error_name,
 )
 from agentstream.keys import StreamKeys
-from agentstream.message import Message, MessageType, decode, encode, is_reference
+from agentstream.message import Message, MessageType, decode, encode, is_reference, is_unicode
 from agentstream.outbox import Outbox, Parcel, Unanswered
 from agentstream.routes import OFF, Produces
 from agentstream.signing import KeyMissing, Keyring
@@ -105,7 +105,8 @@ class Letter(Parcel):
         timeout: float,
         patience: float = ROUTE_PATIENCE,
     ) -> None:
-        if once is not None and not is_reference(once):
+        # found out later, it would be an error for all whose messages leave with this one
+        if once is not None and not (is_reference(once) and is_unicode(once)):
             raise InvalidMessage("once= is a string of 1 to 512 characters")
         super().__init__(encode(message), since, since + timeout, message.expires_at)
         self.message: Message = message

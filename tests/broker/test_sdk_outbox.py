@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
 
 from agentstream.agent import Agent
 from agentstream.endpoint import Endpoint
-from agentstream.errors import AgentStreamError, Backpressure, ConnectionLost
+from agentstream.errors import AgentStreamError, Backpressure, ConnectionLost, InvalidMessage
 from agentstream.message import decode
 from agentstream.outbox import Unanswered
 from agentstream.send import SentMessage
@@ -176,6 +178,26 @@ async def test_what_the_server_remembers_outlives_every_repetition(
     await send(planner, 1, timeout=1_000)
     (key,) = await wire.call("KEYS", f"{TASKS}:sent:*")
     assert await wire.call("PTTL", key) > 1_050_000
+
+
+@pytest.mark.parametrize("timeout", [math.inf, float(sys.maxsize), 1e300])
+async def test_who_waits_for_ever_sends_once_and_holds_up_nobody(
+    planner: Agent,
+    wire: Wire,
+    timeout: float,  # noqa: ASYNC109 - passed on
+) -> None:
+    async with asyncio.timeout(5):
+        await asyncio.gather(send(planner, 1, timeout), send(planner, 2))
+        await send(planner, 3)
+    assert await on_stream(wire) == [1, 2, 3]
+
+
+async def test_a_key_of_ones_own_that_cannot_be_sent_harms_no_other(planner: Agent, wire: Wire) -> None:
+    odd = planner.send_message(to="coder", type="event", payload={"n": 0}, once="caf\udce9")
+    refused, sent = await asyncio.gather(odd, send(planner, 1), return_exceptions=True)
+    assert isinstance(refused, InvalidMessage)
+    assert isinstance(sent, SentMessage)
+    assert await on_stream(wire) == [1]
 
 
 async def test_a_sender_that_was_forgotten_begins_anew(planner: Agent, wire: Wire) -> None:
