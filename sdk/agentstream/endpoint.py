@@ -61,8 +61,10 @@ class Endpoint(msgspec.Struct, frozen=True):
     @property
     def address(self) -> str:
         """The URL without credentials, fit for a log."""
-        scheme, _, rest = self.url.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+        who, _, where = self.url.rpartition("@")
+        scheme, where = who.partition("://")[0], where.partition("?")[0]
+        # what begins otherwise may begin with a part of the credentials
+        return f"{scheme}://{where}" if scheme in (*_TCP, _UNIX) else where
 
     def target(self) -> Target:
         """What the URL says, with the credentials.
