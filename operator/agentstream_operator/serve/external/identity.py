@@ -75,6 +75,9 @@ class Identity:
             if trouble != self._trouble:
                 _log.warning("%s", trouble)
             self._trouble = trouble
+            if self._loaded is not None and self._loaded[2] != self.trust.authority:
+                # what was loaded before lets in whom nobody is to believe any more
+                self._loaded = self._inner = None
             return
         if self._loaded is not None:
             _log.info("certificates have changed")
@@ -114,7 +117,7 @@ def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # who shows no certificate gets an answer that says so
     context.verify_mode = ssl.CERT_OPTIONAL
-    # a session that is resumed would bring its certificate along, unchecked
+    # nobody is to resume a session, which brings along a certificate that is not verified again
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     return context

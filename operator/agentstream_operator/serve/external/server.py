@@ -81,7 +81,10 @@ class _Protocol(H11Protocol):
         super().connection_made(transport)
         # head and body are two writes; asyncio takes a socket that it did not make itself for none of TCP
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.app = _Named(self.app, common_names(transport.get_extra_info("peercert")))
+        # a session of TLS 1.2 that is resumed brings along a certificate that is not verified again
+        resumed = transport.get_extra_info("ssl_object").session_reused
+        shown = None if resumed else transport.get_extra_info("peercert")
+        self.app = _Named(self.app, common_names(shown))
 
 
 class _Named:

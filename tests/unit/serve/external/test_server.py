@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -134,6 +135,33 @@ async def test_a_certificate_of_another_authority_ends_the_connection(site: Site
         await site.peer(tmp_path / "forged")
 
 
+async def test_a_session_that_is_resumed_does_not_bring_its_certificate_along(
+    site: Site, tmp_path: Path
+) -> None:
+    site.believe()
+    context = site.context(tmp_path / "client")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    first, session, _ = await asyncio.to_thread(resumed, site.port, context, None)
+    assert first == repr((PROXY,))
+    # the authority that had signed it is believed no more
+    site.believe(trustme.CA())
+    later, _, again = await asyncio.to_thread(resumed, site.port, context, session)
+    assert (later, again) == ("None", True)
+
+
+def resumed(
+    port: int, context: ssl.SSLContext, session: ssl.SSLSession | None
+) -> tuple[str, ssl.SSLSession | None, bool | None]:
+    """Asks on a connection that resumes a session. Returns the answer, its session, and whether it did."""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="localhost", session=session) as secured,
+    ):
+        secured.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        body = b"".join(iter(lambda: secured.recv(4096), b"")).partition(b"\r\n\r\n")[2]
+        return body.decode(), secured.session, secured.session_reused
+
+
 async def test_before_whom_to_believe_is_known_there_is_no_connection(site: Site) -> None:
     assert site.identity.missing == "it is not known yet which front proxies to believe"
     with pytest.raises((ssl.SSLError, ConnectionError)):
@@ -161,6 +189,21 @@ async def test_a_new_certificate_is_taken_up_and_half_of_one_is_not(
     assert await site.peer() == "None"
     assert site.identity.missing is None
     assert old is not new
+
+
+async def test_an_authority_that_is_believed_no_more_lets_nobody_in_while_the_certificate_is_half_written(
+    site: Site, tmp_path: Path
+) -> None:
+    site.believe()
+    key = (tmp_path / "tls" / "tls.key").read_bytes()
+    (tmp_path / "tls" / "tls.key").write_bytes(b"half")
+    assert site.believe(trustme.CA())
+    assert site.identity.missing == "there is no certificate to serve with"
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await site.peer(tmp_path / "client")
+    (tmp_path / "tls" / "tls.key").write_bytes(key)
+    site.identity.load()
+    assert await site.peer() == "None"
 
 
 async def test_files_are_looked_at_again_and_again(site: Site, tmp_path: Path) -> None:
