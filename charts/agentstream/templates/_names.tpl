@@ -71,6 +71,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* The Secret by which the metrics server finds it. */}}
+{{- define "agentstream.metricsRedisSecretName" -}}
+{{- default (include "agentstream.redisSecretName" .) .Values.metricsServer.redis.existingSecret -}}
+{{- end -}}
+
 {{/* A reference to an image: (dict "image" VALUES "tag" DEFAULT). */}}
 {{- define "agentstream.image" -}}
 {{- if .image.digest -}}

@@ -129,6 +129,34 @@ def test_everything_that_the_operator_is_told_of_the_server_is_told_to_it(helm):
     assert {"AGENTSTREAM_REDIS_CA_FILE", "AGENTSTREAM_NAMESPACES", "AGENTSTREAM_ALLOW_KEYS"} <= ours.keys()
 
 
+def test_it_can_have_a_user_of_its_own(helm):
+    values = {
+        "redis": {"existingSecret": "everything", "caKey": "ca.crt"},
+        "metricsServer": {"enabled": True, "redis": {"existingSecret": "read-only"}},
+    }
+    rendered = helm.render(values)
+    spec = rendered.one("Deployment", NAME)["spec"]["template"]["spec"]
+    url = {"secretKeyRef": {"name": "read-only", "key": "url"}}
+    authority = {"secretName": "everything", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+
+    assert environment(spec["containers"][0])["AGENTSTREAM_REDIS_URL"] == url
+    # of the operator's Secret it has the certificate of the authority, and nothing else
+    assert {"name": "redis-ca", "secret": authority} in spec["volumes"]
+    assert str(spec).count("everything") == 1
+    operator = environment(rendered.operator["containers"][0])
+    assert operator["AGENTSTREAM_REDIS_URL"] == {"secretKeyRef": {"name": "everything", "key": "url"}}
+
+
+def test_a_password_that_it_does_not_use_does_not_restart_it(helm, rendered):
+    own = {**VALUES, "metricsServer": {"enabled": True, "redis": {"existingSecret": "read-only"}}}
+
+    def notes(found):
+        return found.one("Deployment", NAME)["spec"]["template"]["metadata"]["annotations"]
+
+    assert "checksum/redis" in notes(rendered)
+    assert "checksum/redis" not in notes(helm.render(own))
+
+
 def test_its_rights(rendered):
     subject = {"kind": "ServiceAccount", "name": NAME, "namespace": NAMESPACE}
     bound = {
