@@ -60,6 +60,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._heard = 0.0
+        # how much was still to leave when that was looked at last
+        self._left = 0
         self._greeting = True
         self._full = False
         self._leaving = False
@@ -171,6 +173,7 @@ class Connection(asyncio.Protocol):
         self._supervise()
         self.writes += 1
         self._transport.write(b"".join(packed))
+        self._left = self._transport.get_write_buffer_size()
 
     def _supervise(self) -> None:
         if self._timer is None:
@@ -179,6 +182,10 @@ class Connection(asyncio.Protocol):
     def _overdue(self) -> None:
         """One timer serves all commands: it starts over while replies come."""
         self._timer = None
+        before, self._left = self._left, self._transport.get_write_buffer_size()
+        if self._left < before:
+            # what is large takes its time to leave: the other side takes it in
+            self._heard = self._loop.time()
         if self._loop.time() - self._heard < self._timeout:
             if self._waiting or self._on_push is not None:
                 self._supervise()

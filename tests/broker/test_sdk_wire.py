@@ -12,7 +12,7 @@ from agentstream.endpoint import Endpoint
 from agentstream.errors import AccessDenied, ConnectionLost, ServerRefused
 from agentstream.testing import Faults
 from agentstream.wire import Wire
-from support.peers import listening, relaying
+from support.peers import listening, relaying, slow
 from support.servers import Server
 from support.waiting import until
 
@@ -176,6 +176,15 @@ async def test_silence_breaks_the_connection(server: Server) -> None:
     assert await wire.call("PING") == b"PONG"
     assert wire.connects == 2
     await wire.close()
+
+
+async def test_what_takes_long_to_travel_is_no_silence(server: Server) -> None:
+    value = b"x" * 24_000_000
+    async with listening(slow(server.port, rate=12e6)) as port:
+        wire = Wire(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="slow", timeout=1.0)
+        assert await wire.call("EVAL", "return #ARGV[1]", 0, value) == len(value)
+        assert wire.connects == 1
+        await wire.close()
 
 
 async def test_fifty_thousand_callers_get_their_own_replies_in_bounded_memory(wire: Wire) -> None:

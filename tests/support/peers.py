@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -112,3 +113,28 @@ def certificate(directory: Path, host: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(crt, key)
     return context
+
+
+def slow(port: int, rate: float) -> Peer:
+    """A peer that passes on what a client says to the server at `port` with so many bytes a second."""
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # what it has not taken yet waits with the client
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        replies, requests = await asyncio.open_connection("127.0.0.1", port)
+
+        async def answer() -> None:
+            while data := await replies.read(1 << 16):
+                writer.write(data)
+
+        answering = asyncio.create_task(answer())
+        try:
+            while data := await reader.read(1 << 16):
+                requests.write(data)
+                await asyncio.sleep(len(data) / rate)
+        finally:
+            answering.cancel()
+            requests.transport.abort()
+            await asyncio.gather(answering, return_exceptions=True)
+
+    return peer
