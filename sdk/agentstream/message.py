@@ -122,12 +122,43 @@ def encode(message: Message) -> bytes:
     """
     try:
         data = _encoder.encode(message)
+        check_numbers(message.payload, data)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise InvalidMessage(f"the message is no JSON: {error}") from error
     if not _is_sound(message, data):
         # takes longer, and says what is wrong
         decode(data)
     return data
+
+
+def check_numbers(payload: object, data: bytes) -> None:
+    """Sees to it that what is no number is not sent as null, which is what msgspec makes of it.
+
+    Args:
+        payload: what was encoded.
+        data: its JSON, or that of what it is a part of.
+
+    Raises:
+        ValueError: NaN or Infinity is in it.
+    """
+    if b"null" in data and _holds_no_number(_plain(payload)):
+        raise ValueError("the payload holds NaN or Infinity")
+
+
+def _plain(payload: object) -> object:
+    try:
+        return msgspec.to_builtins(payload, str_keys=True)
+    except TypeError:
+        # a part is JSON already (msgspec.Raw)
+        return payload
+
+
+def _holds_no_number(value: object) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(map(_holds_no_number, value.values()))
+    return isinstance(value, list | tuple) and any(map(_holds_no_number, value))
 
 
 def _is_sound(message: Message, data: bytes) -> bool:

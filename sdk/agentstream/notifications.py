@@ -17,6 +17,7 @@ from typing import Any, Self
 import msgspec
 
 from agentstream.errors import InvalidMessage
+from agentstream.message import check_numbers
 from agentstream.pushes import Pushes
 
 DEFAULT_BUFFER = 1_000
@@ -50,6 +51,7 @@ def notification(sender: str, payload: dict[str, Any]) -> bytes:
     try:
         data = _encoder.encode(Notification(sender=sender, payload=payload, timestamp=time.time()))
         _decoder.decode(data)
+        check_numbers(payload, data)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise InvalidMessage(f"the notification is no JSON: {error}") from error
     return data

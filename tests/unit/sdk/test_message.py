@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 from agentstream import generate
 from agentstream.errors import InvalidMessage
 from agentstream.message import Message, decode, encode, message_schema, new_id
+from agentstream.notifications import notification
 
 SCHEMA = jsonschema.Draft202012Validator(message_schema())
 PUBLISHED = Path(__file__).parents[3] / "docs" / "reference" / "message.schema.json"
@@ -126,6 +131,25 @@ def test_what_does_not_fit_is_not_sent(changes: dict[str, Any]) -> None:
     fields = {("sender" if name == "from" else name): value for name, value in {**GOOD, **changes}.items()}
     with pytest.raises(InvalidMessage):
         encode(Message(**fields))
+
+
+@dataclass
+class Score:
+    score: float | None
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("within", [lambda n: n, lambda n: [1.5, (n,)], lambda n: {"deep": [n]}, Score])
+def test_what_is_no_number_is_not_sent_as_null(number: float, within: Callable[[Any], object]) -> None:
+    for encoded in (_message, partial(notification, "planner")):
+        with pytest.raises(InvalidMessage, match="holds NaN or Infinity"):
+            encoded({"none": None, "p": within(number)})
+        assert json.loads(encoded({"none": None, "p": within(1.5)}))["payload"]["none"] is None
+        assert encoded({"json": msgspec.Raw(b"null"), "p": 1.5})
+
+
+def _message(payload: dict[str, Any]) -> bytes:
+    return encode(msgspec.structs.replace(decode(json.dumps(GOOD).encode()), payload=payload))
 
 
 def test_the_published_schema_is_current() -> None:
