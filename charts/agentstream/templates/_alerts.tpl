@@ -56,4 +56,30 @@ something about the server.
     description: >-
       {{`{{ $value | humanizePercentage }} of the passes over {{ $labels.kind }}`}} have ended in an error for 15
       minutes. The operator's log has the reason.
+{{- if .Values.metricsServer.enabled }}
+{{- $job = printf "%s-metrics-server" (include "agentstream.fullname" .) }}
+{{- $of = default (printf "namespace=%q,job=%q" .Release.Namespace $job) .Values.metrics.prometheusRule.selector }}
+- alert: AgentStreamMetricsServerDown
+  expr: absent(agentstream_external_groups{ {{- $of -}} })
+  for: 5m
+  labels:
+    severity: warning
+  annotations:
+    summary: No AgentStream metrics server answers.
+    description: >-
+      No metrics server of {{ .Release.Namespace }}/{{ include "agentstream.fullname" . }} has been scraped for 5 minutes.
+      If autoscalers do not reach one either, groups with mode HPA keep the number of pods that they have.
+- alert: AgentStreamExternalMetricsFailing
+  expr: >-
+    sum(rate(agentstream_external_answers_total{ {{- $of -}} ,code=~"5.."}[10m]))
+    / sum(rate(agentstream_external_answers_total{ {{- $of -}} }[10m])) > 0.1
+  for: 15m
+  labels:
+    severity: warning
+  annotations:
+    summary: The AgentStream metrics server does not know the backlog of some groups.
+    description: >-
+      {{`{{ $value | humanizePercentage }} of the answers to autoscalers`}} have been errors for 15 minutes. Groups with
+      mode HPA whose backlog is not known keep the number of pods that they have.
+{{- end }}
 {{- end -}}

@@ -11,6 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.health import Health
+from agentstream_operator.serve.external.meters import Meters
+from agentstream_operator.serve.external.meters import Numbers as Metered
 from agentstream_operator.serve.metrics import Metrics, Numbers
 from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
 from unit.chart.variants import EVERYTHING
@@ -26,10 +28,12 @@ ALERTS = {
     "AgentStreamResourcesNotReady",
     "AgentStreamReconcileErrors",
 }
+EXTERNAL_MONITORED = {**MONITORED, "metricsServer": {"enabled": True}}
+EXTERNAL_ALERTS = {"AgentStreamMetricsServerDown", "AgentStreamExternalMetricsFailing"}
 
 
 def exposed():
-    """What the operator tells: every series, and its labels."""
+    """What the operator and the metrics server tell: every series, and its labels."""
     health = Health(trouble=None, complete=True, waiting=0, oldest=0.0, round_trips=0)
     numbers = Numbers(
         leads=True,
@@ -41,11 +45,17 @@ def exposed():
     )
     metrics = Metrics(lambda: numbers)
     metrics.worked("AgentStream", Outcome.SUCCESS, 0.1)
-    families = text_string_to_metric_families(metrics.answer()[2].decode())
-    return {sample.name: set(sample.labels) for family in families for sample in family.samples}
+    meters = Meters(lambda: Metered(groups=1, reviews={"allowed": 1}, requests={}, round_trips=0))
+    meters.answered(200)
+    return {
+        sample.name: set(sample.labels)
+        for told in (metrics, meters)
+        for family in text_string_to_metric_families(told.answer()[2].decode())
+        for sample in family.samples
+    }
 
 
-def alerts(helm, values=MONITORED):
+def alerts(helm, values=EXTERNAL_MONITORED):
     (rule,) = helm.render(values, knows=PROMETHEUS).of("PrometheusRule")
     (group,) = rule["spec"]["groups"]
     return {alert["alert"]: alert for alert in group["rules"]}
@@ -107,8 +117,34 @@ def test_the_monitor_finds_the_service(helm):
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
 
 
+def test_the_metrics_server_has_a_monitor_of_its_own_which_is_let_through(helm):
+    rendered = helm.render({**EVERYTHING, **EXTERNAL_MONITORED}, knows=PROMETHEUS)
+    monitor = rendered.one("ServiceMonitor", "agentstream-metrics-server", "agentstream-system")["spec"]
+    wanted, (endpoint,) = monitor["selector"]["matchLabels"], monitor["endpoints"]
+    (service,) = (s for s in rendered.of("Service") if wanted.items() <= s["metadata"]["labels"].items())
+    (port,) = (p["targetPort"] for p in service["spec"]["ports"] if p["name"] == endpoint["port"])
+    (container,) = rendered.one("Deployment", service["metadata"]["name"])["spec"]["template"]["spec"][
+        "containers"
+    ]
+    number = next(p["containerPort"] for p in container["ports"] if p["name"] == port)
+    policy = rendered.one("NetworkPolicy", service["metadata"]["name"])["spec"]
+
+    assert endpoint["path"] == "/metrics"
+    assert {"name": "AGENTSTREAM_HEALTH_PORT", "value": str(number)} in container["env"]
+    assert any(
+        number in {p["port"] for p in rule["ports"]} and "from" not in rule for rule in policy["ingress"]
+    )
+
+
+def test_without_a_metrics_server_nothing_of_it_is_watched(helm):
+    rendered = helm.render(MONITORED, knows=PROMETHEUS)
+
+    assert rendered.names("ServiceMonitor") == {"agentstream"}
+    assert alerts(helm, MONITORED).keys() == ALERTS
+
+
 def test_the_alerts_are_these(helm):
-    assert alerts(helm).keys() == ALERTS
+    assert alerts(helm).keys() == ALERTS | EXTERNAL_ALERTS
 
 
 def test_alerts_ask_for_metrics_and_labels_that_exist(helm):
@@ -124,14 +160,15 @@ def test_alerts_ask_for_metrics_and_labels_that_exist(helm):
 
 
 def test_alerts_are_about_this_release_alone(helm):
-    for alert in alerts(helm).values():
-        assert alert["expr"].count('namespace="agentstream-system",job="agentstream-metrics"') == alert[
-            "expr"
-        ].count("agentstream_")
+    for name, alert in alerts(helm).items():
+        job = "agentstream-metrics-server" if name in EXTERNAL_ALERTS else "agentstream-metrics"
+        release = f'namespace="agentstream-system",job="{job}"'
+        assert alert["expr"].count(release) == alert["expr"].count("agentstream_")
 
 
 def test_series_may_be_named_otherwise(helm):
-    values = {**EMBEDDED, "metrics": {"prometheusRule": {"enabled": True, "selector": 'app="agentstream"'}}}
+    rule = {"enabled": True, "selector": 'app="agentstream"'}
+    values = {**EXTERNAL_MONITORED, "metrics": {"prometheusRule": rule}}
 
     for alert in alerts(helm, values).values():
         assert 'app="agentstream"' in alert["expr"]
@@ -172,7 +209,7 @@ def test_every_alert_can_be_left_out():
     schema = json.loads((CHART / "values.schema.json").read_text())
     rule = schema["properties"]["metrics"]["properties"]["prometheusRule"]["properties"]
 
-    assert set(rule["disabled"]["items"]["enum"]) == ALERTS
+    assert set(rule["disabled"]["items"]["enum"]) == ALERTS | EXTERNAL_ALERTS
 
 
 def test_values_of_alerts_reach_prometheus_as_they_are(helm):
