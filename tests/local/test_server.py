@@ -207,3 +207,18 @@ async def test_a_server_ends_with_the_process_that_started_it(case: Case) -> Non
     process = psutil.Process(case.server.pid)
     case.reaper.close()
     await until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+
+
+async def test_a_cancellation_that_comes_as_it_ends_is_not_lost(case: Case) -> None:
+    await case.server.start()
+    process = case.server._process
+    assert process is not None
+    stopping = asyncio.create_task(case.server.stop())
+    asked = asyncio.Future[bool]()
+    ending = asyncio.create_task(process.wait())
+    ending.add_done_callback(lambda _: asked.set_result(stopping.cancel()))
+    await asyncio.wait({stopping, asked})
+    # who had stopped it by then is not cancelled any more
+    assert stopping.cancelled() == await asked
+    # the end of the log was cancelled with it
+    case.server._log = None

@@ -105,7 +105,9 @@ class EmbeddedServer:
             return
         signal_group(self._process.pid, signal.SIGTERM)
         try:
-            await asyncio.wait_for(self._process.wait(), _SHUTDOWN)
+            # not wait_for, which in Python 3.11 loses a cancellation that comes with the end
+            async with asyncio.timeout(_SHUTDOWN):
+                await self._process.wait()
         except TimeoutError:
             signal_group(self._process.pid, signal.SIGKILL)
             await self._process.wait()
