@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -135,3 +136,37 @@ async def test_a_group_that_left_the_mode_or_is_gone_is_not_ranked(
         take(admin, "pod-b.1", 1)
         await rounds(op)
         assert op.cluster.writes["rank_pods"] == before
+
+
+async def test_where_there_are_no_autoscalers_nothing_is_said_all_the_time(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url, cluster=MemoryCluster(autoscales=False)) as op:
+        await op.put(STREAM, GROUP)
+        held = take(admin, "pod-a.1", 15)
+        await until(lambda: op.cluster.workloads[GROUP.key].replicas == 5)
+        admin.xack(KEY, "coder", *held[1:])
+        await rounds(op)
+        # the operator waits for as long as scaleDownAfter, and says it then
+        assert op.cluster.workloads[GROUP.key].replicas == 5
+        assert "rank_pods" not in op.cluster.writes
+
+
+async def test_a_group_that_goes_during_a_round_is_left_out(server: Server, admin: redis.Redis) -> None:
+    class Going(MemoryCluster):
+        async def rank_pods(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
+            for other in groups:
+                if other.key != group.key:
+                    op.engine.remove(other.key)
+            await super().rank_pods(group, held)
+
+    groups = (GROUP, a_group("other", template=TEMPLATE, autoscaling=GROUP.spec.autoscaling))
+    async with operator(server.url, cluster=Going()) as op:
+        await op.put(STREAM, *groups)
+        await until(lambda: len(op.cluster.autoscalers) == 2)
+        take(admin, "pod-a.1", 1)
+        for group in groups:
+            op.cluster.workloads[group.key] = WorkloadSeen(3, 3)
+        await until(lambda: op.cluster.ranked)
+        await rounds(op)
+        assert len(op.cluster.ranked) == 1

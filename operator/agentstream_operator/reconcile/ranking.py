@@ -36,7 +36,10 @@ class Ranking:
             await asyncio.sleep(self._context.rhythm.ranking)
             # one after the other: that many pods change at once must not hinder what else is to be written
             for group in self._groups():
-                await self._rank(group)
+                if self._context.store.groups.get(group.key) is group:
+                    await self._rank(group)
+                # of thousands, others get their turns in between
+                await asyncio.sleep(0)
 
     def _groups(self) -> tuple[ConsumerGroup, ...]:
         """The groups in mode HPA whose pods are known."""
