@@ -128,7 +128,8 @@ class Messenger:
                 is under way by then is waited for up to a second longer.
 
         Raises:
-            InvalidMessage: an argument does not fit the envelope's schema, or is not an event and to be shed.
+            InvalidMessage: an argument does not fit the envelope's schema, or is not an event and to be shed;
+                or the message is larger than the server takes.
             InvalidPayload: the payload is no JSON object, or violates the stream's contract.
             SettingsError: the stream has contracts, and what checks them is not installed.
             NoRoute: no declared stream leads to the addressee, or several do.

@@ -7,12 +7,14 @@ from agentstream.errors import (
     AgentStreamError,
     Backpressure,
     ConnectionLost,
+    InvalidMessage,
     ServerRefused,
     StreamMissing,
 )
 
 _FULL = "ERR max number of clients"
 _PROTECTED = "DENIED"
+_TOO_LARGE = "ERR Protocol error: invalid bulk length"
 _NO_ACCESS = ("NOAUTH", "WRONGPASS", "NOPERM", _PROTECTED)
 
 
@@ -27,6 +29,9 @@ def refusal(text: str, address: str) -> AgentStreamError:
         return AccessDenied(f"{address}: {text}")
     if text.startswith(_FULL):
         return ConnectionLost(f"{address}: {text}")
+    if text.startswith(_TOO_LARGE):
+        # the server hangs up, too: what was sent after it has no reply
+        return InvalidMessage(f"{address}: larger than the server takes, by its proto-max-bulk-len: {text}")
     return ServerRefused(text)
 
 

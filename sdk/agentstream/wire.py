@@ -84,6 +84,7 @@ class Wire:
             AccessDenied: credentials or rights are refused.
             Backpressure: the add function refuses.
             StreamMissing: the add function found no stream.
+            InvalidMessage: an argument is larger than the server takes.
             ServerRefused: any other error reply.
             SettingsError: the endpoint cannot be read.
             TypeError, ValueError: an argument is none that a command can have.

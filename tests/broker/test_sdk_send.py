@@ -8,6 +8,7 @@ import time
 import pytest
 
 from agentstream.counters import SHED
+from agentstream.endpoint import Endpoint
 from agentstream.errors import (
     AccessDenied,
     Backpressure,
@@ -193,6 +194,26 @@ async def test_a_server_without_memory_is_a_full_one(declared: Topology, wire: W
         with pytest.raises(Backpressure):
             await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
     await wire.call("CONFIG", "SET", "maxmemory", 0)
+
+
+async def test_a_message_that_is_larger_than_the_server_takes_is_an_error_at_once(
+    private_server: Server,
+) -> None:
+    private_server.options += ("--proto-max-bulk-len", "1mb")
+    private_server.restart()
+    private_server.clear()
+    wire = Wire(lambda: Endpoint(private_server.url), name="test")
+    topology = Topology(wire, private_server.url)
+    await topology.stream("tasks", "planner")
+    await topology.group("tasks", "coder")
+    async with topology.agent("planner") as planner:
+        with pytest.raises(InvalidMessage, match="larger than the server takes"):
+            await planner.send_message(to="coder", type="event", payload={"text": "x" * 1_100_000})
+        await planner.send_message(to="coder", type="event", payload={})
+        # the first of them broke the connection
+        assert planner._write.connects == 2
+    assert await wire.call("XLEN", "{test.tasks}") == 1
+    await wire.close()
 
 
 async def test_after_a_reconnect_routes_are_read_again(proxy: Faults, declared: Topology) -> None:

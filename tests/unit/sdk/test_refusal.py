@@ -9,6 +9,7 @@ from agentstream.errors import (
     AgentStreamError,
     Backpressure,
     ConnectionLost,
+    InvalidMessage,
     ServerRefused,
     StreamMissing,
 )
@@ -26,6 +27,7 @@ from agentstream.refusal import group_is_gone, refusal
         ("NOPERM User a has no permissions to run the 'xadd' command", AccessDenied),
         ("ERR ACL failure in script: User a has no permissions to run the 'xadd' command", AccessDenied),
         ("ERR max number of clients reached", ConnectionLost),
+        ("ERR Protocol error: invalid bulk length", InvalidMessage),
         ("LOADING Redis is loading the dataset in memory", ServerRefused),
         ("READONLY You can't write against a read only replica.", ServerRefused),
         ("MASTERDOWN Link with MASTER is down", ServerRefused),
