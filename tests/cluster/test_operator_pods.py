@@ -92,6 +92,10 @@ class Group:
         """The status of a pod whose container ended, and is not started again for now."""
         return self._container({"waiting": {"reason": "CrashLoopBackOff"}}, self.ended())
 
+    def ends(self) -> Json:
+        """The status of a pod whose container has just ended."""
+        return self._container(self.ended())
+
     def ended(self) -> Json:
         """How its container ended."""
         return {"terminated": {"exitCode": 1, "startedAt": at(STARTED), "finishedAt": at(ENDED)}}
@@ -136,6 +140,21 @@ async def test_of_a_container_that_was_started_again_the_old_ones_messages_are_f
             group.takes(consumer)
         group.becomes(pod, **group.runs(AGAIN, group.ended()))
         await until(lambda: group.claimable() == {f"{pod}.{OLD}"})
+
+
+async def test_whoever_was_started_in_the_second_of_an_end_keeps_its_messages(
+    team: Team, unique: str, shared_broker: Server
+) -> None:
+    async with a_team_with(team, unique, shared_broker) as group:
+        pod = group.pod("aaaaa")
+        # it is at work by the time that the end of the one before is told of
+        following = f"{pod}.{base36(ENDED * 1000 + 900)}"
+        for consumer in (f"{pod}.{OLD}", following):
+            group.takes(consumer)
+        group.becomes(pod, **group.ends())
+        await until(lambda: group.claimable() == {f"{pod}.{OLD}"})
+        group.becomes(pod, **group.runs(AGAIN, group.ended()))
+        await until(lambda: group.claimable() == {f"{pod}.{OLD}", following})
 
 
 async def test_what_a_container_held_that_crashes_again_and_again_is_free(

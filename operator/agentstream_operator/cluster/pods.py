@@ -75,11 +75,11 @@ class PodSeen:
         """What has ended since the pod of this name was seen last: of a new one all that ever ran."""
         if self.over:
             return Gone(name) if known is None or not known.over else None
-        if self.down:
-            return Gone(name, self.since) if known is None or not known.down else None
-        if known is None or known.down or known.since is None or self.since is None:
+        if self.down and (known is None or not known.down):
+            return Gone(name, self.since)
+        if known is None or known.since is None or self.since is None:
             return None
-        # it was started again between two events
+        # it was started again, between two events or after the end that was told of
         return Gone(name, self.since) if self.since > known.since else None
 
 
@@ -106,9 +106,13 @@ def _process(container: Json) -> dict[str, Any]:
     """Whether a container's process runs, and since when no earlier one does."""
     state, last = container.get("state") or {}, (container.get("lastState") or {}).get("terminated")
     waiting, ended = state.get("waiting") or {}, state.get("terminated") or last
-    if "terminated" in state or waiting.get("reason") == _LOOPING or (waiting and ended):
-        # times are whole seconds, and whoever started in the same one may be the next
-        return {"down": True, "since": _time((ended or {}).get("finishedAt"), _SECOND)}
+    looping = waiting.get("reason") == _LOOPING
+    if "terminated" in state or looping or (waiting and ended):
+        since = _time((ended or {}).get("finishedAt"))
+        if looping and since is not None:
+            # times are whole seconds: whoever started in the same one is the next, but where that has to wait
+            since += _SECOND
+        return {"down": True, "since": since}
     return {"since": _time((state.get("running") or {}).get("startedAt"))}
 
 
@@ -176,6 +180,6 @@ def _agent_container(pod: Json) -> str | None:
     return containers[0]["name"] if containers else None
 
 
-def _time(text: str | None, later: int = 0) -> int | None:
+def _time(text: str | None) -> int | None:
     """A time in ms since 1970."""
-    return round(datetime.fromisoformat(text).timestamp() * 1000) + later if text else None
+    return round(datetime.fromisoformat(text).timestamp() * 1000) if text else None

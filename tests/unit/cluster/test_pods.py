@@ -51,12 +51,24 @@ def of(*states: Json) -> Json:
     [
         ([of(CREATING), of(running(1)), of(running(1))], [None, None, None]),
         # whoever started in the second in which it ended may be the next one
-        ([of(running(1)), of(container(terminated=ended(5)))], [None, Gone("a", NEW_YEAR + 6000)]),
+        ([of(running(1)), of(container(terminated=ended(5)))], [None, Gone("a", NEW_YEAR + 5000)]),
+        # unless that has to wait
         ([of(running(1)), of(looping(5))], [None, Gone("a", NEW_YEAR + 6000)]),
-        # told of once
+        # told of once, and who may have been the next one when it was known that it is not
         (
-            [of(container(terminated=ended(5))), of(looping(5)), of(running(9, ended(5)))],
-            [Gone("a", NEW_YEAR + 6000), None, None],
+            [of(container(terminated=ended(5)))] * 2 + [of(looping(5))] * 2 + [of(running(9, ended(5)))] * 2,
+            [
+                Gone("a", NEW_YEAR + 5000),
+                None,
+                Gone("a", NEW_YEAR + 6000),
+                None,
+                Gone("a", NEW_YEAR + 9000),
+                None,
+            ],
+        ),
+        (
+            [of(container(terminated=ended(5))), of(running(5, ended(5)))],
+            [Gone("a", NEW_YEAR + 5000), None],
         ),
         # started again before anybody heard of its end
         ([of(running(1)), of(running(7, ended(5)))], [None, Gone("a", NEW_YEAR + 7000)]),
@@ -64,7 +76,7 @@ def of(*states: Json) -> Json:
         # it cannot be started again: its image is gone meanwhile
         (
             [of(running(1)), of(container(waiting={"reason": "ErrImagePull"}, last=ended(5)))],
-            [None, Gone("a", NEW_YEAR + 6000)],
+            [None, Gone("a", NEW_YEAR + 5000)],
         ),
         # a kubelet that does not say when
         ([of(running(1)), of(container(terminated={"exitCode": 1}))], [None, Gone("a")]),
