@@ -156,12 +156,6 @@ class Workloads:
         if known is None or not is_as_made(known, body):
             await self._write(AUTOSCALERS, key, body, force=known is not None)
 
-    async def _delete_autoscaler(self, group: ResourceKey) -> None:
-        place = _place(group)
-        if place in self._children.autoscalers:
-            await self._api.delete(AUTOSCALERS, *place)
-            self._children.autoscalers.pop(place, None)
-
     async def _write(
         self,
         kind: ApiKind,
