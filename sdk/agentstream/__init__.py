@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentstream.agent import Agent
     from agentstream.consume import Deliveries
-    from agentstream.delivery import Delivery, Reject, Retry
+    from agentstream.delivery import Delivery
     from agentstream.errors import (
         AccessDenied,
         AgentStreamError,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from agentstream.send import Outgoing, SentMessage
     from agentstream.settings import Settings
     from agentstream.triage import Reason
+    from agentstream.verdicts import Reject, Retry
 
 __all__ = [
     "AccessDenied",
@@ -82,7 +83,7 @@ __all__ = [
 _HOMES = {
     "agent": ("Agent",),
     "consume": ("Deliveries",),
-    "delivery": ("Delivery", "Reject", "Retry"),
+    "delivery": ("Delivery",),
     "errors": (
         "AccessDenied",
         "AgentStreamError",
@@ -110,6 +111,7 @@ _HOMES = {
     "send": ("Outgoing", "SentMessage"),
     "settings": ("Settings",),
     "triage": ("Reason",),
+    "verdicts": ("Reject", "Retry"),
 }
 _home_of = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -9,9 +9,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 from agentstream.buffer import ALONE_FROM
-from agentstream.delivery import Delivery, Reject, Retry
+from agentstream.delivery import Delivery
 from agentstream.handlers import Handler, InThread
 from agentstream.tracing import spans
+from agentstream.verdicts import Reject, Retry
 
 _log = logging.getLogger("agentstream")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
@@ -23,6 +22,7 @@ from agentstream.routing import SeveralRoutes
 from agentstream.settle import Settler
 from agentstream.tracing import spans
 from agentstream.triage import Reason
+from agentstream.verdicts import Reject, Retry, check_delay
 
 if TYPE_CHECKING:
     from agentstream.spans import Handling
@@ -30,36 +30,6 @@ if TYPE_CHECKING:
 _EXPIRED = "expire"
 _DEADLINE_EXCEEDED = "DeadlineExceeded: the handler was not done by its deadline"
 _log = logging.getLogger("agentstream")
-
-
-class Retry(Exception):  # noqa: N818 - says what is to happen, not that something is wrong
-    """Raised in a handler: try the message again later.
-
-    Args:
-        reason: why, for whoever reads the dead letter.
-        after: seconds from now; by the group's policy if None.
-
-    Raises:
-        ValueError: `after` is no time.
-    """
-
-    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
-        _check_delay(after)
-        super().__init__(reason)
-        self.reason = reason
-        self.after = after
-
-
-class Reject(Exception):  # noqa: N818 - as above
-    """Raised in a handler: trying the message again is of no use, it becomes a dead letter.
-
-    Args:
-        reason: why, for whoever reads the dead letter.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class Interruption(Enum):
@@ -205,7 +175,7 @@ class Delivery(Generic[Payload]):
         Raises:
             ValueError: `after` is no time.
         """
-        _check_delay(after)
+        check_delay(after)
         if self._decides("retry"):
             self._try_again(after, reason)
         return self._verb == "retry" and await self._entry.settled()
@@ -405,9 +375,3 @@ class Delivery(Generic[Payload]):
             self._settler.forgo(self._entry)
             return False
         return True
-
-
-def _check_delay(after: float | None) -> None:
-    """What is no time must be found out before it is decided what becomes of a message."""
-    if after is not None and not math.isfinite(after * 1000):
-        raise ValueError(f"after= is a number of seconds, not {after}")

@@ -20,8 +20,9 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from agentstream.delivery import Delivery, Retry
+from agentstream.delivery import Delivery
 from agentstream.message import Message
+from agentstream.verdicts import Retry
 
 if TYPE_CHECKING:
     from agentstream.send import Letter, SentMessage

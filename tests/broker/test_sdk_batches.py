@@ -11,9 +11,10 @@ import msgspec
 import pytest
 
 from agentstream.agent import Agent
-from agentstream.delivery import Delivery, Reject, Retry
+from agentstream.delivery import Delivery
 from agentstream.message import Message
 from agentstream.routes import Consumes
+from agentstream.verdicts import Reject, Retry
 from agentstream.wire import Wire
 from support.servers import Server
 from support.topology import Topology

@@ -8,11 +8,12 @@ import logging
 import msgspec
 import pytest
 
-from agentstream.delivery import Delivery, Reject, Retry
+from agentstream.delivery import Delivery
 from agentstream.errors import AgentStreamError, NotConsumer
 from agentstream.keys import StreamKeys
 from agentstream.message import decode
 from agentstream.routes import Route
+from agentstream.verdicts import Reject, Retry
 from agentstream.wire import Wire
 from support.servers import Server
 from support.topology import Topology, body_of, fields_of, following, numbers

@@ -16,10 +16,11 @@ import pydantic
 import pytest
 
 from agentstream.agent import Agent
-from agentstream.delivery import Delivery, Reject, Retry
+from agentstream.delivery import Delivery
 from agentstream.errors import AgentStreamError, NotConsumer
 from agentstream.message import Message
 from agentstream.running import _Threads
+from agentstream.verdicts import Reject, Retry
 from agentstream.wire import Wire
 from support.servers import Server
 from support.topology import Topology

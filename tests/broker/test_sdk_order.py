@@ -13,10 +13,11 @@ import pytest
 
 from agentstream.agent import Agent
 from agentstream.consume import Deliveries
-from agentstream.delivery import Delivery, Retry
+from agentstream.delivery import Delivery
 from agentstream.entries import position
 from agentstream.keys import StreamKeys
 from agentstream.message import Message
+from agentstream.verdicts import Retry
 from agentstream.wire import Wire
 from support.servers import Server
 from support.topology import Topology, fields_of, following, numbers

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agentstream.delivery import Delivery, Reject, Retry
+from agentstream.delivery import Delivery
 from agentstream.errors import RequestFailed
 from agentstream.routes import Consumes
+from agentstream.verdicts import Reject, Retry
 from agentstream.wire import Wire
 from support.servers import Server
 from support.topology import Topology, following
