@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator
 
@@ -18,6 +19,12 @@ from support.topology import Topology, following
 
 # as in the name of a file that is no UTF-8
 ODD = "caf\udce9"
+
+
+@pytest.fixture(autouse=True)
+def unlogged(caplog: pytest.LogCaptureFixture) -> None:
+    """No process of the tests can tell another one what is no Unicode."""
+    caplog.set_level(logging.CRITICAL, "agentstream")
 
 
 @pytest.fixture
