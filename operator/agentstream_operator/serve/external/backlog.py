@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.observe import Look
+from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.signal import Signal, read_signal, together
 from agentstream_operator.reconcile.store import Store, stream_of
@@ -92,7 +93,11 @@ class Backlogs:
             seen = await asyncio.shield(glance.seen)
             if isinstance(seen, AgentStreamError):
                 raise Unknown(f"the server cannot be asked: {seen}") from seen
-            signals.append(read_signal(seen, served.group_name, None))
+            signal = read_signal(seen, served.group_name, None)
+            if not signal.known and served is not group and not may_change(served, stream):
+                # nobody is about to make it: its agent has nothing to do there
+                continue
+            signals.append(signal)
             oldest = min(oldest, glance.at or oldest)
         total = together(signals)
         if not total.known:

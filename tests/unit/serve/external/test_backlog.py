@@ -119,6 +119,18 @@ def test_groups_of_the_agent_without_consumers_count_where_they_are_served() -> 
     asking(test, guest)
 
 
+def test_a_group_that_nobody_is_to_make_hides_no_other() -> None:
+    guest = a_group("guest", agent="coder", stream="more")
+
+    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+        server.groups |= {"guest": GroupSeen(exists=False)}
+        assert await messages(backlogs) == 5
+        store.put(a_stream("more"))
+        assert "is not on its stream yet" in str(await messages(backlogs))
+
+    asking(test, guest, a_stream("more", managementPolicy="ObserveOnly"))
+
+
 @pytest.mark.parametrize("known", [GroupSeen(exists=False), None], ids=["not made", "not seen"])
 def test_a_group_that_is_not_on_its_stream_is_unknown(known: GroupSeen | None) -> None:
     async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
