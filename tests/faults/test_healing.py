@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentstream import Agent
+from agentstream.keys import StreamKeys
 from agentstream.settings import Binding, Settings
 from faults.conftest import drilled
 from faults.drill import Drill
@@ -50,6 +51,11 @@ class Team:
         for entry, text in {**entries, "agent": name, "namespace": "team"}.items():
             (directory / entry).write_text(text, encoding="utf-8")
         return directory
+
+    async def noted(self, number: int) -> bool:
+        """Whether this message is the checkpoint of the group."""
+        checkpoint = await self.drill.wire.call("HGET", StreamKeys(KEY).meta, "checkpoint:coder")
+        return bool(checkpoint == self.drill.accepted[number].encode())
 
     def agent(self, name: str) -> Agent:
         """An agent, the same one whenever it is asked for."""
@@ -95,6 +101,7 @@ async def test_a_server_is_flushed(team: Team) -> None:
 
 async def test_a_group_is_destroyed(team: Team) -> None:
     planner = team.agent("planner")
+    await until(lambda: team.noted(49))
     await team.drill.send(planner, range(50, 90), takes=0.05)
     await until(lambda: len(team.drill.ledger.records("done")) > 60)
     await team.drill.wire.call("XGROUP", "DESTROY", KEY, "coder")
