@@ -231,7 +231,7 @@ class Delivery(Generic[Payload]):
             SettingsError: the answer is to be signed, and until the timeout there was no key.
             Backpressure, StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `Agent.send_message`.
         """
-        tracing = spans()
+        tracing = spans(self.trace_context)
         # who answers outside of `async with` has no span of its own
         with contextlib.nullcontext() if tracing is None else tracing.continuing(self.trace_context):
             await self._settler.replies.answer(self.message, payload, self._policy, timeout)
@@ -295,7 +295,7 @@ class Delivery(Generic[Payload]):
 
     def _begin_span(self) -> Handling | None:
         """The span of what the caller is about to do with the message, if the program is traced."""
-        tracing = spans()
+        tracing = spans(self.trace_context)
         return None if tracing is None else tracing.handling(self, self._policy.group)
 
     @property

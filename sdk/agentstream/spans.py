@@ -75,6 +75,14 @@ class Spans:
 
     def __init__(self) -> None:
         self._tracer = trace.get_tracer("agentstream")
+        self._provided = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the program has a provider, for good once it has one, or runs in somebody's span."""
+        if not self._provided:
+            self._provided = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+        return self._provided or trace.get_current_span() is not trace.INVALID_SPAN
 
     async def sent(
         self, letter: Letter, sending: Coroutine[Any, Any, SentMessage | None]

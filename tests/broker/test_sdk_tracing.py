@@ -235,6 +235,40 @@ def test_a_state_that_is_too_long_is_left_out(exported: InMemorySpanExporter) ->
         assert spans.carried() == b"00-%032x-%016x-01" % (0xA1, 0xB2)
 
 
+UNTRACED = """
+import asyncio
+from agentstream.agent import Agent
+async def main():
+    async with Agent.from_env() as agent:
+        async for delivery in agent.stream_consume("tasks"):
+            async with delivery:
+                await agent.send_message(to="planner", type="event", payload={})
+            return
+asyncio.run(main())
+"""
+
+
+async def test_who_has_no_provider_passes_on_the_trace_of_what_it_handles(
+    topology: Topology, wire: Wire, exported: InMemorySpanExporter
+) -> None:
+    await topology.stream("results", "coder")
+    await topology.group("results", "planner")
+    async with topology.agent("planner") as planner:
+        await planner.send_message(to="coder", type="event", payload={})
+    environ = {
+        "AGENTSTREAM_URL": topology.url,
+        "AGENTSTREAM_NAMESPACE": "test",
+        "AGENTSTREAM_AGENT": "coder",
+    }
+    ended = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", UNTRACED], env=environ, capture_output=True, check=False
+    )
+    assert ended.stderr == b""
+    ((_, asked),) = await wire.call("XRANGE", "{test.tasks}", "-", "+")
+    ((_, said),) = await wire.call("XRANGE", "{test.results}", "-", "+")
+    assert fields_of(said)["t"] == fields_of(asked)["t"]
+
+
 WITHOUT = """
 import asyncio, sys
 {before}

@@ -127,9 +127,9 @@ async def test_an_answer_to_what_is_not_traced_begins_a_trace(
 def not_installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """OpenTelemetry is not installed."""
     monkeypatch.setitem(sys.modules, "agentstream.spans", None)
-    tracing.spans.cache_clear()
+    tracing._installed.cache_clear()
     yield
-    tracing.spans.cache_clear()
+    tracing._installed.cache_clear()
 
 
 @pytest.mark.usefixtures("not_installed")
