@@ -190,7 +190,7 @@ async def test_order_holds_when_a_consumer_is_paused_until_others_have_what_it_h
     await until(lambda: topology.settled(group, 420), timeout=40)
     check(consumers.lines(), victims={consumers.processes[1].pid})
     late = [line for line in consumers.lines() if line[3] == consumers.processes[1].pid][before:]
-    # of what it held it starts only what was on its way to a handler when it was paused, at most one for each slot
+    # of what it held it starts only what was on its way to a handler when it was paused: one for each slot
     assert len([line for line in late if line[0] == "start" and line[1] != "later"]) <= 16
 
 
