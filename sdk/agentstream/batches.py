@@ -98,9 +98,12 @@ class Batches:
 
     async def _call(self, gathered: list[Delivery[Any]]) -> None:
         """Calls the handler, and settles by how it ends what it left unsettled."""
-        # of those that are lost or late by now, nothing is left but to say so
-        await asyncio.gather(*(delivery.release() for delivery in gathered if not delivery.held))
-        deliveries = [delivery for delivery in gathered if delivery.held]
+        # those that are lost, late or over their leases by now may be others' already
+        deliveries: list[Delivery[Any]] = []
+        late: list[Delivery[Any]] = []
+        for delivery in gathered:
+            (deliveries if delivery._may_begin else late).append(delivery)  # noqa: SLF001 - a part of it
+        await asyncio.gather(*(delivery.release() for delivery in late))
         if not deliveries:
             return
         tracing = spans()

@@ -323,6 +323,11 @@ class Delivery(Generic[Payload]):
             await self.retry(reason=f"{type(error).__name__}: {error}")
 
     @property
+    def _may_begin(self) -> bool:
+        """Whether it is certain that no other consumer has the message, for a handler that has not begun."""
+        return self.held and not self._entry.is_overdue
+
+    @property
     def _is_wanted(self) -> bool:
         """Whether it is still for the handler to decide what becomes of the message."""
         return not self._verb and self._interrupted is None and not self._entry.lost

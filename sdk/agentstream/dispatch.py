@@ -148,22 +148,20 @@ class Dispatch:
             return None
         while self._ready:
             begun = self._ready.popleft()
-            if not begun.lost:
+            if begun.lost:
+                self._ended((begun,))
+            elif begun.is_overdue:
+                self._forget(begun)
+            else:
                 return self._hand_out(begun)
-            self._ended((begun,))
-        now = time.monotonic()
         # as many starts are under way as there are others who wait: what starts now would be for nobody
         while self._starting <= len(self._waiters):
-            entry = self._buffer.take(len(self._running), now)
+            entry = self._buffer.take(len(self._running), time.monotonic())
             if entry is None:
                 self._watch_suspects()
                 return None
-            if entry.lease_until < now:
-                # renewing failed for so long that another consumer may have it; if not, it is found again
-                self._buffer.ended((entry,))
-                self.leases.let_go(entry)
-                self._leave(entry)
-                self._on_doubt()
+            if entry.is_overdue:
+                self._forget(entry)
             elif entry.message.expires_at is not None and is_expired(entry.message, time.time()):
                 self._give_up(entry, GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free"))
             elif entry.started:
@@ -249,6 +247,12 @@ class Dispatch:
             self.settler.put_off(entry, int(verdict.delay * 1000), verdict.reason, verdict.error)
         else:
             self._give_up(entry, verdict)
+
+    def _forget(self, entry: Entry) -> None:
+        """Another consumer may have the entry by now; if none has, it is found again."""
+        self.leases.let_go(entry)
+        self._ended((entry,))
+        self._on_doubt()
 
     def _warn(self, entry: Entry, flaw: Reason) -> None:
         count = self._counters.add(UNVERIFIED, flaw)

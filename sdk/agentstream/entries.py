@@ -164,6 +164,11 @@ class Entry:
             return ""
 
     @property
+    def is_overdue(self) -> bool:
+        """Whether renewing failed for so long that another consumer may have it."""
+        return self.lease_until < time.monotonic()
+
+    @property
     def attempts(self) -> int:
         """Attempts that were started, the one in hand included once it was."""
         return self.earlier + self.counter

@@ -14,6 +14,7 @@ from agentstream.agent import Agent
 from agentstream.delivery import Delivery
 from agentstream.message import Message
 from agentstream.routes import Consumes
+from agentstream.testing import Faults
 from agentstream.verdicts import Reject, Retry
 from agentstream.wire import Wire
 from support.servers import Server
@@ -307,6 +308,27 @@ async def test_what_was_lost_while_it_was_gathered_is_left_out(topology: Topolog
         await until(lambda: given == [3])
         # what was left out is not held any more, either
         await until(lambda: not _held(coder))
+
+
+async def test_what_was_over_its_lease_when_it_was_gathered_comes_again(
+    proxy: Faults, topology: Topology
+) -> None:
+    group = await topology.group("tasks", "coder", lease=300)
+    await send(topology, 1, 2)
+    coder, given = topology.agent("coder", url=proxy.url), []
+
+    @coder.on("event", batch=3, within=1.0)
+    async def handle(batch: list[Delivery[Item]]) -> None:
+        given.extend((delivery.payload.n, delivery._entry.is_overdue) for delivery in batch)
+
+    async with Running(coder):
+        await until(lambda: len(_held(coder)) == 2)
+        gathered = _held(coder)
+        proxy.refuse()
+        await until(lambda: all(entry.busy for entry in gathered))
+        proxy.accept()
+        await until(lambda: topology.settled(group, 2))
+    assert sorted(given) == [(1, False), (2, False)]
 
 
 async def test_a_batch_of_which_everything_was_lost_is_not_handled(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
+from agentstream.calls import Command, GroupCalls
+from agentstream.entries import Entry, Source
 from agentstream.routes import Consumes
-from agentstream.testing import Faults
+from agentstream.testing import Faults, block_loop
 from agentstream.wire import Wire
 from support.servers import Server
 from support.topology import Topology, following, started_for_nobody
@@ -49,6 +52,37 @@ async def test_what_could_not_be_renewed_does_not_start_before_it_is_known_to_be
             assert await first.ack()
             assert await second.ack()
     assert await topology.settled(group, 2)
+
+
+async def test_what_is_over_its_lease_once_it_is_begun_is_handed_to_nobody(
+    server: Server, topology: Topology, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = await topology.group("tasks", "coder", lease=300)
+    await send(topology, 1)
+    await wire.call("XREADGROUP", "GROUP", "coder", "gone.1", "COUNT", 1, "STREAMS", group.key, ">")
+    loop, asked_to_begin, blocked = asyncio.get_running_loop(), GroupCalls.begin, []
+
+    def block() -> None:
+        with server.admin() as admin:
+            (pending,) = admin.xpending_range(group.key, "coder", "-", "+", 1)
+            block_loop(0.4)
+            admin.xclaim(group.key, "coder", "other.1", 300, [pending["message_id"]], justid=True)
+        blocked.append(pending["times_delivered"])
+
+    def begin(self: GroupCalls, source: Source, entries: Sequence[Entry]) -> Command:
+        monkeypatch.undo()
+        # in the round of the loop after the one in which the command leaves
+        loop.call_soon(loop.call_soon, block)
+        return asked_to_begin(self, source, entries)
+
+    monkeypatch.setattr(GroupCalls, "begin", begin)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks", concurrency=1) as deliveries:
+        asking = asyncio.create_task(following(deliveries))
+        await until(lambda: blocked)
+        await send(topology, 2)
+        assert (await asking).message.payload == {"n": 2}
+    # it had left, and was carried out
+    assert blocked == [2]
 
 
 async def test_what_comes_back_at_another_count_is_held_anew(
