@@ -48,13 +48,15 @@ class GroupCalls:
         """What it and others of the prefix hold; replies `[next start, [[id, counter, fields]]]`."""
         return self._call("as1_take", source, self._stats, int(source.retry), prefix, start, count)
 
-    def sweep(self, lease: int, interval: int, count: int, *, now: bool) -> Command:
+    def sweep(self, lease: int, interval: int, count: int, limit: int | None, *, now: bool) -> Command:
         """Moves due retries, and claims stalled entries if it is time, or `now`; times are in ms.
 
-        Replies `[moved, entries, entries of retries, ms until it is time again]`.
+        Past `limit` of the server's clock it claims only what was handed back. Replies `[moved, entries,
+        entries of retries, ms until it is time again, what the clock shows]`.
         """
         keys = (self._stats, self._delay, self.retries.key)
-        return self._call("as1_sweep", self.main, *keys, lease, interval, count, int(now))
+        until = "" if limit is None else limit
+        return self._call("as1_sweep", self.main, *keys, lease, interval, count, int(now), until)
 
     def begin(self, source: Source, entries: Iterable[Entry]) -> Command:
         """Counts an attempt; replies with the new counters, 0 for what is not held."""

@@ -189,6 +189,7 @@ class Dispatch:
     def close(self) -> None:
         """No delivery starts from here on."""
         self._closed = True
+        self.settler.hurry()
         self._wake(len(self._waiters))
 
     async def hand_back(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
@@ -17,11 +18,14 @@ from agentstream.backoff import Pause, unit
 from agentstream.calls import Command, GroupCalls
 from agentstream.entries import Entry, claimed_entries, read_entries
 from agentstream.errors import AgentStreamError, ConnectionLost
+from agentstream.grace import PERIOD, Grace
 from agentstream.lease import Leases
 from agentstream.pulse import Pulse
 from agentstream.refusal import group_is_gone
 from agentstream.trouble import Trouble
 from agentstream.wire import Wire
+
+_log = logging.getLogger("agentstream")
 
 # In ms. What an idle consumer costs, against how late it sees that its connection has fallen silent.
 _BLOCK = 5_000
@@ -136,6 +140,8 @@ class Intake:
         # what became due or stalled while no consumer was there
         self._sweep_at_once = True
         self._abreast = asyncio.Event()
+        self._grace = Grace(time.monotonic())
+        self._losses = control.losses
         self._pulse = Pulse(leases.lease / _BEATS_PER_LEASE)
         self._read_trouble = Trouble(f"read {calls.main.key}")
         self._sweep_trouble = Trouble(f"sweep {calls.main.key}")
@@ -272,11 +278,21 @@ class Intake:
         """Moves what is due and claims what is stalled. Returns seconds to wait; 0: there is more."""
         self._look.clear()
         await self._refresh()
-        lease, free, at_once = round(self._leases.lease * 1000), self._slots.free, self._sweep_at_once
+        lease, free, at_once = self._leases.lease, self._slots.free, self._sweep_at_once
         self._sweep_at_once = at_once and not free
-        command = self._calls.sweep(lease, _SWEEP_INTERVAL, free, now=at_once)
+        if self._losses != self._control.losses:
+            self._losses = self._control.losses
+            self._grace.interrupted()
         asked = time.monotonic()
-        _, stalled, stalled_retries, wait = await self._claim(command)
+        limit = self._grace.limit(asked, lease)
+        command = self._calls.sweep(round(lease * 1000), _SWEEP_INTERVAL, free, limit, now=at_once)
+        # an older library says nothing of its clock
+        _, stalled, stalled_retries, wait, *clock = await self._claim(command)
+        now = time.monotonic()
+        due = now + (wait or _SWEEP_INTERVAL) / 1000 + _SPREAD
+        if clock and self._grace.heard(limit, clock[0], asked=asked, now=now, due=due, lease=lease):
+            _log.info("%s: leaves other consumers time to renew their leases", self._calls.main.key)
+            asyncio.get_running_loop().call_later(PERIOD * lease, self.sweep_now)
         self._accept(_given(asked, claimed_entries(stalled, self._calls.main)))
         self._accept(_given(asked, claimed_entries(stalled_retries, self._calls.retries)))
         # the server's clock counts whole milliseconds

@@ -69,6 +69,7 @@ class Settler:
         self.replies = replies
         self._waiting: dict[str, list[Entry]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._ending = False
 
     def ack(self, entry: Entry) -> None:
         """Acknowledges a handled entry."""
@@ -120,6 +121,10 @@ class Settler:
     def once(self, policy: Consumes, key: str, delivery: str, ttl: float) -> Once:
         """An effect that the group must not repeat; see `Delivery.once`."""
         return Once(self._call, policy, key, delivery, ttl, counters=self.counters)
+
+    def hurry(self) -> None:
+        """The end is near: nothing waits for longer than its lease any more for a server that is away."""
+        self._ending = True
 
     async def drain(self) -> None:
         """Waits until everything that was begun is done."""
@@ -189,25 +194,35 @@ class Settler:
     async def _repeated(
         self, command: Command, entries: Sequence[Entry], *, deadline: float | None = None
     ) -> tuple[Any, bool]:
-        """Sends a command until a reply comes or the deadline is over; without one, the last lease.
+        """Sends a command until a reply comes or the deadline is over.
 
-        Returns its reply, None without one, and whether an earlier reply was lost.
+        Without a deadline it gives up when the last lease is over: then others may have the entries. That is
+        so where the server answers; one that is away gives them to nobody.
+
+        Returns its reply, None without one, and whether an earlier reply was lost and nobody else can have
+        done since what it was about.
         """
+
+        def until() -> float:
+            return max(entry.lease_until for entry in entries) if deadline is None else deadline
+
         pause = Pause(0.05, 1.0)
         repeated = False
         while True:
             try:
-                return await self._call(*command), repeated
+                reply = await self._call(*command)
             except AgentStreamError as error:
-                delay = pause.next()
+                delay, is_lost = pause.next(), isinstance(error, ConnectionLost)
                 hopeless = group_is_gone(error) or isinstance(error, WireClosed)
-                until = max(entry.lease_until for entry in entries) if deadline is None else deadline
-                if hopeless or time.monotonic() + delay > until:
+                waits = deadline is None and is_lost and not self._ending
+                if hopeless or not (waits or time.monotonic() + delay <= until()):
                     _log.warning(
                         "an entry of %s was not settled and may be delivered again: %s", command[3], error
                     )
                     return None, repeated
-                repeated = repeated or isinstance(error, ConnectionLost)
+                repeated = repeated or is_lost
+            else:
+                return reply, repeated and time.monotonic() <= until()
             await asyncio.sleep(delay)
 
     def _count(self, outcome: str, entries: Sequence[Entry], reason: str = "") -> None:

@@ -40,6 +40,10 @@ class Wire:
         channels: called at every connect: what to subscribe to.
         on_push: called in the event loop with channel and data of what is published there.
         on_reconnect: called when it is connected again after it broke.
+
+    Attributes:
+        connects: how often it was connected.
+        losses: how often a connection was lost.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Wire:
         self._closed = False
         self._earlier_writes = 0
         self.connects: int = 0
+        self.losses: int = 0
 
     @property
     def round_trips(self) -> int:
@@ -160,6 +165,7 @@ class Wire:
     def _lost(self, connection: Connection, error: ConnectionLost) -> None:
         # one that ends while it is greeted is not the wire's yet
         if connection is self._connection:
+            self.losses += 1
             self._earlier_writes += connection.writes
             self._connection = None
             self._listen_again(error)

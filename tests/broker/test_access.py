@@ -363,7 +363,7 @@ async def test_a_consumer_can_do_all_that_handling_a_message_takes(
         assert await wire.call("XACK", key, "coder", entries[5].id) == 1
 
         async def due() -> bool:
-            return (await wire.call(*calls.sweep(60_000, 0, 10, now=False)))[0] == 1
+            return (await wire.call(*calls.sweep(60_000, 0, 10, None, now=False)))[0] == 1
 
         await until(due)
         again = await read()

@@ -41,15 +41,17 @@ end
 
 local function is_pending(key, group) return #redis.call('XPENDING', key, group, '-', '+', 1) > 0 end
 
--- KEYS: stream. ARGV: group, consumer, stats key, delay key, retry key, lease, interval, count, now? (0|1).
+-- KEYS: stream. ARGV: group, consumer, stats key, delay key, retry key, lease, interval, count, now? (0|1), limit or ''.
 -- Moves due retries, and claims up to `count` stalled entries where it is time for it, or `now`. It is time at once while
 -- a pass over what is pending is not at its end, after `interval` while anything is pending, and else not before
--- something that is delivered from now on could stall. Returns {moved, [{id, counter, fields} of the stream], [the same of
--- the retry stream], ms after which to call again}.
+-- something that is delivered from now on could stall. When the clock is past `limit`, which the caller did not expect,
+-- no lease counts as run out: only what was handed back is claimed. Returns {moved, [{id, counter, fields} of the stream],
+-- [the same of the retry stream], ms after which to call again, what the clock shows, if there was a limit}.
 local function sweep(keys, args)
   local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
   local lease, interval, count = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
   local now = now_ms()
+  local idle = now > (tonumber(args[10]) or now) and CLAIMABLE or lease
   local moved = move_due(delay_key, retry_key, now, PAGE)
   local rest = math.max(interval, math.min(lease, REST))
   local wait = (tonumber(redis.call('HGET', stats, 'sweep:due')) or 0) - now
@@ -59,8 +61,8 @@ local function sweep(keys, args)
     wait = 0
     if count > 0 then
       local main_ended, retries_ended
-      stalled, main_ended = claim_stalled(key, group, consumer, stats, false, lease, count)
-      retries, retries_ended = claim_stalled(retry_key, group, consumer, stats, true, lease, count - #stalled)
+      stalled, main_ended = claim_stalled(key, group, consumer, stats, false, idle, count)
+      retries, retries_ended = claim_stalled(retry_key, group, consumer, stats, true, idle, count - #stalled)
       if main_ended and retries_ended then
         wait = (is_pending(key, group) or is_pending(retry_key, group)) and interval or rest
       end
@@ -69,7 +71,8 @@ local function sweep(keys, args)
   end
   local first = redis.call('ZRANGE', delay_key, 0, 0, 'WITHSCORES')
   if first[2] then wait = math.max(math.min(wait, tonumber(first[2]) - now), 0) end
-  return {moved, stalled, retries, wait}
+  -- a caller of an earlier revision expects no more than it knows
+  return {moved, stalled, retries, wait, args[10] and now}
 end
 
 redis.register_function{function_name = 'as1_sweep', callback = sweep, flags = {'allow-oom'}}
