@@ -120,6 +120,24 @@ async def test_what_a_deleted_pod_takes_while_it_still_runs_is_freed_too(
         await until(lambda: claim(admin) == [held])
 
 
+async def test_what_a_deleted_pod_renews_again_and_again_is_freed_as_often(
+    server: Server, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # long enough for a slow machine; ever longer waits alone would take minutes for as many times
+    monkeypatch.setattr(departures, "_LINGER", 10_000)
+
+    async def is_free() -> bool:
+        return admin.xpending_range(KEY, "coder", "-", "+", 1)[0]["time_since_delivered"] > LEASE
+
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        (held,) = take(admin, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE), for_good=True)
+        for _ in range(20):
+            admin.xclaim(KEY, "coder", f"{GONE}.1", 0, [held], idle=0, justid=True)
+            await until(is_free)
+
+
 async def test_the_next_process_of_a_pod_that_is_there_keeps_what_it_takes(
     server: Server, admin: redis.Redis
 ) -> None:

@@ -81,11 +81,15 @@ class Departures:
                 _log.info("names of consumers that are gone stay for now: %s", error)
 
     async def _free_again(self, now: float) -> None:
-        """Frees what pods that were deleted lately took or renewed since, after ever longer waits."""
+        """Frees what pods that were deleted lately took or renewed since.
+
+        Those of which something is held are looked at in each pulse, the others after ever longer waits.
+        """
         for (workload, gone), (due, wait) in tuple(self._lingering.items()):
+            if due <= now or (workload, gone) in self._holding:
+                await self._free(workload, gone)
             if due > now:
                 continue
-            await self._free(workload, gone)
             if wait < _LINGER * self._context.rhythm.pulse:
                 self._lingering[workload, gone] = (now + 2 * wait, 2 * wait)
             else:
