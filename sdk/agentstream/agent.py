@@ -108,8 +108,9 @@ class Agent(Messenger):
     ) -> Deliveries[Payload]:
         """The messages that the agent's group on a stream is to handle, as an asynchronous iterator.
 
-        Iterate over it from as many tasks as are to work at the same time. From its third attempt on a
-        message is handed out alone: the iterator waits until it is settled.
+        Iterate over it from as many tasks as are to work at the same time. A message of which two
+        attempts ended without a word, as by a crash, is handed out alone: the iterator waits until it is
+        settled.
 
         Args:
             stream: name of the AgentStream.

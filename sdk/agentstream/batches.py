@@ -8,7 +8,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from agentstream.buffer import ALONE_FROM
+from agentstream.buffer import ALONE_AFTER
 from agentstream.delivery import Delivery
 from agentstream.handlers import Handler, InThread
 from agentstream.tracing import spans
@@ -57,7 +57,7 @@ class Batches:
 
     async def handle(self, delivery: Delivery[Any]) -> None:
         """Adds a delivery to a batch. It is settled when this returns."""
-        alone = delivery.attempt >= ALONE_FROM
+        alone = delivery._entry.unsettled >= ALONE_AFTER  # noqa: SLF001 - a part of it
         batch = None if alone else self._filling
         if batch is not None:
             self._put(batch, delivery)

@@ -1,6 +1,6 @@
 """Deliveries that wait for a handler, and which of them may start: a pure decision.
 
-A message that fails again and again may be one that takes its process down. From its third attempt on it
+A message whose attempts end without a word may be one that takes its process down. After two of these it
 therefore runs alone: it starts when nothing else runs, or after waiting for that as long as a lease, and
 nothing else starts before it is settled.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from agentstream.entries import Entry
 
-ALONE_FROM = 3
+ALONE_AFTER = 2
 
 
 class Buffer:
@@ -40,7 +40,7 @@ class Buffer:
 
     def put(self, entry: Entry) -> None:
         """Adds a delivery."""
-        (self._suspect if entry.next_attempt >= ALONE_FROM else self._ordinary).append(entry)
+        (self._suspect if entry.unsettled >= ALONE_AFTER else self._ordinary).append(entry)
 
     def take(self, running: int, now: float) -> Entry | None:
         """The delivery that starts next; None if none may.

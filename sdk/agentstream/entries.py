@@ -174,6 +174,11 @@ class Entry:
         return self.earlier + self.counter
 
     @property
+    def unsettled(self) -> int:
+        """Earlier attempts that ended without a word: what was retried or released is another entry."""
+        return self.counter - self.started
+
+    @property
     def fence(self) -> int:
         """How many deliveries of the message the group has seen: more at every one."""
         return self.earlier_fence + self.counter

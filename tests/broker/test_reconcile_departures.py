@@ -10,9 +10,11 @@ import pytest
 import redis
 
 from agentstream.agent import Agent
+from agentstream.calls import GroupCalls
 from agentstream.endpoint import Endpoint
 from agentstream.errors import ServerRefused
 from agentstream.keys import StreamKeys
+from agentstream.routes import Consumes
 from agentstream.settings import Settings
 from agentstream_operator.cluster.port import Pods
 from agentstream_operator.plan.observed import Gone
@@ -118,6 +120,39 @@ async def test_what_a_deleted_pod_takes_while_it_still_runs_is_freed_too(
         await op.engine.departed(GROUP.key, Gone(GONE), for_good=True)
         (held,) = take(admin, GONE)
         await until(lambda: claim(admin) == [held])
+
+
+async def test_who_is_leaving_for_good_gets_nothing_that_others_held(
+    server: Server, admin: redis.Redis
+) -> None:
+    other = "coder-consumer-5f-gone2"
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        held = [*take(admin, GONE), *take(admin, other)]
+        for pod in (GONE, other):
+            await op.engine.departed(GROUP.key, Gone(pod), for_good=True)
+        policy = Consumes("tasks", KEY, group="coder")
+
+        def claimed(pod: str) -> list[str]:
+            command = GroupCalls(policy, f"{pod}.1").sweep(LEASE, 0, 10, None, now=True)
+            return [entry for entry, *_ in admin.execute_command(*command)[1]]
+
+        assert (claimed(GONE), claimed(other)) == ([], [])
+        assert claimed(ALIVE) == held
+
+
+async def test_of_pods_that_are_gone_for_good_the_last_hundred_are_remembered(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        pods = [f"coder-consumer-7568567c9-{n:05}" for n in range(300)]
+        for pod in (*pods, *pods[-10:]):
+            await op.broker.orphan(KEY, "coder", Gone(pod), for_good=True)
+        remembered = (admin.hget(KEYS.stats("coder"), "gone") or "").split()
+        assert len(remembered) > 100
+        assert remembered == [f"{pod}." for pod in pods[-len(remembered) :]]
+        assert "gone" not in (await op.broker.observe(KEY, ["coder"])).groups["coder"].stats
 
 
 async def test_what_a_deleted_pod_renews_again_and_again_is_freed_as_often(

@@ -128,9 +128,12 @@ class Broker:
         """How many entries the consumers of each pod hold; none where the group is missing."""
         return await holdings.holdings(self._connection, key, group)
 
-    async def orphan(self, key: str, group: str, gone: Gone) -> int:
-        """Makes claimable at once what processes hold that are gone. Returns how many entries."""
-        arguments = (StreamKeys(key).base, group, *_named(gone))
+    async def orphan(self, key: str, group: str, gone: Gone, *, for_good: bool = False) -> int:
+        """Makes claimable at once what processes hold that are gone. Returns how many entries.
+
+        For good means that no pod will have the name again: what is left of them claims nothing any more.
+        """
+        arguments = (StreamKeys(key).base, group, *_named(gone), int(for_good))
         return int(await self._connection.function("as1_orphan", key, *arguments))
 
     async def remove_consumers(self, key: str, group: str, gone: Gone) -> tuple[str, ...]:

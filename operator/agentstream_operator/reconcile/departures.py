@@ -44,17 +44,19 @@ class Departures:
             workload: the group.
             gone: what has ended.
             for_good: whether no pod will have the name again. Then it is freed some more times: the processes
-                of a pod that was deleted by force live on for a while, and go on taking and renewing.
+                of a pod that was deleted by force live on for a while, and go on reading and renewing.
         """
         if for_good:
             pulse = self._context.rhythm.pulse
             self._lingering[workload, gone] = (asyncio.get_running_loop().time() + pulse, pulse)
-        await self._free(workload, gone)
+        await self._free(workload, gone, for_good=for_good)
 
-    async def _free(self, workload: ResourceKey, gone: Gone) -> None:
+    async def _free(self, workload: ResourceKey, gone: Gone, *, for_good: bool) -> None:
         try:
             consumed = tuple(self._consumed(workload))
-            freed = await asyncio.gather(*(self._context.broker.orphan(*group, gone) for group in consumed))
+            freed = await asyncio.gather(
+                *(self._context.broker.orphan(*group, gone, for_good=for_good) for group in consumed)
+            )
             owner = self._context.store.groups.get(workload)
             if any(freed) and owner is not None:
                 await self._context.broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
@@ -87,7 +89,7 @@ class Departures:
         """
         for (workload, gone), (due, wait) in tuple(self._lingering.items()):
             if due <= now or (workload, gone) in self._holding:
-                await self._free(workload, gone)
+                await self._free(workload, gone, for_good=True)
             if due > now:
                 continue
             if wait < _LINGER * self._context.rhythm.pulse:

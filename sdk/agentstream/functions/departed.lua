@@ -8,10 +8,23 @@ local function has_left(name, prefix, before)
   return not start or start < tonumber(before)
 end
 
--- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or ''. The processes of the pod whose consumers' names start with
--- `prefix` that started before that time are gone: what they hold becomes claimable at once. Returns how many entries.
+-- Bytes that the names of the pods may take that are gone for good: about a hundred, the last ones.
+local REMEMBERED = 5000
+
+local function remember(stats, prefix)
+  local gone = redis.call('HGET', stats, 'gone') or ' '
+  if string.find(gone, ' ' .. prefix .. ' ', 1, true) then return end
+  gone = gone .. prefix .. ' '
+  while #gone > REMEMBERED do gone = string.gsub(gone, '^ [^ ]+', '') end
+  redis.call('HSET', stats, 'gone', gone)
+end
+
+-- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or '', for good? (0|1). The processes of the pod whose consumers'
+-- names start with `prefix` that started before that time are gone: what they hold becomes claimable at once. If no pod
+-- will have that name again, they claim nothing from now on that others held. Returns how many entries.
 local function orphan(keys, args)
   local base, group, prefix, n = args[1], args[2], args[3], 0
+  if args[5] == '1' and redis.call('EXISTS', keys[1]) == 1 then remember(base .. ':stats:' .. group, prefix) end
   for _, key in ipairs({keys[1], base .. ':retry:' .. group}) do
     -- where the group is missing, nobody holds anything
     for _, entry in ipairs(redis.pcall('XPENDING', key, group)[4] or {}) do

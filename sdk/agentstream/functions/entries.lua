@@ -69,3 +69,9 @@ end
 local function is_of_pod(name, prefix)
   return prefix ~= '' and string.sub(name, 1, #prefix) == prefix and not string.find(name, '.', #prefix + 1, true)
 end
+
+-- Whether a consumer's pod was said to be gone for good: its process may live on for a while, but not for long.
+local function is_leaving(stats, consumer)
+  local prefix = string.match(consumer, '^(.*%.)[^.]*$')
+  return prefix and string.find(redis.call('HGET', stats, 'gone') or '', ' ' .. prefix .. ' ', 1, true) ~= nil
+end

@@ -16,6 +16,8 @@ local function observe_derived(base, name, now, o)
   end
   o.dead = redis.call('XLEN', base .. ':dlq:' .. name)
   o.stats = map(redis.call('HGETALL', base .. ':stats:' .. name))
+  -- a matter of the functions alone
+  o.stats.gone = nil
   -- where sweeping and forgetting are says nothing of the group, and moves where nothing else does
   for _, cursor in ipairs({'sweep:due', 'sweep:main', 'sweep:retry', 'forget:at'}) do o.stats[cursor] = nil end
 end

@@ -4,6 +4,8 @@
 local REST = 10000
 -- Pending entries that one call looks at before others get their turn on the server.
 local SCAN = 5000
+-- Nothing has been idle for so many ms.
+local NEVER = 1000000000000000
 
 -- Puts retries that are due onto the retry stream. Returns how many.
 local function move_due(delay_key, retry_key, now, limit)
@@ -45,13 +47,14 @@ local function is_pending(key, group) return #redis.call('XPENDING', key, group,
 -- Moves due retries, and claims up to `count` stalled entries where it is time for it, or `now`. It is time at once while
 -- a pass over what is pending is not at its end, after `interval` while anything is pending, and else not before
 -- something that is delivered from now on could stall. When the clock is past `limit`, which the caller did not expect,
--- no lease counts as run out: only what was handed back is claimed. Returns {moved, [{id, counter, fields} of the stream],
+-- no lease counts as run out: only what was handed back is claimed. A consumer that is leaving claims nothing. Returns {moved, [{id, counter, fields} of the stream],
 -- [the same of the retry stream], ms after which to call again, what the clock shows, if there was a limit}.
 local function sweep(keys, args)
   local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
   local lease, interval, count = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
   local now = now_ms()
   local idle = now > (tonumber(args[10]) or now) and CLAIMABLE or lease
+  if is_leaving(stats, consumer) then idle = NEVER end
   local moved = move_due(delay_key, retry_key, now, PAGE)
   local rest = math.max(interval, math.min(lease, REST))
   local wait = (tonumber(redis.call('HGET', stats, 'sweep:due')) or 0) - now

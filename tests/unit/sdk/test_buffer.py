@@ -25,6 +25,21 @@ def test_deliveries_start_in_the_order_of_their_arrival() -> None:
     assert [made.take(0, 0), made.take(1, 0), made.take(2, 0)] == [first, second, None]
 
 
+def test_what_was_tried_often_and_said_so_each_time_is_no_suspect() -> None:
+    header = [b"m", b"{}", b"x", b'{"origin": "1-0", "attempts": 9}']
+    retried = Entry(Source("{t}:retry:g", retry=True), "5-0", 1, header, started=True)
+    made = buffer(retried, waiting(2))
+    assert retried.next_attempt == 10
+    assert made.take(0, 0) is retried
+    assert made.take(1, 0) is not None
+
+
+def test_what_was_claimed_twice_and_never_settled_is_a_suspect() -> None:
+    claimed = Entry(MAIN, "1-0", 2, [], started=False)
+    made = buffer(claimed)
+    assert made.take(1, 0) is None
+
+
 def test_a_suspect_starts_before_others_and_alone() -> None:
     ordinary, suspect = waiting(1), waiting(2, counter=3)
     made = buffer(ordinary, suspect)
