@@ -10,8 +10,8 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from agentstream_operator.cluster.kinds import ApiKind
@@ -51,8 +51,21 @@ async def watching(tell: Tell, namespaces: Sequence[str] | None) -> AsyncIterato
     try:
         yield ended
     finally:
-        stop.set()
-        await asyncio.to_thread(thread.join, _STOP_WITHIN)
+        with _silent("kopf"):
+            stop.set()
+            await asyncio.to_thread(thread.join, _STOP_WITHIN)
+
+
+@contextmanager
+def _silent(logger: str) -> Iterator[None]:
+    """Says nothing of errors: where Kopf ends, it closes connections that requests of its own are still on."""
+    told = logging.getLogger(logger)
+    level = told.level
+    told.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        told.setLevel(level)
 
 
 class _Passing:

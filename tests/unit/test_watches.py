@@ -41,6 +41,7 @@ class Kopf:
             self.ends(tell)
             return
         await asyncio.to_thread(stop.wait)
+        logging.getLogger("kopf._cogs.clients.api").error("Connector is closed")
         self.stopped = True
 
 
@@ -50,6 +51,20 @@ def kopf(monkeypatch: pytest.MonkeyPatch) -> Kopf:
     found = Kopf()
     monkeypatch.setattr(watches, "watch", found.watch)
     return found
+
+
+async def test_what_goes_wrong_with_kopf_is_said_but_for_what_its_end_brings(
+    kopf: Kopf, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watching(lambda *_: None, None):
+        await until(lambda: kopf.tell)
+        logging.getLogger("kopf").error("one")
+    assert kopf.stopped
+    logging.getLogger("kopf").error("another")
+    assert [record.message for record in caplog.records if record.name.startswith("kopf")] == [
+        "one",
+        "another",
+    ]
 
 
 def an_event(number: int) -> Told:

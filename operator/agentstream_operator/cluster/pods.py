@@ -47,6 +47,7 @@ class PodSeen:
         down: whether none runs.
         stuck: why it does not start.
         since: processes that started before so many ms since 1970 run no more; None if none has ended.
+        again: whether there were any.
         leaving: whether it is being deleted.
         cost: what its deletion is said to cost.
     """
@@ -57,6 +58,7 @@ class PodSeen:
     down: bool = False
     stuck: str | None = None
     since: int | None = None
+    again: bool = False
     leaving: bool = False
     cost: str | None = None
 
@@ -77,10 +79,11 @@ class PodSeen:
             return Gone(name) if known is None or not known.over else None
         if self.down and (known is None or not known.down):
             return Gone(name, self.since)
-        if known is None or known.since is None or self.since is None:
+        if self.since is None:
             return None
-        # it was started again, between two events or after the end that was told of
-        return Gone(name, self.since) if self.since > known.since else None
+        # it was started again: before it was seen at all, between two events or after the end that was told of
+        before = known.since if known is not None else None
+        return Gone(name, self.since) if (self.again if before is None else self.since > before) else None
 
 
 def read_pod(found: Json, group: ResourceKey) -> PodSeen:
@@ -113,7 +116,7 @@ def _process(container: Json) -> dict[str, Any]:
             # times are whole seconds: whoever started in the same one is the next, but where that has to wait
             since += _SECOND
         return {"down": True, "since": since}
-    return {"since": _time((state.get("running") or {}).get("startedAt"))}
+    return {"since": _time((state.get("running") or {}).get("startedAt")), "again": last is not None}
 
 
 async def rank(api: Api, namespace: str, pods: Mapping[str, PodSeen], held: Mapping[str, int]) -> None:

@@ -72,7 +72,9 @@ def of(*states: Json) -> Json:
         ),
         # started again before anybody heard of its end
         ([of(running(1)), of(running(7, ended(5)))], [None, Gone("a", NEW_YEAR + 7000)]),
-        ([of(running(7, ended(5)))], [None]),
+        # also unseen, as while nobody looked
+        ([of(running(7, ended(5)))] * 2, [Gone("a", NEW_YEAR + 7000), None]),
+        ([of(CREATING), of(running(7, ended(5)))], [None, Gone("a", NEW_YEAR + 7000)]),
         # it cannot be started again: its image is gone meanwhile
         (
             [of(running(1)), of(container(waiting={"reason": "ErrImagePull"}, last=ended(5)))],
