@@ -58,7 +58,7 @@ async def watching(tell: Tell, namespaces: Sequence[str] | None) -> AsyncIterato
 
 @contextmanager
 def _silent(logger: str) -> Iterator[None]:
-    """Says nothing of errors: where Kopf ends, it closes connections that requests of its own are still on."""
+    """Says nothing of errors: at its end Kopf closes connections that requests of its own are still on."""
     told = logging.getLogger(logger)
     level = told.level
     told.setLevel(logging.CRITICAL)

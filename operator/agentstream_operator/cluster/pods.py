@@ -81,7 +81,7 @@ class PodSeen:
             return Gone(name, self.since)
         if self.since is None:
             return None
-        # it was started again: before it was seen at all, between two events or after the end that was told of
+        # it was started again: before it was seen at all, between two events or after the end that was told
         before = known.since if known is not None else None
         return Gone(name, self.since) if (self.again if before is None else self.since > before) else None
 
