@@ -156,11 +156,12 @@ class Dispatch:
                 return self._hand_out(begun)
         # as many starts are under way as there are others who wait: what starts now would be for nobody
         while self._starting <= len(self._waiters):
-            entry = self._buffer.take(len(self._running), time.monotonic())
+            now = time.monotonic()
+            entry = self._buffer.take(len(self._running), now)
             if entry is None:
                 self._watch_suspects()
                 return None
-            if entry.is_overdue:
+            if entry.lease_until < now:
                 self._forget(entry)
             elif entry.message.expires_at is not None and is_expired(entry.message, time.time()):
                 self._give_up(entry, GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free"))
