@@ -151,7 +151,8 @@ class Dispatch:
             if begun.lost:
                 self._ended((begun,))
             elif begun.is_overdue:
-                self._forget(begun)
+                # its attempt is taken back, if nobody else has it
+                self.settler.release(begun)
             else:
                 return self._hand_out(begun)
         # as many starts are under way as there are others who wait: what starts now would be for nobody

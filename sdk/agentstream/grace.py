@@ -21,7 +21,8 @@ class Grace:
     """
 
     def __init__(self, now: float) -> None:
-        self._heard_at = self._due = self._ends = now
+        self._heard_at = self._ends = now
+        self._interrupted = False
         self._clock: int | None = None
 
     def limit(self, now: float, lease: float) -> int | None:
@@ -36,12 +37,11 @@ class Grace:
         tolerated = _TOLERANCE * lease
         if self._clock is None:
             return None if now <= self._heard_at + tolerated else 0
-        expected = min(now, self._due) - self._heard_at
+        # being late oneself, as where a handler blocks the loop, is no silence
+        expected = 0 if self._interrupted else now - self._heard_at
         return self._clock + round(1000 * (expected + tolerated))
 
-    def heard(
-        self, limit: int | None, clock: int, *, asked: float, now: float, due: float, lease: float
-    ) -> bool:
+    def heard(self, limit: int | None, clock: int, *, asked: float, now: float, lease: float) -> bool:
         """Takes what the clock showed. Returns whether a period of grace begins.
 
         Args:
@@ -49,15 +49,14 @@ class Grace:
             clock: the server's, in ms.
             asked: when the server was asked.
             now: when it answered.
-            due: when it is to be asked again, at the latest.
             lease: seconds.
         """
         begins = asked >= self._ends and limit is not None and clock > limit
         if begins:
             self._ends = now + PERIOD * lease
-        self._clock, self._heard_at, self._due = clock, asked, due
+        self._clock, self._heard_at, self._interrupted = clock, asked, False
         return begins
 
     def interrupted(self) -> None:
         """The connection was lost, and for how long the server could not be reached is not known."""
-        self._due = self._heard_at
+        self._interrupted = True

@@ -141,7 +141,7 @@ class Intake:
         self._sweep_at_once = True
         self._abreast = asyncio.Event()
         self._grace = Grace(time.monotonic())
-        self._losses = control.losses
+        self._losses = control.losses + reading.losses
         self._pulse = Pulse(leases.lease / _BEATS_PER_LEASE)
         self._read_trouble = Trouble(f"read {calls.main.key}")
         self._sweep_trouble = Trouble(f"sweep {calls.main.key}")
@@ -280,8 +280,9 @@ class Intake:
         await self._refresh()
         lease, free, at_once = self._leases.lease, self._slots.free, self._sweep_at_once
         self._sweep_at_once = at_once and not free
-        if self._losses != self._control.losses:
-            self._losses = self._control.losses
+        losses = self._control.losses + self._reading.losses
+        if self._losses != losses:
+            self._losses = losses
             self._grace.interrupted()
         asked = time.monotonic()
         limit = self._grace.limit(asked, lease)
@@ -289,8 +290,7 @@ class Intake:
         # an older library says nothing of its clock
         _, stalled, stalled_retries, wait, *clock = await self._claim(command)
         now = time.monotonic()
-        due = now + (wait or _SWEEP_INTERVAL) / 1000 + _SPREAD
-        if clock and self._grace.heard(limit, clock[0], asked=asked, now=now, due=due, lease=lease):
+        if clock and self._grace.heard(limit, clock[0], asked=asked, now=now, lease=lease):
             _log.info("%s: leaves other consumers time to renew their leases", self._calls.main.key)
             asyncio.get_running_loop().call_later(PERIOD * lease, self.sweep_now)
         self._accept(_given(asked, claimed_entries(stalled, self._calls.main)))

@@ -15,6 +15,7 @@ from agentstream.errors import (
 _FULL = "ERR max number of clients"
 _PROTECTED = "DENIED"
 _TOO_LARGE = "ERR Protocol error: invalid bulk length"
+_NOT_READY = ("LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "Function not found")
 _NO_ACCESS = ("NOAUTH", "WRONGPASS", "NOPERM", _PROTECTED)
 
 
@@ -38,6 +39,13 @@ def refusal(text: str, address: str) -> AgentStreamError:
 def turns_away(text: str) -> bool:
     """Whether an error reply is what the server says to a new connection before it hangs up."""
     return text.startswith((_FULL, _PROTECTED))
+
+
+def is_not_ready(error: AgentStreamError) -> bool:
+    """Whether the server did nothing because it loads its data, fails over or is being restored."""
+    return isinstance(error, AccessDenied) or (
+        isinstance(error, ServerRefused) and any(words in str(error) for words in _NOT_READY)
+    )
 
 
 def group_is_gone(error: AgentStreamError) -> bool:

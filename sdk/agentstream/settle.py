@@ -21,7 +21,7 @@ from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.lease import Leases, batches
 from agentstream.library import DONE, GONE, TRIMMED
 from agentstream.once import Once
-from agentstream.refusal import group_is_gone
+from agentstream.refusal import group_is_gone, is_not_ready
 from agentstream.replies import Replies
 from agentstream.routes import Consumes
 from agentstream.triage import Reason
@@ -150,7 +150,7 @@ class Settler:
         codes, repeated = await self._repeated(command, entries)
         for entry, code in zip(entries, codes or [None] * len(entries), strict=True):
             entry.finished = code == DONE
-            entry.settle(was_held=entry.finished or _was_held(code, repeated=repeated))
+            entry.settle(was_held=entry.finished or _was_held(entry, code, repeated=repeated))
         self._count(outcome, entries)
         self._done(entries)
 
@@ -173,7 +173,7 @@ class Settler:
 
     async def _settle_one(self, entry: Entry, command: Command, outcome: str, reason: str = "") -> None:
         code, repeated = await self._repeated(command, [entry])
-        entry.settle(was_held=_was_held(code, repeated=repeated))
+        entry.settle(was_held=_was_held(entry, code, repeated=repeated))
         self._count(outcome, [entry], reason)
         self._done([entry])
 
@@ -199,8 +199,7 @@ class Settler:
         Without a deadline it gives up when the last lease is over: then others may have the entries. That is
         so where the server answers; one that is away gives them to nobody.
 
-        Returns its reply, None without one, and whether an earlier reply was lost and nobody else can have
-        done since what it was about.
+        Returns its reply, None without one, and whether an earlier reply was lost.
         """
 
         def until() -> float:
@@ -214,7 +213,7 @@ class Settler:
             except AgentStreamError as error:
                 delay, is_lost = pause.next(), isinstance(error, ConnectionLost)
                 hopeless = group_is_gone(error) or isinstance(error, WireClosed)
-                waits = deadline is None and is_lost and not self._ending
+                waits = deadline is None and (is_lost or is_not_ready(error)) and not self._ending
                 if hopeless or not (waits or time.monotonic() + delay <= until()):
                     _log.warning(
                         "an entry of %s was not settled and may be delivered again: %s", command[3], error
@@ -222,7 +221,7 @@ class Settler:
                     return None, repeated
                 repeated = repeated or is_lost
             else:
-                return reply, repeated and time.monotonic() <= until()
+                return reply, repeated
             await asyncio.sleep(delay)
 
     def _count(self, outcome: str, entries: Sequence[Entry], reason: str = "") -> None:
@@ -247,8 +246,11 @@ def _written(said: object) -> str:
     return str(said).encode(errors="backslashreplace").decode()
 
 
-def _was_held(code: int | None, *, repeated: bool) -> bool:
-    """Whether the entry was held; gone after a lost reply means that the lost one had done it."""
+def _was_held(entry: Entry, code: int | None, *, repeated: bool) -> bool:
+    """Whether the entry was held; gone after a lost reply means that the lost one had done it.
+
+    Not so when the lease is over by now: then somebody else can have done it, too.
+    """
     if code is None:
         return False
-    return code in (DONE, TRIMMED) or (repeated and code == GONE)
+    return code in (DONE, TRIMMED) or (repeated and code == GONE and not entry.is_overdue)

@@ -47,8 +47,9 @@ local function is_pending(key, group) return #redis.call('XPENDING', key, group,
 -- Moves due retries, and claims up to `count` stalled entries where it is time for it, or `now`. It is time at once while
 -- a pass over what is pending is not at its end, after `interval` while anything is pending, and else not before
 -- something that is delivered from now on could stall. When the clock is past `limit`, which the caller did not expect,
--- no lease counts as run out: only what was handed back is claimed. A consumer that is leaving claims nothing. Returns {moved, [{id, counter, fields} of the stream],
--- [the same of the retry stream], ms after which to call again, what the clock shows, if there was a limit}.
+-- no lease counts as run out: only what was handed back is claimed. A consumer that is leaving claims nothing. Returns
+-- {moved, [{id, counter, fields} of the stream], [the same of the retry stream], ms after which to call again, what the
+-- clock shows, if there was a limit}.
 local function sweep(keys, args)
   local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
   local lease, interval, count = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])

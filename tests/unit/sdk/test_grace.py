@@ -16,11 +16,11 @@ def clock(at: float, leap: float = 0.0) -> int:
     return START + round(1000 * (at + leap))
 
 
-def asked(grace: Grace, at: float, *, leap: float = 0.0, takes: float = 0.001, pause: float = 2.5) -> bool:
+def asked(grace: Grace, at: float, *, leap: float = 0.0, takes: float = 0.001) -> bool:
     """Asks the server. Returns whether it may take leases for run out."""
     limit = grace.limit(at, LEASE)
     shown = clock(at + takes, leap)
-    grace.heard(limit, shown, asked=at, now=at + takes, due=at + takes + pause, lease=LEASE)
+    grace.heard(limit, shown, asked=at, now=at + takes, lease=LEASE)
     return limit is None or shown <= limit
 
 
@@ -43,14 +43,22 @@ def test_nothing_happens_and_leases_run_out_as_ever() -> None:
 def test_a_silence_is_followed_by_half_a_lease_of_grace() -> None:
     grace = Grace(0.0)
     asked(grace, 0.1)
+    grace.interrupted()
     assert not asked(grace, 9.0)
     assert not asked(grace, 11.5)
     assert asked(grace, 14.1)
 
 
+def test_to_be_late_oneself_is_no_silence() -> None:
+    grace = Grace(0.0)
+    asked(grace, 0.1)
+    assert all(asked(grace, at) for at in (20.0, 45.0, 46.0, 80.0))
+
+
 def test_grace_does_not_begin_anew_while_it_lasts() -> None:
     grace = Grace(0.0)
     asked(grace, 0.1)
+    grace.interrupted()
     asked(grace, 9.0)
     # asked before its end, and answered after it
     assert not asked(grace, 13.9, takes=0.3)
@@ -72,8 +80,8 @@ def test_a_short_interruption_that_nobody_can_miss_a_lease_by_is_none() -> None:
 
 def test_an_interruption_in_a_long_pause_is_a_silence() -> None:
     grace = Grace(0.0)
-    asked(grace, 0.1, pause=20.0)
-    assert asked(grace, 9.0, pause=20.0)
+    asked(grace, 0.1)
+    assert asked(grace, 9.0)
     grace.interrupted()
     assert not asked(grace, 17.0)
 
@@ -116,7 +124,7 @@ def test_who_renews_whenever_that_is_possible_is_never_taken_for_dead(
         if not begins <= at < back:
             if heard < begins and away and at >= back:
                 grace.interrupted()
-            may_claim = asked(grace, at, pause=pause)
+            may_claim = asked(grace, at)
             assert not (may_claim and at - renewed(at) > LEASE)
             heard = at
         at += pause

@@ -13,7 +13,7 @@ from agentstream.errors import (
     ServerRefused,
     StreamMissing,
 )
-from agentstream.refusal import group_is_gone, refusal
+from agentstream.refusal import group_is_gone, is_not_ready, refusal
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,21 @@ def test_only_a_refusal_says_that_a_group_is_gone() -> None:
     assert group_is_gone(refusal("NOGROUP No such key '{a}' or consumer group 'g'", "redis://host"))
     assert not group_is_gone(refusal("ERR no such key", "redis://host"))
     assert not group_is_gone(ConnectionLost("NOGROUP: the server closed the connection"))
+
+
+@pytest.mark.parametrize(
+    ("text", "not_ready"),
+    [
+        ("LOADING Redis is loading the dataset in memory", True),
+        ("READONLY You can't write against a read only replica.", True),
+        ("MASTERDOWN Link with MASTER is down", True),
+        ("NOREPLICAS Not enough good replicas to write.", True),
+        ("ERR Function not found", True),
+        ("WRONGPASS invalid username-password pair or user is disabled.", True),
+        ("NOGROUP No such key '{a}' or consumer group 'g'", False),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
+        ("ERR Protocol error: invalid bulk length", False),
+    ],
+)
+def test_a_server_that_is_not_ready_has_done_nothing(text: str, *, not_ready: bool) -> None:
+    assert is_not_ready(refusal(text, "redis://host")) is not_ready
