@@ -201,27 +201,22 @@ class Settler:
 
         Returns its reply, None without one, and whether an earlier reply was lost.
         """
-
-        def until() -> float:
-            return max(entry.lease_until for entry in entries) if deadline is None else deadline
-
         pause = Pause(0.05, 1.0)
         repeated = False
         while True:
             try:
-                reply = await self._call(*command)
+                return await self._call(*command), repeated
             except AgentStreamError as error:
                 delay, is_lost = pause.next(), isinstance(error, ConnectionLost)
                 hopeless = group_is_gone(error) or isinstance(error, WireClosed)
                 waits = deadline is None and (is_lost or is_not_ready(error)) and not self._ending
-                if hopeless or not (waits or time.monotonic() + delay <= until()):
+                until = max(entry.lease_until for entry in entries) if deadline is None else deadline
+                if hopeless or not (waits or time.monotonic() + delay <= until):
                     _log.warning(
                         "an entry of %s was not settled and may be delivered again: %s", command[3], error
                     )
                     return None, repeated
                 repeated = repeated or is_lost
-            else:
-                return reply, repeated
             await asyncio.sleep(delay)
 
     def _count(self, outcome: str, entries: Sequence[Entry], reason: str = "") -> None:

@@ -74,7 +74,8 @@ class Departures:
                 continue
             try:
                 await self._free_again(loop.time())
-                for workload, gone in tuple(self._holding):
+                # the others were just looked at
+                for workload, gone in self._holding - self._lingering.keys():
                     await self._remove(workload, gone)
                 if loop.time() >= due:
                     due = loop.time() + rhythm.resync
