@@ -9,10 +9,12 @@ import redis
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from agentstream.testing import Faults
+from agentstream.wire import Wire
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from support.entries import KEY
 from support.servers import Server
+from support.topology import Topology
 from support.tracing import exporter
 
 
@@ -28,6 +30,14 @@ def admin(server: Server) -> Iterator[redis.Redis]:
     """A plain client, for what neither operator nor agents would do."""
     with server.admin() as client:
         yield client
+
+
+@pytest.fixture
+async def topology(server: Server, wire: Wire) -> Topology:
+    """`planner` produces to `tasks`."""
+    declared = Topology(wire, server.url)
+    await declared.stream("tasks", "planner")
+    return declared
 
 
 @pytest.fixture

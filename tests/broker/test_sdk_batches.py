@@ -17,7 +17,6 @@ from agentstream.routes import Consumes
 from agentstream.testing import Faults
 from agentstream.verdicts import Reject, Retry
 from agentstream.wire import Wire
-from support.servers import Server
 from support.topology import Topology
 from support.waiting import until
 
@@ -27,14 +26,6 @@ LONG = 3600.0
 
 class Item(msgspec.Struct):
     n: int
-
-
-@pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
-    """`planner` produces to `tasks`."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    return declared
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from agentstream.message import decode
 from agentstream.routes import Route
 from agentstream.verdicts import Reject, Retry
 from agentstream.wire import Wire
-from support.servers import Server
 from support.topology import Topology, body_of, fields_of, following, numbers
 from support.waiting import until
 
@@ -23,14 +22,6 @@ MESSAGE = decode(
     b'{"v":1,"id":"0b0e9d3e-4b55-4f6e-8f1c-2f6f0d6f3a11","from":"planner","to":"coder","type":"event",'
     b'"payload":{"n":0},"timestamp":1}'
 )
-
-
-@pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
-    """`planner` produces to `tasks`."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    return declared
 
 
 async def send(topology: Topology, *payloads: int, to: str = "coder") -> None:

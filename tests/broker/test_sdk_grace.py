@@ -17,14 +17,6 @@ from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
-    """`planner` produces to `tasks`."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    return declared
-
-
-@pytest.fixture
 def proxies(server: Server) -> Iterator[tuple[Faults, Faults]]:
     """Two ways to the server."""
     with contextlib.ExitStack() as stack:

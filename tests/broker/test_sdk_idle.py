@@ -27,14 +27,6 @@ from support.waiting import until
 GROUP = Consumes("tasks", "{test.tasks}", group="coder")
 
 
-@pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
-    """`planner` produces to `tasks`."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    return declared
-
-
 async def send(topology: Topology, *payloads: int) -> None:
     async with topology.agent("planner") as planner:
         for n in payloads:

@@ -25,14 +25,6 @@ from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
-    """`planner` produces to `tasks`."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    return declared
-
-
-@pytest.fixture
 async def planner(topology: Topology) -> AsyncIterator[Agent]:
     async with topology.agent("planner") as agent:
         yield agent

@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 
 from agentstream.keys import StreamKeys
-from agentstream.wire import Wire
-from support.servers import Server
 from support.topology import NAMESPACE, Topology
 from support.waiting import until
 
@@ -92,14 +90,6 @@ class Consumers:
     def done(self) -> int:
         """How many messages were handled."""
         return len({(key, n) for what, key, n, _ in self.lines() if what == "end"})
-
-
-@pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
-    """`planner` produces to `tasks`."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    return declared
 
 
 @pytest.fixture

@@ -11,18 +11,8 @@ from agentstream.agent import Agent
 from agentstream.delivery import Delivery
 from agentstream.routes import Consumes
 from agentstream.testing import Faults
-from agentstream.wire import Wire
-from support.servers import Server
 from support.topology import Topology, following
 from support.waiting import until
-
-
-@pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
-    """`planner` produces to `tasks`."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    return declared
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from agentstream.delivery import Delivery
 from agentstream.errors import RequestFailed
 from agentstream.routes import Consumes
 from agentstream.verdicts import Reject, Retry
-from agentstream.wire import Wire
-from support.servers import Server
 from support.topology import Topology, following
 
 # as in the name of a file that is no UTF-8
@@ -25,14 +23,6 @@ ODD = "caf\udce9"
 def unlogged(caplog: pytest.LogCaptureFixture) -> None:
     """No process of the tests can tell another one what is no Unicode."""
     caplog.set_level(logging.CRITICAL, "agentstream")
-
-
-@pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
-    """`planner` produces to `tasks`."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    return declared
 
 
 @pytest.fixture
