@@ -141,6 +141,36 @@ async def test_who_is_leaving_for_good_gets_nothing_that_others_held(
         assert claimed(ALIVE) == held
 
 
+async def test_what_pods_held_that_are_deleted_one_after_the_other_is_freed_together(
+    server: Server, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departures, "_TOGETHER", LEASE)
+    monkeypatch.setattr(departures, "_NO_LONGER", LEASE)
+    other = "coder-consumer-5f-gone2"
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        held = [*take(admin, GONE), *take(admin, other)]
+        first = asyncio.create_task(op.engine.departed(GROUP.key, Gone(GONE), for_good=True))
+        await until(lambda: op.engine._departures._deleted)
+        assert claim(admin) == []
+        # the next one is the last
+        monkeypatch.setattr(departures, "_TOGETHER", 0)
+        await op.engine.departed(GROUP.key, Gone(other), for_good=True)
+        await first
+        assert claim(admin) == held
+
+
+async def test_what_a_deleted_pod_held_does_not_wait_for_ever_for_others_to_be_deleted(
+    server: Server, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departures, "_TOGETHER", LEASE)
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        held = take(admin, GONE)
+        await op.engine.departed(GROUP.key, Gone(GONE), for_good=True)
+        assert claim(admin) == held
+
+
 async def test_of_pods_that_are_gone_for_good_the_last_hundred_are_remembered(
     server: Server, admin: redis.Redis
 ) -> None:

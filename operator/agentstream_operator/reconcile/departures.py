@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from agentstream.errors import AgentStreamError
 from agentstream.pushes import Nudge
@@ -22,6 +24,18 @@ _LEASES = 3
 _LINGER = 16
 """After a wait of so many pulses, and twice as many in all, nothing of a deleted pod is expected any more."""
 
+_TOGETHER, _NO_LONGER = 0.25, 1.0
+"""What pods of a workload held that are deleted less than so many seconds apart is freed together, and no later
+after the first of them than that."""
+
+
+@dataclass
+class _Deleted:
+    """Pods of a workload that are deleted one right after the other, and whether there is another since."""
+
+    pods: set[Gone]
+    another: asyncio.Event = field(default_factory=asyncio.Event)
+
 
 class Departures:
     """Frees what consumers that are gone hold, and removes their names once they hold nothing.
@@ -34,11 +48,13 @@ class Departures:
         self._context = context
         self._holding: set[tuple[ResourceKey, Gone]] = set()
         self._lingering: dict[tuple[ResourceKey, Gone], tuple[float, float]] = {}
+        self._deleted: dict[ResourceKey, _Deleted] = {}
 
     async def left(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
         """A pod of a group's workload is gone, or processes of it have ended.
 
-        Without the server nothing happens: then the leases end by themselves.
+        Returns when what it held is free, or will be together with what an earlier one held. Without the
+        server nothing happens: then the leases end by themselves.
 
         Args:
             workload: the group.
@@ -46,23 +62,48 @@ class Departures:
             for_good: whether no pod will have the name again. Then it is freed some more times: the processes
                 of a pod that was deleted by force live on for a while, and go on reading and renewing.
         """
-        if for_good:
-            pulse = self._context.rhythm.pulse
-            self._lingering[workload, gone] = (asyncio.get_running_loop().time() + pulse, pulse)
-        await self._free(workload, gone, for_good=for_good)
+        if not for_good:
+            await self._free(workload, {gone}, for_good=False)
+            return
+        pulse, now = self._context.rhythm.pulse, asyncio.get_running_loop().time()
+        self._lingering[workload, gone] = (now + pulse, pulse)
+        deleted = self._deleted.get(workload)
+        if deleted is None:
+            deleted = self._deleted[workload] = _Deleted({gone})
+            await self._free_together(workload, deleted, now + _NO_LONGER)
+        else:
+            deleted.pods.add(gone)
+            deleted.another.set()
 
-    async def _free(self, workload: ResourceKey, gone: Gone, *, for_good: bool) -> None:
+    async def _free_together(self, workload: ResourceKey, deleted: _Deleted, deadline: float) -> None:
+        """Frees what pods held once no other is deleted: that would take it, and die with it."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(min(_TOGETHER, deadline - loop.time())):
+                    await deleted.another.wait()
+                deleted.another.clear()
+        del self._deleted[workload]
+        await self._free(workload, deleted.pods, for_good=True)
+
+    async def _free(self, workload: ResourceKey, pods: set[Gone], *, for_good: bool) -> None:
         try:
             consumed = tuple(self._consumed(workload))
             freed = await asyncio.gather(
-                *(self._context.broker.orphan(*group, gone, for_good=for_good) for group in consumed)
+                *(
+                    self._context.broker.orphan(*group, gone, for_good=for_good)
+                    for gone in pods
+                    for group in consumed
+                )
             )
             owner = self._context.store.groups.get(workload)
             if any(freed) and owner is not None:
                 await self._context.broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
-            await self._remove(workload, gone)
+            for gone in pods:
+                await self._remove(workload, gone)
         except AgentStreamError as error:
-            _log.info("what %s held waits for its leases to end: %s", gone.pod, error)
+            names = ", ".join(sorted(gone.pod for gone in pods))
+            _log.info("what %s held waits for its leases to end: %s", names, error)
 
     async def watch(self) -> None:
         """Removes, again and again, the names of consumers that are gone and hold nothing any more."""
@@ -90,7 +131,7 @@ class Departures:
         """
         for (workload, gone), (due, wait) in tuple(self._lingering.items()):
             if due <= now or (workload, gone) in self._holding:
-                await self._free(workload, gone, for_good=True)
+                await self._free(workload, {gone}, for_good=True)
             if due > now:
                 continue
             if wait < _LINGER * self._context.rhythm.pulse:
