@@ -2,7 +2,8 @@
 
 A message whose attempts end without a word may be one that takes its process down. After two of these it
 therefore runs alone: it starts when nothing else runs, or after waiting for that as long as a lease, and
-nothing else starts before it is settled.
+nothing else starts before it is settled. What waits behind it for more than a second gives way: other
+processes may have it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from agentstream.entries import Entry
 
 ALONE_AFTER = 2
+_BEHIND = 1.0
 
 
 class Buffer:
@@ -28,15 +30,28 @@ class Buffer:
         self._suspect: deque[Entry] = deque()
         self._suspect_since: float | None = None
         self._alone: Entry | None = None
+        self._blocked_since: float | None = None
 
     def __len__(self) -> int:
         """How many wait."""
         return len(self._ordinary) + len(self._suspect)
 
     @property
-    def patience_ends(self) -> float | None:
-        """When a suspect that waits for others to end starts anyway; None if none waits."""
-        return None if self._suspect_since is None else self._suspect_since + self.patience
+    def is_blocked(self) -> bool:
+        """Whether a suspect runs, or is the next to start."""
+        return self._alone is not None or bool(self._suspect)
+
+    @property
+    def changes_at(self) -> float | None:
+        """When a suspect starts although others run, or others give way to it, if nothing ends before."""
+        if self._blocked_since is None:
+            return None
+        times = []
+        if self._suspect_since is not None:
+            times.append(self._suspect_since + self.patience)
+        if len(self) > self._stays:
+            times.append(self._blocked_since + _BEHIND)
+        return min(times, default=None)
 
     def put(self, entry: Entry) -> None:
         """Adds a delivery."""
@@ -53,6 +68,8 @@ class Buffer:
             return None
         if not self._suspect:
             return self._ordinary.popleft() if self._ordinary else None
+        if self._blocked_since is None:
+            self._blocked_since = now
         if self._suspect_since is None:
             self._suspect_since = now
         if running and now < self._suspect_since + self.patience:
@@ -65,19 +82,40 @@ class Buffer:
         """Notes that deliveries that were taken are settled, or could not start."""
         if self._alone in entries:
             self._alone = None
+            self._look_whether_blocked()
 
     def discard(self, entry: Entry) -> None:
         """Removes a delivery that is not held any more."""
         for queue in (self._ordinary, self._suspect):
             if entry in queue:
                 queue.remove(entry)
-        if not self._suspect:
-            self._suspect_since = None
+        self._look_whether_blocked()
+
+    def give_way(self, now: float) -> list[Entry]:
+        """Removes and returns what has waited behind a suspect for so long that others should have it."""
+        if self._blocked_since is None or now < self._blocked_since + _BEHIND:
+            return []
+        first = [self._suspect.popleft() for _ in range(self._stays)]
+        behind = [*self._ordinary, *self._suspect]
+        self._ordinary.clear()
+        self._suspect = deque(first)
+        return behind
 
     def clear(self) -> list[Entry]:
         """Removes and returns everything that waits."""
         entries = [*self._ordinary, *self._suspect]
         self._ordinary.clear()
         self._suspect.clear()
-        self._suspect_since = None
+        self._look_whether_blocked()
         return entries
+
+    @property
+    def _stays(self) -> int:
+        """How many wait that never give way: the suspect that starts next, if none runs."""
+        return int(self._alone is None and bool(self._suspect))
+
+    def _look_whether_blocked(self) -> None:
+        if not self._suspect:
+            self._suspect_since = None
+        if not self.is_blocked:
+            self._blocked_since = None

@@ -240,6 +240,7 @@ class Consumption:
             counters=who.counters.group(policy.stream, policy.group),
             replies=who.replies,
             renewal=who.renewal,
+            nudge=self._nudge,
         )
         intake = Intake(
             reading=reading,
@@ -273,11 +274,15 @@ class Consumption:
             self._reads_nothing.set()
             await dispatch.hand_back()
             if handed_back:
-                with contextlib.suppress(AgentStreamError, TimeoutError):
-                    async with asyncio.timeout(_NUDGE_PATIENCE):
-                        await who.control.call("PUBLISH", who.nudges, Nudge.SWEEP)
+                await self._nudge()
             await dispatch.ended()
             who.renewal.remove(dispatch.leases)
+
+    async def _nudge(self) -> None:
+        """Tells the agent's consumers that there is something to claim."""
+        with contextlib.suppress(AgentStreamError, TimeoutError):
+            async with asyncio.timeout(_NUDGE_PATIENCE):
+                await self._consumer.control.call("PUBLISH", self._consumer.nudges, Nudge.SWEEP)
 
     def _nudged(self, word: bytes, intake: Intake) -> None:
         """What this process would find out by itself, only later."""

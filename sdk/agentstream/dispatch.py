@@ -23,6 +23,7 @@ from agentstream.deadline import Deadlines
 from agentstream.delivery import Delivery
 from agentstream.entries import Entry
 from agentstream.errors import AgentStreamError
+from agentstream.head_of_line import HeadOfLine
 from agentstream.intake import Slots
 from agentstream.lanes import Lanes
 from agentstream.lease import Leases, Renews, batches
@@ -57,6 +58,7 @@ class Dispatch:
         counters: where it is counted what happens to messages.
         replies: answers requests.
         renewal: renews what is held.
+        nudge: tells the group's consumers that there is something to claim.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Dispatch:
         counters: GroupCounters,
         replies: Replies,
         renewal: Renews,
+        nudge: Callable[[], Awaitable[None]],
     ) -> None:
         self._agent = agent
         self._policy = policy
@@ -93,7 +96,8 @@ class Dispatch:
         self.turns: Turns = Turns(control_call, self.calls, self._lanes, self._go_on)
         self.slots: Slots = Slots(
             concurrency,
-            held=lambda: len(self.leases) - len(self._lanes),
+            # what came now would wait behind the one that runs alone
+            held=lambda: concurrency if self._buffer.is_blocked else len(self.leases) - len(self._lanes),
             waiting=lambda: len(self._buffer),
             blocked=lambda: len(self._lanes),
         )
@@ -107,7 +111,7 @@ class Dispatch:
         self._to_start: list[Entry] = []
         self._starting = 0
         self._starts: set[asyncio.Task[None]] = set()
-        self._suspect_timer: asyncio.TimerHandle | None = None
+        self._line = HeadOfLine(self._buffer, self.settler.release, nudge, self._look_again)
         self._closed = False
         self._idle = asyncio.Event()
         self._trouble = Trouble(f"start deliveries of {policy.key}")
@@ -160,7 +164,7 @@ class Dispatch:
             now = time.monotonic()
             entry = self._buffer.take(len(self._running), now)
             if entry is None:
-                self._watch_suspects()
+                self._line.watch()
                 return None
             if entry.lease_until < now:
                 self._forget(entry)
@@ -196,6 +200,7 @@ class Dispatch:
 
     async def hand_back(self) -> None:
         """Releases everything that no handler has."""
+        await self._line.close()
         while self._to_start or self._starts:
             await asyncio.gather(*self._starts)
             await asyncio.sleep(0)
@@ -215,8 +220,6 @@ class Dispatch:
             await self._idle.wait()
         await self.settler.drain()
         self._deadlines.cancel()
-        if self._suspect_timer is not None:
-            self._suspect_timer.cancel()
 
     def _go_on(self, entries: Sequence[Entry]) -> None:
         """Takes entries with ordering keys whose turn has come."""
@@ -311,6 +314,7 @@ class Dispatch:
     def _look_again(self) -> None:
         """What may have been in the way is not any more."""
         self.slots.changed()
+        self._line.watch()
         if self._waiters:
             self._wake(len(self._buffer) + len(self._ready))
 
@@ -321,15 +325,6 @@ class Dispatch:
             if not waiter.done():
                 waiter.set_result(None)
                 count -= 1
-
-    def _watch_suspects(self) -> None:
-        """Looks again when a suspect has waited long enough for others to end."""
-        if self._suspect_timer is not None:
-            self._suspect_timer.cancel()
-            self._suspect_timer = None
-        if self._buffer.patience_ends is not None and not self._closed:
-            loop = asyncio.get_running_loop()
-            self._suspect_timer = loop.call_at(self._buffer.patience_ends, self._look_again)
 
     def _start_soon(self, entry: Entry) -> None:
         """Its attempt is counted together with those of others that start in this tick."""

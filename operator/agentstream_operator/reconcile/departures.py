@@ -25,8 +25,8 @@ _LINGER = 16
 """After a wait of so many pulses, and twice as many in all, nothing of a deleted pod is expected any more."""
 
 _TOGETHER, _NO_LONGER = 0.25, 1.0
-"""What pods of a workload held that are deleted less than so many seconds apart is freed together, and no later
-after the first of them than that."""
+"""What pods of a workload held that are deleted less than so many seconds apart is freed together, at the
+latest so long after the first of them."""
 
 
 @dataclass
