@@ -41,13 +41,15 @@ class Buffer:
         """Whether a suspect runs, or is the next to start."""
         return self._alone is not None or bool(self._suspect)
 
-    @property
-    def changes_at(self) -> float | None:
-        """When a suspect starts although others run, or others give way to it, if nothing ends before."""
+    def changes_at(self, now: float) -> float | None:
+        """When a suspect may start although others run, or others give way to it; None if not by itself.
+
+        A suspect that may start already starts when somebody takes it.
+        """
         if self._blocked_since is None:
             return None
         times = []
-        if self._suspect_since is not None:
+        if self._suspect_since is not None and now < self._suspect_since + self.patience:
             times.append(self._suspect_since + self.patience)
         if len(self) > self._stays:
             times.append(self._blocked_since + _BEHIND)

@@ -96,10 +96,10 @@ class Dispatch:
         self.turns: Turns = Turns(control_call, self.calls, self._lanes, self._go_on)
         self.slots: Slots = Slots(
             concurrency,
-            # what came now would wait behind the one that runs alone
-            held=lambda: concurrency if self._buffer.is_blocked else len(self.leases) - len(self._lanes),
+            held=lambda: len(self.leases) - len(self._lanes),
             waiting=lambda: len(self._buffer),
             blocked=lambda: len(self._lanes),
+            closed=lambda: self._buffer.is_blocked,
         )
         # begun, but not handed out
         self._ready: deque[Entry] = deque()
@@ -195,12 +195,12 @@ class Dispatch:
     def close(self) -> None:
         """No delivery starts from here on."""
         self._closed = True
+        self._line.stop()
         self.settler.hurry()
         self._wake(len(self._waiters))
 
     async def hand_back(self) -> None:
         """Releases everything that no handler has."""
-        await self._line.close()
         while self._to_start or self._starts:
             await asyncio.gather(*self._starts)
             await asyncio.sleep(0)
@@ -219,6 +219,7 @@ class Dispatch:
             self._idle.clear()
             await self._idle.wait()
         await self.settler.drain()
+        await self._line.ended()
         self._deadlines.cancel()
 
     def _go_on(self, entries: Sequence[Entry]) -> None:

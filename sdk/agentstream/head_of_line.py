@@ -33,21 +33,24 @@ class HeadOfLine:
         self._look_again = look_again
         self._timer: asyncio.TimerHandle | None = None
         self._releases: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._stopped = False
 
     def watch(self) -> None:
         """Something started, ended or came."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        when = self._buffer.changes_at
-        if when is not None and not self._closed:
+        when = None if self._stopped else self._buffer.changes_at(time.monotonic())
+        if when is not None:
             self._timer = asyncio.get_running_loop().call_at(when, self._waited)
 
-    async def close(self) -> None:
-        """Looks no more. Returns when what was to be handed back is."""
-        self._closed = True
+    def stop(self) -> None:
+        """Looks no more: whatever waits is about to be handed back."""
+        self._stopped = True
         self.watch()
+
+    async def ended(self) -> None:
+        """Waits until what was to be handed back is, and others know."""
         await asyncio.gather(*self._releases)
 
     def _waited(self) -> None:
@@ -59,5 +62,6 @@ class HeadOfLine:
         self._look_again()
 
     async def _hand_back(self, entries: list[Entry]) -> None:
-        await self._release(*entries)
+        # a server that is away gives them to nobody; given up, each would have lost an attempt
+        await self._release(*entries, patience=None)
         await self._nudge()

@@ -54,6 +54,8 @@ class Slots:
         held: how many it holds, but for those that wait for their turn: what these wait for must find room.
         waiting: how many of these wait for a handler and would have one if there were one.
         blocked: how many wait for their turn.
+        closed: whether what came now would wait behind one that runs alone, so that none but what this
+            process owns already is to come.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Slots:
         held: Callable[[], int],
         waiting: Callable[[], int],
         blocked: Callable[[], int],
+        closed: Callable[[], bool],
     ) -> None:
         self._total = total
         self._held = held
         self._waiting = waiting
         self._blocked = blocked
+        self._closed = closed
         self._changed = asyncio.Event()
 
     def changed(self) -> None:
@@ -75,7 +79,11 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """How many are free."""
+        """How many are free for what others could have, too."""
+        return 0 if self._closed() else self._unheld
+
+    @property
+    def _unheld(self) -> int:
         return max(self._total - self._held(), 0)
 
     @property
@@ -84,11 +92,11 @@ class Slots:
         return self._blocked() >= max(_AHEAD, _AHEAD_PER_SLOT * self._total)
 
     async def any(self) -> int:
-        """Waits until one is free. Returns how many are."""
-        while not self.free:
+        """Waits until one is free for what this process owns. Returns how many are."""
+        while not self._unheld:
             self._changed.clear()
             await self._changed.wait()
-        return self.free
+        return self._unheld
 
     async def room(self) -> int:
         """Waits until fetching is worthwhile: half is free, or nothing waits. Returns how many are free."""

@@ -102,15 +102,19 @@ class Settler:
         command = self._calls.dead_letter(entry, entry.attempts, reason, error)
         self._alone(entry, self._give_up(entry, policy, command, reason, error))
 
-    def release(self, *entries: Entry) -> asyncio.Future[None]:
+    def release(self, *entries: Entry, patience: float | None = _RELEASE_PATIENCE) -> asyncio.Future[None]:
         """Hands entries back: any consumer may have them at once, and no attempt is counted.
 
         What a handler has begun goes to the end of the group's retry stream; the rest stays where it is, and
         may be claimed.
+
+        Args:
+            entries: what is handed back.
+            patience: seconds after which it is given up; None for as long as the others are settled.
         """
         for entry in entries:
             entry.busy = True
-        return self._own(self._release(list(entries)))
+        return self._own(self._release(list(entries), patience))
 
     def forgo(self, entry: Entry) -> None:
         """Notes that a handler is done with an entry that is not held any more."""
@@ -177,10 +181,10 @@ class Settler:
         self._count(outcome, [entry], reason)
         self._done([entry])
 
-    async def _release(self, entries: list[Entry]) -> None:
+    async def _release(self, entries: list[Entry], patience: float | None) -> None:
         for state in State:
             for source, batch in batches([entry for entry in entries if entry.state is state]):
-                deadline = time.monotonic() + _RELEASE_PATIENCE
+                deadline = None if patience is None else time.monotonic() + patience
                 codes, repeated = await self._repeated(
                     self._calls.release(source, state, batch), batch, deadline=deadline
                 )

@@ -46,14 +46,16 @@ local function take(keys, args)
   return {next_start, owned(key, group, stats, from_retry, ids)}
 end
 
--- Claims each entry again that this consumer holds at the counter that goes with it, from `args[first]` on; `how` gives
--- XCLAIM's options for a counter. Returns a code for each.
-local function claim_again(keys, args, first, how)
+-- Claims each entry again that this consumer holds at the counter that goes with it, from `args[first]` on, unless that is
+-- not wanted for a pending entry; `how` gives XCLAIM's options for a counter. Returns a code for each.
+local function claim_again(keys, args, first, how, unless)
   local key, group, consumer, stats, from_retry, replies = keys[1], args[1], args[2], args[3], args[4] == '1', {}
   for i = first, #args, 2 do
     local counter = tonumber(args[i + 1])
-    local code = held(key, group, consumer, args[i], counter)
-    if code == DONE then code = hold_on(key, group, consumer, stats, from_retry, args[i], how(counter)) end
+    local code, pending = held(key, group, consumer, args[i], counter)
+    if code == DONE and not (unless and unless(pending)) then
+      code = hold_on(key, group, consumer, stats, from_retry, args[i], how(counter))
+    end
     replies[#replies + 1] = code
   end
   return replies
@@ -70,10 +72,12 @@ local function begin(keys, args)
   return replies
 end
 
--- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ... Renews the lease.
--- Returns a code for each.
+local function is_anybodys(pending) return pending[3] >= CLAIMABLE end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ... Renews the lease, but not of what
+-- is anybody's: it was handed back while this call was under way, or freed. Returns a code for each.
 local function renew(keys, args)
-  return claim_again(keys, args, 5, function() end)
+  return claim_again(keys, args, 5, function() end, is_anybodys)
 end
 
 -- Puts what a handler had begun onto the group's retry stream, for whoever reads it first. The attempt is taken back, the
@@ -95,6 +99,7 @@ end
 local function release(keys, args)
   local state, replies = args[7], {}
   if state ~= 'begun' then
+    look_from_the_start(args[3])
     return claim_again(keys, args, 8, function(counter)
       return 'IDLE', CLAIMABLE, 'RETRYCOUNT', state == 'delivered' and math.max(counter - 1, 0) or counter
     end)

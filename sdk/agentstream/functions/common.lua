@@ -10,7 +10,7 @@
 -- The files of this directory are one text for the server, in the order that library.py gives. Each registers its own
 -- functions: registration sees no globals but `redis`. All but those that add messages must work on a server that is
 -- out of memory (`allow-oom`), so that consumers can drain it.
-local REVISION = 4
+local REVISION = 5
 
 -- What became of an entry that somebody wanted to settle or renew.
 local DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2

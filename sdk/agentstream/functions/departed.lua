@@ -41,6 +41,7 @@ local function orphan(keys, args)
       end
     end
   end
+  if n > 0 then look_from_the_start(base .. ':stats:' .. group) end
   return n
 end
 

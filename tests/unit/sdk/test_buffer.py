@@ -53,10 +53,12 @@ def test_a_suspect_waits_for_others_to_end_but_not_for_ever() -> None:
     suspect = waiting(1, counter=3)
     made = buffer(suspect)
     assert made.take(1, 5) is None
-    assert made.changes_at == 15
+    assert made.changes_at(5) == 15
     assert made.take(1, 14.9) is None
+    # nothing to wait for: whoever asks next has it
+    assert made.changes_at(15) is None
     assert made.take(1, 15) is suspect
-    assert made.changes_at is None
+    assert made.changes_at(15) is None
 
 
 def test_what_waits_behind_a_suspect_that_runs_gives_way_after_a_second() -> None:
@@ -64,11 +66,11 @@ def test_what_waits_behind_a_suspect_that_runs_gives_way_after_a_second() -> Non
     made = buffer(ordinary, first, second)
     assert not made.give_way(0)
     assert made.take(0, 5) is first
-    assert made.changes_at == 6
+    assert made.changes_at(5) == 6
     assert made.give_way(5.9) == []
     assert made.give_way(6) == [ordinary, second]
     assert len(made) == 0
-    assert made.changes_at is None
+    assert made.changes_at(6) is None
     assert made.is_blocked
 
 
@@ -76,9 +78,9 @@ def test_what_comes_while_a_suspect_runs_gives_way_at_once_after_the_second() ->
     suspect, ordinary = waiting(1, counter=3), waiting(2)
     made = buffer(suspect)
     made.take(0, 5)
-    assert made.changes_at is None
+    assert made.changes_at(5) is None
     made.put(ordinary)
-    assert made.changes_at == 6
+    assert made.changes_at(5) == 6
     assert made.give_way(8) == [ordinary]
 
 
@@ -86,9 +88,9 @@ def test_a_suspect_that_waits_for_others_to_end_does_not_give_way_itself() -> No
     first, second, ordinary = waiting(1, counter=3), waiting(2, counter=3), waiting(3)
     made = buffer(first, second, ordinary)
     assert made.take(1, 5) is None
-    assert made.changes_at == 6
+    assert made.changes_at(5) == 6
     assert made.give_way(6) == [ordinary, second]
-    assert made.changes_at == 15
+    assert made.changes_at(6) == 15
     assert made.take(1, 15) is first
 
 
@@ -99,7 +101,7 @@ def test_nothing_gives_way_once_the_suspects_are_through() -> None:
     made.ended([first])
     # the second is in the way of the third for as long as the first was, too
     assert made.take(0, 5.8) is second
-    assert made.changes_at == 6
+    assert made.changes_at(5.8) == 6
     made.ended([second])
     assert not made.is_blocked
     assert made.give_way(9) == []
@@ -112,7 +114,7 @@ def test_what_is_not_held_any_more_does_not_start() -> None:
     made.take(1, 0)
     made.discard(suspect)
     made.discard(suspect)
-    assert made.changes_at is None
+    assert made.changes_at(1) is None
     assert made.take(1, 0) is ordinary
 
 

@@ -1,0 +1,65 @@
+"""For how long settling is tried again."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from agentstream.calls import GroupCalls
+from agentstream.counters import Counters
+from agentstream.entries import Entry, Source
+from agentstream.errors import ConnectionLost
+from agentstream.lease import Leases
+from agentstream.library import DONE
+from agentstream.replies import Replies
+from agentstream.routes import Consumes
+from agentstream.settle import Settler
+
+MAIN = Source("{t}", retry=False)
+
+
+class Asleep:
+    """Renews nothing."""
+
+    def wake(self) -> None: ...
+
+    def something_is_held(self, leases: Leases) -> None: ...
+
+
+class Away:
+    """A server that is away for some calls.
+
+    Args:
+        calls: how many.
+    """
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    async def call(self, *command: Any) -> list[int]:
+        if self.left:
+            self.left -= 1
+            raise ConnectionLost("away")
+        return [DONE]
+
+
+@pytest.mark.parametrize(("patience", "is_handed_back"), [(None, True), (0.0, False)])
+async def test_what_gives_way_is_handed_back_whenever_the_server_is_there_again(
+    patience: float | None, is_handed_back: bool
+) -> None:
+    calls = GroupCalls(Consumes("tasks", "{t}", group="coder"), "pod.1")
+    settled: list[Entry] = []
+    settler = Settler(
+        Away(2).call,
+        calls,
+        Leases(calls, 0.0, Asleep(), settled.extend),
+        settled.extend,
+        lambda _: None,
+        counters=Counters().group("tasks", "coder"),
+        replies=cast("Replies", None),
+    )
+    entry = Entry(MAIN, "1-0", 1, [], started=True)
+    await settler.release(entry, patience=patience)
+    assert settled == [entry]
+    assert entry.outcome is is_handed_back
