@@ -66,7 +66,7 @@ local function hold_on(key, group, consumer, stats, from_retry, id, ...)
 end
 
 -- The next claim begins with the oldest pending entry: what has just become anybody's lies behind where the last one stopped.
-local function look_from_the_start(stats) redis.call('HDEL', stats, 'sweep:main', 'sweep:retry') end
+local function look_from_the_start(stats) redis.call('HSET', stats, 'sweep:main', '0-0', 'sweep:retry', '0-0') end
 
 -- Whether `prefix` is `<pod>.` and the consumer a process of this pod; a pod's name may have dots of its own.
 local function is_of_pod(name, prefix)
