@@ -63,6 +63,9 @@ class Endpoint(msgspec.Struct, frozen=True):
         """The URL without credentials, fit for a log."""
         who, _, where = self.url.rpartition("@")
         scheme, where = who.partition("://")[0], where.partition("?")[0]
+        if "?" in who or "#" in who:
+            # the last @ may be one in an option, and what follows it a part of a password
+            where = "…"
         # what begins otherwise may begin with a part of the credentials
         return f"{scheme}://{where}" if scheme in (*_TCP, _UNIX) else where
 

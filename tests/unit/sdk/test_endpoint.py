@@ -56,6 +56,8 @@ def test_an_address_says_where_and_who(url: str, target: Target) -> None:
         ("s3cret://user@host", "write redis://host:port"),
         ("redis://host#fragment", "`#` must be percent-encoded"),
         ("redis://host?timeout=3", "the only option is db="),
+        ("redis://host?password=a@s3cret", "the only option is db="),
+        ("redis://host#a@s3cret", "`#` must be percent-encoded"),
         ("redis://host/first", "the database must be a number"),
         ("redis://host?db=²", "the database must be a number"),
         ("redis://a..b", "its host is no name"),
