@@ -39,8 +39,14 @@ def take(admin: redis.Redis, consumer: str, count: int) -> list[str]:
     return [entry for entry, _ in entries]
 
 
+async def awake(op: Operator, group: ConsumerGroup) -> None:
+    """Waits until the operator has nothing more to say about the number of pods."""
+    await until(lambda: group.key in op.cluster.workloads and op.cluster.workloads[group.key].replicas > 0)
+
+
 async def scaled(op: Operator, replicas: int, group: ConsumerGroup = GROUP) -> None:
-    """Scales as an autoscaler does, and waits until that is known."""
+    """Scales as an autoscaler does after the operator has woken the group up; waits until that is known."""
+    await awake(op, group)
     op.cluster.workloads[group.key] = WorkloadSeen(replicas, replicas)
     await until(lambda: op.cluster.statuses[group.key].desired_replicas == replicas)
 
@@ -64,7 +70,6 @@ async def test_it_is_kept_up_to_date_while_the_autoscaler_may_have_fewer(
         await until(lambda: op.cluster.autoscalers)
         take(admin, "pod-a.1", 1)
         held = take(admin, "pod-b.1", 4)
-        await until(lambda: op.cluster.workloads[GROUP.key].replicas > 0)
         await scaled(op, 5)
         await until(lambda: said(op) == {"pod-a": 1, "pod-b": 4})
         admin.xack(KEY, "coder", *held)
@@ -75,7 +80,6 @@ async def test_nothing_is_asked_while_nothing_changes(server: Server, admin: red
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         take(admin, "pod-a.1", 1)
-        await until(lambda: GROUP.key in op.cluster.workloads)
         await scaled(op, 3)
         await until(lambda: said(op) == {"pod-a": 1})
         await rounds(op)
@@ -94,9 +98,7 @@ async def test_nothing_is_said_where_the_autoscaler_lowers_nothing(
 ) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, group)
-        await until(lambda: group.key in op.cluster.workloads)
         take(admin, "pod-a.1", 4)
-        await until(lambda: op.cluster.workloads[group.key].replicas > 0)
         await scaled(op, replicas, group)
         await rounds(op)
         assert "rank_pods" not in op.cluster.writes
@@ -115,7 +117,6 @@ async def test_an_api_server_that_is_away_is_told_later(server: Server, admin: r
     async with operator(server.url, cluster=Away()) as op:
         await op.put(STREAM, GROUP)
         take(admin, "pod-a.1", 1)
-        await until(lambda: GROUP.key in op.cluster.workloads)
         await scaled(op, 3)
         await until(lambda: said(op) == {"pod-a": 1})
 
@@ -126,7 +127,6 @@ async def test_a_group_that_left_the_mode_or_is_gone_is_not_ranked(
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         take(admin, "pod-a.1", 1)
-        await until(lambda: GROUP.key in op.cluster.workloads)
         await scaled(op, 3)
         await until(lambda: said(op) == {"pod-a": 1})
         op.declare(of("Direct", generation=2))
@@ -165,6 +165,8 @@ async def test_a_group_that_goes_during_a_round_is_left_out(server: Server, admi
         await op.put(STREAM, *groups)
         await until(lambda: len(op.cluster.autoscalers) == 2)
         take(admin, "pod-a.1", 1)
+        for group in groups:
+            await awake(op, group)
         for group in groups:
             op.cluster.workloads[group.key] = WorkloadSeen(3, 3)
         await until(lambda: op.cluster.ranked)

@@ -17,6 +17,7 @@ from agentstream import AgentStreamError, SettingsError
 from agentstream.keys import StreamKeys
 from agentstream.routes import Consumes
 from agentstream.sync import Agent, Deliveries
+from agentstream.sync.loop import LoopThread
 from agentstream.wire import Wire
 from support.servers import Server, free_port
 from support.topology import NAMESPACE, Topology
@@ -370,6 +371,31 @@ async def test_nobody_waits_for_a_loop_that_was_broken(coder: Agent) -> None:
 
     await asyncio.to_thread(work)
     assert told.is_set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_that_breaks_leaves_no_task_behind() -> None:
+    async def breaks() -> None:
+        raise SystemExit
+
+    def wait(loop: LoopThread) -> None:
+        with pytest.raises(AgentStreamError, match="has ended"):
+            loop.run(asyncio.Event().wait)
+
+    # once in forty times, something was submitted at the very moment
+    for _ in range(200):
+        loop = LoopThread("breaks")
+        loop.start()
+        waiting = [threading.Thread(target=wait, args=(loop,)) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        with pytest.raises((SystemExit, AgentStreamError)):
+            loop.run(breaks)
+        for thread in waiting:
+            thread.join(10)
+        loop.end()
+        assert loop._loop is not None
+        assert not asyncio.all_tasks(loop._loop)
 
 
 async def test_an_agent_that_is_never_left_ends_with_its_program(

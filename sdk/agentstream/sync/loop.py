@@ -138,10 +138,14 @@ class LoopThread:
             with asyncio.Runner() as runner:
                 self._loop = runner.get_loop()
                 ready.set()
-                runner.run(self._until_ended())
+                try:
+                    runner.run(self._until_ended())
+                finally:
+                    with self._lock:
+                        self._ended = True
+                    # has what was submitted before begin, so that it is cancelled with all else
+                    runner.run(asyncio.sleep(0))
         finally:
-            with self._lock:
-                self._ended = True
             # there are some only where a loop was broken by what no task may raise, such as SystemExit
             for future in tuple(self._waiting):
                 future.cancel()
