@@ -160,6 +160,19 @@ async def test_a_lost_secret_gets_a_new_password(server: Server, admin: redis.Re
             assert login.ping()
 
 
+async def test_a_secret_that_nobody_needs_goes_although_the_server_has_forgotten_its_user(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        await until(lambda: ("team", "planner") in op.cluster.secrets)
+    admin.acl_deluser("agentstream.team.planner")
+    admin.delete(ROUTES)
+    # nobody was there when the stream changed
+    async with operator(server.url, a_stream(producers=["other"]), GROUP, cluster=op.cluster) as op:
+        await until(lambda: set(op.cluster.secrets) == {("team", "coder"), ("team", "other")})
+
+
 async def test_a_restart_without_users_and_data_is_healed(private_server: Server) -> None:
     async with operator(private_server.url) as op:
         await op.put(STREAM, GROUP)

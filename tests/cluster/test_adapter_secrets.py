@@ -71,6 +71,16 @@ async def test_a_restarted_operator_knows_a_secret_by_the_list(adapter: Adapter)
     async with adapter_of(adapter.team) as other:
         await other.listed()
         assert await other.cluster.credentials(adapter.team.namespace, "coder") == wanted
+        assert await other.cluster.users() == {wanted.username}
+
+
+async def test_a_secret_with_another_user_is_nobodys(adapter: Adapter) -> None:
+    edited = {"data": {"username": base64.b64encode(b"agentstream").decode()}}
+    await apply(adapter, adapter.owner())
+    adapter.team.change("Secret", NAME, edited)
+    async with adapter_of(adapter.team) as other:
+        await other.listed()
+        assert await other.cluster.users() == set()
 
 
 async def test_a_secret_gets_its_owners_and_keeps_what_others_put_into_it(adapter: Adapter) -> None:

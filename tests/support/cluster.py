@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from agentstream_operator.cluster.port import (
@@ -65,6 +65,9 @@ class MemoryCluster:
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         return self.secrets.get((namespace, agent))
+
+    async def users(self) -> Collection[str]:
+        return {credentials.username for credentials in self.secrets.values()}
 
     async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
         self._count("apply_credentials")

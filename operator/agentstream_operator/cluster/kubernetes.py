@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from agentstream.keys import user_name
 from agentstream.signing import entry_name
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.children import Children
@@ -90,6 +91,16 @@ class KubernetesCluster:
         if seen is None or seen.credentials is None or seen.address == self._address:
             return seen.credentials if seen is not None else None
         return replace(seen.credentials, owners=frozenset())
+
+    async def users(self) -> Collection[str]:
+        """Names of the installation's users for whom there is a Secret."""
+        found = [seen.credentials for seen in self._children.secrets.values() if seen.credentials is not None]
+        # one that says another name is another installation's, or was edited
+        return {
+            each.username
+            for each in found
+            if each.username == user_name(self._installation, each.namespace, each.agent)
+        }
 
     async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
         """Makes the agent's Secret, or changes one of ours; nothing else of a change of others is lost."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -153,6 +153,10 @@ class Cluster(Protocol):
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         """The agent's Secret, if there is one."""
+        ...
+
+    async def users(self) -> Collection[str]:
+        """Names of the installation's users for whom there is a Secret."""
         ...
 
     async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from agentstream.keys import user_name
 from agentstream.signing import entry_name
 from agentstream_operator.cluster.port import Credentials
 from agentstream_operator.local.files import make_private, write_private
@@ -38,6 +39,11 @@ class Bindings:
     def directory(self, namespace: str, agent: str) -> Path:
         """The agent's binding, whether it is there or not."""
         return self._root / f"{namespace}.{agent}"
+
+    def users(self) -> set[str]:
+        """Names of the users for whom there is a binding."""
+        places = (directory.name.split(".", 1) for directory in self._root.iterdir())
+        return {user_name(self._installation, *place) for place in places}
 
     def read(self, namespace: str, agent: str) -> Credentials | None:
         """The agent's credentials, if there are any."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -90,6 +90,10 @@ class LocalCluster:
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         """The agent's binding, if there is one."""
         return self._bindings.read(namespace, agent)
+
+    async def users(self) -> Collection[str]:
+        """Names of the users for whom there is a binding."""
+        return self._bindings.users()
 
     async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
         """Writes the agent's binding."""

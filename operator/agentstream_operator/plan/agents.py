@@ -193,10 +193,10 @@ def strays(
     watched: Collection[str] | None,
     unreadable: Collection[str],
 ) -> list[AgentName]:
-    """The agents of an installation that have a user, but that no resource names.
+    """The agents of an installation that have a user or a Secret, but that no resource names.
 
     Args:
-        users: names of the users of the installation.
+        users: names of users of the installation.
         installation: the installation.
         named: the agents that resources name; all of them have been listed.
         watched: the namespaces that were listed; None for all.

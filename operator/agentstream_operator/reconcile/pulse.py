@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
@@ -168,7 +168,7 @@ class Pulse:
         context = self._context
         anew = not context.access.listed.is_set()
         await context.access.refresh({name.namespace for name in context.store.agents})
-        found = self._astray()
+        found = self._astray(await context.cluster.users())
         if anew:
             context.queue_all(map(agent_key, context.memory.agents), Priority.RESYNC)
         context.queue_all(map(agent_key, found), Priority.EVENT)
@@ -187,14 +187,19 @@ class Pulse:
         """Users and routes may have changed: lists them now."""
         self._relist.set()
 
-    def _astray(self) -> set[AgentName]:
-        """The agents whose user or route is not what was written, or that should have none."""
+    def _astray(self, users: Collection[str]) -> set[AgentName]:
+        """The agents whose user or route is not what was written, or that should have none.
+
+        Args:
+            users: names of the users for whom there is a Secret: a server may have forgotten them.
+        """
         context = self._context
         access, named = context.access, context.store.agents
         found = {name for name, memory in context.memory.agents.items() if not self._in_place(name, memory)}
         if context.complete:
             unreadable = context.store.unreadable_namespaces
-            found.update(strays(access.users, context.installation, named, context.namespaces, unreadable))
+            known = {*access.users, *users}
+            found.update(strays(known, context.installation, named, context.namespaces, unreadable))
             found.update(name for name in access.routed if name not in named)
         return found
 

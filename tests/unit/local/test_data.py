@@ -144,6 +144,7 @@ def test_a_binding_is_read_back(tmp_path: Path) -> None:
     assert bindings.read("team-a", "coder") is None
     bindings.write(CREDENTIALS)
     assert bindings.read("team-a", "coder") == CREDENTIALS
+    assert bindings.users() == {CREDENTIALS.username}
 
 
 def test_a_binding_is_removed(tmp_path: Path) -> None:
