@@ -38,8 +38,11 @@ $(HELMS): e2e/airgap/helm-install | .venv/dev
 
 helm: $(HELMS) ## Fetch helm 4 and helm 3 into .venv/helm.
 
+# twice the processors: most of what tests do is to wait for servers
+WORKERS = $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
+
 test: .venv/dev $(HELMS) ## Run all tests on real servers, in parallel.
-	$(RUN) pytest -n auto -q $(MEASURE)
+	$(RUN) pytest -n $(WORKERS) --maxprocesses 8 -q $(MEASURE)
 
 coverage: MEASURE := --cov --cov-report=term
 coverage: test ## The same, and measure branch coverage, which has a floor.
