@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
@@ -13,11 +12,11 @@ from agentstream.library import DONE
 from agentstream.routes import Consumes
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.observed import Gone
-from support.topology import Topology
+from support.topology import HANDED_BACK, Topology
 
 Give = Callable[[list[Entry]], Awaitable[None]]
 
-LEASE, INTERVAL, DAY = 60_000, 2_000, 86_400_000
+LEASE, INTERVAL = 60_000, 2_000
 GONE = "pod-a"
 
 
@@ -30,30 +29,22 @@ class Held:
     """
 
     def __init__(self, topology: Topology, group: Consumes) -> None:
+        self.topology = topology
         self.call = topology.wire.call
         self.group = group
         self.calls = GroupCalls(group, f"{GONE}.1")
 
     async def leave_behind(self, count: int) -> list[str]:
         """Adds messages that a process took, and anybody may claim. Returns their ids."""
-        for n in range(count):
-            await self.call("XADD", self.group.key, "*", "m", str(n))
-        reply = await self.call("XREADGROUP", "GROUP", "coder", "dead.1", "STREAMS", self.group.key, ">")
-        ids = [entry.decode() for entry, _ in reply[0][1]]
-        for entry in ids:
-            await self.call("XCLAIM", self.group.key, "coder", "dead.1", 0, entry, "IDLE", DAY, "JUSTID")
-        return ids
+        for _ in range(count):
+            await self.topology.add_raw(self.group.key, b"{}")
+        return await self.topology.left_behind(self.group)
 
     async def claim(self, count: int, consumer: str = f"{GONE}.1") -> list[Entry]:
         """What a consumer gets of them, up to so many."""
         calls = GroupCalls(self.group, consumer)
         _, found, *_ = await self.call(*calls.sweep(LEASE, INTERVAL, count, None, now=True))
         return list(claimed_entries(found, calls.main))
-
-    async def idle(self, entry: Entry) -> int:
-        """For how many ms nobody renewed an entry."""
-        reply: Any = await self.call("XPENDING", self.group.key, "coder", entry.id, entry.id, 1)
-        return int(reply[0][2])
 
 
 @pytest.fixture
@@ -80,7 +71,8 @@ async def test_a_renewal_that_comes_later_leaves_it_anybodys(held: Held, give: G
     entries = await held.claim(1)
     await give(entries)
     assert await held.call(*held.calls.renew(held.calls.main, entries)) == [DONE]
-    assert await held.idle(entries[0]) >= DAY
+    ((_, _, idle, _),) = await held.topology.pending(held.group)
+    assert idle >= HANDED_BACK
 
 
 async def test_whoever_claims_next_begins_with_it(held: Held, give: Give) -> None:

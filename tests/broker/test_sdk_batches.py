@@ -198,15 +198,11 @@ async def test_a_batch_may_be_refused_or_put_off_as_a_whole(topology: Topology, 
 
 
 async def test_a_message_that_runs_alone_does_not_wait_for_others(
-    topology: Topology, group: Consumes, wire: Wire
+    topology: Topology, group: Consumes
 ) -> None:
     await send(topology, 1, 2)
-    who = ("coder", "gone.1")
-    await wire.call("XREADGROUP", "GROUP", *who, "STREAMS", group.key, ">")
     # two attempts ended without a word
-    crashed = [entry for entry, *_ in await topology.pending(group)]
-    handed_back = ("IDLE", 86_400_000, "RETRYCOUNT", 2, "JUSTID")
-    await wire.call("XCLAIM", group.key, *who, 0, *crashed, *handed_back)
+    await topology.left_behind(group, 2, 2)
     coder, given = topology.agent("coder"), []
 
     @coder.on("event", batch=2, within=LONG)

@@ -203,12 +203,7 @@ async def test_what_arrives_while_the_reader_is_closed_counts_as_no_attempt(
 async def test_what_is_claimed_at_the_very_end_keeps_the_attempts_that_others_began(
     topology: Topology, group: Consumes, proxy: Faults
 ) -> None:
-    await topology.wire.call("XREADGROUP", "GROUP", "coder", "dead.1", "STREAMS", group.key, ">")
-    for entry, *_ in await topology.pending(group):
-        # idle for a day
-        await topology.wire.call(
-            "XCLAIM", group.key, "coder", "dead.1", 0, entry, "IDLE", 86_400_000, "JUSTID"
-        )
+    await topology.left_behind(group)
     async with topology.agent("coder", url=proxy.url) as coder, coder.stream_consume("tasks") as deliveries:
         with proxy.delay(0.3):
             waiting = asyncio.create_task(anext(deliveries))

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import pytest
 
 from agentstream.routes import Consumes
-from support.topology import Topology, following, numbers
+from support.topology import HANDED_BACK, Topology, following, numbers
 from support.waiting import until
 
-_DAY = 86_400_000
 
-
-async def left_behind(topology: Topology, group: Consumes, *suspects: int, count: int) -> None:
-    """Sends `count` messages; a process that is gone had begun them, some of them for the second time."""
+async def send(topology: Topology, numbers: Iterable[int]) -> None:
+    """Sends a message with each of these numbers."""
     async with topology.agent("planner") as planner:
-        for n in range(count):
+        for n in numbers:
             await planner.send_message(to="coder", type="event", payload={"n": n})
-    reply = await topology.wire.call("XREADGROUP", "GROUP", "coder", "dead.1", "STREAMS", group.key, ">")
-    for n, (entry, _) in enumerate(reply[0][1]):
-        attempts = 2 if n in suspects else 1
-        await topology.wire.call(
-            *(
-                "XCLAIM",
-                group.key,
-                "coder",
-                "dead.1",
-                0,
-                entry,
-                "IDLE",
-                _DAY,
-                "RETRYCOUNT",
-                attempts,
-                "JUSTID",
-            )
-        )
 
 
 @pytest.fixture
@@ -47,7 +28,8 @@ async def group(topology: Topology) -> Consumes:
 async def test_what_waits_behind_a_message_that_runs_alone_another_process_has_soon(
     topology: Topology, group: Consumes
 ) -> None:
-    await left_behind(topology, group, 0, count=6)
+    await send(topology, range(6))
+    await topology.left_behind(group, 2)
     async with topology.agent("coder", pod="one") as one, topology.agent("coder", pod="two") as two:
         # without it, what it holds would be handed back
         deliveries = one.stream_consume("tasks", concurrency=16)
@@ -63,7 +45,8 @@ async def test_what_waits_behind_a_message_that_runs_alone_another_process_has_s
 
 
 async def test_suspects_go_to_as_many_processes_as_there_are(topology: Topology, group: Consumes) -> None:
-    await left_behind(topology, group, 0, 1, 2, count=3)
+    await send(topology, range(3))
+    await topology.left_behind(group, 2, 2, 2)
     async with (
         topology.agent("coder", pod="one") as one,
         topology.agent("coder", pod="two") as two,
@@ -80,14 +63,13 @@ async def test_suspects_go_to_as_many_processes_as_there_are(topology: Topology,
 async def test_nothing_new_is_read_that_would_have_to_wait_behind_it(
     topology: Topology, group: Consumes
 ) -> None:
-    await left_behind(topology, group, 0, count=1)
+    await send(topology, [0])
+    await topology.left_behind(group, 2)
     async with topology.agent("coder", pod="one") as one, topology.agent("coder", pod="two") as two:
         # without it, what it holds would be handed back
         deliveries = one.stream_consume("tasks", concurrency=16)
         alone = await following(deliveries)
-        async with topology.agent("planner") as planner:
-            for n in range(1, 6):
-                await planner.send_message(to="coder", type="event", payload={"n": n})
+        await send(topology, range(1, 6))
         assert sorted(await numbers(two.stream_consume("tasks", concurrency=16), 5)) == [1, 2, 3, 4, 5]
         assert await alone.ack()
 
@@ -96,7 +78,8 @@ async def test_who_is_the_only_process_goes_on_by_itself(
     topology: Topology, group: Consumes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentstream.buffer._BEHIND", 0.02)
-    await left_behind(topology, group, 0, count=4)
+    await send(topology, range(4))
+    await topology.left_behind(group, 2)
     async with (
         topology.agent("coder", pod="one") as one,
         one.stream_consume("tasks", concurrency=16) as deliveries,
@@ -104,8 +87,7 @@ async def test_who_is_the_only_process_goes_on_by_itself(
         alone = await following(deliveries)
 
         async def handed_back() -> bool:
-            pending = await topology.wire.call("XPENDING", group.key, "coder", "IDLE", _DAY, "-", "+", 10)
-            return len(pending) == 3
+            return sum(idle >= HANDED_BACK for _, _, idle, _ in await topology.pending(group)) == 3
 
         await until(handed_back)
         assert await alone.ack()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any
 
 import msgspec
@@ -21,6 +22,9 @@ from agentstream.settings import Settings
 from agentstream.wire import Wire
 
 NAMESPACE = "test"
+HANDED_BACK = 86_400_000
+"""For so many ms or longer, what is anybody's seems to be idle."""
+
 # at one moment: what is tried again goes to and fro between the two
 _LEFT = "return redis.call('XLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2])"
 
@@ -100,6 +104,24 @@ class Topology:
         key = StreamKeys(consumes.key).retry(consumes.group) if retries else consumes.key
         reply = await self.wire.call("XPENDING", key, consumes.group, "-", "+", 1000)
         return [(entry.decode(), name.decode(), idle, counter) for entry, name, idle, counter in reply]
+
+    async def left_behind(self, consumes: Consumes, *attempts: int) -> list[str]:
+        """Has a process that is gone take what is new, so that anybody may claim it at once.
+
+        Args:
+            consumes: the group.
+            attempts: how many began of the first entries; one of each further one.
+
+        Returns:
+            The ids of what it took.
+        """
+        key, who = consumes.key, (consumes.group, "gone.1")
+        await self.wire.call("XREADGROUP", "GROUP", *who, "STREAMS", key, ">")
+        taken = [entry for entry, *_ in await self.pending(consumes)]
+        for entry, count in zip(taken, chain(attempts, repeat(1)), strict=False):
+            options = ("IDLE", HANDED_BACK, "RETRYCOUNT", count, "JUSTID")
+            await self.wire.call("XCLAIM", key, *who, 0, entry, *options)
+        return taken
 
     async def dead_letters(self, consumes: Consumes) -> list[dict[str, bytes]]:
         """The fields of the group's dead letters."""

@@ -143,7 +143,7 @@ class LoopThread:
                 finally:
                     with self._lock:
                         self._ended = True
-                    # has what was submitted before begin, so that it is cancelled with all else
+                    # lets what was submitted before begin, so that it is cancelled with all else
                     runner.run(asyncio.sleep(0))
         finally:
             # there are some only where a loop was broken by what no task may raise, such as SystemExit
