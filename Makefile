@@ -57,7 +57,7 @@ lint: .venv/dev ## Check style, types and the layers of the architecture.
 
 generate: .venv/dev ## Write what is generated: CRDs, message schema, reference pages.
 	$(RUN) python -m agentstream_operator.resources.generate
-	$(RUN) python -m agentstream.generate docs/reference/message.schema.json
+	$(RUN) python -m agentstream.protocol.generate docs/reference/message.schema.json
 
 check: lint coverage ## What CI runs: lint, and all tests with their coverage.
 

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import hiredis
 import redis.asyncio
 
-from agentstream.endpoint import Endpoint
-from agentstream.message import Message, encode, new_id
-from agentstream.wire import Wire
+from agentstream.protocol.envelope import Message, encode, new_id
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, builds
 from support.topology import Topology
 from support.waiting import until

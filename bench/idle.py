@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from agentstream.endpoint import Endpoint
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from support.monitor import sent_meanwhile
 from support.servers import Server, builds, free_port
 from support.topology import NAMESPACE, Topology

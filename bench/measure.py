@@ -20,9 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from agentstream.endpoint import Endpoint
-from agentstream.keys import StreamKeys
-from agentstream.wire import Wire
+from agentstream.protocol.keys import StreamKeys
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.reconcile.context import Rhythm
 from agentstream_operator.reconcile.engine import Engine

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from agentstream.endpoint import Endpoint
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.reconcile.engine import Engine
 from support.cluster import MemoryCluster

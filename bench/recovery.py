@@ -16,13 +16,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from agentstream.consume import Deliveries
-from agentstream.endpoint import Endpoint
-from agentstream.intake import READ_TIMEOUT
-from agentstream.pushes import Nudge
-from agentstream.routes import Consumes
+from agentstream.consuming.fetch import READ_TIMEOUT
+from agentstream.consuming.session import Deliveries
+from agentstream.protocol.nudges import Nudge
+from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.observed import Gone
 from support.servers import Server, builds

@@ -29,9 +29,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from agentstream.agent import Agent
-from agentstream.endpoint import Endpoint
-from agentstream.send import Outgoing
-from agentstream.wire import Wire
+from agentstream.sending.sender import Outgoing
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, builds
 from support.topology import Topology
 

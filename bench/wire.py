@@ -22,8 +22,8 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from agentstream.endpoint import Endpoint
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, builds
 
 Call = Callable[..., Awaitable[Any]]

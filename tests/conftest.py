@@ -8,12 +8,20 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from hypothesis import HealthCheck, settings
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from agentstream.endpoint import Endpoint
-from agentstream.wire import Wire
+from agentstream.testing import Faults
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from support.drills import pytest_terminal_summary  # noqa: F401 - a hook
+from support.entries import KEY
 from support.servers import Build, Server, builds, children
+from support.topology import Topology
+from support.tracing import exporter
 
 settings.register_profile(
     "agentstream",
@@ -82,3 +90,48 @@ async def nothing_left(running_servers: dict[Build, Server]) -> AsyncIterator[No
     assert not left, f"tasks left: {left}"
     shared = {s.process.pid for s in running_servers.values() if s.process is not None}
     assert not children() - processes - shared, "processes left"
+
+
+@pytest.fixture
+async def broker(server: Server) -> AsyncIterator[Broker]:
+    connected = await Broker.connect(server.url, installation="test")
+    yield connected
+    await connected.close()
+
+
+@pytest.fixture
+def admin(server: Server) -> Iterator[redis.Redis]:
+    """A plain client, for what neither operator nor agents would do."""
+    with server.admin() as client:
+        yield client
+
+
+@pytest.fixture
+async def topology(server: Server, wire: Wire) -> Topology:
+    """`planner` produces to `tasks`."""
+    declared = Topology(wire, server.url)
+    await declared.stream("tasks", "planner")
+    return declared
+
+
+@pytest.fixture
+async def stream(broker: Broker, admin: redis.Redis) -> redis.Redis:
+    """An empty stream with the group `g`."""
+    await broker.apply(CreateStream(KEY, {"name": "tasks"}))
+    await broker.apply(CreateGroup(KEY, "g", "0"))
+    return admin
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Faults]:
+    """A way to the server that can lose replies and break connections."""
+    with Faults(server.port) as running:
+        yield running
+
+
+@pytest.fixture
+def exported() -> Iterator[InMemorySpanExporter]:
+    """The spans of the test."""
+    exporter().clear()
+    yield exporter()
+    exporter().clear()

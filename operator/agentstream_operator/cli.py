@@ -134,8 +134,8 @@ def operator(  # noqa: PLR0917 - the command line names its options
     """
     import asyncio  # noqa: PLC0415
 
-    from agentstream.endpoint import Endpoint  # noqa: PLC0415
     from agentstream.errors import AgentStreamError  # noqa: PLC0415
+    from agentstream.transport.endpoint import Endpoint  # noqa: PLC0415
     from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
     from agentstream_operator.logs import configure  # noqa: PLC0415
     from agentstream_operator.service import Fatal, run  # noqa: PLC0415
@@ -199,10 +199,10 @@ def metrics_server(  # noqa: PLR0917 - the command line names its options
     """
     import asyncio  # noqa: PLC0415
 
-    from agentstream.endpoint import Endpoint  # noqa: PLC0415
+    from agentstream.transport.endpoint import Endpoint  # noqa: PLC0415
     from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
     from agentstream_operator.logs import configure  # noqa: PLC0415
-    from agentstream_operator.metrics_server import run  # noqa: PLC0415
+    from agentstream_operator.metrics_api.main import run  # noqa: PLC0415
     from agentstream_operator.settings import MetricsOptions, mistakes  # noqa: PLC0415
 
     options = MetricsOptions(
@@ -247,7 +247,7 @@ def remove_finalizers(
     from agentstream_operator.cluster.api import ApiError  # noqa: PLC0415
     from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
     from agentstream_operator.cluster.port import ClusterUnavailable  # noqa: PLC0415
-    from agentstream_operator.cluster.retire import retire  # noqa: PLC0415
+    from agentstream_operator.cluster.uninstall import retire  # noqa: PLC0415
 
     try:
         count = asyncio.run(retire(namespace or None, stop_deployment))
@@ -262,7 +262,7 @@ def remove_finalizers(
 @app.command()
 def validate(paths: Paths) -> None:
     """Checks manifests. Prints one line for each mistake and exits with 2 if there is any."""
-    from agentstream_operator.local.manifests import load  # noqa: PLC0415
+    from agentstream_operator.local.manifests.load import load  # noqa: PLC0415
 
     manifests = load(paths)
     if manifests.problems:

@@ -14,17 +14,17 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from agentstream.endpoint import Endpoint
 from agentstream.errors import AgentStreamError
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.children import Children, Wake
 from agentstream_operator.cluster.connect import Connection, connect
-from agentstream_operator.cluster.inventory import Inventory
+from agentstream_operator.cluster.deployment_refs import References
 from agentstream_operator.cluster.kubernetes import KubernetesCluster
 from agentstream_operator.cluster.leader import Leader
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.cluster.references import References
+from agentstream_operator.cluster.resource_cache import Inventory
 from agentstream_operator.cluster.secrets import Server
 from agentstream_operator.reconcile.context import Rhythm
 from agentstream_operator.reconcile.engine import Engine

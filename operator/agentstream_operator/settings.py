@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from agentstream.endpoint import Endpoint
+from agentstream.transport.endpoint import Endpoint
 
 _LABEL = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SCHEMES = ("redis", "rediss")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentstream.agent import Agent
-    from agentstream.consume import Deliveries
-    from agentstream.delivery import Delivery
+    from agentstream.consuming.delivery import Delivery
+    from agentstream.consuming.session import Deliveries
     from agentstream.errors import (
         AccessDenied,
         AgentStreamError,
@@ -26,20 +26,22 @@ if TYPE_CHECKING:
         NotConsumer,
         ProtocolError,
         QuorumMissed,
+        Reject,
         RequestFailed,
+        Retry,
         SendFailed,
         ServerRefused,
         SettingsError,
         StreamMissing,
     )
-    from agentstream.message import Message, message_schema
-    from agentstream.notifications import Notification, Notifications
-    from agentstream.payloads import json_schema_of, to_type
-    from agentstream.receipts import Receipt, ReceiptStatus, Standing
-    from agentstream.send import Outgoing, SentMessage
-    from agentstream.settings import Settings
-    from agentstream.triage import Reason
-    from agentstream.verdicts import Reject, Retry
+    from agentstream.identity.settings import Settings
+    from agentstream.payloads.types import json_schema_of, to_type
+    from agentstream.protocol.envelope import Message, message_schema
+    from agentstream.protocol.reasons import Reason
+    from agentstream.sending.notifications import Notification, Notifications
+    from agentstream.sending.receipts import Receipt, ReceiptStatus, Standing
+    from agentstream.sending.sender import Outgoing
+    from agentstream.sent import SentMessage
 
 __all__ = [
     "AccessDenied",

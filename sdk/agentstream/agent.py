@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from agentstream.consume import Consumer, Consumption, Deliveries
-from agentstream.handlers import DEFAULT_WITHIN, Handlers, Subscription
-from agentstream.health import Health
-from agentstream.intake import READ_TIMEOUT
-from agentstream.keys import nudge_channel
-from agentstream.message import MessageType
-from agentstream.messenger import Messenger
-from agentstream.metrics import Observed
-from agentstream.payloads import Payload
-from agentstream.renewal import Renewal
-from agentstream.replies import Replies
-from agentstream.running import run
-from agentstream.settings import Settings
+from agentstream.consuming.fetch import READ_TIMEOUT
+from agentstream.consuming.renewal import Renewal
+from agentstream.consuming.session import Consumer, Consumption, Deliveries
+from agentstream.handlers.declare import DEFAULT_WITHIN, Handlers, Subscription
+from agentstream.handlers.run import run
+from agentstream.identity.settings import Settings
+from agentstream.payloads.types import Payload
+from agentstream.payloads.upcasting import Read, Upcast, message_reader
+from agentstream.protocol.envelope import MessageType
+from agentstream.protocol.keys import nudge_channel
+from agentstream.sending.producer import Messenger
+from agentstream.sending.replies import Replies
 from agentstream.signals import SIGNAL_EXIT, on_termination
-from agentstream.upcasting import Read, Upcast, message_reader
+from agentstream.telemetry.health import Health
+from agentstream.telemetry.metrics import Observed
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])

@@ -7,14 +7,14 @@ import asyncio
 import pytest
 import redis
 
-from agentstream.calls import GroupCalls
-from agentstream.endpoint import Endpoint
-from agentstream.entries import Entry, State, read_entries
+from agentstream.consuming.commands import GroupCalls
 from agentstream.errors import AccessDenied
-from agentstream.keys import StreamKeys, notify_channel, nudge_channel, reply_key
-from agentstream.library import DONE
-from agentstream.routes import Consumes, Produces, decode_route, encode_route
-from agentstream.wire import Argument, Wire
+from agentstream.protocol.entry import Entry, State, read_entries
+from agentstream.protocol.keys import StreamKeys, notify_channel, nudge_channel, reply_key
+from agentstream.protocol.library import DONE
+from agentstream.protocol.routes import Consumes, Produces, decode_route, encode_route
+from agentstream.transport.client import Argument, Wire
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.access import AgentUse, route
 from agentstream_operator.plan.actions import CreateGroup, CreateStream, SetRoute

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 import redis
 
-from agentstream import library
 from agentstream.errors import ServerRefused, StreamMissing
+from agentstream.protocol import library
 from agentstream_operator.broker.apply import Applied
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import (

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from agentstream.endpoint import Endpoint
-from agentstream.keys import StreamKeys
-from agentstream.library import source
+from agentstream.protocol.keys import StreamKeys
+from agentstream.protocol.library import source
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.metrics_api.backlog import Backlogs, Unknown
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
-from agentstream_operator.reconcile.store import Store
-from agentstream_operator.serve.external.backlog import Backlogs, Unknown
+from agentstream_operator.reconcile.state.index import Store
 from support.resources import KEY, TEMPLATE, a_group, a_stream
 from support.servers import Server
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from agentstream import library
-from agentstream.keys import StreamKeys
+from agentstream.protocol import library
+from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.plan.observed import Gone
 from support.operator import operator
 from support.resources import KEY, a_group, a_stream

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import redis
 
-from agentstream import library
-from agentstream.endpoint import Endpoint
 from agentstream.errors import AccessDenied, ConnectionLost
-from agentstream.wire import Wire
+from agentstream.protocol import library
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.broker.server import Capabilities, inspect, probe

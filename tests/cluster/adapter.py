@@ -11,11 +11,11 @@ from kubernetes.aio.client.configuration import Configuration
 
 from agentstream_operator.cluster.api import Api
 from agentstream_operator.cluster.children import Children
+from agentstream_operator.cluster.deployment_refs import References
 from agentstream_operator.cluster.kinds import CHILDREN, RESOURCES
 from agentstream_operator.cluster.kubernetes import KubernetesCluster
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.port import Owner
-from agentstream_operator.cluster.references import References
 from agentstream_operator.cluster.secrets import Server
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.parse import parse_resource

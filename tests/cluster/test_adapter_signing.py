@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
-from agentstream.signing import SigningKey, encode_keys
+from agentstream.protocol.signatures import SigningKey, encode_keys
 from agentstream_operator.cluster.children import Wake
 from agentstream_operator.cluster.port import (
     ChildNotOurs,

@@ -10,8 +10,8 @@ from typing import Any
 import redis
 
 from agentstream.agent import Agent
-from agentstream.endpoint import Endpoint
-from agentstream.settings import Settings
+from agentstream.identity.settings import Settings
+from agentstream.transport.endpoint import Endpoint
 from cluster.team import Json, Team
 from support.deployed import Deployed
 from support.servers import Server

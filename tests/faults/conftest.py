@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agentstream.endpoint import Endpoint
 from agentstream.testing import Sandbox
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from faults.drill import Drill
 from faults.ledger import Ledger

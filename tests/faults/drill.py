@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from agentstream import Agent, AgentStreamError, ConnectionLost
-from agentstream.keys import StreamKeys
+from agentstream.protocol.keys import StreamKeys
 from agentstream.testing import AgentProcess, Sandbox
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.accounting import counters
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen

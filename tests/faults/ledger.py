@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agentstream.delivery import Delivery
+from agentstream.consuming.delivery import Delivery
 
 
 class Record(NamedTuple):

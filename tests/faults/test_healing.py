@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agentstream import Agent
-from agentstream.keys import StreamKeys
-from agentstream.settings import Binding, Settings
+from agentstream.identity.settings import Binding, Settings
+from agentstream.protocol.keys import StreamKeys
 from faults.conftest import drilled
 from faults.drill import Drill
 from support.operator import Operator, operator

@@ -26,12 +26,12 @@ from hypothesis.stateful import (
 )
 
 from agentstream import Agent
-from agentstream.delivery import Delivery
-from agentstream.endpoint import Endpoint
-from agentstream.keys import StreamKeys, nudge_channel
-from agentstream.pushes import Nudge
+from agentstream.consuming.delivery import Delivery
+from agentstream.protocol.keys import StreamKeys, nudge_channel
+from agentstream.protocol.nudges import Nudge
 from agentstream.testing import Sandbox
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.accounting import counters
 from agentstream_operator.plan.retention import JanitorSpec

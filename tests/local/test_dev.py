@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agentstream.endpoint import Endpoint
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from support.dev import Dev, a_group, a_stream, coders, environment_of, is_alive
 from support.waiting import until
 

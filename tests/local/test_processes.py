@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agentstream_operator.local.commands import Command
-from agentstream_operator.local.pipes import LONGEST_LINE
-from agentstream_operator.local.processes import Slot
-from agentstream_operator.local.reaper import Reaper
-from agentstream_operator.local.workloads import Workload
+from agentstream_operator.local.processes.commands import Command
+from agentstream_operator.local.processes.pipes import LONGEST_LINE
+from agentstream_operator.local.processes.processes import Slot
+from agentstream_operator.local.processes.reaper import Reaper
+from agentstream_operator.local.processes.workloads import Workload
 from support.waiting import until
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agentstream.endpoint import Endpoint
 from agentstream.errors import AccessDenied, ConnectionLost
-from agentstream.wire import Wire
-from agentstream_operator.local.binary import server_binary
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.local.failure import LocalError
-from agentstream_operator.local.reaper import Reaper
-from agentstream_operator.local.server import EmbeddedServer, pick_port
-from agentstream_operator.local.valkey import OPERATOR, Settings, half_of_memory
+from agentstream_operator.local.processes.reaper import Reaper
+from agentstream_operator.local.server.binary import server_binary
+from agentstream_operator.local.server.embedded import EmbeddedServer, pick_port
+from agentstream_operator.local.server.valkey import OPERATOR, Settings, half_of_memory
 from support.waiting import until
 
 

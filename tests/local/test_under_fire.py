@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from agentstream import Agent
-from agentstream.settings import Settings
+from agentstream.identity.settings import Settings
 from support.dev import Dev, a_group, a_stream
 from support.waiting import until
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from agentstream.keys import StreamKeys
+from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.plan.retention import JanitorSpec
 
 KEY = "{t.tasks}"

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
-from agentstream.keys import StreamKeys
-from agentstream.outbox import Outbox, Parcel
+from agentstream.protocol.keys import StreamKeys
+from agentstream.sending.batcher import Outbox, Parcel
 
 
 def outbox_on(call: Callable[..., Awaitable[Any]], key: str) -> Outbox:

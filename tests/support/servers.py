@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from agentstream import library
+from agentstream.protocol import library
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 
 from agentstream.agent import Agent
-from agentstream.keys import default_stream_key
-from agentstream.routes import Consumes, Route
-from agentstream.settings import Binding, Settings
-from agentstream.signing import SigningKey, encode_keys, entry_name
+from agentstream.identity.settings import Binding, Settings
+from agentstream.protocol.keys import default_stream_key
+from agentstream.protocol.routes import Consumes, Route
+from agentstream.protocol.signatures import SigningKey, encode_keys, entry_name
 from support.topology import NAMESPACE, Topology, fields_of
 
 KEY = default_stream_key(NAMESPACE, "tasks")

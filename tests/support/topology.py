@@ -12,14 +12,14 @@ import msgspec
 import pytest
 
 from agentstream.agent import Agent
-from agentstream.delivery import Delivery
-from agentstream.dispatch import Dispatch
-from agentstream.endpoint import Endpoint
-from agentstream.keys import StreamKeys, default_stream_key, routes_key
-from agentstream.message import Message
-from agentstream.routes import Consumes, Produces, Route, encode_route
-from agentstream.settings import Settings
-from agentstream.wire import Wire
+from agentstream.consuming.delivery import Delivery
+from agentstream.consuming.dispatch import Dispatch
+from agentstream.identity.settings import Settings
+from agentstream.protocol.envelope import Message
+from agentstream.protocol.keys import StreamKeys, default_stream_key, routes_key
+from agentstream.protocol.routes import Consumes, Produces, Route, encode_route
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 
 NAMESPACE = "test"
 HANDED_BACK = 86_400_000

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from agentstream.sync import Agent
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
 from support.servers import Server
 from support.topology import Topology
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentstream.sync import Agent
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
 from support.topology import NAMESPACE, Topology
 from support.tracing import exporter
 

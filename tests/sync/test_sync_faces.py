@@ -7,8 +7,9 @@ import inspect
 import pytest
 
 import agentstream
-from agentstream import once, sync
-from agentstream.delivery import Delivery
+from agentstream import sync
+from agentstream.consuming import once
+from agentstream.consuming.delivery import Delivery
 
 FACES = [
     (agentstream.Agent, sync.Agent),

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 from agentstream import AgentStreamError, SettingsError
-from agentstream.keys import StreamKeys
-from agentstream.routes import Consumes
+from agentstream.protocol.keys import StreamKeys
+from agentstream.protocol.routes import Consumes
 from agentstream.sync import Agent, Deliveries
 from agentstream.sync.loop import LoopThread
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
 from support.servers import Server, free_port
 from support.topology import NAMESPACE, Topology
 from support.waiting import until

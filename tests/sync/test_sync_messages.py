@@ -14,10 +14,10 @@ import pytest
 import agentstream
 from agentstream import NoReply, NoRoute, Outgoing, QuorumMissed, Reject, RequestFailed, Retry
 from agentstream.errors import Backpressure, EffectInDoubt
-from agentstream.keys import notify_channel
-from agentstream.routes import Consumes
+from agentstream.protocol.keys import notify_channel
+from agentstream.protocol.routes import Consumes
 from agentstream.sync import Agent, Deliveries, Delivery
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
 from support.topology import Topology
 from support.waiting import until
 

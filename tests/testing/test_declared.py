@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agentstream import Agent, InvalidPayload, SettingsError, json_schema_of
-from agentstream.keys import default_stream_key
+from agentstream.protocol.keys import default_stream_key
 from agentstream.testing import Sandbox
 from support.topology import body_of, following, numbers
 from support.waiting import until

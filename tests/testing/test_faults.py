@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from agentstream.endpoint import Endpoint
 from agentstream.errors import ConnectionLost
 from agentstream.testing import Faults, block_loop
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, free_port
 from support.waiting import until
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentstream.endpoint import Endpoint
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.settings import MetricsOptions, Options, mistakes
 
 GOOD = Options(Endpoint("redis://operator:s3cret@redis.example:6379"), None, "agentstream", (), 8080, 8081)

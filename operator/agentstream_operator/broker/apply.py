@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agentstream.keys import StreamKeys
+from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.broker.acl import Users
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.plan.actions import (

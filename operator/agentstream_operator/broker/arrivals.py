@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from agentstream.wire import Wire
+from agentstream.transport.client import Wire
 
 TIMEOUT = 6.0
 """Seconds without a reply after which the connection counts as broken: longer than any wait."""

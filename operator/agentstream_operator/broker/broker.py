@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
-from agentstream.endpoint import Endpoint
 from agentstream.errors import AgentStreamError
-from agentstream.keys import StreamKeys, nudge_channel
-from agentstream.pushes import Nudge
-from agentstream.wire import Wire
+from agentstream.protocol.keys import StreamKeys, nudge_channel
+from agentstream.protocol.nudges import Nudge
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker import apply, holdings, observe, retention, server
 from agentstream_operator.broker.acl import Users
 from agentstream_operator.broker.apply import Applied

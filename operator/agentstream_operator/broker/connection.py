@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from agentstream import library
 from agentstream.errors import ServerRefused
-from agentstream.wire import Argument, Wire
+from agentstream.protocol import library
+from agentstream.transport.client import Argument, Wire
 
 _GONE = "Function not found"
 
@@ -78,5 +78,5 @@ class Connection:
         async with self._loading:
             # all calls of a tick find the library missing; the first of them loads it
             if self._loads == loads_seen:
-                await library.load(self._wire)
+                await library.load(self._wire.call)
                 self._loads += 1

@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 
 from agentstream.errors import AgentStreamError
-from agentstream.keys import StreamKeys
-from agentstream.refusal import group_is_gone
+from agentstream.protocol.keys import StreamKeys
+from agentstream.transport.error_replies import group_is_gone
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.plan.observed import pod_of
 

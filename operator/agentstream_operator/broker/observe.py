@@ -10,8 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from agentstream.errors import AgentStreamError, ProtocolError
-from agentstream.keys import StreamKeys
-from agentstream.refusal import group_is_gone, refusal
+from agentstream.protocol.keys import StreamKeys
+from agentstream.transport.error_replies import group_is_gone, refusal
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.plan.observed import ConsumerSeen, StreamSeen
 

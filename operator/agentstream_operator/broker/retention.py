@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agentstream.keys import StreamKeys
+from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.broker.connection import Connection
 from agentstream_operator.plan.observed import JanitorReport
 from agentstream_operator.plan.retention import JanitorSpec

@@ -9,10 +9,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from agentstream.keys import user_name
-from agentstream.signing import entry_name
+from agentstream.protocol.keys import user_name
+from agentstream.protocol.signatures import entry_name
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.children import Children
+from agentstream_operator.cluster.deployment_refs import References
 from agentstream_operator.cluster.finalizers import set_finalizer
 from agentstream_operator.cluster.kinds import EVENTS, RESOURCES, SECRETS
 from agentstream_operator.cluster.labels import (
@@ -33,7 +34,6 @@ from agentstream_operator.cluster.port import (
     SigningKeys,
     WorkloadSeen,
 )
-from agentstream_operator.cluster.references import References
 from agentstream_operator.cluster.secrets import (
     AUTHORITY,
     Server,

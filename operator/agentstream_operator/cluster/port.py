@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from agentstream.signing import Keys
+from agentstream.protocol.signatures import Keys
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus, Reason

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agentstream.errors import SettingsError
-from agentstream.signing import decode_keys, encode_keys, entry_name
+from agentstream.protocol.signatures import decode_keys, encode_keys, entry_name
 from agentstream_operator.cluster.labels import (
     AGENT_LABEL,
     MANAGED_BY,

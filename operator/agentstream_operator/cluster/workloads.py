@@ -9,10 +9,10 @@ from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.autoscaler import autoscaler, is_as_made
 from agentstream_operator.cluster.children import Children
 from agentstream_operator.cluster.deployment import deployment, revision
+from agentstream_operator.cluster.deployment_refs import References
 from agentstream_operator.cluster.kinds import AUTOSCALERS, DEPLOYMENTS, ApiKind
 from agentstream_operator.cluster.labels import FIELD_MANAGER, SCALE_MANAGER, deployment_name, is_ours
 from agentstream_operator.cluster.port import ChildNotOurs, ClusterRefused, WorkloadSeen
-from agentstream_operator.cluster.references import References
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 

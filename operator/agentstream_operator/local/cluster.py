@@ -17,12 +17,12 @@ from agentstream_operator.cluster.port import (
     SigningKeys,
     WorkloadSeen,
 )
-from agentstream_operator.local.bindings import Bindings
-from agentstream_operator.local.commands import command_of
-from agentstream_operator.local.processes import Output
-from agentstream_operator.local.reaper import Reaper
-from agentstream_operator.local.signing import SigningFiles
-from agentstream_operator.local.workloads import Workload
+from agentstream_operator.local.bindings.bindings import Bindings
+from agentstream_operator.local.bindings.signing import SigningFiles
+from agentstream_operator.local.processes.commands import command_of
+from agentstream_operator.local.processes.processes import Output
+from agentstream_operator.local.processes.reaper import Reaper
+from agentstream_operator.local.processes.workloads import Workload
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus

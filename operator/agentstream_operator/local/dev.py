@@ -16,24 +16,24 @@ from typing import Protocol
 
 from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.local.binary import server_binary
-from agentstream_operator.local.bindings import Bindings
-from agentstream_operator.local.catalog import Catalog
+from agentstream_operator.local.bindings.bindings import Bindings
+from agentstream_operator.local.bindings.signing import SigningFiles
 from agentstream_operator.local.cluster import LocalCluster
-from agentstream_operator.local.datadir import DataDirectory
-from agentstream_operator.local.ending import Quiet
 from agentstream_operator.local.failure import LocalError, cannot
-from agentstream_operator.local.lines import Lines
-from agentstream_operator.local.processes import Output
-from agentstream_operator.local.reaper import Reaper
-from agentstream_operator.local.server import EmbeddedServer, pick_port
-from agentstream_operator.local.signing import SigningFiles
-from agentstream_operator.local.summary import Summary, as_json, as_text, summarise
-from agentstream_operator.local.valkey import OPERATOR, Settings, half_of_memory
-from agentstream_operator.local.watch import changes
+from agentstream_operator.local.manifests.catalog import Catalog
+from agentstream_operator.local.manifests.watch import changes
+from agentstream_operator.local.processes.processes import Output
+from agentstream_operator.local.processes.reaper import Reaper
+from agentstream_operator.local.screen.idle import Quiet
+from agentstream_operator.local.screen.lines import Lines
+from agentstream_operator.local.screen.summary import Summary, as_json, as_text, summarise
+from agentstream_operator.local.server.binary import server_binary
+from agentstream_operator.local.server.datadir import DataDirectory
+from agentstream_operator.local.server.embedded import EmbeddedServer, pick_port
+from agentstream_operator.local.server.valkey import OPERATOR, Settings, half_of_memory
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.engine import Engine
-from agentstream_operator.reconcile.view import View
+from agentstream_operator.reconcile.report.view import View
 
 INSTALLATION = "agentstream"
 _LOOK_EVERY = 0.25
@@ -289,7 +289,7 @@ def _screen(options: Options, closed: Callable[[], None]) -> Screen:
     if file.isatty():
         from rich.console import Console  # noqa: PLC0415 - not needed where there is no terminal
 
-        from agentstream_operator.local.table import LiveTable  # noqa: PLC0415
+        from agentstream_operator.local.screen.table import LiveTable  # noqa: PLC0415
 
         return LiveTable(Console(file=file, highlight=False, soft_wrap=True))
     return Lines(file, closed=closed, clock=time.monotonic)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from agentstream.keys import StreamKeys, notify_channel, nudge_channel, routes_key, user_name
-from agentstream.message import BROADCAST
-from agentstream.routes import Consumes, Produces, Route
+from agentstream.protocol.envelope import BROADCAST
+from agentstream.protocol.keys import StreamKeys, notify_channel, nudge_channel, routes_key, user_name
+from agentstream.protocol.routes import Consumes, Produces, Route
 from agentstream_operator.plan.actions import Probe, SetUser
 
 _EVERYONE = ("-@all", "+ping", "+hello", "+time", "+select", "+client|setname", "+client|setinfo")

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from agentstream.keys import routes_key, user_name
-from agentstream.routes import Consumes, Produces, encode_route
+from agentstream.protocol.keys import routes_key, user_name
+from agentstream.protocol.routes import Consumes, Produces, encode_route
 from agentstream_operator.plan import access
 from agentstream_operator.plan.access import AgentUse, set_user
 from agentstream_operator.plan.actions import Action, DeleteRoute, DeleteUser, SetRoute

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from agentstream.keys import StreamKeys
+from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.plan.findings import NO_CONFLICT, Finding
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream

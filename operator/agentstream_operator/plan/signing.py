@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from agentstream.signing import Keys, SigningKey
+from agentstream.protocol.signatures import Keys, SigningKey
 
 SPREAD: Final = 120
 """Seconds until a change of a Secret is in every pod that mounts it: a kubelet looks once in a minute."""

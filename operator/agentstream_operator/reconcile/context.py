@@ -17,11 +17,11 @@ from agentstream_operator.plan.findings import CREDENTIALS_APPLIED, Notice, Plan
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.progress import follow, stalled
 from agentstream_operator.plan.signal import follow_rate
-from agentstream_operator.reconcile.access import Access
-from agentstream_operator.reconcile.memory import GroupMemory, Memory, StatusMemory
 from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
+from agentstream_operator.reconcile.state.index import Known, Store, agent_key, owner_of
+from agentstream_operator.reconcile.state.live_access import Access
+from agentstream_operator.reconcile.state.memory import GroupMemory, Memory, StatusMemory
 from agentstream_operator.reconcile.status import StatusWriter
-from agentstream_operator.reconcile.store import Known, Store, agent_key, owner_of
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey

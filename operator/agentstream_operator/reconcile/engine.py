@@ -16,21 +16,21 @@ from agentstream_operator.cluster.port import Cluster, ClusterRefused, ClusterUn
 from agentstream_operator.plan.agents import AgentName
 from agentstream_operator.plan.findings import REACHABLE, Finding, summed_up
 from agentstream_operator.plan.observed import Gone
-from agentstream_operator.reconcile.access import Access
-from agentstream_operator.reconcile.agents import reconcile_agent
 from agentstream_operator.reconcile.context import Backend, Context, Rhythm
-from agentstream_operator.reconcile.departures import Departures
-from agentstream_operator.reconcile.groups import reconcile_group
-from agentstream_operator.reconcile.health import ConditionCount, Health, conditions, health
-from agentstream_operator.reconcile.pulse import Pulse
+from agentstream_operator.reconcile.loops.deletion_cost import Ranking
+from agentstream_operator.reconcile.loops.monitor import Pulse
+from agentstream_operator.reconcile.loops.pod_cleanup import Departures
+from agentstream_operator.reconcile.loops.wakeup import Wakeup
 from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
-from agentstream_operator.reconcile.ranking import Ranking
+from agentstream_operator.reconcile.report.health import ConditionCount, Health, conditions, health
+from agentstream_operator.reconcile.report.view import View, view
+from agentstream_operator.reconcile.report.work import GroupWork, work
+from agentstream_operator.reconcile.resources.agents import reconcile_agent
+from agentstream_operator.reconcile.resources.groups import reconcile_group
+from agentstream_operator.reconcile.resources.streams import reconcile_stream
+from agentstream_operator.reconcile.state.index import AGENT, Known, Store, agent_key
+from agentstream_operator.reconcile.state.live_access import Access
 from agentstream_operator.reconcile.status import StatusWriter
-from agentstream_operator.reconcile.store import AGENT, Known, Store, agent_key
-from agentstream_operator.reconcile.streams import reconcile_stream
-from agentstream_operator.reconcile.view import View, view
-from agentstream_operator.reconcile.wakeup import Wakeup
-from agentstream_operator.reconcile.work import GroupWork, work
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionType, Reason

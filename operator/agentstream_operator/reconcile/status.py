@@ -9,8 +9,8 @@ from typing import Any
 
 from agentstream_operator.cluster.port import Cluster, Event
 from agentstream_operator.plan.findings import Finding
-from agentstream_operator.reconcile.memory import Status, StatusMemory
-from agentstream_operator.reconcile.store import Known, owner_of
+from agentstream_operator.reconcile.state.index import Known, owner_of
+from agentstream_operator.reconcile.state.memory import Status, StatusMemory
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.status import (
     AgentStreamStatus,

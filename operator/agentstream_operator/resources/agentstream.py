@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from agentstream.keys import default_stream_key
+from agentstream.protocol.keys import default_stream_key
 
 from .contracts import ONE_OF_EACH, Contract
 from .duration import Duration, at_least, parse_duration

@@ -14,8 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from agentstream.contracts import field_of, validator
-from agentstream.payloads import path_of
+from agentstream.protocol.contracts import field_of, path_of, validator
 
 from .model import Int, Model
 from .rules import Rule

@@ -19,8 +19,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from agentstream_operator.reconcile.engine import Outcome
-from agentstream_operator.reconcile.health import ConditionCount, Health
-from agentstream_operator.reconcile.work import GroupWork
+from agentstream_operator.reconcile.report.health import ConditionCount, Health
+from agentstream_operator.reconcile.report.work import GroupWork
 
 
 @dataclass(frozen=True, slots=True)

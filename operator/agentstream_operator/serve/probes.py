@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agentstream_operator.reconcile.health import Health
+from agentstream_operator.reconcile.report.health import Health
 
 STUCK = 300.0
 """Seconds after which a key that still waits shows that the queue does not move."""

@@ -10,19 +10,20 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 from agentstream import agent
-from agentstream.handlers import DEFAULT_WITHIN
-from agentstream.message import Message, MessageType
-from agentstream.notifications import DEFAULT_BUFFER
-from agentstream.payloads import Payload
-from agentstream.requests import DEFAULT_TIMEOUT as REQUEST_TIMEOUT
-from agentstream.send import DEFAULT_TIMEOUT, OnFull, Outgoing, SentMessage
-from agentstream.settings import Settings
+from agentstream.handlers.declare import DEFAULT_WITHIN
+from agentstream.identity.settings import Settings
+from agentstream.payloads.types import Payload
+from agentstream.payloads.upcasting import Upcast
+from agentstream.protocol.envelope import Message, MessageType
+from agentstream.sending.notifications import DEFAULT_BUFFER
+from agentstream.sending.requests import DEFAULT_TIMEOUT as REQUEST_TIMEOUT
+from agentstream.sending.sender import DEFAULT_TIMEOUT, OnFull, Outgoing
+from agentstream.sent import SentMessage
 from agentstream.signals import SIGNAL_EXIT, on_signal
 from agentstream.sync.delivery import Deliveries
 from agentstream.sync.handlers import Exit, adapted
 from agentstream.sync.loop import Ended, LoopThread
 from agentstream.sync.messenger import Notifications, Receipt
-from agentstream.upcasting import Upcast
 
 _Result = TypeVar("_Result")
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])

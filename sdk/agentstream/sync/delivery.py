@@ -6,20 +6,21 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self
 
-from agentstream import consume, delivery, once
-from agentstream.message import Message
-from agentstream.once import WEEK
-from agentstream.payloads import Payload
+from agentstream.consuming import delivery, once
+from agentstream.consuming import session as consume
+from agentstream.consuming.once import WEEK
+from agentstream.payloads.types import Payload
+from agentstream.protocol.envelope import Message
 from agentstream.sync.loop import Ended, LoopThread
 
 if TYPE_CHECKING:
-    from agentstream.spans import Handling
+    from agentstream.telemetry.spans import Handling
 
 _P = ParamSpec("_P")
 
 
 class Once:
-    """As `agentstream.once.Once`, as a context manager; see `Delivery.once`."""
+    """As `agentstream.consuming.once.Once`, as a context manager; see `Delivery.once`."""
 
     def __init__(self, effect: once.Once, loop: LoopThread) -> None:
         self._effect = effect

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from agentstream import delivery
+from agentstream.consuming import delivery
 from agentstream.sync.delivery import Delivery
 from agentstream.sync.loop import LoopThread
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-from agentstream import notifications, receipts
-from agentstream.notifications import Notification
-from agentstream.receipts import ReceiptStatus
-from agentstream.send import SentMessage
+from agentstream.sending import notifications, receipts
+from agentstream.sending.notifications import Notification
+from agentstream.sending.receipts import ReceiptStatus
+from agentstream.sent import SentMessage
 from agentstream.sync.loop import Ended, LoopThread
 
 

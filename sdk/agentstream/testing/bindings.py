@@ -6,7 +6,7 @@ import itertools
 import secrets
 from pathlib import Path
 
-from agentstream.signing import Keys, SigningKey, encode_keys, entry_name
+from agentstream.protocol.signatures import Keys, SigningKey, encode_keys, entry_name
 
 
 class Bindings:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from agentstream.message import Message
+from agentstream.protocol.envelope import Message
 from agentstream.sync import Agent
 from agentstream.sync.loop import LoopThread
 from agentstream.testing.faults import Faults

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from agentstream.contracts import field_of, validator
-from agentstream.keys import default_stream_key
-from agentstream.message import MessageType
-from agentstream.payloads import FIRST_VERSION
+from agentstream.protocol.contracts import FIRST_VERSION, field_of, validator
+from agentstream.protocol.envelope import MessageType
+from agentstream.protocol.keys import default_stream_key
 
 NAMESPACE = "test"
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from agentstream import library
 from agentstream.agent import Agent
-from agentstream.endpoint import Endpoint
-from agentstream.message import Message
-from agentstream.routes import OFF, Consumes
-from agentstream.settings import Settings
+from agentstream.identity.settings import Settings
+from agentstream.protocol import library
+from agentstream.protocol.envelope import Message
+from agentstream.protocol.routes import OFF, Consumes
 from agentstream.testing.bindings import Bindings
 from agentstream.testing.declared import NAMESPACE, DeclaredStream, schemas_of
 from agentstream.testing.faults import Faults
@@ -26,7 +25,8 @@ from agentstream.testing.process import AgentProcess
 from agentstream.testing.server import SandboxError, Server, embedded_binary
 from agentstream.testing.topology import INSTALLATION, DeadLetter, Topology
 from agentstream.testing.watchdog import Watchdog
-from agentstream.wire import Argument, Wire
+from agentstream.transport.client import Argument, Wire
+from agentstream.transport.endpoint import Endpoint
 
 
 class Sandbox:
@@ -71,7 +71,7 @@ class Sandbox:
             self.server.start()
             wire = Wire(lambda: Endpoint(self.server.url), name="agentstream:sandbox")
             opening.push_async_callback(wire.close)
-            await library.load(wire)
+            await library.load(wire.call)
             self._topology = Topology(self._call)
             self._wire, self._loop = wire, asyncio.get_running_loop()
             self._open = opening.pop_all()

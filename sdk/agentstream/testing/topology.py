@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from agentstream.errors import InvalidMessage
-from agentstream.keys import StreamKeys, routes_key
-from agentstream.message import Message, decode
-from agentstream.routes import Consumes, Produces, Route, encode_route
+from agentstream.protocol.envelope import Message, decode
+from agentstream.protocol.keys import StreamKeys, routes_key
+from agentstream.protocol.routes import Consumes, Produces, Route, encode_route
 from agentstream.testing.declared import NAMESPACE, DeclaredStream
 
 INSTALLATION = "agentstream"

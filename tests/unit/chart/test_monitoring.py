@@ -9,10 +9,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from agentstream_operator.metrics_api.self_metrics import Meters
+from agentstream_operator.metrics_api.self_metrics import Numbers as Metered
 from agentstream_operator.reconcile.engine import Outcome
-from agentstream_operator.reconcile.health import Health
-from agentstream_operator.serve.external.meters import Meters
-from agentstream_operator.serve.external.meters import Numbers as Metered
+from agentstream_operator.reconcile.report.health import Health
 from agentstream_operator.serve.metrics import Metrics, Numbers
 from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
 from unit.chart.variants import EVERYTHING

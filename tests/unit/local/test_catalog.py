@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agentstream_operator.local.catalog import Catalog
 from agentstream_operator.local.failure import LocalError
+from agentstream_operator.local.manifests.catalog import Catalog
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey

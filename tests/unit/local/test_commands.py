@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentstream_operator.local.commands import Command, command_of, expand
+from agentstream_operator.local.processes.commands import Command, command_of, expand
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.parse import parse_resource
 

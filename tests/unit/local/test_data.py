@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from agentstream_operator.cluster.port import Credentials
-from agentstream_operator.local import reaper
-from agentstream_operator.local.bindings import Bindings
-from agentstream_operator.local.datadir import DataDirectory
+from agentstream_operator.local.bindings.bindings import Bindings
+from agentstream_operator.local.bindings.files import write_private
 from agentstream_operator.local.failure import LocalError, cannot
-from agentstream_operator.local.files import write_private
+from agentstream_operator.local.processes import reaper
+from agentstream_operator.local.server.datadir import DataDirectory
 
 
 def mode(path: Path) -> int:

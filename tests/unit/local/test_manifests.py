@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agentstream_operator.local.documents import read_documents
-from agentstream_operator.local.manifests import Manifests, load
+from agentstream_operator.local.manifests.documents import read_documents
+from agentstream_operator.local.manifests.load import Manifests, load
 from agentstream_operator.resources.meta import ResourceKey
 
 STREAM = """apiVersion: agentstream.dev/v1alpha1

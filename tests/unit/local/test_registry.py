@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentstream_operator.local.failure import LocalError
-from agentstream_operator.local.registry import read_records, remember, stamped, write_records
+from agentstream_operator.local.manifests.registry import read_records, remember, stamped, write_records
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.parse import parse_resource
 

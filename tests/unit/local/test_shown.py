@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from agentstream_operator.local.dev import relayed_logs
-from agentstream_operator.local.ending import Quiet
-from agentstream_operator.local.lines import PROGRESS_EVERY, Lines
-from agentstream_operator.local.summary import as_json, as_text, summarise
-from agentstream_operator.local.table import Latest
+from agentstream_operator.local.screen.idle import Quiet
+from agentstream_operator.local.screen.lines import PROGRESS_EVERY, Lines
+from agentstream_operator.local.screen.summary import as_json, as_text, summarise
+from agentstream_operator.local.screen.table import Latest
 from agentstream_operator.plan.accounting import Account, Latency
-from agentstream_operator.reconcile.view import GroupView, StreamView, View
+from agentstream_operator.reconcile.report.view import GroupView, StreamView, View
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.reasons import Reason
 

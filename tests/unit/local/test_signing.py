@@ -5,11 +5,11 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from agentstream.settings import Binding, Settings
-from agentstream.signing import SigningKey, encode_keys
+from agentstream.identity.settings import Binding, Settings
+from agentstream.protocol.signatures import SigningKey, encode_keys
 from agentstream_operator.cluster.port import Credentials, SigningKeys
-from agentstream_operator.local.bindings import Bindings
-from agentstream_operator.local.signing import SigningFiles
+from agentstream_operator.local.bindings.bindings import Bindings
+from agentstream_operator.local.bindings.signing import SigningFiles
 from agentstream_operator.resources.meta import ResourceKey
 
 STREAM = ResourceKey("AgentStream", "team-a", "tasks")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agentstream_operator.local import valkey
-from agentstream_operator.local.restarts import describe_exit, restart_delay
-from agentstream_operator.local.valkey import Settings, config_text, gist, half_of_memory, in_words
+from agentstream_operator.local.processes.restarts import describe_exit, restart_delay
+from agentstream_operator.local.server import valkey
+from agentstream_operator.local.server.valkey import Settings, config_text, gist, half_of_memory, in_words
 
 DATA = Path("DATA")
 

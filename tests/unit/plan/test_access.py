@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentstream.routes import Consumes, Produces, Route
+from agentstream.protocol.routes import Consumes, Produces, Route
 from agentstream_operator.plan.access import AgentUse, expectations, route, rules, set_user
 from agentstream_operator.plan.actions import Probe
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agentstream.routes import Consumes, Produces, decode_route
+from agentstream.protocol.routes import Consumes, Produces, decode_route
 from agentstream_operator.plan.access import AgentUse, set_user
 from agentstream_operator.plan.actions import DeleteRoute, DeleteUser, SetRoute
 from agentstream_operator.plan.agents import (

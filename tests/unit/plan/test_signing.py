@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentstream.signing import Keys, key_that_signs
+from agentstream.protocol.signatures import Keys, key_that_signs
 from agentstream_operator.plan.signing import LIVE, SPREAD, due_in, with_key
 
 NOW = 1_800_000_000.0

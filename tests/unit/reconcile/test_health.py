@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agentstream_operator.reconcile.engine import Engine
-from agentstream_operator.reconcile.health import Health
+from agentstream_operator.reconcile.report.health import Health
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
     Condition,

@@ -15,7 +15,7 @@ from agentstream_operator.plan.findings import (
     summed_up,
     unreachable,
 )
-from agentstream_operator.reconcile.memory import StatusMemory
+from agentstream_operator.reconcile.state.memory import StatusMemory
 from agentstream_operator.reconcile.status import StatusWriter, rounded
 from agentstream_operator.resources.status import ConditionType, Reason
 from support.clock import run_virtually

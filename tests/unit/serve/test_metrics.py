@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentstream_operator.plan.signal import UNKNOWN, Signal
 from agentstream_operator.reconcile.engine import Outcome
-from agentstream_operator.reconcile.health import Health
-from agentstream_operator.reconcile.work import GroupWork
+from agentstream_operator.reconcile.report.health import Health
+from agentstream_operator.reconcile.report.work import GroupWork
 from agentstream_operator.serve.metrics import Metrics, Numbers
 
 NUMBERS = Numbers(

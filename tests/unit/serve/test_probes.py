@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentstream_operator.reconcile.health import Health
+from agentstream_operator.reconcile.report.health import Health
 from agentstream_operator.serve.probes import MISSED, STUCK, State, live, probe, ready
 
 

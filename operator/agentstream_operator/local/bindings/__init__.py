@@ -1,0 +1,1 @@
+"""Writes the files in which agents find how to connect."""

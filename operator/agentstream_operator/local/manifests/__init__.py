@@ -1,0 +1,1 @@
+"""Reads and watches manifests of `agentstream dev`."""

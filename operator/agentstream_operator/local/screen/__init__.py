@@ -1,0 +1,1 @@
+"""Shows what `agentstream dev` does."""

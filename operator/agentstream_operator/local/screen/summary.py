@@ -1,0 +1,145 @@
+"""The end of `agentstream dev`: what became of every message, as a table for people or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from agentstream_operator.plan.accounting import Account, Latency
+from agentstream_operator.reconcile.report.view import GroupView, View
+
+_HEAD = ("", "sent", "acknowledged", "dead-lettered", "lost", "waiting", "p50", "p95")
+_SECOND = 1000
+
+
+class Numbers(msgspec.Struct, frozen=True, rename="camel"):
+    """What became of messages while `agentstream dev` ran.
+
+    Attributes:
+        sent: accepted by the stream.
+        acknowledged: settled by a consumer that did the work.
+        skipped: settled unseen, being addressed to other agents.
+        retried: attempts that failed and were followed by another.
+        dead_lettered: given up.
+        lost: accepted, and neither settled nor there any more.
+        waiting: not settled yet; they stay for the next run.
+        p50_ms: half of the acknowledged ones took at most so many ms from being sent; None without any.
+        p95_ms: 95 of 100 took at most so many.
+    """
+
+    sent: int
+    acknowledged: int
+    skipped: int
+    retried: int
+    dead_lettered: int
+    lost: int
+    waiting: int
+    p50_ms: float | None
+    p95_ms: float | None
+
+
+class Group(msgspec.Struct, frozen=True):
+    """The numbers of one group."""
+
+    namespace: str
+    name: str
+    stream: str
+    numbers: Numbers
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """The numbers of everything.
+
+    Attributes:
+        seconds: how long it ran.
+        groups: by group.
+        total: of all; a message that two groups had to handle was sent once and is to be acknowledged twice.
+    """
+
+    seconds: float
+    groups: tuple[Group, ...]
+    total: Numbers
+
+
+def summarise(view: View, seconds: float) -> Summary:
+    """Adds up the numbers at the end."""
+    groups = tuple(
+        Group(g.resource.namespace, g.resource.name, g.stream, _numbers(g.account, _waiting([g])))
+        for g in view.groups
+    )
+    sent: dict[tuple[str, str], int] = {}
+    for group in view.groups:
+        stream = (group.resource.namespace, group.stream)
+        sent[stream] = max(sent.get(stream, 0), group.account.sent)
+    accounts = [group.account for group in view.groups]
+    total = Account(
+        sent=sum(sent.values()),
+        acknowledged=sum(account.acknowledged for account in accounts),
+        skipped=sum(account.skipped for account in accounts),
+        retried=sum(account.retried for account in accounts),
+        dead=sum(account.dead for account in accounts),
+        lost=sum(account.lost for account in accounts),
+        latency=_together(account.latency for account in accounts),
+    )
+    return Summary(round(seconds, 3), groups, _numbers(total, _waiting(view.groups)))
+
+
+def as_json(summary: Summary) -> str:
+    """The summary in one line of JSON."""
+    return msgspec.json.encode(summary).decode()
+
+
+def as_text(summary: Summary) -> str:
+    """The summary as a table."""
+    rows: list[tuple[str, ...]] = [_HEAD]
+    rows += [_row(group.name, group.numbers) for group in summary.groups]
+    rows.append(_row("total", summary.total))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join((name.ljust(widths[0]), *padded)))
+    return "\n".join(lines)
+
+
+def _numbers(account: Account, waiting: int) -> Numbers:
+    return Numbers(
+        sent=account.sent,
+        acknowledged=account.acknowledged,
+        skipped=account.skipped,
+        retried=account.retried,
+        dead_lettered=account.dead,
+        lost=account.lost,
+        waiting=waiting,
+        p50_ms=_finite(account.latency.percentile(0.5)),
+        p95_ms=_finite(account.latency.percentile(0.95)),
+    )
+
+
+def _finite(ms: float | None) -> float | None:
+    # beyond the last bucket only the bound is known
+    return None if ms is None or ms == float("inf") else round(ms, 1)
+
+
+def _waiting(groups: Iterable[GroupView]) -> int:
+    return sum((group.backlog or 0) + (group.delayed or 0) for group in groups)
+
+
+def _together(latencies: Iterable[Latency]) -> Latency:
+    counts: dict[float, int] = {}
+    for latency in latencies:
+        for bound, count in latency.counts.items():
+            counts[bound] = counts.get(bound, 0) + count
+    return Latency(counts)
+
+
+def _row(name: str, n: Numbers) -> tuple[str, ...]:
+    counts = (n.sent, n.acknowledged, n.dead_lettered, n.lost, n.waiting)
+    return (name, *(f"{count:,}" for count in counts), _time(n.p50_ms), _time(n.p95_ms))
+
+
+def _time(ms: float | None) -> str:
+    if ms is None:
+        return "-"
+    return f"{ms:.1f} ms" if ms < _SECOND else f"{ms / _SECOND:.1f} s"

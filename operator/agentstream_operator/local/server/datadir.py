@@ -1,0 +1,131 @@
+"""The data directory of `agentstream dev`: who uses it, and what lies where in it.
+
+lock             held by whoever uses the directory, and by the server that it started
+operator         the operator's password on the server
+resources.json   identity and age of the resources, see `registry.py`
+server.conf      the server's configuration, written anew at every start
+users.acl        the server's users, as hashes
+appendonlydir/   the messages
+bindings/        one directory per agent: how it reaches the server
+signing/         one file per signed stream: its keys
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from agentstream_operator.local.bindings.files import make_private, write_private
+from agentstream_operator.local.failure import LocalError, cannot
+
+_TAKEOVER = 8.0
+"""Seconds that a server whose `agentstream dev` was killed gets to end."""
+
+
+class DataDirectory:
+    """An exclusively held data directory; a context manager.
+
+    Args:
+        path: the directory; made if it is not there.
+
+    Raises:
+        LocalError: on entering: it cannot be made, written or locked, or somebody else uses it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.shown = path
+        self._lock = -1
+
+    @property
+    def bindings(self) -> Path:
+        """Where agents' bindings are."""
+        return self.path / "bindings"
+
+    @property
+    def signing(self) -> Path:
+        """Where the keys of signed streams are."""
+        return self.path / "signing"
+
+    @property
+    def resources(self) -> Path:
+        """Where the registry of resources is."""
+        return self.path / "resources.json"
+
+    @property
+    def lock(self) -> int:
+        """Descriptor of the lock: a process that inherits it holds the directory, too."""
+        return self._lock
+
+    def password(self) -> str:
+        """The operator's password; made when first asked for."""
+        path = self.path / "operator"
+        try:
+            if not path.exists():
+                write_private(path, secrets.token_urlsafe(32))
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise cannot(f"write to {self.shown}", error) from error
+
+    def __enter__(self) -> Self:
+        try:
+            make_private(self.path)
+            make_private(self.bindings)
+            make_private(self.signing)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self._hold()
+            # it holds passwords, and often lies in somebody's repository
+            write_private(self.path / ".gitignore", "*\n")
+        except OSError as error:
+            self._release()
+            raise cannot(f"use {self.shown} as data directory", error) from error
+        except LocalError:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _hold(self) -> None:
+        until = time.monotonic() + _TAKEOVER
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(self._lock, 20, 0).decode().strip()
+                if _runs(holder) or time.monotonic() > until:
+                    raise LocalError(
+                        f"{self.shown} is in use by another `agentstream dev` (process {holder});"
+                        " stop that one, or choose another directory with --data"
+                    ) from None
+                # its owner was killed, and what it left behind is about to end
+                time.sleep(0.05)
+            else:
+                os.truncate(self._lock, 0)
+                os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+                return
+
+    def _release(self) -> None:
+        if self._lock >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._lock)
+            self._lock = -1
+
+
+def _runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,1 @@
+"""Answers `external.metrics.k8s.io`: a process of its own."""

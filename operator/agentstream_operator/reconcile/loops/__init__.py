@@ -1,0 +1,1 @@
+"""Runs what is looked at again and again: measuring, wake-up, deleted pods, deletion costs."""

@@ -1,0 +1,179 @@
+"""What becomes of the messages of consumers that are gone: others take them up at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from agentstream.errors import AgentStreamError
+from agentstream.protocol.nudges import Nudge
+from agentstream_operator.plan.observed import Gone
+from agentstream_operator.reconcile.context import Context
+from agentstream_operator.reconcile.state.index import stream_of
+from agentstream_operator.resources.meta import ResourceKey
+
+_log = logging.getLogger(__name__)
+
+_LEASES = 3
+"""After so many leases of silence a consumer whose pod is not known holds nothing any more by its lease."""
+
+
+_LINGER = 16
+"""After a wait of so many pulses, and twice as many in all, nothing of a deleted pod is expected any more."""
+
+_TOGETHER, _NO_LONGER = 0.25, 1.0
+"""What pods of a workload held that are deleted less than so many seconds apart is freed together, at the
+latest so long after the first of them."""
+
+
+@dataclass
+class _Deleted:
+    """Pods of a workload that are deleted one right after the other, and whether there is another since."""
+
+    pods: set[Gone]
+    another: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Departures:
+    """Frees what consumers that are gone hold, and removes their names once they hold nothing.
+
+    Args:
+        context: who has a say in it.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._holding: set[tuple[ResourceKey, Gone]] = set()
+        self._lingering: dict[tuple[ResourceKey, Gone], tuple[float, float]] = {}
+        self._deleted: dict[ResourceKey, _Deleted] = {}
+
+    async def left(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
+        """A pod of a group's workload is gone, or processes of it have ended.
+
+        Returns when what it held is free, or will be together with what an earlier one held. Without the
+        server nothing happens: then the leases end by themselves.
+
+        Args:
+            workload: the group.
+            gone: what has ended.
+            for_good: whether no pod will have the name again. Then it is freed some more times: the processes
+                of a pod that was deleted by force live on for a while, and go on reading and renewing.
+        """
+        if not for_good:
+            await self._free(workload, {gone}, for_good=False)
+            return
+        pulse, now = self._context.rhythm.pulse, asyncio.get_running_loop().time()
+        self._lingering[workload, gone] = (now + pulse, pulse)
+        deleted = self._deleted.get(workload)
+        if deleted is None:
+            deleted = self._deleted[workload] = _Deleted({gone})
+            await self._free_together(workload, deleted, now + _NO_LONGER)
+        else:
+            deleted.pods.add(gone)
+            deleted.another.set()
+
+    async def _free_together(self, workload: ResourceKey, deleted: _Deleted, deadline: float) -> None:
+        """Frees what pods held once no other is deleted: that would take it, and die with it."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(min(_TOGETHER, deadline - loop.time())):
+                    await deleted.another.wait()
+                deleted.another.clear()
+        del self._deleted[workload]
+        await self._free(workload, deleted.pods, for_good=True)
+
+    async def _free(self, workload: ResourceKey, pods: set[Gone], *, for_good: bool) -> None:
+        try:
+            consumed = tuple(self._consumed(workload))
+            freed = await asyncio.gather(
+                *(
+                    self._context.broker.orphan(*group, gone, for_good=for_good)
+                    for gone in pods
+                    for group in consumed
+                )
+            )
+            owner = self._context.store.groups.get(workload)
+            if any(freed) and owner is not None:
+                await self._context.broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
+            for gone in pods:
+                await self._remove(workload, gone)
+        except AgentStreamError as error:
+            names = ", ".join(sorted(gone.pod for gone in pods))
+            _log.info("what %s held waits for its leases to end: %s", names, error)
+
+    async def watch(self) -> None:
+        """Removes, again and again, the names of consumers that are gone and hold nothing any more."""
+        loop, rhythm = asyncio.get_running_loop(), self._context.rhythm
+        due = loop.time() + rhythm.resync / 2
+        while True:
+            await asyncio.sleep(rhythm.pulse)
+            if self._context.backend.trouble is not None:
+                continue
+            try:
+                await self._free_again(loop.time())
+                # the others were just looked at
+                for workload, gone in self._holding - self._lingering.keys():
+                    await self._remove(workload, gone)
+                if loop.time() >= due:
+                    due = loop.time() + rhythm.resync
+                    await self._tidy()
+            except AgentStreamError as error:
+                _log.info("names of consumers that are gone stay for now: %s", error)
+
+    async def _free_again(self, now: float) -> None:
+        """Frees what pods that were deleted lately took or renewed since.
+
+        Those of which something is held are looked at in each pulse, the others after ever longer waits.
+        """
+        for (workload, gone), (due, wait) in tuple(self._lingering.items()):
+            if due <= now or (workload, gone) in self._holding:
+                await self._free(workload, {gone}, for_good=True)
+            if due > now:
+                continue
+            if wait < _LINGER * self._context.rhythm.pulse:
+                self._lingering[workload, gone] = (now + 2 * wait, 2 * wait)
+            else:
+                del self._lingering[workload, gone]
+
+    async def _tidy(self) -> None:
+        """Looks for consumers whose pods ended unseen, as while this process was down."""
+        context = self._context
+        for group in tuple(context.store.groups.values()):
+            pods = await context.cluster.pods(group) if group.spec.template is not None else None
+            if pods is None:
+                continue
+            silence = _LEASES * group.spec.delivery.lease.milliseconds
+            gone = set()
+            for key, name in self._consumed(group.key):
+                for consumer in await context.broker.consumers(key, name):
+                    if consumer.idle > silence and pods.has_lost(consumer.pod):
+                        gone.add(consumer.pod)
+            for pod in gone:
+                await self._remove(group.key, Gone(pod))
+
+    async def _remove(self, workload: ResourceKey, gone: Gone) -> None:
+        """Removes the consumers of processes that are gone; those that hold entries are tried again."""
+        remain = False
+        for key, group in self._consumed(workload):
+            await self._context.broker.remove_consumers(key, group, gone)
+            consumers = await self._context.broker.consumers(key, group)
+            remain = remain or any(gone.covers(consumer.name) for consumer in consumers)
+        if remain:
+            self._holding.add((workload, gone))
+        else:
+            self._holding.discard((workload, gone))
+
+    def _consumed(self, workload: ResourceKey) -> Iterator[tuple[str, str]]:
+        """Stream key and name of each group that a workload may consume: all of its agent."""
+        store = self._context.store
+        owner = store.groups.get(workload)
+        if owner is None:
+            return
+        for group in store.groups_of_agent(owner):
+            stream = store.streams.get(stream_of(group))
+            if stream is not None:
+                yield stream.stream_key, group.group_name

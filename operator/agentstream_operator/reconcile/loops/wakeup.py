@@ -1,0 +1,216 @@
+"""Waking up: one blocking read over the streams of all groups that have no consumers because of no messages.
+
+Each read lasts for a second at most, so a group that has just fallen asleep is taken in within that time,
+and the measuring of the pulse looks after it until then; see docs/adr/0016-one-read-wakes.md. What a read
+brings only says where to look: the group is decided on a measurement, as ever. A message that is addressed to
+another agent wakes the group as well, since only its consumers can pass over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
+
+from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
+from agentstream.protocol.keys import StreamKeys
+from agentstream_operator.reconcile.context import Context
+from agentstream_operator.reconcile.queue import Priority
+from agentstream_operator.reconcile.resources.consumers import measure_need, scales
+from agentstream_operator.reconcile.state.index import stream_of
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import ResourceKey
+
+_log = logging.getLogger(__name__)
+
+_ROUND = 1.0
+"""Seconds for which a read blocks at most, and after which a failed one is tried again."""
+
+_REST = 10e-6
+"""Seconds of pause after a read for each of its keys, by which its costs grow on both sides."""
+
+
+_LATER = 0.01
+"""Seconds after which what the server had to say has certainly come."""
+
+
+class _Served(NamedTuple):
+    """A group for which the consumers of one that may sleep work: itself, or another of its agent.
+
+    Attributes:
+        key: the ConsumerGroup.
+        name: the group's name on its stream.
+        stream: the AgentStream.
+        stream_key: its key.
+        retry_key: the key of the group's retry stream.
+    """
+
+    key: ResourceKey
+    name: str
+    stream: ResourceKey
+    stream_key: str
+    retry_key: str
+
+
+class _Bed(NamedTuple):
+    """What wakes groups: a key on which something comes after an id.
+
+    Attributes:
+        stream: the AgentStream that the key belongs to.
+        after: the id; None for anything that was not seen yet.
+        due: when the first delayed retry is that will come there, on the loop's clock.
+    """
+
+    stream: ResourceKey
+    after: str | None
+    due: float | None = None
+
+
+class Wakeup:
+    """Lets groups that sleep be decided as soon as there is something for them.
+
+    Args:
+        context: who has a say in it.
+        doubt: called when the connection broke.
+    """
+
+    def __init__(self, context: Context, doubt: Callable[[], None]) -> None:
+        self._context = context
+        self._doubt = doubt
+        self._changes = -1
+        self._may_sleep: tuple[tuple[ConsumerGroup, tuple[_Served, ...]], ...] = ()
+        self._rebuilt = float("-inf")
+        self._beds: dict[str, _Bed] = {}
+        self._sleepers: defaultdict[ResourceKey, list[ConsumerGroup]] = defaultdict(list)
+        self._passed: dict[str, str] = {}
+        self._refused = False
+
+    async def watch(self) -> None:
+        """Reads, again and again."""
+        while True:
+            try:
+                if self._context.backend.trouble is None:
+                    await self._round()
+                    self._refused = False
+                    continue
+            except AgentStreamError as error:
+                self._failed(error)
+            await asyncio.sleep(_ROUND)
+
+    async def _round(self) -> None:
+        """Reads once, and lets those groups be decided that it wakes."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._rebuilt + _ROUND:
+            self._rebuild(now)
+        beds = self._beds
+        due = min((bed.due for bed in beds.values() if bed.due is not None), default=now + _ROUND)
+        if due > now:
+            heard = await self._read(beds, min(_ROUND, due - now))
+        else:
+            heard = {key for key, bed in beds.items() if bed.due is not None and bed.due <= now}
+        woken = {beds[key].stream for key in heard}
+        if woken:
+            # whatever is decided, they are looked at again when this is built again
+            self._beds = {key: bed for key, bed in beds.items() if bed.stream not in woken}
+            await self._wake(woken)
+        await asyncio.sleep(_REST * len(beds))
+
+    def _rebuild(self, now: float) -> None:
+        """Looks who sleeps."""
+        self._rebuilt = now
+        self._beds, self._sleepers = {}, defaultdict(list)
+        for group, served in self._asleep():
+            for one in served:
+                if beds := self._beds_of(one):
+                    self._beds |= beds
+                    self._sleepers[one.stream].append(group)
+        self._passed = {key: passed for key, passed in self._passed.items() if key in self._beds}
+
+    async def _read(self, beds: dict[str, _Bed], seconds: float) -> Collection[str]:
+        """The keys on which there is something new after so many seconds at most."""
+        if not beds:
+            await asyncio.sleep(seconds)
+            return ()
+        after = {key: bed.after or self._passed.get(key, "0-0") for key, bed in beds.items()}
+        found = await self._context.broker.arrivals(after, seconds)
+        self._passed.update((key, entry) for key, entry in found.items() if beds[key].after is None)
+        return found.keys()
+
+    async def _wake(self, woken: Collection[ResourceKey]) -> None:
+        """Measures streams, and lets those of their groups be decided first that are to have consumers.
+
+        Raises:
+            AgentStreamError: one of the streams could not be measured; the others were.
+        """
+        context = self._context
+        streams = [context.store.streams[key] for key in woken if key in context.store.streams]
+        looks = await asyncio.gather(*map(context.look, streams), return_exceptions=True)
+        for stream, look in zip(streams, looks, strict=True):
+            if isinstance(look, BaseException):
+                continue
+            for group in self._sleepers[stream.key]:
+                if context.store.groups.get(group.key) is group and measure_need(context, group).replicas:
+                    context.queue.add(group.key, Priority.WAKE)
+            # what the pulse would have noticed, had it measured first
+            context.queue_all((stream.key, *context.store.readers_of(stream.key)), Priority.RESYNC)
+        for look in looks:
+            if isinstance(look, BaseException):
+                raise look
+
+    def _asleep(self) -> Iterator[tuple[ConsumerGroup, tuple[_Served, ...]]]:
+        """The groups that have no consumers for want of messages."""
+        context = self._context
+        if self._changes != context.store.changes:
+            self._changes = context.store.changes
+            scaled = (group for group in context.store.groups.values() if group.spec.autoscaling is not None)
+            self._may_sleep = tuple((group, tuple(self._served(group))) for group in scaled)
+        for group, served in self._may_sleep:
+            memory = context.memory.groups[group.key]
+            decision, workload = memory.decision, memory.workload
+            if (
+                workload is not None
+                and workload.replicas == 0
+                and decision is not None
+                and not decision.held
+                and decision.replicas == 0
+                and not group.spec.suspend
+                and scales(context, group)
+            ):
+                yield group, served
+
+    def _served(self, group: ConsumerGroup) -> Iterator[_Served]:
+        store = self._context.store
+        for served in store.served_by(group):
+            stream = store.streams.get(stream_of(served))
+            if stream is not None:
+                keys, name = StreamKeys(stream.stream_key), served.group_name
+                yield _Served(served.key, name, stream.key, keys.stream, keys.retry(name))
+
+    def _beds_of(self, served: _Served) -> dict[str, _Bed]:
+        """What is new for a group: on its stream since the last measurement, on its retry stream anything."""
+        remembered = self._context.memory
+        memory, serves = remembered.streams[served.stream], remembered.groups[served.key].serves
+        seen = memory.seen
+        found = seen.groups.get(served.name) if seen is not None else None
+        if seen is None or found is None or not found.exists or serves is False:
+            return {}
+        due = None
+        if found.next_due is not None:
+            # the server looked at its clock a little later than we at ours
+            due = memory.seen_at + (found.next_due - seen.now) / 1000 + _LATER
+        return {
+            served.stream_key: _Bed(served.stream, seen.last),
+            # nothing is left there of what was settled
+            served.retry_key: _Bed(served.stream, None, due),
+        }
+
+    def _failed(self, error: AgentStreamError) -> None:
+        if isinstance(error, ConnectionLost):
+            self._doubt()
+        elif not self._refused:
+            # a key may have turned into something else just now, which the next measurement shows
+            level = logging.WARNING if isinstance(error, AccessDenied) else logging.INFO
+            _log.log(level, "groups wake up no sooner than they are measured: %s", error)
+            self._refused = True

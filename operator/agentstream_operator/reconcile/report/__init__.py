@@ -1,0 +1,1 @@
+"""Tells people and probes what the operator knows."""

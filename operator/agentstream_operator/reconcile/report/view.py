@@ -1,0 +1,142 @@
+"""The numbers of everything at one moment, for a table and for a final report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentstream_operator.plan.accounting import Account
+from agentstream_operator.reconcile.context import Context
+from agentstream_operator.reconcile.state.index import stream_of
+from agentstream_operator.reconcile.state.memory import StatusMemory
+from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.status import ConditionType, Reason, find_condition
+
+
+@dataclass(frozen=True, slots=True)
+class StreamView:
+    """A stream.
+
+    Attributes:
+        resource: its AgentStream.
+        key: its key on the server.
+        length: entries that it holds; None before it was seen.
+        added: entries added since it began.
+        rate: entries added per second, lately.
+        ready: whether the resource is in effect.
+        reason: why, or why not.
+    """
+
+    resource: ResourceKey
+    key: str
+    length: int | None
+    added: int | None
+    rate: float
+    ready: bool
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """A group. Counts are None before it was seen.
+
+    Attributes:
+        resource: its ConsumerGroup.
+        stream: name of its AgentStream.
+        backlog: entries that wait or run, with the retries that are due.
+        undelivered: those that no consumer was given.
+        pending: those that a consumer has.
+        retrying: those on the retry stream.
+        delayed: retries that are not due.
+        dead: dead letters.
+        replicas: consumers that are wanted; None if others decide.
+        running: consumers that run.
+        crashing: why the latest one ended, while restarts are being held back.
+        ready: whether the resource is in effect.
+        reason: why, or why not.
+        account: what became of its messages since the engine began to look.
+    """
+
+    resource: ResourceKey
+    stream: str
+    backlog: int | None
+    undelivered: int | None
+    pending: int | None
+    retrying: int | None
+    delayed: int | None
+    dead: int | None
+    replicas: int | None
+    running: int | None
+    crashing: str | None
+    ready: bool
+    reason: Reason
+    account: Account
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything, sorted by name.
+
+    Attributes:
+        reachable: whether the server answers.
+        streams: the streams.
+        groups: the groups.
+    """
+
+    reachable: bool
+    streams: tuple[StreamView, ...]
+    groups: tuple[GroupView, ...]
+
+
+def view(context: Context) -> View:
+    """The numbers as they were measured last."""
+    store = context.store
+    return View(
+        reachable=context.backend.trouble is None,
+        streams=tuple(_stream(context, key) for key in sorted(store.streams)),
+        groups=tuple(_group(context, key) for key in sorted(store.groups)),
+    )
+
+
+def _stream(context: Context, key: ResourceKey) -> StreamView:
+    memory, stream = context.memory.streams[key], context.store.streams[key]
+    seen = memory.shown
+    return StreamView(
+        key,
+        stream.stream_key,
+        seen.length if seen is not None else None,
+        seen.added if seen is not None else None,
+        memory.arrivals.value or 0.0 if memory.arrivals is not None else 0.0,
+        *_ready(memory.told),
+    )
+
+
+def _group(context: Context, key: ResourceKey) -> GroupView:
+    memory, group = context.memory.groups[key], context.store.groups[key]
+    stream = context.memory.streams.get(stream_of(group))
+    shown = stream.shown if stream is not None else None
+    seen = shown.groups.get(group.group_name) if shown is not None else None
+    if seen is not None and not seen.exists:
+        seen = None
+    workload = memory.workload
+    ready, reason = _ready(memory.told)
+    return GroupView(
+        resource=key,
+        stream=group.spec.stream_ref.name,
+        backlog=seen.backlog if seen is not None else None,
+        undelivered=seen.undelivered if seen is not None else None,
+        pending=seen.pending if seen is not None else None,
+        retrying=seen.retry_length if seen is not None else None,
+        delayed=seen.delayed if seen is not None else None,
+        dead=seen.dead if seen is not None else None,
+        replicas=memory.applied[0] if memory.applied is not None else None,
+        running=workload.ready if workload is not None else None,
+        crashing=workload.crashing if workload is not None else None,
+        ready=ready,
+        reason=reason,
+        account=memory.account,
+    )
+
+
+def _ready(told: StatusMemory) -> tuple[bool, Reason]:
+    found = find_condition(told.status.conditions, ConditionType.READY) if told.status is not None else None
+    return (found.status == "True", found.reason) if found is not None else (False, Reason.RECONCILING)

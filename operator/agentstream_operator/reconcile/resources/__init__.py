@@ -1,0 +1,1 @@
+"""Reconciles one resource of each kind."""

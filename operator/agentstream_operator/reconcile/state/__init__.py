@@ -1,0 +1,1 @@
+"""Remembers what is declared and what was found."""

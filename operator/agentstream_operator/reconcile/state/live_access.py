@@ -1,0 +1,101 @@
+"""The users and routes on the server, as they were listed last and as this process changed them since."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from agentstream.protocol.keys import routes_key, user_name
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.plan.agents import AgentName
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class _Listing:
+    """What a listing brought, kept in step with changes made while it was under way."""
+
+    users: dict[str, str] = field(default_factory=dict)
+    routes: dict[AgentName, bytes] = field(default_factory=dict)
+    changed: set[AgentName] = field(default_factory=set)
+
+
+class Access:
+    """Knows the live users and routes of an installation from one listing for all of them.
+
+    Args:
+        broker: the server.
+        installation: whose users these are.
+
+    Attributes:
+        listed: whether they were listed since the server was last found to be another, or back.
+    """
+
+    def __init__(self, broker: Broker, installation: str) -> None:
+        self._broker = broker
+        self._installation = installation
+        self._live = _Listing()
+        self.listed = asyncio.Event()
+
+    @property
+    def users(self) -> Iterable[str]:
+        """Names of the installation's users."""
+        return self._live.users.keys()
+
+    @property
+    def routed(self) -> Iterable[AgentName]:
+        """The agents that have a route."""
+        return self._live.routes.keys()
+
+    def user(self, name: AgentName) -> str | None:
+        """Fingerprint of an agent's user, if it has one."""
+        return self._live.users.get(user_name(self._installation, *name))
+
+    def route(self, name: AgentName) -> bytes | None:
+        """The agent's field of the routes hash."""
+        return self._live.routes.get(name)
+
+    def user_set(self, name: AgentName, fingerprint: str | None) -> None:
+        """Notes that this process set an agent's user, or removed it (None)."""
+        _set(self._live.users, user_name(self._installation, *name), fingerprint)
+        self._live.changed.add(name)
+
+    def route_set(self, name: AgentName, route: bytes | None) -> None:
+        """Notes that this process wrote an agent's route, or removed it (None)."""
+        _set(self._live.routes, name, route)
+        self._live.changed.add(name)
+
+    async def refresh(self, namespaces: Iterable[str]) -> None:
+        """Lists the users, and the routes of these namespaces and of those that have users.
+
+        Only one call may be under way.
+
+        Raises:
+            AgentStreamError: as `Broker.users`.
+        """
+        self._live.changed.clear()
+        fresh = _Listing(users=dict(await self._broker.users()))
+        of_users = {user.rsplit(".", 2)[1] for user in fresh.users}
+        everywhere = sorted({*namespaces, *of_users})
+        tables = await asyncio.gather(
+            *(self._broker.routes(routes_key(self._installation, namespace)) for namespace in everywhere)
+        )
+        for namespace, routes in zip(everywhere, tables, strict=True):
+            fresh.routes.update((AgentName(namespace, agent), route) for agent, route in routes.items())
+        for name in self._live.changed:
+            # what was listed may be older than what was changed meanwhile
+            _set(fresh.users, user_name(self._installation, *name), self.user(name))
+            _set(fresh.routes, name, self.route(name))
+        self._live = fresh
+        self.listed.set()
+
+
+def _set(mapping: dict[K, V], key: K, value: V | None) -> None:
+    if value is None:
+        mapping.pop(key, None)
+    else:
+        mapping[key] = value

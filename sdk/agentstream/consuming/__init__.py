@@ -1,0 +1,1 @@
+"""Consumes a group: fetches, holds, dispatches, renews and settles its entries."""

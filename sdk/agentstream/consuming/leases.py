@@ -1,0 +1,129 @@
+"""What this process holds of one group, and until when.
+
+Whatever is buffered or runs is renewed alike, three times per lease and from a thread of its own, so that
+other consumers' sweeps find only what nobody looks after; see docs/adr/0012-leases-from-a-thread.md. The
+event loop changes what is held, the thread reads it: each of its looks is at a copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from agentstream.consuming.commands import GroupCalls
+from agentstream.protocol.entry import Entry, Source
+
+_BATCH = 500
+
+
+def batches(entries: Sequence[Entry]) -> Iterator[tuple[Source, Sequence[Entry]]]:
+    """Entries by the stream they are on, as many at a time as one function call takes."""
+    for retry in (False, True):
+        of_source = [entry for entry in entries if entry.source.retry is retry]
+        for i in range(0, len(of_source), _BATCH):
+            yield of_source[i].source, of_source[i : i + _BATCH]
+
+
+class Renews(Protocol):
+    """What renews leases."""
+
+    def wake(self) -> None:
+        """There is another rhythm to renew in."""
+
+    def something_is_held(self, leases: Leases) -> None:
+        """So far, nothing of this group was."""
+
+
+class Leases:
+    """The entries of one group that this process holds.
+
+    Args:
+        calls: the commands of this consumer.
+        lease: seconds after which an entry that was not renewed may be claimed by others.
+        renewal: renews what is held; woken up when the first entry is.
+        on_lost: called in the event loop with entries that turn out not to be held any more.
+    """
+
+    def __init__(
+        self, calls: GroupCalls, lease: float, renewal: Renews, on_lost: Callable[[list[Entry]], None]
+    ) -> None:
+        self.calls = calls
+        self._lease = lease
+        self._renewal = renewal
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._main: dict[str, Entry] = {}
+        self._retries: dict[str, Entry] = {}
+
+    def __len__(self) -> int:
+        """How many entries are held."""
+        return len(self._main) + len(self._retries)
+
+    @property
+    def lease(self) -> float:
+        """Seconds after which an entry that was not renewed may be claimed by others."""
+        return self._lease
+
+    @lease.setter
+    def lease(self, lease: float) -> None:
+        if lease != self._lease:
+            self._lease = lease
+            self._renewal.wake()
+
+    def held(self) -> list[Entry]:
+        """The entries that are held just now. Any thread may ask."""
+        return [*self._main.copy().values(), *self._retries.copy().values()]
+
+    def hold(self, entry: Entry) -> bool:
+        """Notes an entry that the server gave to this consumer; False if it is held already."""
+        until = entry.since + self._lease
+        of_source = self._of(entry)
+        known = of_source.get(entry.id)
+        if known is not None:
+            if known.busy or known.counter == entry.counter:
+                known.lease_until = max(known.lease_until, until)
+                return False
+            self.lose([(known, known.counter)])
+        entry.lease_until = until
+        was_empty = not self._main and not self._retries
+        of_source[entry.id] = entry
+        if was_empty:
+            self._renewal.something_is_held(self)
+        return True
+
+    def let_go(self, entry: Entry) -> None:
+        """Forgets an entry that is settled, or handed back."""
+        of_source = self._of(entry)
+        if of_source.get(entry.id) is entry:
+            del of_source[entry.id]
+
+    def lose_all(self, source: Source) -> None:
+        """The group is gone from a stream, and with it every entry of that which was held."""
+        self.lose([(entry, entry.counter) for entry in self.held() if entry.source == source])
+
+    def lose(self, entries: list[tuple[Entry, int]]) -> None:
+        """Entries are not held any more at these delivery counters.
+
+        What is being settled or begun hears of it from its own command.
+        """
+        lost = [
+            entry
+            for entry, counter in entries
+            if not entry.busy and entry.counter == counter and self._of(entry).get(entry.id) is entry
+        ]
+        for entry in lost:
+            entry.lost = True
+            self.let_go(entry)
+        if lost:
+            self._on_lost(lost)
+
+    def lose_soon(self, entries: list[tuple[Entry, int]]) -> None:
+        """The same, from another thread."""
+        # a loop that is closed has nobody left who would want to know
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.lose, entries)
+
+    def _of(self, entry: Entry) -> dict[str, Entry]:
+        return self._retries if entry.source.retry else self._main

@@ -1,0 +1,218 @@
+"""The thread that renews leases, with a connection of its own: what blocks the event loop loses nothing.
+
+Event loop and thread share little. The loop says which groups there are and wakes the thread up when
+something is held again; the thread looks at a copy of what is held, writes how long it is held by now, and
+hands over to the loop what turned out to be lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from agentstream.consuming.commands import Command
+from agentstream.consuming.leases import Leases, batches
+from agentstream.errors import AgentStreamError, ConnectionLost
+from agentstream.protocol.entry import Entry
+from agentstream.protocol.library import DONE
+from agentstream.transport.blocking import BlockingConnection
+from agentstream.transport.endpoint import Endpoint
+from agentstream.transport.error_replies import group_is_gone
+from agentstream.transport.retry import Trouble
+
+_PER_LEASE, _PER_LEASE_IN_TROUBLE = 3, 10
+_SHORTEST_TIMEOUT, _LONGEST_TIMEOUT = 0.5, 5.0
+_PATIENCE_WITH_THE_THREAD = 0.2
+_PAUSE_AFTER_A_MISTAKE = 1.0
+_log = logging.getLogger("agentstream")
+
+
+class Renewal:
+    """Renews the leases of one agent, from the first entry that is held to the end of the agent.
+
+    Args:
+        endpoint: called at every connect, so that changed credentials are taken up.
+        name: the connection's name on the server.
+    """
+
+    def __init__(self, endpoint: Callable[[], Endpoint], name: str) -> None:
+        self._endpoint = endpoint
+        self._name = name
+        self._groups: tuple[Leases, ...] = ()
+        self._thread: RenewalThread | None = None
+        self._closed = False
+
+    def add(self, leases: Leases) -> None:
+        """What is held in a group is renewed from now on."""
+        self._groups = (*self._groups, leases)
+
+    def remove(self, leases: Leases) -> None:
+        """It is not any more."""
+        self._groups = tuple(group for group in self._groups if group is not leases)
+
+    def wake(self) -> None:
+        """There is another rhythm to renew in."""
+        if not self._closed:
+            self._running().wake()
+
+    def something_is_held(self, leases: Leases) -> None:
+        """So far, nothing of this group was."""
+        if not self._closed:
+            thread = self._running()
+            if leases not in thread.watched:
+                thread.wake()
+
+    def _running(self) -> RenewalThread:
+        thread = self._thread
+        # a process that was forked off has no thread, and must not touch the connection of its parent
+        if thread is None or thread.process != os.getpid():
+            thread = self._thread = RenewalThread(self._endpoint, self._name, lambda: self._groups)
+            thread.start()
+        return thread
+
+    def close(self) -> None:
+        """Ends the thread; nothing is renewed any more."""
+        self._closed = True
+        thread, self._thread = self._thread, None
+        if thread is not None and thread.process == os.getpid():
+            thread.end()
+            # one that is about to connect to a host that does not answer ends later, by itself
+            thread.join(_PATIENCE_WITH_THE_THREAD)
+
+
+class RenewalThread(threading.Thread):
+    """The thread, and the connection that it alone uses.
+
+    Args:
+        endpoint: called at every connect.
+        name: the connection's name on the server.
+        groups: what there is to renew.
+
+    Attributes:
+        process: the id of the process in which it runs.
+        watched: the groups of which it knows that something is held; it looks at them again by itself.
+    """
+
+    def __init__(
+        self, endpoint: Callable[[], Endpoint], name: str, groups: Callable[[], tuple[Leases, ...]]
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.process: int = os.getpid()
+        self._endpoint = endpoint
+        self._groups = groups
+        self._connection: BlockingConnection | None = None
+        self._timeout = _LONGEST_TIMEOUT
+        self._due: dict[Leases, float] = {}
+        self._trouble = Trouble("renew leases")
+        self._changed = threading.Condition()
+        self.watched: tuple[Leases, ...] = ()
+        self._woken = False
+        self._ended = False
+
+    def wake(self) -> None:
+        """Has it look again."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
+
+    def end(self) -> None:
+        """Has it end at once, whatever it waits for."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+            if self._connection is not None:
+                self._connection.interrupt()
+
+    def run(self) -> None:
+        """Renews until it is ended."""
+        while not self._ended:
+            try:
+                pause = self._round()
+            except Exception:  # noqa: BLE001 - a mistake in this package must not cost what is held
+                _log.exception("renewing leases failed")
+                pause = _PAUSE_AFTER_A_MISTAKE
+            with self._changed:
+                if not self._ended and not self._woken:
+                    self._changed.wait(pause)
+                self._woken = False
+        self._disconnect()
+
+    def _round(self) -> float | None:
+        """Renews what is due. Returns seconds until something is; None if nothing is held."""
+        # before looking: who holds something while it looks wakes it up
+        self.watched = ()
+        self.watched = groups = tuple(leases for leases in self._groups() if len(leases))
+        self._timeout = min((leases.lease / _PER_LEASE for leases in groups), default=_LONGEST_TIMEOUT)
+        now = time.monotonic()
+        due = {leases: now + leases.lease / _PER_LEASE for leases in groups}
+        for leases in groups:
+            if self._due.get(leases, due[leases]) > now:
+                due[leases] = min(self._due.get(leases, due[leases]), due[leases])
+            elif not self._renew(leases):
+                due[leases] = now + leases.lease / _PER_LEASE_IN_TROUBLE
+        self._due = due
+        return max(min(due.values()) - time.monotonic(), 0) if due else None
+
+    def _renew(self, leases: Leases) -> bool:
+        """Renews what is held of one group. Returns whether the server answered."""
+        now = time.monotonic()
+        # what a command is under way for would be taken for lost
+        due = [entry for entry in leases.held() if not entry.busy and now < entry.renew_until]
+        for source, entries in batches(due):
+            held = [(entry, entry.counter) for entry in entries]
+            asked = time.monotonic()
+            try:
+                codes = self._call(leases.calls.renew(source, entries))
+            except (AgentStreamError, OSError) as error:
+                if not (isinstance(error, AgentStreamError) and group_is_gone(error)):
+                    if not self._ended:
+                        self._trouble.met(error)
+                    return False
+                codes = [None] * len(entries)
+            self._trouble.over()
+            self._note(leases, held, codes, asked)
+        return True
+
+    @staticmethod
+    def _note(leases: Leases, held: list[tuple[Entry, int]], codes: list[int | None], asked: float) -> None:
+        for (entry, _), code in zip(held, codes, strict=True):
+            if code == DONE:
+                entry.lease_until = max(entry.lease_until, asked + leases.lease)
+        lost = [one for one, code in zip(held, codes, strict=True) if code != DONE]
+        if lost:
+            leases.lose_soon(lost)
+
+    def _call(self, command: Command) -> list[int | None]:
+        """Sends a command; once more, if the connection turns out to have broken since the last one."""
+        while True:
+            known = self._connection
+            connection = known or self._connect()
+            try:
+                return connection.call(*command)  # type: ignore[no-any-return]
+            except ConnectionLost:
+                self._disconnect()
+                if known is None or self._ended:
+                    raise
+
+    def _connect(self) -> BlockingConnection:
+        timeout = min(max(self._timeout, _SHORTEST_TIMEOUT), _LONGEST_TIMEOUT)
+        connection = BlockingConnection(self._endpoint(), self.name, timeout)
+        with self._changed:
+            self._connection = connection
+            if self._ended:
+                connection.interrupt()
+        try:
+            connection.greet()
+        except BaseException:
+            self._disconnect()
+            raise
+        return connection
+
+    def _disconnect(self) -> None:
+        with self._changed:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

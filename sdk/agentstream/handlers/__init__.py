@@ -1,0 +1,1 @@
+"""Declares handlers and runs them over what is consumed."""

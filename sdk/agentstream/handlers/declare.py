@@ -1,0 +1,257 @@
+"""Handlers: which function gets which messages, and in what form. It is decided when they are declared."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Any, NamedTuple
+
+import msgspec
+
+from agentstream.consuming.delivery import Delivery
+from agentstream.errors import InvalidMessage
+from agentstream.payloads.types import is_payload_type
+from agentstream.payloads.upcasting import Read, Upcasters, message_reader
+from agentstream.protocol.envelope import Message, MessageType
+from agentstream.protocol.reasons import Reason
+
+DEFAULT_WITHIN = 0.05
+
+Function = Callable[..., Any]
+InThread = Callable[..., Awaitable[Any]]
+"""Runs a function that blocks, in a thread; called with the function and its arguments."""
+
+_FORMS = "(payload), (payload, delivery), (delivery) or (message)"
+_EMPTY = inspect.Parameter.empty
+
+
+class Form(Enum):
+    """What a handler is called with."""
+
+    PAYLOAD = "payload"
+    DELIVERY = "delivery"
+    MESSAGE = "message"
+    BOTH = "payload and delivery"
+
+
+class Subscription(NamedTuple):
+    """What handlers are declared for.
+
+    Attributes:
+        stream: name of the AgentStream; None for the only one that the agent consumes.
+        group: name of the ConsumerGroup; None for the only one that the agent has there.
+    """
+
+    stream: str | None
+    group: str | None
+
+
+class Handler(msgspec.Struct, frozen=True):
+    """A function for the messages of one type.
+
+    Attributes:
+        function: what is called.
+        form: with what.
+        read: reads the payload.
+        blocks: whether it runs in a thread, for it is not asynchronous.
+        batch: how many messages it gets at most; None if it gets them one by one, not in a list.
+        within: for how many seconds after the first a batch waits for others.
+    """
+
+    function: Function
+    form: Form
+    read: Read
+    blocks: bool
+    batch: int | None
+    within: float
+
+    async def __call__(self, in_thread: InThread, *deliveries: Delivery[Any]) -> Any:
+        """What the function returns for these deliveries."""
+        forms = [self._arguments(delivery) for delivery in deliveries]
+        arguments = forms[0] if self.batch is None else ([form[0] for form in forms],)
+        if not self.blocks:
+            return await self.function(*arguments)
+        result = await in_thread(self.function, *arguments)
+        # such as that of a decorator around an asynchronous function
+        return await result if inspect.isawaitable(result) else result
+
+    def _arguments(self, delivery: Delivery[Any]) -> tuple[Any, ...]:
+        if self.form is Form.MESSAGE:
+            return (delivery.message,)
+        if self.form is Form.DELIVERY:
+            return (delivery,)
+        return (delivery.payload, delivery) if self.form is Form.BOTH else (delivery.payload,)
+
+
+class Handlers:
+    """All handlers of one agent.
+
+    Attributes:
+        upcasters: of the payloads that they get.
+    """
+
+    def __init__(self) -> None:
+        self.upcasters: Upcasters = Upcasters()
+        self._by_type: dict[Subscription, dict[str, Handler]] = {}
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """What there are handlers for."""
+        return tuple(self._by_type)
+
+    def of(self, subscription: Subscription) -> dict[str, Handler]:
+        """The handlers of a subscription by type of message."""
+        return self._by_type[subscription]
+
+    def add(
+        self,
+        function: Function,
+        message_type: str,
+        subscription: Subscription,
+        *,
+        version: int | None = None,
+        batch: int | None = None,
+        within: float = DEFAULT_WITHIN,
+    ) -> None:
+        """Adds a handler; see `Agent.on`.
+
+        Raises:
+            ValueError: the type of message is unknown or has a handler already, or a number is not positive.
+            TypeError: the function does not take what a handler may.
+        """
+        if message_type not in typing.get_args(MessageType):
+            raise ValueError(f"a message is a {', '.join(typing.get_args(MessageType))}, not {message_type}")
+        if (batch is not None and batch < 1) or within <= 0:
+            raise ValueError("batch and within must be positive")
+        if self._by_type and (subscription.stream is None) != (None in {s.stream for s in self._by_type}):
+            raise ValueError("name the stream of all handlers, or of none: then it is the only one")
+        known = self._by_type.get(subscription, {})
+        if message_type in known:
+            raise ValueError(
+                f"{message_type} has a handler already: {_name(known[message_type].function)}; "
+                f"kinds of payload are told apart in one handler"
+            )
+        form, payload_type = _form(function) if batch is None else _batch_form(function)
+        if form is Form.MESSAGE and version is not None:
+            raise TypeError(f"{_name(function)}: a message is taken as it is, whatever its version")
+        try:
+            read = message_reader(payload_type, version, self.upcasters)
+        except TypeError as error:
+            raise TypeError(f"{_name(function)}: {error}") from error
+        handler = Handler(function, form, read, not _is_async(function), batch, within)
+        self._by_type.setdefault(subscription, {})[message_type] = handler
+
+    def reader(self, subscription: Subscription) -> Read:
+        """What reads the payloads of all messages that come by a subscription."""
+        by_type = self._by_type[subscription]
+
+        def read(message: Message) -> Any:
+            handler = by_type.get(message.type)
+            if handler is None:
+                known = ", ".join(sorted(by_type))
+                what = f"no handler takes {message.type}; there are handlers of {known}"
+                raise InvalidMessage(what, reason=Reason.NO_HANDLER)
+            return handler.read(message)
+
+        return read
+
+
+def _form(function: Function) -> tuple[Form, Any]:
+    """With what a function is to be called, and the type of the payload.
+
+    Raises:
+        TypeError: it takes something else.
+    """
+    first, *others = _annotations(function)
+    _check_answer(function)
+    form, payload_type = _single(function, first)
+    if not others:
+        return form, payload_type
+    second, *more = others
+    if more or form is not Form.PAYLOAD or not (second is _EMPTY or _is_delivery(second)):
+        raise _not_taken(function)
+    of_delivery = _payload_of_delivery(second)
+    if first is _EMPTY:
+        return Form.BOTH, of_delivery
+    if typing.get_args(second) and of_delivery != payload_type:
+        raise TypeError(f"{_name(function)}: its payload and its delivery have different types")
+    return Form.BOTH, payload_type
+
+
+def _check_answer(function: Function) -> None:
+    """Raises TypeError if a function says that it returns what no message can carry."""
+    returned = inspect.signature(function, eval_str=True).return_annotation
+    is_union = typing.get_origin(returned) in (typing.Union, types.UnionType)
+    for kind in typing.get_args(returned) if is_union else (returned,):
+        origin = typing.get_origin(kind) or kind
+        said = isinstance(origin, type) and origin not in (_EMPTY, type(None))
+        if said and not issubclass(origin, Awaitable) and not is_payload_type(kind):
+            raise TypeError(
+                f"{_name(function)}: it returns the payload of the answer or None, not {returned}"
+            )
+
+
+def _batch_form(function: Function) -> tuple[Form, Any]:
+    """The same for a function that takes a list."""
+    first, *others = _annotations(function)
+    returned = inspect.signature(function, eval_str=True).return_annotation
+    if others or not (first in (_EMPTY, list) or typing.get_origin(first) is list):
+        raise TypeError(f"{_name(function)}: a handler of batches takes a list of one of {_FORMS[:9]}")
+    if returned not in (_EMPTY, None, type(None), Any):
+        raise TypeError(f"{_name(function)}: a handler of batches returns nothing; use delivery.reply")
+    return _single(function, *(typing.get_args(first) or (_EMPTY,)))
+
+
+def _single(function: Function, annotation: Any) -> tuple[Form, Any]:
+    if annotation is Message:
+        return Form.MESSAGE, dict
+    if annotation is not _EMPTY and _is_delivery(annotation):
+        return Form.DELIVERY, _payload_of_delivery(annotation)
+    if annotation is not _EMPTY and not is_payload_type(annotation):
+        raise _not_taken(function)
+    return Form.PAYLOAD, dict if annotation is _EMPTY else annotation
+
+
+def _annotations(function: Function) -> list[Any]:
+    """The annotations of what a function has to be given.
+
+    Raises:
+        TypeError: they cannot be told, or there is nothing.
+    """
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters.values()
+    except Exception as error:
+        what = f"its annotations cannot be resolved: {error}; define what they name at the top of a module"
+        raise TypeError(f"{_name(function)}: {what}") from error
+    needed = [p for p in parameters if p.kind is not p.KEYWORD_ONLY or p.default is _EMPTY]
+    if not needed or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed):
+        raise _not_taken(function)
+    return [parameter.annotation for parameter in needed]
+
+
+def _is_delivery(annotation: Any) -> bool:
+    return (typing.get_origin(annotation) or annotation) is Delivery
+
+
+def _payload_of_delivery(annotation: Any) -> Any:
+    return next(iter(typing.get_args(annotation)), dict)
+
+
+def _not_taken(function: Function) -> TypeError:
+    return TypeError(
+        f"{_name(function)}: a handler takes {_FORMS}, where a payload is a dict, msgspec.Struct, dataclass, "
+        f"TypedDict or pydantic model; what else it needs it has as keywords with defaults"
+    )
+
+
+def _is_async(function: Function) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - an object may be called, too
+    )
+
+
+def _name(function: Function) -> str:
+    return getattr(function, "__qualname__", repr(function))

@@ -1,0 +1,113 @@
+"""Running handlers: as many at a time as are wanted, on all streams that have some."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from agentstream.consuming.session import Consumption, Deliveries
+from agentstream.handlers.batches import Batches
+from agentstream.handlers.declare import Handler, Handlers, Subscription
+from agentstream.payloads.upcasting import Read
+
+Consume = Callable[[Subscription, Read, int], Consumption]
+"""Begins to consume: what, how its payloads are read, and how many messages are held at most."""
+
+
+async def run(handlers: Handlers, consume: Consume, concurrency: int) -> None:
+    """Runs all handlers until the consuming ends; see `Agent.run`."""
+    if not handlers.subscriptions:
+        raise ValueError("there are no handlers: declare some with @agent.on")
+    try:
+        async with asyncio.TaskGroup() as serving:
+            for subscription in handlers.subscriptions:
+                serving.create_task(_serve(handlers, subscription, consume, concurrency))
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+
+
+async def _serve(handlers: Handlers, subscription: Subscription, consume: Consume, concurrency: int) -> None:
+    """Runs the handlers of one subscription."""
+    by_type = handlers.of(subscription)
+    sizes = {name: handler.batch for name, handler in by_type.items() if handler.batch is not None}
+    # a batch is to be complete without waiting for one of its own
+    concurrency = max([concurrency, *sizes.values()])
+    threads = _Threads(concurrency)
+    batches = {name: Batches(by_type[name], size, threads.run) for name, size in sizes.items()}
+    consumption = consume(subscription, handlers.reader(subscription), concurrency)
+    deliveries: Deliveries[Any] = Deliveries(consumption)
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(concurrency):
+                workers.create_task(_work(deliveries, by_type, batches, threads))
+
+    working = asyncio.create_task(work())
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await consumption.quiet()
+        raise
+    finally:
+        working.cancel()
+        await asyncio.wait({working})
+        await consumption.aclose()
+        threads.close()
+
+
+async def _work(
+    deliveries: Deliveries[Any], by_type: dict[str, Handler], batches: dict[str, Batches], threads: _Threads
+) -> None:
+    """Handles one message after the other."""
+    async for delivery in deliveries:
+        batch = batches.get(delivery.message.type)
+        if batch is not None:
+            await batch.handle(delivery)
+            continue
+        async with delivery:
+            answer = await by_type[delivery.message.type](threads.run, delivery)
+            if answer is not None:
+                await delivery._returned(answer)  # noqa: SLF001 - what comes of it is no choice of the handler
+    for batch in batches.values():
+        batch.close()
+
+
+class _Threads:
+    """Threads for handlers that block: as many as may run at a time, started when they are needed."""
+
+    def __init__(self, most: int) -> None:
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="handler")
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns, even if the caller is cancelled meanwhile: it cannot be interrupted.
+
+        What it has done by then is not to be done again. Cancelling twice gives it up.
+        """
+        call = partial(contextvars.copy_context().run, _called, function, *arguments)
+        running = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            return await running
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(wait=False)
+
+
+def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except StopIteration as error:
+        # no future can carry it
+        raise RuntimeError("the handler raised StopIteration") from error
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

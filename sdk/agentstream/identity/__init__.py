@@ -1,0 +1,1 @@
+"""Reads who this agent is: settings, credentials and signing keys."""

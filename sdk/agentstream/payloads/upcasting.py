@@ -1,0 +1,106 @@
+"""Payloads of older schema versions, brought step by step to the one that a handler knows."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from agentstream.errors import InvalidPayload
+from agentstream.payloads.types import is_raw, reader_of, version_of
+from agentstream.protocol.contracts import FIRST_VERSION
+from agentstream.protocol.envelope import Message
+from agentstream.protocol.reasons import Reason
+
+Upcast = Callable[[dict[str, Any]], dict[str, Any]]
+Read = Callable[[Message], Any]
+"""Reads the payload of a message as its handler wants it; raises InvalidMessage if that cannot be."""
+
+
+class Upcasters:
+    """Functions from the payload of one version to that of the next, for each type of message."""
+
+    def __init__(self) -> None:
+        self._steps: dict[tuple[str, int], Upcast] = {}
+
+    def add(self, message_type: str, from_version: int, function: Upcast) -> None:
+        """Adds one.
+
+        Raises:
+            ValueError: there is one already, or there is no such version.
+            TypeError: the function is asynchronous: nothing may be waited for here.
+        """
+        if from_version < FIRST_VERSION:
+            raise ValueError(f"versions are counted from {FIRST_VERSION}")
+        if inspect.iscoroutinefunction(function):
+            raise TypeError("an upcaster is a plain function, not an asynchronous one")
+        if (message_type, from_version) in self._steps:
+            raise ValueError(f"there is an upcaster for version {from_version} of {message_type} already")
+        self._steps[message_type, from_version] = function
+
+    def bring(self, message: Message, version: int) -> dict[str, Any]:
+        """The payload of a message, brought to a version; the message's own stays as it is.
+
+        Raises:
+            InvalidPayload: no way leads there, or an upcaster failed.
+        """
+        start = message.schema_version or FIRST_VERSION
+        if start == version:
+            return message.payload
+        payload = copy.deepcopy(message.payload)
+        for number, step in enumerate(self._way(message.type, start, version), start):
+            try:
+                payload = _stepped(step, payload)
+            except Exception as error:  # whatever goes wrong in it, the payload does not fit
+                what = f"the upcaster for version {number} of {message.type} failed"
+                raise InvalidPayload(f"{what}: {type(error).__name__}: {error}") from error
+        return payload
+
+    def _way(self, message_type: str, start: int, version: int) -> list[Upcast]:
+        steps = [self._steps.get((message_type, number)) for number in range(start, version)]
+        found = [step for step in steps if step is not None]
+        if start > version or len(found) < len(steps):
+            what = f"{message_type} has version {start} of its payload"
+            known = self._known(message_type, version)
+            raise InvalidPayload(f"{what}, and {known} can be handled", reason=Reason.UNKNOWN_VERSION)
+        return found
+
+    def _known(self, message_type: str, version: int) -> str:
+        oldest = version
+        while (message_type, oldest - 1) in self._steps:
+            oldest -= 1
+        return f"version {version}" if oldest == version else f"versions {oldest} to {version}"
+
+
+def message_reader(payload_type: Any, version: int | None, upcasters: Upcasters) -> Read:
+    """What reads payloads as one type and version.
+
+    Args:
+        payload_type: the type.
+        version: the version; if None, the one that the type names, which is the first where it names none.
+            Raw payloads without a version are read whatever theirs is.
+        upcasters: for older ones.
+
+    Raises:
+        TypeError: it is no type of payloads.
+        ValueError: there is no such version.
+    """
+    read = reader_of(payload_type)
+    if version is None:
+        version = version_of(payload_type)
+    if version is None:
+        if is_raw(payload_type):
+            return lambda message: message.payload
+        version = FIRST_VERSION
+    if version < FIRST_VERSION:
+        raise ValueError(f"versions are counted from {FIRST_VERSION}")
+    wanted = version
+    return lambda message: read(upcasters.bring(message, wanted))
+
+
+def _stepped(step: Upcast, payload: dict[str, Any]) -> dict[str, Any]:
+    brought = step(payload)
+    if not isinstance(brought, dict):
+        raise TypeError(f"it returned {type(brought).__name__}, not a dict")
+    return brought

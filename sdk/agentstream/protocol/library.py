@@ -1,0 +1,66 @@
+"""The function library `agentstream1` that agents and operator call on the server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Any
+
+from agentstream.errors import ProtocolError, ServerRefused
+
+# A file sees what those before it define.
+_FILES = (
+    "common",
+    "entries",
+    "add",
+    "reply",
+    "settle",
+    "once",
+    "claim",
+    "sweep",
+    "order",
+    "receipts",
+    "lag",
+    "observe",
+    "measure",
+    "declare",
+    "departed",
+    "janitor",
+)
+# Replies of the settling functions, the same as in the library.
+DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
+
+
+@cache
+def source() -> str:
+    """The library's text."""
+    from importlib.resources import files  # noqa: PLC0415 - agents call what is on the server already
+
+    directory = files("agentstream").joinpath("functions")
+    return "\n".join(directory.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in _FILES)
+
+
+@cache
+def revision() -> int:
+    """The revision of the library in this package."""
+    found = re.search(r"^local REVISION = (\d+)$", source(), re.MULTILINE)
+    if found is None:
+        raise ProtocolError("the function library has no REVISION")
+    return int(found[1])
+
+
+async def load(call: Callable[..., Awaitable[Any]]) -> bool:
+    """Loads the library unless the server has this revision or a newer one. Returns whether it did.
+
+    Raises:
+        ConnectionLost, AccessDenied, ServerRefused: as the call.
+    """
+    try:
+        present = int(await call("FCALL_RO", "as1_revision", 0))
+    except ServerRefused:
+        present = 0
+    if present >= revision():
+        return False
+    await call("FUNCTION", "LOAD", "REPLACE", source())
+    return True

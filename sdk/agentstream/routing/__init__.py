@@ -1,0 +1,1 @@
+"""Looks routes up and chooses among them."""

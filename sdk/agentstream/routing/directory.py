@@ -1,0 +1,122 @@
+"""The routes of a namespace as an agent sees them: read when needed, and again when they may have changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
+
+from agentstream.errors import NoRoute, NotConsumer
+from agentstream.protocol.envelope import BROADCAST
+from agentstream.protocol.routes import Consumes, Produces, Route, decode_route
+from agentstream.routing.choose import consumed_group, target
+from agentstream.transport.client import Wire
+from agentstream.transport.retry import Pause
+from agentstream.transport.single_flight import Flights
+
+_GOOD_FOR = 30.0
+_Found = TypeVar("_Found", Produces, Consumes)
+
+
+class Directory:
+    """Routes of one namespace.
+
+    Args:
+        wire: the connection to read them with.
+        key: the hash that has them.
+        agent: the agent that asks.
+    """
+
+    def __init__(self, wire: Wire, key: str, agent: str) -> None:
+        self._wire = wire
+        self._key = key
+        self._agent = agent
+        self._known: dict[str, tuple[Route | None, float]] = {}
+        self._reads: Flights[Route | None] = Flights()
+        self._targets: dict[tuple[str, str | None], tuple[Produces, float]] = {}
+        self._connects = 0
+
+    def forget(self) -> None:
+        """What is known is to be read again: the server refused what it led to, or it has changed."""
+        # what is being read just now may be what was
+        self._known = {}
+        self._reads = Flights()
+        self._targets = {}
+
+    def forget_older(self, seconds: float) -> None:
+        """What was read longer ago than this is to be read again."""
+        until = asyncio.get_running_loop().time() + _GOOD_FOR - seconds
+        self._known = {agent: known for agent, known in self._known.items() if known[1] >= until}
+        self._targets = {way: found for way, found in self._targets.items() if found[1] >= until}
+
+    async def target(self, to: str, stream: str | None, patience: float) -> Produces:
+        """The stream to add to, waiting up to `patience` seconds for the operator to declare it.
+
+        Raises:
+            NoRoute: there is none, or more than one.
+            ConnectionLost, AccessDenied, ServerRefused: as `Wire.call`.
+        """
+
+        async def find() -> Produces:
+            own = await self._route(self._agent)
+            other = None if to == BROADCAST else await self._route(to)
+            produces = target(self._agent, own, to, other, stream)
+            agents = {self._agent} if to == BROADCAST else {self._agent, to}
+            good_until = min(self._known.get(agent, (None, 0.0))[1] for agent in agents)
+            self._targets[to, stream] = produces, good_until
+            return produces
+
+        return await self._patiently(find, patience)
+
+    def known(self, to: str, stream: str | None, now: float) -> Produces | None:
+        """What `target` has found, while that is good by the event loop's clock."""
+        if self._connects != self._wire.connects:
+            return None
+        produces, good_until = self._targets.get((to, stream), (None, 0.0))
+        return produces if now < good_until else None
+
+    async def consumed(self, stream: str | None, group: str | None, patience: float) -> Consumes:
+        """The group to read, waiting up to `patience` seconds for the operator to declare it.
+
+        Raises:
+            NotConsumer: there is none, or more than one.
+            ConnectionLost, AccessDenied, ServerRefused: as `Wire.call`.
+        """
+
+        async def find() -> Consumes:
+            return consumed_group(self._agent, await self._route(self._agent), stream, group)
+
+        return await self._patiently(find, patience)
+
+    async def _patiently(self, find: Callable[[], Awaitable[_Found]], patience: float) -> _Found:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        pause = Pause(0.1, 1.0)
+        while True:
+            is_fresh = not self._known
+            try:
+                return await find()
+            except (NoRoute, NotConsumer):
+                self.forget()
+                if is_fresh and loop.time() >= deadline:
+                    raise
+            if is_fresh:
+                await asyncio.sleep(min(pause.next(), max(deadline - loop.time(), 0)))
+
+    async def _route(self, agent: str) -> Route | None:
+        if self._connects != self._wire.connects:
+            self.forget()
+            self._connects = self._wire.connects
+        route, good_until = self._known.get(agent, (None, 0.0))
+        if asyncio.get_running_loop().time() < good_until:
+            return route
+        return await self._reads.of(agent, partial(self._read, agent, self._known))
+
+    async def _read(self, agent: str, known: dict[str, tuple[Route | None, float]]) -> Route | None:
+        now = asyncio.get_running_loop().time()
+        data = await self._wire.call("HGET", self._key, agent)
+        self._connects = self._wire.connects
+        route = None if data is None else decode_route(data)
+        known[agent] = (route, now + _GOOD_FOR)
+        return route

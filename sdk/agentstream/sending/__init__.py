@@ -1,0 +1,1 @@
+"""Sends messages, requests, replies, broadcasts and notifications."""

@@ -1,0 +1,156 @@
+"""Answers to requests: to the reply stream of whoever asked, or as a message to it.
+
+Where an answer goes is said by the request, which anybody may have written. So a key is only written to if it
+is a reply stream of the request's sender in this namespace. Where the request's stream is signed, so is the
+answer, with the keys of that stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from agentstream.errors import AgentStreamError, InvalidMessage
+from agentstream.identity.keyring import Keyring
+from agentstream.payloads.types import payload_of, version_of
+from agentstream.protocol.envelope import Message, decode, encode
+from agentstream.protocol.keys import reply_key
+from agentstream.protocol.reasons import FLAWS
+from agentstream.protocol.routes import OFF, Consumes
+from agentstream.protocol.signatures import answer_domain
+from agentstream.sending.sender import DEFAULT_TIMEOUT, ROUTE_PATIENCE, Letter
+from agentstream.telemetry.tracing import spans
+from agentstream.transport.retry import repeated
+
+FAILURE = "e"
+"""The field of an answer that says why a request became a dead letter."""
+
+# Seconds for which an answer is kept, however short or long whoever asked said that it would wait.
+_SHORTEST, _LONGEST = 60.0, 86_400.0
+_FAILURE_PATIENCE = 5.0
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+
+
+class Replies:
+    """Answers the requests that one agent handles.
+
+    Args:
+        namespace: the agent's namespace.
+        agent: its name.
+        call: sends a command and returns its reply.
+        send: sends a message to the agent that it is addressed to.
+        keyring: the keys of signed streams.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        agent: str,
+        call: Callable[..., Awaitable[Any]],
+        send: Callable[[Letter], Awaitable[Any]],
+        keyring: Keyring,
+    ) -> None:
+        self._namespace = namespace
+        self._agent = agent
+        self._call = call
+        self._send = send
+        self._keyring = keyring
+
+    async def answer(
+        self,
+        request: Message,
+        payload: Any,
+        policy: Consumes,
+        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
+        patience: float = ROUTE_PATIENCE,
+    ) -> None:
+        """Answers a request that came by a group; see `Delivery.reply`.
+
+        Args:
+            request: the message.
+            payload: the answer's.
+            policy: of the group.
+            timeout: for how many seconds to try.
+            patience: for how many of them to wait for a route to whoever sent the message.
+        """
+        answer = self._answer_to(request, payload)
+        if is_reply_key(request.reply_to, self._namespace, request.sender):
+            tracing = spans()
+            with contextlib.nullcontext(b"") if tracing is None else tracing.answering(request) as carried:
+                await self._put(request, answer, policy, timeout, trace=carried)
+        else:
+            now = asyncio.get_running_loop().time()
+            await self._send(Letter(answer, None, None, since=now, timeout=timeout, patience=patience))
+
+    async def gave_up(self, body: bytes | None, policy: Consumes, reason: str, error: str) -> None:
+        """Tells whoever asked that its request became a dead letter, if it can be told soon.
+
+        Args:
+            body: the request, or any other message.
+            policy: of the group that gave it up.
+            reason: why.
+            error: what went wrong, in words.
+        """
+        if body is None or b'"reply_to"' not in body:
+            return
+        with contextlib.suppress(InvalidMessage, AgentStreamError):
+            request = decode(body)
+            # others who read along are not whom it was for
+            if request.to == self._agent and is_reply_key(request.reply_to, self._namespace, request.sender):
+                answer = self._answer_to(request, {"error": error})
+                if reason in FLAWS:
+                    # who made the request up is not to get a signature for it
+                    policy = msgspec.structs.replace(policy, signatures=OFF)
+                await self._put(request, answer, policy, _FAILURE_PATIENCE, failure=reason)
+
+    def _answer_to(self, request: Message, payload: Any) -> Message:
+        return Message(
+            v=1,
+            id=str(uuid.uuid4()),
+            sender=self._agent,
+            to=request.sender,
+            type="task_result",
+            payload=payload_of(payload),
+            schema_version=version_of(payload),
+            timestamp=time.time(),
+            correlation_id=request.id,
+        )
+
+    async def _put(
+        self,
+        request: Message,
+        answer: Message,
+        policy: Consumes,
+        timeout: float,  # noqa: ASYNC109 - as above
+        *,
+        failure: str | None = None,
+        trace: bytes = b"",
+    ) -> None:
+        """May be repeated: whoever asked takes the first of several answers."""
+        assert request.reply_to is not None  # noqa: S101 - it is a reply stream
+        data, domain = encode(answer), answer_domain(request.reply_to, failure)
+        more: tuple[str | bytes, ...] = () if failure is None else (FAILURE, failure)
+        if trace:
+            more += ("t", trace)
+        awaited = (request.expires_at or 0) - time.time() + _SHORTEST
+        lifetime = round(min(max(awaited, _SHORTEST), _LONGEST) * 1000)
+        command = ("FCALL", "as1_reply", 1, request.reply_to, lifetime, "m", data, *more)
+
+        async def put() -> None:
+            # a key may be on its way
+            await self._call(*command, *self._keyring.signature(policy, data, to=domain))
+
+        await repeated(put, timeout)
+
+
+def is_reply_key(key: str | None, namespace: str, agent: str) -> bool:
+    """Whether a key is a reply stream of an agent."""
+    head = reply_key(namespace, agent, "")
+    return key is not None and key.startswith(head) and _TOKEN.fullmatch(key, len(head)) is not None

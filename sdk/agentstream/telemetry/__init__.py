@@ -1,0 +1,1 @@
+"""Counts, measures, traces and answers probes."""

@@ -1,0 +1,203 @@
+"""What a pod is asked: by Kubernetes, whether its agents live and are ready; by Prometheus, what they count.
+
+It is answered from a thread with an event loop of its own: an agent whose loop is busy is late, not dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Self
+
+from agentstream.errors import AgentStreamError, SettingsError
+from agentstream.telemetry import metrics
+
+BLOCKED_LIMIT = 300.0
+"""Seconds without a turn of the event loop after which an agent counts as stuck: its messages have long gone
+to other consumers, and its pod is better started again."""
+
+_BEAT = 5.0
+# How soon an agent that cannot reach its server looks again.
+_BEAT_IN_TROUBLE = 1.0
+# Who connects and asks nothing is not waited for.
+_PATIENCE = 2.0
+_PHRASES = {200: "OK", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
+_TEXT = "text/plain; charset=utf-8"
+
+_log = logging.getLogger("agentstream")
+_lock = threading.Lock()
+_listening: dict[int, _Listener] = {}
+
+
+class Health:
+    """How one agent is, told to probes for as long as it is entered.
+
+    Agents of one process that name the same port share it; a probe succeeds if it would for each of them.
+
+    Args:
+        agent: name of the agent.
+        port: where `GET /livez`, `/readyz` and `/metrics` are answered, on all interfaces.
+        ping: has the server answer.
+        is_stopping: whether the agent takes no more work.
+    """
+
+    def __init__(
+        self, agent: str, port: int, ping: Callable[[], Awaitable[Any]], is_stopping: Callable[[], bool]
+    ) -> None:
+        self._agent = agent
+        self._port = port
+        self._ping = ping
+        self._is_stopping = is_stopping
+        self._trouble = "is not connected yet"
+        self._turned = 0.0
+        self._beating: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Starts to answer.
+
+        Raises:
+            SettingsError: the port cannot be listened on.
+        """
+        self._turned = time.monotonic()
+        with _lock:
+            if self._port in _listening:
+                _listening[self._port].agents += (self,)
+            else:
+                _listening[self._port] = _Listener(self._port, self)
+        self._beating = asyncio.create_task(self._beat(), name=f"health {self._agent}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Answers no more; the last agent of a port closes it."""
+        with _lock:
+            listener = _listening[self._port]
+            others = tuple(agent for agent in listener.agents if agent is not self)
+            if others:
+                listener.agents = others
+            else:
+                del _listening[self._port]
+                listener.close()
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait({self._beating})
+
+    def stuck(self) -> str:
+        """Why the agent counts as dead; empty while it lives."""
+        silent = time.monotonic() - self._turned
+        if silent < BLOCKED_LIMIT:
+            return ""
+        return f"{self._agent}: its event loop has been blocked for {silent:.0f} s"
+
+    def unready(self) -> str:
+        """Why the agent is not ready; empty if it is."""
+        why = "is stopping" if self._is_stopping() else self._trouble
+        return self.stuck() or (why and f"{self._agent} {why}")
+
+    async def _beat(self) -> None:
+        """Notes that the loop turns, and whether the server answers."""
+        while True:
+            self._turned = time.monotonic()
+            try:
+                await self._ping()
+            except AgentStreamError as error:
+                self._trouble = f"cannot use its server: {error}"
+            else:
+                self._trouble = ""
+            await asyncio.sleep(_BEAT_IN_TROUBLE if self._trouble else _BEAT)
+
+
+class _Listener:
+    """Answers on a port for all agents that name it, from a thread of its own.
+
+    Attributes:
+        agents: whom it answers for.
+    """
+
+    def __init__(self, port: int, *agents: Health) -> None:
+        self.agents = agents
+        both = socket.has_dualstack_ipv6()
+        try:
+            self._socket = socket.create_server(
+                ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
+            )
+        except OSError as error:
+            raise SettingsError(
+                f"AGENTSTREAM_HEALTH_PORT is {port}, where this process cannot listen: {error.strerror}; "
+                "each process of a pod needs a port of its own, or none"
+            ) from error
+        self._loop = asyncio.new_event_loop()
+        self._end = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name=f"agentstream health {port}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops answering and frees the port."""
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        # whoever tells metrics elsewhere has those of agents among them; here it keeps no agent waiting
+        with contextlib.suppress(ImportError, ValueError):
+            metrics.register()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._connected, sock=self._socket)
+        await self._end.wait()
+        server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(_PATIENCE):
+                    writer.write(self._response(await reader.readuntil(b"\r\n\r\n")))
+                    await writer.drain()
+        finally:
+            writer.close()
+
+    def _response(self, request: bytes) -> bytes:
+        line, _, headers = request.decode("latin-1").partition("\r\n")
+        method, path, *_ = [*line.split(" "), ""]
+        path = path.partition("?")[0] if method in {"GET", "HEAD"} else ""
+        if path == "/metrics":
+            status, kind, body = _metrics(headers)
+        else:
+            status, text = self._answer(path)
+            kind, body = _TEXT, f"{text}\n".encode()
+        head = (
+            f"HTTP/1.1 {status} {_PHRASES[status]}\r\nContent-Type: {kind}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        return head.encode() + (b"" if method == "HEAD" else body)
+
+    def _answer(self, path: str) -> tuple[int, str]:
+        if path == "/livez":
+            wrong = [agent.stuck() for agent in self.agents]
+        elif path == "/readyz":
+            wrong = [agent.unready() for agent in self.agents]
+        else:
+            return 404, "ask for /livez, /readyz or /metrics"
+        told = "\n".join(filter(None, wrong))
+        return (503, told) if told else (200, "ok")
+
+
+def _metrics(headers: str) -> tuple[int, str, bytes]:
+    """Status, type and text of what the process's metrics are."""
+    accept = ", ".join(
+        value.strip()
+        for name, _, value in (header.partition(":") for header in headers.split("\r\n"))
+        if name.lower() == "accept"
+    )
+    try:
+        return 200, *metrics.exposition(accept)
+    except ImportError:
+        return 404, _TEXT, b"metrics need prometheus_client: install agentstream[metrics]\n"
+    except Exception:  # noqa: BLE001 - others' collectors are asked, too
+        _log.exception("the metrics cannot be told")
+        return 500, _TEXT, b"the metrics cannot be told; the log says why\n"

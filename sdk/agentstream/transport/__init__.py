@@ -1,0 +1,1 @@
+"""Speaks RESP to the server: endpoints, connections, subscriptions, error replies, retries."""

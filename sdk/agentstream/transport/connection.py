@@ -1,0 +1,263 @@
+"""One connection: commands leave in order, and each reply goes to the command that it answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import hiredis
+
+from agentstream.errors import ConnectionLost
+from agentstream.transport.endpoint import Endpoint, greeted, handshake
+from agentstream.transport.error_replies import refusal
+
+Argument = bytes | str | int | float
+Queue = deque[tuple[tuple[Argument, ...], "asyncio.Future[Any]"]]
+
+_CONNECT_TIMEOUT = 5.0
+# Bytes that leave in one write: many small commands, and a short while of packing.
+_WRITE = 1 << 16
+# What a reader returns while a reply is not complete; None and False are replies.
+_INCOMPLETE = object()
+# A server that says so is a replica now: where the endpoint leads next time may be the primary.
+_DEMOTED = ("READONLY", "MASTERDOWN")
+
+
+class Connection(asyncio.Protocol):
+    """What a `Wire` has while it is connected; `connect` makes one.
+
+    Args:
+        queue: where commands wait, each with the future of its reply; they are taken from the left.
+        address: of the server, fit for a log.
+        timeout: seconds without a reply after which the connection counts as broken.
+        on_lost: called once, when it has ended, with the reason.
+        on_push: called with channel and data of what is published; None where nothing is subscribed to.
+
+    Attributes:
+        error: why it has ended; None while it has not.
+        writes: how often something was sent.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        address: str,
+        timeout: float,
+        on_lost: Callable[[Connection, ConnectionLost], None],
+        on_push: Callable[[bytes, bytes], None] | None,
+    ) -> None:
+        self._queue = queue
+        self._address = address
+        self._timeout = timeout
+        self._on_lost = on_lost
+        self._on_push = on_push
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard = 0.0
+        # how much was still to leave when that was looked at last
+        self._left = 0
+        self._greeting = True
+        self._full = False
+        self._leaving = False
+        self._closed = asyncio.Event()
+        self._why = ""
+        self.error: ConnectionLost | None = None
+        self.writes: int = 0
+
+    async def greet(self, commands: Sequence[tuple[str, ...]], channels: Sequence[str]) -> None:
+        """Says the first commands, and subscribes.
+
+        Raises:
+            AgentStreamError: the server refuses, or the connection is lost.
+        """
+        spoken = [*commands, ("PING",)] if channels else commands
+        replies = [self._loop.create_future() for _ in spoken]
+        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+        if channels:
+            # it is answered by pushes, or by an error, which then stands where the reply to PING does
+            packed.append(hiredis.pack_command(("SUBSCRIBE", *channels)))  # type: ignore[arg-type]
+            packed.append(hiredis.pack_command(("PING",)))
+        self._write(packed, replies)
+        greeted(spoken, await asyncio.gather(*replies, return_exceptions=True), self._address)
+        self._greeting = False
+
+    def flush(self) -> None:
+        """Sends what waits in the queue, as far as the transport takes it."""
+        if self._full or self._leaving:
+            return
+        packed: list[bytes] = []
+        replies: list[asyncio.Future[Any]] = []
+        size = 0
+        while self._queue and size < _WRITE:
+            args, reply = self._queue.popleft()
+            if reply.done():
+                # its caller is gone
+                continue
+            try:
+                data = hiredis.pack_command(args)  # type: ignore[arg-type] # its stub knows one argument
+            except (TypeError, ValueError) as error:
+                reply.set_exception(error)
+                continue
+            packed.append(data)
+            replies.append(reply)
+            size += len(data)
+        if packed:
+            self._write(packed, replies)
+        if self._queue and not self._full:
+            # replies are read in between
+            self._loop.call_soon(self.flush)
+
+    async def close(self) -> None:
+        """Ends the connection at once; what waits for a reply fails with `ConnectionLost`."""
+        self._break("the connection is closed")
+        await self._closed.wait()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop: gives each reply to the command that has waited the longest."""
+        self._heard = self._loop.time()
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not _INCOMPLETE:
+                if type(reply) is hiredis.PushNotification:
+                    self._pushed(reply)
+                    continue
+                future = self._waiting.popleft()
+                if isinstance(reply, hiredis.ReplyError):
+                    self._refused(future, reply)
+                elif not future.done():
+                    future.set_result(reply)
+        except hiredis.HiredisError as error:
+            self._break(f"{self._address}: what comes is no reply: {error}")
+        except IndexError:
+            self._break(f"{self._address}: a reply came that no command waits for")
+        if self._leaving and not self._waiting:
+            self._break(f"{self._address}: the server is no primary")
+
+    def pause_writing(self) -> None:
+        """Called by the event loop: the server reads more slowly than commands come."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """Called by the event loop."""
+        self._full = False
+        self.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop, once."""
+        self._leaving = True
+        if self._timer is not None:
+            self._timer.cancel()
+        text = self._why or f"{self._address}: {exc or 'the server closed the connection'}"
+        self.error = ConnectionLost(text)
+        while self._waiting:
+            reply = self._waiting.popleft()
+            if not reply.done():
+                reply.set_exception(ConnectionLost(text))
+        self._closed.set()
+        self._on_lost(self, self.error)
+
+    def _write(self, packed: list[bytes], replies: list[asyncio.Future[Any]]) -> None:
+        if not self._waiting:
+            self._heard = self._loop.time()
+        self._waiting.extend(replies)
+        self._supervise()
+        self.writes += 1
+        self._transport.write(b"".join(packed))
+        self._left = self._transport.get_write_buffer_size()
+
+    def _supervise(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._heard + self._timeout, self._overdue)
+
+    def _overdue(self) -> None:
+        """One timer serves all commands: it starts over while replies come."""
+        self._timer = None
+        before, self._left = self._left, self._transport.get_write_buffer_size()
+        if self._left < before:
+            # what is large takes its time to leave: the other side takes it in
+            self._heard = self._loop.time()
+        if self._loop.time() - self._heard < self._timeout:
+            if self._waiting or self._on_push is not None:
+                self._supervise()
+        elif self._waiting:
+            self._break(f"{self._address}: no reply for {self._timeout:g} s")
+        elif self._on_push is not None:
+            # nothing was published for a while: is the server still there?
+            unheeded = self._loop.create_future()
+            unheeded.cancel()
+            self._write([b"*1\r\n$4\r\nPING\r\n"], [unheeded])
+
+    def _refused(self, future: asyncio.Future[Any], reply: hiredis.ReplyError) -> None:
+        text = str(reply)
+        if text.startswith(_DEMOTED):
+            self._leaving = True
+        if future.done():
+            return
+        if self._greeting:
+            future.set_result(reply)
+        else:
+            future.set_exception(refusal(text, self._address))
+
+    def _pushed(self, push: list[Any]) -> None:
+        if push[0] != b"message" or self._on_push is None:
+            return
+        try:
+            self._on_push(push[1], push[2])
+        except Exception as error:  # noqa: BLE001 - other callers' replies are behind it
+            self._loop.call_exception_handler({"message": "a published message", "exception": error})
+
+    def _break(self, why: str) -> None:
+        self._leaving = True
+        self._why = self._why or why
+        self._transport.abort()
+
+
+async def connect(
+    endpoint: Endpoint,
+    name: str,
+    queue: Queue,
+    *,
+    timeout: float,  # noqa: ASYNC109 - it holds as long as the connection
+    channels: Sequence[str] | None,
+    on_lost: Callable[[Connection, ConnectionLost], None],
+    on_push: Callable[[bytes, bytes], None] | None,
+) -> Connection:
+    """A connection on which the server knows who asks; with channels, one that is subscribed to them.
+
+    Raises:
+        SettingsError: the endpoint is no address of a server.
+        AgentStreamError: the server refuses, or cannot be reached.
+    """
+    target = endpoint.target()
+    commands = handshake(endpoint, name, 2 if channels is None else 3)
+    loop = asyncio.get_running_loop()
+
+    def connection() -> Connection:
+        return Connection(queue, address=endpoint.address, timeout=timeout, on_lost=on_lost, on_push=on_push)
+
+    try:
+        async with asyncio.timeout(min(timeout, _CONNECT_TIMEOUT)):
+            if target.path:
+                _, made = await loop.create_unix_connection(connection, target.path)
+            else:
+                _, made = await loop.create_connection(
+                    connection, target.host, target.port, ssl=endpoint.tls()
+                )
+            try:
+                await made.greet(commands, channels or ())
+            except BaseException:
+                await made.close()
+                raise
+    except OSError as error:
+        raise ConnectionLost(f"{endpoint.address}: {str(error) or 'no reply'}") from error
+    return made

@@ -1,0 +1,88 @@
+"""How long to wait before something is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from agentstream.errors import AgentStreamError, NoRoute, WireClosed
+
+T = TypeVar("T")
+_log = logging.getLogger("agentstream")
+
+
+def unit() -> float:
+    """A random number from 0 to 1, for spreading what would otherwise happen at the same time."""
+    return random.random()  # noqa: S311 - guards no secret
+
+
+class Pause:
+    """Delays that double from `first` to `longest` seconds until it works, each cut by half at most."""
+
+    def __init__(self, first: float, longest: float, random_unit: Callable[[], float] = unit) -> None:
+        self._first = first
+        self._longest = longest
+        self._random_unit = random_unit
+        self._next = first
+
+    def reset(self) -> None:
+        """It succeeded: the next delay is short again."""
+        self._next = self._first
+
+    def next(self) -> float:
+        """The delay in seconds before the next try."""
+        delay, self._next = self._next, min(self._next * 2, self._longest)
+        return delay * (0.5 + self._random_unit() / 2)
+
+
+class Trouble:
+    """The state of something that is tried again and again.
+
+    Args:
+        what: what it is, for the log.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._known = ""
+
+    def met(self, error: Exception) -> None:
+        """It failed. Only a failure of another kind than the last one is logged."""
+        kind = f"{type(error).__name__} {str(error).partition(' ')[0]}"
+        if kind != self._known:
+            self._known = kind
+            _log.warning("cannot %s, trying again: %s", self._what, error)
+
+    def over(self) -> None:
+        """It succeeded."""
+        if self._known:
+            self._known = ""
+            _log.warning("can %s again", self._what)
+
+
+async def repeated(
+    attempt: Callable[[], Awaitable[T]],
+    timeout: float,  # noqa: ASYNC109 - the deadline decides what is repeated
+) -> T:
+    """Repeats what may be repeated until it succeeds.
+
+    Raises:
+        NoRoute, WireClosed: at once: trying again is of no use.
+        AgentStreamError: that of the last attempt before the deadline.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    pause = Pause(0.02, 1.0)
+    while True:
+        try:
+            return await attempt()
+        except (NoRoute, WireClosed):
+            raise
+        except AgentStreamError:
+            delay = pause.next()
+            if loop.time() + delay >= deadline:
+                raise
+        await asyncio.sleep(delay)

@@ -1,0 +1,197 @@
+"""The number of undelivered entries is the true one, whatever happened to the stream and its groups."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.observe import Look, measure
+from agentstream_operator.plan.actions import CreateGroup, CreateStream, DestroyGroup
+from agentstream_operator.plan.observed import StreamSeen
+from support.servers import Server
+
+KEY = "{t.lag}"
+GROUPS = ("a", "b", "c")
+Id = tuple[int, int]
+
+
+def number(entry: str) -> Id:
+    ms, seq = entry.split("-")
+    return int(ms), int(seq)
+
+
+class Model:
+    """A stream on the server, and what is known to be in it because this class put it there."""
+
+    def __init__(self, admin: redis.Redis, broker: Broker, seed: int) -> None:
+        self.admin, self.broker, self.random = admin, broker, random.Random(seed)
+        self.entries: list[str] = []
+        self.ever: list[str] = []
+        self.last: dict[str, Id] = {}
+        self.pending: dict[str, set[str]] = {}
+
+    async def step(self) -> None:
+        """Does one of the things that happen to streams."""
+        steps = (self.add, self.add, self.add_many, self.read, self.read, self.ack, self.delete, self.trim)
+        chosen = self.random.choice((*steps, self.create, self.create, self.destroy, self.set_id))
+        result = chosen()
+        if result is not None:
+            await result
+
+    def add(self, most: int = 20) -> None:
+        with self.admin.pipeline(transaction=False) as batch:
+            for _ in range(self.random.randint(1, most)):
+                batch.xadd(KEY, {"m": "x"})
+            added = batch.execute()
+        self.entries += added
+        self.ever += added
+
+    def add_many(self) -> None:
+        if len(self.entries) < 500:
+            self.add(250)
+
+    def read(self) -> None:
+        if self.last:
+            group = self.random.choice(sorted(self.last))
+            reply = self.admin.xreadgroup(group, "c", {KEY: ">"}, count=self.random.choice((1, 7, 100)))
+            for entry, _ in reply[0][1] if reply else ():
+                self.pending[group].add(entry)
+                self.last[group] = number(entry)
+
+    def ack(self) -> None:
+        for group, pending in self.pending.items():
+            ids = self.random.sample(sorted(pending), len(pending) // 2)
+            if ids:
+                self.admin.xack(KEY, group, *ids)
+                pending.difference_update(ids)
+
+    def delete(self) -> None:
+        doomed = self.random.sample(self.entries, min(len(self.entries), self.random.randint(1, 10)))
+        if doomed:
+            self.admin.xdel(KEY, *doomed)
+            self.entries = [entry for entry in self.entries if entry not in set(doomed)]
+
+    def trim(self) -> None:
+        keep = self.random.randint(0, len(self.entries))
+        self.admin.xtrim(KEY, maxlen=keep, approximate=self.random.random() < 0.5)
+        self.entries = [entry for entry, _ in self.admin.xrange(KEY)]
+
+    async def create(self) -> None:
+        missing = sorted(set(GROUPS) - set(self.last))
+        if missing:
+            group = self.random.choice(missing)
+            start = self.random.choice(("0", "$", *self.ever[-300:]))
+            await self.broker.apply(CreateGroup(KEY, group, start))
+            self.pending[group] = set()
+            newest = number(self.ever[-1]) if self.ever else (0, 0)
+            self.last[group] = {"0": (0, 0), "$": newest}.get(start) or number(start)
+
+    async def destroy(self) -> None:
+        if self.last:
+            group = self.random.choice(sorted(self.last))
+            await self.broker.apply(DestroyGroup(KEY, group))
+            del self.last[group], self.pending[group]
+
+    def set_id(self) -> None:
+        if self.last and self.ever:
+            group, entry = self.random.choice(sorted(self.last)), self.random.choice(self.ever)
+            self.admin.xgroup_setid(KEY, group, entry)
+            self.last[group] = number(entry)
+
+    def undelivered(self, group: str) -> list[str]:
+        return [entry for entry in self.entries if number(entry) > self.last[group]]
+
+
+@pytest.fixture
+async def connection(server: Server) -> AsyncIterator[Connection]:
+    wire = Wire(lambda: Endpoint(server.url), name="test")
+    yield Connection(wire)
+    await wire.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_backlog_agrees_with_the_truth(
+    server: Server, broker: Broker, connection: Connection, admin: redis.Redis, seed: int
+) -> None:
+    model = Model(admin, broker, seed)
+    await broker.apply(CreateStream(KEY, {"name": "lag"}))
+    for step in range(400):
+        await model.step()
+        looks = [Look(KEY, GROUPS)]
+        trusting, counting = await asyncio.gather(
+            measure(connection, looks, trusts_lag=(await broker.server()).trusts_lag),
+            measure(connection, looks, trusts_lag=False),
+        )
+        for seen in (*trusting, *counting):
+            assert isinstance(seen, StreamSeen)
+            assert seen.length == len(model.entries)
+            assert {name for name, group in seen.groups.items() if group.exists} == set(model.last)
+            for name in model.last:
+                group, truth = seen.groups[name], model.undelivered(name)
+                where = f"step {step}, group {name}, {group}"
+                assert group.pending == len(model.pending[name]), where
+                assert group.oldest_undelivered == (truth[0] if truth else None), where
+                if group.exact:
+                    assert group.undelivered == len(truth), where
+                else:
+                    # it counts this far
+                    assert len(truth) >= 1000 <= group.undelivered <= seen.length, where
+    assert len(model.ever) > 1000
+
+
+async def test_a_long_backlog_behind_a_deletion_is_an_estimate_that_says_so(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    await broker.apply(CreateStream(KEY, {"name": "lag"}))
+    await broker.apply(CreateGroup(KEY, "a", "0"))
+    with admin.pipeline(transaction=False) as batch:
+        for _ in range(3000):
+            batch.xadd(KEY, {"m": "x"})
+        ids = batch.execute()
+    admin.xreadgroup("a", "c", {KEY: ">"}, count=10)
+    admin.xdel(KEY, ids[1500])
+    group = (await broker.observe(KEY, ("a",))).groups["a"]
+    assert not group.exact
+    assert 1000 <= group.undelivered <= 2999
+
+
+async def test_a_short_backlog_behind_a_deletion_is_counted(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    await broker.apply(CreateStream(KEY, {"name": "lag"}))
+    await broker.apply(CreateGroup(KEY, "a", "0"))
+    ids = [admin.xadd(KEY, {"m": "x"}) for _ in range(10)]
+    admin.xreadgroup("a", "c", {KEY: ">"}, count=2)
+    admin.xdel(KEY, ids[5])
+    group = (await broker.observe(KEY, ("a",))).groups["a"]
+    assert (group.undelivered, group.exact, group.oldest_undelivered) == (7, True, ids[2])
+
+
+async def test_a_new_group_at_the_end_has_a_backlog_of_what_is_added(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    await broker.apply(CreateStream(KEY, {"name": "lag"}))
+    for _ in range(5):
+        admin.xadd(KEY, {"m": "x"})
+    await broker.apply(CreateGroup(KEY, "a", "$"))
+    admin.xadd(KEY, {"m": "x"})
+    group = (await broker.observe(KEY, ("a",))).groups["a"]
+    assert (group.undelivered, group.exact, group.read) == (1, True, 5)
+
+
+async def test_a_group_at_the_last_possible_id_has_no_backlog(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    last = "18446744073709551615-18446744073709551615"
+    admin.xadd(KEY, {"m": "x"})
+    admin.xgroup_create(KEY, "a", last)
+    group = (await broker.observe(KEY, ())).groups["a"]
+    assert (group.undelivered, group.last) == (0, last)

@@ -1,0 +1,108 @@
+"""The examples of docs/handlers.md, as they are printed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from agentstream.agent import Agent
+from agentstream.transport.client import Wire
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.parse import parse_resource
+from support.servers import Server
+from support.topology import Topology
+from support.waiting import until
+
+PAGE = Path(__file__).parents[2] / "docs" / "handlers.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+Printed = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def page() -> Iterator[ModuleType]:
+    """What the examples define."""
+    module = ModuleType("documented_handlers")
+    sys.modules[module.__name__] = module
+    for example in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+        exec(compile(example, PAGE, "exec"), module.__dict__)
+    yield module
+    del sys.modules[module.__name__]
+
+
+@pytest.fixture
+async def declared(server: Server, wire: Wire) -> Topology:
+    topology = Topology(wire, server.url)
+    await topology.stream("tasks", "planner")
+    await topology.group("tasks", "coder")
+    return topology
+
+
+@asynccontextmanager
+async def serving(declared: Topology, serve: Callable[[Agent], Awaitable[None]]) -> AsyncIterator[Agent]:
+    """The planner, while the coder's handlers run."""
+    async with declared.agent("coder") as coder, declared.agent("planner") as planner:
+        at_work = asyncio.create_task(serve(coder))
+        yield planner
+        coder.stop()
+        await at_work
+
+
+async def settled(declared: Topology, count: int) -> None:
+    await until(lambda: declared.settled(declared.routes["coder"].consumes[0], count))
+
+
+async def test_the_first_handlers(declared: Topology, page: ModuleType, capsys: Printed) -> None:
+    async with serving(declared, page.serve) as planner:
+        answer = await planner.request(to="coder", payload=page.Plan(doc=7))
+        assert answer.payload == {"pages": 14}
+        await planner.send_message(to="coder", type="event", payload={"what": "a change"})
+        await settled(declared, 2)
+    assert capsys.readouterr().out == "noted a change\n"
+
+
+async def test_batches(declared: Topology, page: ModuleType) -> None:
+    store: list[str] = []
+    async with serving(declared, lambda agent: page.index(agent, store)) as planner:
+        for text in ("a", "", "b"):
+            await planner.send_message(to="coder", type="event", payload={"text": text})
+        await settled(declared, 3)
+    assert store == ["a", "b"]
+    (letter,) = await declared.dead_letters(declared.routes["coder"].consumes[0])
+    assert letter["reason"] == b"EmptyText"
+
+
+async def test_kinds_of_payload(declared: Topology, page: ModuleType, capsys: Printed) -> None:
+    async with serving(declared, page.begin_or_cancel) as planner:
+        for task in (page.Begin(7), page.Cancel("enough")):
+            await planner.send_message(to="coder", type="task_request", payload=task)
+        await settled(declared, 2)
+    assert sorted(capsys.readouterr().out.splitlines()) == ["begin 7", "cancel: enough"]
+
+
+async def test_versions(declared: Topology, page: ModuleType, capsys: Printed) -> None:
+    async with serving(declared, page.serve_orders) as planner:
+        await planner.send_message(to="coder", type="task_request", payload={"doc": 1})
+        await planner.send_message(to="coder", type="task_request", payload=page.Order(document=2))
+        await settled(declared, 2)
+    assert sorted(capsys.readouterr().out.splitlines()) == ["document 1", "document 2"]
+
+
+def test_contracts(page: ModuleType, capsys: Printed) -> None:
+    (manifest,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    stream = parse_resource(yaml.safe_load(manifest))
+    assert isinstance(stream, AgentStream)
+    (contract,) = stream.spec.contracts
+    assert contract.problem is None
+    page.show()
+    shown: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (shown["type"], shown["$defs"]["Plan"]["required"]) == ("object", ["doc"])

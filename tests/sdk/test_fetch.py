@@ -1,0 +1,195 @@
+"""Fetching: nothing that a consumer owns or may have is out of its reach, and slots bound what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter
+
+import msgspec
+import pytest
+
+from agentstream.agent import Agent
+from agentstream.protocol.keys import StreamKeys, nudge_channel
+from agentstream.protocol.nudges import Nudge
+from agentstream.protocol.routes import Consumes
+from agentstream.testing import Faults
+from agentstream.transport.client import Wire
+from support.monitor import sent_meanwhile
+from support.servers import Server
+from support.topology import NAMESPACE, Topology, following, numbers
+from support.waiting import until
+
+NUDGES = nudge_channel("agentstream", NAMESPACE, "coder")
+
+
+async def send(topology: Topology, *payloads: int) -> None:
+    async with topology.agent("planner") as planner:
+        await asyncio.gather(
+            *(planner.send_message(to="coder", type="event", payload={"n": n}) for n in payloads)
+        )
+
+
+async def abandoned(topology: Topology, group: Consumes, count: int, *, retries: bool = False) -> None:
+    """Has a consumer that is gone hold entries, which anybody may claim."""
+    key = StreamKeys(group.key).retry(group.group) if retries else group.key
+    who = (group.group, "gone.1")
+    await topology.wire.call("XREADGROUP", "GROUP", *who, "COUNT", count, "STREAMS", key, ">")
+    base = StreamKeys(group.key).base
+    assert await topology.wire.call("FCALL", "as1_orphan", 1, group.key, base, group.group, "gone.") == count
+
+
+async def handle(agent: Agent, handled: list[int], concurrency: int) -> None:
+    """Handles everything until the agent stops."""
+    async for delivery in agent.stream_consume("tasks", concurrency=concurrency):
+        async with delivery:
+            handled.append(delivery.message.payload["n"])
+
+
+async def test_everything_that_a_dead_consumer_held_is_handled_once_however_much_it_is(
+    server: Server, topology: Topology
+) -> None:
+    total, consumers, slots = 10_000, 3, 64
+    group = await topology.group("tasks", "coder", lease=10_000)
+    await send(topology, *range(total))
+    await abandoned(topology, group, total)
+    handled: list[list[int]] = [[] for _ in range(consumers)]
+    agents = [topology.agent("coder", pod=f"coder-{n}") for n in range(consumers)]
+
+    async def take_over() -> None:
+        working = [
+            asyncio.create_task(handle(agent, mine, slots))
+            for agent, mine in zip(agents, handled, strict=True)
+        ]
+        await until(lambda: sum(map(len, handled)) >= total, timeout=60)
+        for agent in agents:
+            agent.stop()
+        await asyncio.gather(*working)
+
+    async with agents[0], agents[1], agents[2]:
+        sent = Counter(await sent_meanwhile(server, take_over()))
+    assert sorted(n for mine in handled for n in mine) == list(range(total))
+    assert all(handled)
+    # half of the slots are free at least when a consumer asks
+    assert sent["as1_sweep"] < 2 * total / slots + 100
+    assert await topology.wire.call("XPENDING", group.key, "coder") == [0, None, None, None]
+
+
+async def test_what_is_stalled_behind_many_that_are_not_is_found_in_one_pass(
+    topology: Topology, wire: Wire
+) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000)
+    await send(topology, *range(20_001))
+    who = ("XREADGROUP", "GROUP", "coder")
+    await wire.call(*who, "busy.1", "COUNT", 20_000, "STREAMS", group.key, ">")
+    await abandoned(topology, group, 1)
+    async with topology.agent("coder") as coder:
+        assert await numbers(coder.stream_consume("tasks", concurrency=1), 1) == [20_000]
+
+
+async def test_what_is_stalled_is_claimed_although_new_messages_never_cease(
+    topology: Topology,
+) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks", concurrency=1) as deliveries:
+        await send(topology, 0)
+        delivery = await following(deliveries)
+        await send(topology, -1, *range(1, 100))
+        await abandoned(topology, group, 1)
+        before = await _calls(topology)
+        await until(lambda: topology.wire.call("PUBLISH", NUDGES, Nudge.SWEEP))
+        # there was no slot for it
+        await until(lambda: _has_called(topology, before))
+        seen = []
+        while -1 not in seen and len(seen) < 20:
+            await delivery.ack()
+            delivery = await following(deliveries)
+            seen.append(delivery.message.payload["n"])
+        assert -1 in seen
+
+
+async def _calls(topology: Topology) -> int:
+    """How many functions were called."""
+    info = (await topology.wire.call("INFO", "commandstats")).decode()
+    return int(info.partition("cmdstat_fcall:calls=")[2].partition(",")[0])
+
+
+async def _has_called(topology: Topology, before: int) -> bool:
+    return await _calls(topology) > before
+
+
+async def test_a_due_retry_comes_although_all_slots_are_taken_by_what_waits(topology: Topology) -> None:
+    await topology.group("tasks", "coder", lease=60_000)
+    await send(topology, *range(500))
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks", concurrency=4) as deliveries:
+        delivery = await following(deliveries)
+        await delivery.retry(after=0.05)
+        for _ in range(20):
+            delivery = await following(deliveries)
+            await asyncio.sleep(0.01)
+            await delivery.ack()
+            if delivery.message.payload["n"] == 0:
+                break
+        assert (delivery.message.payload["n"], delivery.attempt) == (0, 2)
+
+
+@pytest.mark.parametrize("held", [0, 13])
+@pytest.mark.parametrize("stream", ["main", "retry"])
+async def test_a_read_whose_reply_is_lost_strands_nothing_however_few_slots_are_free(
+    topology: Topology, proxy: Faults, held: int, stream: str
+) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000)
+    key = group.key if stream == "main" else StreamKeys(group.key).retry("coder")
+    async with topology.agent("coder", url=proxy.url) as coder:
+        deliveries = coder.stream_consume("tasks", concurrency=16)
+        await send(topology, *range(held + 1))
+        running = [await following(deliveries) for _ in range(held + 1)]
+        proxy.lose_reply(b"XREADGROUP")
+        # what blocks already brings this one; the next read is the one whose reply is lost
+        await send(topology, held + 1)
+        running.append(await following(deliveries))
+        await until(lambda: _blocks(topology))
+        await topology.add_raw(key, body(held + 2))
+        running.append(await following(deliveries))
+        assert proxy.lost == 1
+        assert [delivery.message.payload["n"] for delivery in running] == list(range(held + 3))
+        assert [await delivery.ack() for delivery in running] == [True] * (held + 3)
+
+
+async def _blocks(topology: Topology) -> bool:
+    clients = (await topology.wire.call("CLIENT", "LIST")).decode().splitlines()
+    return any("read-tasks" in client and "flags=b" in client for client in clients)
+
+
+def body(n: int) -> bytes:
+    """A message as it is on the stream."""
+    return msgspec.json.encode(
+        {
+            "v": 1,
+            "id": str(uuid.uuid4()),
+            "from": "planner",
+            "to": "coder",
+            "type": "event",
+            "payload": {"n": n},
+            "timestamp": 1.0,
+        }
+    )
+
+
+async def test_a_connection_that_falls_silent_is_given_up_and_what_it_brought_is_taken_up(
+    topology: Topology, proxy: Faults, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("agentstream.consuming.fetch._BLOCK", 300)
+    monkeypatch.setattr("agentstream.agent.READ_TIMEOUT", 0.6)
+    await topology.group("tasks", "coder", lease=60_000)
+    async with topology.agent("coder", url=proxy.url) as coder:
+        asking = asyncio.create_task(following(coder.stream_consume("tasks")))
+        await until(lambda: _blocks(topology))
+        with proxy.hold():
+            await send(topology, 1)
+            # the server has given it away, and nobody has got it
+            await until(lambda: topology.pending(topology.routes["coder"].consumes[0]))
+            await until(lambda: any("no reply for 0.6 s" in record.message for record in caplog.records))
+        delivery = await asking
+        assert (delivery.message.payload, delivery.attempt) == ({"n": 1}, 2)
+        assert await delivery.ack()

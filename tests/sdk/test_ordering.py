@@ -1,0 +1,344 @@
+"""Messages with the same ordering key are handled one after the other in each group, whoever consumes it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from agentstream.agent import Agent
+from agentstream.consuming.delivery import Delivery
+from agentstream.consuming.session import Deliveries
+from agentstream.errors import Retry
+from agentstream.protocol.entry import position
+from agentstream.protocol.envelope import Message
+from agentstream.protocol.keys import StreamKeys
+from agentstream.transport.client import Wire
+from support.servers import Server
+from support.topology import Topology, fields_of, following, numbers
+from support.waiting import until
+
+
+@pytest.fixture
+async def planner(topology: Topology) -> AsyncIterator[Agent]:
+    async with topology.agent("planner") as agent:
+        yield agent
+
+
+async def send(planner: Agent, *payloads: int, key: str | None = "k", to: str = "coder") -> None:
+    """Messages of one key, in this order."""
+    await asyncio.gather(
+        *(
+            planner.send_message(to=to, stream="tasks", type="event", payload={"n": n}, key=key)
+            for n in payloads
+        )
+    )
+
+
+class Record:
+    """What handlers did with messages, each of which has a key and a number.
+
+    Attributes:
+        done: the numbers that were handled, by key, in the order of their handling.
+        attempts: how many there were.
+        overlaps: keys of which two messages were in handlers' hands at a time.
+        tokens: what grows over all deliveries of a key, by key.
+    """
+
+    def __init__(self) -> None:
+        self.done: dict[str | None, list[int]] = defaultdict(list)
+        self.attempts = 0
+        self.overlaps: list[str] = []
+        self.tokens: dict[str, list[tuple[tuple[int, int], int]]] = defaultdict(list)
+        self._running: set[str] = set()
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.done.values()))
+
+    async def handle(self, delivery: Delivery, failing: float = 0.0) -> None:
+        """Takes some time for a delivery, and may fail at its first and second attempt."""
+        key = delivery.message.key or ""
+        if key in self._running:
+            self.overlaps.append(key)
+        if key:
+            self._running.add(key)
+        self.attempts += 1
+        self.tokens[key].append((position(delivery.entry), delivery.fence))
+        try:
+            await asyncio.sleep(random.random() * 0.002)
+            if delivery.attempt < 3 and random.random() < failing:
+                raise Retry("again", after=random.random() * 0.03)
+            self.done[delivery.message.key].append(delivery.message.payload["n"])
+        finally:
+            self._running.discard(key)
+
+
+async def consume(coder: Agent, record: Record, total: int, concurrency: int, failing: float = 0.0) -> None:
+    """Handles messages until there are `total`, in as many tasks as there may be messages."""
+    deliveries = coder.stream_consume("tasks", concurrency=concurrency)
+
+    async def work() -> None:
+        async for delivery in deliveries:
+            async with delivery:
+                await record.handle(delivery, failing)
+            if record.count >= total:
+                coder.stop()
+
+    await asyncio.gather(*(work() for _ in range(concurrency)))
+
+
+async def test_order_holds_under_three_consumers_with_failures(topology: Topology, planner: Agent) -> None:
+    group = await topology.group("tasks", "coder")
+    keys = [f"key-{n}" for n in range(50)]
+    record = Record()
+    async with AsyncExitStack() as stack:
+        coders = [await stack.enter_async_context(topology.agent("coder", pod=f"pod-{n}")) for n in range(3)]
+        consuming = asyncio.gather(*(consume(coder, record, 2_000, 16, failing=0.05) for coder in coders))
+        for n in range(40):
+            await asyncio.gather(*(send(planner, n, key=key) for key in keys))
+        await until(lambda: record.count == 2_000, timeout=60)
+        for coder in coders:
+            coder.stop()
+        await consuming
+    assert not record.overlaps
+    assert record.done == {key: list(range(40)) for key in keys}
+    assert record.attempts > 2_000
+    for tokens in record.tokens.values():
+        assert tokens == sorted(set(tokens))
+    await until(lambda: topology.settled(group, 2_000))
+    # what was tried again is forgotten with its last attempt
+    assert await topology.wire.call("EXISTS", StreamKeys(group.key).parked("coder")) == 0
+
+
+async def test_messages_of_a_key_come_one_at_a_time_and_others_in_between(
+    topology: Topology, planner: Agent
+) -> None:
+    group = await topology.group("tasks", "coder")
+    await send(planner, *range(100))
+    await send(planner, *range(200), key=None)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks", concurrency=4) as deliveries:
+        first = await following(deliveries)
+        # all that has no key passes by what waits for the first
+        assert await numbers(deliveries, 200) == list(range(200))
+        assert await first.ack()
+        assert await numbers(deliveries, 99) == list(range(1, 100))
+    assert await topology.settled(group, 300)
+
+
+async def test_what_comes_after_a_message_waits_for_its_retries_and_not_for_its_dead_letter(
+    topology: Topology, planner: Agent
+) -> None:
+    group = await topology.group("tasks", "coder", max_deliveries=4)
+    await send(planner, 0, 1, 2)
+    seen: list[tuple[int, int]] = []
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        while len(seen) < 6:
+            async with await following(deliveries) as delivery:
+                n = delivery.message.payload["n"]
+                seen.append((n, delivery.attempt))
+                if n == 1:
+                    raise Retry("again", after=0.05)
+    assert seen == [(0, 1), (1, 1), (1, 2), (1, 3), (1, 4), (2, 1)]
+    assert await topology.settled(group, 3)
+    assert len(await topology.dead_letters(group)) == 1
+
+
+async def test_another_consumer_waits_for_a_retry_and_not_for_a_dead_letter(
+    topology: Topology, planner: Agent
+) -> None:
+    group = await topology.group("tasks", "coder")
+    parked = StreamKeys(group.key).parked("coder")
+    async with topology.agent("coder", pod="a") as one, topology.agent("coder", pod="b") as two:
+        async with one.stream_consume("tasks") as deliveries:
+            await send(planner, 0)
+            first = await following(deliveries)
+            async with two.stream_consume("tasks") as others:
+                waiting = asyncio.create_task(following(others))
+                await until(lambda: _reads(others))
+                one.stop()
+                await send(planner, 1)
+                await until(lambda: _waits(others, 1))
+                await first.retry(after=0.3)
+                assert list(fields_of(await topology.wire.call("HGETALL", parked)).values()) == [b"retrying"]
+                again = await waiting
+                assert (again.message.payload["n"], again.attempt) == (0, 2)
+                assert _waits(others, 1)
+                await again.dead_letter("hopeless")
+                assert (await following(others)).message.payload["n"] == 1
+
+
+def _lanes(deliveries: Deliveries[Any]) -> Any:
+    dispatch = deliveries._consumption._dispatch
+    return None if dispatch is None else dispatch._lanes
+
+
+def _reads(deliveries: Deliveries[Any]) -> bool:
+    return _lanes(deliveries) is not None
+
+
+def _waits(deliveries: Deliveries[Any], count: int) -> bool:
+    """Whether so many wait for their turn."""
+    return len(_lanes(deliveries)) == count
+
+
+async def test_what_is_not_for_the_agent_is_skipped_in_its_turn(topology: Topology, planner: Agent) -> None:
+    group = await topology.group("tasks", "coder")
+    await topology.group("tasks", "tester")
+    await send(planner, 0)
+    await send(planner, 1, to="tester")
+    await send(planner, 2)
+    async with topology.agent("coder", pod="a") as one, one.stream_consume("tasks") as deliveries:
+        first = await following(deliveries)
+        await until(lambda: _waits(deliveries, 2))
+        assert len(await topology.pending(group)) == 3
+        assert await first.ack()
+        assert await numbers(deliveries, 1) == [2]
+        assert await topology.settled(group, 3)
+        async with topology.agent("tester") as tester:
+            assert await numbers(tester.stream_consume("tasks"), 1) == [1]
+
+
+async def test_what_cannot_be_handled_is_given_up_in_its_turn(
+    topology: Topology, planner: Agent, wire: Wire
+) -> None:
+    group = await topology.group("tasks", "coder")
+    await send(planner, 0)
+    order = StreamKeys(group.key).order
+    last = (await wire.call("HGET", order, "k")).decode()
+    broken = (await wire.call("XADD", group.key, "*", "m", b'{"key":"k"}', "p", last)).decode()
+    await wire.call("HSET", order, "k", broken)
+    await send(planner, 2)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        first = await following(deliveries)
+        await until(lambda: _waits(deliveries, 2))
+        assert not await topology.dead_letters(group)
+        assert await first.ack()
+        assert await numbers(deliveries, 1) == [2]
+    (letter,) = await topology.dead_letters(group)
+    assert letter["origin"].decode() == broken
+
+
+async def test_what_waits_is_handed_back_at_the_end_and_counts_no_attempt(
+    topology: Topology, planner: Agent
+) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000)
+    await send(planner, 0, 1, 2)
+    async with topology.agent("coder", pod="a") as one, one.stream_consume("tasks") as deliveries:
+        first = await following(deliveries)
+        await until(lambda: _waits(deliveries, 2))
+        one.stop()
+        async with topology.agent("coder", pod="b") as two, two.stream_consume("tasks") as others:
+            waiting = asyncio.create_task(following(others))
+            await until(lambda: _reads(others) and _waits(others, 2))
+            assert not waiting.done()
+            # goes to the end of the retries, and is still the first of its key
+            assert await first.release()
+            seen = []
+            for delivery in [await waiting, None, None]:
+                async with delivery or await following(others) as each:
+                    seen.append((each.message.payload["n"], each.attempt))
+    assert seen == [(0, 1), (1, 1), (2, 1)]
+    assert await topology.settled(group, 3)
+
+
+async def test_a_lost_message_is_waited_for_wherever_it_is(
+    topology: Topology, planner: Agent, wire: Wire
+) -> None:
+    group = await topology.group("tasks", "coder", lease=600)
+    await send(planner, 0, 1)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        first = await following(deliveries)
+        entries = [entry for entry, *_ in await topology.pending(group)]
+        await wire.call("XCLAIM", group.key, "coder", "other.1", 0, entries[0], "JUSTID")
+        await until(lambda: not first.held)
+        asking = asyncio.create_task(following(deliveries))
+        dispatch = deliveries._consumption._dispatch
+        assert dispatch is not None
+        # asked, and refused
+        await until(lambda: (dispatch._lanes.ask_at or 0) > 0)
+        assert not asking.done()
+        assert await wire.call("XACK", group.key, "coder", entries[0]) == 1
+        second = await asking
+        assert second.message.payload["n"] == 1
+        assert await second.ack()
+
+
+async def test_a_process_that_is_full_of_what_waits_reads_retries_and_then_goes_on(
+    topology: Topology, planner: Agent
+) -> None:
+    group = await topology.group("tasks", "coder")
+    await send(planner, *range(400))
+    await send(planner, 400, key=None)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks", concurrency=1) as deliveries:
+        first = await following(deliveries)
+        await first.retry(after=0.5)
+        asking = asyncio.create_task(following(deliveries))
+        await until(lambda: _waits(deliveries, 256))
+        again = await asking
+        assert (again.message.payload["n"], again.attempt) == (0, 2)
+        # no more than that is read ahead
+        assert _waits(deliveries, 256)
+        await again.ack()
+        seen = await numbers(deliveries, 400)
+    assert [n for n in seen if n < 400] == list(range(1, 400))
+    assert await topology.settled(group, 401)
+
+
+async def test_a_group_that_was_made_anew_hands_out_in_order_what_it_hands_out_again(
+    topology: Topology, planner: Agent, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = await topology.group("tasks", "coder")
+    await send(planner, *range(5))
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        assert await numbers(deliveries, 2) == [0, 1]
+        await wire.call("XGROUP", "DESTROY", group.key, "coder")
+        await wire.call("FCALL", "as1_create_group", 1, group.key, StreamKeys(group.key).base, "coder", "0")
+        seen: list[int] = []
+        while len(seen) < 5:
+            async with await following(deliveries) as delivery:
+                if delivery.held:
+                    seen.append(delivery.message.payload["n"])
+    assert seen[-5:] in ([0, 1, 2, 3, 4], [1, 2, 3, 4, 0])
+
+
+async def test_a_server_that_does_not_answer_is_asked_again(
+    server: Server, topology: Topology, planner: Agent, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000)
+    await send(planner, 0)
+    await wire.call("XREADGROUP", "GROUP", "coder", "other.1", "STREAMS", group.key, ">")
+    await send(planner, 1)
+    others = [f"+fcall|as1_{name}" for name in ("take", "begin", "renew", "sweep", "settle", "release")]
+    await wire.call("ACL", "SETUSER", "agent", "on", ">secret", "~*", "+@all", "-fcall", *others)
+    url = server.url.replace("//", "//agent:secret@")
+    async with topology.agent("coder", url=url) as coder, coder.stream_consume("tasks") as deliveries:
+        asking = asyncio.create_task(following(deliveries))
+        await until(lambda: any("ask whose turn it is" in record.message for record in caplog.records))
+        await wire.call("XACK", group.key, "coder", (await topology.pending(group))[0][0])
+        assert not asking.done()
+        await wire.call("ACL", "SETUSER", "agent", "+fcall|as1_turn")
+        assert (await asking).message.payload["n"] == 1
+    await wire.call("ACL", "DELUSER", "agent")
+
+
+async def test_a_batch_has_one_message_of_a_key(topology: Topology, planner: Agent) -> None:
+    await topology.group("tasks", "coder")
+    for n in range(3):
+        await asyncio.gather(*(send(planner, n, key=key) for key in "abcd"))
+    batches: list[list[tuple[str | None, int]]] = []
+    async with topology.agent("coder") as coder:
+
+        @coder.on("event", batch=4, within=1.0)
+        async def handle(deliveries: list[Message]) -> None:
+            batches.append([(each.key, each.payload["n"]) for each in deliveries])
+            if len(batches) == 3:
+                coder.stop()
+
+        await asyncio.wait_for(coder.run(), 20)
+    assert [sorted(batch, key=str) for batch in batches] == [[(key, n) for key in "abcd"] for n in range(3)]

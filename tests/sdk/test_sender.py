@@ -1,0 +1,367 @@
+"""Sending: once, to where the routes lead, waiting for what may still come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from agentstream.errors import (
+    AccessDenied,
+    Backpressure,
+    ConnectionLost,
+    InvalidMessage,
+    MessageExpired,
+    NoRoute,
+    ServerRefused,
+    StreamMissing,
+)
+from agentstream.protocol.envelope import decode
+from agentstream.sending.sender import Outgoing
+from agentstream.sent import SentMessage
+from agentstream.telemetry.counters import SHED
+from agentstream.testing import Faults
+from agentstream.transport.client import Wire
+from agentstream.transport.endpoint import Endpoint
+from support.servers import Server
+from support.topology import Topology, fields_of
+from support.waiting import until
+
+
+@pytest.fixture
+async def declared(server: Server, wire: Wire) -> Topology:
+    """`planner` produces to `tasks`, which `coder` consumes, and to the broadcast stream `news`."""
+    topology = Topology(wire, server.url)
+    await topology.stream("tasks", "planner")
+    await topology.stream("news", "planner", broadcast=True)
+    await topology.group("tasks", "coder")
+    return topology
+
+
+async def test_a_message_is_on_the_stream_as_it_was_sent(declared: Topology, wire: Wire) -> None:
+    before = time.time()
+    async with declared.agent("planner") as planner:
+        sent = await planner.send_message(
+            to="coder",
+            type="task_request",
+            payload={"doc": 7},
+            correlation_id="c",
+            reply_to="planner",
+            expires_at=before + 60,
+        )
+    ((entry, fields),) = await wire.call("XRANGE", "{test.tasks}", "-", "+")
+    message = decode(fields_of(fields)["m"])
+    assert (sent.entry, sent.stream, sent.id) == (entry.decode(), "tasks", message.id)
+    assert (message.sender, message.to, message.payload) == ("planner", "coder", {"doc": 7})
+    assert (message.correlation_id, message.reply_to, message.expires_at) == ("c", "planner", before + 60)
+    assert before <= message.timestamp <= time.time()
+
+
+async def test_a_broadcast_goes_to_the_broadcast_stream(declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner") as planner:
+        sent = await planner.send_message(to="broadcast", type="event", payload={})
+    assert sent.stream == "news"
+    assert await wire.call("XLEN", "{test.news}") == 1
+
+
+async def test_a_stream_without_addressee_is_for_all_its_groups(declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner") as planner:
+        sent = await planner.send_message(stream="tasks", type="event", payload={})
+    ((_, fields),) = await wire.call("XRANGE", "{test.tasks}", "-", "+")
+    assert (sent.stream, decode(fields_of(fields)["m"]).to) == ("tasks", "broadcast")
+
+
+async def test_messages_of_one_moment_travel_together_and_in_order(declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner") as planner:
+        sent = await asyncio.gather(
+            *(planner.send_message(to="coder", type="event", payload={"n": n}) for n in range(2_500))
+        )
+    entries = await wire.call("XRANGE", "{test.tasks}", "-", "+")
+    assert [one.entry for one in sent] == [entry.decode() for entry, _ in entries]
+
+
+async def test_a_lost_reply_never_doubles_a_message(proxy: Faults, declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
+        for n in range(5):
+            proxy.lose_reply(b"as1_add")
+            sent = await planner.send_message(to="coder", type="event", payload={"n": n})
+            assert proxy.lost == n + 1
+            assert await wire.call("XLEN", "{test.tasks}") == n + 1
+            assert await wire.call("XRANGE", "{test.tasks}", sent.entry, sent.entry)
+
+
+async def test_a_server_that_is_away_delays_a_message(proxy: Faults, declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
+        proxy.refuse()
+        sending = asyncio.create_task(planner.send_message(to="coder", type="event", payload={}))
+        await asyncio.wait({sending}, timeout=0.1)
+        assert not sending.done()
+        proxy.accept()
+        await sending
+    assert await wire.call("XLEN", "{test.tasks}") == 1
+
+
+async def test_a_server_that_stays_away_is_an_error_at_the_deadline(declared: Topology) -> None:
+    async with declared.agent("planner", url="redis://127.0.0.1:1") as planner:
+        with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:1"):
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+
+
+async def test_a_full_stream_is_an_error_at_the_deadline(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 0)
+    async with declared.agent("planner") as planner:
+        with pytest.raises(Backpressure, match="as many unsettled entries"):
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+    assert await wire.call("XLEN", "{test.tasks}") == 0
+
+
+async def test_a_sender_waits_for_a_full_stream_to_drain(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 0)
+    async with declared.agent("planner") as planner:
+        sending = asyncio.create_task(planner.send_message(to="coder", type="event", payload={}))
+        await asyncio.wait({sending}, timeout=0.1)
+        assert not sending.done()
+        await wire.call("SET", "{test.tasks}:gate", 5)
+        await sending
+
+
+async def test_a_sender_never_creates_a_stream(declared: Topology, wire: Wire) -> None:
+    await wire.call("DEL", "{test.tasks}")
+    async with declared.agent("planner") as planner:
+        with pytest.raises(StreamMissing):
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+        assert await wire.call("EXISTS", "{test.tasks}") == 0
+        sending = asyncio.create_task(planner.send_message(to="coder", type="event", payload={}))
+        await asyncio.wait({sending}, timeout=0.1)
+        await declared.stream("tasks")
+        await sending
+
+
+async def test_a_sender_waits_for_a_route_that_is_still_to_be_declared(declared: Topology) -> None:
+    async with declared.agent("planner") as planner:
+        sending = asyncio.create_task(planner.send_message(to="tester", type="event", payload={}))
+        await asyncio.wait({sending}, timeout=0.15)
+        assert not sending.done()
+        await declared.group("tasks", "tester")
+        assert (await sending).stream == "tasks"
+
+
+async def test_an_addressee_that_nobody_declares_is_an_error_that_says_what_is_declared(
+    declared: Topology,
+) -> None:
+    async with declared.agent("planner") as planner:
+        with pytest.raises(
+            NoRoute, match="no group of nobody reads on what planner produces to: tasks, news"
+        ):
+            await planner.send_message(to="nobody", type="event", payload={}, timeout=0.2)
+
+
+async def test_neither_addressee_nor_stream_is_an_error(declared: Topology) -> None:
+    async with declared.agent("planner") as planner:
+        with pytest.raises(NoRoute, match="to= or stream="):
+            await planner.send_message(type="event", payload={})
+
+
+async def test_what_does_not_fit_the_schema_is_not_sent(declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner") as planner:
+        with pytest.raises(InvalidMessage, match="type"):
+            await planner.send_message(to="coder", type="order", payload={})  # type: ignore[arg-type]
+    assert await wire.call("XLEN", "{test.tasks}") == 0
+
+
+async def test_refused_credentials_are_an_error_at_the_deadline_without_the_password(
+    server: Server, declared: Topology
+) -> None:
+    url = server.url.replace("//", "//nobody:hidden@")
+    async with declared.agent("planner", url=url) as planner:
+        with pytest.raises(AccessDenied) as caught:
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+    assert "hidden" not in str(caught.value)
+
+
+async def test_a_server_without_the_library_is_an_error_at_the_deadline(
+    declared: Topology, wire: Wire
+) -> None:
+    await wire.call("FUNCTION", "FLUSH")
+    async with declared.agent("planner") as planner:
+        with pytest.raises(ServerRefused, match="Function not found"):
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+
+
+async def test_a_server_without_memory_is_a_full_one(declared: Topology, wire: Wire) -> None:
+    await wire.call("CONFIG", "SET", "maxmemory", 1)
+    async with declared.agent("planner") as planner:
+        with pytest.raises(Backpressure):
+            await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
+    await wire.call("CONFIG", "SET", "maxmemory", 0)
+
+
+async def test_a_message_that_is_larger_than_the_server_takes_is_an_error_at_once(
+    private_server: Server,
+) -> None:
+    private_server.options += ("--proto-max-bulk-len", "1mb")
+    private_server.restart()
+    private_server.clear()
+    wire = Wire(lambda: Endpoint(private_server.url), name="test")
+    topology = Topology(wire, private_server.url)
+    await topology.stream("tasks", "planner")
+    await topology.group("tasks", "coder")
+    async with topology.agent("planner") as planner:
+        with pytest.raises(InvalidMessage, match="larger than the server takes"):
+            await planner.send_message(to="coder", type="event", payload={"text": "x" * 1_100_000})
+        await planner.send_message(to="coder", type="event", payload={})
+        # the first of them broke the connection
+        assert planner._write.connects == 2
+    assert await wire.call("XLEN", "{test.tasks}") == 1
+    await wire.close()
+
+
+async def test_after_a_reconnect_routes_are_read_again(proxy: Faults, declared: Topology) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
+        assert (await planner.send_message(to="coder", type="event", payload={})).stream == "tasks"
+        await declared.forget_route("coder")
+        await declared.group("news", "coder")
+        proxy.cut()
+
+        async def goes_to_news() -> bool:
+            return (await planner.send_message(to="coder", type="event", payload={})).stream == "news"
+
+        await until(goes_to_news)
+
+
+async def test_of_a_batch_those_are_added_that_fit(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 3)
+    async with declared.agent("planner") as planner:
+        results = await asyncio.gather(
+            *(
+                planner.send_message(to="coder", type="event", payload={"n": n}, on_full="raise")
+                for n in range(10)
+            ),
+            return_exceptions=True,
+        )
+    assert [isinstance(result, Backpressure) for result in results] == [False] * 3 + [True] * 7
+    assert await numbers_on(wire) == [0, 1, 2]
+
+
+async def test_those_that_were_refused_come_when_there_is_room(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 3)
+    async with declared.agent("planner") as planner:
+        sending = [
+            asyncio.create_task(planner.send_message(to="coder", type="event", payload={"n": n}))
+            for n in range(10)
+        ]
+        await asyncio.gather(*sending[:3])
+        assert not any(task.done() for task in sending[3:])
+        await wire.call("SET", "{test.tasks}:gate", 10)
+        await asyncio.gather(*sending)
+    assert sorted(await numbers_on(wire)) == list(range(10))
+
+
+async def test_full_is_an_error_at_once_where_that_is_wanted(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 0)
+    async with declared.agent("planner") as planner:
+        with pytest.raises(Backpressure):
+            await planner.send_message(to="coder", type="task_request", payload={}, on_full="raise")
+
+
+async def test_events_may_be_shed_and_are_counted(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 1)
+    async with declared.agent("planner") as planner:
+        sent = [
+            await planner.send_message(to="coder", type="event", payload={}, on_full="shed") for _ in range(3)
+        ]
+        assert [one is None for one in sent] == [False, True, True]
+        assert planner._counters.of(SHED, "tasks") == 2
+        with pytest.raises(InvalidMessage, match="only events may be shed"):
+            await planner.send_message(to="coder", type="task_request", payload={}, on_full="shed")
+
+
+async def test_a_stream_that_vanishes_refuses_the_rest_until_it_is_back(
+    declared: Topology, wire: Wire
+) -> None:
+    async with declared.agent("planner") as planner:
+
+        async def sender(first: int) -> None:
+            for n in range(first, 400, 8):
+                await planner.send_message(to="coder", type="event", payload={"n": n})
+
+        senders = [asyncio.create_task(sender(first)) for first in range(8)]
+        await until(lambda: wire.call("XLEN", "{test.tasks}"))
+        before = set(await numbers_on(wire))
+        await wire.call("RENAME", "{test.tasks}", "{test.tasks}:aside")
+        before |= set(await numbers_on(wire, "{test.tasks}:aside"))
+        await declared.stream("tasks")
+        await asyncio.gather(*senders)
+    after = await numbers_on(wire)
+    assert sorted([*before, *after]) == list(range(400))
+
+
+async def test_a_message_that_expires_while_it_waits_is_not_sent(declared: Topology, wire: Wire) -> None:
+    await wire.call("SET", "{test.tasks}:gate", 0)
+    async with declared.agent("planner") as planner:
+        with pytest.raises(MessageExpired):
+            await planner.send_message(
+                to="coder", type="event", payload={}, expires_at=time.time() + 0.05, timeout=10
+            )
+    assert await wire.call("XLEN", "{test.tasks}") == 0
+
+
+async def test_a_message_that_expires_behind_others_is_not_sent(
+    proxy: Faults, declared: Topology, wire: Wire
+) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
+        await planner.send_message(to="coder", type="event", payload={"n": 0})
+        with proxy.hold():
+            first = asyncio.create_task(planner.send_message(to="coder", type="event", payload={"n": 1}))
+            await asyncio.sleep(0)
+            expires_at = time.time() + 0.05
+            second = asyncio.create_task(
+                planner.send_message(to="coder", type="event", payload={"n": 2}, expires_at=expires_at)
+            )
+            await until(lambda: time.time() > expires_at)
+        await first
+        with pytest.raises(MessageExpired):
+            await second
+    assert await numbers_on(wire) == [0, 1]
+
+
+async def test_a_key_of_ones_own_is_added_once_within_an_hour(declared: Topology, wire: Wire) -> None:
+    async with declared.agent("planner") as planner:
+
+        async def send(once: str | None, stream: str = "tasks") -> SentMessage:
+            return await planner.send_message(stream=stream, type="task_result", payload={}, once=once)
+
+        first = await send("result-7")
+        again = await asyncio.gather(*(send("result-7") for _ in range(3)))
+        others = [await send("result-8"), await send(None), await send("result-7", stream="news")]
+        twins = await asyncio.gather(send("result-9"), send("result-9"))
+        with pytest.raises(InvalidMessage, match="once="):
+            await send("")
+    assert {one.entry for one in again} == {first.entry}
+    assert len({(one.stream, one.entry) for one in (first, *others)}) == 4
+    assert twins[0].entry == twins[1].entry
+    assert await wire.call("XLEN", "{test.tasks}") == 4
+    assert 3_500_000 < await wire.call("PTTL", "{test.tasks}:once:result-7") <= 3_600_000
+
+
+async def test_each_entry_with_an_ordering_key_names_the_one_before_it(
+    declared: Topology, wire: Wire
+) -> None:
+    async with declared.agent("planner") as planner:
+        sent = await planner.send_many(
+            [Outgoing(to="coder", type="event", payload={}, key=key) for key in ("a", "b", "a", None, "a")]
+        )
+        last = await planner.send_message(to="coder", type="event", payload={}, key="b")
+    entries = [fields_of(fields) for _, fields in await wire.call("XRANGE", "{test.tasks}", "-", "+")]
+    before = [fields.get("p", b"").decode() for fields in entries]
+    assert before == ["0-0", "0-0", sent[0].entry, "", sent[2].entry, sent[1].entry]
+    assert [decode(fields["m"]).key for fields in entries] == ["a", "b", "a", None, "a", "b"]
+    order = fields_of(await wire.call("HGETALL", "{test.tasks}:order"))
+    assert order == {"a": sent[4].entry.encode(), "b": last.entry.encode()}
+
+
+async def numbers_on(wire: Wire, key: str = "{test.tasks}") -> list[int]:
+    """The numbers of the messages on a stream."""
+    entries = await wire.call("XRANGE", key, "-", "+")
+    return [decode(fields_of(fields)["m"]).payload["n"] for _, fields in entries]

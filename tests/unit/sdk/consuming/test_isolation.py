@@ -1,0 +1,85 @@
+"""When a buffer that a suspect blocks is looked at again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from agentstream.consuming.isolation import Buffer, HeadOfLine
+from agentstream.protocol.entry import Entry, Source
+from support.waiting import until
+
+MAIN = Source("{t}", retry=False)
+
+
+def waiting(number: int, counter: int = 1) -> Entry:
+    return Entry(MAIN, f"{number}-0", counter, [], started=True)
+
+
+class Line(HeadOfLine):
+    """One with nobody behind it.
+
+    Attributes:
+        looks: how often it was looked again.
+        released: what was handed back.
+        nudges: how often others were told.
+    """
+
+    def __init__(self, buffer: Buffer) -> None:
+        super().__init__(buffer, self._released, self._nudged, self._looked)
+        self.looks = self.nudges = 0
+        self.released: list[Entry] = []
+
+    async def _released(self, *entries: Entry, patience: float | None) -> None:
+        assert patience is None
+        self.released += entries
+
+    async def _nudged(self) -> None:
+        self.nudges += 1
+
+    def _looked(self) -> None:
+        self.looks += 1
+        self.watch()
+
+
+async def turns() -> None:
+    """Many turns of the event loop."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+async def test_a_suspect_that_nobody_asks_for_is_waited_for_without_haste() -> None:
+    buffer = Buffer(patience=0.01)
+    buffer.put(waiting(1, counter=3))
+    line = Line(buffer)
+    assert buffer.take(1, time.monotonic()) is None
+    line.watch()
+    await until(lambda: line.looks)
+    await turns()
+    assert line.looks == 1
+
+
+async def test_what_waited_for_a_second_is_handed_back_and_others_are_told() -> None:
+    buffer = Buffer(patience=10)
+    suspect, ordinary = waiting(1, counter=3), waiting(2)
+    buffer.put(suspect)
+    buffer.put(ordinary)
+    line = Line(buffer)
+    assert buffer.take(0, time.monotonic() - 1) is suspect
+    line.watch()
+    await turns()
+    await line.ended()
+    assert (line.released, line.nudges) == ([ordinary], 1)
+
+
+async def test_nothing_is_handed_back_once_it_is_stopped() -> None:
+    buffer = Buffer(patience=10)
+    buffer.put(waiting(1, counter=3))
+    buffer.put(waiting(2))
+    line = Line(buffer)
+    buffer.take(0, time.monotonic() - 1)
+    line.watch()
+    line.stop()
+    line.watch()
+    await turns()
+    assert (line.released, line.looks) == ([], 0)

@@ -1,0 +1,134 @@
+"""What becomes of an entry before a handler sees it."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentstream.consuming.triage import Deliver, GiveUp, Skip, Verdict, triage
+from agentstream.errors import InvalidMessage
+from agentstream.protocol.entry import Entry, Source
+from agentstream.protocol.envelope import Message, encode
+from agentstream.protocol.routes import Consumes
+
+POLICY = Consumes("tasks", "{t}", "coder", max_deliveries=3)
+MAIN, RETRIES = Source("{t}", retry=False), Source("{t}:retry:coder", retry=True)
+
+
+def body(to: str = "coder", expires_at: float | None = None) -> bytes:
+    return encode(
+        Message(
+            v=1,
+            id="0b0e9d3e-4b55-4f6e-8f1c-2f6f0d6f3a11",
+            sender="planner",
+            to=to,
+            type="event",
+            payload={},
+            timestamp=1.0,
+            expires_at=expires_at,
+        )
+    )
+
+
+def entry(data: bytes, counter: int = 1, attempts: int | None = None, *, started: bool = True) -> Entry:
+    fields = [b"m", data]
+    if attempts is not None:
+        fields += [b"x", b'{"origin":"1-0","attempts":%d}' % attempts]
+    return Entry(RETRIES if attempts is not None else MAIN, "5-0", counter, fields, started=started)
+
+
+def decide(read: Entry, policy: Consumes = POLICY) -> Verdict:
+    return triage(
+        read, policy, "coder", now=100.0, flaw_of=lambda _: None, read=lambda message: message.payload
+    )
+
+
+@pytest.mark.parametrize("to", ["coder", "broadcast"])
+def test_what_is_addressed_to_the_agent_or_to_all_is_delivered(to: str) -> None:
+    assert isinstance(decide(entry(body(to))), Deliver)
+
+
+def test_what_is_addressed_to_others_is_skipped() -> None:
+    assert decide(entry(body("tester"))) == Skip()
+
+
+def test_a_group_that_wants_all_gets_what_is_addressed_to_others() -> None:
+    everything = Consumes("tasks", "{t}", "coder", deliver_all=True)
+    assert isinstance(decide(entry(body("tester")), everything), Deliver)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"{", "Malformed"),
+        (b'{"v":2}', "UnknownVersion"),
+        (body(expires_at=100.0), "Expired"),
+    ],
+)
+def test_what_cannot_be_handled_is_given_up_with_a_reason(data: bytes, reason: str) -> None:
+    verdict = decide(entry(data))
+    assert isinstance(verdict, GiveUp)
+    assert verdict.reason == reason
+
+
+def test_an_entry_without_a_message_is_malformed() -> None:
+    verdict = decide(Entry(MAIN, "5-0", 1, [b"other", b"1"], started=True))
+    assert isinstance(verdict, GiveUp)
+    assert verdict.reason == "Malformed"
+
+
+def test_what_expires_later_is_delivered() -> None:
+    assert isinstance(decide(entry(body(expires_at=100.1))), Deliver)
+
+
+@pytest.mark.parametrize(
+    ("counter", "attempts", "started", "delivered"),
+    [
+        (1, None, True, True),
+        (2, None, False, True),
+        (3, None, False, False),
+        (1, 2, True, True),
+        (1, 2, False, False),
+        (0, 2, False, True),
+        (1, 3, True, False),
+    ],
+)
+def test_an_attempt_beyond_the_last_is_not_begun(
+    counter: int, attempts: int | None, *, started: bool, delivered: bool
+) -> None:
+    verdict = decide(entry(body(), counter, attempts, started=started))
+    assert isinstance(verdict, Deliver) is delivered
+    if not delivered:
+        assert isinstance(verdict, GiveUp)
+        assert verdict.reason == "MaxDeliveries"
+
+
+def test_without_dead_letters_a_further_attempt_is_begun_after_its_delay() -> None:
+    for_ever = Consumes("tasks", "{t}", "coder", max_deliveries=3, dead_letters=False)
+    assert isinstance(decide(entry(body(), 1, 9), for_ever), Deliver)
+    assert isinstance(decide(entry(body(), 1, 9, started=False), for_ever), GiveUp)
+
+
+def test_the_header_counts_only_on_the_retry_stream() -> None:
+    forged = Entry(MAIN, "5-0", 1, [b"m", body(), b"x", b'{"origin":"1-0","attempts":99}'], started=True)
+    assert forged.attempts == 1
+    assert forged.origin == "5-0"
+
+
+def test_a_header_that_is_none_counts_nothing() -> None:
+    assert Entry(RETRIES, "5-0", 1, [b"m", body(), b"x", b"{"], started=True).attempts == 1
+
+
+def test_what_is_delivered_has_its_payload_as_the_handler_wants_it() -> None:
+    verdict = triage(
+        entry(body()), POLICY, "coder", now=100.0, flaw_of=lambda _: None, read=lambda message: message.type
+    )
+    assert isinstance(verdict, Deliver)
+    assert verdict.payload == "event"
+
+
+def test_what_the_handler_cannot_read_is_given_up_with_the_reason_for_that() -> None:
+    def read(_: Message) -> None:
+        raise InvalidMessage("no handler takes event", reason="NoHandler")
+
+    verdict = triage(entry(body()), POLICY, "coder", now=100.0, flaw_of=lambda _: None, read=read)
+    assert verdict == GiveUp("NoHandler", "no handler takes event")

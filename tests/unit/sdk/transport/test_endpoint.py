@@ -1,0 +1,134 @@
+"""What the address of a server may say, and what is said first on a connection."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import hiredis
+import pytest
+
+from agentstream.errors import AccessDenied, ConnectionLost, ServerRefused, SettingsError
+from agentstream.transport.endpoint import Endpoint, Target, greeted, handshake
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("redis://host", Target(host="host")),
+        ("redis://host/", Target(host="host")),
+        ("redis://host:6390/3", Target(host="host", port=6390, db=3)),
+        ("redis://host?db=4", Target(host="host", db=4)),
+        ("rediss://host", Target(host="host", tls=True)),
+        ("redis://[::1]:6390", Target(host="::1", port=6390)),
+        ("redis://[fe80::1%25eth0]", Target(host="fe80::1%eth0")),
+        ("redis://user:p%40ss%2F%25@host", Target(host="host", username="user", password="p@ss/%")),
+        ("redis://us%3Aer:p@ss@host", Target(host="host", username="us:er", password="p@ss")),
+        ("redis://:pass@host", Target(host="host", password="pass")),
+        ("redis://user@host", Target(host="host", username="user")),
+        ("unix:///run/a%20b.sock", Target(path="/run/a b.sock")),
+        (
+            "unix://user:pass@/run/a.sock?db=2",
+            Target(path="/run/a.sock", db=2, username="user", password="pass"),
+        ),
+    ],
+)
+def test_an_address_says_where_and_who(url: str, target: Target) -> None:
+    assert Endpoint(url).target() == target
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("", "write redis://host:port"),
+        ("host:6379", "write redis://host:port"),
+        ("http://host", "write redis://host:port"),
+        ("redis://", "write redis://host:port"),
+        ("redis://host:0", "write redis://host:port"),
+        ("unix://", "write redis://host:port"),
+        ("unix://relative.sock", "write redis://host:port"),
+        ("redis://host:port", "cannot be read"),
+        ("redis://host:70000", "cannot be read"),
+        ("redis://[::1", "cannot be read"),
+        ("redis://host?db", "cannot be read"),
+        ("redis://user:s3cret#1@host", "cannot be read"),
+        ("user:s3cret@host:6379", "the database must be a number"),
+        ("redis:/user:s3cret@host", "the database must be a number"),
+        ("s3cret://user@host", "write redis://host:port"),
+        ("redis://host#fragment", "`#` must be percent-encoded"),
+        ("redis://host?timeout=3", "the only option is db="),
+        ("redis://host?password=a@s3cret", "the only option is db="),
+        ("redis://host#a@s3cret", "`#` must be percent-encoded"),
+        ("redis://host/first", "the database must be a number"),
+        ("redis://host?db=²", "the database must be a number"),
+        ("redis://a..b", "its host is no name"),
+    ],
+)
+def test_what_is_no_address_is_said_without_the_password(url: str, why: str) -> None:
+    with pytest.raises(SettingsError, match="is no address of a server") as raised:
+        Endpoint(url).target()
+    assert why in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_credentials_that_are_given_apart_come_before_those_of_the_address() -> None:
+    target = Endpoint("redis://old:older@host", "new", "newer").target()
+    assert (target.username, target.password) == ("new", "newer")
+    assert Endpoint("redis://user:old@host", password="new").target().username == "user"
+
+
+def test_an_endpoint_does_not_show_secrets() -> None:
+    endpoint = Endpoint("redis://user:s3cret@host:1/2?db=3", password="s3cret")
+    assert repr(endpoint) == "Endpoint(redis://host:1/2)"
+    assert endpoint.address == "redis://host:1/2"
+
+
+def test_only_an_encrypted_connection_has_a_context() -> None:
+    assert Endpoint("redis://host").tls() is None
+    context = Endpoint("rediss://host").tls()
+    assert context is not None
+    assert context.check_hostname
+
+
+NAMED = [
+    ("CLIENT", "SETNAME", "me"),
+    ("CLIENT", "SETINFO", "LIB-NAME", "agentstream"),
+    ("CLIENT", "SETINFO", "LIB-VER", version("agentstream")),
+]
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "commands"),
+    [
+        ("redis://host", 2, NAMED),
+        ("redis://host/0", 2, NAMED),
+        ("redis://user:pass@host", 2, [("AUTH", "user", "pass"), *NAMED]),
+        ("redis://:pass@host", 2, [("AUTH", "default", "pass"), *NAMED]),
+        ("redis://user@host/7", 2, [("AUTH", "user", ""), *NAMED, ("SELECT", "7")]),
+        ("redis://host", 3, [("HELLO", "3"), *NAMED]),
+        ("redis://user:pass@host", 3, [("HELLO", "3", "AUTH", "user", "pass"), *NAMED]),
+    ],
+)
+def test_a_connection_says_first_who_it_is(url: str, protocol: int, commands: list[tuple[str, ...]]) -> None:
+    assert handshake(Endpoint(url), "me", protocol) == commands
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        ("WRONGPASS invalid username-password pair or user is disabled.", AccessDenied),
+        ("NOAUTH HELLO must be called with the client already authenticated", AccessDenied),
+        ("DENIED Running in protected mode", AccessDenied),
+        ("ERR max number of clients reached", ConnectionLost),
+        ("NOPROTO unsupported protocol version", ServerRefused),
+    ],
+)
+def test_a_refused_greeting_is_an_error(reply: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        greeted([("AUTH", "user", "pass"), *NAMED], [hiredis.ReplyError(reply), b"OK", b"OK", b"OK"], "here")
+
+
+def test_what_the_connection_is_called_does_not_matter() -> None:
+    refused = hiredis.ReplyError("NOPERM User a has no permissions to run the 'client|setinfo' command")
+    greeted(NAMED, [b"OK", refused, refused], "here")
+    with pytest.raises(ConnectionLost, match="here: ERR max number"):
+        greeted(NAMED, [hiredis.ReplyError("ERR max number of clients reached"), b"OK", b"OK"], "here")
