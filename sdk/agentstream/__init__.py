@@ -84,8 +84,8 @@ __all__ = [
 
 _HOMES = {
     "agent": ("Agent",),
-    "consume": ("Deliveries",),
-    "delivery": ("Delivery",),
+    "consuming.delivery": ("Delivery",),
+    "consuming.session": ("Deliveries",),
     "errors": (
         "AccessDenied",
         "AgentStreamError",
@@ -100,20 +100,22 @@ _HOMES = {
         "NotConsumer",
         "ProtocolError",
         "QuorumMissed",
+        "Reject",
         "RequestFailed",
+        "Retry",
         "SendFailed",
         "ServerRefused",
         "SettingsError",
         "StreamMissing",
     ),
-    "message": ("Message", "message_schema"),
-    "notifications": ("Notification", "Notifications"),
-    "payloads": ("json_schema_of", "to_type"),
-    "receipts": ("Receipt", "ReceiptStatus", "Standing"),
-    "send": ("Outgoing", "SentMessage"),
-    "settings": ("Settings",),
-    "triage": ("Reason",),
-    "verdicts": ("Reject", "Retry"),
+    "identity.settings": ("Settings",),
+    "payloads.types": ("json_schema_of", "to_type"),
+    "protocol.envelope": ("Message", "message_schema"),
+    "protocol.reasons": ("Reason",),
+    "sending.notifications": ("Notification", "Notifications"),
+    "sending.receipts": ("Receipt", "ReceiptStatus", "Standing"),
+    "sending.sender": ("Outgoing",),
+    "sent": ("SentMessage",),
 }
 _home_of = {name: module for module, names in _HOMES.items() for name in names}
 

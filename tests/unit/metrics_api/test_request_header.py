@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentstream_operator.metrics_api import trust
+from agentstream_operator.metrics_api import request_header
 from agentstream_operator.metrics_api.documents import Refused
 from agentstream_operator.metrics_api.request_header import Caller, NoTrust, Trust
 
@@ -18,7 +18,7 @@ DATA = {
     "requestheader-uid-headers": '["X-Remote-Uid"]',
     "client-ca-file": "other",
 }
-TRUST = trust.read({"data": DATA})
+TRUST = request_header.read({"data": DATA})
 
 
 def sent(**headers: str) -> list[tuple[bytes, bytes]]:
@@ -50,7 +50,7 @@ def test_the_configmap_says_whom_to_believe() -> None:
 )
 def test_what_says_nothing_is_not_believed(found: dict[str, object] | None, message: str) -> None:
     with pytest.raises(NoTrust, match=message):
-        trust.read(found)
+        request_header.read(found)
 
 
 def test_a_front_proxy_says_who_asks() -> None:
@@ -107,7 +107,7 @@ def test_nobody_else_does(peer: tuple[str, ...] | None, headers: list[tuple[byte
 
 
 def test_without_names_whoever_has_a_certificate_is_believed() -> None:
-    anyone = trust.read({"data": {**DATA, "requestheader-allowed-names": "[]"}})
+    anyone = request_header.read({"data": {**DATA, "requestheader-allowed-names": "[]"}})
     assert anyone.caller((), sent(X_Remote_User="jane")).user == "jane"
     with pytest.raises(Refused):
         anyone.caller(None, sent(X_Remote_User="jane"))

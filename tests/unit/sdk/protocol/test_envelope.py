@@ -23,7 +23,7 @@ from agentstream.protocol.envelope import Message, decode, encode, message_schem
 from agentstream.sending.notifications import notification
 
 SCHEMA = jsonschema.Draft202012Validator(message_schema())
-PUBLISHED = Path(__file__).parents[3] / "docs" / "reference" / "message.schema.json"
+PUBLISHED = Path(__file__).parents[4] / "docs" / "reference" / "message.schema.json"
 
 agents = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 seconds = st.floats(min_value=0, max_value=1e12)
