@@ -33,7 +33,7 @@ import hiredis
 import redis.asyncio
 
 from agentstream.protocol.envelope import Message, encode, new_id
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, builds
 from support.topology import Topology
@@ -123,9 +123,9 @@ async def faststream(server: Server, _: Topology, handle: Handle) -> AsyncIterat
         yield
 
 
-async def fresh(server: Server) -> tuple[Wire, Topology]:
+async def fresh(server: Server) -> tuple[Client, Topology]:
     """An empty stream with its group."""
-    wire = Wire(lambda: Endpoint(server.url), name="bench")
+    wire = Client(lambda: Endpoint(server.url), name="bench")
     await wire.call("FLUSHALL")
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")
@@ -133,7 +133,7 @@ async def fresh(server: Server) -> tuple[Wire, Topology]:
     return wire, topology
 
 
-async def settled(wire: Wire) -> bool:
+async def settled(wire: Client) -> bool:
     """Whether nothing is pending."""
     summary = await wire.call("XPENDING", STREAM, GROUP)
     return bool(summary[0] == 0)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.monitor import sent_meanwhile
 from support.servers import Server, builds, free_port
@@ -47,7 +47,7 @@ async def main(seconds: float) -> None:
         server = Server(builds()[0], Path(directory))
         server.start()
         server.clear()
-        wire = Wire(lambda: Endpoint(server.url), name="bench")
+        wire = Client(lambda: Endpoint(server.url), name="bench")
         topology = Topology(wire, server.url)
         await topology.stream("tasks", "planner")
         await topology.group("tasks", "coder", lease=10_000)

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from agentstream.protocol.keys import StreamKeys
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.reconcile.context import Rhythm
@@ -39,7 +39,7 @@ _MESSAGE = '{"v":1,"id":"0","from":"planner","to":"coder","type":"event","payloa
 
 async def traffic(url: str, count: int, interval: float) -> None:
     """Sends a message through each of the first `count` streams in every interval."""
-    wire = Wire(lambda: Endpoint(url), name="traffic")
+    wire = Client(lambda: Endpoint(url), name="traffic")
 
     async def send(number: int) -> None:
         key, group = f"{{team.stream-{number}}}", f"agent-{number}"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.reconcile.engine import Engine
@@ -27,13 +27,13 @@ from support.servers import Server, builds
 from support.waiting import until
 
 
-async def changes(wire: Wire) -> int:
+async def changes(wire: Client) -> int:
     """Changes of the data since the server started; users are not counted, see `users_set`."""
     info = (await wire.call("INFO", "persistence")).decode()
     return int(info.split("rdb_changes_since_last_save:")[1].split()[0])
 
 
-async def users_set(wire: Wire) -> int:
+async def users_set(wire: Client) -> int:
     """How often users were set or removed."""
     info = (await wire.call("INFO", "commandstats")).decode()
     lines = [
@@ -45,7 +45,7 @@ async def users_set(wire: Wire) -> int:
 async def measure(url: str, count: int, checks: int) -> None:
     """Creates, waits, checks, and prints."""
     broker = await Broker.connect(url, installation="agentstream")
-    wire = Wire(lambda: Endpoint(url), name="bench")
+    wire = Client(lambda: Endpoint(url), name="bench")
     cluster = MemoryCluster()
     engine = Engine(broker, cluster)
     streams = [a_stream(f"stream-{i}", producers=[f"agent-{i}"]) for i in range(count)]

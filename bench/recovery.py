@@ -21,7 +21,7 @@ from agentstream.consuming.session import Deliveries
 from agentstream.protocol.nudges import Nudge
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.observed import Gone
@@ -70,7 +70,7 @@ async def killed(topology: Topology, broker: Broker, *, nudged: bool) -> float:
         await until(lambda: swept(topology, CONSUMERS))
         if nudged:
             began = time.perf_counter()
-            await broker.orphan(group.key, "coder", Gone("gone"))
+            await broker.release_pod(group.key, "coder", Gone("gone"))
             await broker.nudge(NAMESPACE, "coder", Nudge.SWEEP)
         await until(lambda: is_taken(topology, group, PENDING), timeout=60)
         took = time.perf_counter() - began
@@ -105,7 +105,7 @@ async def main() -> None:
         server = Server(builds()[0], Path(directory))
         server.start()
         server.clear()
-        wire = Wire(lambda: Endpoint(server.url), name="bench")
+        wire = Client(lambda: Endpoint(server.url), name="bench")
         broker = await Broker.connect(server.url, installation="agentstream")
         topology = Topology(wire, server.url)
         what = f"{PENDING} messages of a dead consumer, {CONSUMERS} live ones of {SLOTS} slots"

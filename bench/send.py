@@ -29,8 +29,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from agentstream.agent import Agent
-from agentstream.sending.sender import Outgoing
-from agentstream.transport.client import Wire
+from agentstream.sending.sender import OutgoingMessage
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, builds
 from support.topology import Topology
@@ -83,7 +83,7 @@ async def alone(send: Send, count: int) -> float:
 
 async def measure(server: Server, rounds: int, count: int, callers: int, size: int) -> None:
     """Measures in turns, and prints."""
-    wire = Wire(lambda: Endpoint(server.url), name="bench")
+    wire = Client(lambda: Endpoint(server.url), name="bench")
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder")
@@ -115,7 +115,7 @@ async def measure(server: Server, rounds: int, count: int, callers: int, size: i
 
 async def many(agent: Agent, size: int) -> None:
     """Sends so many messages in one call."""
-    await agent.send_many([Outgoing(to="coder", type="event", payload=PAYLOAD) for _ in range(size)])
+    await agent.send_many([OutgoingMessage(to="coder", type="event", payload=PAYLOAD) for _ in range(size)])
 
 
 async def faststream(stack: contextlib.AsyncExitStack, server: Server, connections: int) -> Send:
@@ -133,7 +133,7 @@ async def faststream(stack: contextlib.AsyncExitStack, server: Server, connectio
 
 
 async def compare(
-    wire: Wire,
+    wire: Client,
     rounds: int,
     title: str,
     senders: dict[str, Send],

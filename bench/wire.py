@@ -1,4 +1,4 @@
-"""How fast commands are sent and answered: the SDK's `Wire` beside redis-py's asyncio client.
+"""How fast commands are sent and answered: the SDK's `Client` beside redis-py's asyncio client.
 
 Starts an embedded Valkey of its own. Both clients take turns in one run, so that what else the machine does
 concerns both. Prints, of each measurement, the median of all rounds and how the wire compares.
@@ -22,7 +22,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, builds
 
@@ -61,7 +61,7 @@ async def latency(call: Call, command: tuple[Any, ...], calls: int) -> float:
 
 async def measure(port: int, rounds: int, calls: int, callers: int) -> None:
     """Measures in turns, and prints."""
-    wire = Wire(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="bench")
+    wire = Client(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="bench")
     peer = redis.asyncio.Redis(port=port, max_connections=callers, retry=Retry(NoBackoff(), 0), protocol=2)
     await wire.call("FUNCTION", "LOAD", LUA)
     measurements: dict[str, Callable[[Call], Awaitable[float]]] = {

@@ -13,11 +13,10 @@ from hypothesis import HealthCheck, settings
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
-from support.drills import pytest_terminal_summary  # noqa: F401 - a hook
 from support.entries import KEY
 from support.servers import Build, Server, builds, children
 from support.topology import Topology
@@ -74,9 +73,9 @@ def private_server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-async def wire(server: Server) -> AsyncIterator[Wire]:
+async def wire(server: Server) -> AsyncIterator[Client]:
     """An open connection as administrator."""
-    connection = Wire(lambda: Endpoint(server.url), name="test")
+    connection = Client(lambda: Endpoint(server.url), name="test")
     yield connection
     await connection.close()
 
@@ -107,7 +106,7 @@ def admin(server: Server) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")

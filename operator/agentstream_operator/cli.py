@@ -100,12 +100,12 @@ def dev(  # noqa: PLR0917 - the command line names its options
     """
     seconds, idle = _seconds("--for", for_), _seconds("--until-idle", until_idle)
     try:
-        from agentstream_operator.local.dev import Options, run  # noqa: PLC0415
+        from agentstream_operator.local.dev import DevOptions, run  # noqa: PLC0415
         from agentstream_operator.local.failure import LocalError  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         _fail(f"`agentstream dev` needs {missing.name}: pip install 'agentstream-operator[dev]'")
     try:
-        code = run(Options(paths, data, port, seconds, idle, output == "json"))
+        code = run(DevOptions(paths, data, port, seconds, idle, output == "json"))
     except LocalError as error:
         _fail(*error.lines)
     raise typer.Exit(code)
@@ -139,9 +139,9 @@ def operator(  # noqa: PLR0917 - the command line names its options
     from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
     from agentstream_operator.logs import configure  # noqa: PLC0415
     from agentstream_operator.service import Fatal, run  # noqa: PLC0415
-    from agentstream_operator.settings import Options, mistakes  # noqa: PLC0415
+    from agentstream_operator.settings import OperatorOptions, mistakes  # noqa: PLC0415
 
-    options = Options(
+    options = OperatorOptions(
         redis=Endpoint(redis_url, ca_file=str(redis_ca_file) if redis_ca_file is not None else None),
         namespaces=namespace or None,
         installation=installation,
@@ -247,10 +247,10 @@ def remove_finalizers(
     from agentstream_operator.cluster.api import ApiError  # noqa: PLC0415
     from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
     from agentstream_operator.cluster.port import ClusterUnavailable  # noqa: PLC0415
-    from agentstream_operator.cluster.uninstall import retire  # noqa: PLC0415
+    from agentstream_operator.cluster.uninstall import uninstall  # noqa: PLC0415
 
     try:
-        count = asyncio.run(retire(namespace or None, stop_deployment))
+        count = asyncio.run(uninstall(namespace or None, stop_deployment))
     except NoCluster as error:
         _fail(str(error))
     except (ApiError, ClusterUnavailable) as error:

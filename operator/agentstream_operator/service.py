@@ -18,20 +18,20 @@ from agentstream.errors import AgentStreamError
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.children import Children, Wake
-from agentstream_operator.cluster.connect import Connection, connect
-from agentstream_operator.cluster.deployment_refs import References
+from agentstream_operator.cluster.children import Change, OwnedObjects
+from agentstream_operator.cluster.connect import ClusterConnection, connect
+from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kubernetes import KubernetesCluster
 from agentstream_operator.cluster.leader import Leader
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.cluster.resource_cache import Inventory
-from agentstream_operator.cluster.secrets import Server
+from agentstream_operator.cluster.resource_cache import ResourceCache
+from agentstream_operator.cluster.secrets import ServerAddress
 from agentstream_operator.reconcile.context import Rhythm
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.serve import probes
 from agentstream_operator.serve.http import serving
-from agentstream_operator.serve.metrics import Metrics, Numbers
-from agentstream_operator.settings import Options
+from agentstream_operator.serve.metrics import Metrics, MetricsSample
+from agentstream_operator.settings import OperatorOptions
 from agentstream_operator.watches import watching
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Fatal(Exception):  # noqa: N818 - it says what is wrong
     """The operator cannot go on; the message says why, and what to do."""
 
 
-async def run(options: Options) -> None:
+async def run(options: OperatorOptions) -> None:
     """Runs until SIGTERM or SIGINT.
 
     Raises:
@@ -66,13 +66,13 @@ async def run(options: Options) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     connection = await connect()
     try:
-        await _Service(options, connection, stop).run()
+        await _OperatorService(options, connection, stop).run()
     finally:
         await connection.close()
 
 
-class _Service:
-    def __init__(self, options: Options, connection: Connection, stop: asyncio.Event) -> None:
+class _OperatorService:
+    def __init__(self, options: OperatorOptions, connection: ClusterConnection, stop: asyncio.Event) -> None:
         self._options = options
         self._connection = connection
         self._stop = stop
@@ -83,7 +83,7 @@ class _Service:
         self._leader = Leader(Api(connection.client), connection.namespace, lease, self._identity)
         self._metrics = Metrics(self._numbers)
         self._engine: Engine | None = None
-        self._inventory: Inventory | None = None
+        self._inventory: ResourceCache | None = None
         self._watching = True
         self._departures: set[asyncio.Task[None]] = set()
 
@@ -124,7 +124,7 @@ class _Service:
 
     async def _reconcile(self, broker: Broker, held: asyncio.Task[None]) -> None:
         options = self._options
-        children, references = Children(), References(self._api)
+        children, references = OwnedObjects(), DeploymentRefs(self._api)
         cluster = KubernetesCluster(
             self._api,
             children,
@@ -143,7 +143,7 @@ class _Service:
             trouble=await _trouble(broker),
             worked=self._metrics.worked,
         )
-        inventory = Inventory(self._api, options.namespaces, children, engine, self._wake)
+        inventory = ResourceCache(self._api, options.namespaces, children, engine, self._wake)
         await _fill(inventory)
         engine.listed()
         self._inventory = inventory
@@ -162,7 +162,7 @@ class _Service:
                     task.cancel()
                 await asyncio.gather(*work, *self._departures, return_exceptions=True)
 
-    def _wake(self, wake: Wake) -> None:
+    def _wake(self, wake: Change) -> None:
         """Passes on whom a change of a Secret, Deployment or pod concerns."""
         engine = self._engine
         if engine is None:
@@ -183,18 +183,18 @@ class _Service:
     def _well(self) -> str:
         return "leads" if self._leader.leads else "stands by"
 
-    def _state(self) -> probes.State:
+    def _state(self) -> probes.ProbeState:
         engine, inventory = self._engine, self._inventory
-        return probes.State(
+        return probes.ProbeState(
             leads=self._leader.leads,
             health=engine.health if engine is not None else None,
             missed=inventory.missed_lately if inventory is not None else 0,
             watching=self._watching,
         )
 
-    def _numbers(self) -> Numbers:
+    def _numbers(self) -> MetricsSample:
         engine, inventory = self._engine, self._inventory
-        return Numbers(
+        return MetricsSample(
             leads=self._leader.leads,
             health=engine.health if engine is not None else None,
             conditions=engine.conditions if engine is not None else Counter(),
@@ -205,13 +205,13 @@ class _Service:
         )
 
 
-def server_of(redis: Endpoint) -> Server:
+def server_of(redis: Endpoint) -> ServerAddress:
     """Where agents find the server that the operator uses: the same address, without its credentials."""
     parts = urlsplit(redis.url)
     host, port = parts.hostname or "localhost", parts.port or _PORT
     shown = f"[{host}]" if ":" in host else host
     authority = Path(redis.ca_file).read_text(encoding="ascii") if redis.ca_file is not None else None
-    return Server(f"{parts.scheme}://{shown}:{port}{parts.path}", host, port, authority)
+    return ServerAddress(f"{parts.scheme}://{shown}:{port}{parts.path}", host, port, authority)
 
 
 async def _trouble(broker: Broker) -> str | None:
@@ -226,7 +226,7 @@ async def _trouble(broker: Broker) -> str | None:
     return None
 
 
-async def _fill(inventory: Inventory) -> None:
+async def _fill(inventory: ResourceCache) -> None:
     """Lists everything, however long the API server takes.
 
     Raises:

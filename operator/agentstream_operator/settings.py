@@ -15,7 +15,7 @@ _SCHEMES = ("redis", "rediss")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class OperatorOptions:
     """What the operator is to do.
 
     Attributes:
@@ -60,7 +60,7 @@ class MetricsOptions:
     health_port: int
 
 
-def mistakes(options: Options | MetricsOptions) -> Iterator[str]:
+def mistakes(options: OperatorOptions | MetricsOptions) -> Iterator[str]:
     """What is wrong with the options, a line each; never with a password in it."""
     yield from _mistakes_in_url(options.redis.url)
     if not _LABEL.fullmatch(options.installation):
@@ -69,7 +69,9 @@ def mistakes(options: Options | MetricsOptions) -> Iterator[str]:
         if not _LABEL.fullmatch(namespace):
             yield f"--namespace: {namespace!r} is not the name of a namespace"
     other, name = (
-        (options.metrics_port, "--metrics-port") if isinstance(options, Options) else (options.port, "--port")
+        (options.metrics_port, "--metrics-port")
+        if isinstance(options, OperatorOptions)
+        else (options.port, "--port")
     )
     if other == options.health_port != 0:
         yield f"{name} and --health-port: both are {other}"

@@ -59,13 +59,13 @@ async def watching(tell: Tell, namespaces: Sequence[str] | None) -> AsyncIterato
 @contextmanager
 def _silent(logger: str) -> Iterator[None]:
     """Says nothing of errors: at its end Kopf closes connections that requests of its own are still on."""
-    told = logging.getLogger(logger)
-    level = told.level
-    told.setLevel(logging.CRITICAL)
+    reported = logging.getLogger(logger)
+    level = reported.level
+    reported.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        told.setLevel(level)
+        reported.setLevel(level)
 
 
 class _Passing:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
         InvalidMessage,
         InvalidPayload,
         MessageExpired,
+        NoConsumerGroup,
         NoReply,
         NoRoute,
-        NotConsumer,
         ProtocolError,
         QuorumMissed,
         Reject,
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from agentstream.protocol.envelope import Message, message_schema
     from agentstream.protocol.reasons import Reason
     from agentstream.sending.notifications import Notification, Notifications
-    from agentstream.sending.receipts import Receipt, ReceiptStatus, Standing
-    from agentstream.sending.sender import Outgoing
+    from agentstream.sending.receipts import Receipt, ReceiptState, ReceiptStatus
+    from agentstream.sending.sender import OutgoingMessage
     from agentstream.sent import SentMessage
 
 __all__ = [
@@ -56,16 +56,17 @@ __all__ = [
     "InvalidPayload",
     "Message",
     "MessageExpired",
+    "NoConsumerGroup",
     "NoReply",
     "NoRoute",
-    "NotConsumer",
     "Notification",
     "Notifications",
-    "Outgoing",
+    "OutgoingMessage",
     "ProtocolError",
     "QuorumMissed",
     "Reason",
     "Receipt",
+    "ReceiptState",
     "ReceiptStatus",
     "Reject",
     "RequestFailed",
@@ -75,7 +76,6 @@ __all__ = [
     "ServerRefused",
     "Settings",
     "SettingsError",
-    "Standing",
     "StreamMissing",
     "json_schema_of",
     "message_schema",
@@ -97,7 +97,7 @@ _HOMES = {
         "MessageExpired",
         "NoReply",
         "NoRoute",
-        "NotConsumer",
+        "NoConsumerGroup",
         "ProtocolError",
         "QuorumMissed",
         "Reject",
@@ -113,8 +113,8 @@ _HOMES = {
     "protocol.envelope": ("Message", "message_schema"),
     "protocol.reasons": ("Reason",),
     "sending.notifications": ("Notification", "Notifications"),
-    "sending.receipts": ("Receipt", "ReceiptStatus", "Standing"),
-    "sending.sender": ("Outgoing",),
+    "sending.receipts": ("Receipt", "ReceiptStatus", "ReceiptState"),
+    "sending.sender": ("OutgoingMessage",),
     "sent": ("SentMessage",),
 }
 _home_of = {name: module for module, names in _HOMES.items() for name in names}

@@ -21,7 +21,7 @@ from agentstream.payloads.types import Payload
 from agentstream.payloads.upcasting import Read, Upcast, message_reader
 from agentstream.protocol.envelope import MessageType
 from agentstream.protocol.keys import nudge_channel
-from agentstream.sending.producer import Messenger
+from agentstream.sending.producer import Producer
 from agentstream.sending.replies import Replies
 from agentstream.signals import SIGNAL_EXIT, on_termination
 from agentstream.telemetry.health import Health
@@ -34,7 +34,7 @@ _Upcast = TypeVar("_Upcast", bound=Upcast)
 _starts = itertools.count(int(time.time() * 1000))
 
 
-class Agent(Messenger):
+class Agent(Producer):
     """One agent of a namespace, as an asynchronous context manager.
 
     Nothing is connected before it is needed, and everything is connected again when it breaks: a server that
@@ -49,7 +49,7 @@ class Agent(Messenger):
     def __init__(self, settings: Settings, *, ends_on_signals: bool) -> None:
         super().__init__(settings)
         self._ends_on_signals = ends_on_signals
-        self._control = self._wire("control")
+        self._control = self._client("control")
         self._renewal = Renewal(settings.endpoint, f"agentstream:{self.namespace}.{self.name}:renew")
         self._consumer = Consumer(
             agent=self.name,
@@ -58,9 +58,9 @@ class Agent(Messenger):
             directory=self._directory,
             write=self._write,
             control=self._control,
-            pushes=self._pushes,
+            subscriptions=self._subscriptions,
             nudges=nudge_channel(settings.installation, self.namespace, self.name),
-            reading=lambda stream: self._wire(f"read-{stream}", READ_TIMEOUT),
+            reading=lambda stream: self._client(f"read-{stream}", READ_TIMEOUT),
             consumed={},
             keyring=self._keyring,
             counters=self._counters,
@@ -257,7 +257,7 @@ class Agent(Messenger):
             self._renewal.close()
             await self._requests.close(self._write.call)
             await self._sender.close()
-            await asyncio.gather(self._write.close(), self._control.close(), self._pushes.close())
+            await asyncio.gather(self._write.close(), self._control.close(), self._subscriptions.close())
         finally:
             await self._entered.aclose()
         if self._ended_by is not None and isinstance(error, asyncio.CancelledError):

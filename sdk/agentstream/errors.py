@@ -53,7 +53,7 @@ class NoRoute(AgentStreamError):  # noqa: N818
     """No declared stream leads from this agent to the addressee; the message says what is declared."""
 
 
-class NotConsumer(AgentStreamError):  # noqa: N818
+class NoConsumerGroup(AgentStreamError):  # noqa: N818
     """The agent consumes no group of the stream; the message says what is declared."""
 
 

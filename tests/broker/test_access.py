@@ -9,11 +9,11 @@ import redis
 
 from agentstream.consuming.commands import GroupCalls
 from agentstream.errors import AccessDenied
-from agentstream.protocol.entry import Entry, State, read_entries
+from agentstream.protocol.entry import Entry, EntryState, read_entries
 from agentstream.protocol.keys import StreamKeys, notify_channel, nudge_channel, reply_key
 from agentstream.protocol.library import DONE
 from agentstream.protocol.routes import Consumes, Produces, decode_route, encode_route
-from agentstream.transport.client import Argument, Wire
+from agentstream.transport.client import Argument, Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.access import AgentUse, route
@@ -300,7 +300,7 @@ async def test_a_user_without_its_password_gets_nowhere(
     async with as_agent(server, broker, PRODUCER):
         pass
     for name, password in (("test.t.planner", "wrong"), ("test.t.nobody", PASSWORD)):
-        wire = Wire(lambda: Endpoint(server.url, name, password), name="agent")  # noqa: B023 - used at once
+        wire = Client(lambda: Endpoint(server.url, name, password), name="agent")  # noqa: B023 - used at once
         with pytest.raises(AccessDenied):
             await wire.call("PING")
         await wire.close()
@@ -355,7 +355,7 @@ async def test_a_consumer_can_do_all_that_handling_a_message_takes(
         assert await wire.call(*calls.renew(main, entries[:2])) == [DONE, DONE]
         assert await wire.call(*calls.settle(main, "acked", entries[:1])) == [DONE]
         assert await wire.call(*calls.turn([entry.id for entry in entries[:2]])) == [1, 0]
-        assert await wire.call(*calls.release(main, State.DELIVERED, entries[1:2])) == [DONE]
+        assert await wire.call(*calls.release(main, EntryState.DELIVERED, entries[1:2])) == [DONE]
         assert len((await wire.call(*calls.take(main, "", "-", 10)))[1]) == 5
         assert await wire.call(*calls.retry(entries[2], 0, 1, "Failed", "e")) == DONE
         assert await wire.call(*calls.retry(entries[3], 1, 1, "Failed", "e")) == DONE

@@ -13,11 +13,11 @@ import redis
 
 from agentstream.errors import AccessDenied, ConnectionLost, ServerRefused
 from agentstream.protocol.routes import Consumes, Produces
-from agentstream.transport.client import Argument, Wire
+from agentstream.transport.client import Argument, Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.acl import AccessNotEnforced, Users
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.plan.access import AgentUse, set_user
 from agentstream_operator.plan.actions import DeleteUser, Probe, SetUser
 from support.agents import HASHES, PASSWORD, as_agent
@@ -127,7 +127,7 @@ async def test_rules_that_the_server_does_not_know_are_an_error(server: Server, 
 
 
 async def test_a_user_that_vanishes_at_once_is_an_error(server: Server, admin: redis.Redis) -> None:
-    class Racing(Connection):
+    class Racing(BrokerClient):
         """A server on which somebody else deletes users as they appear."""
 
         async def call(self, *args: Argument) -> Any:
@@ -135,7 +135,7 @@ async def test_a_user_that_vanishes_at_once_is_an_error(server: Server, admin: r
                 admin.acl_deluser("test.t.x")
             return await super().call(*args)
 
-    connection = Racing(Wire(lambda: Endpoint(server.url), name="test"))
+    connection = Racing(Client(lambda: Endpoint(server.url), name="test"))
     users = Users(connection, "test")
     with pytest.raises(AccessNotEnforced, match="vanished"):
         await users.set(SetUser("test.t.x", ("reset",), ()))
@@ -144,7 +144,7 @@ async def test_a_user_that_vanishes_at_once_is_an_error(server: Server, admin: r
 
 
 async def test_closing_fails_a_listing_that_is_under_way(server: Server) -> None:
-    connection = Connection(Wire(lambda: Endpoint(server.url), name="test"))
+    connection = BrokerClient(Client(lambda: Endpoint(server.url), name="test"))
     users = Users(connection, "test")
     listing = asyncio.create_task(users.fingerprints())
     await asyncio.sleep(0)
@@ -206,7 +206,7 @@ async def test_closing_saves_what_was_not_saved_yet(private_server: Server, user
 async def test_users_that_cannot_be_saved_are_saved_later(
     private_server: Server, users_file: UsersFile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connection = Connection(Wire(lambda: Endpoint(private_server.url), name="test"))
+    connection = BrokerClient(Client(lambda: Endpoint(private_server.url), name="test"))
     users = Users(connection, "test", save_delay=0.01)
     users_file.block()
     with caplog.at_level(logging.WARNING):
@@ -219,7 +219,7 @@ async def test_users_that_cannot_be_saved_are_saved_later(
 
 
 async def test_several_changes_are_saved_once(private_server: Server, users_file: UsersFile) -> None:
-    connection = Connection(Wire(lambda: Endpoint(private_server.url), name="test"))
+    connection = BrokerClient(Client(lambda: Endpoint(private_server.url), name="test"))
     users = Users(connection, "test", save_delay=0.2)
     await asyncio.gather(*(users.set(SetUser(f"test.t.x{i}", ("reset",), ())) for i in range(20)))
     await until(lambda: users_file.names("test.t.x19"))
@@ -232,7 +232,7 @@ async def test_several_changes_are_saved_once(private_server: Server, users_file
 async def test_a_server_without_a_file_for_users_is_asked_once_and_not_again(
     server: Server, admin: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connection = Connection(Wire(lambda: Endpoint(server.url), name="test"))
+    connection = BrokerClient(Client(lambda: Endpoint(server.url), name="test"))
     users = Users(connection, "test", save_delay=0.01)
     admin.config_resetstat()
     await users.set(SetUser("test.t.x", ("reset",), ()))

@@ -297,7 +297,7 @@ async def test_the_entries_of_a_gone_pod_become_claimable_and_count_no_attempt(
     admin.xclaim(KEY, "g", "pod-1.a", 0, kept[:600], justid=True)
     admin.xclaim(KEY, "g", "pod-10.a", 0, kept[600:650], justid=True)
     admin.xreadgroup("g", "pod-1.b", {retry: ">"})
-    assert await broker.orphan(KEY, "g", Gone("pod-1")) == 601
+    assert await broker.release_pod(KEY, "g", Gone("pod-1")) == 601
     claimable = admin.xpending_range(KEY, "g", "-", "+", 700, idle=3_600_000)
     assert {(p["message_id"], p["consumer"], p["times_delivered"]) for p in claimable} == {
         (entry, "pod-1.a", 1) for entry in kept[:600]
@@ -315,7 +315,7 @@ async def test_of_a_pod_whose_process_was_started_again_only_the_old_ones_entrie
         admin.xadd(KEY, {"m": "x"})
         admin.xreadgroup("g", consumer, {KEY: ">"})
     gone = Gone("pod-1", 36**3)
-    assert await broker.orphan(KEY, "g", gone) == 2
+    assert await broker.release_pod(KEY, "g", gone) == 2
     claimable = admin.xpending_range(KEY, "g", "-", "+", 9, idle=3_600_000)
     assert {p["consumer"] for p in claimable} == {old, odd}
     admin.xack(KEY, "g", *(p["message_id"] for p in admin.xpending_range(KEY, "g", "-", "+", 9)))
@@ -330,7 +330,7 @@ async def test_what_a_gone_pod_held_of_trimmed_entries_is_counted(
     admin.xadd(KEY, {"m": "x"})
     admin.xreadgroup("g", "pod-1.a", {KEY: ">"})
     admin.xtrim(KEY, maxlen=0, approximate=False)
-    assert await broker.orphan(KEY, "g", Gone("pod-1")) == 0
+    assert await broker.release_pod(KEY, "g", Gone("pod-1")) == 0
     group = (await broker.observe(KEY, ("g",))).groups["g"]
     assert (group.pending, group.stats["trimmed"], group.stats["settled"]) == (0, "1", "4")
 
@@ -373,7 +373,7 @@ async def test_of_what_is_no_stream_it_is_not_known_who_holds_it(
 
 
 async def test_a_gone_pod_of_a_missing_group_leaves_nothing_to_do(server: Server, broker: Broker) -> None:
-    assert await broker.orphan(KEY, "g", Gone("pod-1")) == 0
+    assert await broker.release_pod(KEY, "g", Gone("pod-1")) == 0
     assert await broker.remove_consumers(KEY, "g", Gone("pod-1")) == ()
 
 

@@ -77,7 +77,7 @@ async def test_an_operator_with_these_rights_is_refused_nothing(limited: str, ad
             admin.xadd(KEY, {"m": "x"}, id=f"1-{number + 1}")
         admin.xreadgroup("coder", "pod.1", {KEY: ">"}, count=3)
         await until(lambda: admin.exists(StreamKeys(KEY).gate))
-        await op.broker.orphan(KEY, "coder", Gone("pod"))
+        await op.broker.release_pod(KEY, "coder", Gone("pod"))
         await op.broker.remove_consumers(KEY, "coder", Gone("pod"))
         admin.xgroup_destroy(KEY, "coder")
         await until(lambda: [g["name"] for g in admin.xinfo_groups(KEY)] == ["coder"])

@@ -7,10 +7,10 @@ import redis
 
 from agentstream.errors import AccessDenied, ConnectionLost
 from agentstream.protocol import library
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.broker.server import Capabilities, inspect, probe
 from support.servers import Server, free_port
 
@@ -59,13 +59,13 @@ async def test_what_may_not_be_looked_at_is_unknown(server: Server, admin: redis
 
 
 async def test_a_setting_that_the_server_has_not_is_unknown(server: Server, admin: redis.Redis) -> None:
-    class Bare(Connection):
+    class Bare(BrokerClient):
         """A server without the setting, as managed ones are."""
 
         async def call(self, *args: object) -> object:
             return [] if args[:2] == ("CONFIG", "GET") else await super().call(*args)  # type: ignore[arg-type]
 
-    bare = Bare(Wire(lambda: Endpoint(server.url), name="test"))
+    bare = Bare(Client(lambda: Endpoint(server.url), name="test"))
     assert (await inspect(bare, await probe(bare, "test"))).acl_file is None
     await bare.close()
 

@@ -10,13 +10,13 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from agentstream_operator.cluster.api import Api
-from agentstream_operator.cluster.children import Children
-from agentstream_operator.cluster.deployment_refs import References
+from agentstream_operator.cluster.children import OwnedObjects
+from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kinds import CHILDREN, RESOURCES
 from agentstream_operator.cluster.kubernetes import KubernetesCluster
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.port import Owner
-from agentstream_operator.cluster.secrets import Server
+from agentstream_operator.cluster.secrets import ServerAddress
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.parse import parse_resource
 from cluster.team import Team
@@ -24,7 +24,7 @@ from support.apiserver import ApiServer
 from unit.resources.manifests import a_group, a_stream
 
 Json = dict[str, Any]
-REDIS = Server("redis://redis.example:6379", "redis.example", 6379)
+REDIS = ServerAddress("redis://redis.example:6379", "redis.example", 6379)
 _WRITES = {"create", "patch", "apply", "delete"}
 
 
@@ -57,11 +57,11 @@ class Adapter:
         cluster: the adapter.
     """
 
-    def __init__(self, api: Api, team: Team, redis: Server = REDIS) -> None:
+    def __init__(self, api: Api, team: Team, redis: ServerAddress = REDIS) -> None:
         self.api = api
         self.team = team
-        self.children = Children()
-        self.references = References(api)
+        self.children = OwnedObjects()
+        self.references = DeploymentRefs(api)
         self.cluster = KubernetesCluster(
             api,
             self.children,
@@ -118,7 +118,7 @@ class Adapter:
 
 
 @asynccontextmanager
-async def adapter_of(team: Team, redis: Server = REDIS) -> AsyncIterator[Adapter]:
+async def adapter_of(team: Team, redis: ServerAddress = REDIS) -> AsyncIterator[Adapter]:
     """An adapter that knows nothing yet."""
     async with api_of(team.server) as api:
         yield Adapter(api, team, redis)

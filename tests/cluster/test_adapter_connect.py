@@ -10,7 +10,7 @@ import yaml
 
 from agentstream_operator.cluster import connect as module
 from agentstream_operator.cluster.api import Api
-from agentstream_operator.cluster.connect import Connection, NoCluster, connect
+from agentstream_operator.cluster.connect import ClusterConnection, NoCluster, connect
 from agentstream_operator.cluster.kinds import SECRETS
 from support.apiserver import ApiServer
 
@@ -47,7 +47,7 @@ def kubeconfig(server: ApiServer, tmp_path: Path, **context: Any) -> None:
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(content))
 
 
-async def works(connection: Connection) -> bool:
+async def works(connection: ClusterConnection) -> bool:
     """Whether the API server answers as it does its administrator."""
     try:
         found = Api(connection.client).list(SECRETS, "default")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agentstream_operator.cluster.api import ApiError
-from agentstream_operator.cluster.deployment_refs import References
+from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kinds import DEPLOYMENTS
 from agentstream_operator.cluster.labels import GROUP_LABEL, MANAGED_BY
 from agentstream_operator.cluster.port import ChildNotOurs, ClusterUnavailable, WorkloadSeen
@@ -25,7 +25,7 @@ async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
 
 
 @pytest.fixture
-async def watching(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[References]:
+async def watching(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DeploymentRefs]:
     """References that are looked at all the time."""
     monkeypatch.setattr("agentstream_operator.cluster.deployment_refs._EVERY", 0.01)
     watch = asyncio.create_task(adapter.references.watch())
@@ -83,14 +83,14 @@ async def test_what_is_known_is_not_asked_for_again(adapter: Adapter) -> None:
     assert looks(adapter) == 1
 
 
-async def test_a_change_shows_after_a_while(adapter: Adapter, watching: References) -> None:
+async def test_a_change_shows_after_a_while(adapter: Adapter, watching: DeploymentRefs) -> None:
     adapter.team.create(a_deployment())
     assert await shows(adapter, 2)
     adapter.team.kubectl("scale", "deployment/mine", "--replicas=5")
     await until(lambda: shows(adapter, 5))
 
 
-async def test_one_that_comes_and_goes_is_noticed(adapter: Adapter, watching: References) -> None:
+async def test_one_that_comes_and_goes_is_noticed(adapter: Adapter, watching: DeploymentRefs) -> None:
     assert await seen(adapter) is None
     adapter.team.create(a_deployment())
     await until(lambda: shows(adapter, 2))
@@ -102,7 +102,7 @@ async def test_one_that_comes_and_goes_is_noticed(adapter: Adapter, watching: Re
     await until(gone)
 
 
-async def test_where_nobody_asks_any_more_nobody_looks(adapter: Adapter, watching: References) -> None:
+async def test_where_nobody_asks_any_more_nobody_looks(adapter: Adapter, watching: DeploymentRefs) -> None:
     adapter.team.create(a_deployment())
     await seen(adapter)
     await until(lambda: not watching._seen)
@@ -127,7 +127,9 @@ async def test_one_that_is_gone_when_it_is_to_be_scaled_shows_so(adapter: Adapte
     assert await seen(adapter) is None
 
 
-async def test_one_that_another_group_took_over_is_left_alone(adapter: Adapter, watching: References) -> None:
+async def test_one_that_another_group_took_over_is_left_alone(
+    adapter: Adapter, watching: DeploymentRefs
+) -> None:
     adapter.team.create(a_deployment())
     assert await shows(adapter, 2)
     labels = {MANAGED_BY: "agentstream", GROUP_LABEL: "other"}

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agentstream_operator.cluster import api as module
-from agentstream_operator.cluster.children import Wake
+from agentstream_operator.cluster.children import Change
 from agentstream_operator.cluster.kinds import AGENTSTREAMS, PODS
 from agentstream_operator.cluster.labels import OURS
-from agentstream_operator.cluster.resource_cache import Inventory, Resource
+from agentstream_operator.cluster.resource_cache import Resource, ResourceCache
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.state.index import Store
 from agentstream_operator.resources.meta import ResourceKey
@@ -39,9 +39,9 @@ class Known(Store):
         return super().put(resource)
 
 
-def inventory_of(adapter: Adapter, known: Known) -> Inventory:
-    woken: list[Wake] = []
-    return Inventory(adapter.api, [adapter.team.namespace], adapter.children, known, woken.append)
+def inventory_of(adapter: Adapter, known: Known) -> ResourceCache:
+    woken: list[Change] = []
+    return ResourceCache(adapter.api, [adapter.team.namespace], adapter.children, known, woken.append)
 
 
 async def test_everything_is_listed_page_by_page(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,13 +103,13 @@ async def test_children_that_vanished_without_an_event_are_found_by_comparing(ad
     for name in ("coder-consumer-5d4f-stays", "coder-consumer-5d4f-gone"):
         metadata = {"name": name, "labels": ours}
         adapter.team.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
-    woken: list[Wake] = []
+    woken: list[Change] = []
     namespace = adapter.team.namespace
-    inventory = Inventory(adapter.api, [namespace], adapter.children, Known(), woken.append)
+    inventory = ResourceCache(adapter.api, [namespace], adapter.children, Known(), woken.append)
     await inventory.fill()
     adapter.team.delete("Pod", "coder-consumer-5d4f-gone")
     await until(lambda: adapter.team.get("Pod", "coder-consumer-5d4f-gone") is None)
     await inventory.compare(grace=0)
     coder = ResourceKey("ConsumerGroup", namespace, "coder")
-    assert woken == [Wake(group=coder, gone=Gone("coder-consumer-5d4f-gone"), deleted=True)]
+    assert woken == [Change(group=coder, gone=Gone("coder-consumer-5d4f-gone"), deleted=True)]
     assert list(adapter.children.alive(coder)) == ["coder-consumer-5d4f-stays"]

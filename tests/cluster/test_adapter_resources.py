@@ -17,9 +17,9 @@ from agentstream_operator.resources.meta import FINALIZER
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
     Condition,
+    ConditionReason,
     ConditionType,
     ConsumerGroupStatus,
-    Reason,
 )
 from cluster.adapter import Adapter, Json, adapter_of
 from cluster.team import Team
@@ -28,7 +28,7 @@ from unit.cluster.answers import Answer, answering, refuses, says
 READY = Condition(
     type=ConditionType.READY,
     status="True",
-    reason=Reason.READY,
+    reason=ConditionReason.READY,
     message="",
     observed_generation=1,
     last_transition_time=datetime(2026, 1, 1, tzinfo=UTC),
@@ -204,7 +204,7 @@ async def test_a_finalizer_that_may_not_be_written_is_told_of(adapter: Adapter) 
             await set_finalizer(server.api, owner, present=True)
 
 
-def happened(adapter: Adapter, reason: Reason = Reason.DATA_LOST, **more: Any) -> Event:
+def happened(adapter: Adapter, reason: ConditionReason = ConditionReason.DATA_LOST, **more: Any) -> Event:
     """Something that happened to the AgentStream."""
     owner = adapter.owner()
     return Event(owner.key, reason, **{"message": "7 messages are gone", "uid": owner.uid, **more})
@@ -225,7 +225,7 @@ async def test_an_event_is_shown_with_its_resource(adapter: Adapter) -> None:
 
 
 async def test_what_is_no_trouble_is_no_warning(adapter: Adapter) -> None:
-    await adapter.cluster.emit(happened(adapter, Reason.SCALED_UP))
+    await adapter.cluster.emit(happened(adapter, ConditionReason.SCALED_UP))
     (event,) = adapter.team.list("Event")
     assert event["type"] == "Normal"
 
@@ -242,9 +242,9 @@ async def test_a_long_story_is_cut(adapter: Adapter) -> None:
     assert event["message"] == "x" * 1024
 
 
-@pytest.mark.parametrize("reason", [Reason.STREAM_CREATED, Reason.GROUP_CREATED])
+@pytest.mark.parametrize("reason", [ConditionReason.STREAM_CREATED, ConditionReason.GROUP_CREATED])
 async def test_the_ordinary_is_only_logged(
-    adapter: Adapter, reason: Reason, caplog: pytest.LogCaptureFixture
+    adapter: Adapter, reason: ConditionReason, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         await adapter.cluster.emit(happened(adapter, reason, message="made it"))

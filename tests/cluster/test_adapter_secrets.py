@@ -15,12 +15,12 @@ from agentstream_operator.cluster.port import (
     Credentials,
     Owner,
 )
-from agentstream_operator.cluster.secrets import Server
+from agentstream_operator.cluster.secrets import ServerAddress
 from cluster.adapter import REDIS, Adapter, Json, adapter_of
 from cluster.team import Team
 
 NAME = "agentstream-coder"
-SECURE = Server("rediss://redis.example:6380", "redis.example", 6380, "-----BEGIN CERTIFICATE-----")
+SECURE = ServerAddress("rediss://redis.example:6380", "redis.example", 6380, "-----BEGIN CERTIFICATE-----")
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ async def test_in_a_namespace_that_ends_no_secret_is_made(adapter: Adapter) -> N
 
 @pytest.mark.parametrize(("before", "after"), [(REDIS, SECURE), (SECURE, REDIS)])
 async def test_when_the_server_moves_secrets_are_written_again_once(
-    own_team: Team, before: Server, after: Server
+    own_team: Team, before: ServerAddress, after: ServerAddress
 ) -> None:
     async with adapter_of(own_team, before) as old:
         owner = old.owner()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 
 from agentstream.protocol.signatures import SigningKey, encode_keys
-from agentstream_operator.cluster.children import Wake
+from agentstream_operator.cluster.children import Change
 from agentstream_operator.cluster.port import (
     ChildNotOurs,
     ClusterUnavailable,
@@ -109,7 +109,7 @@ async def test_a_change_of_the_keys_concerns_the_stream(adapter: Adapter) -> Non
     await apply(adapter, adapter.owner(), OLD)
     found = adapter.team.get("Secret", NAME)
     assert found is not None
-    wake = Wake(stream=stream_of(adapter))
+    wake = Change(stream=stream_of(adapter))
     found = {**found, "kind": "Secret"}
     assert adapter.children.put(found) is None, "it was known"
     assert adapter.children.remove(found) == wake

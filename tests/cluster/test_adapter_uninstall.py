@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agentstream_operator.cluster import retire as module
+from agentstream_operator.cluster import uninstall as module
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.connect import NoCluster
 from agentstream_operator.cluster.kinds import ApiKind
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.cluster.uninstall import retire
+from agentstream_operator.cluster.uninstall import uninstall
 from agentstream_operator.resources.meta import FINALIZER
 from cluster.adapter import Json
 from cluster.team import Team
@@ -62,10 +62,10 @@ async def test_our_finalizers_go_and_those_of_others_stay(own_team: Team, elsewh
     own_team.create(held(a_stream("a"), FINALIZER), held(a_stream("b"), OTHER, FINALIZER), a_stream("c"))
     own_team.create(held(a_group("d"), FINALIZER))
     elsewhere.create(held(a_stream("e"), FINALIZER))
-    assert await retire([own_team.namespace], None) == 3
+    assert await uninstall([own_team.namespace], None) == 3
     assert finalizers(own_team) == {"a": [], "b": [OTHER], "c": [], "d": []}
     assert finalizers(elsewhere) == {"e": [FINALIZER]}
-    assert await retire([own_team.namespace, elsewhere.namespace], None) == 1
+    assert await uninstall([own_team.namespace, elsewhere.namespace], None) == 1
     own_team.change("AgentStream", "b", {"metadata": {"finalizers": None}})
 
 
@@ -82,14 +82,14 @@ async def test_without_namespaces_it_looks_everywhere(
                 yield found
 
     monkeypatch.setattr(Api, "list", hiding_other_tests)
-    assert await retire(None, None) == 2
+    assert await uninstall(None, None) == 2
     assert (finalizers(own_team), finalizers(elsewhere)) == ({"a": []}, {"e": []})
 
 
 async def test_what_is_being_deleted_is_let_go(own_team: Team) -> None:
     own_team.create(held(a_stream("a"), FINALIZER))
     own_team.delete("AgentStream", "a")
-    assert await retire([own_team.namespace], None) == 1
+    assert await uninstall([own_team.namespace], None) == 1
     assert own_team.list("AgentStream") == []
 
 
@@ -97,7 +97,7 @@ async def test_where_the_crds_are_gone_there_is_nothing_to_do(
     own_team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RESOURCES", {"Ghost": ApiKind("agentstream.dev/v1", "Ghost", "ghosts")})
-    assert await retire([own_team.namespace], None) == 0
+    assert await uninstall([own_team.namespace], None) == 0
 
 
 async def test_a_list_that_is_refused_is_told_of(
@@ -107,13 +107,13 @@ async def test_a_list_that_is_refused_is_told_of(
     kubeconfig = own_team.server.access_of(own_team.namespace, "nobody", tmp_path / "kubeconfig")
     monkeypatch.setattr(LOADER, str(kubeconfig))
     with pytest.raises(ApiError, match="cannot list resource"):
-        await retire([own_team.namespace], None)
+        await uninstall([own_team.namespace], None)
 
 
 async def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LOADER, str(tmp_path / "missing"))
     with pytest.raises(NoCluster, match="set KUBECONFIG"):
-        await retire(None, None)
+        await uninstall(None, None)
 
 
 def operator() -> Json:
@@ -162,7 +162,7 @@ async def looks(team: Team, count: int = 2) -> None:
 async def test_finalizers_go_only_after_the_operator_is_gone(own_team: Team) -> None:
     own_team.create(operator(), held(a_stream("a"), FINALIZER))
     report(own_team, generation(own_team), 2)
-    retiring = asyncio.create_task(retire([own_team.namespace], "operator"))
+    retiring = asyncio.create_task(uninstall([own_team.namespace], "operator"))
     await until(lambda: (own_team.get("Deployment", "operator") or {})["spec"]["replicas"] == 0)
     # the controller has not seen that yet
     await looks(own_team)
@@ -176,7 +176,7 @@ async def test_finalizers_go_only_after_the_operator_is_gone(own_team: Team) -> 
 async def test_zero_pods_of_before_the_change_do_not_count(own_team: Team) -> None:
     own_team.create(operator())
     report(own_team, generation(own_team), 0)
-    retiring = asyncio.create_task(retire([own_team.namespace], "operator"))
+    retiring = asyncio.create_task(uninstall([own_team.namespace], "operator"))
     await looks(own_team, 4)
     assert not retiring.done()
     report(own_team, generation(own_team), 0)
@@ -185,7 +185,7 @@ async def test_zero_pods_of_before_the_change_do_not_count(own_team: Team) -> No
 
 async def test_an_operator_that_is_deleted_meanwhile_is_gone(own_team: Team) -> None:
     own_team.create(operator())
-    retiring = asyncio.create_task(retire([own_team.namespace], "operator"))
+    retiring = asyncio.create_task(uninstall([own_team.namespace], "operator"))
     await looks(own_team)
     own_team.delete("Deployment", "operator")
     assert await retiring == 0
@@ -193,7 +193,7 @@ async def test_an_operator_that_is_deleted_meanwhile_is_gone(own_team: Team) -> 
 
 async def test_without_the_operators_deployment_there_is_none_to_stop(own_team: Team) -> None:
     own_team.create(held(a_stream("a"), FINALIZER))
-    assert await retire([own_team.namespace], "operator") == 1
+    assert await uninstall([own_team.namespace], "operator") == 1
 
 
 async def test_an_operator_that_does_not_end_keeps_its_finalizers(
@@ -204,6 +204,6 @@ async def test_an_operator_that_does_not_end_keeps_its_finalizers(
     with pytest.raises(
         ClusterUnavailable, match=f"the Deployment {own_team.namespace}/operator still has pods"
     ):
-        await retire([own_team.namespace], "operator")
+        await uninstall([own_team.namespace], "operator")
     assert finalizers(own_team) == {"a": [FINALIZER]}
     own_team.change("AgentStream", "a", {"metadata": {"finalizers": None}})

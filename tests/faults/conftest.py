@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentstream.testing import Sandbox
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from faults.drill import Drill
@@ -36,7 +36,7 @@ async def drilled(
 ) -> AsyncIterator[Drill]:
     """A drill whose outcomes end up in the table."""
     broker = await Broker.connect(url, installation="agentstream")
-    wire = Wire(lambda: Endpoint(url), name="test")
+    wire = Client(lambda: Endpoint(url), name="test")
     ledger = Ledger(directory / "ledger")
     running = Drill(broker, wire, key, ledger, [])
     try:

@@ -15,7 +15,7 @@ import msgspec
 from agentstream import Agent, AgentStreamError, ConnectionLost
 from agentstream.protocol.keys import StreamKeys
 from agentstream.testing import AgentProcess, Sandbox
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.accounting import counters
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
@@ -67,7 +67,7 @@ class Drill:
     """
 
     broker: Broker
-    wire: Wire
+    wire: Client
     key: str
     ledger: Ledger
     outcomes: list[Outcome]

@@ -30,7 +30,7 @@ from agentstream.consuming.delivery import Delivery
 from agentstream.protocol.keys import StreamKeys, nudge_channel
 from agentstream.protocol.nudges import Nudge
 from agentstream.testing import Sandbox
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.accounting import counters
@@ -138,7 +138,7 @@ class Traffic(RuleBasedStateMachine):
         await self.sandbox.declare_stream("tasks", producers=["planner"])
         await self.sandbox.declare_group("tasks", agent=GROUP, lease=LEASE, max_deliveries=MAX_DELIVERIES)
         self.broker = await Broker.connect(self.sandbox.server.url, installation="agentstream")
-        self.wire = Wire(lambda: Endpoint(self.sandbox.server.url), name="test")
+        self.wire = Client(lambda: Endpoint(self.sandbox.server.url), name="test")
         # streams are trimmed by whole nodes
         await self.wire.call("CONFIG", "SET", "stream-node-max-entries", "1")
         self.planner = self.sandbox.agent("planner")

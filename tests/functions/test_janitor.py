@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from agentstream.protocol import library
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from agentstream_operator.plan.observed import JanitorReport
@@ -379,7 +379,7 @@ async def test_consumers_of_a_group_that_nobody_declared_stay(broker: Broker, ha
 
 
 async def test_a_consumer_that_blocks_is_made_again_when_it_was_removed(
-    broker: Broker, hasty: redis.Redis, wire: Wire
+    broker: Broker, hasty: redis.Redis, wire: Client
 ) -> None:
     retry = f"{KEY}:retry:g"
     reading = asyncio.create_task(

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.broker.observe import Look, measure
 from agentstream_operator.plan.actions import CreateGroup, CreateStream, DestroyGroup
 from agentstream_operator.plan.observed import StreamSeen
@@ -111,15 +111,15 @@ class Model:
 
 
 @pytest.fixture
-async def connection(server: Server) -> AsyncIterator[Connection]:
-    wire = Wire(lambda: Endpoint(server.url), name="test")
-    yield Connection(wire)
+async def connection(server: Server) -> AsyncIterator[BrokerClient]:
+    wire = Client(lambda: Endpoint(server.url), name="test")
+    yield BrokerClient(wire)
     await wire.close()
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_backlog_agrees_with_the_truth(
-    server: Server, broker: Broker, connection: Connection, admin: redis.Redis, seed: int
+    server: Server, broker: Broker, connection: BrokerClient, admin: redis.Redis, seed: int
 ) -> None:
     model = Model(admin, broker, seed)
     await broker.apply(CreateStream(KEY, {"name": "lag"}))

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.dev import Dev, a_group, a_stream, coders, environment_of, is_alive
 from support.waiting import until
@@ -222,7 +222,9 @@ async def test_a_key_of_another_type_is_said_and_left_alone(dev: Dev) -> None:
     await dev.start("m.yaml")
     await dev.ready()
     password, port = dev.password(), dev.port()
-    wire = Wire(lambda: Endpoint(f"redis://127.0.0.1:{port}", "agentstream-operator", password), name="test")
+    wire = Client(
+        lambda: Endpoint(f"redis://127.0.0.1:{port}", "agentstream-operator", password), name="test"
+    )
     await wire.call("SET", "{default.text}", "mine")
     declare(dev, a_stream("tasks") + a_stream("text"))
     assert "AgentStream default/text" in await dev.line("WrongType")

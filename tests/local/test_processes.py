@@ -14,7 +14,7 @@ import pytest
 
 from agentstream_operator.local.processes.commands import Command
 from agentstream_operator.local.processes.pipes import LONGEST_LINE
-from agentstream_operator.local.processes.processes import Slot
+from agentstream_operator.local.processes.processes import SupervisedProcess
 from agentstream_operator.local.processes.reaper import Reaper
 from agentstream_operator.local.processes.workloads import Workload
 from support.waiting import until
@@ -45,8 +45,8 @@ class Place:
         environment = {"PATH": os.environ["PATH"]}
         return Command((sys.executable, "-c", text), environment, self.directory, self.directory, grace)
 
-    def slot(self, command: Command) -> Slot:
-        slot = Slot("coder-0", command, output=self, reaper=self.reaper, ended=self.end)
+    def slot(self, command: Command) -> SupervisedProcess:
+        slot = SupervisedProcess("coder-0", command, output=self, reaper=self.reaper, ended=self.end)
         self.tasks.append(asyncio.create_task(slot.run()))
         return slot
 

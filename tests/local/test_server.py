@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from agentstream.errors import AccessDenied, ConnectionLost
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.local.failure import LocalError
 from agentstream_operator.local.processes.reaper import Reaper
 from agentstream_operator.local.server.binary import server_binary
 from agentstream_operator.local.server.embedded import EmbeddedServer, pick_port
-from agentstream_operator.local.server.valkey import OPERATOR, Settings, half_of_memory
+from agentstream_operator.local.server.valkey import OPERATOR, ValkeySettings, half_of_memory
 from support.waiting import until
 
 
@@ -31,7 +31,9 @@ class Case:
 
     def __init__(self, directory: Path) -> None:
         self.said: list[str] = []
-        self.settings = Settings(server_binary(), directory, pick_port(None), half_of_memory(), "pass-word")
+        self.settings = ValkeySettings(
+            server_binary(), directory, pick_port(None), half_of_memory(), "pass-word"
+        )
         self.reaper = Reaper()
         self.lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR)
         self.server = EmbeddedServer(
@@ -39,9 +41,9 @@ class Case:
         )
         self.wire = self.connect(OPERATOR, "pass-word")
 
-    def connect(self, username: str | None, password: str | None) -> Wire:
+    def connect(self, username: str | None, password: str | None) -> Client:
         url = f"redis://127.0.0.1:{self.settings.port}"
-        return Wire(lambda: Endpoint(url, username, password), name="test")
+        return Client(lambda: Endpoint(url, username, password), name="test")
 
     async def get(self, key: str) -> bytes | None:
         try:
@@ -186,7 +188,7 @@ async def test_a_directory_that_cannot_be_written_is_one_line(case: Case, tmp_pa
 
 
 async def test_a_program_that_cannot_be_run_is_one_line(case: Case, tmp_path: Path) -> None:
-    missing = Settings(tmp_path / "valkey", tmp_path, case.settings.port, 10**8, "x")
+    missing = ValkeySettings(tmp_path / "valkey", tmp_path, case.settings.port, 10**8, "x")
     server = EmbeddedServer(missing, shown=tmp_path, lock=case.lock, reaper=case.reaper, say=case.said.append)
     with pytest.raises(LocalError, match=r"^cannot start .*: No such file or directory$"):
         await server.start()

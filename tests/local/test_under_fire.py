@@ -91,9 +91,7 @@ async def test_killed_consumers_and_a_killed_server_lose_nothing(tmp_path: Path)
         await dev.close()
     counts = handled(tmp_path)
     duplicates = sum(counts.values()) - len(counts)
-    print(  # noqa: T201 - duplicates are allowed, and to be shown
-        f"{MESSAGES} sent, {len(killed)} consumers killed, {duplicates} handled twice; {dev.summary}"
-    )
+    print(f"{MESSAGES} sent, {len(killed)} consumers killed, {duplicates} handled twice; {dev.summary}")  # noqa: T201 - duplicates are allowed, and to be shown
     assert set(counts) == set(range(MESSAGES))
     assert killed
     assert dev.summary["total"]["deadLettered"] == 0

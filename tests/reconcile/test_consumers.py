@@ -11,7 +11,7 @@ from agentstream.errors import ServerRefused
 from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.cluster.port import WorkloadSeen
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.operator import operator
 from support.resources import KEY, TEMPLATE, a_group, a_stream
 from support.servers import Server
@@ -36,13 +36,13 @@ async def test_consumers_follow_the_backlog_and_go_when_it_is_gone(
             for _ in range(number):
                 admin.xadd(KEY, {"m": "{}"})
             await until(lambda wanted=wanted: op.cluster.workloads[group.key].replicas == wanted)
-        await op.event(group.key, Reason.SCALED_UP)
+        await op.event(group.key, ConditionReason.SCALED_UP)
         (_, entries), *_ = admin.xreadgroup("coder", "c", {KEY: ">"})
         admin.xack(KEY, "coder", *(entry for entry, _ in entries[:-1]))
         await until(lambda: op.cluster.workloads[group.key].replicas == 1)
         admin.xack(KEY, "coder", entries[-1][0])
         await until(lambda: op.cluster.workloads[group.key].replicas == 0)
-        await op.event(group.key, Reason.SCALED_DOWN)
+        await op.event(group.key, ConditionReason.SCALED_DOWN)
 
 
 async def test_a_due_retry_wakes_a_group_at_zero(server: Server, admin: redis.Redis) -> None:
@@ -115,7 +115,7 @@ async def test_consumers_that_crash_are_shown(server: Server) -> None:
         await op.put(STREAM, a_group(template=TEMPLATE))
         await until(lambda: GROUP.key in op.cluster.workloads)
         op.cluster.workloads[GROUP.key] = WorkloadSeen(1, 0, crashing="exited with 1")
-        await op.event(GROUP.key, Reason.CRASH_LOOP)
+        await op.event(GROUP.key, ConditionReason.CRASH_LOOP)
         assert op.cluster.condition(GROUP.key, ConditionType.STALLED).message == "exited with 1"
         assert op.engine.view().groups[0].crashing == "exited with 1"
 
@@ -124,7 +124,7 @@ async def test_a_stall_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) 
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         monkeypatch.setattr("agentstream_operator.reconcile.context.stalled", lambda *_: True)
-        await op.event(GROUP.key, Reason.NO_PROGRESS)
+        await op.event(GROUP.key, ConditionReason.NO_PROGRESS)
 
 
 async def test_what_ran_stays_while_the_backlog_is_unknown(private_server: Server) -> None:
@@ -167,7 +167,7 @@ async def test_the_backlog_is_unknown_while_that_of_one_of_the_agents_groups_is(
         await until(lambda: op.cluster.condition(host.key, ConditionType.SCALING_ACTIVE) is not None)
         condition = op.cluster.condition(host.key, ConditionType.SCALING_ACTIVE)
         assert condition is not None
-        assert condition.reason is Reason.LAG_UNKNOWN
+        assert condition.reason is ConditionReason.LAG_UNKNOWN
 
 
 async def test_the_work_of_every_group_is_told(server: Server, admin: redis.Redis) -> None:
@@ -196,7 +196,7 @@ async def test_what_was_added_last_and_crashes_is_not_added_to(server: Server, a
         admin.xadd(KEY, {"m": "{}"})
         await until(lambda: op.cluster.workloads[group.key].replicas == 1)
         op.cluster.workloads[group.key] = WorkloadSeen(1, 0, crashing="exited with 1")
-        await op.event(group.key, Reason.CRASH_LOOP)
+        await op.event(group.key, ConditionReason.CRASH_LOOP)
         admin.xadd(KEY, {"m": "{}"})
         await until(lambda: "do not run" in op.cluster.says(group.key, ConditionType.SCALING_ACTIVE)[2])
         assert op.cluster.workloads[group.key].replicas == 1

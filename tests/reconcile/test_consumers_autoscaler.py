@@ -8,7 +8,7 @@ import redis
 from agentstream_operator.cluster.port import AutoscalerSeen, WorkloadSeen
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.cluster import MemoryCluster
 from support.operator import Operator, operator
 from support.resources import KEY, TEMPLATE, a_group, a_stream
@@ -66,7 +66,7 @@ async def test_the_operator_wakes_and_ends_the_group_and_leaves_the_rest(
         assert entries[0][0] == entry
         admin.xack(KEY, "coder", *(entry for entry, _ in entries))
         await until(lambda: replicas(op) == 0)
-        await op.event(GROUP.key, Reason.SCALED_DOWN)
+        await op.event(GROUP.key, ConditionReason.SCALED_DOWN)
         assert GROUP.key in op.cluster.autoscalers
 
 
@@ -116,15 +116,18 @@ async def test_it_goes_with_what_it_scales(server: Server, ended: str) -> None:
     [
         (
             AutoscalerSeen(works=None),
-            ("Unknown", Reason.RECONCILING, "the HorizontalPodAutoscaler has not tried yet"),
+            ("Unknown", ConditionReason.RECONCILING, "the HorizontalPodAutoscaler has not tried yet"),
         ),
-        (AutoscalerSeen(works=True), ("True", Reason.AUTOSCALED, "")),
-        (AutoscalerSeen(works=False, message="no metric"), ("False", Reason.AUTOSCALER_FAILING, "no metric")),
+        (AutoscalerSeen(works=True), ("True", ConditionReason.AUTOSCALED, "")),
+        (
+            AutoscalerSeen(works=False, message="no metric"),
+            ("False", ConditionReason.AUTOSCALER_FAILING, "no metric"),
+        ),
     ],
     ids=["waits", "works", "fails"],
 )
 async def test_the_condition_says_what_the_autoscaler_says(
-    server: Server, admin: redis.Redis, seen: AutoscalerSeen, said: tuple[str, Reason, str]
+    server: Server, admin: redis.Redis, seen: AutoscalerSeen, said: tuple[str, ConditionReason, str]
 ) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
@@ -163,5 +166,5 @@ async def test_of_two_groups_that_name_a_deployment_the_older_has_the_autoscaler
             op.cluster.workloads[group.key] = WorkloadSeen(1, 1)
         await op.put(STREAM, older, younger)
         await until(lambda: older.key in op.cluster.autoscalers)
-        await until(lambda: op.cluster.says(younger.key, SCALING)[1] == Reason.DEPLOYMENT_CLAIMED)
+        await until(lambda: op.cluster.says(younger.key, SCALING)[1] == ConditionReason.DEPLOYMENT_CLAIMED)
         assert op.cluster.autoscalers.keys() == {older.key}

@@ -16,7 +16,7 @@ from agentstream_operator.cluster.port import (
     WorkloadSeen,
 )
 from agentstream_operator.resources.consumergroup import ConsumerGroup
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.cluster import MemoryCluster
 from support.operator import FAST, Operator, operator
 from support.resources import KEY, TEMPLATE, a_group, a_stream
@@ -78,7 +78,9 @@ class Deployments(MemoryCluster):
             raise why
 
 
-async def says(op: Operator, group: ConsumerGroup, kind: ConditionType, status: str, reason: Reason) -> str:
+async def says(
+    op: Operator, group: ConsumerGroup, kind: ConditionType, status: str, reason: ConditionReason
+) -> str:
     """Waits for a condition. Returns its message."""
 
     def said() -> bool:
@@ -99,7 +101,7 @@ async def test_a_named_deployment_gets_the_replicas_of_the_group(server: Server)
     async with operator(server.url, cluster=cluster) as op:
         await op.put(STREAM, GROUP)
         await until(lambda: replicas(cluster) == 3)
-        assert await says(op, GROUP, SCALING, "False", Reason.NOT_SCALED) == "replicas is 3"
+        assert await says(op, GROUP, SCALING, "False", ConditionReason.NOT_SCALED) == "replicas is 3"
         op.declare(a_group(deploymentRef=REF, replicas=1, meta={"generation": 2}))
         await until(lambda: replicas(cluster) == 1)
         assert not cluster.workloads
@@ -115,7 +117,7 @@ async def test_a_named_deployment_follows_the_backlog(server: Server, admin: red
         for _ in range(3):
             admin.xadd(KEY, {"m": "{}"})
         await until(lambda: replicas(cluster) == 3)
-        await says(op, group, SCALING, "True", Reason.SCALED_UP)
+        await says(op, group, SCALING, "True", ConditionReason.SCALED_UP)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,9 @@ async def test_a_deployment_of_which_nothing_is_said_is_left_as_it_is(server: Se
     cluster, group = Deployments(), a_group(deploymentRef=REF)
     async with operator(server.url, cluster=cluster) as op:
         await op.put(STREAM, group)
-        assert await says(op, group, SCALING, "False", Reason.NOT_SCALED) == "replicas is left as it is"
+        assert (
+            await says(op, group, SCALING, "False", ConditionReason.NOT_SCALED) == "replicas is left as it is"
+        )
         op.engine.check_all()
         await op.engine.idle()
         assert replicas(cluster) == 7
@@ -157,7 +161,7 @@ async def test_a_suspended_group_stops_the_deployment_that_it_names(server: Serv
         suspended = a_group(deploymentRef=REF, suspend=True, meta={"generation": 2})
         op.declare(suspended)
         await until(lambda: replicas(cluster) == 0)
-        await says(op, suspended, SCALING, "False", Reason.SUSPENDED)
+        await says(op, suspended, SCALING, "False", ConditionReason.SUSPENDED)
 
 
 async def test_what_somebody_else_set_is_set_back(server: Server) -> None:
@@ -183,15 +187,15 @@ async def test_a_deployment_that_is_missing_is_told_of_until_it_is_there(server:
     cluster = Deployments(there={})
     async with operator(server.url, cluster=cluster) as op:
         await op.put(STREAM, GROUP)
-        message = await says(op, GROUP, SCALING, "False", Reason.DEPLOYMENT_MISSING)
+        message = await says(op, GROUP, SCALING, "False", ConditionReason.DEPLOYMENT_MISSING)
         assert message == "there is no Deployment mine: create it, or correct deploymentRef"
-        await op.event(GROUP.key, Reason.DEPLOYMENT_MISSING)
+        await op.event(GROUP.key, ConditionReason.DEPLOYMENT_MISSING)
         assert op.cluster.ready(GROUP.key)
         assert "scale" not in cluster.writes
         cluster.there["mine"] = WorkloadSeen(1, 1)
         op.engine.look_at_group(GROUP.key)
         await until(lambda: replicas(cluster) == 3)
-        await says(op, GROUP, SCALING, "False", Reason.NOT_SCALED)
+        await says(op, GROUP, SCALING, "False", ConditionReason.NOT_SCALED)
 
 
 async def test_a_deployment_that_vanishes_is_told_of(server: Server) -> None:
@@ -201,7 +205,7 @@ async def test_a_deployment_that_vanishes_is_told_of(server: Server) -> None:
         await until(lambda: replicas(cluster) == 3)
         cluster.there.clear()
         op.engine.look_at_group(GROUP.key)
-        await says(op, GROUP, SCALING, "False", Reason.DEPLOYMENT_MISSING)
+        await says(op, GROUP, SCALING, "False", ConditionReason.DEPLOYMENT_MISSING)
 
 
 async def test_the_older_of_two_groups_scales_the_deployment_that_both_name(server: Server) -> None:
@@ -210,12 +214,12 @@ async def test_the_older_of_two_groups_scales_the_deployment_that_both_name(serv
     younger = a_group("younger", deploymentRef=REF, replicas=5)
     async with operator(server.url, cluster=cluster) as op:
         await op.put(STREAM, younger, older)
-        message = await says(op, younger, SCALING, "False", Reason.DEPLOYMENT_CLAIMED)
+        message = await says(op, younger, SCALING, "False", ConditionReason.DEPLOYMENT_CLAIMED)
         assert message == "mine is scaled by the older ConsumerGroup older"
-        await op.event(younger.key, Reason.DEPLOYMENT_CLAIMED)
+        await op.event(younger.key, ConditionReason.DEPLOYMENT_CLAIMED)
         assert op.cluster.ready(younger.key)
         await until(lambda: replicas(cluster) == 2)
-        await says(op, older, SCALING, "False", Reason.NOT_SCALED)
+        await says(op, older, SCALING, "False", ConditionReason.NOT_SCALED)
 
 
 async def test_the_younger_group_takes_over_when_the_older_names_it_no_more(server: Server) -> None:
@@ -224,10 +228,10 @@ async def test_the_younger_group_takes_over_when_the_older_names_it_no_more(serv
     younger = a_group("younger", deploymentRef=REF, replicas=5)
     async with operator(server.url, cluster=cluster) as op:
         await op.put(STREAM, older, younger)
-        await says(op, younger, SCALING, "False", Reason.DEPLOYMENT_CLAIMED)
+        await says(op, younger, SCALING, "False", ConditionReason.DEPLOYMENT_CLAIMED)
         op.declare(a_group("older", age=9, meta={"generation": 2}))
         await until(lambda: replicas(cluster) == 5)
-        await says(op, younger, SCALING, "False", Reason.NOT_SCALED)
+        await says(op, younger, SCALING, "False", ConditionReason.NOT_SCALED)
 
 
 async def test_a_deployment_that_runs_another_groups_consumers_is_not_said_to_be_missing(
@@ -236,10 +240,10 @@ async def test_a_deployment_that_runs_another_groups_consumers_is_not_said_to_be
     cluster = Deployments(reads=ChildNotOurs("the Deployment mine runs the consumers of another group"))
     async with operator(server.url, cluster=cluster) as op:
         op.declare(STREAM, GROUP)
-        message = await says(op, GROUP, SYNCED, "False", Reason.CHILD_NOT_OURS)
+        message = await says(op, GROUP, SYNCED, "False", ConditionReason.CHILD_NOT_OURS)
         assert message == "the Deployment mine runs the consumers of another group"
-        await says(op, GROUP, SCALING, "False", Reason.NOT_SCALED)
-        assert Reason.DEPLOYMENT_MISSING not in op.cluster.reasons(GROUP.key)
+        await says(op, GROUP, SCALING, "False", ConditionReason.NOT_SCALED)
+        assert ConditionReason.DEPLOYMENT_MISSING not in op.cluster.reasons(GROUP.key)
         cluster.reads = None
         await op.ready(GROUP.key)
         await until(lambda: replicas(cluster) == 3)
@@ -287,18 +291,20 @@ async def test_a_template_that_is_refused_is_told_tried_again_and_recovers(serve
     group = a_group(template=TEMPLATE)
     async with operator(server.url, cluster=cluster) as op:
         op.declare(STREAM, group)
-        message = await says(op, group, SYNCED, "False", Reason.TEMPLATE_REFUSED)
+        message = await says(op, group, SYNCED, "False", ConditionReason.TEMPLATE_REFUSED)
         assert message == "the Deployment is refused: no such field"
-        assert await says(op, group, ConditionType.READY, "False", Reason.TEMPLATE_REFUSED) == message
-        await op.event(group.key, Reason.TEMPLATE_REFUSED)
+        assert (
+            await says(op, group, ConditionType.READY, "False", ConditionReason.TEMPLATE_REFUSED) == message
+        )
+        await op.event(group.key, ConditionReason.TEMPLATE_REFUSED)
         tries = cluster.tries
         await until(lambda: cluster.tries > tries)
         cluster.refuses = None
         await op.ready(group.key)
         assert group.key in cluster.workloads
-        await says(op, group, SYNCED, "True", Reason.IN_SYNC)
+        await says(op, group, SYNCED, "True", ConditionReason.IN_SYNC)
         # it was told once
-        assert op.cluster.reasons(group.key).count(Reason.TEMPLATE_REFUSED) == 1
+        assert op.cluster.reasons(group.key).count(ConditionReason.TEMPLATE_REFUSED) == 1
 
 
 async def test_a_corrected_template_does_not_wait_for_the_next_try(server: Server) -> None:
@@ -317,9 +323,9 @@ async def test_a_group_serves_although_its_template_is_refused(server: Server, a
     group = a_group(template=TEMPLATE)
     async with operator(server.url, cluster=cluster) as op:
         op.declare(STREAM, group)
-        await says(op, group, SYNCED, "False", Reason.TEMPLATE_REFUSED)
+        await says(op, group, SYNCED, "False", ConditionReason.TEMPLATE_REFUSED)
         assert [found["name"] for found in admin.xinfo_groups(KEY)] == ["coder"]
-        await says(op, group, CREDENTIALS, "True", Reason.CREDENTIALS_APPLIED)
+        await says(op, group, CREDENTIALS, "True", ConditionReason.CREDENTIALS_APPLIED)
 
 
 async def test_another_refusal_is_told_in_its_words(server: Server) -> None:
@@ -327,17 +333,17 @@ async def test_another_refusal_is_told_in_its_words(server: Server) -> None:
     group = a_group(template=TEMPLATE)
     async with operator(server.url, cluster=cluster) as op:
         op.declare(STREAM, group)
-        assert await says(op, group, SYNCED, "False", Reason.TEMPLATE_REFUSED) == "one"
+        assert await says(op, group, SYNCED, "False", ConditionReason.TEMPLATE_REFUSED) == "one"
         cluster.refuses = ChildNotOurs("two")
-        assert await says(op, group, SYNCED, "False", Reason.CHILD_NOT_OURS) == "two"
-        await op.event(group.key, Reason.CHILD_NOT_OURS)
+        assert await says(op, group, SYNCED, "False", ConditionReason.CHILD_NOT_OURS) == "two"
+        await op.event(group.key, ConditionReason.CHILD_NOT_OURS)
 
 
 async def test_a_group_that_needs_no_consumers_any_more_is_not_blamed_for_them(server: Server) -> None:
     cluster = Deployments(refuses=ClusterRefused("no"))
     async with operator(server.url, cluster=cluster) as op:
         op.declare(STREAM, a_group(template=TEMPLATE))
-        await says(op, GROUP, SYNCED, "False", Reason.TEMPLATE_REFUSED)
+        await says(op, GROUP, SYNCED, "False", ConditionReason.TEMPLATE_REFUSED)
         op.declare(a_group(meta={"generation": 2}))
         await op.ready(GROUP.key)
 
@@ -351,7 +357,7 @@ async def test_a_cluster_that_is_away_is_no_fault_of_the_template(server: Server
         cluster.refuses = None
         await op.ready(group.key)
         await until(lambda: group.key in cluster.workloads)
-        assert Reason.TEMPLATE_REFUSED not in op.cluster.reasons(group.key)
+        assert ConditionReason.TEMPLATE_REFUSED not in op.cluster.reasons(group.key)
 
 
 async def test_a_secret_of_somebody_else_is_told_of_and_recovers(server: Server) -> None:
@@ -359,10 +365,10 @@ async def test_a_secret_of_somebody_else_is_told_of_and_recovers(server: Server)
     async with operator(server.url, cluster=cluster) as op:
         op.declare(STREAM)
         await until(lambda: op.cluster.condition(STREAM.key, CREDENTIALS) is not None)
-        await op.event(STREAM.key, Reason.CHILD_NOT_OURS)
+        await op.event(STREAM.key, ConditionReason.CHILD_NOT_OURS)
         assert op.cluster.says(STREAM.key, CREDENTIALS) == (
             "False",
-            Reason.CHILD_NOT_OURS,
+            ConditionReason.CHILD_NOT_OURS,
             "the Secret agentstream-planner is not ours",
         )
         assert not op.cluster.ready(STREAM.key)
@@ -376,7 +382,7 @@ async def test_consumers_do_not_start_without_their_secret(server: Server) -> No
     group = a_group(template=TEMPLATE)
     async with operator(server.url, cluster=cluster) as op:
         op.declare(STREAM, group)
-        await says(op, group, CREDENTIALS, "False", Reason.CHILD_NOT_OURS)
+        await says(op, group, CREDENTIALS, "False", ConditionReason.CHILD_NOT_OURS)
         assert not cluster.workloads
         cluster.secrets_refused = None
         await until(lambda: group.key in cluster.workloads)

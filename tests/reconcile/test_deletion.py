@@ -8,7 +8,7 @@ import redis
 
 from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.resources.meta import FINALIZER
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.operator import operator
 from support.resources import FORCED, KEY, PAUSED, TEMPLATE, a_group, a_stream
 from support.servers import Server
@@ -30,7 +30,7 @@ async def test_a_retained_stream_stays(server: Server, admin: redis.Redis) -> No
         await op.put(a_stream())
         await op.delete(a_stream())
         assert admin.type(KEY) == "stream"
-        assert op.cluster.reasons(a_stream().key)[-1] == Reason.RETAINED
+        assert op.cluster.reasons(a_stream().key)[-1] == ConditionReason.RETAINED
 
 
 async def test_a_deleted_stream_goes_with_everything_derived_from_it(
@@ -42,7 +42,7 @@ async def test_a_deleted_stream_goes_with_everything_derived_from_it(
         admin.xadd(KEY, {"m": "{}"})
         admin.xadd(StreamKeys(KEY).dead_letters("coder"), {"m": "{}"})
         await op.delete(stream)
-        assert op.cluster.reasons(stream.key)[-1] == Reason.STREAM_DELETED
+        assert op.cluster.reasons(stream.key)[-1] == ConditionReason.STREAM_DELETED
         await until(lambda: admin.keys("{team.*") == [])
         await until(lambda: op.cluster.says(a_group().key, ConditionType.STREAM_READY)[0] == "False")
 
@@ -57,8 +57,8 @@ async def test_an_empty_stream_is_deleted_and_one_that_is_not_stays(
         admin.xadd("{team.full}", {"m": "{}"})
         await op.delete(empty)
         await op.delete(full)
-        assert op.cluster.reasons(empty.key)[-1] == Reason.STREAM_DELETED
-        assert op.cluster.reasons(full.key)[-1] == Reason.RETAINED_NOT_EMPTY
+        assert op.cluster.reasons(empty.key)[-1] == ConditionReason.STREAM_DELETED
+        assert op.cluster.reasons(full.key)[-1] == ConditionReason.RETAINED_NOT_EMPTY
         assert admin.exists("{team.empty}") == 0
         assert admin.xlen("{team.full}") == 1
 
@@ -70,7 +70,7 @@ async def test_a_deleted_group_goes_and_its_dead_letters_stay(server: Server, ad
         await until(lambda: group.key in op.cluster.workloads)
         admin.xadd(StreamKeys(KEY).dead_letters("coder"), {"m": "{}"})
         await op.delete(group)
-        assert op.cluster.reasons(group.key)[-1] == Reason.GROUP_DELETED
+        assert op.cluster.reasons(group.key)[-1] == ConditionReason.GROUP_DELETED
         assert admin.xinfo_groups(KEY) == []
         assert admin.xlen(StreamKeys(KEY).dead_letters("coder")) == 1
         assert not op.cluster.workloads
@@ -123,4 +123,4 @@ async def test_a_server_that_is_gone_holds_a_deletion_for_five_minutes_only(priv
         op.begin_deletion(stream, since=long_ago)
         op.begin_deletion(group, since=long_ago)
         await until(lambda: not op.cluster.finalizers)
-        assert op.cluster.reasons(stream.key)[-1] == Reason.RETAINED
+        assert op.cluster.reasons(stream.key)[-1] == ConditionReason.RETAINED

@@ -11,7 +11,7 @@ import pytest
 from agentstream.errors import AgentStreamError, ConnectionLost, ServerRefused
 from agentstream_operator.plan.actions import SetUser
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.cluster import MemoryCluster
 from support.operator import operator
 from support.resources import TEMPLATE, a_group, a_stream
@@ -59,7 +59,7 @@ async def test_a_user_that_cannot_be_written_is_told_and_tried_again(server: Ser
     broker.faults["set_user"] = AgentStreamError("the user may do more than it should")
     async with operator(server.url, broker=broker.around) as op:
         op.declare(STREAM)
-        await op.event(STREAM.key, Reason.CREDENTIALS_FAILED)
+        await op.event(STREAM.key, ConditionReason.CREDENTIALS_FAILED)
         condition = op.cluster.condition(STREAM.key, ConditionType.READY)
         assert condition is not None
         assert condition.message == "the user may do more than it should"
@@ -77,7 +77,7 @@ async def test_a_connection_that_breaks_while_a_user_is_written_is_no_failure_of
         await until(lambda: broker.failed.get("set_user", 0) > 1)
         del broker.faults["set_user"]
         await op.ready(STREAM.key)
-        assert Reason.CREDENTIALS_FAILED not in op.cluster.reasons(STREAM.key)
+        assert ConditionReason.CREDENTIALS_FAILED not in op.cluster.reasons(STREAM.key)
 
 
 @pytest.mark.parametrize("method", ["janitor", "measure", "users"])

@@ -8,7 +8,7 @@ import redis
 
 from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.plan.observed import ServerSeen
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.operator import Operator, operator
 from support.resources import KEY, ROUTES, TEMPLATE, a_group, a_stream
 from support.servers import Server
@@ -50,10 +50,10 @@ async def test_a_flushed_server_is_whole_again_and_the_loss_is_told(
         admin.flushall()
         await whole(admin)
         assert groups(admin) == {"coder": "0-0"}
-        await op.event(STREAM.key, Reason.DATA_LOST)
-        await op.event(STREAM.key, Reason.STREAM_RECREATED)
-        await op.event(GROUP.key, Reason.DATA_LOST)
-        await op.event(GROUP.key, Reason.GROUP_RESTORED)
+        await op.event(STREAM.key, ConditionReason.DATA_LOST)
+        await op.event(STREAM.key, ConditionReason.STREAM_RECREATED)
+        await op.event(GROUP.key, ConditionReason.DATA_LOST)
+        await op.event(GROUP.key, ConditionReason.GROUP_RESTORED)
         view = await op.engine.summary()
         assert view.groups[0].account.lost == 1
 
@@ -67,8 +67,8 @@ async def test_a_loss_while_the_operator_was_away_is_told(server: Server, admin:
     admin.flushall()
     async with operator(server.url, STREAM, GROUP, cluster=cluster) as op:
         await whole(admin)
-        await op.event(STREAM.key, Reason.DATA_LOST)
-        await op.event(GROUP.key, Reason.GROUP_RESTORED)
+        await op.event(STREAM.key, ConditionReason.DATA_LOST)
+        await op.event(GROUP.key, ConditionReason.GROUP_RESTORED)
         assert groups(admin) == {"coder": "0-0"}
 
 
@@ -81,8 +81,8 @@ async def test_a_destroyed_group_comes_back_at_its_checkpoint(server: Server, ad
         await until(lambda: admin.hget(KEYS.meta, "checkpoint:coder") == first)
         admin.xgroup_destroy(KEY, "coder")
         await until(lambda: groups(admin) == {"coder": first})
-        await op.event(GROUP.key, Reason.GROUP_RESTORED)
-        assert Reason.DATA_LOST not in op.cluster.reasons(GROUP.key)
+        await op.event(GROUP.key, ConditionReason.GROUP_RESTORED)
+        assert ConditionReason.DATA_LOST not in op.cluster.reasons(GROUP.key)
         assert [entry for entry, _ in admin.xreadgroup("coder", "c", {KEY: ">"})[0][1]] == [second]
 
 
@@ -94,7 +94,7 @@ async def test_a_group_without_a_checkpoint_comes_back_at_the_beginning(
         admin.xadd(KEY, {"m": "1"})
         admin.pipeline().delete(KEYS.meta).xgroup_destroy(KEY, "coder").execute()
         await until(lambda: groups(admin) == {"coder": "0-0"})
-        await op.event(GROUP.key, Reason.GROUP_RESTORED)
+        await op.event(GROUP.key, ConditionReason.GROUP_RESTORED)
 
 
 async def test_a_stream_that_was_deleted_is_made_again(server: Server, admin: redis.Redis) -> None:
@@ -104,7 +104,7 @@ async def test_a_stream_that_was_deleted_is_made_again(server: Server, admin: re
         await until(lambda: op.engine.view().streams[0].added == 1)
         await op.engine.idle()
         admin.delete(KEY)
-        await op.event(STREAM.key, Reason.DATA_LOST)
+        await op.event(STREAM.key, ConditionReason.DATA_LOST)
         await until(lambda: groups(admin) == {"coder": "0-0"})
 
 
@@ -120,7 +120,7 @@ async def test_a_deleted_user_is_restored_with_its_password(server: Server, admi
         await op.put(STREAM, GROUP)
         secret = op.cluster.secrets["team", "coder"]
         admin.acl_deluser(USER)
-        await op.event(GROUP.key, Reason.CREDENTIALS_RESTORED)
+        await op.event(GROUP.key, ConditionReason.CREDENTIALS_RESTORED)
         with redis.Redis(port=server.port, username=USER, password=secret.password) as login:
             assert login.ping()
 
@@ -130,7 +130,7 @@ async def test_a_user_with_more_rights_than_declared_loses_them(server: Server, 
         await op.put(STREAM, GROUP)
         admin.execute_command("ACL", "SETUSER", USER, "+flushall")
         await until(lambda: not may(admin, USER, "FLUSHALL"))
-        await op.event(GROUP.key, Reason.CREDENTIALS_RESTORED)
+        await op.event(GROUP.key, ConditionReason.CREDENTIALS_RESTORED)
 
 
 async def test_a_lost_route_is_written_again(server: Server, admin: redis.Redis) -> None:
@@ -187,7 +187,7 @@ async def test_a_restart_without_users_and_data_is_healed(private_server: Server
             await whole(admin)
         await op.ready(STREAM.key)
         await op.ready(GROUP.key)
-        assert Reason.DATA_LOST not in op.cluster.reasons(STREAM.key), "nothing had been added"
+        assert ConditionReason.DATA_LOST not in op.cluster.reasons(STREAM.key), "nothing had been added"
 
 
 async def unready(op: Operator) -> None:
@@ -197,7 +197,7 @@ async def unready(op: Operator) -> None:
             lambda key=key: op.cluster.condition(key, ConditionType.BACKEND_REACHABLE).status == "False",
             timeout=5,
         )
-        assert op.cluster.condition(key, ConditionType.READY).reason is Reason.BACKEND_UNAVAILABLE
+        assert op.cluster.condition(key, ConditionType.READY).reason is ConditionReason.BACKEND_UNAVAILABLE
         assert op.cluster.condition(key, ConditionType.SYNCED).status == "True", "that is as it was last"
 
 
@@ -210,7 +210,9 @@ async def test_a_server_that_dies_is_noticed_and_so_is_its_return(private_server
         private_server.start()
         await op.ready(STREAM.key)
         await op.ready(GROUP.key)
-        assert Reason.STREAM_RECREATED not in op.cluster.reasons(STREAM.key), "it has an append-only file"
+        assert ConditionReason.STREAM_RECREATED not in op.cluster.reasons(STREAM.key), (
+            "it has an append-only file"
+        )
 
 
 async def test_what_is_declared_while_the_server_is_away_comes_true_later(private_server: Server) -> None:
@@ -252,7 +254,7 @@ async def test_a_server_that_may_evict_streams_is_unhealthy(server: Server, admi
         await op.put(STREAM)
         admin.config_set("maxmemory-policy", "allkeys-lru")
         try:
-            await op.event(STREAM.key, Reason.EVICTION_POLICY_WRONG)
+            await op.event(STREAM.key, ConditionReason.EVICTION_POLICY_WRONG)
         finally:
             admin.config_set("maxmemory-policy", "noeviction")
         await until(
@@ -275,7 +277,7 @@ async def test_dead_letters_are_told_once(server: Server, admin: redis.Redis) ->
         for number in (1, 2):
             admin.xadd(KEYS.dead_letters("coder"), {"m": "{}"})
             await until(lambda number=number: op.cluster.statuses[GROUP.key].dead_letters == number)
-        assert op.cluster.reasons(GROUP.key).count(Reason.DEAD_LETTERS) == 1
+        assert op.cluster.reasons(GROUP.key).count(ConditionReason.DEAD_LETTERS) == 1
 
 
 async def test_a_full_stream_is_told(server: Server, admin: redis.Redis) -> None:
@@ -283,7 +285,7 @@ async def test_a_full_stream_is_told(server: Server, admin: redis.Redis) -> None
         await op.put(a_stream(retention={"maxLength": 2}), GROUP)
         for _ in range(2):
             admin.xadd(KEY, {"m": "{}"})
-        await op.event(STREAM.key, Reason.ADMISSION_CLOSED)
+        await op.event(STREAM.key, ConditionReason.ADMISSION_CLOSED)
 
 
 async def test_the_view_has_the_numbers_of_all(server: Server, admin: redis.Redis) -> None:
@@ -294,7 +296,12 @@ async def test_the_view_has_the_numbers_of_all(server: Server, admin: redis.Redi
         admin.xreadgroup("coder", "c", {KEY: ">"}, count=1)
         view = await op.engine.summary()
         (stream,), (group,) = view.streams, view.groups
-        assert (stream.length, stream.added, stream.ready, stream.reason) == (2, 2, True, Reason.READY)
+        assert (stream.length, stream.added, stream.ready, stream.reason) == (
+            2,
+            2,
+            True,
+            ConditionReason.READY,
+        )
         assert stream.rate >= 0
         assert (group.backlog, group.undelivered, group.pending, group.dead) == (2, 1, 1, 0)
         assert (group.retrying, group.delayed, group.replicas, group.running) == (0, 0, None, None)
@@ -307,5 +314,5 @@ async def test_the_view_of_what_is_not_there_yet_is_empty(private_server: Server
         await until(lambda: not op.engine.view().reachable)
         op.declare(STREAM, GROUP)
         view = op.engine.view()
-        assert (view.streams[0].length, view.streams[0].reason) == (None, Reason.RECONCILING)
+        assert (view.streams[0].length, view.streams[0].reason) == (None, ConditionReason.RECONCILING)
         assert (view.groups[0].backlog, view.groups[0].ready) == (None, False)

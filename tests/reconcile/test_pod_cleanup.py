@@ -178,7 +178,7 @@ async def test_of_pods_that_are_gone_for_good_the_last_hundred_are_remembered(
         await op.put(STREAM, GROUP)
         pods = [f"coder-consumer-7568567c9-{n:05}" for n in range(300)]
         for pod in (*pods, *pods[-10:]):
-            await op.broker.orphan(KEY, "coder", Gone(pod), for_good=True)
+            await op.broker.release_pod(KEY, "coder", Gone(pod), for_good=True)
         remembered = (admin.hget(KEYS.stats("coder"), "gone") or "").split()
         assert len(remembered) > 100
         assert remembered == [f"{pod}." for pod in pods[-len(remembered) :]]

@@ -9,8 +9,8 @@ import redis
 
 from agentstream.protocol.keys import StreamKeys, nudge_channel
 from agentstream.protocol.routes import Consumes, Produces, Route, decode_route
-from agentstream.transport.client import Wire
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream.transport.client import Client
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.operator import FAST, operator
 from support.resources import KEY, PAUSED, ROUTES, a_group, a_stream
 from support.servers import Server
@@ -24,8 +24,8 @@ async def test_a_stream_and_its_group_are_created(server: Server, admin: redis.R
         assert admin.type(KEY) == "stream"
         assert admin.hgetall(StreamKeys(KEY).meta)["uid"] == "team-tasks"
         assert [g["name"] for g in admin.xinfo_groups(KEY)] == ["coder"]
-        assert op.cluster.reasons(stream.key) == [Reason.STREAM_CREATED]
-        assert op.cluster.reasons(group.key) == [Reason.GROUP_CREATED]
+        assert op.cluster.reasons(stream.key) == [ConditionReason.STREAM_CREATED]
+        assert op.cluster.reasons(group.key) == [ConditionReason.GROUP_CREATED]
 
 
 async def test_order_of_declaration_does_not_matter(server: Server, admin: redis.Redis) -> None:
@@ -33,7 +33,7 @@ async def test_order_of_declaration_does_not_matter(server: Server, admin: redis
         group = a_group()
         op.declare(group)
         await until(lambda: group.key in op.cluster.statuses)
-        assert op.cluster.says(group.key, ConditionType.STREAM_READY)[1] == Reason.STREAM_MISSING
+        assert op.cluster.says(group.key, ConditionType.STREAM_READY)[1] == ConditionReason.STREAM_MISSING
         await op.put(a_stream())
         await op.ready(group.key)
 
@@ -47,7 +47,7 @@ async def test_at_most_one_status_is_written_for_a_new_resource(server: Server) 
 async def test_producers_are_told_which_groups_a_broadcast_stream_has(
     server: Server, admin: redis.Redis
 ) -> None:
-    def told() -> dict[str, tuple[str, ...]]:
+    def reported() -> dict[str, tuple[str, ...]]:
         route = decode_route(str(admin.hget(ROUTES, "planner")).encode())
         return {produces.stream: produces.groups for produces in route.produces}
 
@@ -55,13 +55,13 @@ async def test_producers_are_told_which_groups_a_broadcast_stream_has(
     tester = a_group("tester", stream="news")
     async with operator(server.url) as op:
         await op.put(a_stream(producers=["planner"]), a_group(), news, tester)
-        assert told() == {"tasks": (), "news": ("tester",)}
+        assert reported() == {"tasks": (), "news": ("tester",)}
         await op.put(a_group("archive", stream="news", group="files"))
-        await until(lambda: told() == {"tasks": (), "news": ("files", "tester")})
+        await until(lambda: reported() == {"tasks": (), "news": ("files", "tester")})
         await op.delete(tester)
-        await until(lambda: told() == {"tasks": (), "news": ("files",)})
+        await until(lambda: reported() == {"tasks": (), "news": ("files",)})
         await op.put(a_stream("news", producers=["planner"], broadcast=False, meta={"generation": 2}))
-        await until(lambda: told() == {"tasks": (), "news": ()})
+        await until(lambda: reported() == {"tasks": (), "news": ()})
 
 
 async def test_status_follows_contracts_that_its_producers_are_told_of(
@@ -167,7 +167,7 @@ async def test_an_existing_stream_is_adopted_with_its_entries(server: Server, ad
     admin.xadd(KEY, {"m": "{}"})
     async with operator(server.url) as op:
         await op.put(a_stream())
-        assert op.cluster.reasons(a_stream().key) == [Reason.STREAM_ADOPTED]
+        assert op.cluster.reasons(a_stream().key) == [ConditionReason.STREAM_ADOPTED]
         assert admin.xlen(KEY) == 1
 
 
@@ -179,10 +179,10 @@ async def test_a_key_of_another_type_stays_untouched(server: Server, admin: redi
         await until(lambda: stream.key in op.cluster.statuses and group.key in op.cluster.statuses)
         assert op.cluster.says(stream.key, ConditionType.READY) == (
             "False",
-            Reason.WRONG_TYPE,
+            ConditionReason.WRONG_TYPE,
             "{team.tasks} is a string, not a stream; it stays untouched",
         )
-        assert op.cluster.says(group.key, ConditionType.STREAM_READY)[1] == Reason.WRONG_TYPE
+        assert op.cluster.says(group.key, ConditionType.STREAM_READY)[1] == ConditionReason.WRONG_TYPE
         await op.engine.idle()
         assert admin.get(KEY) == "precious"
         admin.delete(KEY)
@@ -199,7 +199,7 @@ async def test_only_observing_writes_nothing_and_says_what_differs(
         await until(lambda: stream.key in op.cluster.statuses)
         assert op.cluster.says(stream.key, ConditionType.SYNCED) == (
             "False",
-            Reason.DRIFT,
+            ConditionReason.DRIFT,
             "would create the stream {team.tasks}",
         )
         admin.xadd(KEY, {"m": "{}"})
@@ -215,7 +215,7 @@ async def test_a_paused_resource_is_left_alone(server: Server, admin: redis.Redi
         stream, group = a_stream(annotations=PAUSED), a_group(annotations=PAUSED)
         op.declare(stream, group)
         await until(lambda: stream.key in op.cluster.statuses)
-        assert op.cluster.says(stream.key, ConditionType.SYNCED)[1] == Reason.PAUSED
+        assert op.cluster.says(stream.key, ConditionType.SYNCED)[1] == ConditionReason.PAUSED
         assert admin.keys() == []
         op.declare(a_stream())
         await op.ready(stream.key)
@@ -237,10 +237,10 @@ async def test_the_older_of_two_streams_has_the_key_and_the_other_takes_over(ser
         await until(lambda: younger.key in op.cluster.statuses)
         assert op.cluster.says(younger.key, ConditionType.CONFLICT) == (
             "True",
-            Reason.KEY_CLAIMED,
+            ConditionReason.KEY_CLAIMED,
             "{shared} belongs to the older AgentStream one/older",
         )
-        assert op.cluster.reasons(younger.key) == [Reason.KEY_CLAIMED]
+        assert op.cluster.reasons(younger.key) == [ConditionReason.KEY_CLAIMED]
         op.engine.remove(older.key)
         await op.ready(younger.key)
 
@@ -250,7 +250,7 @@ async def test_a_key_outside_the_namespace_needs_to_be_allowed(server: Server, a
     async with operator(server.url, allowed_keys=["{shared*"]) as op:
         op.declare(stream)
         await until(lambda: stream.key in op.cluster.statuses)
-        assert op.cluster.says(stream.key, ConditionType.READY)[1] == Reason.KEY_NOT_ALLOWED
+        assert op.cluster.says(stream.key, ConditionType.READY)[1] == ConditionReason.KEY_NOT_ALLOWED
         await op.engine.idle()
         assert "{other.tasks}" not in admin.keys("*")
         assert "other.tasks" not in str(admin.acl_getuser("agentstream.team.planner"))
@@ -279,7 +279,7 @@ async def test_the_older_of_two_groups_has_the_name(server: Server) -> None:
         await until(lambda: younger.key in op.cluster.statuses)
         assert op.cluster.says(younger.key, ConditionType.CONFLICT) == (
             "True",
-            Reason.GROUP_CLAIMED,
+            ConditionReason.GROUP_CLAIMED,
             "the group g of tasks belongs to the older ConsumerGroup older",
         )
 
@@ -303,9 +303,9 @@ async def test_an_agent_is_told_that_its_route_is_another_one(server: Server, ad
             listening.get_message()
             listening.get_message()
             op.declare(a_group(delivery={"lease": "30s"}))
-            told = await until(listening.get_message)
-            assert told["channel"] == nudge_channel("agentstream", "team", "coder")
-            assert told["data"] == "routes"
+            reported = await until(listening.get_message)
+            assert reported["channel"] == nudge_channel("agentstream", "team", "coder")
+            assert reported["data"] == "routes"
             assert decode_route(str(admin.hget(ROUTES, "coder")).encode()).consumes[0].lease == 30_000
 
 
@@ -346,7 +346,7 @@ async def test_what_the_server_refuses_is_said_in_the_status_and_tried_again(
         await op.ready(stream.key)
 
 
-async def test_the_administrators_connection_is_the_only_one(server: Server, wire: Wire) -> None:
+async def test_the_administrators_connection_is_the_only_one(server: Server, wire: Client) -> None:
     async with operator(server.url) as op:
         await op.put(a_stream(producers=["planner"]), a_group())
         assert server.connections().count("agentstream-operator") == 1

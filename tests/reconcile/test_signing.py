@@ -19,7 +19,7 @@ from agentstream.protocol.signatures import SigningKey, decode_keys, entry_name
 from agentstream_operator.cluster.port import ChildNotOurs, Credentials, Owner, SigningKeys
 from agentstream_operator.plan.signing import SPREAD
 from agentstream_operator.resources.agentstream import AgentStream
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.cluster import MemoryCluster
 from support.operator import Operator, operator
 from support.resources import KEY, PAUSED, ROUTES, a_group, a_stream
@@ -73,11 +73,13 @@ async def test_keys_are_made_and_given_to_those_who_produce_or_consume(
         assert routes["planner"].produces[0].signatures == "Require"
         assert routes["coder"].consumes[0].signatures == "Require"
         assert routes["clerk"].produces[0].signatures == "Off"
-        assert Reason.SIGNING_KEY_MADE not in op.cluster.reasons(STREAM), "that is what everybody expects"
+        assert ConditionReason.SIGNING_KEY_MADE not in op.cluster.reasons(STREAM), (
+            "that is what everybody expects"
+        )
         secret = op.cluster.signing[STREAM].keys[0].secret
         assert len(secret) == 43
-        told = " ".join(event.message for event in op.cluster.events)
-        assert secret not in told + repr(op.cluster.signing) + repr(op.cluster.secrets)
+        reported = " ".join(event.message for event in op.cluster.events)
+        assert secret not in reported + repr(op.cluster.signing) + repr(op.cluster.secrets)
 
 
 async def test_an_agent_has_keys_from_the_first_moment_it_has_rights(server: Server) -> None:
@@ -158,7 +160,7 @@ async def test_a_rotation_makes_a_key_and_the_one_before_stays(server: Server) -
         assert older.id == first
         assert newest.id != first
         assert newest.signs_from >= older.signs_from + SPREAD
-        assert op.cluster.reasons(STREAM).count(Reason.SIGNING_KEY_MADE) == 1
+        assert op.cluster.reasons(STREAM).count(ConditionReason.SIGNING_KEY_MADE) == 1
         op.engine.check_all()
         await op.engine.idle()
         assert keys(op) == [newest.id, first], "one rotation makes one key"
@@ -186,10 +188,10 @@ async def test_keys_that_are_lost_are_replaced_and_that_is_told(server: Server) 
         before = keys(op)
         del op.cluster.signing[STREAM]
         op.engine.look_at_stream(STREAM)
-        await op.event(STREAM, Reason.SIGNING_KEYS_LOST)
+        await op.event(STREAM, ConditionReason.SIGNING_KEYS_LOST)
         await until(lambda: given(op, "coder") == given(op, "planner") == keys(op))
         assert keys(op) != before
-        (lost,) = (event for event in op.cluster.events if event.reason is Reason.SIGNING_KEYS_LOST)
+        (lost,) = (event for event in op.cluster.events if event.reason is ConditionReason.SIGNING_KEYS_LOST)
         assert lost.warning
 
 
@@ -241,7 +243,7 @@ async def test_keys_that_cannot_be_kept_are_told_of_until_they_can(
         await until(
             lambda: (
                 (found := cluster.condition(STREAM, ConditionType.CREDENTIALS_SYNCED)) is not None
-                and found.reason is Reason.CHILD_NOT_OURS
+                and found.reason is ConditionReason.CHILD_NOT_OURS
             )
         )
         status, _, message = cluster.says(STREAM, ConditionType.CREDENTIALS_SYNCED)

@@ -20,7 +20,7 @@ from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import PAUSED_ANNOTATION, ResourceKey
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.cluster import MemoryCluster
 from support.crashing import BROKER_WRITES, CLUSTER_WRITES, Crashing, Fuse
 from support.declared import Declared
@@ -327,7 +327,7 @@ class Reconciling(RuleBasedStateMachine):
         elif not self.declared.has_key(stream):
             condition = self.cluster.condition(stream.key, ConditionType.CONFLICT)
             assert condition is not None
-            assert condition.reason is Reason.KEY_CLAIMED
+            assert condition.reason is ConditionReason.KEY_CLAIMED
         elif self.declared.takes_effect(stream):
             assert self.redis.type(stream.stream_key) == "stream"
             assert self.redis.hget(StreamKeys(stream.stream_key).meta, "name") == stream.metadata.name

@@ -247,8 +247,8 @@ async def test_a_read_that_is_refused_is_tried_again_and_told_of_once(
         async with operator(server.url, rhythm=SLOW, broker=broker.around) as op:
             await op.put(STREAM, GROUP)
             await until(lambda: broker.reads > 3)
-            told = [r.levelno for r in caplog.records if "no sooner than they are measured" in r.message]
-            assert told == [level]
+            reported = [r.levelno for r in caplog.records if "no sooner than they are measured" in r.message]
+            assert reported == [level]
             broker.read = None
             admin.xadd(KEY, {"m": "{}"})
             await has(op, GROUP, 1)

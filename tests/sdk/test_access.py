@@ -9,8 +9,8 @@ import pytest
 
 from agentstream.errors import RequestFailed
 from agentstream.protocol.routes import Consumes
-from agentstream.sending.sender import Outgoing
-from agentstream.transport.client import Wire
+from agentstream.sending.sender import OutgoingMessage
+from agentstream.transport.client import Client
 from agentstream_operator.plan.access import AgentUse, set_user
 from support.servers import Server
 from support.topology import NAMESPACE, Topology, following
@@ -18,7 +18,7 @@ from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks` and `news`, and `coder` consumes both."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
@@ -41,7 +41,7 @@ def url_of(server: Server, agent: str) -> str:
 
 
 async def test_agents_need_no_right_that_they_do_not_have(
-    server: Server, wire: Wire, topology: Topology
+    server: Server, wire: Client, topology: Topology
 ) -> None:
     tasks, news = topology.routes["coder"].consumes
     async with (
@@ -64,19 +64,21 @@ async def test_agents_need_no_right_that_they_do_not_have(
             await (await following(deliveries)).retry(after=0.01)
             await (await following(deliveries)).ack()
         await _take_over_and_renew(topology, tasks, server)
-    assert {letter["reason"] for letter in await topology.dead_letters(tasks)} >= {b"no", b"Malformed"}
+    assert {record["reason"] for record in await topology.dead_letters(tasks)} >= {b"no", b"Malformed"}
     assert await topology.settled(news, 1)
     assert await wire.call("ACL", "LOG") == []
 
 
 async def test_batches_keys_and_effects_need_no_other_right(
-    server: Server, wire: Wire, topology: Topology
+    server: Server, wire: Client, topology: Topology
 ) -> None:
     async with (
         topology.agent("planner", url=url_of(server, "planner")) as planner,
         topology.agent("coder", url=url_of(server, "coder")) as coder,
     ):
-        many = [Outgoing(to="coder", type="event", payload={}, key="k", once=once) for once in ("a", "b")]
+        many = [
+            OutgoingMessage(to="coder", type="event", payload={}, key="k", once=once) for once in ("a", "b")
+        ]
         first, _, again = await planner.send_many([*many, many[0]])
         assert again.entry == first.entry
         async with coder.stream_consume("tasks") as deliveries:
@@ -87,7 +89,7 @@ async def test_batches_keys_and_effects_need_no_other_right(
 
 
 async def test_receipts_answers_and_notifications_need_no_other_right(
-    server: Server, wire: Wire, topology: Topology
+    server: Server, wire: Client, topology: Topology
 ) -> None:
     async with (
         topology.agent("planner", url=url_of(server, "planner")) as planner,

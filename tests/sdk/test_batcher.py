@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
+from support.batcher import Detour, outbox_on, parcel
 
 from agentstream.agent import Agent
 from agentstream.errors import AgentStreamError, Backpressure, ConnectionLost, InvalidMessage
@@ -15,10 +16,9 @@ from agentstream.protocol.envelope import decode
 from agentstream.sending.batcher import Unanswered
 from agentstream.sent import SentMessage
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.entries import add_command
-from support.outbox import Detour, outbox_on, parcel
 from support.servers import Server
 from support.topology import Topology, fields_of
 from support.waiting import until
@@ -27,7 +27,7 @@ TASKS = "{test.tasks}"
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Wire) -> Topology:
+async def declared(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")
@@ -47,18 +47,18 @@ async def send(agent: Agent, n: int, timeout: float = 30.0) -> SentMessage:  # n
     return await agent.send_message(to="coder", type="event", payload={"n": n}, timeout=timeout)
 
 
-async def on_stream(wire: Wire) -> list[int]:
+async def on_stream(wire: Client) -> list[int]:
     """The numbers of the messages on the stream."""
     entries = await wire.call("XRANGE", TASKS, "-", "+")
     return [decode(fields_of(fields)["m"]).payload["n"] for _, fields in entries]
 
 
 def doubt(agent: Agent) -> Exception | None:
-    (outbox,) = agent._sender._outboxes.values()
-    return outbox._doubt
+    (batcher,) = agent._sender._batchers.values()
+    return batcher._doubt
 
 
-async def test_three_lost_replies_leave_one_entry(planner: Agent, proxy: Faults, wire: Wire) -> None:
+async def test_three_lost_replies_leave_one_entry(planner: Agent, proxy: Faults, wire: Client) -> None:
     proxy.lose_reply("as1_add", times=3)
     sent = await send(planner, 1)
     assert proxy.lost == 3
@@ -67,7 +67,7 @@ async def test_three_lost_replies_leave_one_entry(planner: Agent, proxy: Faults,
 
 
 async def test_ten_sends_at_once_with_lost_replies_leave_ten(
-    planner: Agent, proxy: Faults, wire: Wire
+    planner: Agent, proxy: Faults, wire: Client
 ) -> None:
     proxy.lose_reply("as1_add", times=3)
     sent = await asyncio.gather(*(send(planner, n) for n in range(10)))
@@ -77,7 +77,7 @@ async def test_ten_sends_at_once_with_lost_replies_leave_ten(
     assert [one.entry for one in sent] == [entry.decode() for entry, _ in entries]
 
 
-async def test_lost_commands_are_sent_again(planner: Agent, proxy: Faults, wire: Wire) -> None:
+async def test_lost_commands_are_sent_again(planner: Agent, proxy: Faults, wire: Client) -> None:
     proxy.lose_command("as1_add", times=3)
     await asyncio.gather(*(send(planner, n) for n in range(10)))
     assert proxy.lost == 3
@@ -91,7 +91,7 @@ async def test_a_server_that_is_killed_in_mid_write_loses_and_doubles_nothing(
     private_server.options += ("--appendfsync", "always")
     private_server.restart()
     private_server.clear()
-    wire = Wire(lambda: Endpoint(private_server.url), name="test")
+    wire = Client(lambda: Endpoint(private_server.url), name="test")
     topology = Topology(wire, private_server.url)
     await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder")
@@ -122,7 +122,7 @@ async def test_a_server_that_is_killed_in_mid_write_loses_and_doubles_nothing(
 
 
 async def test_an_original_that_comes_after_its_repetition_adds_nothing(
-    server: Server, declared: Topology, wire: Wire
+    server: Server, declared: Topology, wire: Client
 ) -> None:
     async with Detour(server.port, b"as1_add") as detour:
         async with declared.agent("planner", url=detour.url) as planner:
@@ -138,7 +138,7 @@ async def test_an_original_that_comes_after_its_repetition_adds_nothing(
 
 
 async def test_what_was_given_up_adds_nothing_after_what_follows(
-    server: Server, declared: Topology, wire: Wire
+    server: Server, declared: Topology, wire: Client
 ) -> None:
     async with Detour(server.port, b"as1_add") as detour:
         async with declared.agent("planner", url=detour.url) as planner:
@@ -153,7 +153,7 @@ async def test_what_was_given_up_adds_nothing_after_what_follows(
     assert await on_stream(wire) == [0, 2]
 
 
-async def test_numbers_decide_what_is_added(declared: Topology, wire: Wire) -> None:
+async def test_numbers_decide_what_is_added(declared: Topology, wire: Client) -> None:
     async def add(text: str, number: int, token: str = "t") -> bytes:
         reply: bytes = await wire.call("FCALL", *add_command(TASKS, text, number=number, token=token))
         return reply
@@ -173,7 +173,7 @@ async def test_numbers_decide_what_is_added(declared: Topology, wire: Wire) -> N
 
 
 async def test_what_the_server_remembers_outlives_every_repetition(
-    planner: Agent, proxy: Faults, wire: Wire
+    planner: Agent, proxy: Faults, wire: Client
 ) -> None:
     await send(planner, 1, timeout=1_000)
     (key,) = await wire.call("KEYS", f"{TASKS}:sent:*")
@@ -183,7 +183,7 @@ async def test_what_the_server_remembers_outlives_every_repetition(
 @pytest.mark.parametrize("timeout", [math.inf, float(sys.maxsize), 1e300])
 async def test_who_waits_for_ever_sends_once_and_holds_up_nobody(
     planner: Agent,
-    wire: Wire,
+    wire: Client,
     timeout: float,  # noqa: ASYNC109 - passed on
 ) -> None:
     async with asyncio.timeout(5):
@@ -192,7 +192,7 @@ async def test_who_waits_for_ever_sends_once_and_holds_up_nobody(
     assert await on_stream(wire) == [1, 2, 3]
 
 
-async def test_a_key_of_ones_own_that_cannot_be_sent_harms_no_other(planner: Agent, wire: Wire) -> None:
+async def test_a_key_of_ones_own_that_cannot_be_sent_harms_no_other(planner: Agent, wire: Client) -> None:
     odd = planner.send_message(to="coder", type="event", payload={"n": 0}, once="caf\udce9")
     refused, sent = await asyncio.gather(odd, send(planner, 1), return_exceptions=True)
     assert isinstance(refused, InvalidMessage)
@@ -200,7 +200,7 @@ async def test_a_key_of_ones_own_that_cannot_be_sent_harms_no_other(planner: Age
     assert await on_stream(wire) == [1]
 
 
-async def test_a_sender_that_was_forgotten_begins_anew(planner: Agent, wire: Wire) -> None:
+async def test_a_sender_that_was_forgotten_begins_anew(planner: Agent, wire: Client) -> None:
     for n in range(3):
         await send(planner, n)
         (key,) = await wire.call("KEYS", f"{TASKS}:sent:*")
@@ -209,7 +209,7 @@ async def test_a_sender_that_was_forgotten_begins_anew(planner: Agent, wire: Wir
 
 
 async def test_a_server_that_forgot_what_is_in_doubt_is_an_error(
-    planner: Agent, proxy: Faults, wire: Wire
+    planner: Agent, proxy: Faults, wire: Client
 ) -> None:
     await send(planner, 1)
     await send(planner, 2)
@@ -226,11 +226,11 @@ async def test_a_server_that_forgot_what_is_in_doubt_is_an_error(
 
 
 async def test_a_caller_that_is_cancelled_before_its_message_left_sends_nothing(
-    planner: Agent, proxy: Faults, wire: Wire
+    planner: Agent, proxy: Faults, wire: Client
 ) -> None:
-    with proxy.hold():
+    with proxy.acquire():
         first = asyncio.create_task(send(planner, 1))
-        await until(lambda: planner._sender._outboxes and _under_way(planner))
+        await until(lambda: planner._sender._batchers and _under_way(planner))
         second, third = asyncio.create_task(send(planner, 2)), asyncio.create_task(send(planner, 3))
         await asyncio.sleep(0)
         second.cancel()
@@ -238,7 +238,9 @@ async def test_a_caller_that_is_cancelled_before_its_message_left_sends_nothing(
     assert await on_stream(wire) == [1, 3]
 
 
-async def test_a_caller_that_is_cancelled_later_sends_once(planner: Agent, proxy: Faults, wire: Wire) -> None:
+async def test_a_caller_that_is_cancelled_later_sends_once(
+    planner: Agent, proxy: Faults, wire: Client
+) -> None:
     proxy.lose_reply("as1_add", times=2)
     sending = [asyncio.create_task(send(planner, n)) for n in range(2)]
     await until(lambda: proxy.lost == 1)
@@ -248,7 +250,7 @@ async def test_a_caller_that_is_cancelled_later_sends_once(planner: Agent, proxy
 
 
 async def test_nobody_waits_for_a_batch_and_it_is_not_repeated(
-    planner: Agent, proxy: Faults, wire: Wire
+    planner: Agent, proxy: Faults, wire: Client
 ) -> None:
     await send(planner, 0)
     proxy.lose_command("as1_add")
@@ -260,7 +262,7 @@ async def test_nobody_waits_for_a_batch_and_it_is_not_repeated(
 
 
 async def test_at_the_deadline_a_caller_is_told_that_nobody_knows(
-    planner: Agent, proxy: Faults, wire: Wire
+    planner: Agent, proxy: Faults, wire: Client
 ) -> None:
     await send(planner, 0)
     proxy.lose_reply("as1_add", times=1_000)
@@ -272,7 +274,7 @@ async def test_at_the_deadline_a_caller_is_told_that_nobody_knows(
 
 
 async def test_what_waits_behind_a_batch_in_doubt_has_its_own_deadline(
-    planner: Agent, proxy: Faults, wire: Wire
+    planner: Agent, proxy: Faults, wire: Client
 ) -> None:
     await send(planner, 0)
     fault = proxy.refuse()
@@ -286,7 +288,7 @@ async def test_what_waits_behind_a_batch_in_doubt_has_its_own_deadline(
 
 
 async def test_an_answer_that_is_under_way_at_the_deadline_is_waited_for(
-    planner: Agent, proxy: Faults, wire: Wire
+    planner: Agent, proxy: Faults, wire: Client
 ) -> None:
     await send(planner, 0)
     with proxy.delay(0.3):
@@ -300,13 +302,15 @@ async def test_a_connection_that_is_silent_is_an_error_soon_after_the_deadline(
     await send(planner, 0)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    with proxy.hold():
+    with proxy.acquire():
         with pytest.raises(Unanswered, match="no reply in time"):
             await send(planner, 1, timeout=0.05)
     assert loop.time() - began < 4
 
 
-async def test_two_hundred_senders_share_a_slow_connection(planner: Agent, proxy: Faults, wire: Wire) -> None:
+async def test_two_hundred_senders_share_a_slow_connection(
+    planner: Agent, proxy: Faults, wire: Client
+) -> None:
     with proxy.delay(0.05):
         before = planner._write.round_trips
         await asyncio.gather(*(send(planner, n) for n in range(200)))
@@ -314,16 +318,18 @@ async def test_two_hundred_senders_share_a_slow_connection(planner: Agent, proxy
     assert await on_stream(wire) == list(range(200))
 
 
-async def test_batches_are_bounded_and_a_large_message_travels_alone(declared: Topology, wire: Wire) -> None:
+async def test_batches_are_bounded_and_a_large_message_travels_alone(
+    declared: Topology, wire: Client
+) -> None:
     sizes: list[int] = []
 
     async def call(*args: object) -> object:
         sizes.append(sum(isinstance(arg, bytes) for arg in args))
         return await wire.call(*args)  # type: ignore[arg-type]
 
-    outbox = outbox_on(call, TASKS)
+    batcher = outbox_on(call, TASKS)
     bodies = [b"x"] * 1_000 + [b"x" * 100_000] * 5 + [b"x" * 300_000, b"x"]
-    entries = await asyncio.gather(*(outbox.put(parcel(body)) for body in bodies))
+    entries = await asyncio.gather(*(batcher.put(parcel(body)) for body in bodies))
     assert sizes == [64, 500, 438, 2, 1, 1, 1]
     assert len(set(entries)) == len(bodies)
 
@@ -343,7 +349,7 @@ async def test_leaving_the_agent_ends_what_is_being_sent(declared: Topology, pro
         await send(planner, 3)
 
 
-async def test_a_refusal_while_in_doubt_is_no_answer(planner: Agent, proxy: Faults, wire: Wire) -> None:
+async def test_a_refusal_while_in_doubt_is_no_answer(planner: Agent, proxy: Faults, wire: Client) -> None:
     await send(planner, 0)
     proxy.lose_reply("as1_add")
     sending = asyncio.create_task(send(planner, 1))
@@ -359,15 +365,17 @@ async def test_a_refusal_while_in_doubt_is_no_answer(planner: Agent, proxy: Faul
     assert await on_stream(wire) == [0, 1]
 
 
-async def test_what_cannot_be_sent_at_all_is_an_error_for_its_sender(declared: Topology, wire: Wire) -> None:
-    outbox = outbox_on(wire.call, TASKS)
+async def test_what_cannot_be_sent_at_all_is_an_error_for_its_sender(
+    declared: Topology, wire: Client
+) -> None:
+    batcher = outbox_on(wire.call, TASKS)
     odd = parcel(b"x")
     odd.options = ("t", object())  # type: ignore[assignment]
     with pytest.raises(TypeError):
-        await outbox.put(odd)
-    assert await outbox.put(parcel(b"y"))
+        await batcher.put(odd)
+    assert await batcher.put(parcel(b"y"))
 
 
 def _under_way(agent: Agent) -> bool:
-    (outbox,) = agent._sender._outboxes.values()
-    return bool(outbox._under_way)
+    (batcher,) = agent._sender._batchers.values()
+    return bool(batcher._under_way)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.batcher import outbox_on, parcel
 
 from agentstream.errors import AgentStreamError, Backpressure, ConnectionLost
-from agentstream.sending.batcher import Outbox
-from agentstream.transport.client import Wire
-from agentstream.transport.retry import Pause
-from support.outbox import outbox_on, parcel
+from agentstream.sending.batcher import Batcher
+from agentstream.transport.client import Client
+from agentstream.transport.retry import Backoff
 from support.topology import fields_of
 
 _streams = itertools.count()
@@ -66,7 +66,7 @@ bursts = st.builds(
 class Network:
     """Between an outbox and a real server."""
 
-    wire: Wire
+    wire: Client
     fates: list[Fate] = field(default_factory=list)
     late: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -91,22 +91,22 @@ class Network:
 
 @given(plan=st.lists(bursts, min_size=1, max_size=6))
 async def test_the_stream_holds_what_callers_were_told(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch, plan: list[Burst]
+    wire: Client, monkeypatch: pytest.MonkeyPatch, plan: list[Burst]
 ) -> None:
-    monkeypatch.setattr("agentstream.sending.batcher.Pause", lambda *_: Pause(0.0, 0.0))
+    monkeypatch.setattr("agentstream.sending.batcher.Backoff", lambda *_: Backoff(0.0, 0.0))
     key = f"{{model.{next(_streams)}}}"
     await wire.call("FCALL", "as1_create_stream", 1, key, f"{key}:meta", "name", "model")
     network = Network(wire)
-    outbox = outbox_on(network.call, key)
+    batcher = outbox_on(network.call, key)
     told: dict[bytes, str | BaseException] = {}
     bodies = (b"%d" % n for n in itertools.count())
     for burst in plan:
         await set_gate(wire, key, burst.room)
         network.fates = list(burst.fates)
-        told |= await put(outbox, [next(bodies) for _ in range(burst.count)], burst.cancelled)
+        told |= await put(batcher, [next(bodies) for _ in range(burst.count)], burst.cancelled)
     network.fates = []
     await network.deliver_late()
-    await outbox.close()
+    await batcher.close()
 
     entries = [(e.decode(), fields_of(f)["m"]) for e, f in await wire.call("XRANGE", key, "-", "+")]
     times = Counter(body for _, body in entries)
@@ -122,7 +122,7 @@ async def test_the_stream_holds_what_callers_were_told(
             assert isinstance(outcome, asyncio.CancelledError)
 
 
-async def set_gate(wire: Wire, key: str, room: int | None) -> None:
+async def set_gate(wire: Client, key: str, room: int | None) -> None:
     if room is None:
         await wire.call("DEL", f"{key}:gate")
     else:
@@ -130,10 +130,10 @@ async def set_gate(wire: Wire, key: str, room: int | None) -> None:
 
 
 async def put(
-    outbox: Outbox, bodies: list[bytes], cancelled: dict[int, int]
+    batcher: Batcher, bodies: list[bytes], cancelled: dict[int, int]
 ) -> dict[bytes, str | BaseException]:
     """What the callers are told."""
-    entries = [outbox.put(parcel(body)) for body in bodies]
+    entries = [batcher.put(parcel(body)) for body in bodies]
     for turn in range(max(cancelled.values(), default=-1) + 1):
         for index, when in cancelled.items():
             if when == turn and index < len(entries):

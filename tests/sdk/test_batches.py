@@ -16,7 +16,7 @@ from agentstream.errors import Reject, Retry
 from agentstream.protocol.envelope import Message
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.topology import Topology
 from support.waiting import until
 
@@ -154,8 +154,8 @@ async def test_what_the_handler_settles_itself_stays_as_it_says(topology: Topolo
 
     async with Running(coder):
         await until(lambda: topology.settled(group, 3))
-    (letter,) = await topology.dead_letters(group)
-    assert letter["reason"] == b"no twos"
+    (record,) = await topology.dead_letters(group)
+    assert record["reason"] == b"no twos"
     assert (await topology.stats(group))["acked"] == 2
 
 
@@ -194,7 +194,7 @@ async def test_a_batch_may_be_refused_or_put_off_as_a_whole(topology: Topology, 
     async with Running(coder):
         await until(lambda: topology.settled(group, 2))
     assert attempts[0] == 1
-    assert [letter["reason"] for letter in await topology.dead_letters(group)] == [b"never", b"never"]
+    assert [record["reason"] for record in await topology.dead_letters(group)] == [b"never", b"never"]
 
 
 async def test_a_message_that_runs_alone_does_not_wait_for_others(
@@ -365,7 +365,7 @@ def _held(agent: Agent) -> list[Any]:
 
 
 async def test_a_batch_is_cancelled_when_all_its_messages_are_late(
-    topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
+    topology: Topology, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     group = await topology.group("tasks", "coder", deadline=100, max_deliveries=1)
     await send(topology, 1, 2)
@@ -382,7 +382,7 @@ async def test_a_batch_is_cancelled_when_all_its_messages_are_late(
     async with Running(coder):
         await asyncio.wait_for(cancelled.wait(), 10)
         await until(lambda: topology.settled(group, 2))
-    assert [letter["reason"] for letter in await topology.dead_letters(group)] == [b"MaxDeliveries"] * 2
+    assert [record["reason"] for record in await topology.dead_letters(group)] == [b"MaxDeliveries"] * 2
 
 
 class Stuck:

@@ -10,7 +10,7 @@ import pytest
 
 from agentstream.errors import AccessDenied, ConnectionLost, ServerRefused
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.peers import listening, relaying, slow
 from support.servers import Server
@@ -22,7 +22,7 @@ redis.register_function('probe', function(keys) return redis.call('INCR', keys[1
 
 
 async def test_a_closed_connection_takes_no_more_commands(server: Server) -> None:
-    wire = Wire(lambda: Endpoint(server.url), name="closing")
+    wire = Client(lambda: Endpoint(server.url), name="closing")
     assert await wire.call("PING") == b"PONG"
     blocked = asyncio.create_task(wire.call("BLPOP", "{a}", 10))
     await asyncio.sleep(0)
@@ -36,7 +36,7 @@ async def test_a_closed_connection_takes_no_more_commands(server: Server) -> Non
         await wire.call("PING")
 
 
-async def test_a_caller_that_is_gone_leaves_the_replies_of_others_in_order(wire: Wire) -> None:
+async def test_a_caller_that_is_gone_leaves_the_replies_of_others_in_order(wire: Client) -> None:
     await wire.call("PING")
     calls = [asyncio.create_task(wire.call("ECHO", n)) for n in range(5)]
     refused = asyncio.create_task(wire.call("NOPE"))
@@ -47,7 +47,7 @@ async def test_a_caller_that_is_gone_leaves_the_replies_of_others_in_order(wire:
     assert await wire.call("ECHO", "next") == b"next"
 
 
-async def test_a_caller_that_is_gone_before_its_command_left_takes_it_back(wire: Wire) -> None:
+async def test_a_caller_that_is_gone_before_its_command_left_takes_it_back(wire: Client) -> None:
     await wire.call("PING")
     before, gone, after = (asyncio.create_task(wire.call("INCR", "{a}:stats:n")) for _ in range(3))
     await asyncio.sleep(0)
@@ -56,7 +56,7 @@ async def test_a_caller_that_is_gone_before_its_command_left_takes_it_back(wire:
     await wire.call("DEL", "{a}:stats:n")
 
 
-async def test_calls_from_before_and_after_connecting_are_carried_out_in_their_order(wire: Wire) -> None:
+async def test_calls_from_before_and_after_connecting_are_carried_out_in_their_order(wire: Client) -> None:
     calls = [asyncio.create_task(wire.call("RPUSH", "{a}:stats:l", n)) for n in range(50)]
     while wire.connects == 0:
         calls.append(asyncio.create_task(wire.call("RPUSH", "{a}:stats:l", len(calls))))
@@ -68,14 +68,14 @@ async def test_calls_from_before_and_after_connecting_are_carried_out_in_their_o
     await wire.call("DEL", "{a}:stats:l")
 
 
-async def test_commands_of_one_tick_leave_in_one_write(wire: Wire) -> None:
+async def test_commands_of_one_tick_leave_in_one_write(wire: Client) -> None:
     await wire.call("PING")
     before = wire.round_trips
     await asyncio.gather(*(wire.call("PING") for _ in range(100)))
     assert wire.round_trips == before + 1
 
 
-async def test_commands_do_not_wait_for_replies_to_others(wire: Wire) -> None:
+async def test_commands_do_not_wait_for_replies_to_others(wire: Client) -> None:
     blocked = asyncio.create_task(wire.call("BLPOP", "{a}:stats:l", 10))
     await until(lambda: wire.connects == 1 and not wire._queue)
     pushed = asyncio.create_task(wire.call("PING"))
@@ -87,13 +87,13 @@ async def test_commands_do_not_wait_for_replies_to_others(wire: Wire) -> None:
         await pushed
 
 
-async def test_an_error_reply_is_an_error_of_its_own_command_only(wire: Wire) -> None:
+async def test_an_error_reply_is_an_error_of_its_own_command_only(wire: Client) -> None:
     refused, echoed = await asyncio.gather(wire.call("NOPE"), wire.call("ECHO", 1), return_exceptions=True)
     assert isinstance(refused, ServerRefused)
     assert echoed == b"1"
 
 
-async def test_what_no_command_can_have_is_an_error_of_its_own_command_only(wire: Wire) -> None:
+async def test_what_no_command_can_have_is_an_error_of_its_own_command_only(wire: Client) -> None:
     bad, worse, good = await asyncio.gather(
         wire.call("ECHO", None),  # type: ignore[arg-type]
         wire.call("ECHO", "\ud800"),
@@ -104,10 +104,10 @@ async def test_what_no_command_can_have_is_an_error_of_its_own_command_only(wire
     assert good == "é".encode()
 
 
-async def test_a_right_that_a_function_lacks_is_access_denied(server: Server, wire: Wire) -> None:
+async def test_a_right_that_a_function_lacks_is_access_denied(server: Server, wire: Client) -> None:
     await wire.call("FUNCTION", "LOAD", "REPLACE", LUA)
     await wire.call("ACL", "SETUSER", "agent", "on", ">secret", "~*", "-@all", "+fcall")
-    user = Wire(lambda: Endpoint(server.url, "agent", "secret"), name="agent")
+    user = Client(lambda: Endpoint(server.url, "agent", "secret"), name="agent")
     with pytest.raises(AccessDenied):
         await user.call("FCALL", "probe", 1, "{a}:stats:n")
     await user.close()
@@ -115,7 +115,7 @@ async def test_a_right_that_a_function_lacks_is_access_denied(server: Server, wi
 
 async def test_replies_that_come_byte_by_byte_are_whole(server: Server) -> None:
     async with listening(relaying(server.port, lambda data: (bytes([b]) for b in data))) as port:
-        wire = Wire(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="drip")
+        wire = Client(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="drip")
         replies = await asyncio.gather(
             wire.call("ECHO", "two\r\nlines"), wire.call("EVAL", "return {1, {false, 'a'}, ''}", 0)
         )
@@ -128,7 +128,7 @@ async def test_half_a_reply_is_none(server: Server) -> None:
         return [data[: data.index(b"middle") + 3], None] if b"middle" in data else [data]
 
     async with listening(relaying(server.port, cut_in_the_middle)) as port:
-        wire = Wire(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="half")
+        wire = Client(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="half")
         assert await wire.call("ECHO", 1) == b"1"
         replies = await asyncio.gather(
             *(wire.call("ECHO", word) for word in ("start", "middle", "end")), return_exceptions=True
@@ -143,7 +143,7 @@ async def test_half_a_reply_is_none(server: Server) -> None:
 async def test_a_broken_connection_fails_what_was_sent_and_is_made_again(
     server: Server, proxy: Faults
 ) -> None:
-    wire = Wire(lambda: Endpoint(proxy.url), name="cut")
+    wire = Client(lambda: Endpoint(proxy.url), name="cut")
     assert await wire.call("PING") == b"PONG"
     blocked = [asyncio.create_task(wire.call("BLPOP", "{a}", 10)) for _ in range(3)]
     await until(lambda: not wire._queue)
@@ -154,8 +154,8 @@ async def test_a_broken_connection_fails_what_was_sent_and_is_made_again(
     await wire.close()
 
 
-async def test_a_lost_reply_is_never_asked_for_again(server: Server, proxy: Faults, wire: Wire) -> None:
-    lossy = Wire(lambda: Endpoint(proxy.url), name="lossy")
+async def test_a_lost_reply_is_never_asked_for_again(server: Server, proxy: Faults, wire: Client) -> None:
+    lossy = Client(lambda: Endpoint(proxy.url), name="lossy")
     proxy.lose_reply("INCR")
     with pytest.raises(ConnectionLost):
         await lossy.call("INCR", "{a}:stats:n")
@@ -164,7 +164,7 @@ async def test_a_lost_reply_is_never_asked_for_again(server: Server, proxy: Faul
 
 
 async def test_silence_breaks_the_connection(server: Server) -> None:
-    wire = Wire(lambda: Endpoint(server.url), name="silent", timeout=0.3)
+    wire = Client(lambda: Endpoint(server.url), name="silent", timeout=0.3)
     for _ in range(4):
         # together they take longer than any may
         assert await wire.call("BLPOP", "{a}", 0.1) is None
@@ -181,13 +181,13 @@ async def test_silence_breaks_the_connection(server: Server) -> None:
 async def test_what_takes_long_to_travel_is_no_silence(server: Server) -> None:
     value = b"x" * 24_000_000
     async with listening(slow(server.port, rate=12e6)) as port:
-        wire = Wire(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="slow", timeout=1.0)
+        wire = Client(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="slow", timeout=1.0)
         assert await wire.call("EVAL", "return #ARGV[1]", 0, value) == len(value)
         assert wire.connects == 1
         await wire.close()
 
 
-async def test_fifty_thousand_callers_get_their_own_replies_in_bounded_memory(wire: Wire) -> None:
+async def test_fifty_thousand_callers_get_their_own_replies_in_bounded_memory(wire: Client) -> None:
     word = b"x" * 10_000
     await wire.call("PING")
 
@@ -209,7 +209,7 @@ async def test_fifty_thousand_callers_get_their_own_replies_in_bounded_memory(wi
 
 
 async def test_a_server_that_does_not_read_holds_callers_back(private_server: Server) -> None:
-    wire = Wire(lambda: Endpoint(private_server.url), name="slow", timeout=30)
+    wire = Client(lambda: Endpoint(private_server.url), name="slow", timeout=30)
     await wire.call("PING")
     assert private_server.process is not None
     private_server.process.send_signal(signal.SIGSTOP)
@@ -226,7 +226,7 @@ async def test_a_server_that_does_not_read_holds_callers_back(private_server: Se
 
 
 async def test_what_was_held_back_goes_out_on_the_next_connection(private_server: Server) -> None:
-    wire = Wire(lambda: Endpoint(private_server.url), name="slow", timeout=30)
+    wire = Client(lambda: Endpoint(private_server.url), name="slow", timeout=30)
     await wire.call("PING")
     assert private_server.process is not None
     private_server.process.send_signal(signal.SIGSTOP)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentstream.errors import AccessDenied, ConnectionLost, ServerRefused, SettingsError
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.peers import certificate, listening, relaying, saying
 from support.servers import Server, builds, free_port
@@ -17,20 +17,20 @@ from support.waiting import until
 
 async def refused(endpoint: Endpoint, error: type[Exception], text: str, patience: float = 5.0) -> None:
     """Expects that a call fails."""
-    wire = Wire(lambda: endpoint, name="refused", timeout=patience)
+    wire = Client(lambda: endpoint, name="refused", timeout=patience)
     with pytest.raises(error, match=text):
         await wire.call("PING")
     await wire.close()
 
 
-async def test_a_connection_is_called_what_it_is(server: Server, wire: Wire) -> None:
+async def test_a_connection_is_called_what_it_is(server: Server, wire: Client) -> None:
     listed = await wire.call("CLIENT", "LIST", "ID", await wire.call("CLIENT", "ID"))
     assert b" name=test " in listed
     assert b" lib-name=agentstream " in listed
 
 
 async def test_an_address_may_name_a_database(server: Server) -> None:
-    wire = Wire(lambda: Endpoint(f"{server.url}/3"), name="third")
+    wire = Client(lambda: Endpoint(f"{server.url}/3"), name="third")
     assert b" db=3 " in await wire.call("CLIENT", "INFO")
     await wire.close()
 
@@ -48,7 +48,7 @@ async def test_settings_that_cannot_be_read_are_an_error_until_they_can(server: 
             raise SettingsError("nothing is mounted")
         return found[0]
 
-    wire = Wire(endpoint, name="waiting")
+    wire = Client(endpoint, name="waiting")
     with pytest.raises(SettingsError):
         await wire.call("PING")
     found.append(Endpoint(server.url))
@@ -60,7 +60,7 @@ async def test_an_error_that_nobody_foresaw_reaches_the_callers() -> None:
     def endpoint() -> Endpoint:
         raise RuntimeError("surprise")
 
-    wire = Wire(endpoint, name="surprised")
+    wire = Client(endpoint, name="surprised")
     with pytest.raises(RuntimeError, match="surprise"):
         await wire.call("PING")
     await wire.close()
@@ -74,9 +74,9 @@ async def test_a_wrong_password_is_access_denied(server: Server) -> None:
     await refused(Endpoint(server.url, "nobody", "s3cret"), AccessDenied, "WRONGPASS")
 
 
-async def test_who_may_not_name_a_connection_may_still_use_it(server: Server, wire: Wire) -> None:
+async def test_who_may_not_name_a_connection_may_still_use_it(server: Server, wire: Client) -> None:
     await wire.call("ACL", "SETUSER", "terse", "on", ">secret", "-@all", "+ping")
-    terse = Wire(lambda: Endpoint(server.url, "terse", "secret"), name="terse")
+    terse = Client(lambda: Endpoint(server.url, "terse", "secret"), name="terse")
     assert await terse.call("PING") == b"PONG"
     await terse.close()
 
@@ -116,7 +116,7 @@ async def test_a_greeting_that_is_not_answered_is_a_lost_connection() -> None:
 
 async def test_closing_does_not_wait_for_a_greeting() -> None:
     async with listening(saying(b"", staying=True)) as port:
-        wire = Wire(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="closing")
+        wire = Client(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="closing")
         call = asyncio.create_task(wire.call("PING"))
         await until(lambda: wire._connecting is not None)
         await wire.close()
@@ -129,7 +129,7 @@ async def test_a_socket_of_the_file_system(tmp_path: Path) -> None:
     server = Server(builds()[0], tmp_path, options=("--unixsocket", str(path)))
     server.start()
     try:
-        wire = Wire(lambda: Endpoint(f"unix://{path}?db=2"), name="local")
+        wire = Client(lambda: Endpoint(f"unix://{path}?db=2"), name="local")
         assert b" db=2 " in await wire.call("CLIENT", "INFO")
         await wire.close()
     finally:
@@ -141,7 +141,7 @@ async def test_an_encrypted_connection(server: Server, tmp_path: Path) -> None:
     terminator = relaying(server.port, lambda data: [data])
     async with listening(terminator, certificate(tmp_path, "localhost")) as port:
         authority = str(tmp_path / "ca.crt")
-        wire = Wire(lambda: Endpoint(f"rediss://localhost:{port}", ca_file=authority), name="tls")
+        wire = Client(lambda: Endpoint(f"rediss://localhost:{port}", ca_file=authority), name="tls")
         value = "x" * 1_000_000
         assert await asyncio.gather(*(wire.call("ECHO", f"{n}{value}") for n in range(10))) == [
             f"{n}{value}".encode() for n in range(10)
@@ -161,7 +161,7 @@ async def test_an_authority_that_cannot_be_read_is_a_lost_connection(server: Ser
 
 async def test_a_server_that_became_a_replica_is_left(server: Server, private_server: Server) -> None:
     where = private_server.url
-    wire = Wire(lambda: Endpoint(where), name="failing-over")
+    wire = Client(lambda: Endpoint(where), name="failing-over")
     await wire.call("REPLICAOF", "127.0.0.1", free_port())
     where = server.url
     reads = [asyncio.create_task(wire.call("ECHO", n)) for n in range(2)]

@@ -20,11 +20,11 @@ from agentstream.identity.settings import Settings
 from agentstream.payloads.contracts import FREE, Contracts
 from agentstream.protocol.keys import StreamKeys, user_name
 from agentstream.protocol.routes import Produces, decode_route
-from agentstream.sending.sender import Outgoing
-from agentstream.transport.client import Wire
+from agentstream.sending.sender import OutgoingMessage
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.resources.agentstream import AgentStream
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.operator import Operator, operator
 from support.resources import KEY, ROUTES, a_group, a_stream
 from support.servers import Server
@@ -85,7 +85,7 @@ async def handled(coder: Agent) -> AsyncIterator[asyncio.Queue[Any]]:
             await at_work
 
 
-def letters(admin: redis.Redis) -> list[tuple[str, str]]:
+def records(admin: redis.Redis) -> list[tuple[str, str]]:
     """Reason and error of the dead letters."""
     found = admin.xrange(StreamKeys(KEY).dead_letters("coder"))
     return [(fields["reason"], fields["error"]) for _, fields in found]
@@ -119,7 +119,7 @@ async def test_what_violates_the_contract_is_not_sent(
 async def test_of_many_messages_those_are_sent_that_keep_to_the_contract(
     server: Server, op: Operator, admin: redis.Redis
 ) -> None:
-    messages = [Outgoing(type="event", payload={"doc": doc}, to="coder") for doc in (1, "2", 3)]
+    messages = [OutgoingMessage(type="event", payload={"doc": doc}, to="coder") for doc in (1, "2", 3)]
     async with agent(server, op, "planner") as planner:
         with pytest.raises(SendFailed):
             await planner.send_many(messages)
@@ -142,8 +142,8 @@ async def test_what_was_added_by_others_is_checked_before_a_handler_gets_it(
     async with handled(agent(server, op, "coder")) as seen:
         await send(server, op, {"doc": 1})
         assert await seen.get() == {"doc": 1}
-        await until(lambda: letters(admin))
-    ((reason, error),) = letters(admin)
+        await until(lambda: records(admin))
+    ((reason, error),) = records(admin)
     assert reason == "ContractViolated"
     assert error.endswith('event@1: the value is not of type "integer" - at `$.doc`')
 
@@ -198,7 +198,9 @@ async def test_what_is_no_contract_is_said_and_those_before_stay(op: Operator, a
     before = admin.hgetall(CONTRACTS)
     stream = contracted({"type": "event", "schema": {"type": "object", "required": "doc"}})
     op.declare(stream)
-    await until(lambda: op.cluster.says(stream.key, ConditionType.READY)[1] == Reason.CONTRACT_INVALID)
+    await until(
+        lambda: op.cluster.says(stream.key, ConditionType.READY)[1] == ConditionReason.CONTRACT_INVALID
+    )
     assert admin.hgetall(CONTRACTS) == before
     assert len({*digests(admin)}) == 1
 
@@ -255,7 +257,7 @@ async def test_who_cannot_check_a_contract_that_is_new_stops_consuming(
 async def _ignore(payload: dict[str, Any]) -> None: ...
 
 
-async def contracts(wire: Wire, **fields: bytes) -> Contracts:
+async def contracts(wire: Client, **fields: bytes) -> Contracts:
     await wire.call("FCALL", "as1_create_stream", 1, "{t}", "{t}:meta", "name", "t")
     for field, value in fields.items():
         await wire.call("HSET", "{t}:contracts", field, value)
@@ -269,19 +271,19 @@ async def test_a_stream_without_contracts_asks_the_server_nothing() -> None:
     assert await Contracts(call).of(Produces("t", "{t}")) is FREE
 
 
-async def test_contracts_that_the_route_promises_and_the_server_lacks_are_waited_for(wire: Wire) -> None:
+async def test_contracts_that_the_route_promises_and_the_server_lacks_are_waited_for(wire: Client) -> None:
     promised = await contracts(wire)
     with pytest.raises(StreamMissing, match="the contracts of t are not on the server"):
         await promised.of(Produces("t", "{t}", contracts="1f"))
 
 
-async def test_what_is_no_contract_is_said_to_be_none(wire: Wire) -> None:
+async def test_what_is_no_contract_is_said_to_be_none(wire: Client) -> None:
     broken = await contracts(wire, **{"digest": b"1f", "event@1": b'{"required":"doc"}'})
     with pytest.raises(ProtocolError, match="a contract of t is no JSON Schema"):
         await broken.of(Produces("t", "{t}", contracts="1f"))
 
 
-async def test_contracts_are_fetched_once_and_when_they_are_newer_than_the_route_again(wire: Wire) -> None:
+async def test_contracts_are_fetched_once_and_when_they_are_newer_than_the_route_again(wire: Client) -> None:
     await contracts(wire, **{"digest": b"1f", "event@1": b"{}"})
     calls = []
 
@@ -298,7 +300,7 @@ async def test_contracts_are_fetched_once_and_when_they_are_newer_than_the_route
     assert len(calls) == 2
 
 
-async def test_a_stream_whose_contracts_are_slow_to_come_holds_no_other_up(wire: Wire) -> None:
+async def test_a_stream_whose_contracts_are_slow_to_come_holds_no_other_up(wire: Client) -> None:
     await contracts(wire, **{"digest": b"1f", "event@1": b"{}"})
     asked, go_on = asyncio.Event(), asyncio.Event()
 
@@ -319,7 +321,7 @@ async def test_a_stream_whose_contracts_are_slow_to_come_holds_no_other_up(wire:
     assert await slow is await known.of(Produces("slow", "{slow}", contracts="2e"))
 
 
-async def test_who_wants_newer_contracts_does_not_get_those_that_were_asked_for_before(wire: Wire) -> None:
+async def test_who_wants_newer_contracts_does_not_get_those_that_were_asked_for_before(wire: Client) -> None:
     await contracts(wire, **{"digest": b"1f", "event@1": b"{}"})
     read, go_on = asyncio.Event(), asyncio.Event()
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import NAMESPACE, Topology, following, numbers
 from support.waiting import until
@@ -18,7 +18,7 @@ EXCEEDED = b"DeadlineExceeded: the handler was not done by its deadline"
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, in which one message waits."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
@@ -44,8 +44,8 @@ async def test_a_late_handler_is_cancelled_and_its_message_tried_again_until_it_
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
-    (letter,) = await topology.dead_letters(group)
-    assert (letter["reason"], letter["error"], letter["attempts"]) == (b"MaxDeliveries", EXCEEDED, b"2")
+    (record,) = await topology.dead_letters(group)
+    assert (record["reason"], record["error"], record["attempts"]) == (b"MaxDeliveries", EXCEEDED, b"2")
     assert sum("was not handled by its deadline" in record.message for record in caplog.records) == 2
 
 
@@ -101,7 +101,7 @@ async def test_a_deadline_can_be_brought_forward(topology: Topology) -> None:
         assert loop.time() - began < 10
 
 
-async def test_without_a_deadline_extending_only_asks_the_server(topology: Topology, wire: Wire) -> None:
+async def test_without_a_deadline_extending_only_asks_the_server(topology: Topology, wire: Client) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         delivery = await following(deliveries)
@@ -117,7 +117,7 @@ async def test_without_a_deadline_extending_only_asks_the_server(topology: Topol
 
 
 async def test_extending_tells_what_is_known_where_the_server_does_not_answer(
-    topology: Topology, wire: Wire
+    topology: Topology, wire: Client
 ) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from agentstream.protocol.keys import StreamKeys
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, following
 from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, in which one message waits."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
@@ -33,7 +33,7 @@ async def test_it_grows_with_retries_and_releases_but_attempts_only_with_retries
     assert seen == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3)]
 
 
-async def test_it_grows_from_one_process_to_the_next(topology: Topology, wire: Wire) -> None:
+async def test_it_grows_from_one_process_to_the_next(topology: Topology, wire: Client) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     seen = []
     for ending in ("release", "lost", "released unseen", "ack"):
@@ -72,11 +72,11 @@ async def test_a_dead_letter_says_how_often_it_was_delivered(topology: Topology)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         assert await (await following(deliveries)).release()
         assert await (await following(deliveries)).dead_letter("no")
-    (letter,) = await topology.dead_letters(group)
-    assert (letter["attempts"], letter["fence"]) == (b"1", b"2")
+    (record,) = await topology.dead_letters(group)
+    assert (record["attempts"], record["fence"]) == (b"1", b"2")
 
 
-async def test_a_producer_cannot_set_it(topology: Topology, wire: Wire) -> None:
+async def test_a_producer_cannot_set_it(topology: Topology, wire: Client) -> None:
     group = await topology.group("tasks", "coder", start="$")
     ((_, fields),) = await wire.call("XRANGE", group.key, "-", "+")
     await wire.call("XADD", group.key, "*", *fields, "x", '{"attempts":70,"fence":80}')

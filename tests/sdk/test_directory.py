@@ -9,14 +9,14 @@ import pytest
 from agentstream.agent import Agent
 from agentstream.errors import AgentStreamError, ConnectionLost, NoRoute
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology
 from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
@@ -45,7 +45,7 @@ async def test_who_is_cancelled_while_looking_up_takes_nobody_along(
     topology: Topology, proxy: Faults
 ) -> None:
     async with topology.agent("planner", url=proxy.url) as planner:
-        with proxy.hold():
+        with proxy.acquire():
             sending = [asyncio.create_task(_send(planner, n)) for n in range(3)]
             await until(lambda: planner._directory._reads._under_way)
             sending[0].cancel()

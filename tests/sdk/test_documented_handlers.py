@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from agentstream.agent import Agent
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.parse import parse_resource
 from support.servers import Server
@@ -40,7 +40,7 @@ def page() -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Wire) -> Topology:
+async def declared(server: Server, wire: Client) -> Topology:
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder")
@@ -77,8 +77,8 @@ async def test_batches(declared: Topology, page: ModuleType) -> None:
             await planner.send_message(to="coder", type="event", payload={"text": text})
         await settled(declared, 3)
     assert store == ["a", "b"]
-    (letter,) = await declared.dead_letters(declared.routes["coder"].consumes[0])
-    assert letter["reason"] == b"EmptyText"
+    (record,) = await declared.dead_letters(declared.routes["coder"].consumes[0])
+    assert record["reason"] == b"EmptyText"
 
 
 async def test_kinds_of_payload(declared: Topology, page: ModuleType, capsys: Printed) -> None:

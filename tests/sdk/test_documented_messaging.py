@@ -13,7 +13,7 @@ import pytest
 from agentstream import Backpressure
 from agentstream.agent import Agent
 from agentstream.protocol.keys import notify_channel
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, following
 from support.waiting import until
@@ -32,7 +32,7 @@ def page() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Wire) -> Topology:
+async def declared(server: Server, wire: Client) -> Topology:
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")
     await topology.stream("news", "planner", broadcast=True)
@@ -59,7 +59,7 @@ async def test_order(declared: Topology, planner: Agent, page: dict[str, Any]) -
 
 
 async def test_sending(
-    declared: Topology, planner: Agent, wire: Wire, page: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    declared: Topology, planner: Agent, wire: Client, page: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     await page["send"](planner)
     await page["send_some"](planner)
@@ -94,7 +94,7 @@ async def test_requests(declared: Topology, planner: Agent, page: dict[str, Any]
         await answering
 
 
-async def test_notifications(declared: Topology, planner: Agent, wire: Wire, page: dict[str, Any]) -> None:
+async def test_notifications(declared: Topology, planner: Agent, wire: Client, page: dict[str, Any]) -> None:
     channel = notify_channel("agentstream", "test", "coder")
 
     async def is_heard() -> bool:

@@ -14,7 +14,7 @@ from agentstream.protocol.keys import StreamKeys, nudge_channel
 from agentstream.protocol.nudges import Nudge
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.monitor import sent_meanwhile
 from support.servers import Server
 from support.topology import NAMESPACE, Topology, following, numbers
@@ -49,7 +49,7 @@ async def handle(agent: Agent, handled: list[int], concurrency: int) -> None:
 async def test_everything_that_a_dead_consumer_held_is_handled_once_however_much_it_is(
     server: Server, topology: Topology
 ) -> None:
-    total, consumers, slots = 10_000, 3, 64
+    total, consumers, capacity = 10_000, 3, 64
     group = await topology.group("tasks", "coder", lease=10_000)
     await send(topology, *range(total))
     await abandoned(topology, group, total)
@@ -58,7 +58,7 @@ async def test_everything_that_a_dead_consumer_held_is_handled_once_however_much
 
     async def take_over() -> None:
         working = [
-            asyncio.create_task(handle(agent, mine, slots))
+            asyncio.create_task(handle(agent, mine, capacity))
             for agent, mine in zip(agents, handled, strict=True)
         ]
         await until(lambda: sum(map(len, handled)) >= total, timeout=60)
@@ -71,12 +71,12 @@ async def test_everything_that_a_dead_consumer_held_is_handled_once_however_much
     assert sorted(n for mine in handled for n in mine) == list(range(total))
     assert all(handled)
     # half of the slots are free at least when a consumer asks
-    assert sent["as1_sweep"] < 2 * total / slots + 100
+    assert sent["as1_sweep"] < 2 * total / capacity + 100
     assert await topology.wire.call("XPENDING", group.key, "coder") == [0, None, None, None]
 
 
 async def test_what_is_stalled_behind_many_that_are_not_is_found_in_one_pass(
-    topology: Topology, wire: Wire
+    topology: Topology, wire: Client
 ) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     await send(topology, *range(20_001))
@@ -185,7 +185,7 @@ async def test_a_connection_that_falls_silent_is_given_up_and_what_it_brought_is
     async with topology.agent("coder", url=proxy.url) as coder:
         asking = asyncio.create_task(following(coder.stream_consume("tasks")))
         await until(lambda: _blocks(topology))
-        with proxy.hold():
+        with proxy.acquire():
             await send(topology, 1)
             # the server has given it away, and nobody has got it
             await until(lambda: topology.pending(topology.routes["coder"].consumes[0]))

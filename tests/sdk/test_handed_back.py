@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from agentstream.consuming.commands import GroupCalls
-from agentstream.protocol.entry import Entry, State, claimed_entries
+from agentstream.protocol.entry import Entry, EntryState, claimed_entries
 from agentstream.protocol.library import DONE
 from agentstream.protocol.routes import Consumes
 from agentstream_operator.broker.broker import Broker
@@ -58,7 +58,9 @@ def give(request: pytest.FixtureRequest, held: Held, broker: Broker) -> Give:
     """Makes what this consumer claimed anybody's."""
 
     async def hand_back(entries: list[Entry]) -> None:
-        assert set(await held.call(*held.calls.release(held.calls.main, State.CLAIMED, entries))) == {DONE}
+        assert set(await held.call(*held.calls.release(held.calls.main, EntryState.CLAIMED, entries))) == {
+            DONE
+        }
 
     async def free(entries: list[Entry]) -> None:
         assert await broker.orphan(held.group.key, "coder", Gone(GONE)) == len(entries)

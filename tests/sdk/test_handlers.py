@@ -17,10 +17,10 @@ import pytest
 
 from agentstream.agent import Agent
 from agentstream.consuming.delivery import Delivery
-from agentstream.errors import AgentStreamError, NotConsumer, Reject, Retry
+from agentstream.errors import AgentStreamError, NoConsumerGroup, Reject, Retry
 from agentstream.handlers.run import _Threads
 from agentstream.protocol.envelope import Message
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology
 from support.waiting import until
@@ -49,7 +49,7 @@ class Model(pydantic.BaseModel):
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, and `coder` consumes it."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
@@ -75,12 +75,12 @@ async def send(topology: Topology, *payloads: Any, kind: str = "task_request", *
             await planner.send_message(to="coder", stream="tasks", type=kind, payload=payload, **how)
 
 
-async def letters(topology: Topology, count: int = 1) -> list[tuple[str, str]]:
+async def records(topology: Topology, count: int = 1) -> list[tuple[str, str]]:
     """Reason and error of the coder's dead letters, once there are so many."""
     group = topology.routes["coder"].consumes[0]
     await until(lambda: _has(topology, count))
     return [
-        (letter["reason"].decode(), letter["error"].decode()) for letter in await topology.dead_letters(group)
+        (record["reason"].decode(), record["error"].decode()) for record in await topology.dead_letters(group)
     ]
 
 
@@ -318,7 +318,7 @@ async def test_a_message_without_a_handler_is_a_dead_letter(topology: Topology) 
     coder.on("event")(nothing)
     await send(topology, {}, kind="task_result")
     async with running(coder):
-        ((reason, error),) = await letters(topology)
+        ((reason, error),) = await records(topology)
     assert reason == "NoHandler"
     assert error == "no handler takes task_result; there are handlers of event"
 
@@ -333,7 +333,7 @@ async def test_a_payload_that_does_not_fit_is_a_dead_letter_that_says_where(topo
     await send(topology, {"doc": "seven"}, {"doc": 7}, kind="event")
     async with running(coder):
         assert await seen.get() == Order(7)
-        ((reason, error),) = await letters(topology)
+        ((reason, error),) = await records(topology)
     assert reason == "InvalidPayload"
     assert error == "the payload is no Order: Expected `int`, got `str` - at `$.doc`"
 
@@ -345,7 +345,7 @@ async def test_a_typed_iteration_yields_typed_payloads(topology: Topology) -> No
             async with delivery:
                 assert delivery.payload == Plan(7)
             break
-        assert [reason for reason, _ in await letters(topology)] == ["InvalidPayload"]
+        assert [reason for reason, _ in await records(topology)] == ["InvalidPayload"]
 
 
 async def test_an_iteration_without_a_type_yields_the_objects_themselves(topology: Topology) -> None:
@@ -383,7 +383,7 @@ async def test_a_version_that_nobody_knows_is_a_dead_letter(topology: Topology) 
     await send(topology, {"doc": 1}, schema_version=3)
     await send(topology, {"doc": 1})
     async with running(coder):
-        found = await letters(topology, 2)
+        found = await records(topology, 2)
     assert sorted(found) == [
         ("UnknownVersion", "task_request has version 1 of its payload, and version 2 can be handled"),
         ("UnknownVersion", "task_request has version 3 of its payload, and version 2 can be handled"),
@@ -419,7 +419,7 @@ async def test_a_handler_that_blocks_runs_in_a_thread_with_as_many_as_are_wanted
     await send(topology, *({"n": n} for n in range(20)), kind="event")
     async with running(coder, concurrency=20):
         await settled(topology, 20)
-        assert [reason for reason, _ in await letters(topology)] == ["no threes"]
+        assert [reason for reason, _ in await records(topology)] == ["no threes"]
 
 
 async def test_a_handler_in_a_thread_may_fail_in_any_way(topology: Topology) -> None:
@@ -434,7 +434,7 @@ async def test_a_handler_in_a_thread_may_fail_in_any_way(topology: Topology) -> 
     await topology.write_routes()
     await send(topology, {}, kind="event")
     async with running(coder):
-        ((reason, error),) = await letters(topology)
+        ((reason, error),) = await records(topology)
     assert (reason, error) == ("MaxDeliveries", "RuntimeError: the handler raised StopIteration")
 
 
@@ -489,7 +489,7 @@ async def test_the_stream_may_only_be_left_out_where_there_is_one(
     coder = topology.agent("coder")
     coder.on("event")(nothing)
     async with coder:
-        with pytest.raises(NotConsumer, match=r"several groups: tasks \(group coder\), news .*stream="):
+        with pytest.raises(NoConsumerGroup, match=r"several groups: tasks \(group coder\), news .*stream="):
             await coder.run()
 
 
@@ -500,7 +500,9 @@ async def test_who_consumes_nothing_cannot_run_handlers(
     nobody = topology.agent("nobody")
     nobody.on("event")(nothing)
     async with nobody:
-        with pytest.raises(NotConsumer, match="nobody consumes no group of any stream; it consumes nothing"):
+        with pytest.raises(
+            NoConsumerGroup, match="nobody consumes no group of any stream; it consumes nothing"
+        ):
             await nobody.run()
 
 
@@ -569,7 +571,7 @@ async def test_whoever_raises_more_than_an_exception_ends_the_run(topology: Topo
             await coder.run()
 
 
-async def test_what_a_thread_does_counts_though_its_deadline_is_over(server: Server, wire: Wire) -> None:
+async def test_what_a_thread_does_counts_though_its_deadline_is_over(server: Server, wire: Client) -> None:
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")
     group = await topology.group("tasks", "coder", deadline=50, max_deliveries=1)

@@ -10,7 +10,7 @@ import pytest
 
 from agentstream.agent import Agent
 from agentstream.telemetry import health
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.probes import ask
 from support.servers import Server, free_port
@@ -38,14 +38,14 @@ def answers(port: int, status: int) -> Callable[[], bool]:
     return lambda: ask(port, "/readyz")[0] == status
 
 
-async def test_an_agent_that_sends_nothing_yet_is_ready(server: Server, wire: Wire, port: int) -> None:
+async def test_an_agent_that_sends_nothing_yet_is_ready(server: Server, wire: Client, port: int) -> None:
     async with probed(Topology(wire, server.url), "planner", port):
         await until(answers(port, 200))
         assert await wire.call("PING") == b"PONG"
 
 
 async def test_a_server_that_is_lost_and_comes_back(private_server: Server, port: int, quickly: None) -> None:
-    wire = Wire(lambda: Endpoint(private_server.url), name="test")
+    wire = Client(lambda: Endpoint(private_server.url), name="test")
     topology = Topology(wire, private_server.url)
     await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder")
@@ -66,7 +66,7 @@ async def test_a_server_that_is_lost_and_comes_back(private_server: Server, port
 
 
 async def test_credentials_that_are_refused_make_it_unready(
-    server: Server, wire: Wire, port: int, quickly: None
+    server: Server, wire: Client, port: int, quickly: None
 ) -> None:
     url = server.url.replace("//", "//nobody:hidden@")
     async with probed(Topology(wire, server.url), "planner", port, url=url):
@@ -78,7 +78,7 @@ async def test_credentials_that_are_refused_make_it_unready(
 
 
 async def test_an_agent_that_stops_is_alive_and_not_ready(
-    server: Server, wire: Wire, port: int, quickly: None
+    server: Server, wire: Client, port: int, quickly: None
 ) -> None:
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")

@@ -16,7 +16,7 @@ from agentstream.agent import Agent
 from agentstream.protocol import library
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream_operator.broker.broker import Broker
 from support.entries import spec
 from support.monitor import sent_meanwhile
@@ -74,7 +74,7 @@ def roles(server: Server, agent: str) -> set[str]:
 
 
 @pytest.fixture
-async def janitor(server: Server, wire: Wire) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+async def janitor(server: Server, wire: Client) -> AsyncIterator[Callable[[], Awaitable[int]]]:
     """A pass over the stream that forgets who was silent for 100 ms; it returns how many."""
     broker = await Broker.connect(server.url, installation="test")
     source = library.source().replace("FORGET = 60000", "FORGET = 100")
@@ -88,7 +88,7 @@ async def janitor(server: Server, wire: Wire) -> AsyncIterator[Callable[[], Awai
     await broker.close()
 
 
-async def consumers(wire: Wire) -> set[str]:
+async def consumers(wire: Client) -> set[str]:
     """The names of the group's consumers, on either of its streams."""
     keys = (GROUP.key, StreamKeys(GROUP.key).retry(GROUP.group))
     return {flat[1].decode() for key in keys for flat in await wire.call("XINFO", "CONSUMERS", key, "coder")}
@@ -120,7 +120,7 @@ async def killed(topology: Topology, pod: str) -> None:
 
 @pytest.mark.parametrize("pod", ["coder", "coder-{}"], ids=["one pod", "many pods"])
 async def test_a_hundred_restarts_leave_no_dead_consumer(
-    topology: Topology, wire: Wire, janitor: Callable[[], Awaitable[int]], pod: str
+    topology: Topology, wire: Client, janitor: Callable[[], Awaitable[int]], pod: str
 ) -> None:
     await topology.group("tasks", "coder", lease=500)
     await send(topology, *range(300))
@@ -142,7 +142,7 @@ async def test_a_hundred_restarts_leave_no_dead_consumer(
     assert sorted(handled) == list(range(300))
 
 
-async def _is_one_left(wire: Wire, janitor: Callable[[], Awaitable[int]]) -> bool:
+async def _is_one_left(wire: Client, janitor: Callable[[], Awaitable[int]]) -> bool:
     # the last one, too, if it was silent for so long
     await janitor()
     return len(await consumers(wire)) <= 1

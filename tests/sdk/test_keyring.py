@@ -16,7 +16,7 @@ from agentstream.protocol.keys import StreamKeys, default_stream_key
 from agentstream.protocol.signatures import Keys, SigningKey, sign
 from agentstream.telemetry.counters import UNVERIFIED
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.signed import KEY, NEW, OLD, Signed
 from support.topology import NAMESPACE, Topology, fields_of, following, numbers
@@ -24,7 +24,7 @@ from support.waiting import until
 
 
 @pytest.fixture
-async def signed(server: Server, wire: Wire, tmp_path: Path) -> Signed:
+async def signed(server: Server, wire: Client, tmp_path: Path) -> Signed:
     return Signed(Topology(wire, server.url), tmp_path)
 
 
@@ -84,9 +84,9 @@ async def test_what_is_not_validly_signed_becomes_a_dead_letter_and_is_counted(s
         assert await strict.reasons() == ["Forged", "Forged", "Forged", "Unsigned", "Replayed", "Replayed"]
         counted = [count(coder, reason) for reason in ("Forged", "Unsigned", "Replayed", "UnknownKey")]
     assert counted == [3, 1, 2, 0]
-    letter = (await strict.topology.dead_letters(strict.group))[0]
-    assert (letter["m"], letter["s"]) == (altered, first["s"])
-    assert b"does not fit the message" in letter["error"]
+    record = (await strict.topology.dead_letters(strict.group))[0]
+    assert (record["m"], record["s"]) == (altered, first["s"])
+    assert b"does not fit the message" in record["error"]
     assert (await strict.topology.stats(strict.group))["dead"] == 6
 
 
@@ -106,8 +106,8 @@ async def test_a_retry_and_its_dead_letter_keep_the_signature(signed: Signed) ->
         await deliveries.aclose()
     assert attempts == 3
     assert await signed.reasons() == ["MaxDeliveries"]
-    (entry,), (letter,) = await signed.entries(), await signed.topology.dead_letters(signed.group)
-    assert (letter["m"], letter["s"]) == (entry["m"], entry["s"])
+    (entry,), (record,) = await signed.entries(), await signed.topology.dead_letters(signed.group)
+    assert (record["m"], record["s"]) == (entry["m"], entry["s"])
 
 
 async def test_a_message_waits_for_the_key_that_its_consumer_does_not_have_yet(signed: Signed) -> None:
@@ -266,7 +266,7 @@ async def test_what_is_sent_for_long_is_signed_again(
         await planner.send_message(to="coder", type="event", payload={"n": 0})
         proxy.refuse()
         sending = asyncio.create_task(planner.send_message(to="coder", type="event", payload={"n": 1}))
-        await until(lambda: planner._sender._outboxes[KEY]._doubt is not None)
+        await until(lambda: planner._sender._batchers[KEY]._doubt is not None)
         ago = 0.0
         proxy.accept()
         await sending

@@ -18,7 +18,7 @@ from agentstream.protocol.envelope import encode
 from agentstream.protocol.keys import reply_key
 from agentstream.protocol.signatures import sign
 from agentstream.telemetry.counters import ANSWERS_UNVERIFIED
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.signed import KEY, NEW, OLD, Signed
 from support.topology import NAMESPACE, Topology, fields_of, following
@@ -26,7 +26,7 @@ from support.waiting import until
 
 
 @pytest.fixture
-async def signed(server: Server, wire: Wire, tmp_path: Path) -> Signed:
+async def signed(server: Server, wire: Client, tmp_path: Path) -> Signed:
     return Signed(Topology(wire, server.url), tmp_path)
 
 

@@ -11,7 +11,7 @@ from agentstream.consuming.commands import Command, GroupCalls
 from agentstream.protocol.entry import Entry, Source
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults, block_loop
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, following, started_for_nobody
 from support.waiting import until
@@ -48,7 +48,7 @@ async def test_what_could_not_be_renewed_does_not_start_before_it_is_known_to_be
 
 @pytest.mark.parametrize("claimed", [True, False])
 async def test_what_is_over_its_lease_once_it_is_begun_is_handed_to_nobody(
-    server: Server, topology: Topology, wire: Wire, monkeypatch: pytest.MonkeyPatch, *, claimed: bool
+    server: Server, topology: Topology, wire: Client, monkeypatch: pytest.MonkeyPatch, *, claimed: bool
 ) -> None:
     group = await topology.group("tasks", "coder", lease=300)
     await send(topology, 1)
@@ -84,7 +84,7 @@ async def test_what_is_over_its_lease_once_it_is_begun_is_handed_to_nobody(
 
 
 async def test_what_comes_back_at_another_count_is_held_anew(
-    proxy: Faults, topology: Topology, wire: Wire
+    proxy: Faults, topology: Topology, wire: Client
 ) -> None:
     group = await topology.group("tasks", "coder", lease=60_000, max_deliveries=9)
     await send(topology, 1, 2)
@@ -104,7 +104,7 @@ async def test_what_comes_back_at_another_count_is_held_anew(
 
 
 async def test_a_handler_is_told_when_the_group_goes_while_nothing_is_read(
-    topology: Topology, wire: Wire
+    topology: Topology, wire: Client
 ) -> None:
     group = await topology.group("tasks", "coder", lease=300)
     await send(topology, 1)
@@ -115,7 +115,7 @@ async def test_a_handler_is_told_when_the_group_goes_while_nothing_is_read(
 
 
 async def test_a_delivery_that_was_lost_before_it_was_fetched_is_passed_over(
-    topology: Topology, wire: Wire, monkeypatch: pytest.MonkeyPatch
+    topology: Topology, wire: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = await topology.group("tasks", "coder", lease=300)
     await send(topology, 1)
@@ -168,14 +168,14 @@ def _fields(struct) -> dict[str, object]:
     return {name: getattr(struct, name) for name in struct.__struct_fields__}
 
 
-async def take_away(topology: Topology, wire: Wire, group: Consumes, *entries: str) -> None:
+async def take_away(topology: Topology, wire: Client, group: Consumes, *entries: str) -> None:
     """As if another consumer had claimed these, or all."""
     taken = entries or [entry for entry, *_ in await topology.pending(group)]
     await wire.call("XCLAIM", group.key, "coder", "other.1", 0, *taken, "JUSTID")
 
 
 async def test_a_lost_lease_cancels_the_handler_and_the_loop_goes_on(
-    topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
+    topology: Topology, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     group = await topology.group("tasks", "coder", lease=300)
     await send(topology, 1)
@@ -202,7 +202,7 @@ async def test_a_lost_lease_cancels_the_handler_and_the_loop_goes_on(
 
 
 async def test_several_deliveries_of_one_task_are_lost_together_or_one_by_one(
-    topology: Topology, wire: Wire
+    topology: Topology, wire: Client
 ) -> None:
     group = await topology.group("tasks", "coder", lease=300)
     await send(topology, *range(6))
@@ -226,7 +226,7 @@ async def test_several_deliveries_of_one_task_are_lost_together_or_one_by_one(
         assert await again.ack()
 
 
-async def test_who_cancels_the_handler_at_the_same_time_wins(topology: Topology, wire: Wire) -> None:
+async def test_who_cancels_the_handler_at_the_same_time_wins(topology: Topology, wire: Client) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     await send(topology, 1)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
@@ -241,7 +241,7 @@ async def test_who_cancels_the_handler_at_the_same_time_wins(topology: Topology,
         working = asyncio.create_task(work())
         await began.wait()
         await take_away(topology, wire, group)
-        deliveries._consumption._dispatch.leases.lose([(delivery._entry, 1)])
+        deliveries._consumption._dispatch.leases.expire([(delivery._entry, 1)])
         working.cancel()
         with pytest.raises(asyncio.CancelledError):
             await working
@@ -249,7 +249,7 @@ async def test_who_cancels_the_handler_at_the_same_time_wins(topology: Topology,
 
 
 async def test_a_handler_of_what_is_lost_already_is_cancelled_at_its_first_await(
-    topology: Topology, wire: Wire
+    topology: Topology, wire: Client
 ) -> None:
     group = await topology.group("tasks", "coder", lease=300)
     await send(topology, 1, 2)
@@ -270,7 +270,7 @@ async def test_a_handler_of_what_is_lost_already_is_cancelled_at_its_first_await
 
 
 async def test_an_error_of_a_handler_that_is_cancelled_is_no_other_attempt(
-    topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
+    topology: Topology, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     group = await topology.group("tasks", "coder", lease=300)
     await send(topology, 1)

@@ -10,7 +10,7 @@ import pytest
 
 from agentstream.consuming.commands import GroupCalls
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, following
 from support.waiting import until
@@ -70,7 +70,7 @@ async def test_who_comes_back_first_leaves_the_others_what_they_hold(
     assert await topology.settled(group, 2)
 
 
-async def test_past_the_limit_only_what_was_handed_back_is_claimed(topology: Topology, wire: Wire) -> None:
+async def test_past_the_limit_only_what_was_handed_back_is_claimed(topology: Topology, wire: Client) -> None:
     group = await topology.group("tasks", "coder")
     calls = GroupCalls(group, "me.1")
     entries = [await topology.add_raw(group.key, b"{}") for _ in range(3)]

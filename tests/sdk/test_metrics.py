@@ -13,14 +13,14 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from agentstream import Backpressure, NoRoute, Outgoing, Reject, Retry
+from agentstream import Backpressure, NoRoute, OutgoingMessage, Reject, Retry
 from agentstream.agent import Agent
 from agentstream.errors import EffectInDoubt
 from agentstream.telemetry import health, metrics
 from agentstream.telemetry.counters import BOUNDS, Counters, Histogram
 from agentstream.telemetry.metrics import FAMILIES
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.probes import ask
 from support.servers import Server, free_port
 from support.topology import Topology, following
@@ -31,7 +31,7 @@ ROW = re.compile(r"^\| `(agentstream_client_\w+)` \| (\w+) \| (.*?)\| (.+) \|$",
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
@@ -71,10 +71,10 @@ TASKS = {"stream": "tasks"}
 CODER = {"stream": "tasks", "group": "coder"}
 
 
-async def test_what_is_sent_is_counted(topology: Topology, wire: Wire, told: Told) -> None:
+async def test_what_is_sent_is_counted(topology: Topology, wire: Client, told: Told) -> None:
     async with topology.agent("planner") as planner:
         await planner.send_message(to="coder", type="event", payload={})
-        await planner.send_many(Outgoing(to="coder", type="event", payload={}) for _ in range(2))
+        await planner.send_many(OutgoingMessage(to="coder", type="event", payload={}) for _ in range(2))
         await wire.call("SET", "{test.tasks}:gate", 0)
         with pytest.raises(Backpressure):
             await planner.send_message(to="coder", type="event", payload={}, on_full="raise")
@@ -93,12 +93,12 @@ async def test_what_is_sent_is_counted(topology: Topology, wire: Wire, told: Tol
     assert told("planner", "send_seconds_count", **TASKS) == 3
 
 
-async def test_many_that_find_no_room_are_counted(topology: Topology, wire: Wire, told: Told) -> None:
+async def test_many_that_find_no_room_are_counted(topology: Topology, wire: Client, told: Told) -> None:
     await wire.call("SET", "{test.tasks}:gate", 0)
     async with topology.agent("planner") as planner:
         await planner.send_many([])
         sending = asyncio.create_task(
-            planner.send_many([Outgoing(to="coder", type="event", payload={})], timeout=10)
+            planner.send_many([OutgoingMessage(to="coder", type="event", payload={})], timeout=10)
         )
         await until(lambda: told("planner", "send_refused_total", **TASKS, error="Backpressure") >= 1)
         await wire.call("DEL", "{test.tasks}:gate")
@@ -147,7 +147,7 @@ async def test_what_is_for_others_is_counted_as_skipped(topology: Topology, told
 
 async def test_what_is_held_is_told(topology: Topology, told: Told) -> None:
     async with topology.agent("planner") as planner, topology.agent("coder") as coder:
-        await planner.send_many(Outgoing(to="coder", type="event", payload={}) for _ in range(5))
+        await planner.send_many(OutgoingMessage(to="coder", type="event", payload={}) for _ in range(5))
         async with coder.stream_consume("tasks", concurrency=4) as deliveries:
             in_hand = [await following(deliveries) for _ in range(2)]
             await until(lambda: told("coder", "held", **CODER, state="buffered") > 0)
@@ -156,7 +156,7 @@ async def test_what_is_held_is_told(topology: Topology, told: Told) -> None:
         assert told("coder", "held", **CODER, state="running") == 0
 
 
-async def test_what_is_lost_is_counted(topology: Topology, wire: Wire, told: Told) -> None:
+async def test_what_is_lost_is_counted(topology: Topology, wire: Client, told: Told) -> None:
     group = await topology.group("tasks", "slow", lease=300)
     async with topology.agent("planner") as planner, topology.agent("slow") as slow:
         await planner.send_message(stream="tasks", type="event", payload={})
@@ -179,7 +179,7 @@ async def test_effects_in_doubt_are_counted(topology: Topology, told: Told) -> N
     assert told("coder", "once_in_doubt_total", **CODER) == 1
 
 
-async def test_what_a_slow_listener_misses_is_counted(topology: Topology, wire: Wire, told: Told) -> None:
+async def test_what_a_slow_listener_misses_is_counted(topology: Topology, wire: Client, told: Told) -> None:
     async with topology.agent("planner") as planner, topology.agent("coder") as coder:
         notes = coder.notifications(buffer=1)
         await until(lambda: _heard(planner))

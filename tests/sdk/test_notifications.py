@@ -14,7 +14,7 @@ from agentstream.agent import Agent
 from agentstream.errors import ConnectionLost, InvalidMessage
 from agentstream.protocol.keys import notify_channel
 from agentstream.testing.faults import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology
 from support.waiting import until
@@ -24,7 +24,7 @@ EVERYBODY = notify_channel("agentstream", "test", "broadcast")
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     return Topology(wire, server.url)
 
 
@@ -34,7 +34,7 @@ async def planner(topology: Topology) -> AsyncIterator[Agent]:
         yield agent
 
 
-async def heard_by(wire: Wire, count: int, channel: str = EVERYBODY) -> None:
+async def heard_by(wire: Client, count: int, channel: str = EVERYBODY) -> None:
     """Waits until so many connections listen to a channel."""
 
     async def do() -> bool:
@@ -48,7 +48,7 @@ async def following(notes: Notifications) -> Notification:
         return await anext(notes)
 
 
-async def test_an_agent_hears_what_it_is_told(topology: Topology, planner: Agent, wire: Wire) -> None:
+async def test_an_agent_hears_what_it_is_told(topology: Topology, planner: Agent, wire: Client) -> None:
     async with topology.agent("coder") as coder, coder.notifications() as notes:
         await heard_by(wire, 1)
         before = time.time()
@@ -58,7 +58,7 @@ async def test_an_agent_hears_what_it_is_told(topology: Topology, planner: Agent
     assert before <= note.timestamp <= time.time()
 
 
-async def test_only_the_addressee_hears_it(topology: Topology, planner: Agent, wire: Wire) -> None:
+async def test_only_the_addressee_hears_it(topology: Topology, planner: Agent, wire: Client) -> None:
     async with topology.agent("coder") as coder, topology.agent("tester") as tester:
         at_coder, at_tester = coder.notifications(), tester.notifications()
         await heard_by(wire, 2)
@@ -68,7 +68,7 @@ async def test_only_the_addressee_hears_it(topology: Topology, planner: Agent, w
         assert (await following(at_tester)).payload["n"] == 2
 
 
-async def test_what_nobody_hears_is_lost(topology: Topology, planner: Agent, wire: Wire) -> None:
+async def test_what_nobody_hears_is_lost(topology: Topology, planner: Agent, wire: Client) -> None:
     assert await planner.notify("coder", {"n": 1}) == 0
     async with topology.agent("coder") as coder, coder.notifications() as notes:
         await heard_by(wire, 1)
@@ -77,7 +77,7 @@ async def test_what_nobody_hears_is_lost(topology: Topology, planner: Agent, wir
 
 
 async def test_each_listener_of_a_process_hears_everything(
-    topology: Topology, planner: Agent, wire: Wire
+    topology: Topology, planner: Agent, wire: Client
 ) -> None:
     async with topology.agent("coder") as coder, coder.notifications() as one, coder.notifications() as two:
         await heard_by(wire, 1)
@@ -88,7 +88,7 @@ async def test_each_listener_of_a_process_hears_everything(
 
 
 async def test_a_listener_that_is_slow_keeps_the_newest_and_counts_the_others(
-    topology: Topology, planner: Agent, wire: Wire
+    topology: Topology, planner: Agent, wire: Client
 ) -> None:
     async with topology.agent("coder") as coder, coder.notifications(buffer=3) as notes:
         async with coder.notifications() as all_of_them:
@@ -101,7 +101,7 @@ async def test_a_listener_that_is_slow_keeps_the_newest_and_counts_the_others(
 
 
 async def test_a_listener_listens_again_after_its_connection_broke(
-    topology: Topology, planner: Agent, proxy: Faults, wire: Wire
+    topology: Topology, planner: Agent, proxy: Faults, wire: Client
 ) -> None:
     async with topology.agent("coder", url=proxy.url) as coder, coder.notifications() as notes:
         await heard_by(wire, 1)
@@ -114,7 +114,7 @@ async def test_a_listener_listens_again_after_its_connection_broke(
 
 
 async def test_several_tasks_share_the_notifications_of_an_iterator(
-    topology: Topology, planner: Agent, wire: Wire
+    topology: Topology, planner: Agent, wire: Client
 ) -> None:
     async with topology.agent("coder") as coder, coder.notifications() as notes:
         tasks = [asyncio.create_task(following(notes)) for _ in range(3)]
@@ -124,7 +124,7 @@ async def test_several_tasks_share_the_notifications_of_an_iterator(
         assert sorted([(await task).payload["n"] for task in tasks]) == [0, 1, 2]
 
 
-async def test_iterating_ends_when_the_agent_stops(topology: Topology, planner: Agent, wire: Wire) -> None:
+async def test_iterating_ends_when_the_agent_stops(topology: Topology, planner: Agent, wire: Client) -> None:
     async with topology.agent("coder") as coder:
         notes = coder.notifications()
         await heard_by(wire, 1)
@@ -143,14 +143,14 @@ async def test_iterating_ends_when_the_agent_stops(topology: Topology, planner: 
         await heard_by(wire, 0)
 
 
-async def test_iterating_ends_when_the_agent_is_closed(topology: Topology, wire: Wire) -> None:
+async def test_iterating_ends_when_the_agent_is_closed(topology: Topology, wire: Client) -> None:
     async with topology.agent("coder") as coder:
         waiting = asyncio.create_task(anext(coder.notifications(), None))
         await heard_by(wire, 1)
     assert await waiting is None
 
 
-async def test_who_leaves_the_loop_listens_no_more(topology: Topology, planner: Agent, wire: Wire) -> None:
+async def test_who_leaves_the_loop_listens_no_more(topology: Topology, planner: Agent, wire: Client) -> None:
     async with topology.agent("coder") as coder:
 
         async def the_first() -> int:
@@ -168,7 +168,7 @@ async def test_who_leaves_the_loop_listens_no_more(topology: Topology, planner: 
 
 
 async def test_what_is_no_notification_is_dropped(
-    topology: Topology, planner: Agent, wire: Wire, caplog: pytest.LogCaptureFixture
+    topology: Topology, planner: Agent, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with topology.agent("coder") as coder, coder.notifications() as notes:
         await heard_by(wire, 1)
@@ -191,7 +191,7 @@ async def test_a_buffer_holds_something(planner: Agent) -> None:
 
 
 async def test_a_notification_is_not_tried_again(
-    topology: Topology, proxy: Faults, planner: Agent, wire: Wire
+    topology: Topology, proxy: Faults, planner: Agent, wire: Client
 ) -> None:
     async with (
         topology.agent("tester", url=proxy.url) as tester,

@@ -15,9 +15,9 @@ from agentstream.protocol.keys import StreamKeys, nudge_channel
 from agentstream.protocol.nudges import Nudge
 from agentstream.protocol.routes import Consumes, Route
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
-from agentstream.transport.subscriptions import Pushes
+from agentstream.transport.subscriptions import Subscriptions
 from support.servers import Server
 from support.topology import NAMESPACE, Topology, following, numbers
 from support.waiting import until
@@ -26,7 +26,7 @@ NUDGES = nudge_channel("agentstream", NAMESPACE, "coder")
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Topology:
+async def topology(server: Server, wire: Client, monkeypatch: pytest.MonkeyPatch) -> Topology:
     """`planner` produces to `tasks`. Without a nudge nobody looks for what is stalled."""
     monkeypatch.setattr("agentstream.consuming.fetch._SWEEP_INTERVAL", 3_600_000)
     declared = Topology(wire, server.url)
@@ -74,7 +74,7 @@ async def test_what_anybody_may_claim_is_claimed_at_once(topology: Topology) -> 
         first.stream_consume("tasks", concurrency=10) as some,
         second.stream_consume("tasks", concurrency=20) as others,
     ):
-        working = [asyncio.create_task(hold(some, 10)), asyncio.create_task(hold(others, 20))]
+        working = [asyncio.create_task(acquire(some, 10)), asyncio.create_task(acquire(others, 20))]
         await until(lambda: waits(topology, 2))
         await free(topology, group)
         # each takes what it has slots for
@@ -82,7 +82,7 @@ async def test_what_anybody_may_claim_is_claimed_at_once(topology: Topology) -> 
         assert sorted(delivery.message.payload["n"] for delivery in held) == list(range(30))
 
 
-async def hold(deliveries: Deliveries[Any], count: int) -> list[Delivery[Any]]:
+async def acquire(deliveries: Deliveries[Any], count: int) -> list[Delivery[Any]]:
     """So many deliveries, none of them settled."""
     return [await following(deliveries) for _ in range(count)]
 
@@ -103,7 +103,7 @@ async def test_what_a_stopped_consumer_hands_back_another_one_has_at_once(topolo
             await until(lambda: topology.settled(group, 10))
 
 
-async def test_a_changed_route_is_read_at_once(topology: Topology, wire: Wire) -> None:
+async def test_a_changed_route_is_read_at_once(topology: Topology, wire: Client) -> None:
     group = await topology.group("tasks", "coder")
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         asking = asyncio.create_task(following(deliveries))
@@ -115,7 +115,7 @@ async def test_a_changed_route_is_read_at_once(topology: Topology, wire: Wire) -
         asking.cancel()
 
 
-async def test_a_word_that_nobody_knows_is_passed_over(topology: Topology, wire: Wire) -> None:
+async def test_a_word_that_nobody_knows_is_passed_over(topology: Topology, wire: Client) -> None:
     await topology.group("tasks", "coder")
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         asking = asyncio.create_task(following(deliveries))
@@ -150,19 +150,19 @@ async def test_a_nudge_reaches_who_was_cut_off_before(topology: Topology, proxy:
 
 
 @pytest.fixture
-async def pushes(server: Server) -> AsyncIterator[Pushes]:
+async def subscriptions(server: Server) -> AsyncIterator[Subscriptions]:
     """Channels of a process that listens to none yet."""
-    listening = Pushes(lambda **options: Wire(lambda: Endpoint(server.url), name="push", **options))
+    listening = Subscriptions(lambda **options: Client(lambda: Endpoint(server.url), name="push", **options))
     yield listening
     await listening.close()
 
 
 async def test_handlers_of_several_channels_share_one_connection(
-    server: Server, topology: Topology, pushes: Pushes
+    server: Server, topology: Topology, subscriptions: Subscriptions
 ) -> None:
     heard: list[tuple[str, bytes]] = []
     for channel in ("a", "b", "b"):
-        pushes.listen(channel, lambda data, channel=channel: heard.append((channel, data)))
+        subscriptions.listen(channel, lambda data, channel=channel: heard.append((channel, data)))
     await until(lambda: listeners(topology, "b"))
     for channel in ("a", "b", "c"):
         await topology.wire.call("PUBLISH", channel, channel.upper())
@@ -172,12 +172,12 @@ async def test_handlers_of_several_channels_share_one_connection(
 
 
 async def test_a_channel_that_comes_later_is_heard_too_and_one_that_goes_is_not(
-    server: Server, topology: Topology, pushes: Pushes
+    server: Server, topology: Topology, subscriptions: Subscriptions
 ) -> None:
     heard: list[bytes] = []
-    end = pushes.listen("a", heard.append)
+    end = subscriptions.listen("a", heard.append)
     await until(lambda: listeners(topology, "a"))
-    pushes.listen("b", heard.append)
+    subscriptions.listen("b", heard.append)
     await until(lambda: listeners(topology, "b"))
     assert await listeners(topology, "a") == 1
     end()
@@ -188,10 +188,10 @@ async def test_a_channel_that_comes_later_is_heard_too_and_one_that_goes_is_not(
 
 
 async def test_the_connection_ends_with_the_last_handler_and_is_made_again_for_the_next(
-    server: Server, topology: Topology, pushes: Pushes
+    server: Server, topology: Topology, subscriptions: Subscriptions
 ) -> None:
     for _ in range(2):
-        end = pushes.listen("a", print)
+        end = subscriptions.listen("a", print)
         await until(lambda: listeners(topology, "a"))
         end()
         await until(lambda: "push" not in server.connections())

@@ -12,7 +12,7 @@ from agentstream.errors import AccessDenied, ConnectionLost, EffectInDoubt
 from agentstream.protocol.routes import Consumes
 from agentstream.telemetry.counters import Counters
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, following
 from support.waiting import until
@@ -22,7 +22,7 @@ COUNTERS = Counters().group("tasks", "coder")
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
@@ -36,7 +36,7 @@ async def send(topology: Topology, count: int = 1) -> None:
             await planner.send_message(to="coder", type="event", payload={})
 
 
-async def test_an_effect_comes_about_once_whatever_the_messages(topology: Topology, wire: Wire) -> None:
+async def test_an_effect_comes_about_once_whatever_the_messages(topology: Topology, wire: Client) -> None:
     await send(topology, 3)
     seen = []
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
@@ -61,7 +61,7 @@ async def test_other_keys_and_other_groups_are_other_effects(topology: Topology)
 
 
 async def test_an_error_takes_the_note_back_and_the_next_attempt_is_the_first_again(
-    topology: Topology, wire: Wire
+    topology: Topology, wire: Client
 ) -> None:
     await send(topology)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
@@ -75,7 +75,7 @@ async def test_an_error_takes_the_note_back_and_the_next_attempt_is_the_first_ag
 
 
 async def test_a_crash_leaves_it_in_doubt_and_in_the_end_a_dead_letter(
-    topology: Topology, wire: Wire
+    topology: Topology, wire: Client
 ) -> None:
     await send(topology)
     consumes = topology.routes["coder"].consumes[0]
@@ -90,11 +90,11 @@ async def test_a_crash_leaves_it_in_doubt_and_in_the_end_a_dead_letter(
                 async with delivery.once("charge-7"):
                     pytest.fail("it may have come about")
         await until(lambda: topology.dead_letters(consumes))
-    (letter,) = await topology.dead_letters(consumes)
-    assert b"EffectInDoubt" in letter["error"] + letter["reason"]
+    (record,) = await topology.dead_letters(consumes)
+    assert b"EffectInDoubt" in record["error"] + record["reason"]
 
 
-async def test_a_handler_may_ask_whoever_knows_and_go_on(topology: Topology, wire: Wire) -> None:
+async def test_a_handler_may_ask_whoever_knows_and_go_on(topology: Topology, wire: Client) -> None:
     await send(topology)
     await wire.call("SET", DONE, "running an-earlier-delivery")
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
@@ -134,7 +134,7 @@ async def test_one_delivery_does_not_begin_it_twice(topology: Topology) -> None:
                 await delivery.once("charge-7").__aenter__()
 
 
-async def test_lost_replies_change_nothing(topology: Topology, proxy: Faults, wire: Wire) -> None:
+async def test_lost_replies_change_nothing(topology: Topology, proxy: Faults, wire: Client) -> None:
     await send(topology, 2)
     async with topology.agent("coder", url=proxy.url) as coder, coder.stream_consume("tasks") as deliveries:
         proxy.lose_reply("begin", times=2)
@@ -151,7 +151,7 @@ async def test_lost_replies_change_nothing(topology: Topology, proxy: Faults, wi
     assert await wire.call("EXISTS", DONE.replace("7", "8")) == 0
 
 
-async def test_a_server_without_memory_still_notes_what_came_about(topology: Topology, wire: Wire) -> None:
+async def test_a_server_without_memory_still_notes_what_came_about(topology: Topology, wire: Client) -> None:
     await send(topology)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         async with await following(deliveries) as delivery:
@@ -162,7 +162,7 @@ async def test_a_server_without_memory_still_notes_what_came_about(topology: Top
     assert await wire.call("GET", DONE) == b"done"
 
 
-async def test_a_note_that_is_late_takes_nothing_from_others(topology: Topology, wire: Wire) -> None:
+async def test_a_note_that_is_late_takes_nothing_from_others(topology: Topology, wire: Client) -> None:
     note = ("FCALL", "as1_once", 1, "{test.tasks}", DONE)
     assert await wire.call(*note, "a", "begin", 60_000) == 1
     assert await wire.call(*note, "b", "undone", 60_000) == 0

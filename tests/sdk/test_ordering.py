@@ -18,7 +18,7 @@ from agentstream.errors import Retry
 from agentstream.protocol.entry import position
 from agentstream.protocol.envelope import Message
 from agentstream.protocol.keys import StreamKeys
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, fields_of, following, numbers
 from support.waiting import until
@@ -173,18 +173,18 @@ async def test_another_consumer_waits_for_a_retry_and_not_for_a_dead_letter(
                 assert (await following(others)).message.payload["n"] == 1
 
 
-def _lanes(deliveries: Deliveries[Any]) -> Any:
+def _key_order(deliveries: Deliveries[Any]) -> Any:
     dispatch = deliveries._consumption._dispatch
-    return None if dispatch is None else dispatch._lanes
+    return None if dispatch is None else dispatch._key_order
 
 
 def _reads(deliveries: Deliveries[Any]) -> bool:
-    return _lanes(deliveries) is not None
+    return _key_order(deliveries) is not None
 
 
 def _waits(deliveries: Deliveries[Any], count: int) -> bool:
     """Whether so many wait for their turn."""
-    return len(_lanes(deliveries)) == count
+    return len(_key_order(deliveries)) == count
 
 
 async def test_what_is_not_for_the_agent_is_skipped_in_its_turn(topology: Topology, planner: Agent) -> None:
@@ -205,7 +205,7 @@ async def test_what_is_not_for_the_agent_is_skipped_in_its_turn(topology: Topolo
 
 
 async def test_what_cannot_be_handled_is_given_up_in_its_turn(
-    topology: Topology, planner: Agent, wire: Wire
+    topology: Topology, planner: Agent, wire: Client
 ) -> None:
     group = await topology.group("tasks", "coder")
     await send(planner, 0)
@@ -220,8 +220,8 @@ async def test_what_cannot_be_handled_is_given_up_in_its_turn(
         assert not await topology.dead_letters(group)
         assert await first.ack()
         assert await numbers(deliveries, 1) == [2]
-    (letter,) = await topology.dead_letters(group)
-    assert letter["origin"].decode() == broken
+    (record,) = await topology.dead_letters(group)
+    assert record["origin"].decode() == broken
 
 
 async def test_what_waits_is_handed_back_at_the_end_and_counts_no_attempt(
@@ -248,7 +248,7 @@ async def test_what_waits_is_handed_back_at_the_end_and_counts_no_attempt(
 
 
 async def test_a_lost_message_is_waited_for_wherever_it_is(
-    topology: Topology, planner: Agent, wire: Wire
+    topology: Topology, planner: Agent, wire: Client
 ) -> None:
     group = await topology.group("tasks", "coder", lease=600)
     await send(planner, 0, 1)
@@ -261,7 +261,7 @@ async def test_a_lost_message_is_waited_for_wherever_it_is(
         dispatch = deliveries._consumption._dispatch
         assert dispatch is not None
         # asked, and refused
-        await until(lambda: (dispatch._lanes.ask_at or 0) > 0)
+        await until(lambda: (dispatch._key_order.ask_at or 0) > 0)
         assert not asking.done()
         assert await wire.call("XACK", group.key, "coder", entries[0]) == 1
         second = await asking
@@ -291,7 +291,7 @@ async def test_a_process_that_is_full_of_what_waits_reads_retries_and_then_goes_
 
 
 async def test_a_group_that_was_made_anew_hands_out_in_order_what_it_hands_out_again(
-    topology: Topology, planner: Agent, wire: Wire, caplog: pytest.LogCaptureFixture
+    topology: Topology, planner: Agent, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     group = await topology.group("tasks", "coder")
     await send(planner, *range(5))
@@ -308,7 +308,7 @@ async def test_a_group_that_was_made_anew_hands_out_in_order_what_it_hands_out_a
 
 
 async def test_a_server_that_does_not_answer_is_asked_again(
-    server: Server, topology: Topology, planner: Agent, wire: Wire, caplog: pytest.LogCaptureFixture
+    server: Server, topology: Topology, planner: Agent, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     await send(planner, 0)

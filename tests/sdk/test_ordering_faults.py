@@ -49,11 +49,11 @@ asyncio.run(main())
 class Consumers:
     """Processes of one group that note in a file what their handlers do."""
 
-    def __init__(self, topology: Topology, path: Path, slots: int, failing: float) -> None:
+    def __init__(self, topology: Topology, path: Path, capacity: int, failing: float) -> None:
         path.touch()
         self._path = path
         self._topology = topology
-        self._arguments = (str(path), str(slots), str(failing))
+        self._arguments = (str(path), str(capacity), str(failing))
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
@@ -137,7 +137,7 @@ async def test_order_holds_when_a_consumer_is_killed(
 ) -> None:
     group = await topology.group("tasks", "coder", lease=1_000)
     keys = [f"key-{n}" for n in range(50)]
-    consumers = Consumers(topology, tmp_path / "log", slots=16, failing=0.05)
+    consumers = Consumers(topology, tmp_path / "log", capacity=16, failing=0.05)
     started.append(consumers)
     for _ in range(3):
         consumers.start()
@@ -160,7 +160,7 @@ async def test_order_holds_when_a_consumer_is_paused_until_others_have_what_it_h
 ) -> None:
     group = await topology.group("tasks", "coder", lease=600)
     keys = [f"key-{n}" for n in range(20)]
-    consumers = Consumers(topology, tmp_path / "log", slots=16, failing=0.05)
+    consumers = Consumers(topology, tmp_path / "log", capacity=16, failing=0.05)
     started.append(consumers)
     for _ in range(3):
         consumers.start()
@@ -189,7 +189,7 @@ async def test_one_slot_each_is_enough_for_many_messages_of_one_key(
     topology: Topology, tmp_path: Path, started: list[Consumers]
 ) -> None:
     group = await topology.group("tasks", "coder", lease=600)
-    consumers = Consumers(topology, tmp_path / "log", slots=1, failing=0.1)
+    consumers = Consumers(topology, tmp_path / "log", capacity=1, failing=0.1)
     started.append(consumers)
     await send(topology, ["k"], 600)
     for _ in range(3):

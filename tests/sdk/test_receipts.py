@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agentstream import QuorumMissed, Receipt, Standing
+from agentstream import QuorumMissed, Receipt, ReceiptState
 from agentstream.agent import Agent
 from agentstream.errors import ConnectionLost, NoRoute, ServerRefused
 from agentstream.protocol.keys import StreamKeys
 from agentstream.testing.faults import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, following, numbers
 from support.waiting import until
@@ -22,7 +22,7 @@ GROUPS = ("coder", "tester", "writer")
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Wire) -> Topology:
+async def declared(server: Server, wire: Client) -> Topology:
     """`planner` produces to the broadcast stream `news`, which three groups read, and to `tasks`."""
     topology = Topology(wire, server.url)
     await topology.stream("news", "planner", broadcast=True)
@@ -49,7 +49,7 @@ async def standings(receipt: Receipt) -> dict[str, str]:
     return {group: str(standing) for group, standing in (await receipt.status()).groups.items()}
 
 
-async def test_a_receipt_says_what_was_sent_and_who_is_expected(planner: Agent, wire: Wire) -> None:
+async def test_a_receipt_says_what_was_sent_and_who_is_expected(planner: Agent, wire: Client) -> None:
     receipt = await planner.broadcast(type="event", payload={"n": 1})
     assert receipt.expected == GROUPS
     assert (receipt.sent.stream, await wire.call("XLEN", NEWS.stream)) == ("news", 1)
@@ -76,9 +76,9 @@ async def test_who_has_it_in_hand_has_not_acknowledged_it(declared: Topology, pl
     receipt = await planner.broadcast(type="event", payload={})
     async with declared.agent("coder") as coder, coder.stream_consume("news") as deliveries:
         delivery = await following(deliveries)
-        assert (await receipt.status()).groups["coder"] is Standing.PENDING
+        assert (await receipt.status()).groups["coder"] is ReceiptState.PENDING
         await delivery.ack()
-        assert (await receipt.status()).groups["coder"] is Standing.ACKNOWLEDGED
+        assert (await receipt.status()).groups["coder"] is ReceiptState.ACKNOWLEDGED
 
 
 async def test_what_came_later_does_not_count(declared: Topology, planner: Agent) -> None:
@@ -93,7 +93,7 @@ async def acknowledge_of_two(declared: Topology, planner: Agent, *, first: bool)
         both = [await following(deliveries) for _ in receipts]
         await both[0 if first else 1].ack()
         seen = [(await receipt.status()).groups["coder"] for receipt in receipts]
-        assert seen == ([Standing.ACKNOWLEDGED, Standing.PENDING][:: 1 if first else -1])
+        assert seen == ([ReceiptState.ACKNOWLEDGED, ReceiptState.PENDING][:: 1 if first else -1])
         await both[1 if first else 0].ack()
 
 
@@ -121,12 +121,12 @@ async def test_who_tries_again_has_not_acknowledged_yet(declared: Topology, plan
     async with declared.agent("coder") as coder, coder.stream_consume("news") as deliveries:
         await (await following(deliveries)).retry(after=0.05)
         status = await receipt.status()
-        assert status.groups["coder"] is Standing.RETRYING
+        assert status.groups["coder"] is ReceiptState.RETRYING
         assert "coder" in status.outstanding
         again = await following(deliveries)
-        assert (await receipt.status()).groups["coder"] is Standing.RETRYING
+        assert (await receipt.status()).groups["coder"] is ReceiptState.RETRYING
         await again.ack()
-        assert (await receipt.status()).groups["coder"] is Standing.ACKNOWLEDGED
+        assert (await receipt.status()).groups["coder"] is ReceiptState.ACKNOWLEDGED
 
 
 async def test_who_gave_it_up_makes_waiting_for_all_pointless(declared: Topology, planner: Agent) -> None:
@@ -153,15 +153,15 @@ async def test_who_failed_too_often_has_given_it_up(declared: Topology, planner:
 
 
 async def is_dead(receipt: Receipt, group: str) -> bool:
-    return (await receipt.status()).groups[group] is Standing.DEAD
+    return (await receipt.status()).groups[group] is ReceiptState.DEAD
 
 
-async def test_a_group_that_is_gone_is_missing(declared: Topology, planner: Agent, wire: Wire) -> None:
+async def test_a_group_that_is_gone_is_missing(declared: Topology, planner: Agent, wire: Client) -> None:
     receipt = await planner.broadcast(type="event", payload={})
     await acknowledge(declared, "coder", "tester")
     await wire.call("FCALL", "as1_destroy_group", 1, NEWS.stream, NEWS.base, "writer")
     status = await receipt.status()
-    assert status.groups["writer"] is Standing.MISSING
+    assert status.groups["writer"] is ReceiptState.MISSING
     # it may be made again where it stopped
     assert status.outstanding == ("writer",)
     assert (await receipt.wait(2)).acknowledged == ("coder", "tester")
@@ -169,7 +169,7 @@ async def test_a_group_that_is_gone_is_missing(declared: Topology, planner: Agen
         await receipt.wait(timeout=0.05)
 
 
-async def test_without_a_stream_all_groups_are_missing(planner: Agent, wire: Wire) -> None:
+async def test_without_a_stream_all_groups_are_missing(planner: Agent, wire: Client) -> None:
     receipt = await planner.broadcast(type="event", payload={})
     await wire.call("DEL", NEWS.stream)
     assert await standings(receipt) == dict.fromkeys(GROUPS, "missing")
@@ -179,7 +179,7 @@ async def test_without_a_stream_all_groups_are_missing(planner: Agent, wire: Wir
     await wire.call("DEL", NEWS.stream)
 
 
-async def test_without_groups_there_is_nothing_to_wait_for(server: Server, wire: Wire) -> None:
+async def test_without_groups_there_is_nothing_to_wait_for(server: Server, wire: Client) -> None:
     topology = Topology(wire, server.url)
     await topology.stream("news", "planner", broadcast=True)
     async with topology.agent("planner") as planner:
@@ -205,7 +205,7 @@ async def test_what_is_no_quorum_is_refused(planner: Agent, quorum: float) -> No
 
 
 async def test_a_group_that_is_declared_later_is_expected_from_then_on(
-    declared: Topology, planner: Agent, wire: Wire
+    declared: Topology, planner: Agent, wire: Client
 ) -> None:
     before = await planner.broadcast(type="event", payload={})
     await declared.group("news", "archive", broadcast=True)
@@ -219,14 +219,14 @@ async def test_a_group_that_is_declared_later_is_expected_from_then_on(
     assert before.expected == GROUPS
 
 
-async def test_only_broadcast_streams_give_receipts(planner: Agent, wire: Wire) -> None:
+async def test_only_broadcast_streams_give_receipts(planner: Agent, wire: Client) -> None:
     with pytest.raises(NoRoute, match="tasks is no broadcast stream"):
         await planner.broadcast(type="event", payload={}, stream="tasks")
     assert await wire.call("XLEN", "{test.tasks}") == 0
 
 
 async def test_a_server_that_is_away_delays_a_broadcast_and_a_receipt(
-    declared: Topology, proxy: Faults, wire: Wire
+    declared: Topology, proxy: Faults, wire: Client
 ) -> None:
     async with declared.agent("planner", url=proxy.url) as planner:
         with proxy.refuse():

@@ -13,7 +13,7 @@ import pytest
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server
 from support.topology import NAMESPACE, Topology, following, numbers
@@ -81,7 +81,7 @@ async def test_a_settling_whose_reply_is_lost_is_done_once(
 
 
 async def test_a_sweep_whose_reply_is_lost_strands_nothing(
-    topology: Topology, proxy: Faults, wire: Wire
+    topology: Topology, proxy: Faults, wire: Client
 ) -> None:
     group = await topology.group("tasks", "coder", lease=200)
     await send(topology, 1)
@@ -94,7 +94,9 @@ async def test_a_sweep_whose_reply_is_lost_strands_nothing(
     assert await topology.settled(group, 1)
 
 
-async def test_a_start_whose_reply_is_lost_is_repeated(topology: Topology, proxy: Faults, wire: Wire) -> None:
+async def test_a_start_whose_reply_is_lost_is_repeated(
+    topology: Topology, proxy: Faults, wire: Client
+) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     await send(topology, 1)
     await wire.call("XREADGROUP", "GROUP", "coder", "coder-pod.1", "STREAMS", group.key, ">")
@@ -139,7 +141,7 @@ async def test_what_a_dead_process_of_another_pod_held_is_claimed_when_its_lease
     assert await topology.settled(group, 5)
 
 
-async def test_more_than_fits_is_taken_up_page_by_page(topology: Topology, wire: Wire) -> None:
+async def test_more_than_fits_is_taken_up_page_by_page(topology: Topology, wire: Client) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     await send(topology, *range(1_000))
     for name in ("coder-pod.a", "coder-pod.b"):
@@ -167,7 +169,7 @@ async def test_what_is_renewed_is_not_claimed_by_others(topology: Topology) -> N
 
 
 async def test_a_handler_whose_lease_was_lost_is_told_and_cannot_settle(
-    topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
+    topology: Topology, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     group = await topology.group("tasks", "coder", lease=600)
     await send(topology, 1, 2)
@@ -198,8 +200,8 @@ async def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_its_ne
         seen = await numbers(coder.stream_consume("tasks"), len(await topology.pending(group)) - 1)
         await until(lambda: topology.settled(group, 6))
     assert 0 not in seen
-    (letter,) = await topology.dead_letters(group)
-    assert (letter["reason"], letter["attempts"]) == (b"MaxDeliveries", b"3")
+    (record,) = await topology.dead_letters(group)
+    assert (record["reason"], record["attempts"]) == (b"MaxDeliveries", b"3")
 
 
 async def test_a_broken_connection_loses_and_doubles_nothing(topology: Topology, proxy: Faults) -> None:
@@ -238,7 +240,7 @@ async def test_a_server_that_is_away_is_logged_once_and_waited_for(
 
 
 async def test_a_group_that_comes_back_at_its_checkpoint_is_consumed_on(
-    topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
+    topology: Topology, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     await send(topology, 1, 2)
@@ -258,7 +260,7 @@ async def test_a_group_that_comes_back_at_its_checkpoint_is_consumed_on(
 
 
 async def test_a_stream_that_was_wiped_is_consumed_on_when_it_comes_back(
-    topology: Topology, wire: Wire
+    topology: Topology, wire: Client
 ) -> None:
     group = await topology.group("tasks", "coder")
     await send(topology, 1)
@@ -274,7 +276,7 @@ async def test_a_stream_that_was_wiped_is_consumed_on_when_it_comes_back(
 
 
 async def test_a_key_of_another_type_is_waited_out_without_haste(
-    topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
+    topology: Topology, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     group = await topology.group("tasks", "coder")
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
@@ -293,13 +295,13 @@ async def test_a_key_of_another_type_is_waited_out_without_haste(
         await (await asking).ack()
 
 
-async def _commands(wire: Wire) -> int:
+async def _commands(wire: Client) -> int:
     info = (await wire.call("INFO", "stats")).decode()
     return int(info.partition("total_commands_processed:")[2].partition("\r")[0])
 
 
 async def test_rights_that_come_back_are_used_again(
-    server: Server, topology: Topology, wire: Wire, caplog: pytest.LogCaptureFixture
+    server: Server, topology: Topology, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     await topology.group("tasks", "coder")
     await wire.call("ACL", "SETUSER", "agent", "on", ">secret", "~*", "+@all")
@@ -316,7 +318,7 @@ async def test_rights_that_come_back_are_used_again(
 
 
 async def test_a_server_that_is_killed_and_comes_back_loses_nothing(private_server: Server) -> None:
-    wire = Wire(lambda: Endpoint(private_server.url), name="test")
+    wire = Client(lambda: Endpoint(private_server.url), name="test")
     topology = Topology(wire, private_server.url)
     await topology.stream("tasks", "planner")
     group = await topology.group("tasks", "coder", lease=2_000)
@@ -350,7 +352,7 @@ async def test_a_server_that_is_killed_and_comes_back_loses_nothing(private_serv
 
 
 async def test_a_credential_that_was_rotated_is_read_at_the_next_connect(
-    server: Server, topology: Topology, wire: Wire, tmp_path: Path
+    server: Server, topology: Topology, wire: Client, tmp_path: Path
 ) -> None:
     from agentstream.agent import Agent  # noqa: PLC0415
 

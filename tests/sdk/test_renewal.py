@@ -20,7 +20,7 @@ from agentstream.consuming.renewal import RenewalThread
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
 from agentstream.transport.blocking import BlockingConnection
-from agentstream.transport.client import Argument, Wire
+from agentstream.transport.client import Argument, Client
 from support.servers import Server
 from support.topology import NAMESPACE, Topology, following, numbers
 from support.waiting import until
@@ -245,7 +245,7 @@ async def test_a_server_that_is_away_for_less_than_a_lease_costs_nothing(
 
 
 async def test_credentials_that_were_rotated_are_read_at_the_next_connect(
-    server: Server, topology: Topology, wire: Wire, tmp_path: Path
+    server: Server, topology: Topology, wire: Client, tmp_path: Path
 ) -> None:
     group = await topology.group("tasks", "coder", lease=600)
     entries = {"uri": server.url, "username": "agent", "password": "old", "namespace": NAMESPACE}
@@ -278,7 +278,7 @@ async def test_the_thread_ends_at_once_though_it_waits_for_a_reply(
             delivery = await following(deliveries)
             await until(lambda: renewing(server))
             (thread,) = threads()
-            with proxy.hold():
+            with proxy.acquire():
                 asked = _asks(monkeypatch)
                 await until(asked.is_set)
                 coder._renewal.close()
@@ -298,7 +298,7 @@ async def test_the_thread_ends_at_once_though_nobody_greets_it(
         ):
             asked = _asks(monkeypatch)
             delivery = await following(deliveries)
-            with proxy.hold():
+            with proxy.acquire():
                 await until(asked.is_set)
                 (thread,) = threads()
                 coder._renewal.close()

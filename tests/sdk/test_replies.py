@@ -57,14 +57,14 @@ async def test_an_answer_that_nothing_leads_to_is_a_dead_letter_once_all_attempt
         assert asyncio.get_running_loop().time() - started < 8
         await stopped(coder, at_work)
     assert attempts == [1, 2, 3, 4, 5]
-    (letter,) = await topology.dead_letters(group)
-    assert letter["reason"] == b"NoRoute"
+    (record,) = await topology.dead_letters(group)
+    assert record["reason"] == b"NoRoute"
     why = (
         "the handler returned an answer, but coder produces to no stream: name it in spec.producers of an"
         " AgentStream; return None, declare a stream that leads to planner, or have planner ask with"
         " Agent.request"
     )
-    assert letter["error"].decode() == why
+    assert record["error"].decode() == why
     warned = [record.getMessage() for record in caplog.records if record.name == "agentstream"]
     assert len(warned) == 5
     assert all(message.endswith(why) for message in warned)
@@ -101,9 +101,9 @@ async def test_an_answer_that_several_streams_lead_to_is_a_dead_letter_at_once(
         await until(lambda: topology.settled(group, 1))
         await stopped(coder, at_work)
     assert attempts == [1]
-    (letter,) = await topology.dead_letters(group)
-    assert letter["reason"] == b"NoRoute"
-    assert letter["error"].decode() == (
+    (record,) = await topology.dead_letters(group)
+    assert record["reason"] == b"NoRoute"
+    assert record["error"].decode() == (
         "the handler returned an answer, but several streams lead to planner: results, reports; name one with"
         " stream=; return None and send the answer, or have planner ask with Agent.request"
     )

@@ -19,7 +19,7 @@ from agentstream.protocol.envelope import encode
 from agentstream.protocol.keys import reply_key
 from agentstream.sending.replies import is_reply_key
 from agentstream.testing.faults import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, following
 from support.waiting import until
@@ -28,7 +28,7 @@ TOKEN = "0123456789abcdef" * 2
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Wire) -> Topology:
+async def declared(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes and `auditor` reads along."""
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")
@@ -57,7 +57,7 @@ async def answering(agent: Agent, workers: int = 1) -> AsyncIterator[None]:
     await asyncio.gather(*working)
 
 
-async def answers(wire: Wire) -> list[str]:
+async def answers(wire: Client) -> list[str]:
     """The keys of the streams for answers."""
     return [key.decode() for key in await wire.call("KEYS", "*:reply:*")]
 
@@ -98,7 +98,7 @@ async def test_a_request_says_what_its_sender_wants_it_to(declared: Topology, pl
 
 
 async def test_five_hundred_requests_at_a_time_get_their_own_answers(
-    declared: Topology, planner: Agent, wire: Wire
+    declared: Topology, planner: Agent, wire: Client
 ) -> None:
     async with declared.agent("coder") as coder, answering(coder, workers=8):
         replies = await asyncio.gather(*(planner.request(to="coder", payload={"n": n}) for n in range(500)))
@@ -107,7 +107,7 @@ async def test_five_hundred_requests_at_a_time_get_their_own_answers(
         assert 0 < await wire.call("PTTL", key) <= 121_000
 
 
-async def test_answers_are_trimmed_as_they_are_read(declared: Topology, planner: Agent, wire: Wire) -> None:
+async def test_answers_are_trimmed_as_they_are_read(declared: Topology, planner: Agent, wire: Client) -> None:
     async with declared.agent("coder") as coder, answering(coder):
         for n in range(3):
             await planner.request(to="coder", payload={"n": n})
@@ -120,7 +120,7 @@ async def test_answers_are_trimmed_as_they_are_read(declared: Topology, planner:
         await until(is_empty)
 
 
-async def test_nothing_is_left_of_a_requester_that_ends(declared: Topology, wire: Wire) -> None:
+async def test_nothing_is_left_of_a_requester_that_ends(declared: Topology, wire: Client) -> None:
     async with declared.agent("coder") as coder, answering(coder):
         async with declared.agent("planner") as planner:
             await planner.request(to="coder", payload={"n": 1})
@@ -154,8 +154,8 @@ async def test_nobody_in_time_is_no_reply(declared: Topology, planner: Agent) ->
         await planner.send_message(to="coder", type="event", payload={})
         # nobody works on what nobody waits for
         assert (await following(deliveries)).message.type == "event"
-    (letter,) = await declared.dead_letters(declared.routes["coder"].consumes[0])
-    assert letter["reason"] == b"Expired"
+    (record,) = await declared.dead_letters(declared.routes["coder"].consumes[0])
+    assert record["reason"] == b"Expired"
 
 
 async def test_an_answer_that_comes_too_late_is_dropped(declared: Topology, planner: Agent) -> None:
@@ -260,7 +260,7 @@ async def test_who_reads_along_and_gives_up_fails_no_request(declared: Topology,
 
 
 async def test_lost_replies_of_the_server_double_nothing(
-    declared: Topology, proxy: Faults, wire: Wire
+    declared: Topology, proxy: Faults, wire: Client
 ) -> None:
     async with (
         declared.agent("planner", url=proxy.url) as planner,
@@ -318,7 +318,7 @@ async def test_a_requester_that_is_closed_waits_no_longer(declared: Topology) ->
         await asking
 
 
-async def test_a_requester_that_is_gone_holds_nobody_up(declared: Topology, wire: Wire) -> None:
+async def test_a_requester_that_is_gone_holds_nobody_up(declared: Topology, wire: Client) -> None:
     async with declared.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         async with declared.agent("planner") as planner:
             asking = asyncio.create_task(planner.request(to="coder", payload={}, timeout=30))
@@ -371,7 +371,7 @@ async def test_another_answers_for_a_responder_that_is_killed_in_mid_work(
 
 
 async def test_a_message_whose_sender_does_not_wait_is_answered_by_a_message(
-    declared: Topology, planner: Agent, wire: Wire
+    declared: Topology, planner: Agent, wire: Client
 ) -> None:
     await declared.stream("results", "coder")
     await declared.group("results", "planner")
@@ -412,7 +412,7 @@ async def test_an_answer_that_nothing_leads_to_is_an_error(declared: Topology, p
     ],
 )
 async def test_only_a_reply_stream_of_the_sender_is_ever_written_to(
-    declared: Topology, planner: Agent, wire: Wire, reply_to: str
+    declared: Topology, planner: Agent, wire: Client, reply_to: str
 ) -> None:
     before = set(await wire.call("KEYS", "*"))
     async with declared.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
@@ -433,7 +433,7 @@ async def test_only_a_reply_stream_of_the_sender_is_ever_written_to(
 
 
 async def test_what_is_no_answer_is_dropped(
-    declared: Topology, planner: Agent, wire: Wire, caplog: pytest.LogCaptureFixture
+    declared: Topology, planner: Agent, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with declared.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         asking = asyncio.create_task(planner.request(to="coder", payload={}))
@@ -453,7 +453,7 @@ async def test_what_is_no_answer_is_dropped(
 
 
 async def test_an_answer_lives_as_long_as_whoever_asked_waits(
-    declared: Topology, planner: Agent, wire: Wire
+    declared: Topology, planner: Agent, wire: Client
 ) -> None:
     async with declared.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         lifetimes = []

@@ -18,11 +18,11 @@ from agentstream.errors import (
     StreamMissing,
 )
 from agentstream.protocol.envelope import decode
-from agentstream.sending.sender import Outgoing
+from agentstream.sending.sender import OutgoingMessage
 from agentstream.sent import SentMessage
 from agentstream.telemetry.counters import SHED
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server
 from support.topology import Topology, fields_of
@@ -30,7 +30,7 @@ from support.waiting import until
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Wire) -> Topology:
+async def declared(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes, and to the broadcast stream `news`."""
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")
@@ -39,7 +39,7 @@ async def declared(server: Server, wire: Wire) -> Topology:
     return topology
 
 
-async def test_a_message_is_on_the_stream_as_it_was_sent(declared: Topology, wire: Wire) -> None:
+async def test_a_message_is_on_the_stream_as_it_was_sent(declared: Topology, wire: Client) -> None:
     before = time.time()
     async with declared.agent("planner") as planner:
         sent = await planner.send_message(
@@ -58,21 +58,21 @@ async def test_a_message_is_on_the_stream_as_it_was_sent(declared: Topology, wir
     assert before <= message.timestamp <= time.time()
 
 
-async def test_a_broadcast_goes_to_the_broadcast_stream(declared: Topology, wire: Wire) -> None:
+async def test_a_broadcast_goes_to_the_broadcast_stream(declared: Topology, wire: Client) -> None:
     async with declared.agent("planner") as planner:
         sent = await planner.send_message(to="broadcast", type="event", payload={})
     assert sent.stream == "news"
     assert await wire.call("XLEN", "{test.news}") == 1
 
 
-async def test_a_stream_without_addressee_is_for_all_its_groups(declared: Topology, wire: Wire) -> None:
+async def test_a_stream_without_addressee_is_for_all_its_groups(declared: Topology, wire: Client) -> None:
     async with declared.agent("planner") as planner:
         sent = await planner.send_message(stream="tasks", type="event", payload={})
     ((_, fields),) = await wire.call("XRANGE", "{test.tasks}", "-", "+")
     assert (sent.stream, decode(fields_of(fields)["m"]).to) == ("tasks", "broadcast")
 
 
-async def test_messages_of_one_moment_travel_together_and_in_order(declared: Topology, wire: Wire) -> None:
+async def test_messages_of_one_moment_travel_together_and_in_order(declared: Topology, wire: Client) -> None:
     async with declared.agent("planner") as planner:
         sent = await asyncio.gather(
             *(planner.send_message(to="coder", type="event", payload={"n": n}) for n in range(2_500))
@@ -81,7 +81,7 @@ async def test_messages_of_one_moment_travel_together_and_in_order(declared: Top
     assert [one.entry for one in sent] == [entry.decode() for entry, _ in entries]
 
 
-async def test_a_lost_reply_never_doubles_a_message(proxy: Faults, declared: Topology, wire: Wire) -> None:
+async def test_a_lost_reply_never_doubles_a_message(proxy: Faults, declared: Topology, wire: Client) -> None:
     async with declared.agent("planner", url=proxy.url) as planner:
         for n in range(5):
             proxy.lose_reply(b"as1_add")
@@ -91,7 +91,9 @@ async def test_a_lost_reply_never_doubles_a_message(proxy: Faults, declared: Top
             assert await wire.call("XRANGE", "{test.tasks}", sent.entry, sent.entry)
 
 
-async def test_a_server_that_is_away_delays_a_message(proxy: Faults, declared: Topology, wire: Wire) -> None:
+async def test_a_server_that_is_away_delays_a_message(
+    proxy: Faults, declared: Topology, wire: Client
+) -> None:
     async with declared.agent("planner", url=proxy.url) as planner:
         proxy.refuse()
         sending = asyncio.create_task(planner.send_message(to="coder", type="event", payload={}))
@@ -108,7 +110,7 @@ async def test_a_server_that_stays_away_is_an_error_at_the_deadline(declared: To
             await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
 
 
-async def test_a_full_stream_is_an_error_at_the_deadline(declared: Topology, wire: Wire) -> None:
+async def test_a_full_stream_is_an_error_at_the_deadline(declared: Topology, wire: Client) -> None:
     await wire.call("SET", "{test.tasks}:gate", 0)
     async with declared.agent("planner") as planner:
         with pytest.raises(Backpressure, match="as many unsettled entries"):
@@ -116,7 +118,7 @@ async def test_a_full_stream_is_an_error_at_the_deadline(declared: Topology, wir
     assert await wire.call("XLEN", "{test.tasks}") == 0
 
 
-async def test_a_sender_waits_for_a_full_stream_to_drain(declared: Topology, wire: Wire) -> None:
+async def test_a_sender_waits_for_a_full_stream_to_drain(declared: Topology, wire: Client) -> None:
     await wire.call("SET", "{test.tasks}:gate", 0)
     async with declared.agent("planner") as planner:
         sending = asyncio.create_task(planner.send_message(to="coder", type="event", payload={}))
@@ -126,7 +128,7 @@ async def test_a_sender_waits_for_a_full_stream_to_drain(declared: Topology, wir
         await sending
 
 
-async def test_a_sender_never_creates_a_stream(declared: Topology, wire: Wire) -> None:
+async def test_a_sender_never_creates_a_stream(declared: Topology, wire: Client) -> None:
     await wire.call("DEL", "{test.tasks}")
     async with declared.agent("planner") as planner:
         with pytest.raises(StreamMissing):
@@ -163,7 +165,7 @@ async def test_neither_addressee_nor_stream_is_an_error(declared: Topology) -> N
             await planner.send_message(type="event", payload={})
 
 
-async def test_what_does_not_fit_the_schema_is_not_sent(declared: Topology, wire: Wire) -> None:
+async def test_what_does_not_fit_the_schema_is_not_sent(declared: Topology, wire: Client) -> None:
     async with declared.agent("planner") as planner:
         with pytest.raises(InvalidMessage, match="type"):
             await planner.send_message(to="coder", type="order", payload={})  # type: ignore[arg-type]
@@ -181,7 +183,7 @@ async def test_refused_credentials_are_an_error_at_the_deadline_without_the_pass
 
 
 async def test_a_server_without_the_library_is_an_error_at_the_deadline(
-    declared: Topology, wire: Wire
+    declared: Topology, wire: Client
 ) -> None:
     await wire.call("FUNCTION", "FLUSH")
     async with declared.agent("planner") as planner:
@@ -189,7 +191,7 @@ async def test_a_server_without_the_library_is_an_error_at_the_deadline(
             await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
 
 
-async def test_a_server_without_memory_is_a_full_one(declared: Topology, wire: Wire) -> None:
+async def test_a_server_without_memory_is_a_full_one(declared: Topology, wire: Client) -> None:
     await wire.call("CONFIG", "SET", "maxmemory", 1)
     async with declared.agent("planner") as planner:
         with pytest.raises(Backpressure):
@@ -203,7 +205,7 @@ async def test_a_message_that_is_larger_than_the_server_takes_is_an_error_at_onc
     private_server.options += ("--proto-max-bulk-len", "1mb")
     private_server.restart()
     private_server.clear()
-    wire = Wire(lambda: Endpoint(private_server.url), name="test")
+    wire = Client(lambda: Endpoint(private_server.url), name="test")
     topology = Topology(wire, private_server.url)
     await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder")
@@ -230,7 +232,7 @@ async def test_after_a_reconnect_routes_are_read_again(proxy: Faults, declared: 
         await until(goes_to_news)
 
 
-async def test_of_a_batch_those_are_added_that_fit(declared: Topology, wire: Wire) -> None:
+async def test_of_a_batch_those_are_added_that_fit(declared: Topology, wire: Client) -> None:
     await wire.call("SET", "{test.tasks}:gate", 3)
     async with declared.agent("planner") as planner:
         results = await asyncio.gather(
@@ -244,7 +246,7 @@ async def test_of_a_batch_those_are_added_that_fit(declared: Topology, wire: Wir
     assert await numbers_on(wire) == [0, 1, 2]
 
 
-async def test_those_that_were_refused_come_when_there_is_room(declared: Topology, wire: Wire) -> None:
+async def test_those_that_were_refused_come_when_there_is_room(declared: Topology, wire: Client) -> None:
     await wire.call("SET", "{test.tasks}:gate", 3)
     async with declared.agent("planner") as planner:
         sending = [
@@ -258,14 +260,14 @@ async def test_those_that_were_refused_come_when_there_is_room(declared: Topolog
     assert sorted(await numbers_on(wire)) == list(range(10))
 
 
-async def test_full_is_an_error_at_once_where_that_is_wanted(declared: Topology, wire: Wire) -> None:
+async def test_full_is_an_error_at_once_where_that_is_wanted(declared: Topology, wire: Client) -> None:
     await wire.call("SET", "{test.tasks}:gate", 0)
     async with declared.agent("planner") as planner:
         with pytest.raises(Backpressure):
             await planner.send_message(to="coder", type="task_request", payload={}, on_full="raise")
 
 
-async def test_events_may_be_shed_and_are_counted(declared: Topology, wire: Wire) -> None:
+async def test_events_may_be_shed_and_are_counted(declared: Topology, wire: Client) -> None:
     await wire.call("SET", "{test.tasks}:gate", 1)
     async with declared.agent("planner") as planner:
         sent = [
@@ -278,7 +280,7 @@ async def test_events_may_be_shed_and_are_counted(declared: Topology, wire: Wire
 
 
 async def test_a_stream_that_vanishes_refuses_the_rest_until_it_is_back(
-    declared: Topology, wire: Wire
+    declared: Topology, wire: Client
 ) -> None:
     async with declared.agent("planner") as planner:
 
@@ -297,7 +299,7 @@ async def test_a_stream_that_vanishes_refuses_the_rest_until_it_is_back(
     assert sorted([*before, *after]) == list(range(400))
 
 
-async def test_a_message_that_expires_while_it_waits_is_not_sent(declared: Topology, wire: Wire) -> None:
+async def test_a_message_that_expires_while_it_waits_is_not_sent(declared: Topology, wire: Client) -> None:
     await wire.call("SET", "{test.tasks}:gate", 0)
     async with declared.agent("planner") as planner:
         with pytest.raises(MessageExpired):
@@ -308,11 +310,11 @@ async def test_a_message_that_expires_while_it_waits_is_not_sent(declared: Topol
 
 
 async def test_a_message_that_expires_behind_others_is_not_sent(
-    proxy: Faults, declared: Topology, wire: Wire
+    proxy: Faults, declared: Topology, wire: Client
 ) -> None:
     async with declared.agent("planner", url=proxy.url) as planner:
         await planner.send_message(to="coder", type="event", payload={"n": 0})
-        with proxy.hold():
+        with proxy.acquire():
             first = asyncio.create_task(planner.send_message(to="coder", type="event", payload={"n": 1}))
             await asyncio.sleep(0)
             expires_at = time.time() + 0.05
@@ -326,7 +328,7 @@ async def test_a_message_that_expires_behind_others_is_not_sent(
     assert await numbers_on(wire) == [0, 1]
 
 
-async def test_a_key_of_ones_own_is_added_once_within_an_hour(declared: Topology, wire: Wire) -> None:
+async def test_a_key_of_ones_own_is_added_once_within_an_hour(declared: Topology, wire: Client) -> None:
     async with declared.agent("planner") as planner:
 
         async def send(once: str | None, stream: str = "tasks") -> SentMessage:
@@ -346,11 +348,14 @@ async def test_a_key_of_ones_own_is_added_once_within_an_hour(declared: Topology
 
 
 async def test_each_entry_with_an_ordering_key_names_the_one_before_it(
-    declared: Topology, wire: Wire
+    declared: Topology, wire: Client
 ) -> None:
     async with declared.agent("planner") as planner:
         sent = await planner.send_many(
-            [Outgoing(to="coder", type="event", payload={}, key=key) for key in ("a", "b", "a", None, "a")]
+            [
+                OutgoingMessage(to="coder", type="event", payload={}, key=key)
+                for key in ("a", "b", "a", None, "a")
+            ]
         )
         last = await planner.send_message(to="coder", type="event", payload={}, key="b")
     entries = [fields_of(fields) for _, fields in await wire.call("XRANGE", "{test.tasks}", "-", "+")]
@@ -361,7 +366,7 @@ async def test_each_entry_with_an_ordering_key_names_the_one_before_it(
     assert order == {"a": sent[4].entry.encode(), "b": last.entry.encode()}
 
 
-async def numbers_on(wire: Wire, key: str = "{test.tasks}") -> list[int]:
+async def numbers_on(wire: Client, key: str = "{test.tasks}") -> list[int]:
     """The numbers of the messages on a stream."""
     entries = await wire.call("XRANGE", key, "-", "+")
     return [decode(fields_of(fields)["m"]).payload["n"] for _, fields in entries]

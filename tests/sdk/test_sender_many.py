@@ -8,17 +8,17 @@ import pytest
 
 from agentstream.errors import Backpressure, InvalidMessage, MessageExpired, NoRoute, SendFailed
 from agentstream.protocol.envelope import decode
-from agentstream.sending.sender import Outgoing
+from agentstream.sending.sender import OutgoingMessage
 from agentstream.sent import SentMessage
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, fields_of
 from support.waiting import until
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Wire) -> Topology:
+async def declared(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes, and to the broadcast stream `news`."""
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")
@@ -28,12 +28,13 @@ async def declared(server: Server, wire: Wire) -> Topology:
 
 
 async def test_many_messages_take_few_round_trips_and_keep_their_order(
-    declared: Topology, wire: Wire
+    declared: Topology, wire: Client
 ) -> None:
     async with declared.agent("planner") as planner:
         before = planner._write.round_trips
         sent = await planner.send_many(
-            Outgoing(to="coder", type="event", payload={"n": n}, schema_version=2) for n in range(1_000)
+            OutgoingMessage(to="coder", type="event", payload={"n": n}, schema_version=2)
+            for n in range(1_000)
         )
         assert planner._write.round_trips - before < 8
         assert await planner.send_many([]) == []
@@ -45,15 +46,15 @@ async def test_many_messages_take_few_round_trips_and_keep_their_order(
     assert {message.schema_version for message in messages} == {2}
 
 
-async def test_of_many_messages_it_is_said_which_were_sent(declared: Topology, wire: Wire) -> None:
+async def test_of_many_messages_it_is_said_which_were_sent(declared: Topology, wire: Client) -> None:
     await wire.call("SET", "{test.tasks}:gate", 2)
     many = [
-        Outgoing(to="coder", type="event", payload={"n": 0}),
-        Outgoing(to="nobody", type="event", payload={"n": 1}),
-        Outgoing(to="coder", type="event", payload={"n": 2}),
-        Outgoing(to="coder", type="event", payload={"n": 3}),
-        Outgoing(to="coder", type="event", payload={"n": 4}, expires_at=1),
-        Outgoing(to="broadcast", type="event", payload={"n": 5}),
+        OutgoingMessage(to="coder", type="event", payload={"n": 0}),
+        OutgoingMessage(to="nobody", type="event", payload={"n": 1}),
+        OutgoingMessage(to="coder", type="event", payload={"n": 2}),
+        OutgoingMessage(to="coder", type="event", payload={"n": 3}),
+        OutgoingMessage(to="coder", type="event", payload={"n": 4}, expires_at=1),
+        OutgoingMessage(to="broadcast", type="event", payload={"n": 5}),
     ]
     async with declared.agent("planner") as planner:
         with pytest.raises(SendFailed, match="3 of 6 messages were not sent: no group of nobody") as caught:
@@ -63,11 +64,11 @@ async def test_of_many_messages_it_is_said_which_were_sent(declared: Topology, w
     assert await numbers_on(wire) == [0, 2]
 
 
-async def test_many_messages_wait_for_room(declared: Topology, wire: Wire) -> None:
+async def test_many_messages_wait_for_room(declared: Topology, wire: Client) -> None:
     await wire.call("SET", "{test.tasks}:gate", 10)
     async with declared.agent("planner") as planner:
         sending = asyncio.create_task(
-            planner.send_many(Outgoing(to="coder", type="event", payload={"n": n}) for n in range(700))
+            planner.send_many(OutgoingMessage(to="coder", type="event", payload={"n": n}) for n in range(700))
         )
         await until(lambda: wire.call("XLEN", "{test.tasks}"))
         assert not sending.done()
@@ -79,37 +80,39 @@ async def test_many_messages_wait_for_room(declared: Topology, wire: Wire) -> No
 @pytest.mark.parametrize(
     ("bad", "error"),
     [
-        (Outgoing(to="No Agent", type="event", payload={}), InvalidMessage),
-        (Outgoing(type="event", payload={}), NoRoute),
-        (Outgoing(to="coder", type="event", payload={}, once="x" * 513), InvalidMessage),
+        (OutgoingMessage(to="No Agent", type="event", payload={}), InvalidMessage),
+        (OutgoingMessage(type="event", payload={}), NoRoute),
+        (OutgoingMessage(to="coder", type="event", payload={}, once="x" * 513), InvalidMessage),
     ],
 )
 async def test_of_many_messages_none_is_sent_if_one_does_not_fit(
-    declared: Topology, wire: Wire, bad: Outgoing, error: type[Exception]
+    declared: Topology, wire: Client, bad: OutgoingMessage, error: type[Exception]
 ) -> None:
     async with declared.agent("planner") as planner:
         with pytest.raises(error):
-            await planner.send_many([Outgoing(to="coder", type="event", payload={}), bad])
+            await planner.send_many([OutgoingMessage(to="coder", type="event", payload={}), bad])
     assert await wire.call("XLEN", "{test.tasks}") == 0
 
 
 async def test_whoever_is_cancelled_while_sending_many_sends_no_more(
-    proxy: Faults, declared: Topology, wire: Wire
+    proxy: Faults, declared: Topology, wire: Client
 ) -> None:
     async with declared.agent("planner", url=proxy.url) as planner:
         await planner.send_message(to="coder", type="event", payload={"n": 0})
-        with proxy.hold():
+        with proxy.acquire():
             sending = asyncio.create_task(
-                planner.send_many(Outgoing(to="coder", type="event", payload={"n": n}) for n in range(1, 200))
+                planner.send_many(
+                    OutgoingMessage(to="coder", type="event", payload={"n": n}) for n in range(1, 200)
+                )
             )
-            await until(lambda: planner._sender._outboxes["{test.tasks}"]._under_way)
+            await until(lambda: planner._sender._batchers["{test.tasks}"]._under_way)
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
         await planner.send_message(to="coder", type="event", payload={"n": 200})
     assert await numbers_on(wire) == [*range(65), 200]
 
 
-async def numbers_on(wire: Wire, key: str = "{test.tasks}") -> list[int]:
+async def numbers_on(wire: Client, key: str = "{test.tasks}") -> list[int]:
     """The numbers of the messages on a stream."""
     entries = await wire.call("XRANGE", key, "-", "+")
     return [decode(fields_of(fields)["m"]).payload["n"] for _, fields in entries]

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from agentstream.consuming.delivery import Delivery
-from agentstream.errors import AgentStreamError, NotConsumer, Reject, Retry
+from agentstream.errors import AgentStreamError, NoConsumerGroup, Reject, Retry
 from agentstream.protocol.envelope import decode
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Route
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.topology import Topology, body_of, fields_of, following, numbers
 from support.waiting import until
 
@@ -142,12 +142,12 @@ async def test_a_failed_message_is_tried_again_and_then_becomes_a_dead_letter(
                 raise ValueError("no such document")
         await until(lambda: topology.settled(group, 1))
     assert [attempt for attempt, _ in attempts] == [1, 2, 3, 4]
-    (letter,) = await topology.dead_letters(group)
-    assert letter["reason"] == b"MaxDeliveries"
-    assert letter["error"] == b"ValueError: no such document"
-    assert (letter["attempts"], {entry for _, entry in attempts}) == (b"4", {letter["origin"].decode()})
-    assert decode(letter["m"]).payload == {"n": 1}
-    assert "x" not in letter
+    (record,) = await topology.dead_letters(group)
+    assert record["reason"] == b"MaxDeliveries"
+    assert record["error"] == b"ValueError: no such document"
+    assert (record["attempts"], {entry for _, entry in attempts}) == (b"4", {record["origin"].decode()})
+    assert decode(record["m"]).payload == {"n": 1}
+    assert "x" not in record
     assert (await topology.stats(group))["retried"] == 3
     assert sum(record.exc_info is not None for record in caplog.records) == 4
 
@@ -162,8 +162,8 @@ async def test_a_handler_may_ask_for_a_retry_or_refuse_for_good(topology: Topolo
             assert second.attempt == 2
             raise Reject("not for me")
         assert await topology.settled(group, 1)
-    (letter,) = await topology.dead_letters(group)
-    assert (letter["reason"], letter["attempts"]) == (b"not for me", b"2")
+    (record,) = await topology.dead_letters(group)
+    assert (record["reason"], record["attempts"]) == (b"not for me", b"2")
 
 
 async def test_a_retry_comes_after_its_delay_and_soon_after_it(topology: Topology) -> None:
@@ -231,7 +231,7 @@ async def test_a_released_message_goes_to_another_consumer_and_counts_no_attempt
     ],
 )
 async def test_what_no_handler_could_handle_becomes_a_dead_letter(
-    topology: Topology, wire: Wire, body: bytes, reason: bytes
+    topology: Topology, wire: Client, body: bytes, reason: bytes
 ) -> None:
     group = await topology.group("tasks", "coder")
     origin = await topology.add_raw(group.key, body)
@@ -239,9 +239,9 @@ async def test_what_no_handler_could_handle_becomes_a_dead_letter(
     async with topology.agent("coder") as coder:
         assert await numbers(coder.stream_consume("tasks"), 1) == [5]
         await until(lambda: topology.settled(group, 2))
-    (letter,) = await topology.dead_letters(group)
-    assert (letter["reason"], letter["m"], letter["origin"].decode()) == (reason, body, origin)
-    assert letter["error"]
+    (record,) = await topology.dead_letters(group)
+    assert (record["reason"], record["m"], record["origin"].decode()) == (reason, body, origin)
+    assert record["error"]
 
 
 async def test_what_expires_while_it_waits_for_a_handler_is_not_handled(topology: Topology) -> None:
@@ -256,7 +256,7 @@ async def test_what_expires_while_it_waits_for_a_handler_is_not_handled(topology
             first = await following(deliveries)
             # what was read with it is made to expire in the buffer
             consumption = deliveries._consumption
-            (waiting,) = consumption._dispatch._buffer._ordinary
+            (waiting,) = consumption._dispatch._prefetched._ordinary
             waiting.message = decode(body_of(waiting.message, expires_at=1.0))
             assert waiting.message.id == message.id
             asking = asyncio.ensure_future(anext(deliveries))
@@ -291,7 +291,7 @@ async def test_from_its_third_attempt_a_message_runs_alone(topology: Topology) -
         assert suspect.attempt == 3
         await send(topology, 2)
         asking: asyncio.Future[Delivery] = asyncio.ensure_future(anext(deliveries))
-        await until(lambda: len(deliveries._consumption._dispatch._buffer) == 1)
+        await until(lambda: len(deliveries._consumption._dispatch._prefetched) == 1)
         assert not asking.done()
         assert await suspect.ack()
         assert await (await asking).ack()
@@ -310,7 +310,7 @@ async def test_a_suspect_starts_in_the_end_though_another_handler_never_does_end
         assert await endless.ack()
 
 
-async def test_a_broadcast_group_keeps_account_of_what_is_parked(topology: Topology, wire: Wire) -> None:
+async def test_a_broadcast_group_keeps_account_of_what_is_parked(topology: Topology, wire: Client) -> None:
     await topology.stream("news", "planner", broadcast=True)
     group = await topology.group("news", "coder", broadcast=True)
     async with topology.agent("planner") as planner:
@@ -329,7 +329,7 @@ async def test_consuming_what_nobody_declared_is_an_error_that_says_what_is_decl
     monkeypatch.setattr("agentstream.consuming.session._ROUTE_PATIENCE", 0.1)
     await topology.group("tasks", "coder")
     async with topology.agent("coder") as coder:
-        with pytest.raises(NotConsumer, match=r"it consumes tasks \(group coder\)"):
+        with pytest.raises(NoConsumerGroup, match=r"it consumes tasks \(group coder\)"):
             await following(coder.stream_consume("results"))
 
 

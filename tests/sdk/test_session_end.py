@@ -16,7 +16,7 @@ from agentstream.agent import Agent, base36
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import NAMESPACE, Topology, following, numbers, started_for_nobody
 from support.waiting import until
@@ -25,7 +25,7 @@ CLAIMABLE = 86_000_000
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes; ten messages wait."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
@@ -106,7 +106,7 @@ async def _handed_back(topology: Topology, group: Consumes, count: int) -> bool:
     return sum(idle > CLAIMABLE for _, _, idle, _ in await topology.pending(group)) == count
 
 
-async def test_a_handler_may_send_after_stop(topology: Topology, wire: Wire) -> None:
+async def test_a_handler_may_send_after_stop(topology: Topology, wire: Client) -> None:
     await topology.stream("results", "coder")
     await topology.group("results", "planner")
     async with topology.agent("coder") as coder:

@@ -59,8 +59,8 @@ async def test_a_reason_that_cannot_be_written_as_it_is_is_written_as_it_can(
     async with asyncio.timeout(5):
         async with await following(deliveries):
             raise raised
-    (letter,) = await topology.dead_letters(group)
-    assert (letter["reason"], letter["error"]) == written
+    (record,) = await topology.dead_letters(group)
+    assert (record["reason"], record["error"]) == written
     assert await topology.settled(group, 1)
 
 
@@ -83,7 +83,7 @@ async def test_a_delay_that_is_none_is_a_mistake_of_the_handler(
     async with asyncio.timeout(5):
         async with await following(deliveries) as delivery:
             await delivery.retry(after=after)
-    (letter,) = await topology.dead_letters(group)
-    assert letter["reason"] == b"MaxDeliveries"
+    (record,) = await topology.dead_letters(group)
+    assert record["reason"] == b"MaxDeliveries"
     with pytest.raises((ValueError, TypeError)):
         Retry(after=after)

@@ -10,7 +10,7 @@ import pytest
 
 from agentstream.errors import AccessDenied
 from agentstream.testing import Faults
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server
 from support.waiting import until
@@ -26,7 +26,7 @@ class Listener:
 
     def __init__(self, endpoint: Callable[[], Endpoint], *channels: str, timeout: float = 5.0) -> None:
         self.heard: list[tuple[bytes, bytes]] = []
-        self.wire = Wire(
+        self.wire = Client(
             endpoint,
             name="listener",
             timeout=timeout,
@@ -43,12 +43,12 @@ async def listener(proxy: Faults) -> AsyncIterator[Listener]:
     await made.wire.close()
 
 
-async def published(wire: Wire, channel: str, data: str) -> bool:
+async def published(wire: Client, channel: str, data: str) -> bool:
     """Publishes, and says whether anybody heard it."""
     return bool(await wire.call("PUBLISH", channel, data))
 
 
-async def test_what_is_published_is_heard_between_replies(listener: Listener, wire: Wire) -> None:
+async def test_what_is_published_is_heard_between_replies(listener: Listener, wire: Client) -> None:
     await until(lambda: published(wire, "one", "first"))
     replies = await asyncio.gather(*(listener.wire.call("PUBLISH", "two", n) for n in range(3)))
     assert replies == [1, 1, 1]
@@ -58,7 +58,7 @@ async def test_what_is_published_is_heard_between_replies(listener: Listener, wi
 
 
 async def test_a_broken_connection_is_made_again_without_being_asked(
-    listener: Listener, proxy: Faults, wire: Wire
+    listener: Listener, proxy: Faults, wire: Client
 ) -> None:
     await listener.wire.call("PING")
     proxy.cut()
@@ -84,7 +84,7 @@ async def test_a_server_that_is_away_at_first_is_found_later(private_server: Ser
     await listener.wire.close()
 
 
-async def test_a_silent_server_is_noticed_although_nobody_calls(proxy: Faults, wire: Wire) -> None:
+async def test_a_silent_server_is_noticed_although_nobody_calls(proxy: Faults, wire: Client) -> None:
     listener = Listener(lambda: Endpoint(proxy.url), "one", timeout=0.4)
     listener.wire.open()
     await until(lambda: listener.wire._connection is not None)
@@ -92,14 +92,14 @@ async def test_a_silent_server_is_noticed_although_nobody_calls(proxy: Faults, w
     # a server that is there and has nothing to say is asked now and then, and kept
     await until(lambda: first.writes >= 4)
     assert listener.wire.connects == 1
-    with proxy.hold():
+    with proxy.acquire():
         await until(lambda: first.error is not None)
     await until(lambda: listener.wire.connects == 2)
     assert await listener.wire.call("PING") == b"PONG"
     await listener.wire.close()
 
 
-async def test_a_channel_that_one_may_not_listen_to_is_access_denied(server: Server, wire: Wire) -> None:
+async def test_a_channel_that_one_may_not_listen_to_is_access_denied(server: Server, wire: Client) -> None:
     await wire.call("ACL", "SETUSER", "agent", "on", ">secret", "~*", "+@all", "resetchannels", "&one")
     listener = Listener(lambda: Endpoint(server.url, "agent", "secret"), "one", "two")
     with pytest.raises(AccessDenied, match="NOPERM"):
@@ -113,13 +113,13 @@ async def test_without_any_channel_it_is_a_connection_like_others(server: Server
     await listener.wire.close()
 
 
-async def test_a_listener_that_fails_harms_nobody(server: Server, wire: Wire) -> None:
+async def test_a_listener_that_fails_harms_nobody(server: Server, wire: Client) -> None:
     def fail(channel: bytes, data: bytes) -> None:
         raise ValueError(data.decode())
 
     said: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context["exception"]))
-    failing = Wire(lambda: Endpoint(server.url), name="failing", channels=lambda: ["one"], on_push=fail)
+    failing = Client(lambda: Endpoint(server.url), name="failing", channels=lambda: ["one"], on_push=fail)
     assert await failing.call("PUBLISH", "one", "wrong") == 1
     assert await failing.call("PING") == b"PONG"
     await until(lambda: [str(error) for error in said] == ["wrong"])
@@ -127,7 +127,7 @@ async def test_a_listener_that_fails_harms_nobody(server: Server, wire: Wire) ->
     await failing.close()
 
 
-async def test_functions_reply_the_same_to_a_connection_that_listens(server: Server, wire: Wire) -> None:
+async def test_functions_reply_the_same_to_a_connection_that_listens(server: Server, wire: Client) -> None:
     await wire.call("FUNCTION", "LOAD", "REPLACE", LUA)
     listener = Listener(lambda: Endpoint(server.url), "one")
     for function in ("probe", "probe_null"):

@@ -12,10 +12,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 
-from agentstream import Backpressure, Outgoing, Reject, Retry, sync
+from agentstream import Backpressure, OutgoingMessage, Reject, Retry, sync
 from agentstream.consuming.delivery import Delivery
 from agentstream.telemetry import spans
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, fields_of, following
 from support.tracing import is_child, spans_of
@@ -23,7 +23,7 @@ from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
@@ -124,7 +124,7 @@ async def test_a_handler_that_is_cancelled_says_so(
 
 
 async def test_sending_that_fails_says_why(
-    topology: Topology, wire: Wire, exported: InMemorySpanExporter
+    topology: Topology, wire: Client, exported: InMemorySpanExporter
 ) -> None:
     await wire.call("SET", "{test.tasks}:gate", 0)
     async with topology.agent("planner") as planner:
@@ -138,7 +138,7 @@ async def test_sending_that_fails_says_why(
 
 async def test_many_messages_have_one_span(topology: Topology, exported: InMemorySpanExporter) -> None:
     async with topology.agent("planner") as planner, topology.agent("coder") as coder:
-        await planner.send_many(Outgoing(to="coder", type="event", payload={}) for _ in range(3))
+        await planner.send_many(OutgoingMessage(to="coder", type="event", payload={}) for _ in range(3))
         deliveries = coder.stream_consume("tasks")
         for _ in range(3):
             async with await following(deliveries):
@@ -198,7 +198,7 @@ async def test_a_thread_has_the_span_of_what_it_handles(
 
 
 async def test_the_field_is_trace_context(
-    topology: Topology, wire: Wire, exported: InMemorySpanExporter
+    topology: Topology, wire: Client, exported: InMemorySpanExporter
 ) -> None:
     state = TraceState([("vendor", "a;b")])
     upstream = SpanContext(0xA1, 0xB2, is_remote=True, trace_flags=TraceFlags(1), trace_state=state)
@@ -216,7 +216,7 @@ async def test_the_field_is_trace_context(
 
 @pytest.mark.parametrize("field", [b"", b"nonsense", b"\xff;\xff", b"00-" + b"0" * 2000])
 async def test_a_field_that_cannot_be_read_begins_a_trace(
-    topology: Topology, wire: Wire, exported: InMemorySpanExporter, field: bytes
+    topology: Topology, wire: Client, exported: InMemorySpanExporter, field: bytes
 ) -> None:
     async with topology.agent("planner") as planner, topology.agent("coder") as coder:
         await planner.send_message(to="coder", type="event", payload={})
@@ -250,7 +250,7 @@ asyncio.run(main())
 
 
 async def test_who_has_no_provider_passes_on_the_trace_of_what_it_handles(
-    topology: Topology, wire: Wire, exported: InMemorySpanExporter
+    topology: Topology, wire: Client, exported: InMemorySpanExporter
 ) -> None:
     await topology.stream("results", "coder")
     await topology.group("results", "planner")
@@ -287,7 +287,7 @@ print(sorted(name for name in sys.modules if name == "opentelemetry.trace"))
     ("before", "loaded"), [("", ["opentelemetry.trace"]), ("sys.modules['opentelemetry'] = None", [])]
 )
 async def test_it_is_loaded_by_the_first_message_and_only_where_it_is_installed(
-    topology: Topology, wire: Wire, before: str, loaded: list[str]
+    topology: Topology, wire: Client, before: str, loaded: list[str]
 ) -> None:
     environ = {
         "AGENTSTREAM_URL": topology.url,

@@ -12,10 +12,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from agentstream import Delivery, Message, NoReply, Outgoing, Reject, RequestFailed, sync
+from agentstream import Delivery, Message, NoReply, OutgoingMessage, Reject, RequestFailed, sync
 from agentstream.agent import Agent
 from agentstream.telemetry import tracing
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, following
 from support.tracing import is_child, spans_of
@@ -23,7 +23,7 @@ from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")
@@ -196,7 +196,7 @@ async def sends_in_a_handler(topology: Topology) -> None:
         @coder.on("event")
         async def handle(event: dict) -> None:
             await coder.send_message(to="tester", type="event", payload={})
-            await coder.send_many([Outgoing(to="tester", type="event", payload={})])
+            await coder.send_many([OutgoingMessage(to="tester", type="event", payload={})])
             await coder.broadcast(type="event", payload={})
 
         await _served(coder, topology)
@@ -208,7 +208,7 @@ async def sends_in_a_batch(topology: Topology) -> None:
         @coder.on("event", batch=1)
         async def handle(batch: list[Delivery]) -> None:
             await coder.send_message(to="tester", type="event", payload={})
-            await coder.send_many([Outgoing(to="tester", type="event", payload={})])
+            await coder.send_many([OutgoingMessage(to="tester", type="event", payload={})])
             await coder.broadcast(type="event", payload={})
 
         await _served(coder, topology)
@@ -220,7 +220,7 @@ async def sends_in_a_thread(topology: Topology) -> None:
     @coder.on("event")
     def handle(event: dict[str, Any]) -> None:
         coder.send_message(to="tester", type="event", payload={})
-        coder.send_many([Outgoing(to="tester", type="event", payload={})])
+        coder.send_many([OutgoingMessage(to="tester", type="event", payload={})])
         coder.broadcast(type="event", payload={})
 
     await _served(coder, topology)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.access import AgentUse, set_user
@@ -17,11 +17,11 @@ HASHES = (hashlib.sha256(PASSWORD.encode()).hexdigest(),)
 
 
 @asynccontextmanager
-async def as_agent(server: Server, broker: Broker, use: AgentUse) -> AsyncIterator[Wire]:
+async def as_agent(server: Server, broker: Broker, use: AgentUse) -> AsyncIterator[Client]:
     """Sets the agent's user as the operator would, and connects with it."""
     action = set_user(use, "test", HASHES)
     await broker.apply(action)
-    wire = Wire(lambda: Endpoint(server.url, action.name, PASSWORD), name="agent")
+    wire = Client(lambda: Endpoint(server.url, action.name, PASSWORD), name="agent")
     try:
         yield wire
     finally:

@@ -20,9 +20,9 @@ from agentstream_operator.resources.meta import FINALIZER, ResourceKey
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
     Condition,
+    ConditionReason,
     ConditionType,
     ConsumerGroupStatus,
-    Reason,
     find_condition,
 )
 
@@ -147,7 +147,7 @@ class MemoryCluster:
         condition = self.condition(key, ConditionType.READY)
         return condition is not None and condition.status == "True"
 
-    def reasons(self, key: ResourceKey) -> list[Reason]:
+    def reasons(self, key: ResourceKey) -> list[ConditionReason]:
         """The reasons of a resource's events, in order."""
         return [event.reason for event in self.events if event.about == key]
 

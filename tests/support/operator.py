@@ -15,7 +15,7 @@ from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.status import Reason
+from agentstream_operator.resources.status import ConditionReason
 from support.cluster import MemoryCluster
 from support.waiting import until
 
@@ -80,7 +80,7 @@ class Operator:
         """Waits until a resource is in effect."""
         await until(lambda: self.cluster.ready(key))
 
-    async def event(self, about: ResourceKey, reason: Reason) -> None:
+    async def event(self, about: ResourceKey, reason: ConditionReason) -> None:
         """Waits for an event."""
         await until(lambda: reason in self.cluster.reasons(about))
 

@@ -9,16 +9,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from agentstream.protocol.keys import StreamKeys
-from agentstream.sending.batcher import Outbox, Parcel
+from agentstream.sending.batcher import Batcher, BatchRecord
 
 
-def outbox_on(call: Callable[..., Awaitable[Any]], key: str) -> Outbox:
-    return Outbox(call, StreamKeys(key), lambda _: None, lambda: None)
+def outbox_on(call: Callable[..., Awaitable[Any]], key: str) -> Batcher:
+    return Batcher(call, StreamKeys(key), lambda _: None, lambda: None)
 
 
-def parcel(data: bytes, timeout: float = 30.0) -> Parcel:
+def parcel(data: bytes, timeout: float = 30.0) -> BatchRecord:
     now = asyncio.get_running_loop().time()
-    return Parcel(data, now, now + timeout, None)
+    return BatchRecord(data, now, now + timeout, None)
 
 
 class Detour:

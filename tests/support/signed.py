@@ -77,4 +77,4 @@ class Signed:
 
     async def reasons(self) -> list[str]:
         """Why messages became dead letters."""
-        return [letter["reason"].decode() for letter in await self.topology.dead_letters(self.group)]
+        return [record["reason"].decode() for record in await self.topology.dead_letters(self.group)]

@@ -13,12 +13,12 @@ import pytest
 
 from agentstream.agent import Agent
 from agentstream.consuming.delivery import Delivery
-from agentstream.consuming.dispatch import Dispatch
+from agentstream.consuming.dispatch import Dispatcher
 from agentstream.identity.settings import Settings
 from agentstream.protocol.envelope import Message
 from agentstream.protocol.keys import StreamKeys, default_stream_key, routes_key
 from agentstream.protocol.routes import Consumes, Produces, Route, encode_route
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 
 NAMESPACE = "test"
@@ -38,7 +38,7 @@ class Topology:
         url: where agents connect to.
     """
 
-    wire: Wire
+    wire: Client
     url: str
     routes: dict[str, Route] = field(default_factory=dict)
 
@@ -182,12 +182,12 @@ async def following(deliveries: AsyncIterator[Delivery]) -> Delivery:
 
 def started_for_nobody(monkeypatch: pytest.MonkeyPatch, asking: asyncio.Task[Delivery]) -> None:
     """Whoever asked for the next delivery is gone at the very moment when there is one."""
-    wake = Dispatch._wake
+    wake = Dispatcher._wake
 
-    def wake_and_cancel(dispatch: Dispatch, count: int) -> None:
+    def wake_and_cancel(dispatch: Dispatcher, count: int) -> None:
         wake(dispatch, count)
         if count:
             monkeypatch.undo()
             asking.cancel()
 
-    monkeypatch.setattr(Dispatch, "_wake", wake_and_cancel)
+    monkeypatch.setattr(Dispatcher, "_wake", wake_and_cancel)

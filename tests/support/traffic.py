@@ -17,8 +17,8 @@ from agentstream_operator.plan.scaling import (
     Decision,
     Limits,
     Replicas,
-    Rule,
     ScalingInput,
+    ScalingRule,
     decide,
     follow_replicas,
 )
@@ -88,7 +88,7 @@ class Moment:
     oldest: float
     wanted: int
     ready: int
-    rule: Rule
+    rule: ScalingRule
 
 
 @dataclass(frozen=True)

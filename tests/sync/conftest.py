@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from agentstream.sync import Agent
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Wire) -> Topology:
+async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
     declared = Topology(wire, server.url)
     await declared.stream("tasks", "planner")

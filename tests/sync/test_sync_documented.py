@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentstream.sync import Agent
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.topology import NAMESPACE, Topology
 from support.tracing import exporter
 
@@ -27,7 +27,7 @@ def example(name: str) -> Any:
     return names[name]
 
 
-async def test_iterating(topology: Topology, wire: Wire) -> None:
+async def test_iterating(topology: Topology, wire: Client) -> None:
     await topology.stream("results", "coder")
     await topology.group("results", "planner")
     (text,) = (one for one in EXAMPLES if "def work(" in one)

@@ -18,7 +18,7 @@ from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.sync import Agent, Deliveries
 from agentstream.sync.loop import LoopThread
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.servers import Server, free_port
 from support.topology import NAMESPACE, Topology
 from support.waiting import until
@@ -422,7 +422,7 @@ async def test_an_agent_that_is_never_left_ends_with_its_program(
 
 
 async def test_what_a_killed_process_had_is_handled_by_another(
-    topology: Topology, group: Consumes, ten: None, wire: Wire
+    topology: Topology, group: Consumes, ten: None, wire: Client
 ) -> None:
     killed = program(topology, CONSUMES.format(after="time.sleep(60)"), pod="first")
     assert await lines(killed, 2) == ["ready", "0"]

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 import agentstream
-from agentstream import NoReply, NoRoute, Outgoing, QuorumMissed, Reject, RequestFailed, Retry
+from agentstream import NoReply, NoRoute, OutgoingMessage, QuorumMissed, Reject, RequestFailed, Retry
 from agentstream.errors import Backpressure, EffectInDoubt
 from agentstream.protocol.keys import notify_channel
 from agentstream.protocol.routes import Consumes
 from agentstream.sync import Agent, Deliveries, Delivery
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from support.topology import Topology
 from support.waiting import until
 
@@ -58,7 +58,9 @@ async def test_threads_share_the_work_of_one_consumption(
 
     def share() -> list[int]:
         with planner, coder, ThreadPoolExecutor(4) as threads:
-            sent = planner.send_many(Outgoing(to="coder", type="event", payload={"n": n}) for n in range(40))
+            sent = planner.send_many(
+                OutgoingMessage(to="coder", type="event", payload={"n": n}) for n in range(40)
+            )
             assert len({one.entry for one in sent}) == 40
             deliveries = coder.stream_consume("tasks", concurrency=8)
             working = [threads.submit(work, deliveries) for _ in range(4)]
@@ -105,7 +107,7 @@ async def test_a_block_settles_by_how_it_ends(
         ("rejected", 1),
     ]
     await until(lambda: topology.settled(group, 4))
-    assert {letter["reason"] for letter in await topology.dead_letters(group)} == {b"NoUse", b"MaxDeliveries"}
+    assert {record["reason"] for record in await topology.dead_letters(group)} == {b"NoUse", b"MaxDeliveries"}
 
 
 async def test_the_verbs_say_whether_the_message_was_held(
@@ -127,8 +129,8 @@ async def test_the_verbs_say_whether_the_message_was_held(
             assert next(deliveries).dead_letter("Enough")
 
     await asyncio.to_thread(work)
-    (letter,) = await topology.dead_letters(group)
-    assert letter["reason"] == b"Enough"
+    (record,) = await topology.dead_letters(group)
+    assert record["reason"] == b"Enough"
 
 
 async def test_payloads_come_as_the_type_that_was_asked_for(planner: Agent, coder: Agent) -> None:
@@ -224,7 +226,7 @@ async def test_a_receipt_says_who_acknowledged(topology: Topology, planner: Agen
 
 
 async def test_notifications_end_when_the_agent_stops(
-    topology: Topology, wire: Wire, planner: Agent, coder: Agent
+    topology: Topology, wire: Client, planner: Agent, coder: Agent
 ) -> None:
     channel = notify_channel("agentstream", "test", "coder")
 

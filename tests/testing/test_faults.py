@@ -10,7 +10,7 @@ import pytest
 
 from agentstream.errors import ConnectionLost
 from agentstream.testing import Faults, block_loop
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, free_port
 from support.waiting import until
@@ -23,21 +23,21 @@ def faults(server: Server) -> Iterator[Faults]:
 
 
 @pytest.fixture
-async def agent(faults: Faults) -> AsyncIterator[Wire]:
+async def agent(faults: Faults) -> AsyncIterator[Client]:
     """A connection through the faults."""
-    connection = Wire(lambda: Endpoint(faults.url), name="agent")
+    connection = Client(lambda: Endpoint(faults.url), name="agent")
     yield connection
     await connection.close()
 
 
-async def outcomes(agent: Wire, *commands: tuple[str, ...]) -> list[object]:
+async def outcomes(agent: Client, *commands: tuple[str, ...]) -> list[object]:
     """What becomes of commands that are sent in one write: the reply, or the kind of the error."""
     replies = await asyncio.gather(*(agent.call(*command) for command in commands), return_exceptions=True)
     return [type(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
 
 async def test_only_the_reply_to_the_command_that_is_named_is_lost(
-    faults: Faults, agent: Wire, wire: Wire
+    faults: Faults, agent: Client, wire: Client
 ) -> None:
     await agent.call("PING")
     faults.lose_reply("second")
@@ -49,7 +49,7 @@ async def test_only_the_reply_to_the_command_that_is_named_is_lost(
     await wire.call("DEL", "first", "second", "third")
 
 
-async def test_a_reply_is_lost_as_often_as_is_asked_for(faults: Faults, agent: Wire) -> None:
+async def test_a_reply_is_lost_as_often_as_is_asked_for(faults: Faults, agent: Client) -> None:
     faults.lose_reply(b"ECHO", times=2)
     for lost in (1, 2):
         with pytest.raises(ConnectionLost):
@@ -58,7 +58,7 @@ async def test_a_reply_is_lost_as_often_as_is_asked_for(faults: Faults, agent: W
     assert await agent.call("ECHO", "a") == b"a"
 
 
-async def test_a_command_that_is_lost_is_not_carried_out(faults: Faults, agent: Wire, wire: Wire) -> None:
+async def test_a_command_that_is_lost_is_not_carried_out(faults: Faults, agent: Client, wire: Client) -> None:
     faults.lose_command("SET")
     with pytest.raises(ConnectionLost):
         await agent.call("SET", "lost", "1")
@@ -68,7 +68,7 @@ async def test_a_command_that_is_lost_is_not_carried_out(faults: Faults, agent: 
 
 
 async def test_a_large_command_is_recognised_in_several_pieces(
-    faults: Faults, agent: Wire, wire: Wire
+    faults: Faults, agent: Client, wire: Client
 ) -> None:
     faults.lose_reply("in-the-end")
     with pytest.raises(ConnectionLost):
@@ -78,7 +78,7 @@ async def test_a_large_command_is_recognised_in_several_pieces(
     await wire.call("DEL", "large")
 
 
-async def test_replies_are_late_by_what_is_asked_for_until_it_ends(faults: Faults, agent: Wire) -> None:
+async def test_replies_are_late_by_what_is_asked_for_until_it_ends(faults: Faults, agent: Client) -> None:
     loop = asyncio.get_running_loop()
     await agent.call("PING")
     with faults.delay(0.1, jitter=0.1):
@@ -91,7 +91,7 @@ async def test_replies_are_late_by_what_is_asked_for_until_it_ends(faults: Fault
 
 
 async def test_a_silent_network_breaks_nothing_and_passes_everything_when_it_ends(
-    faults: Faults, agent: Wire, wire: Wire
+    faults: Faults, agent: Client, wire: Client
 ) -> None:
     await agent.call("PING")
     with faults.hold():
@@ -105,7 +105,7 @@ async def test_a_silent_network_breaks_nothing_and_passes_everything_when_it_end
 
 
 async def test_a_silent_network_accepts_connections_that_nothing_comes_of(
-    faults: Faults, agent: Wire
+    faults: Faults, agent: Client
 ) -> None:
     faults.hold()
     asking = asyncio.create_task(agent.call("PING"))
@@ -115,7 +115,7 @@ async def test_a_silent_network_accepts_connections_that_nothing_comes_of(
     assert await asking == b"PONG"
 
 
-async def test_a_cut_breaks_what_is_connected_and_nothing_else(faults: Faults, agent: Wire) -> None:
+async def test_a_cut_breaks_what_is_connected_and_nothing_else(faults: Faults, agent: Client) -> None:
     await agent.call("PING")
     asking = asyncio.create_task(agent.call("BLPOP", "nothing", "0"))
     await asyncio.wait({asking}, timeout=0.05)
@@ -125,7 +125,7 @@ async def test_a_cut_breaks_what_is_connected_and_nothing_else(faults: Faults, a
     assert await agent.call("PING") == b"PONG"
 
 
-async def test_a_server_that_is_away_is_away_until_it_is_back(faults: Faults, agent: Wire) -> None:
+async def test_a_server_that_is_away_is_away_until_it_is_back(faults: Faults, agent: Client) -> None:
     await agent.call("PING")
     with faults.refuse():
         for _ in range(3):
@@ -134,7 +134,7 @@ async def test_a_server_that_is_away_is_away_until_it_is_back(faults: Faults, ag
     assert await agent.call("PING") == b"PONG"
 
 
-async def test_healing_ends_all_faults_also_those_to_come(faults: Faults, agent: Wire) -> None:
+async def test_healing_ends_all_faults_also_those_to_come(faults: Faults, agent: Client) -> None:
     faults.lose_reply("PING")
     faults.lose_command("PING")
     faults.delay(60)
@@ -165,7 +165,7 @@ async def test_the_proxy_works_on_while_the_event_loop_is_blocked(faults: Faults
     asking.join()
 
 
-async def test_a_subscriber_gets_what_is_published(faults: Faults, server: Server, wire: Wire) -> None:
+async def test_a_subscriber_gets_what_is_published(faults: Faults, server: Server, wire: Client) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", faults.port)
     writer.write(b"SUBSCRIBE news\r\n")
     assert await reader.readuntil(b":1\r\n")
@@ -177,7 +177,7 @@ async def test_a_subscriber_gets_what_is_published(faults: Faults, server: Serve
     await writer.wait_closed()
 
 
-async def test_what_the_server_ends_ends(faults: Faults, agent: Wire, wire: Wire) -> None:
+async def test_what_the_server_ends_ends(faults: Faults, agent: Client, wire: Client) -> None:
     await agent.call("PING")
     identity = await agent.call("CLIENT", "ID")
     await wire.call("CLIENT", "KILL", "ID", identity)
@@ -187,7 +187,7 @@ async def test_what_the_server_ends_ends(faults: Faults, agent: Wire, wire: Wire
 
 async def test_without_a_server_connections_break() -> None:
     with Faults(free_port()) as faults:
-        agent = Wire(lambda: Endpoint(faults.url), name="agent")
+        agent = Client(lambda: Endpoint(faults.url), name="agent")
         with pytest.raises(ConnectionLost):
             await agent.call("PING")
         await agent.close()

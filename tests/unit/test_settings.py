@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from agentstream.transport.endpoint import Endpoint
-from agentstream_operator.settings import MetricsOptions, Options, mistakes
+from agentstream_operator.settings import MetricsOptions, OperatorOptions, mistakes
 
-GOOD = Options(Endpoint("redis://operator:s3cret@redis.example:6379"), None, "agentstream", (), 8080, 8081)
+GOOD = OperatorOptions(
+    Endpoint("redis://operator:s3cret@redis.example:6379"), None, "agentstream", (), 8080, 8081
+)
 
 
 def test_nothing_is_wrong_with_an_address_and_defaults() -> None:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 
 from agentstream.errors import AgentStreamError
-from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.broker.server import probe_user
 from agentstream_operator.plan.actions import Probe, SetUser
 
@@ -35,7 +35,7 @@ class Users:
         save_delay: seconds after a change until users are saved, so that many changes are saved once.
     """
 
-    def __init__(self, connection: Connection, installation: str, *, save_delay: float = 1.0) -> None:
+    def __init__(self, connection: BrokerClient, installation: str, *, save_delay: float = 1.0) -> None:
         self._connection = connection
         self._prefix = f"{installation}."
         self._probe_user = probe_user(installation)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.broker.acl import Users
-from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.plan.actions import (
     Action,
     CreateGroup,
@@ -38,7 +38,7 @@ class Applied:
     fingerprint: str | None = None
 
 
-async def apply(connection: Connection, users: Users, action: Action) -> Applied:  # noqa: C901 - one per action
+async def apply(connection: BrokerClient, users: Users, action: Action) -> Applied:  # noqa: C901 - one per action
     """Does the action.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 
 TIMEOUT = 6.0
 """Seconds without a reply after which the connection counts as broken: longer than any wait."""
@@ -18,8 +18,8 @@ class Arrivals:
         wire: the connection; its timeout is `TIMEOUT`.
     """
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
     async def wait(self, after: Mapping[str, str], seconds: float) -> dict[str, str]:
         """Waits until one of many streams has an entry that comes after the given id of it.
@@ -32,13 +32,15 @@ class Arrivals:
             The first such entry of each stream that has one, by key; empty if nothing has come.
 
         Raises:
-            AgentStreamError: as `Wire.call`, and if a key is no stream.
+            AgentStreamError: as `Client.call`, and if a key is no stream.
         """
         block = max(1, math.ceil(seconds * 1000))
         # https://redis.io/docs/latest/commands/xread/
-        found = await self._wire.call("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", *after, *after.values())
+        found = await self._client.call(
+            "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", *after, *after.values()
+        )
         return {key.decode(): entries[0][0].decode() for key, entries in found or ()}
 
     async def close(self) -> None:
         """Closes the connection; a wait fails with `ConnectionLost`."""
-        await self._wire.close()
+        await self._client.close()

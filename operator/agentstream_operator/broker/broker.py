@@ -10,13 +10,13 @@ from typing import Self
 from agentstream.errors import AgentStreamError
 from agentstream.protocol.keys import StreamKeys, nudge_channel
 from agentstream.protocol.nudges import Nudge
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker import apply, holdings, observe, retention, server
 from agentstream_operator.broker.acl import Users
 from agentstream_operator.broker.apply import Applied
 from agentstream_operator.broker.arrivals import TIMEOUT, Arrivals
-from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.plan.actions import Action
 from agentstream_operator.plan.observed import ConsumerSeen, Gone, JanitorReport, ServerSeen, StreamSeen
@@ -28,12 +28,12 @@ class Broker:
 
     Calls of one event-loop tick leave in one write. A broken connection fails the calls that are under way
     and is made again by the next one, and the function library is loaded again when it is gone. All methods
-    raise `AgentStreamError`, as `Wire.call` does.
+    raise `AgentStreamError`, as `Client.call` does.
     """
 
     def __init__(
         self,
-        connection: Connection,
+        connection: BrokerClient,
         arrivals: Arrivals,
         installation: str,
         capabilities: server.Capabilities,
@@ -50,16 +50,16 @@ class Broker:
 
         `server`, which comes first, loads the function library and finds out what the server can do.
         """
-        wire = Wire(lambda: endpoint, name=f"{installation}-operator")
-        waiting = Wire(lambda: endpoint, name=f"{installation}-operator-waits", timeout=TIMEOUT)
-        return cls(Connection(wire), Arrivals(waiting), installation, server.UNKNOWN)
+        client = Client(lambda: endpoint, name=f"{installation}-operator")
+        waiting = Client(lambda: endpoint, name=f"{installation}-operator-waits", timeout=TIMEOUT)
+        return cls(BrokerClient(client), Arrivals(waiting), installation, server.UNKNOWN)
 
     @classmethod
     async def connect(cls, url: str, *, installation: str) -> Self:
         """Connects as an administrator, loads the function library and finds out what the server can do.
 
         Raises:
-            AgentStreamError: as `Wire.call`.
+            AgentStreamError: as `Client.call`.
         """
         broker = cls.of(Endpoint(url), installation=installation)
         try:
@@ -74,7 +74,7 @@ class Broker:
 
         Raises:
             ProtocolError: a key derived from the stream's holds what this version cannot read.
-            AgentStreamError: as `Wire.call`.
+            AgentStreamError: as `Client.call`.
         """
         (seen,) = await self.measure((Look(key, tuple(groups)),))
         if isinstance(seen, AgentStreamError):
@@ -94,7 +94,7 @@ class Broker:
 
         Raises:
             AccessNotEnforced: a user's rights are not what they are to be.
-            AgentStreamError: as `Wire.call`.
+            AgentStreamError: as `Client.call`.
         """
         return await apply.apply(self._connection, self._users, action)
 
@@ -128,7 +128,7 @@ class Broker:
         """How many entries the consumers of each pod hold; none where the group is missing."""
         return await holdings.holdings(self._connection, key, group)
 
-    async def orphan(self, key: str, group: str, gone: Gone, *, for_good: bool = False) -> int:
+    async def release_pod(self, key: str, group: str, gone: Gone, *, for_good: bool = False) -> int:
         """Makes claimable at once what processes hold that are gone. Returns how many entries.
 
         For good means that no pod will have the name again: what is left of them claims nothing any more.

@@ -8,11 +8,11 @@ from collections import Counter
 from agentstream.errors import AgentStreamError
 from agentstream.protocol.keys import StreamKeys
 from agentstream.transport.error_replies import group_is_gone
-from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.plan.observed import pod_of
 
 
-async def holdings(connection: Connection, key: str, group: str) -> Counter[str]:
+async def holdings(connection: BrokerClient, key: str, group: str) -> Counter[str]:
     """How many entries of a stream and of its retry stream the consumers of each pod hold.
 
     Raises:
@@ -22,7 +22,7 @@ async def holdings(connection: Connection, key: str, group: str) -> Counter[str]
     return sum(await asyncio.gather(*(_held(connection, k, group) for k in (key, retry))), Counter())
 
 
-async def _held(connection: Connection, key: str, group: str) -> Counter[str]:
+async def _held(connection: BrokerClient, key: str, group: str) -> Counter[str]:
     """The same of one of the two; nobody holds anything where the group is missing."""
     try:
         # https://redis.io/docs/latest/commands/xpending/

@@ -11,8 +11,8 @@ import msgspec
 
 from agentstream.errors import AgentStreamError, ProtocolError
 from agentstream.protocol.keys import StreamKeys
-from agentstream.transport.error_replies import group_is_gone, refusal
-from agentstream_operator.broker.connection import Connection
+from agentstream.transport.error_replies import error_from_reply, group_is_gone
+from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.plan.observed import ConsumerSeen, StreamSeen
 
 TOGETHER = 50
@@ -36,7 +36,7 @@ class Look(NamedTuple):
 
 
 async def measure(
-    connection: Connection, looks: Sequence[Look], *, trusts_lag: bool
+    connection: BrokerClient, looks: Sequence[Look], *, trusts_lag: bool
 ) -> list[StreamSeen | AgentStreamError]:
     """What the server holds of each of many streams, or why that cannot be said of it.
 
@@ -49,7 +49,7 @@ async def measure(
 
 
 async def _ask(
-    connection: Connection, looks: Sequence[Look], *, trusts_lag: bool
+    connection: BrokerClient, looks: Sequence[Look], *, trusts_lag: bool
 ) -> list[StreamSeen | AgentStreamError]:
     keys = [look.key for look in looks]
     arguments = [argument for look in looks for argument in _asked(look)]
@@ -68,7 +68,7 @@ def _seen(look: Look, reply: bytes, now: int) -> StreamSeen | AgentStreamError:
     if not reply and look.known is not None:
         return msgspec.structs.replace(look.known, now=now)
     if not reply.startswith(b"{"):
-        return refusal(reply.decode(errors="replace"), look.key)
+        return error_from_reply(reply.decode(errors="replace"), look.key)
     try:
         found = _decode(reply)
     except msgspec.MsgspecError as error:
@@ -85,7 +85,7 @@ def _decode(reply: bytes) -> StreamSeen:
         return _decoder.decode(reply.decode(errors="replace"))
 
 
-async def consumers(connection: Connection, key: str, group: str) -> tuple[ConsumerSeen, ...]:
+async def consumers(connection: BrokerClient, key: str, group: str) -> tuple[ConsumerSeen, ...]:
     """The consumers of a group; none where group or stream are missing.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from agentstream.protocol.keys import StreamKeys
-from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.plan.observed import JanitorReport
 from agentstream_operator.plan.retention import JanitorSpec
 
@@ -15,7 +15,7 @@ LIMIT = 100_000
 _decoder = msgspec.json.Decoder(JanitorReport)
 
 
-async def clean(connection: Connection, spec: JanitorSpec, *, trusts_lag: bool) -> JanitorReport:
+async def clean(connection: BrokerClient, spec: JanitorSpec, *, trusts_lag: bool) -> JanitorReport:
     """Does a pass, again and again while there is more to do at once, and adds up what it did.
 
     Raises:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from agentstream.errors import AccessDenied, ServerRefused
-from agentstream_operator.broker.connection import Connection
+from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.plan.observed import ServerSeen
 
 _SCRATCH = "{agentstream-probe}"
@@ -46,7 +46,7 @@ def probe_user(installation: str) -> str:
     return f"{installation}..probe"
 
 
-async def run_id(connection: Connection) -> str:
+async def run_id(connection: BrokerClient) -> str:
     """Which process answers.
 
     Raises:
@@ -55,7 +55,7 @@ async def run_id(connection: Connection) -> str:
     return _fields(await connection.call("INFO", "server"))["run_id"]
 
 
-async def probe(connection: Connection, installation: str) -> Capabilities:
+async def probe(connection: BrokerClient, installation: str) -> Capabilities:
     """Finds out what the server can do, and leaves nothing behind.
 
     Raises:
@@ -67,14 +67,14 @@ async def probe(connection: Connection, installation: str) -> Capabilities:
     return Capabilities(process, lag, keys)
 
 
-async def _trusts_lag(connection: Connection) -> bool:
+async def _trusts_lag(connection: BrokerClient) -> bool:
     try:
         return bool(await connection.call("EVAL", _LAG_AFTER_TRIM, 1, _SCRATCH) == 7)  # noqa: PLR2004 - see the script
     except (AccessDenied, ServerRefused):
         return False
 
 
-async def _checks_all_keys(connection: Connection, installation: str) -> bool | None:
+async def _checks_all_keys(connection: BrokerClient, installation: str) -> bool | None:
     """Whether a consumer called STREAMS leads the server to check the wrong key (redis/redis#15478)."""
     name = probe_user(installation)
     read = ("XREADGROUP", "NOACK", "GROUP", "g", "STREAMS", "STREAMS", _SCRATCH, ">")
@@ -89,7 +89,7 @@ async def _checks_all_keys(connection: Connection, installation: str) -> bool | 
     return bool(verdict == b"OK")
 
 
-async def inspect(connection: Connection, capabilities: Capabilities) -> ServerSeen:
+async def inspect(connection: BrokerClient, capabilities: Capabilities) -> ServerSeen:
     """Reads the server's settings and use of memory.
 
     Raises:
@@ -114,7 +114,7 @@ async def inspect(connection: Connection, capabilities: Capabilities) -> ServerS
     )
 
 
-async def _acl_file(connection: Connection) -> bool | None:
+async def _acl_file(connection: BrokerClient) -> bool | None:
     try:
         setting = await connection.call("CONFIG", "GET", "aclfile")
     except (AccessDenied, ServerRefused):

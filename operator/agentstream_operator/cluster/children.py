@@ -80,7 +80,7 @@ class DeploymentSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Wake:
+class Change:
     """Who is concerned by a change.
 
     Attributes:
@@ -98,7 +98,7 @@ class Wake:
     deleted: bool = False
 
 
-class Children:
+class OwnedObjects:
     """Secrets, Deployments and pods that carry the operator's label."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class Children:
         found = {place[1]: self.pods[place] for place in self._pods_of.get(group, ())}
         return {name: pod for name, pod in found.items() if not pod.down}
 
-    def put(self, found: Json) -> Wake | None:
+    def put(self, found: Json) -> Change | None:
         """Takes up an object as it was listed, written or told of. Returns whom that concerns, if anybody."""
         kind, place = found["kind"], _place(found)
         if not is_ours(found["metadata"]):
@@ -147,7 +147,7 @@ class Children:
             return self._put_autoscaler(place, found)
         return self._put_pod(place, found)
 
-    def remove(self, found: Json) -> Wake | None:
+    def remove(self, found: Json) -> Change | None:
         """Forgets an object that is gone. Returns whom that concerns, if anybody."""
         kind, place, version = found["kind"], _place(found), _version(found)
         known = self._of(kind)
@@ -162,9 +162,9 @@ class Children:
         group = _group_of(found)
         if kind in (DEPLOYMENTS.kind, AUTOSCALERS.kind):
             known.pop(place, None)
-            return Wake(group=group) if group is not None else None
+            return Change(group=group) if group is not None else None
         pod = self._forget_pod(place)
-        return Wake(group=pod.group, gone=Gone(place[1]), deleted=True) if pod is not None else None
+        return Change(group=pod.group, gone=Gone(place[1]), deleted=True) if pod is not None else None
 
     def versions(self, kind: str) -> dict[Place, int]:
         """Which objects of a kind are known, and as of when."""
@@ -186,7 +186,7 @@ class Children:
         }
         return known[kind]
 
-    def _put_secret(self, place: Place, found: Json) -> Wake | None:
+    def _put_secret(self, place: Place, found: Json) -> Change | None:
         seen = SecretSeen(_version(found), credentials_in(found), address_in(found), signing_keys_in(found))
         known = self.secrets.get(place)
         if known is not None and known.version >= seen.version:
@@ -196,7 +196,7 @@ class Children:
             return None
         return _wake_for_secret(place, found)
 
-    def _put_deployment(self, place: Place, found: Json) -> Wake | None:
+    def _put_deployment(self, place: Place, found: Json) -> Change | None:
         spec, status, metadata = found["spec"], found.get("status") or {}, found["metadata"]
         seen = DeploymentSeen(
             version=_version(found),
@@ -214,9 +214,9 @@ class Children:
             return None
         self.deployments[place] = seen
         group = _group_of(found)
-        return Wake(group=group) if group is not None else None
+        return Change(group=group) if group is not None else None
 
-    def _put_autoscaler(self, place: Place, found: Json) -> Wake | None:
+    def _put_autoscaler(self, place: Place, found: Json) -> Change | None:
         made, known = read_autoscaler(found), self.autoscalers.get(place)
         if known is not None and known.version >= made.version:
             return None
@@ -225,9 +225,9 @@ class Children:
             # it only tells what it counts
             return None
         group = _group_of(found)
-        return Wake(group=group) if group is not None else None
+        return Change(group=group) if group is not None else None
 
-    def _put_pod(self, place: Place, found: Json) -> Wake | None:
+    def _put_pod(self, place: Place, found: Json) -> Change | None:
         group = _group_of(found)
         known = self.pods.get(place)
         if group is None or (known is not None and known.version >= _version(found)):
@@ -237,7 +237,7 @@ class Children:
         self.pods[place] = seen
         self._pods_of[group].add(place)
         gone = seen.ended(place[1], known)
-        return Wake(group=group, gone=gone) if gone is not None or seen.tells(known) else None
+        return Change(group=group, gone=gone) if gone is not None or seen.tells(known) else None
 
     def _forget_pod(self, place: Place) -> PodSeen | None:
         """Forgets a pod. Returns what was known of it."""
@@ -263,12 +263,12 @@ def _group_of(found: Json) -> ResourceKey | None:
     return ResourceKey("ConsumerGroup", _place(found)[0], name) if name else None
 
 
-def _wake_for_secret(place: Place, found: Json) -> Wake | None:
+def _wake_for_secret(place: Place, found: Json) -> Change | None:
     labels = found["metadata"].get("labels") or {}
     if agent := labels.get(AGENT_LABEL):
-        return Wake(agent=(place[0], agent))
+        return Change(agent=(place[0], agent))
     if stream := labels.get(STREAM_LABEL):
-        return Wake(stream=ResourceKey("AgentStream", place[0], stream))
+        return Change(stream=ResourceKey("AgentStream", place[0], stream))
     return None
 
 

@@ -25,7 +25,7 @@ class NoCluster(Exception):  # noqa: N818 - it says what is wrong
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class ClusterConnection:
     """The API server, and where we are in its cluster.
 
     Attributes:
@@ -43,7 +43,7 @@ class Connection:
         await self.client.close()  # type: ignore[no-untyped-call]
 
 
-async def connect() -> Connection:
+async def connect() -> ClusterConnection:
     """Finds the API server; nothing is asked of it yet.
 
     Raises:
@@ -61,7 +61,7 @@ async def connect() -> Connection:
         configuration.connection_pool_maxsize = _POOL
         # else each request asks for proxies and a .netrc, which costs more than the request
         configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
-        return Connection(ApiClient(configuration), in_cluster, _namespace(in_cluster=in_cluster))
+        return ClusterConnection(ApiClient(configuration), in_cluster, _namespace(in_cluster=in_cluster))
     except _UNUSABLE as error:
         raise NoCluster(f"no cluster: run it in a pod, or set KUBECONFIG ({error})") from error
 

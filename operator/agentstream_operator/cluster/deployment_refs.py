@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 _EVERY = 5.0
 
 
-class References:
+class DeploymentRefs:
     """How those Deployments run; each that was asked for lately is looked at every few seconds.
 
     Args:

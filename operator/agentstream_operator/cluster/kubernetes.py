@@ -12,8 +12,8 @@ from typing import Any
 from agentstream.protocol.keys import user_name
 from agentstream.protocol.signatures import entry_name
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.children import Children
-from agentstream_operator.cluster.deployment_refs import References
+from agentstream_operator.cluster.children import OwnedObjects
+from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.finalizers import set_finalizer
 from agentstream_operator.cluster.kinds import EVENTS, RESOURCES, SECRETS
 from agentstream_operator.cluster.labels import (
@@ -36,7 +36,7 @@ from agentstream_operator.cluster.port import (
 )
 from agentstream_operator.cluster.secrets import (
     AUTHORITY,
-    Server,
+    ServerAddress,
     encoded_address,
     secret,
     signing_secret,
@@ -44,14 +44,14 @@ from agentstream_operator.cluster.secrets import (
 from agentstream_operator.cluster.workloads import Workloads, refused
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import API_VERSION, ResourceKey
-from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus, Reason
+from agentstream_operator.resources.status import AgentStreamStatus, ConditionReason, ConsumerGroupStatus
 
 _log = logging.getLogger(__name__)
 _COMPONENT = "agentstream"
 _MESSAGE = 1024
 _NOT_FOUND, _CONFLICT = 404, 409
 
-_ORDINARY = frozenset({Reason.STREAM_CREATED, Reason.GROUP_CREATED})
+_ORDINARY = frozenset({ConditionReason.STREAM_CREATED, ConditionReason.GROUP_CREATED})
 """What everybody expects, and the status says anyway: no event is written for it."""
 
 
@@ -70,10 +70,10 @@ class KubernetesCluster:
     def __init__(
         self,
         api: Api,
-        children: Children,
-        references: References,
+        children: OwnedObjects,
+        references: DeploymentRefs,
         *,
-        server: Server,
+        server: ServerAddress,
         installation: str,
         identity: str,
     ) -> None:

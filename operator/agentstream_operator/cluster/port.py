@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from agentstream.protocol.signatures import Keys
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus, Reason
+from agentstream_operator.resources.status import AgentStreamStatus, ConditionReason, ConsumerGroupStatus
 
 
 class ClusterUnavailable(Exception):  # noqa: N818 - named like the SDK's errors, after what is wrong
@@ -23,13 +23,13 @@ class ClusterRefused(Exception):  # noqa: N818
         reason: what a condition says of it.
     """
 
-    reason = Reason.TEMPLATE_REFUSED
+    reason = ConditionReason.TEMPLATE_REFUSED
 
 
 class ChildNotOurs(ClusterRefused):
     """An object with the name of a child exists and belongs to somebody else."""
 
-    reason = Reason.CHILD_NOT_OURS
+    reason = ConditionReason.CHILD_NOT_OURS
 
 
 class Owner(NamedTuple):
@@ -139,7 +139,7 @@ class Event:
     """
 
     about: ResourceKey
-    reason: Reason
+    reason: ConditionReason
     message: str
     warning: bool = False
     uid: str = ""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.children import Children, Wake
+from agentstream_operator.cluster.children import Change, OwnedObjects
 from agentstream_operator.cluster.kinds import CHILDREN, RESOURCES, ApiKind
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.port import ClusterUnavailable
@@ -29,7 +29,7 @@ _GRACE = 20.0
 """Seconds that a watch gets to tell of what a list shows."""
 
 
-class Reconciler(Protocol):
+class ChangeListener(Protocol):
     """Who acts on resources."""
 
     def known(self, key: ResourceKey) -> Resource | None:
@@ -49,7 +49,7 @@ class Reconciler(Protocol):
         ...
 
 
-class Inventory:
+class ResourceCache:
     """Passes on what is there to who acts on it.
 
     Args:
@@ -69,9 +69,9 @@ class Inventory:
         self,
         api: Api,
         namespaces: Sequence[str] | None,
-        children: Children,
-        reconciler: Reconciler,
-        wake: Callable[[Wake], None],
+        children: OwnedObjects,
+        reconciler: ChangeListener,
+        wake: Callable[[Change], None],
     ) -> None:
         self._api = api
         self._namespaces: Sequence[str | None] = [None] if namespaces is None else namespaces

@@ -34,7 +34,7 @@ _SIGNING = entry_name("")
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerAddress:
     """Where agents find the server.
 
     Attributes:
@@ -51,7 +51,7 @@ class Server:
 
 
 def secret(
-    credentials: Credentials, owners: tuple[Owner, ...], server: Server, installation: str
+    credentials: Credentials, owners: tuple[Owner, ...], server: ServerAddress, installation: str
 ) -> dict[str, Any]:
     """The Secret of an agent, as it is made."""
     entries = {
@@ -133,7 +133,7 @@ def signing_keys_in(found: Mapping[str, Any]) -> SigningKeys | None:
     return SigningKeys(ResourceKey("AgentStream", metadata["namespace"], stream), keys, owner)
 
 
-def encoded_address(server: Server) -> tuple[str | None, str | None]:
+def encoded_address(server: ServerAddress) -> tuple[str | None, str | None]:
     """The address and the authority as a Secret holds them: in base64."""
     authority = server.authority
     return _encoded(server.uri), _encoded(authority) if authority is not None else None

@@ -18,7 +18,7 @@ _WITHIN = 60.0
 _LOOK_EVERY = 0.5
 
 
-async def retire(namespaces: Sequence[str] | None, deployment: str | None) -> int:
+async def uninstall(namespaces: Sequence[str] | None, deployment: str | None) -> int:
     """Stops the operator, and takes the finalizers off all resources.
 
     Args:

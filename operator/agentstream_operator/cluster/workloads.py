@@ -7,9 +7,9 @@ from typing import Any
 
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.autoscaler import autoscaler, is_as_made
-from agentstream_operator.cluster.children import Children
+from agentstream_operator.cluster.children import OwnedObjects
 from agentstream_operator.cluster.deployment import deployment, revision
-from agentstream_operator.cluster.deployment_refs import References
+from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kinds import AUTOSCALERS, DEPLOYMENTS, ApiKind
 from agentstream_operator.cluster.labels import FIELD_MANAGER, SCALE_MANAGER, deployment_name, is_ours
 from agentstream_operator.cluster.port import ChildNotOurs, ClusterRefused, WorkloadSeen
@@ -28,7 +28,7 @@ class Workloads:
         references: Deployments that are somebody else's.
     """
 
-    def __init__(self, api: Api, children: Children, references: References) -> None:
+    def __init__(self, api: Api, children: OwnedObjects, references: DeploymentRefs) -> None:
         self._api = api
         self._children = children
         self._references = references

@@ -17,7 +17,7 @@ from agentstream_operator.cluster.port import (
     SigningKeys,
     WorkloadSeen,
 )
-from agentstream_operator.local.bindings.bindings import Bindings
+from agentstream_operator.local.bindings.bindings import BindingFiles
 from agentstream_operator.local.bindings.signing import SigningFiles
 from agentstream_operator.local.processes.commands import command_of
 from agentstream_operator.local.processes.processes import Output
@@ -68,7 +68,7 @@ class LocalCluster:
     def __init__(
         self,
         *,
-        bindings: Bindings,
+        bindings: BindingFiles,
         signing: SigningFiles,
         resources: Resources,
         tasks: asyncio.TaskGroup,

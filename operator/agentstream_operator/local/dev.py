@@ -16,7 +16,7 @@ from typing import Protocol
 
 from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.local.bindings.bindings import Bindings
+from agentstream_operator.local.bindings.bindings import BindingFiles
 from agentstream_operator.local.bindings.signing import SigningFiles
 from agentstream_operator.local.cluster import LocalCluster
 from agentstream_operator.local.failure import LocalError, cannot
@@ -24,13 +24,13 @@ from agentstream_operator.local.manifests.catalog import Catalog
 from agentstream_operator.local.manifests.watch import changes
 from agentstream_operator.local.processes.processes import Output
 from agentstream_operator.local.processes.reaper import Reaper
-from agentstream_operator.local.screen.idle import Quiet
+from agentstream_operator.local.screen.idle import IdleDetector
 from agentstream_operator.local.screen.lines import Lines
 from agentstream_operator.local.screen.summary import Summary, as_json, as_text, summarise
 from agentstream_operator.local.server.binary import server_binary
 from agentstream_operator.local.server.datadir import DataDirectory
 from agentstream_operator.local.server.embedded import EmbeddedServer, pick_port
-from agentstream_operator.local.server.valkey import OPERATOR, Settings, half_of_memory
+from agentstream_operator.local.server.valkey import OPERATOR, ValkeySettings, half_of_memory
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.reconcile.report.view import View
@@ -55,7 +55,7 @@ class Screen(Output, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DevOptions:
     """What the person asked for.
 
     Attributes:
@@ -79,7 +79,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """The person asked twice to stop."""
 
 
-def run(options: Options) -> int:
+def run(options: DevOptions) -> int:
     """Runs until asked to stop, and prints the summary.
 
     Returns:
@@ -131,7 +131,7 @@ def relayed_logs(output: Output) -> Iterator[None]:
 class _Run:
     """One run: what is started is ended in the opposite order."""
 
-    def __init__(self, options: Options, data: DataDirectory) -> None:
+    def __init__(self, options: DevOptions, data: DataDirectory) -> None:
         self._options = options
         self._data = data
         self._stop = asyncio.Event()
@@ -162,7 +162,7 @@ class _Run:
             raise LocalError(*manifests.problems)
         catalog.take_up(manifests)
         port = pick_port(self._options.port)
-        bindings = Bindings(self._data.bindings, port=port, installation=INSTALLATION)
+        bindings = BindingFiles(self._data.bindings, port=port, installation=INSTALLATION)
         try:
             bindings.relocate()
         except OSError as error:
@@ -207,7 +207,7 @@ class _Run:
     async def _server(self, port: int) -> AsyncIterator[tuple[Reaper, str]]:
         """The embedded server, watched over, and what ends everything if we cannot; yields its URL, too."""
         password = self._data.password()
-        settings = Settings(server_binary(), self._data.path, port, half_of_memory(), password)
+        settings = ValkeySettings(server_binary(), self._data.path, port, half_of_memory(), password)
         reaper = Reaper()
         server = EmbeddedServer(
             settings, shown=self._data.shown, lock=self._data.lock, reaper=reaper, say=self._screen.say
@@ -230,7 +230,7 @@ class _Run:
     async def _look_on(self, engine: Engine, since: float) -> None:
         """Shows what happens until it is time to stop."""
         loop, options = asyncio.get_running_loop(), self._options
-        quiet = Quiet(options.until_idle) if options.until_idle is not None else None
+        quiet = IdleDetector(options.until_idle) if options.until_idle is not None else None
         end = loop.time() + options.seconds if options.seconds is not None else None
         complete = False
         while not self._stop.is_set():
@@ -284,7 +284,7 @@ async def _connect(url: str) -> Broker:
         raise LocalError(f"valkey does not answer: {error}") from error
 
 
-def _screen(options: Options, closed: Callable[[], None]) -> Screen:
+def _screen(options: DevOptions, closed: Callable[[], None]) -> Screen:
     file = sys.stderr if options.json else sys.stdout
     if file.isatty():
         from rich.console import Console  # noqa: PLC0415 - not needed where there is no terminal

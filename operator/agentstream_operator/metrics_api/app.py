@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentstream_operator.cluster.autoscaler import METRIC, labels
 from agentstream_operator.metrics_api import documents, selector
-from agentstream_operator.metrics_api.authorizer import Authorizer, Wish
+from agentstream_operator.metrics_api.authorizer import AccessRequest, Authorizer
 from agentstream_operator.metrics_api.backlog import Backlogs, Unknown
 from agentstream_operator.metrics_api.documents import Json, Refused, Value
-from agentstream_operator.metrics_api.request_header import Caller, Trust
+from agentstream_operator.metrics_api.request_header import RequestHeaderConfig, UserInfo
 from agentstream_operator.metrics_api.selector import NoSelector, Selector
 from agentstream_operator.reconcile.state.index import Store
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -37,7 +37,7 @@ def application(
     store: Store,
     backlogs: Backlogs,
     authorizer: Authorizer,
-    trust: Callable[[], Trust | None],
+    trust: Callable[[], RequestHeaderConfig | None],
     answered: Answered = lambda _: None,
 ) -> ASGIApp:
     """The application.
@@ -57,7 +57,7 @@ def application(
 
     async def document(request: Request, accept: Annotated[str, Header()] = "") -> Response:
         path = request.url.path
-        await authorizer.check(_caller(request), Wish(path=path))
+        await authorizer.check(_caller(request), AccessRequest(path=path))
         if not documents.takes_json(accept):
             raise Refused(HTTPStatus.NOT_ACCEPTABLE, "only application/json is served")
         return _json(_DOCUMENTS[path]())
@@ -68,7 +68,7 @@ def application(
         metric: str,
         label_selector: Annotated[str, Query(alias="labelSelector", max_length=_LONGEST_SELECTOR)] = "",
     ) -> Response:
-        await authorizer.check(_caller(request), Wish(namespace=namespace, metric=metric))
+        await authorizer.check(_caller(request), AccessRequest(namespace=namespace, metric=metric))
         if metric != METRIC:
             raise Refused(HTTPStatus.NOT_FOUND, f"there is no metric {metric}, only {METRIC}")
         selected = _selected(store, namespace, _parse(label_selector))
@@ -98,7 +98,9 @@ _DOCUMENTS: dict[str, Callable[[], Json]] = {
 class _Gate:
     """Lets nobody in for whom no front proxy speaks."""
 
-    def __init__(self, app: ASGIApp, trust: Callable[[], Trust | None], answered: Answered) -> None:
+    def __init__(
+        self, app: ASGIApp, trust: Callable[[], RequestHeaderConfig | None], answered: Answered
+    ) -> None:
         self._app = app
         self._trust = trust
         self._answered = answered
@@ -122,8 +124,8 @@ class _Gate:
         await answer(scope, receive, count)
 
 
-def _caller(request: Request) -> Caller:
-    caller: Caller = request.state.caller
+def _caller(request: Request) -> UserInfo:
+    caller: UserInfo = request.state.caller
     return caller
 
 

@@ -16,7 +16,7 @@ from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.kinds import ACCESS_REVIEWS
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.metrics_api.documents import GROUP, VERSION, Refused
-from agentstream_operator.metrics_api.request_header import Caller
+from agentstream_operator.metrics_api.request_header import UserInfo
 
 ALLOWED_FOR, DENIED_FOR = 10.0, 5.0
 """Seconds for which an answer counts, as in the API server's own delegation."""
@@ -26,7 +26,7 @@ _MOST = 10_000
 """Answers that are kept; beyond that, the oldest go."""
 
 
-class Wish(NamedTuple):
+class AccessRequest(NamedTuple):
     """What a caller wants: a metric in a namespace, or else what is at a path."""
 
     path: str = ""
@@ -55,7 +55,7 @@ class Wish(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Answer:
+class _Decision:
     allowed: asyncio.Future[bool]
     until: float = float("inf")
 
@@ -74,11 +74,11 @@ class Authorizer:
     def __init__(self, api: Api, now: Callable[[], float]) -> None:
         self._api = api
         self._now = now
-        self._answers: dict[tuple[Caller, Wish], _Answer] = {}
+        self._answers: dict[tuple[UserInfo, AccessRequest], _Decision] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.reviews: Counter[str] = Counter()
 
-    async def check(self, caller: Caller, wish: Wish) -> None:
+    async def check(self, caller: UserInfo, wish: AccessRequest) -> None:
         """Returns if the caller may have the wish.
 
         Raises:
@@ -99,17 +99,17 @@ class Authorizer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _ask(self, key: tuple[Caller, Wish]) -> _Answer:
+    def _ask(self, key: tuple[UserInfo, AccessRequest]) -> _Decision:
         self._answers.pop(key, None)
         while len(self._answers) >= _MOST:
             del self._answers[next(iter(self._answers))]
-        answer = self._answers[key] = _Answer(asyncio.get_running_loop().create_future())
+        answer = self._answers[key] = _Decision(asyncio.get_running_loop().create_future())
         task = asyncio.create_task(self._review(key, answer), name=f"review of {key[0].user}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return answer
 
-    async def _review(self, key: tuple[Caller, Wish], answer: _Answer) -> None:
+    async def _review(self, key: tuple[UserInfo, AccessRequest], answer: _Decision) -> None:
         caller, wish = key
         spec = {"user": caller.user, "groups": list(caller.groups), **wish.attributes}
         if caller.uid:
@@ -136,6 +136,6 @@ class Authorizer:
             answer.until = self._now() + (ALLOWED_FOR if allowed else DENIED_FOR)
             answer.allowed.set_result(allowed)
 
-    def _forget(self, key: tuple[Caller, Wish], answer: _Answer) -> None:
+    def _forget(self, key: tuple[UserInfo, AccessRequest], answer: _Decision) -> None:
         if self._answers.get(key) is answer:
             del self._answers[key]

@@ -12,7 +12,7 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.observed import StreamSeen
-from agentstream_operator.plan.signal import Signal, read_signal, together
+from agentstream_operator.plan.signal import Signal, combine, read_signal
 from agentstream_operator.reconcile.state.index import Store, stream_of
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -42,7 +42,7 @@ class Backlog:
 
 
 @dataclass(slots=True)
-class _Glance:
+class Sample:
     """What was seen of a stream, or is about to be.
 
     Attributes:
@@ -69,10 +69,10 @@ class Backlogs:
     def __init__(self, store: Store, broker: Broker) -> None:
         self._store = store
         self._broker = broker
-        self._glances: dict[ResourceKey, _Glance] = {}
+        self._glances: dict[ResourceKey, Sample] = {}
         self._known: dict[ResourceKey, StreamSeen] = {}
         self._changes = 0
-        self._waiting: list[tuple[AgentStream, _Glance]] = []
+        self._waiting: list[tuple[AgentStream, Sample]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def of(self, group: ConsumerGroup) -> Backlog:
@@ -99,7 +99,7 @@ class Backlogs:
                 continue
             signals.append(signal)
             oldest = min(oldest, glance.at or oldest)
-        total = together(signals)
+        total = combine(signals)
         if not total.known:
             raise Unknown(f"{group.key} is not on its stream yet")
         return Backlog(total.backlog, oldest)
@@ -120,14 +120,14 @@ class Backlogs:
         )
         return stream if in_place else None
 
-    def _glance(self, stream: AgentStream) -> _Glance:
+    def _glance(self, stream: AgentStream) -> Sample:
         loop = asyncio.get_running_loop()
         groups = tuple(declared.name for declared in self._store.declared(stream.key))
         known = self._glances.get(stream.key)
         fresh = known is not None and (not known.seen.done() or loop.time() - known.asked < FRESH)
         if known is not None and fresh and known.groups == groups:
             return known
-        glance = self._glances[stream.key] = _Glance(groups, loop.time(), loop.create_future())
+        glance = self._glances[stream.key] = Sample(groups, loop.time(), loop.create_future())
         if not self._waiting:
             # what else is asked for in this turn of the loop goes along
             loop.call_soon(self._look)
@@ -141,7 +141,7 @@ class Backlogs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _measure(self, asked: Sequence[tuple[AgentStream, _Glance]]) -> None:
+    async def _measure(self, asked: Sequence[tuple[AgentStream, Sample]]) -> None:
         looks = [Look(s.stream_key, g.groups, self._known.get(s.key)) for s, g in asked]
         found: Sequence[Seen]
         try:

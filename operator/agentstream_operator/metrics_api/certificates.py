@@ -13,7 +13,7 @@ from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.kinds import CONFIGMAPS
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.metrics_api import request_header
-from agentstream_operator.metrics_api.request_header import NoTrust, Trust
+from agentstream_operator.metrics_api.request_header import NoTrust, RequestHeaderConfig
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ FILES_EVERY, TRUST_EVERY = 2.0, 10.0
 """Seconds between two looks at the certificate's files, and at the ConfigMap that says whom to believe."""
 
 
-class Identity:
+class ServingCertificates:
     """Certificate and key from two files, and the authority of the front proxies.
 
     Args:
@@ -38,7 +38,7 @@ class Identity:
         self._loaded: tuple[bytes, bytes, str] | None = None
         self._inner: ssl.SSLContext | None = None
         self._trouble: str | None = None
-        self.trust: Trust | None = None
+        self.trust: RequestHeaderConfig | None = None
         self.context = _context()
         # it is called whether or not the client names a server
         self.context.sni_callback = self._choose
@@ -50,7 +50,7 @@ class Identity:
             return "it is not known yet which front proxies to believe"
         return "there is no certificate to serve with" if self._inner is None else None
 
-    def believe(self, found: Trust) -> bool:
+    def believe(self, found: RequestHeaderConfig) -> bool:
         """Takes up what the cluster says of its front proxies. Returns whether their authority changed."""
         changed = self.trust is not None and self.trust.authority != found.authority
         self.trust = found

@@ -11,14 +11,14 @@ from typing import Any
 
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api
-from agentstream_operator.cluster.connect import Connection, connect
+from agentstream_operator.cluster.connect import ClusterConnection, connect
 from agentstream_operator.metrics_api.app import application
 from agentstream_operator.metrics_api.authorizer import Authorizer
 from agentstream_operator.metrics_api.backlog import Backlogs
-from agentstream_operator.metrics_api.certificates import Identity
-from agentstream_operator.metrics_api.reflector import Declared
-from agentstream_operator.metrics_api.self_metrics import Meters, Numbers
-from agentstream_operator.metrics_api.server import Server
+from agentstream_operator.metrics_api.certificates import ServingCertificates
+from agentstream_operator.metrics_api.reflector import Reflector
+from agentstream_operator.metrics_api.self_metrics import SelfMetrics, SelfSample
+from agentstream_operator.metrics_api.server import TlsServer
 from agentstream_operator.reconcile.state.index import Store
 from agentstream_operator.serve.http import listening, serving
 from agentstream_operator.serve.probes import probe
@@ -39,7 +39,7 @@ async def run(options: MetricsOptions) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     connection = await connect()
     try:
-        async with _Service(options, connection).serving() as ended:
+        async with _MetricsService(options, connection).serving() as ended:
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
@@ -50,17 +50,17 @@ async def run(options: MetricsOptions) -> None:
         await connection.close()
 
 
-class _Service:
-    def __init__(self, options: MetricsOptions, connection: Connection) -> None:
+class _MetricsService:
+    def __init__(self, options: MetricsOptions, connection: ClusterConnection) -> None:
         self._options = options
         self._api = Api(connection.client)
         self._store = Store(options.allowed_keys)
-        self._declared = Declared(self._api, options.namespaces, self._store)
-        self._identity = Identity(options.certificate, options.key)
+        self._declared = Reflector(self._api, options.namespaces, self._store)
+        self._identity = ServingCertificates(options.certificate, options.key)
         self._broker = Broker.of(options.redis, installation=options.installation)
         self._backlogs = Backlogs(self._store, self._broker)
         self._authorizer = Authorizer(self._api, asyncio.get_running_loop().time)
-        self._meters = Meters(self._numbers)
+        self._meters = SelfMetrics(self._numbers)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[asyncio.Future[Any]]:
@@ -72,7 +72,7 @@ class _Service:
             lambda: self._identity.trust,
             self._meters.answered,
         )
-        server = Server(app, self._identity.context)
+        server = TlsServer(app, self._identity.context)
         async with AsyncExitStack() as stack:
             for close in (self._broker.close, self._backlogs.close, self._authorizer.close):
                 stack.push_async_callback(close)
@@ -97,8 +97,8 @@ class _Service:
             return "listing what is there"
         return self._identity.missing
 
-    def _numbers(self) -> Numbers:
-        return Numbers(
+    def _numbers(self) -> SelfSample:
+        return SelfSample(
             groups=len(self._store.groups),
             reviews=self._authorizer.reviews,
             requests=self._api.requests,

@@ -25,7 +25,7 @@ _RETRY = 2.0
 Json = Mapping[str, Any]
 
 
-class Declared:
+class Reflector:
     """Keeps a store as the API server has it.
 
     Args:

@@ -29,7 +29,7 @@ class NoTrust(ValueError):  # noqa: N818 - it says what is wrong
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class UserInfo:
     """Who asks.
 
     Attributes:
@@ -46,7 +46,7 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
+class RequestHeaderConfig:
     """What the cluster says of its front proxies.
 
     Attributes:
@@ -65,7 +65,7 @@ class Trust:
     uid_headers: tuple[str, ...] = ()
     extra_prefixes: tuple[str, ...] = ("x-remote-extra-",)
 
-    def caller(self, peer: Collection[str] | None, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
+    def caller(self, peer: Collection[str] | None, headers: Iterable[tuple[bytes, bytes]]) -> UserInfo:
         """Who asks, as a front proxy says.
 
         Args:
@@ -95,10 +95,10 @@ class Trust:
             for name, found in sent.items()
             if name.startswith(prefix)
         }
-        return Caller(user, groups, _first(sent, self.uid_headers), tuple(sorted(extra.items())))
+        return UserInfo(user, groups, _first(sent, self.uid_headers), tuple(sorted(extra.items())))
 
 
-def read(found: Mapping[str, Any] | None) -> Trust:
+def read(found: Mapping[str, Any] | None) -> RequestHeaderConfig:
     """What the ConfigMap says.
 
     Raises:
@@ -112,7 +112,7 @@ def read(found: Mapping[str, Any] | None) -> Trust:
             " layer is not configured"
         )
     try:
-        return Trust(
+        return RequestHeaderConfig(
             authority,
             frozenset(_list(data, "allowed-names")),
             _headers(data, "username-headers"),

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class SelfSample:
     """What is read when metrics are.
 
     Attributes:
@@ -30,17 +30,17 @@ class Numbers:
     round_trips: int
 
 
-class Meters:
+class SelfMetrics:
     """The metrics.
 
     Args:
         numbers: what is read when metrics are.
     """
 
-    def __init__(self, numbers: Callable[[], Numbers]) -> None:
+    def __init__(self, numbers: Callable[[], SelfSample]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        self._registry.register(_Read(numbers))
+        self._registry.register(_SelfCollector(numbers))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._answers = Counter(
@@ -59,8 +59,8 @@ class Meters:
         return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
 
 
-class _Read(Collector):
-    def __init__(self, numbers: Callable[[], Numbers]) -> None:
+class _SelfCollector(Collector):
+    def __init__(self, numbers: Callable[[], SelfSample]) -> None:
         self._numbers = numbers
 
     def describe(self) -> Iterator[Metric]:

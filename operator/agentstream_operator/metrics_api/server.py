@@ -19,7 +19,7 @@ _KEEP_ALIVE = 90
 _END_WITHIN = 10
 
 
-class Server:
+class TlsServer:
     """Serves an application.
 
     Args:

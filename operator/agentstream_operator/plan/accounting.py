@@ -70,7 +70,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Counters:
+class GroupTotals:
     """The counters of one observation of a group, as far as an account needs them."""
 
     added: int
@@ -83,10 +83,10 @@ class Counters:
     buckets: Mapping[float, int] = field(hash=False)
 
 
-_NOTHING = Counters(0, 0, 0, 0, 0, 0, 0, {})
+_NOTHING = GroupTotals(0, 0, 0, 0, 0, 0, 0, {})
 
 
-def counters(stream: StreamSeen, group: GroupSeen) -> Counters:
+def counters(stream: StreamSeen, group: GroupSeen) -> GroupTotals:
     """Reads the counters out of an observation."""
     stats = group.stats
 
@@ -100,7 +100,7 @@ def counters(stream: StreamSeen, group: GroupSeen) -> Counters:
     # the server counts entries that were trimmed unread as read, once the group reads on: one or the other
     # sees them
     missing_retries = max(0, count("retried") - count("resettled") - group.retry_length - group.delayed)
-    return Counters(
+    return GroupTotals(
         added=stream.added,
         acked=count("acked"),
         skipped=count("skipped"),
@@ -112,7 +112,7 @@ def counters(stream: StreamSeen, group: GroupSeen) -> Counters:
     )
 
 
-def add_up(account: Account, before: Counters, after: Counters) -> Account:
+def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals) -> Account:
     """The account after one more observation."""
     if after.added < before.added:
         # the stream vanished or was made anew: what was unsettled went with it, and the counters may, too

@@ -11,10 +11,10 @@ from agentstream.protocol.routes import Consumes, Produces, encode_route
 from agentstream_operator.plan import access
 from agentstream_operator.plan.access import AgentUse, set_user
 from agentstream_operator.plan.actions import Action, DeleteRoute, DeleteUser, SetRoute
-from agentstream_operator.plan.findings import Notice, Plan
+from agentstream_operator.plan.findings import EventNote, Plan
 from agentstream_operator.resources.agentstream import AgentStream
-from agentstream_operator.resources.consumergroup import ConsumerGroup, Deliver
-from agentstream_operator.resources.status import Reason
+from agentstream_operator.resources.consumergroup import ConsumerGroup, DeliverPolicy
+from agentstream_operator.resources.status import ConditionReason
 
 
 class AgentName(NamedTuple):
@@ -124,7 +124,7 @@ def _consumes(group: ConsumerGroup, stream: AgentStream, contracts: Mapping[str,
         key=stream.stream_key,
         group=group.group_name,
         broadcast=stream.spec.broadcast,
-        deliver_all=group.spec.deliver is Deliver.ALL,
+        deliver_all=group.spec.deliver is DeliverPolicy.ALL,
         lease=delivery.lease.milliseconds,
         max_deliveries=delivery.max_deliveries,
         backoff_initial=delivery.backoff.initial.milliseconds,
@@ -144,7 +144,7 @@ def plan_agent(given: AgentInput) -> Plan:
     """
     use, written = given.use, given.written
     actions: list[Action] = []
-    notices: tuple[Notice, ...] = ()
+    notices: tuple[EventNote, ...] = ()
     drifted = written is not None and written.fingerprint != given.live
     current = written is not None and (written.use, written.password_hashes) == (use, given.password_hashes)
     if (drifted or not current) and (given.complete or given.live is None):
@@ -153,7 +153,7 @@ def plan_agent(given: AgentInput) -> Plan:
         if drifted:
             what = "had vanished" if given.live is None else "had been changed"
             message = f"the user {wanted.name} {what}; it was put right"
-            notices = (Notice(Reason.CREDENTIALS_RESTORED, message, warning=True),)
+            notices = (EventNote(ConditionReason.CREDENTIALS_RESTORED, message, warning=True),)
     encoded = route_of(use, written)
     if encoded != given.route and (given.complete or given.route is None):
         actions.append(SetRoute(routes_key(given.installation, use.namespace), use.agent, encoded))

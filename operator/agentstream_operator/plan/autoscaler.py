@@ -6,14 +6,14 @@ import math
 
 from msgspec.structs import replace
 
-from agentstream_operator.plan.findings import Finding
+from agentstream_operator.plan.findings import ConditionUpdate
 from agentstream_operator.plan.scaling import Decision
 from agentstream_operator.plan.signal import Signal
 from agentstream_operator.resources.consumergroup import Autoscaling
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 
-def between_none_and_some(decision: Decision, current: int | None) -> Decision:
+def hpa_or_zero(decision: Decision, current: int | None) -> Decision:
     """A decision where an autoscaler decides the rest: it does nothing while there are no replicas.
 
     Args:
@@ -41,7 +41,7 @@ def may_lower(replicas: int, signal: Signal, scaling: Autoscaling) -> bool:
     return min(max(1, scaling.min_replicas, wanted), scaling.max_replicas) < replicas
 
 
-def autoscaling(works: bool | None, message: str) -> Finding:  # noqa: FBT001 - as it was seen
+def autoscaling(works: bool | None, message: str) -> ConditionUpdate:  # noqa: FBT001 - as it was seen
     """What `ScalingActive` says of an autoscaler with something to do.
 
     Args:
@@ -51,7 +51,7 @@ def autoscaling(works: bool | None, message: str) -> Finding:  # noqa: FBT001 - 
     kind = ConditionType.SCALING_ACTIVE
     if works is None:
         waits = "the HorizontalPodAutoscaler has not tried yet"
-        return Finding(kind, "Unknown", Reason.RECONCILING, waits)
+        return ConditionUpdate(kind, "Unknown", ConditionReason.RECONCILING, waits)
     if works:
-        return Finding(kind, "True", Reason.AUTOSCALED)
-    return Finding(kind, "False", Reason.AUTOSCALER_FAILING, message)
+        return ConditionUpdate(kind, "True", ConditionReason.AUTOSCALED)
+    return ConditionUpdate(kind, "False", ConditionReason.AUTOSCALER_FAILING, message)

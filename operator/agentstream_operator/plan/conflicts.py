@@ -8,12 +8,12 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from agentstream.protocol.keys import StreamKeys
-from agentstream_operator.plan.findings import NO_CONFLICT, Finding
+from agentstream_operator.plan.findings import NO_CONFLICT, ConditionUpdate
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import Resource
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 R = TypeVar("R", bound=Resource)
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -48,7 +48,7 @@ def claim_of(stream: AgentStream) -> str:
     return StreamKeys(stream.stream_key).base
 
 
-def stream_conflict(stream: AgentStream, winner: AgentStream | None) -> Finding:
+def stream_conflict(stream: AgentStream, winner: AgentStream | None) -> ConditionUpdate:
     """Whether a stream's key is that of another AgentStream, or of nobody in its namespace.
 
     Args:
@@ -58,33 +58,35 @@ def stream_conflict(stream: AgentStream, winner: AgentStream | None) -> Finding:
     key = stream.stream_key
     if winner is None:
         return _conflict(
-            Reason.KEY_NOT_ALLOWED,
+            ConditionReason.KEY_NOT_ALLOWED,
             f"{key} is outside the namespace's own keys, which begin with {{{stream.metadata.namespace}.",
         )
     if winner.key != stream.key:
         other = f"{winner.metadata.namespace}/{winner.metadata.name}"
-        return _conflict(Reason.KEY_CLAIMED, f"{key} belongs to the older AgentStream {other}")
+        return _conflict(ConditionReason.KEY_CLAIMED, f"{key} belongs to the older AgentStream {other}")
     return NO_CONFLICT
 
 
-def foreign(stream: AgentStream, seen: StreamSeen, installation: str) -> Finding:
+def foreign(stream: AgentStream, seen: StreamSeen, installation: str) -> ConditionUpdate:
     """Whether a stream's key is that of another installation; `seen` is the key."""
     owner = seen.meta.get("installation", installation)
     if owner != installation:
-        return _conflict(Reason.KEY_CLAIMED, f"{stream.stream_key} belongs to the installation {owner}")
+        return _conflict(
+            ConditionReason.KEY_CLAIMED, f"{stream.stream_key} belongs to the installation {owner}"
+        )
     return NO_CONFLICT
 
 
-def group_conflict(group: ConsumerGroup, winner: ConsumerGroup) -> Finding:
+def group_conflict(group: ConsumerGroup, winner: ConsumerGroup) -> ConditionUpdate:
     """Whether a group is somebody else's; `winner` is who has it."""
     if winner.key == group.key:
         return NO_CONFLICT
     stream = group.spec.stream_ref.name
     return _conflict(
-        Reason.GROUP_CLAIMED,
+        ConditionReason.GROUP_CLAIMED,
         f"the group {group.group_name} of {stream} belongs to the older ConsumerGroup {winner.metadata.name}",
     )
 
 
-def _conflict(reason: Reason, message: str) -> Finding:
-    return Finding(ConditionType.CONFLICT, "True", reason, message)
+def _conflict(reason: ConditionReason, message: str) -> ConditionUpdate:
+    return ConditionUpdate(ConditionType.CONFLICT, "True", reason, message)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentstream_operator.plan.actions import Action, SetContracts
-from agentstream_operator.plan.findings import Finding
+from agentstream_operator.plan.findings import ConditionUpdate
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 _DIGEST_LENGTH = 16
 
@@ -37,12 +37,12 @@ def published(stream: AgentStream) -> Published:
     return Published(hashlib.sha256(whole.encode()).hexdigest()[:_DIGEST_LENGTH], schemas)
 
 
-def invalid_contract(stream: AgentStream) -> Finding | None:
+def invalid_contract(stream: AgentStream) -> ConditionUpdate | None:
     """What to say of the first contract that is none; None if all are."""
     for position, contract in enumerate(stream.spec.contracts):
         if contract.problem is not None:
             message = f"spec.contracts[{position}]: {contract.problem}"
-            return Finding(ConditionType.SYNCED, "False", Reason.CONTRACT_INVALID, message)
+            return ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.CONTRACT_INVALID, message)
     return None
 
 

@@ -19,22 +19,22 @@ from agentstream_operator.plan.actions import (
     SetRoute,
     SetUser,
 )
-from agentstream_operator.resources.status import ConditionStatus, ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionStatus, ConditionType
 
 
-class Finding(NamedTuple):
+class ConditionUpdate(NamedTuple):
     """What a condition is to say."""
 
     kind: ConditionType
     status: ConditionStatus
-    reason: Reason
+    reason: ConditionReason
     message: str = ""
 
 
-class Notice(NamedTuple):
+class EventNote(NamedTuple):
     """Something to tell people once, when it has happened."""
 
-    reason: Reason
+    reason: ConditionReason
     message: str
     warning: bool = False
 
@@ -54,17 +54,17 @@ class Plan:
     """
 
     actions: tuple[Action, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    notices: tuple[Notice, ...] = ()
-    refused: tuple[Notice, ...] = ()
+    findings: tuple[ConditionUpdate, ...] = ()
+    notices: tuple[EventNote, ...] = ()
+    refused: tuple[EventNote, ...] = ()
     finalizer: bool = False
     over: bool = False
 
 
-class Trouble(NamedTuple):
+class Failure(NamedTuple):
     """Why something could not be done: a word of the list, and a sentence."""
 
-    reason: Reason
+    reason: ConditionReason
     message: str
 
 
@@ -78,16 +78,18 @@ class AgentsState:
     """
 
     waiting: tuple[str, ...] = ()
-    failed: Trouble | None = None
+    failed: Failure | None = None
 
 
 ALL_WRITTEN = AgentsState()
 
-REACHABLE = Finding(ConditionType.BACKEND_REACHABLE, "True", Reason.REACHABLE)
-NO_CONFLICT = Finding(ConditionType.CONFLICT, "False", Reason.NO_CONFLICT)
-IN_SYNC = Finding(ConditionType.SYNCED, "True", Reason.IN_SYNC)
-CREDENTIALS_APPLIED = Finding(ConditionType.CREDENTIALS_SYNCED, "True", Reason.CREDENTIALS_APPLIED)
-_READY = Finding(ConditionType.READY, "True", Reason.READY)
+REACHABLE = ConditionUpdate(ConditionType.BACKEND_REACHABLE, "True", ConditionReason.REACHABLE)
+NO_CONFLICT = ConditionUpdate(ConditionType.CONFLICT, "False", ConditionReason.NO_CONFLICT)
+IN_SYNC = ConditionUpdate(ConditionType.SYNCED, "True", ConditionReason.IN_SYNC)
+CREDENTIALS_APPLIED = ConditionUpdate(
+    ConditionType.CREDENTIALS_SYNCED, "True", ConditionReason.CREDENTIALS_APPLIED
+)
+_READY = ConditionUpdate(ConditionType.READY, "True", ConditionReason.READY)
 
 # in this order: what explains the others first
 _NEEDED = (
@@ -99,32 +101,39 @@ _NEEDED = (
 )
 
 
-def summed_up(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+def with_ready(findings: Iterable[ConditionUpdate]) -> tuple[ConditionUpdate, ...]:
     """The findings with `Ready` before them: true if the resource is in effect, else why it is not."""
     found = tuple(findings)
     by_kind = {finding.kind: finding for finding in found}
     for kind, wanted in _NEEDED:
         finding = by_kind.get(kind)
         if finding is not None and finding.status != wanted:
-            return (Finding(ConditionType.READY, "False", finding.reason, finding.message), *found)
+            return (ConditionUpdate(ConditionType.READY, "False", finding.reason, finding.message), *found)
     return (_READY, *found)
 
 
-def unreachable(why: str) -> tuple[Finding, ...]:
+def unreachable(why: str) -> tuple[ConditionUpdate, ...]:
     """What is known while the server does not answer; everything else stays as it was found last."""
-    return summed_up(
-        (Finding(ConditionType.BACKEND_REACHABLE, "False", Reason.BACKEND_UNAVAILABLE, why),),
+    return with_ready(
+        (
+            ConditionUpdate(
+                ConditionType.BACKEND_REACHABLE, "False", ConditionReason.BACKEND_UNAVAILABLE, why
+            ),
+        ),
     )
 
 
-def credentials(agents: AgentsState) -> Finding:
+def credentials(agents: AgentsState) -> ConditionUpdate:
     """Whether the agents of a resource can log in and do what they should."""
     if agents.failed is not None:
-        return Finding(ConditionType.CREDENTIALS_SYNCED, "False", *agents.failed)
+        return ConditionUpdate(ConditionType.CREDENTIALS_SYNCED, "False", *agents.failed)
     if agents.waiting:
         names = ", ".join(agents.waiting)
-        return Finding(
-            ConditionType.CREDENTIALS_SYNCED, "False", Reason.RECONCILING, f"users to be written: {names}"
+        return ConditionUpdate(
+            ConditionType.CREDENTIALS_SYNCED,
+            "False",
+            ConditionReason.RECONCILING,
+            f"users to be written: {names}",
         )
     return CREDENTIALS_APPLIED
 

@@ -12,21 +12,21 @@ from agentstream_operator.plan.findings import (
     NO_CONFLICT,
     REACHABLE,
     AgentsState,
-    Finding,
-    Notice,
+    ConditionUpdate,
+    EventNote,
+    Failure,
     Plan,
-    Trouble,
     credentials,
     describe,
-    summed_up,
     unreachable,
+    with_ready,
 )
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory, group_retention
 from agentstream_operator.plan.streams import GIVE_UP, managed
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup, GroupDeletion
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ class GroupInput:
     agents: AgentsState = ALL_WRITTEN
     history: RetentionHistory | None = None
     stalled: bool = False
-    scaling: Finding | None = None
+    scaling: ConditionUpdate | None = None
     crashing: str | None = None
-    refused: Trouble | None = None
+    refused: Failure | None = None
     deleted_for: float = 0.0
 
 
@@ -82,16 +82,18 @@ def plan_group(given: GroupInput) -> Plan:
     stream_ready = _stream_ready(given)
     stream = given.stream
     if conflict is not NO_CONFLICT or stream_ready is not STREAM_READY or not (stream and given.seen):
-        return Plan(findings=summed_up((REACHABLE, conflict, stream_ready)), finalizer=finalizer)
+        return Plan(findings=with_ready((REACHABLE, conflict, stream_ready)), finalizer=finalizer)
     seen = given.seen.groups.get(group.group_name, _ABSENT)
     actions, notices = _create(given, stream.stream_key, given.seen, seen)
-    synced = IN_SYNC if given.refused is None else Finding(ConditionType.SYNCED, "False", *given.refused)
+    synced = (
+        IN_SYNC if given.refused is None else ConditionUpdate(ConditionType.SYNCED, "False", *given.refused)
+    )
     if not may_change(group, given.stream):
         synced = _held_back(actions)
         actions, notices = (), ()
     return Plan(
         actions=actions,
-        findings=summed_up(
+        findings=with_ready(
             (
                 REACHABLE,
                 synced,
@@ -121,10 +123,10 @@ def may_change(group: ConsumerGroup, stream: AgentStream | None) -> bool:
 
 
 _ABSENT = GroupSeen(exists=False)
-STREAM_READY = Finding(ConditionType.STREAM_READY, "True", Reason.READY)
+STREAM_READY = ConditionUpdate(ConditionType.STREAM_READY, "True", ConditionReason.READY)
 
 
-def _stream_ready(given: GroupInput) -> Finding:
+def _stream_ready(given: GroupInput) -> ConditionUpdate:
     name, stream = given.group.spec.stream_ref.name, given.stream
     if stream is None:
         return _no_stream(f"there is no AgentStream {name}")
@@ -133,7 +135,7 @@ def _stream_ready(given: GroupInput) -> Finding:
     return _on_server(given, stream)
 
 
-def _on_server(given: GroupInput, stream: AgentStream) -> Finding:
+def _on_server(given: GroupInput, stream: AgentStream) -> ConditionUpdate:
     """Whether the stream is on the server, and ours."""
     name, seen = stream.metadata.name, given.seen
     if stream_conflict(stream, given.stream_winner) is not NO_CONFLICT:
@@ -142,19 +144,19 @@ def _on_server(given: GroupInput, stream: AgentStream) -> Finding:
         return _no_stream(f"the stream {stream.stream_key} does not exist yet")
     if seen.type != "stream":
         message = f"{stream.stream_key} is a {seen.type}, not a stream"
-        return Finding(ConditionType.STREAM_READY, "False", Reason.WRONG_TYPE, message)
+        return ConditionUpdate(ConditionType.STREAM_READY, "False", ConditionReason.WRONG_TYPE, message)
     if foreign(stream, seen, given.installation) is not NO_CONFLICT:
         return _no_stream(f"the AgentStream {name} is in conflict")
     return STREAM_READY
 
 
-def _no_stream(message: str) -> Finding:
-    return Finding(ConditionType.STREAM_READY, "False", Reason.STREAM_MISSING, message)
+def _no_stream(message: str) -> ConditionUpdate:
+    return ConditionUpdate(ConditionType.STREAM_READY, "False", ConditionReason.STREAM_MISSING, message)
 
 
 def _create(
     given: GroupInput, key: str, stream: StreamSeen, seen: GroupSeen
-) -> tuple[tuple[Action, ...], tuple[Notice, ...]]:
+) -> tuple[tuple[Action, ...], tuple[EventNote, ...]]:
     group, name = given.group, given.group.group_name
     checkpoint = stream.checkpoint(name)
     if seen.exists:
@@ -163,16 +165,18 @@ def _create(
         # the group is there, so where it would start makes no difference
         return (CreateGroup(key, name, "0"),), ()
     if checkpoint is None and not given.established:
-        created = Notice(Reason.GROUP_CREATED, f"created the group {name} on {key}")
+        created = EventNote(ConditionReason.GROUP_CREATED, f"created the group {name} on {key}")
         return (CreateGroup(key, name, group.start_id),), (created,)
     start = resume_at(stream, checkpoint)
     where = "its beginning" if start == "0" else f"its checkpoint {start}"
-    restored = Notice(
-        Reason.GROUP_RESTORED, f"the group {name} was gone; it resumes {key} at {where}", warning=True
+    restored = EventNote(
+        ConditionReason.GROUP_RESTORED,
+        f"the group {name} was gone; it resumes {key} at {where}",
+        warning=True,
     )
     if given.stream_lost:
-        lost = Notice(
-            Reason.DATA_LOST,
+        lost = EventNote(
+            ConditionReason.DATA_LOST,
             f"what the group {name} had not settled went with the stream {key}",
             warning=True,
         )
@@ -195,43 +199,47 @@ def _parts(entry: str) -> tuple[int, int]:
     return int(ms), int(sequence or 0)
 
 
-def _held_back(actions: tuple[Action, ...]) -> Finding:
+def _held_back(actions: tuple[Action, ...]) -> ConditionUpdate:
     if actions:
-        return Finding(ConditionType.SYNCED, "False", Reason.PAUSED, f"would {describe(actions)}")
-    return Finding(ConditionType.SYNCED, "True", Reason.PAUSED)
+        return ConditionUpdate(
+            ConditionType.SYNCED, "False", ConditionReason.PAUSED, f"would {describe(actions)}"
+        )
+    return ConditionUpdate(ConditionType.SYNCED, "True", ConditionReason.PAUSED)
 
 
-def _lag_known(seen: GroupSeen) -> Finding:
+def _lag_known(seen: GroupSeen) -> ConditionUpdate:
     if not seen.exists:
-        return Finding(ConditionType.LAG_KNOWN, "Unknown", Reason.LAG_UNKNOWN, "the group does not exist")
+        return ConditionUpdate(
+            ConditionType.LAG_KNOWN, "Unknown", ConditionReason.LAG_UNKNOWN, "the group does not exist"
+        )
     if seen.exact:
-        return Finding(ConditionType.LAG_KNOWN, "True", Reason.LAG_EXACT)
-    return Finding(ConditionType.LAG_KNOWN, "True", Reason.LAG_ESTIMATED)
+        return ConditionUpdate(ConditionType.LAG_KNOWN, "True", ConditionReason.LAG_EXACT)
+    return ConditionUpdate(ConditionType.LAG_KNOWN, "True", ConditionReason.LAG_ESTIMATED)
 
 
-def _stalled(given: GroupInput) -> Finding:
+def _stalled(given: GroupInput) -> ConditionUpdate:
     if given.crashing is not None:
-        return Finding(ConditionType.STALLED, "True", Reason.CRASH_LOOP, given.crashing)
+        return ConditionUpdate(ConditionType.STALLED, "True", ConditionReason.CRASH_LOOP, given.crashing)
     if given.group.spec.suspend:
-        return Finding(ConditionType.STALLED, "False", Reason.SUSPENDED)
+        return ConditionUpdate(ConditionType.STALLED, "False", ConditionReason.SUSPENDED)
     if given.stalled:
         message = "messages wait, and none has been settled for a while"
-        return Finding(ConditionType.STALLED, "True", Reason.NO_PROGRESS, message)
-    return Finding(ConditionType.STALLED, "False", Reason.PROGRESSING)
+        return ConditionUpdate(ConditionType.STALLED, "True", ConditionReason.NO_PROGRESS, message)
+    return ConditionUpdate(ConditionType.STALLED, "False", ConditionReason.PROGRESSING)
 
 
-def _dead_lettering(group: ConsumerGroup, seen: GroupSeen) -> Finding:
+def _dead_lettering(group: ConsumerGroup, seen: GroupSeen) -> ConditionUpdate:
     if seen.dead == 0:
-        return Finding(ConditionType.DEAD_LETTERING, "False", Reason.NO_DEAD_LETTERS)
+        return ConditionUpdate(ConditionType.DEAD_LETTERING, "False", ConditionReason.NO_DEAD_LETTERS)
     limit = group.spec.dead_letter.max_length
     many = f", more than {limit}" if seen.dead > limit else ""
     message = f"messages have been given up{many}"
-    return Finding(ConditionType.DEAD_LETTERING, "True", Reason.DEAD_LETTERS, message)
+    return ConditionUpdate(ConditionType.DEAD_LETTERING, "True", ConditionReason.DEAD_LETTERS, message)
 
 
 def _deletion(given: GroupInput) -> Plan:  # noqa: PLR0911 - one per case
     group, name = given.group, given.group.group_name
-    stays = Notice(Reason.RETAINED, f"the group {name} stays on the server")
+    stays = EventNote(ConditionReason.RETAINED, f"the group {name} stays on the server")
     if group_conflict(group, given.winner) is not NO_CONFLICT:
         return Plan(over=True)
     if not destroys(group):
@@ -239,7 +247,7 @@ def _deletion(given: GroupInput) -> Plan:  # noqa: PLR0911 - one per case
     if given.why_unreachable is not None:
         if group.force_delete or given.deleted_for >= GIVE_UP:
             message = f"the server does not answer; the group {name}, if it is there, stays"
-            return Plan(notices=(Notice(Reason.RETAINED, message, warning=True),), over=True)
+            return Plan(notices=(EventNote(ConditionReason.RETAINED, message, warning=True),), over=True)
         return Plan(findings=unreachable(given.why_unreachable), finalizer=True)
     stream = given.stream
     if stream is None or _on_server(given, stream) is not STREAM_READY:
@@ -247,7 +255,9 @@ def _deletion(given: GroupInput) -> Plan:  # noqa: PLR0911 - one per case
         return Plan(over=True)
     action = DestroyGroup(stream.stream_key, name)
     if not may_change(group, stream) and not group.force_delete:
-        paused = Finding(ConditionType.SYNCED, "False", Reason.PAUSED, f"would {describe((action,))}")
-        return Plan(findings=summed_up((REACHABLE, paused)), finalizer=True)
-    deleted = Notice(Reason.GROUP_DELETED, f"removed the group {name} with its retries")
+        paused = ConditionUpdate(
+            ConditionType.SYNCED, "False", ConditionReason.PAUSED, f"would {describe((action,))}"
+        )
+        return Plan(findings=with_ready((REACHABLE, paused)), finalizer=True)
+    deleted = EventNote(ConditionReason.GROUP_DELETED, f"removed the group {name} with its retries")
     return Plan(actions=(action,), notices=(deleted,), over=True)

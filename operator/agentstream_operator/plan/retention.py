@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from agentstream_operator.plan.findings import Finding
+from agentstream_operator.plan.findings import ConditionUpdate
 from agentstream_operator.plan.observed import JanitorReport, StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 REMEMBERED = 60_000
 """For how many ms a loss or a shortened history stays in the condition: a pass may well trim nothing."""
@@ -98,7 +98,7 @@ def retention_healthy(  # noqa: PLR0911 - one per cause
     seen: StreamSeen,
     history: RetentionHistory | None,
     eviction: str | None,
-) -> Finding:
+) -> ConditionUpdate:
     """Whether messages are kept as long as declared, and adding is not refused.
 
     Args:
@@ -108,37 +108,45 @@ def retention_healthy(  # noqa: PLR0911 - one per cause
         eviction: the server's eviction policy, if it may evict streams.
     """
     if eviction is not None:
-        return _unhealthy(Reason.EVICTION_POLICY_WRONG, f"maxmemory-policy is {eviction}, not noeviction")
+        return _unhealthy(
+            ConditionReason.EVICTION_POLICY_WRONG, f"maxmemory-policy is {eviction}, not noeviction"
+        )
     if history is None:
         return _HEALTHY
     report = history.report
     limit = stream.spec.retention.max_length
     if _recent(history.overrun_at, seen.now):
-        return _unhealthy(Reason.TRIMMED_UNSETTLED, "messages that a group had not settled were trimmed")
+        return _unhealthy(
+            ConditionReason.TRIMMED_UNSETTLED, "messages that a group had not settled were trimmed"
+        )
     if report.refusing:
-        return _unhealthy(Reason.ADMISSION_CLOSED, f"the limit of {limit} messages is reached")
+        return _unhealthy(ConditionReason.ADMISSION_CLOSED, f"the limit of {limit} messages is reached")
     if report.held_by is not None:
         return _unhealthy(
-            Reason.HELD_BY_GROUP,
+            ConditionReason.HELD_BY_GROUP,
             f"messages older than {stream.spec.retention.min_age} stay for the group {report.held_by}",
         )
     if _recent(history.shortened_at, seen.now):
-        return _unhealthy(Reason.HISTORY_SHORTENED, f"settled messages are kept for {_age(seen)} only")
+        return _unhealthy(
+            ConditionReason.HISTORY_SHORTENED, f"settled messages are kept for {_age(seen)} only"
+        )
     return _HEALTHY
 
 
-def group_retention(group: str, history: RetentionHistory | None) -> Finding:
+def group_retention(group: str, history: RetentionHistory | None) -> ConditionUpdate:
     """Whether a group keeps its stream from being trimmed."""
     if history is not None and history.report.held_by == group:
-        return _unhealthy(Reason.HELD_BY_GROUP, "messages older than the stream's minAge stay for this group")
+        return _unhealthy(
+            ConditionReason.HELD_BY_GROUP, "messages older than the stream's minAge stay for this group"
+        )
     return _HEALTHY
 
 
-_HEALTHY = Finding(ConditionType.RETENTION_HEALTHY, "True", Reason.WITHIN_LIMITS)
+_HEALTHY = ConditionUpdate(ConditionType.RETENTION_HEALTHY, "True", ConditionReason.WITHIN_LIMITS)
 
 
-def _unhealthy(reason: Reason, message: str) -> Finding:
-    return Finding(ConditionType.RETENTION_HEALTHY, "False", reason, message)
+def _unhealthy(reason: ConditionReason, message: str) -> ConditionUpdate:
+    return ConditionUpdate(ConditionType.RETENTION_HEALTHY, "False", reason, message)
 
 
 def _recent(at: int | None, now: int) -> bool:

@@ -24,7 +24,7 @@ _GRACE = 60.0
 """Seconds that new consumers get to become ready before they count as failing."""
 
 
-class Rule(StrEnum):
+class ScalingRule(StrEnum):
     """What decided how many consumers there are to be."""
 
     SUSPENDED = "suspend"
@@ -129,7 +129,7 @@ class Decision(msgspec.Struct, frozen=True):
     """
 
     replicas: int
-    rule: Rule
+    rule: ScalingRule
     needs: tuple[Need, ...] = ()
     growth: Growth | None = None
     settled: int | None = None
@@ -137,7 +137,7 @@ class Decision(msgspec.Struct, frozen=True):
     @property
     def held(self) -> bool:
         """Unknown backlog: the last decision stays."""
-        return self.rule is Rule.UNKNOWN
+        return self.rule is ScalingRule.UNKNOWN
 
 
 def decide(given: ScalingInput) -> Decision:
@@ -149,15 +149,15 @@ def decide(given: ScalingInput) -> Decision:
     needed now.
     """
     if given.suspended:
-        return Decision(0, Rule.SUSPENDED)
+        return Decision(0, ScalingRule.SUSPENDED)
     limits, there = given.limits, given.replicas
     if limits is None:
-        return Decision(given.fixed, Rule.FIXED)
-    before = given.before or Decision(0, Rule.UNKNOWN)
+        return Decision(given.fixed, ScalingRule.FIXED)
+    before = given.before or Decision(0, ScalingRule.UNKNOWN)
     current = there.wanted if there is not None else None
     if not given.signal.known:
         replicas = limits.minimum if current is None else current
-        return replace(before, replicas=_within(limits, replicas), rule=Rule.UNKNOWN)
+        return replace(before, replicas=_within(limits, replicas), rule=ScalingRule.UNKNOWN)
     need, rule = _need(given, limits, before)
     past = before.needs
     if not past and current:
@@ -171,41 +171,41 @@ def decide(given: ScalingInput) -> Decision:
     needs = (*recent, (given.now, need))
     replicas = _within(limits, needs[0][1])
     if replicas > need:
-        rule = Rule.LATER
+        rule = ScalingRule.LATER
     growth = before.growth
     if there is not None and replicas > there.wanted:
         if _fails(there, growth, given.now):
-            replicas, rule = _within(limits, there.wanted), Rule.FAILING
+            replicas, rule = _within(limits, there.wanted), ScalingRule.FAILING
         else:
             growth = Growth(given.now, replicas - there.wanted)
     return Decision(replicas, rule, needs, growth, given.signal.settled)
 
 
-def _need(given: ScalingInput, limits: Limits, before: Decision) -> tuple[int, Rule]:
+def _need(given: ScalingInput, limits: Limits, before: Decision) -> tuple[int, ScalingRule]:
     """How many consumers the work needs now, within the limits, and what says so."""
     signal, current = given.signal, given.replicas.wanted if given.replicas is not None else 0
-    work = [(0.0, Rule.IDLE)]
+    work = [(0.0, ScalingRule.IDLE)]
     if signal.backlog:
-        work.append((signal.backlog / limits.target_backlog, Rule.BACKLOG))
+        work.append((signal.backlog / limits.target_backlog, ScalingRule.BACKLOG))
     busy = signal.backlog > 0 or _moved(given, before)
     if busy and given.pace is not None:
         # fewer than what arrives takes would only let the backlog grow until there are more again
-        work.append((min(signal.arrival / given.pace, current), Rule.ARRIVALS))
+        work.append((min(signal.arrival / given.pace, current), ScalingRule.ARRIVALS))
     if busy and limits.target_age is not None:
         if given.pace is not None:
             # what consumers have already waits no longer
             speed = signal.arrival + signal.waiting / limits.target_age
-            work.append((speed / given.pace, Rule.AGE))
+            work.append((speed / given.pace, ScalingRule.AGE))
         elif signal.oldest > limits.target_age:
-            work.append((_stepped(given, before.growth), Rule.STEP))
+            work.append((_stepped(given, before.growth), ScalingRule.STEP))
     exact, rule = max(work)
     need = math.ceil(exact)
     if need < current:
         need = min(current, math.ceil(exact * _SPARE))
     if need > limits.maximum:
-        return limits.maximum, Rule.MAXIMUM
+        return limits.maximum, ScalingRule.MAXIMUM
     if need < limits.minimum:
-        return limits.minimum, Rule.MINIMUM
+        return limits.minimum, ScalingRule.MINIMUM
     return need, rule
 
 

@@ -190,7 +190,7 @@ def read_signal(stream: StreamSeen, name: str, arrivals: Rate | None) -> Signal:
     )
 
 
-def together(signals: Sequence[Signal]) -> Signal:
+def combine(signals: Sequence[Signal]) -> Signal:
     """The work of several groups that the same consumers do; unknown if that of one of them is."""
     if len(signals) == 1:
         return signals[0]

@@ -13,18 +13,18 @@ from agentstream_operator.plan.findings import (
     NO_CONFLICT,
     REACHABLE,
     AgentsState,
-    Finding,
-    Notice,
+    ConditionUpdate,
+    EventNote,
     Plan,
     credentials,
     describe,
-    summed_up,
     unreachable,
+    with_ready,
 )
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory, retention_healthy
 from agentstream_operator.resources.agentstream import AgentStream, ManagementPolicy, StreamDeletion
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 GIVE_UP = 300.0
 """Seconds after a deletion from which on a server that does not answer holds it no longer."""
@@ -73,9 +73,11 @@ def plan_stream(given: StreamInput) -> Plan:
     if conflict is NO_CONFLICT:
         conflict = foreign(stream, seen, given.installation)
     if conflict is not NO_CONFLICT:
-        return Plan(findings=summed_up((REACHABLE, conflict)), finalizer=finalizer)
+        return Plan(findings=with_ready((REACHABLE, conflict)), finalizer=finalizer)
     if seen.type not in ("none", "stream"):
-        return Plan(findings=summed_up((REACHABLE, conflict, _wrong_type(stream, seen))), finalizer=finalizer)
+        return Plan(
+            findings=with_ready((REACHABLE, conflict, _wrong_type(stream, seen))), finalizer=finalizer
+        )
     actions, notices = _create(given, seen)
     invalid = invalid_contract(stream)
     if invalid is None:
@@ -86,7 +88,7 @@ def plan_stream(given: StreamInput) -> Plan:
     lost = _lost(given, seen)
     return Plan(
         actions=actions,
-        findings=summed_up(
+        findings=with_ready(
             (
                 REACHABLE,
                 synced,
@@ -121,83 +123,95 @@ def owner_of(stream: AgentStream, installation: str) -> dict[str, str]:
     }
 
 
-def _create(given: StreamInput, seen: StreamSeen) -> tuple[tuple[Action, ...], tuple[Notice, ...]]:
+def _create(given: StreamInput, seen: StreamSeen) -> tuple[tuple[Action, ...], tuple[EventNote, ...]]:
     stream = given.stream
     key, owner = stream.stream_key, owner_of(stream, given.installation)
     if seen.type == "none":
         notice = (
-            Notice(Reason.STREAM_CREATED, f"created the stream {key}")
+            EventNote(ConditionReason.STREAM_CREATED, f"created the stream {key}")
             if given.added is None
-            else Notice(Reason.STREAM_RECREATED, f"created the stream {key} again, empty", warning=True)
+            else EventNote(
+                ConditionReason.STREAM_RECREATED, f"created the stream {key} again, empty", warning=True
+            )
         )
         return (CreateStream(key, owner),), (notice,)
     if any(seen.meta.get(name) != value for name, value in owner.items()):
         adopted = "installation" not in seen.meta and given.added is None
-        notices = (Notice(Reason.STREAM_ADOPTED, f"adopted the stream {key} with {seen.length} messages"),)
+        notices = (
+            EventNote(
+                ConditionReason.STREAM_ADOPTED, f"adopted the stream {key} with {seen.length} messages"
+            ),
+        )
         return (RecordOwner(key, owner),), notices if adopted else ()
     return (), ()
 
 
-def _lost(given: StreamInput, seen: StreamSeen) -> tuple[Notice, ...]:
+def _lost(given: StreamInput, seen: StreamSeen) -> tuple[EventNote, ...]:
     if given.added is None or seen.added >= given.added:
         return ()
     key, lost = given.stream.stream_key, given.added - seen.added
     what = "vanished" if seen.type == "none" else "began anew"
     return (
-        Notice(Reason.DATA_LOST, f"the stream {key} {what}: {lost} messages had been added", warning=True),
+        EventNote(
+            ConditionReason.DATA_LOST,
+            f"the stream {key} {what}: {lost} messages had been added",
+            warning=True,
+        ),
     )
 
 
 def _held_back(
-    stream: AgentStream, actions: tuple[Action, ...], notices: tuple[Notice, ...]
-) -> tuple[Finding, tuple[Action, ...], tuple[Notice, ...]]:
+    stream: AgentStream, actions: tuple[Action, ...], notices: tuple[EventNote, ...]
+) -> tuple[ConditionUpdate, tuple[Action, ...], tuple[EventNote, ...]]:
     """What remains of the actions where nothing may be changed, and what `Synced` says of the rest."""
     if managed(stream):
         return IN_SYNC, actions, notices
     observing = stream.spec.management_policy is ManagementPolicy.OBSERVE_ONLY
-    reason = Reason.OBSERVE_ONLY if observing else Reason.PAUSED
+    reason = ConditionReason.OBSERVE_ONLY if observing else ConditionReason.PAUSED
     if observing:
         # whose a stream is that is only watched stays unrecorded
         actions = tuple(action for action in actions if not isinstance(action, RecordOwner))
     if not actions:
-        return Finding(ConditionType.SYNCED, "True", reason), (), ()
-    reason = Reason.DRIFT if observing else reason
-    return Finding(ConditionType.SYNCED, "False", reason, f"would {describe(actions)}"), (), ()
+        return ConditionUpdate(ConditionType.SYNCED, "True", reason), (), ()
+    reason = ConditionReason.DRIFT if observing else reason
+    return ConditionUpdate(ConditionType.SYNCED, "False", reason, f"would {describe(actions)}"), (), ()
 
 
-def _wrong_type(stream: AgentStream, seen: StreamSeen) -> Finding:
-    return Finding(
+def _wrong_type(stream: AgentStream, seen: StreamSeen) -> ConditionUpdate:
+    return ConditionUpdate(
         ConditionType.SYNCED,
         "False",
-        Reason.WRONG_TYPE,
+        ConditionReason.WRONG_TYPE,
         f"{stream.stream_key} is a {seen.type}, not a stream; it stays untouched",
     )
 
 
 def _deletion(given: StreamInput) -> Plan:
     stream, seen, key = given.stream, given.seen, given.stream.stream_key
-    stays = Notice(Reason.RETAINED, f"the stream {key} stays on the server")
+    stays = EventNote(ConditionReason.RETAINED, f"the stream {key} stays on the server")
     not_ours = stream_conflict(stream, given.winner) is not NO_CONFLICT
     if not destroys(stream) or not_ours or stream.spec.management_policy is ManagementPolicy.OBSERVE_ONLY:
         return Plan(notices=() if not_ours else (stays,), over=True)
     if seen is None:
         if stream.force_delete or given.deleted_for >= GIVE_UP:
             message = f"the server does not answer; the stream {key}, if it is there, stays"
-            return Plan(notices=(Notice(Reason.RETAINED, message, warning=True),), over=True)
+            return Plan(notices=(EventNote(ConditionReason.RETAINED, message, warning=True),), over=True)
         return Plan(findings=unreachable(given.why_unreachable), finalizer=True)
     if stream.paused and not stream.force_delete:
-        paused = Finding(ConditionType.SYNCED, "False", Reason.PAUSED, f"would delete the stream {key}")
-        return Plan(findings=summed_up((REACHABLE, paused)), finalizer=True)
+        paused = ConditionUpdate(
+            ConditionType.SYNCED, "False", ConditionReason.PAUSED, f"would delete the stream {key}"
+        )
+        return Plan(findings=with_ready((REACHABLE, paused)), finalizer=True)
     if seen.type not in ("none", "stream") or foreign(stream, seen, given.installation) is not NO_CONFLICT:
         return Plan(over=True)
     if_empty = stream.spec.deletion_policy is StreamDeletion.DELETE_IF_EMPTY
     groups = tuple(sorted({*given.groups, *seen.groups}))
     return Plan(
         actions=(DeleteStream(key, groups, if_empty),),
-        notices=(Notice(Reason.STREAM_DELETED, f"deleted the stream {key}"),),
+        notices=(EventNote(ConditionReason.STREAM_DELETED, f"deleted the stream {key}"),),
         refused=(
-            Notice(
-                Reason.RETAINED_NOT_EMPTY,
+            EventNote(
+                ConditionReason.RETAINED_NOT_EMPTY,
                 f"the stream {key} stays: something in it is unsettled",
                 warning=True,
             ),

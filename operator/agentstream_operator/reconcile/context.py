@@ -11,15 +11,15 @@ from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.cluster.port import Cluster, Event
-from agentstream_operator.plan.accounting import add_up, counters
+from agentstream_operator.plan.accounting import accumulate_account, counters
 from agentstream_operator.plan.agents import AgentName, agents_of
-from agentstream_operator.plan.findings import CREDENTIALS_APPLIED, Notice, Plan
+from agentstream_operator.plan.findings import CREDENTIALS_APPLIED, EventNote, Plan
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.progress import follow, stalled
 from agentstream_operator.plan.signal import follow_rate
 from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
 from agentstream_operator.reconcile.state.index import Known, Store, agent_key, owner_of
-from agentstream_operator.reconcile.state.live_access import Access
+from agentstream_operator.reconcile.state.live_access import LiveAccess
 from agentstream_operator.reconcile.state.memory import GroupMemory, Memory, StatusMemory
 from agentstream_operator.reconcile.status import StatusWriter
 from agentstream_operator.resources.agentstream import AgentStream
@@ -87,7 +87,7 @@ class Context:
     store: Store
     queue: WorkQueue[ResourceKey]
     status: StatusWriter
-    access: Access
+    access: LiveAccess
     memory: Memory = field(default_factory=Memory)
     backend: Backend = field(default_factory=Backend)
     complete: bool = False
@@ -191,18 +191,18 @@ class Context:
             if key in self.memory.groups and name in seen.groups:
                 _follow_group(self.memory.groups[key], group, name, before, seen)
 
-    def told(self, resource: Known) -> StatusMemory:
+    def reported(self, resource: Known) -> StatusMemory:
         """What is remembered of a resource's status."""
         if isinstance(resource, AgentStream):
-            return self.memory.streams[resource.key].told
-        return self.memory.groups[resource.key].told
+            return self.memory.streams[resource.key].reported
+        return self.memory.groups[resource.key].reported
 
     def written(self, stream: ResourceKey) -> None:
         """Notes that something was written to a stream: what was seen before no longer counts."""
         memory = self.memory.streams[stream]
         memory.seen, memory.seen_at = None, asyncio.get_running_loop().time()
 
-    async def apply(self, stream: ResourceKey, plan: Plan) -> tuple[Notice, ...]:
+    async def apply(self, stream: ResourceKey, plan: Plan) -> tuple[EventNote, ...]:
         """Does the actions of a plan for a stream or a group of it. Returns what has happened then.
 
         Raises:
@@ -225,12 +225,12 @@ class Context:
         Raises:
             TryAgain: somebody keeps undoing it.
         """
-        told = self.told(resource)
-        told.rounds += 1
-        if told.rounds > _ROUNDS:
+        reported = self.reported(resource)
+        reported.rounds += 1
+        if reported.rounds > _ROUNDS:
             raise TryAgain("what is done for it does not last")
         waiting = self.memory.state_of(agents_of(resource)).waiting
-        return None if waiting and CREDENTIALS_APPLIED not in told.findings else 0.0
+        return None if waiting and CREDENTIALS_APPLIED not in reported.findings else 0.0
 
     def touch(self, names: Iterable[AgentName], priority: Priority = Priority.EVENT) -> None:
         """Lets agents be written again, since what they may do may have changed."""
@@ -253,7 +253,7 @@ class Context:
         for key in keys:
             self.queue.add(key, priority)
 
-    async def tell(self, about: Known, notices: Iterable[Notice]) -> None:
+    async def tell(self, about: Known, notices: Iterable[EventNote]) -> None:
         """Emits what has happened to a resource."""
         for notice in notices:
             event = Event(about.key, notice.reason, notice.message, notice.warning, about.metadata.uid)
@@ -261,11 +261,13 @@ class Context:
 
     async def hold(self, resource: Known, *, wanted: bool) -> None:
         """Adds or removes the finalizer where that is not how it is."""
-        told = self.told(resource)
-        present = FINALIZER in resource.metadata.finalizers if told.finalizer is None else told.finalizer
+        reported = self.reported(resource)
+        present = (
+            FINALIZER in resource.metadata.finalizers if reported.finalizer is None else reported.finalizer
+        )
         if wanted != present:
             await self.cluster.set_finalizer(owner_of(resource), present=wanted)
-            told.finalizer = wanted
+            reported.finalizer = wanted
 
 
 def is_same(before: StreamSeen, after: StreamSeen) -> bool:
@@ -296,5 +298,5 @@ def _follow_group(
         return
     now = counters(after, found)
     if memory.counters is not None:
-        memory.account = add_up(memory.account, memory.counters, now)
+        memory.account = accumulate_account(memory.account, memory.counters, now)
     memory.counters = now

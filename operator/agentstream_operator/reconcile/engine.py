@@ -14,26 +14,26 @@ from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster, ClusterRefused, ClusterUnavailable
 from agentstream_operator.plan.agents import AgentName
-from agentstream_operator.plan.findings import REACHABLE, Finding, summed_up
+from agentstream_operator.plan.findings import REACHABLE, ConditionUpdate, with_ready
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.context import Backend, Context, Rhythm
-from agentstream_operator.reconcile.loops.deletion_cost import Ranking
-from agentstream_operator.reconcile.loops.monitor import Pulse
-from agentstream_operator.reconcile.loops.pod_cleanup import Departures
+from agentstream_operator.reconcile.loops.deletion_cost import DeletionCost
+from agentstream_operator.reconcile.loops.monitor import Monitor
+from agentstream_operator.reconcile.loops.pod_cleanup import PodCleanup
 from agentstream_operator.reconcile.loops.wakeup import Wakeup
 from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
-from agentstream_operator.reconcile.report.health import ConditionCount, Health, conditions, health
+from agentstream_operator.reconcile.report.health import ConditionCount, OperatorHealth, conditions, health
 from agentstream_operator.reconcile.report.view import View, view
 from agentstream_operator.reconcile.report.work import GroupWork, work
 from agentstream_operator.reconcile.resources.agents import reconcile_agent
 from agentstream_operator.reconcile.resources.groups import reconcile_group
 from agentstream_operator.reconcile.resources.streams import reconcile_stream
 from agentstream_operator.reconcile.state.index import AGENT, Known, Store, agent_key
-from agentstream_operator.reconcile.state.live_access import Access
+from agentstream_operator.reconcile.state.live_access import LiveAccess
 from agentstream_operator.reconcile.status import StatusWriter
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 
 class Outcome(StrEnum):
@@ -103,13 +103,13 @@ class Engine:
                 patience=rhythm.patience,
                 busy=lambda: queue.busy,
             ),
-            access=Access(broker, installation),
+            access=LiveAccess(broker, installation),
             backend=Backend(trouble=trouble),
         )
-        self._pulse = Pulse(self._context)
-        self._departures = Departures(self._context)
+        self._pulse = Monitor(self._context)
+        self._departures = PodCleanup(self._context)
         self._wakeup = Wakeup(self._context, self._pulse.doubt)
-        self._ranking = Ranking(self._context)
+        self._ranking = DeletionCost(self._context)
 
     def put(self, resource: Known) -> None:
         """Takes up a new resource, or a change of one."""
@@ -128,7 +128,7 @@ class Engine:
             else:
                 context.memory.recall_group(key, resource.status)
         else:
-            context.told(resource).finalizer = None
+            context.reported(resource).finalizer = None
         # after a restart, what was acted on before waits for what was not
         restarted = known is None and _was_acted_on(resource)
         self._let_look(affected, Priority.RESYNC if restarted else Priority.EVENT)
@@ -210,7 +210,7 @@ class Engine:
         return self._context.store.get(key)
 
     @property
-    def health(self) -> Health:
+    def health(self) -> OperatorHealth:
         """How it is just now."""
         return health(self._context)
 
@@ -278,9 +278,11 @@ class Engine:
         """Says in a resource's status that the server refused what was to be done for it."""
         resource = self._context.store.get(key)
         if resource is not None:
-            found = Finding(ConditionType.SYNCED, "False", Reason.RECONCILING, f"the server refused: {why}")
-            told = self._context.told(resource)
-            await self._context.status.write(resource, told, summed_up((REACHABLE, found)), {})
+            found = ConditionUpdate(
+                ConditionType.SYNCED, "False", ConditionReason.RECONCILING, f"the server refused: {why}"
+            )
+            reported = self._context.reported(resource)
+            await self._context.status.write(resource, reported, with_ready((REACHABLE, found)), {})
 
     async def _resync(self) -> None:
         """Queues every key once in `rhythm.resync` seconds, ± 10 %, spread evenly."""

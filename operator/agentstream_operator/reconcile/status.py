@@ -8,40 +8,40 @@ from datetime import datetime
 from typing import Any
 
 from agentstream_operator.cluster.port import Cluster, Event
-from agentstream_operator.plan.findings import Finding
+from agentstream_operator.plan.findings import ConditionUpdate
 from agentstream_operator.reconcile.state.index import Known, owner_of
 from agentstream_operator.reconcile.state.memory import Status, StatusMemory
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
     Condition,
+    ConditionReason,
     ConditionType,
     ConsumerGroupStatus,
-    Reason,
     find_condition,
     set_condition,
 )
 
 _ALARMS = frozenset(
     {
-        Reason.WRONG_TYPE,
-        Reason.KEY_CLAIMED,
-        Reason.GROUP_CLAIMED,
-        Reason.KEY_NOT_ALLOWED,
-        Reason.CREDENTIALS_FAILED,
-        Reason.CHILD_NOT_OURS,
-        Reason.TEMPLATE_REFUSED,
-        Reason.DEPLOYMENT_MISSING,
-        Reason.DEPLOYMENT_CLAIMED,
-        Reason.AUTOSCALER_FAILING,
-        Reason.EVICTION_POLICY_WRONG,
-        Reason.HISTORY_SHORTENED,
-        Reason.HELD_BY_GROUP,
-        Reason.ADMISSION_CLOSED,
-        Reason.TRIMMED_UNSETTLED,
-        Reason.NO_PROGRESS,
-        Reason.CRASH_LOOP,
-        Reason.DEAD_LETTERS,
+        ConditionReason.WRONG_TYPE,
+        ConditionReason.KEY_CLAIMED,
+        ConditionReason.GROUP_CLAIMED,
+        ConditionReason.KEY_NOT_ALLOWED,
+        ConditionReason.CREDENTIALS_FAILED,
+        ConditionReason.CHILD_NOT_OURS,
+        ConditionReason.TEMPLATE_REFUSED,
+        ConditionReason.DEPLOYMENT_MISSING,
+        ConditionReason.DEPLOYMENT_CLAIMED,
+        ConditionReason.AUTOSCALER_FAILING,
+        ConditionReason.EVICTION_POLICY_WRONG,
+        ConditionReason.HISTORY_SHORTENED,
+        ConditionReason.HELD_BY_GROUP,
+        ConditionReason.ADMISSION_CLOSED,
+        ConditionReason.TRIMMED_UNSETTLED,
+        ConditionReason.NO_PROGRESS,
+        ConditionReason.CRASH_LOOP,
+        ConditionReason.DEAD_LETTERS,
     }
 )
 _SIGNIFICANT = 100
@@ -50,8 +50,8 @@ _PROMPT = ("replicas", "desired_replicas")
 
 _SOON = 1.0
 _DERIVED = frozenset({"conditions", "observed_generation"})
-_PASSING = frozenset({Reason.RECONCILING})
-_PASSING_AT_FIRST = _PASSING | {Reason.STREAM_MISSING}
+_PASSING = frozenset({ConditionReason.RECONCILING})
+_PASSING_AT_FIRST = _PASSING | {ConditionReason.STREAM_MISSING}
 
 
 def rounded(number: int) -> int:
@@ -89,31 +89,37 @@ class StatusWriter:
         self._busy = busy
 
     async def write(
-        self, resource: Known, told: StatusMemory, findings: tuple[Finding, ...], numbers: dict[str, Any]
+        self,
+        resource: Known,
+        reported: StatusMemory,
+        findings: tuple[ConditionUpdate, ...],
+        numbers: dict[str, Any],
     ) -> float | None:
         """Writes the status if it changed.
 
         Args:
             resource: whose status it is.
-            told: what was written before.
+            reported: what was written before.
             findings: what the conditions are to say.
             numbers: the other fields.
 
         Returns:
             Seconds after which to look again because a change of numbers was not written yet, or None.
         """
-        status, clock = told.status, asyncio.get_running_loop().time()
+        status, clock = reported.status, asyncio.get_running_loop().time()
         generation = resource.metadata.generation
-        wait = self._until_settled(told, findings, clock)
+        wait = self._until_settled(reported, findings, clock)
         if wait > 0:
             return wait
-        same = status is not None and status.observed_generation == generation and findings == told.findings
+        same = (
+            status is not None and status.observed_generation == generation and findings == reported.findings
+        )
         if same and all(getattr(status, name) == value for name, value in numbers.items()):
             return None
         if status is not None and status.observed_generation == generation:
-            moved = [f[:3] for f in findings] != [f[:3] for f in told.findings]
+            moved = [f[:3] for f in findings] != [f[:3] for f in reported.findings]
             scaled = any(numbers[name] != getattr(status, name) for name in _PROMPT if name in numbers)
-            wait = told.written_at + (min(self._rarely, _SOON) if scaled else self._rarely) - clock
+            wait = reported.written_at + (min(self._rarely, _SOON) if scaled else self._rarely) - clock
             if not moved and wait > 0:
                 return wait
         await self._alarm(resource, status, findings)
@@ -123,29 +129,33 @@ class StatusWriter:
         new: Status = kind(observed_generation=generation, conditions=conditions, **numbers)
         if new != status:
             await self._cluster.write_status(owner_of(resource), new)
-        told.status, told.findings, told.written_at = new, findings, clock
+        reported.status, reported.findings, reported.written_at = new, findings, clock
         return None
 
-    def is_due(self, told: StatusMemory, numbers: dict[str, Any]) -> bool:
+    def is_due(self, reported: StatusMemory, numbers: dict[str, Any]) -> bool:
         """Whether these numbers are not those that were written, and that was long enough ago."""
-        status = told.status
+        status = reported.status
         return (
             status is not None
-            and asyncio.get_running_loop().time() - told.written_at >= self._rarely
+            and asyncio.get_running_loop().time() - reported.written_at >= self._rarely
             and any(getattr(status, name) != value for name, value in numbers.items())
         )
 
-    def _until_settled(self, told: StatusMemory, findings: tuple[Finding, ...], clock: float) -> float:
+    def _until_settled(
+        self, reported: StatusMemory, findings: tuple[ConditionUpdate, ...], clock: float
+    ) -> float:
         """Seconds for which to wait because others are about to change what the findings say."""
-        passing = _PASSING if told.status is not None else _PASSING_AT_FIRST
+        passing = _PASSING if reported.status is not None else _PASSING_AT_FIRST
         if findings[0].kind is not ConditionType.READY or findings[0].reason not in passing:
-            told.passing_since = None
+            reported.passing_since = None
             return 0.0
-        if told.passing_since is None or self._busy():
-            told.passing_since = clock
-        return told.passing_since + self._patience - clock
+        if reported.passing_since is None or self._busy():
+            reported.passing_since = clock
+        return reported.passing_since + self._patience - clock
 
-    async def _alarm(self, resource: Known, status: Status | None, findings: tuple[Finding, ...]) -> None:
+    async def _alarm(
+        self, resource: Known, status: Status | None, findings: tuple[ConditionUpdate, ...]
+    ) -> None:
         known = {(c.type, c.reason) for c in status.conditions} if status is not None else set()
         for finding in findings:
             if (
@@ -158,7 +168,7 @@ class StatusWriter:
                 await self._cluster.emit(Event(resource.key, finding.reason, message, warning=True, uid=uid))
 
     def _conditions(
-        self, status: Status | None, findings: tuple[Finding, ...], generation: int
+        self, status: Status | None, findings: tuple[ConditionUpdate, ...], generation: int
     ) -> tuple[Condition, ...]:
         before = status.conditions if status is not None else ()
         if any(f.kind is ConditionType.BACKEND_REACHABLE and f.status == "False" for f in findings):
@@ -181,6 +191,6 @@ def _numbers(status: Status | None) -> dict[str, Any]:
     return {name: getattr(status, name) for name in type(status).model_fields if name not in _DERIVED}
 
 
-def _says(condition: Condition, finding: Finding, generation: int) -> bool:
+def _says(condition: Condition, finding: ConditionUpdate, generation: int) -> bool:
     said = (condition.type, condition.status, condition.reason, condition.message)
     return said == finding and condition.observed_generation == generation

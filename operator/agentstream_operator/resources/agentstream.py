@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from agentstream.protocol.keys import default_stream_key
 
-from .contracts import ONE_OF_EACH, Contract
+from .contracts import ONE_OF_EACH, ContractSpec
 from .duration import Duration, at_least, parse_duration
 from .meta import API_VERSION, Resource
 from .model import Bool, DnsLabel, Int, Model, Text
@@ -147,7 +147,7 @@ class AgentStreamSpec(Model):
     signing: Signing | None = None
     """Whether messages are signed; absent means Off."""
 
-    contracts: Annotated[tuple[Contract, ...], Field(max_length=50), ONE_OF_EACH] = ()
+    contracts: Annotated[tuple[ContractSpec, ...], Field(max_length=50), ONE_OF_EACH] = ()
     """What payloads must be. Those of a type that is not named here may be anything."""
 
     deletion_policy: StreamDeletion = StreamDeletion.RETAIN

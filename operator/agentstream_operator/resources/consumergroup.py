@@ -16,7 +16,7 @@ from .status import ConsumerGroupStatus
 from .template import PodTemplate
 
 
-class Deliver(StrEnum):
+class DeliverPolicy(StrEnum):
     """Which messages of the stream the group handles."""
 
     ADDRESSED = "Addressed"
@@ -65,7 +65,7 @@ class Backoff(Model):
     """The longest wait."""
 
 
-class Delivery(Model):
+class DeliverySpec(Model):
     """How a message is handed out, and how often."""
 
     lease: Annotated[Duration, at_least("1s"), at_most("1h")] = parse_duration("10s")
@@ -81,7 +81,7 @@ class Delivery(Model):
     """How long a message waits between attempts."""
 
 
-class DeadLetter(Model):
+class DeadLetterSpec(Model):
     """What becomes of messages that are given up."""
 
     enabled: Bool = True
@@ -183,13 +183,13 @@ class ConsumerGroupSpec(Model):
     start_from: StartFrom = "End"
     """Where a new group starts: Beginning, End, after an entry id, or at an RFC 3339 time. Immutable."""
 
-    deliver: Deliver = Deliver.ADDRESSED
+    deliver: DeliverPolicy = DeliverPolicy.ADDRESSED
     """Addressed: messages to this agent and to everyone. All: every message."""
 
-    delivery: Delivery = Delivery()
+    delivery: DeliverySpec = DeliverySpec()
     """How messages are handed out and retried."""
 
-    dead_letter: DeadLetter = DeadLetter()
+    dead_letter: DeadLetterSpec = DeadLetterSpec()
     """What becomes of messages that are given up."""
 
     template: PodTemplate | None = None

@@ -47,7 +47,7 @@ class JsonSchema(Model):
         return json.dumps(self.as_manifest(), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
-class Contract(Model):
+class ContractSpec(Model):
     """What the payloads of one type of message must be."""
 
     type: MessageType
@@ -71,7 +71,7 @@ class Contract(Model):
         return None if problem is None else f"the schema of {self.field} {problem}"
 
 
-def one_of_each(contracts: Sequence[Contract]) -> bool:
+def one_of_each(contracts: Sequence[ContractSpec]) -> bool:
     """Whether there is one contract at most for each type and version."""
     return len({contract.field for contract in contracts}) == len(contracts)
 

@@ -31,7 +31,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class CrdKind:
     """What a CRD says besides its schema.
 
     Attributes:
@@ -62,7 +62,7 @@ _COMMON_COLUMNS = (
 )
 
 KINDS = (
-    Kind(
+    CrdKind(
         model=AgentStream,
         plural="agentstreams",
         short_name="astream",
@@ -73,7 +73,7 @@ KINDS = (
             *_COMMON_COLUMNS,
         ),
     ),
-    Kind(
+    CrdKind(
         model=ConsumerGroup,
         plural="consumergroups",
         short_name="cgroup",
@@ -94,7 +94,7 @@ KINDS = (
 )
 
 
-def crd(kind: Kind) -> dict[str, Any]:
+def crd(kind: CrdKind) -> dict[str, Any]:
     """The CustomResourceDefinition (apiextensions.k8s.io/v1) of a kind."""
     name = kind.model.__name__
     subresources: dict[str, Any] = {"status": {}}

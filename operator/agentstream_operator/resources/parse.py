@@ -14,7 +14,7 @@ from .agentstream import AgentStream
 from .consumergroup import ConsumerGroup
 from .meta import API_VERSION
 from .model import BROKEN_RULES, quote
-from .reasons import ConditionType, Reason
+from .reasons import ConditionReason, ConditionType
 
 _MODELS: Mapping[str, type[AgentStream | ConsumerGroup]] = {
     "AgentStream": AgentStream,
@@ -23,7 +23,7 @@ _MODELS: Mapping[str, type[AgentStream | ConsumerGroup]] = {
 
 
 _TYPES = frozenset(str(kind) for kind in ConditionType)
-_REASONS = frozenset(str(reason) for reason in Reason)
+_REASONS = frozenset(str(reason) for reason in ConditionReason)
 
 
 class InvalidResource(ValueError):  # noqa: N818 (it names what is wrong, as its message does)

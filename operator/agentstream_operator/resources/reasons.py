@@ -59,7 +59,7 @@ CONDITIONS: Mapping[ConditionType, ConditionDoc] = MappingProxyType(
 )
 
 
-class Reason(StrEnum):
+class ConditionReason(StrEnum):
     """Why a condition has its status, or what an event tells. Explained in `REASONS`."""
 
     READY = "Ready"
@@ -129,181 +129,181 @@ class ReasonDoc(NamedTuple):
 
 _NOTHING = "Nothing."
 
-REASONS: Mapping[Reason, ReasonDoc] = MappingProxyType(
+REASONS: Mapping[ConditionReason, ReasonDoc] = MappingProxyType(
     {
-        Reason.READY: ReasonDoc("The resource is in effect.", _NOTHING),
-        Reason.RECONCILING: ReasonDoc(
+        ConditionReason.READY: ReasonDoc("The resource is in effect.", _NOTHING),
+        ConditionReason.RECONCILING: ReasonDoc(
             "The latest change is being applied.", "Wait; if it lasts, read the other conditions."
         ),
-        Reason.PAUSED: ReasonDoc(
+        ConditionReason.PAUSED: ReasonDoc(
             "The annotation `agentstream.dev/paused` keeps everything as it is.",
             "Remove the annotation when the operator may go on.",
         ),
-        Reason.OBSERVE_ONLY: ReasonDoc(
+        ConditionReason.OBSERVE_ONLY: ReasonDoc(
             "`managementPolicy: ObserveOnly`: the operator reports and changes nothing.",
             "Set `Managed` to let it act.",
         ),
-        Reason.REACHABLE: ReasonDoc("The server answers.", _NOTHING),
-        Reason.BACKEND_UNAVAILABLE: ReasonDoc(
+        ConditionReason.REACHABLE: ReasonDoc("The server answers.", _NOTHING),
+        ConditionReason.BACKEND_UNAVAILABLE: ReasonDoc(
             "The server does not answer, or refuses the operator.",
             "Check the server, the network policy and the operator's credentials; it retries by itself.",
         ),
-        Reason.SERVER_RESTARTED: ReasonDoc(
+        ConditionReason.SERVER_RESTARTED: ReasonDoc(
             "The server restarted or failed over; everything on it is being checked.",
             "Nothing; a `DataLost` event follows if something was missing.",
         ),
-        Reason.EVICTION_POLICY_WRONG: ReasonDoc(
+        ConditionReason.EVICTION_POLICY_WRONG: ReasonDoc(
             "The server may evict keys when its memory is full, streams included.",
             "Set `maxmemory-policy noeviction` on the server.",
         ),
-        Reason.IN_SYNC: ReasonDoc("The server holds what is declared.", _NOTHING),
-        Reason.DRIFT: ReasonDoc(
+        ConditionReason.IN_SYNC: ReasonDoc("The server holds what is declared.", _NOTHING),
+        ConditionReason.DRIFT: ReasonDoc(
             "Something on the server was changed by somebody else; it was, or will be, put right.",
             "Find out who changes it; change the resource instead.",
         ),
-        Reason.NO_CONFLICT: ReasonDoc("Nobody else claims the same.", _NOTHING),
-        Reason.WRONG_TYPE: ReasonDoc(
+        ConditionReason.NO_CONFLICT: ReasonDoc("Nobody else claims the same.", _NOTHING),
+        ConditionReason.WRONG_TYPE: ReasonDoc(
             "The key exists and is not a stream; it stays untouched.",
             "Choose another `spec.key`, or remove the key if nobody needs it.",
         ),
-        Reason.KEY_CLAIMED: ReasonDoc(
+        ConditionReason.KEY_CLAIMED: ReasonDoc(
             "An older AgentStream has the same key.", "Delete one of the two; the message names the other."
         ),
-        Reason.GROUP_CLAIMED: ReasonDoc(
+        ConditionReason.GROUP_CLAIMED: ReasonDoc(
             "An older ConsumerGroup has the same group of the same stream.",
             "Delete one of the two; the message names the other.",
         ),
-        Reason.KEY_NOT_ALLOWED: ReasonDoc(
+        ConditionReason.KEY_NOT_ALLOWED: ReasonDoc(
             "`spec.key` lies outside the namespace's own keys.",
             "Leave `key` out, or have the operator's allow-list extended.",
         ),
-        Reason.CHILD_NOT_OURS: ReasonDoc(
+        ConditionReason.CHILD_NOT_OURS: ReasonDoc(
             "An object with the name of a child exists and belongs to somebody else.",
             "Rename or delete that object; the message names it.",
         ),
-        Reason.TEMPLATE_REFUSED: ReasonDoc(
+        ConditionReason.TEMPLATE_REFUSED: ReasonDoc(
             "The API server refuses the Deployment or Secret that this resource needs.",
             "Read the message: it names the field, quota or policy; change `template` or that.",
         ),
-        Reason.DEPLOYMENT_MISSING: ReasonDoc(
+        ConditionReason.DEPLOYMENT_MISSING: ReasonDoc(
             "There is no Deployment of the name that `deploymentRef` says.",
             "Create it, or correct the name; the group itself is in effect.",
         ),
-        Reason.DEPLOYMENT_CLAIMED: ReasonDoc(
+        ConditionReason.DEPLOYMENT_CLAIMED: ReasonDoc(
             "An older ConsumerGroup scales the same Deployment.",
             "Let one group scale it; the message names the other.",
         ),
-        Reason.STREAM_MISSING: ReasonDoc(
+        ConditionReason.STREAM_MISSING: ReasonDoc(
             "There is no usable AgentStream of that name in the namespace.",
             "Create it, or read its conditions; the group waits.",
         ),
-        Reason.STREAM_CREATED: ReasonDoc("The stream was created.", _NOTHING),
-        Reason.STREAM_ADOPTED: ReasonDoc(
+        ConditionReason.STREAM_CREATED: ReasonDoc("The stream was created.", _NOTHING),
+        ConditionReason.STREAM_ADOPTED: ReasonDoc(
             "A stream with this key existed and is managed from now on; its messages stay.", _NOTHING
         ),
-        Reason.STREAM_RECREATED: ReasonDoc(
+        ConditionReason.STREAM_RECREATED: ReasonDoc(
             "The stream had vanished and was created again, empty.",
             "Find out what removed it; see `DataLost`.",
         ),
-        Reason.STREAM_DELETED: ReasonDoc(
+        ConditionReason.STREAM_DELETED: ReasonDoc(
             "The stream and everything that belonged to it were deleted.", _NOTHING
         ),
-        Reason.GROUP_CREATED: ReasonDoc("The group was created.", _NOTHING),
-        Reason.GROUP_RESTORED: ReasonDoc(
+        ConditionReason.GROUP_CREATED: ReasonDoc("The group was created.", _NOTHING),
+        ConditionReason.GROUP_RESTORED: ReasonDoc(
             "The group had vanished and was created again at its last checkpoint.",
             "Expect a few messages twice; find out what removed it.",
         ),
-        Reason.GROUP_DELETED: ReasonDoc("The group and its retries were deleted.", _NOTHING),
-        Reason.DATA_LOST: ReasonDoc(
+        ConditionReason.GROUP_DELETED: ReasonDoc("The group and its retries were deleted.", _NOTHING),
+        ConditionReason.DATA_LOST: ReasonDoc(
             "The server lost messages or groups that it had.",
             "Check the server's persistence and replication; send again what matters.",
         ),
-        Reason.RETAINED: ReasonDoc(
+        ConditionReason.RETAINED: ReasonDoc(
             "The resource was deleted; its data stays on the server.",
             "Create it again to resume, or delete the data by hand.",
         ),
-        Reason.RETAINED_NOT_EMPTY: ReasonDoc(
+        ConditionReason.RETAINED_NOT_EMPTY: ReasonDoc(
             "The data stays because something in it is unsettled.",
             "Settle or replay what is left, then delete the data by hand.",
         ),
-        Reason.CREDENTIALS_APPLIED: ReasonDoc("Users, rules and Secrets are in place.", _NOTHING),
-        Reason.CREDENTIALS_RESTORED: ReasonDoc(
+        ConditionReason.CREDENTIALS_APPLIED: ReasonDoc("Users, rules and Secrets are in place.", _NOTHING),
+        ConditionReason.CREDENTIALS_RESTORED: ReasonDoc(
             "A user had vanished or had other rules; it was put right.",
             "Use an ACL file on the server if it forgets users when it restarts.",
         ),
-        Reason.CREDENTIALS_FAILED: ReasonDoc(
+        ConditionReason.CREDENTIALS_FAILED: ReasonDoc(
             "A user or Secret could not be written, or its rules do not do what they should.",
             "Read the message; check the operator's own rights.",
         ),
-        Reason.CONTRACT_INVALID: ReasonDoc(
+        ConditionReason.CONTRACT_INVALID: ReasonDoc(
             "A contract is no JSON Schema (draft 2020-12) of at most 32 KiB; those before it stay in force.",
             "Read the message, and correct `spec.contracts`.",
         ),
-        Reason.SIGNING_KEY_MADE: ReasonDoc(
+        ConditionReason.SIGNING_KEY_MADE: ReasonDoc(
             "`signing.rotation` was raised: there is a new key, and the one before stays valid.",
             "Nothing; the one before goes with the next rotation.",
         ),
-        Reason.SIGNING_KEYS_LOST: ReasonDoc(
+        ConditionReason.SIGNING_KEYS_LOST: ReasonDoc(
             "The Secret with the stream's keys was gone, and others were made.",
             "Look at what became a dead letter as `UnknownKey`: it was signed before.",
         ),
-        Reason.WITHIN_LIMITS: ReasonDoc("Messages are kept as long as declared.", _NOTHING),
-        Reason.HISTORY_SHORTENED: ReasonDoc(
+        ConditionReason.WITHIN_LIMITS: ReasonDoc("Messages are kept as long as declared.", _NOTHING),
+        ConditionReason.HISTORY_SHORTENED: ReasonDoc(
             "Settled messages younger than `minAge` went because the stream reached its limit.",
             "Raise `maxLength` or `maxBytes`, lower `minAge`, or send less.",
         ),
-        Reason.HELD_BY_GROUP: ReasonDoc(
+        ConditionReason.HELD_BY_GROUP: ReasonDoc(
             "Messages older than `minAge` stay because a group has not settled them.",
             "Look after the group that the message names, or delete it.",
         ),
-        Reason.ADMISSION_CLOSED: ReasonDoc(
+        ConditionReason.ADMISSION_CLOSED: ReasonDoc(
             "The stream is full, and adding is refused.",
             "Let consumers catch up: add replicas, repair them, or raise the limit.",
         ),
-        Reason.TRIMMED_UNSETTLED: ReasonDoc(
+        ConditionReason.TRIMMED_UNSETTLED: ReasonDoc(
             "`onFull: TrimOldest` removed messages that a group had not settled.",
             "Let consumers catch up, or choose another `onFull`.",
         ),
-        Reason.LAG_EXACT: ReasonDoc("The number of waiting messages is exact.", _NOTHING),
-        Reason.LAG_ESTIMATED: ReasonDoc(
+        ConditionReason.LAG_EXACT: ReasonDoc("The number of waiting messages is exact.", _NOTHING),
+        ConditionReason.LAG_ESTIMATED: ReasonDoc(
             "The server cannot tell how many messages wait; the number is an upper bound.",
             "Nothing; it becomes exact once the group has caught up.",
         ),
-        Reason.LAG_UNKNOWN: ReasonDoc(
+        ConditionReason.LAG_UNKNOWN: ReasonDoc(
             "It is not known how many messages wait; the number of pods stays as it is.",
             "Check that the server answers and that the group exists.",
         ),
-        Reason.SUSPENDED: ReasonDoc(
+        ConditionReason.SUSPENDED: ReasonDoc(
             "`suspend: true`: no consumers run, and messages wait.", "Set `suspend: false` to go on."
         ),
-        Reason.NOT_SCALED: ReasonDoc(
+        ConditionReason.NOT_SCALED: ReasonDoc(
             "There is no template: the agent runs elsewhere, and others decide how many there are.", _NOTHING
         ),
-        Reason.SCALED_UP: ReasonDoc("Pods were added for the backlog.", _NOTHING),
-        Reason.SCALED_DOWN: ReasonDoc("Pods were removed that were no longer needed.", _NOTHING),
-        Reason.SCALE_HELD: ReasonDoc(
+        ConditionReason.SCALED_UP: ReasonDoc("Pods were added for the backlog.", _NOTHING),
+        ConditionReason.SCALED_DOWN: ReasonDoc("Pods were removed that were no longer needed.", _NOTHING),
+        ConditionReason.SCALE_HELD: ReasonDoc(
             "The number of pods is what is wanted, or is held until more is known.", _NOTHING
         ),
-        Reason.AUTOSCALED: ReasonDoc(
+        ConditionReason.AUTOSCALED: ReasonDoc(
             "The group's HorizontalPodAutoscaler decides the number of pods (`mode: HPA`).", _NOTHING
         ),
-        Reason.AUTOSCALER_FAILING: ReasonDoc(
+        ConditionReason.AUTOSCALER_FAILING: ReasonDoc(
             "The group's HorizontalPodAutoscaler cannot do its work; the number of pods stays as it is.",
             "Read the message. Is the chart's `metricsServer` enabled? `mode: Direct` needs neither.",
         ),
-        Reason.PROGRESSING: ReasonDoc("Messages are being settled, or none wait.", _NOTHING),
-        Reason.NO_PROGRESS: ReasonDoc(
+        ConditionReason.PROGRESSING: ReasonDoc("Messages are being settled, or none wait.", _NOTHING),
+        ConditionReason.NO_PROGRESS: ReasonDoc(
             "Messages wait, and none has been settled for a while.",
             "Read the consumers' logs; look at pending messages with `agentstream lag`.",
         ),
-        Reason.CRASH_LOOP: ReasonDoc(
+        ConditionReason.CRASH_LOOP: ReasonDoc(
             "The consumers' containers keep exiting, or cannot be started.",
             "Read the message and their logs; a message that kills them becomes a dead letter in the end.",
         ),
-        Reason.DEAD_LETTERS: ReasonDoc(
+        ConditionReason.DEAD_LETTERS: ReasonDoc(
             "Messages were given up and are kept as dead letters.",
             "Read why in their fields, repair the cause, then `agentstream replay` them.",
         ),
-        Reason.NO_DEAD_LETTERS: ReasonDoc("No message has been given up.", _NOTHING),
+        ConditionReason.NO_DEAD_LETTERS: ReasonDoc("No message has been given up.", _NOTHING),
     }
 )

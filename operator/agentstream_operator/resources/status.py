@@ -9,15 +9,15 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from .model import Int, Model
-from .reasons import ConditionType, Reason
+from .reasons import ConditionReason, ConditionType
 
 __all__ = [
     "AgentStreamStatus",
     "Condition",
+    "ConditionReason",
     "ConditionStatus",
     "ConditionType",
     "ConsumerGroupStatus",
-    "Reason",
     "find_condition",
     "set_condition",
 ]
@@ -52,7 +52,7 @@ class Condition(StatusPart):
     status: ConditionStatus
     """Whether it holds."""
 
-    reason: Annotated[Reason, _WORD]
+    reason: Annotated[ConditionReason, _WORD]
     """Why, in one word of the documented list."""
 
     message: Annotated[str, Field(max_length=MAX_MESSAGE)] = ""
@@ -137,7 +137,7 @@ def set_condition(  # noqa: PLR0917 (a condition's fields, in the order of metav
     conditions: Iterable[Condition],
     kind: ConditionType,
     status: ConditionStatus,
-    reason: Reason,
+    reason: ConditionReason,
     message: str,
     generation: int,
     now: datetime,

@@ -19,12 +19,12 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from agentstream_operator.reconcile.engine import Outcome
-from agentstream_operator.reconcile.report.health import ConditionCount, Health
+from agentstream_operator.reconcile.report.health import ConditionCount, OperatorHealth
 from agentstream_operator.reconcile.report.work import GroupWork
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class MetricsSample:
     """What is read when metrics are.
 
     Attributes:
@@ -38,7 +38,7 @@ class Numbers:
     """
 
     leads: bool
-    health: Health | None
+    health: OperatorHealth | None
     conditions: Mapping[ConditionCount, int]
     requests: Mapping[tuple[str, str, int], int]
     events: Mapping[str, int]
@@ -53,10 +53,10 @@ class Metrics:
         numbers: what is read when metrics are.
     """
 
-    def __init__(self, numbers: Callable[[], Numbers]) -> None:
+    def __init__(self, numbers: Callable[[], MetricsSample]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        self._registry.register(_Read(numbers))
+        self._registry.register(_OperatorCollector(numbers))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._durations = Histogram(
@@ -84,8 +84,8 @@ class Metrics:
         return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
 
 
-class _Read(Collector):
-    def __init__(self, numbers: Callable[[], Numbers]) -> None:
+class _OperatorCollector(Collector):
+    def __init__(self, numbers: Callable[[], MetricsSample]) -> None:
         self._numbers = numbers
 
     def describe(self) -> Iterator[Metric]:
@@ -158,7 +158,7 @@ def _of_groups(work: Iterable[GroupWork]) -> Iterator[Metric]:
     yield from (known, desired, speed, undelivered, pending, backlog, oldest, arrival)
 
 
-def _of_engine(health: Health | None) -> Iterator[Metric]:
+def _of_engine(health: OperatorHealth | None) -> Iterator[Metric]:
     if health is None:
         return
     yield _gauge("agentstream_queue_depth", "Keys that wait to be worked on.", health.waiting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agentstream_operator.reconcile.report.health import Health
+from agentstream_operator.reconcile.report.health import OperatorHealth
 
 STUCK = 300.0
 """Seconds after which a key that still waits shows that the queue does not move."""
@@ -14,7 +14,7 @@ MISSED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ProbeState:
     """The operator at one moment.
 
     Attributes:
@@ -25,12 +25,12 @@ class State:
     """
 
     leads: bool
-    health: Health | None = None
+    health: OperatorHealth | None = None
     missed: int = 0
     watching: bool = True
 
 
-def live(state: State) -> str | None:
+def live(state: ProbeState) -> str | None:
     """Why a restart would help; None if it would not."""
     if not state.watching:
         return "the watches have ended"
@@ -41,7 +41,7 @@ def live(state: State) -> str | None:
     return None
 
 
-def ready(state: State) -> str | None:
+def ready(state: ProbeState) -> str | None:
     """Why it does not do its work; None if it does, or waits for the Lease."""
     if not state.leads:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from itertools import chain
 
-from agentstream.protocol.entry import Entry, Source, State
+from agentstream.protocol.entry import Entry, EntryState, Source
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.transport.client import Argument
@@ -66,7 +66,7 @@ class GroupCalls:
         """Renews leases; replies with a code for each."""
         return self._call("as1_renew", source, self._stats, int(source.retry), *_held(entries))
 
-    def release(self, source: Source, state: State, entries: Collection[Entry]) -> Command:
+    def release(self, source: Source, state: EntryState, entries: Collection[Entry]) -> Command:
         """Hands entries of one state back; replies with a code for each."""
         where = (self._stats, int(source.retry), self._parked_of(entries), self.retries.key)
         return self._call("as1_release", source, *where, state, *_held(entries))

@@ -188,7 +188,7 @@ class Delivery(Generic[Payload]):
             reason: why, for whoever reads the dead letter.
         """
         if self._decides("dead_letter"):
-            self._settler.give_up(self._entry, self._policy, reason, "")
+            self._settler.dead_letter(self._entry, self._policy, reason, "")
         return self._verb == "dead_letter" and await self._entry.settled()
 
     async def release(self) -> bool:
@@ -251,7 +251,7 @@ class Delivery(Generic[Payload]):
             )
             _log.warning("%r: %s", self, why)
             if is_final:
-                self._settler.give_up(self._entry, self._policy, Reason.NO_ROUTE, why)
+                self._settler.dead_letter(self._entry, self._policy, Reason.NO_ROUTE, why)
             else:
                 self._try_again(None, why, Reason.NO_ROUTE)
             await self._entry.settled()
@@ -364,7 +364,7 @@ class Delivery(Generic[Payload]):
 
     def _try_again(self, after: float | None, reason: str, in_the_end: str = Reason.MAX_DELIVERIES) -> None:
         if self._entry.attempts >= self._policy.max_deliveries:
-            self._settler.give_up(self._entry, self._policy, in_the_end, reason)
+            self._settler.dead_letter(self._entry, self._policy, in_the_end, reason)
             return
         delay = retry_delay(self._policy, self.attempt, unit()) if after is None else round(after * 1000)
         self._settler.retry(self._entry, max(delay, 0), "", reason)
@@ -376,6 +376,6 @@ class Delivery(Generic[Payload]):
         self._verb = verb
         self._settler.counters.handling.observe(time.monotonic() - self._since)
         if self._entry.lost:
-            self._settler.forgo(self._entry)
+            self._settler.drop_lost(self._entry)
             return False
         return True

@@ -12,12 +12,12 @@ from typing import Any
 from agentstream.consuming.commands import GroupCalls
 from agentstream.consuming.deadline import Deadlines
 from agentstream.consuming.delivery import Delivery
-from agentstream.consuming.fetch import Slots
-from agentstream.consuming.isolation import Buffer, HeadOfLine
+from agentstream.consuming.fetch import Capacity
+from agentstream.consuming.isolation import PoisonIsolation, PrefetchQueue
 from agentstream.consuming.leases import Leases, Renews, batches
-from agentstream.consuming.ordering import Lanes, Turns
+from agentstream.consuming.ordering import KeyOrder, OrderPoller
 from agentstream.consuming.settling import Settler
-from agentstream.consuming.triage import Deliver, GiveUp, Later, Skip, is_expired, triage
+from agentstream.consuming.triage import Defer, Deliver, GiveUp, Skip, is_expired, triage
 from agentstream.errors import AgentStreamError
 from agentstream.identity.keyring import Keyring, Verifier
 from agentstream.protocol.entry import Entry
@@ -34,13 +34,13 @@ from agentstream.telemetry.counters import (
     GroupCounters,
     is_worth_saying,
 )
-from agentstream.transport.retry import Trouble
+from agentstream.transport.retry import FailureLog
 
 _PAUSE_AFTER_FAILED_START = 0.5
 _log = logging.getLogger("agentstream")
 
 
-class Dispatch:
+class Dispatcher:
     """What this process holds of one group, on its way through.
 
     Args:
@@ -90,15 +90,15 @@ class Dispatch:
         self.settler: Settler = Settler(
             settle_call, self.calls, self.leases, self._ended, on_delayed, counters=counters, replies=replies
         )
-        self._buffer = Buffer(self.leases.lease)
-        self._lanes = Lanes()
-        self.turns: Turns = Turns(control_call, self.calls, self._lanes, self._go_on)
-        self.slots: Slots = Slots(
+        self._prefetched = PrefetchQueue(self.leases.lease)
+        self._key_order = KeyOrder()
+        self.order_poller: OrderPoller = OrderPoller(control_call, self.calls, self._key_order, self._go_on)
+        self.capacity: Capacity = Capacity(
             concurrency,
-            held=lambda: len(self.leases) - len(self._lanes),
-            waiting=lambda: len(self._buffer),
-            blocked=lambda: len(self._lanes),
-            closed=lambda: self._buffer.is_blocked,
+            held=lambda: len(self.leases) - len(self._key_order),
+            waiting=lambda: len(self._prefetched),
+            blocked=lambda: len(self._key_order),
+            closed=lambda: self._prefetched.is_blocked,
         )
         # begun, but not handed out
         self._ready: deque[Entry] = deque()
@@ -110,10 +110,10 @@ class Dispatch:
         self._to_start: list[Entry] = []
         self._starting = 0
         self._starts: set[asyncio.Task[None]] = set()
-        self._line = HeadOfLine(self._buffer, self.settler.release, nudge, self._look_again)
+        self._isolation = PoisonIsolation(self._prefetched, self.settler.release, nudge, self._look_again)
         self._closed = False
         self._idle = asyncio.Event()
-        self._trouble = Trouble(f"start deliveries of {policy.key}")
+        self._failures = FailureLog(f"start deliveries of {policy.key}")
 
     @property
     def policy(self) -> Consumes:
@@ -129,20 +129,20 @@ class Dispatch:
     def follow(self, policy: Consumes) -> None:
         """Takes up a changed policy of the same group."""
         self._policy = policy
-        self.leases.lease = self._buffer.patience = policy.lease / 1000
+        self.leases.lease = self._prefetched.patience = policy.lease / 1000
 
     def accept(self, entries: Iterable[Entry]) -> None:
         """Takes entries that came in: holds them, and decides what becomes of them."""
         received = 0
         for entry in entries:
-            if self.leases.hold(entry):
+            if self.leases.acquire(entry):
                 received += 1
-                if entry.after is None or self._lanes.put(entry):
+                if entry.after is None or self._key_order.put(entry):
                     self._admit(entry)
         if received:
             self._counters.add(RECEIVED, count=received)
-        if self._lanes:
-            self.turns.look()
+        if self._key_order:
+            self.order_poller.look()
         self._look_again()
 
     def take(self) -> Delivery[Any] | None:
@@ -161,9 +161,9 @@ class Dispatch:
         # as many starts are under way as there are others who wait: what starts now would be for nobody
         while self._starting <= len(self._waiters):
             now = time.monotonic()
-            entry = self._buffer.take(len(self._running), now)
+            entry = self._prefetched.take(len(self._running), now)
             if entry is None:
-                self._line.watch()
+                self._isolation.watch()
                 return None
             if entry.lease_until < now:
                 self._forget(entry)
@@ -194,7 +194,7 @@ class Dispatch:
     def close(self) -> None:
         """No delivery starts from here on."""
         self._closed = True
-        self._line.stop()
+        self._isolation.stop()
         self.settler.hurry()
         self._wake(len(self._waiters))
 
@@ -203,7 +203,7 @@ class Dispatch:
         while self._to_start or self._starts:
             await asyncio.gather(*self._starts)
             await asyncio.sleep(0)
-        await self.settler.release(*self._buffer.clear(), *self._ready, *self._lanes.clear())
+        await self.settler.release(*self._prefetched.clear(), *self._ready, *self._key_order.clear())
         self._ready.clear()
 
     async def abandon(self) -> None:
@@ -218,7 +218,7 @@ class Dispatch:
             self._idle.clear()
             await self._idle.wait()
         await self.settler.drain()
-        await self._line.ended()
+        await self._isolation.ended()
         self._deadlines.cancel()
 
     def _go_on(self, entries: Sequence[Entry]) -> None:
@@ -230,10 +230,10 @@ class Dispatch:
     def _leave(self, entry: Entry) -> None:
         """Lets go on what comes after an entry with the same ordering key."""
         if entry.after is not None:
-            following = self._lanes.leave(entry)
+            following = self._key_order.leave(entry)
             if following is not None:
                 self._admit(following)
-            self.turns.look()
+            self.order_poller.look()
 
     def _admit(self, entry: Entry) -> None:
         """Decides what becomes of an entry; where it has an ordering key, in its turn, even if unseen."""
@@ -246,17 +246,17 @@ class Dispatch:
             elif self._policy.signatures != OFF:
                 self._counters.add(VERIFIED)
             entry.message, entry.payload = verdict.message, verdict.payload
-            self._buffer.put(entry)
+            self._prefetched.put(entry)
         elif isinstance(verdict, Skip):
             self.settler.skip(entry)
-        elif isinstance(verdict, Later):
-            self.settler.put_off(entry, int(verdict.delay * 1000), verdict.reason, verdict.error)
+        elif isinstance(verdict, Defer):
+            self.settler.defer(entry, int(verdict.delay * 1000), verdict.reason, verdict.error)
         else:
             self._give_up(entry, verdict)
 
     def _forget(self, entry: Entry) -> None:
         """Another consumer may have the entry by now; if none has, it is found again."""
-        self.leases.let_go(entry)
+        self.leases.drop(entry)
         self._ended((entry,))
         self._on_doubt()
 
@@ -277,7 +277,7 @@ class Dispatch:
         _log.warning(
             "%s: gives up entry %s: %s: %s", self._policy.stream, entry.origin, verdict.reason, verdict.error
         )
-        self.settler.give_up(entry, self._policy, verdict.reason, verdict.error)
+        self.settler.dead_letter(entry, self._policy, verdict.reason, verdict.error)
 
     def _hand_out(self, entry: Entry) -> Delivery[Any]:
         """A handler gets the entry now."""
@@ -288,8 +288,8 @@ class Dispatch:
             self._watch(entry, deadline)
         delivery: Delivery[Any] = Delivery(entry, self._policy, self.settler, self._extend, deadline)
         self._running[entry] = delivery
-        if not self._buffer:
-            self.slots.changed()
+        if not self._prefetched:
+            self.capacity.changed()
         return delivery
 
     def _watch(self, entry: Entry, deadline: float) -> None:
@@ -308,15 +308,15 @@ class Dispatch:
             _log.debug("cannot ask whether an entry is held: %s", error)
         else:
             if code != DONE:
-                self.leases.lose([(entry, counter)])
+                self.leases.expire([(entry, counter)])
         return not (entry.lost or delivery.settled)
 
     def _look_again(self) -> None:
         """What may have been in the way is not any more."""
-        self.slots.changed()
-        self._line.watch()
+        self.capacity.changed()
+        self._isolation.watch()
         if self._waiters:
-            self._wake(len(self._buffer) + len(self._ready))
+            self._wake(len(self._prefetched) + len(self._ready))
 
     def _wake(self, count: int) -> None:
         """Has up to so many of those who wait look again."""
@@ -348,13 +348,13 @@ class Dispatch:
             try:
                 counters = await self._call(*self.calls.begin(source, entries))
             except AgentStreamError as error:
-                self._trouble.met(error)
+                self._failures.failed(error)
                 counters = [0] * len(entries)
                 # whether the attempts were counted is not known: they are read anew
                 await asyncio.sleep(_PAUSE_AFTER_FAILED_START)
                 self._on_doubt()
             else:
-                self._trouble.over()
+                self._failures.recovered()
             for entry, counter in zip(entries, counters, strict=True):
                 entry.busy = False
                 self._starting -= 1
@@ -364,7 +364,7 @@ class Dispatch:
                     self._ready.append(entry)
                 else:
                     entry.lost = True
-                    self.leases.let_go(entry)
+                    self.leases.drop(entry)
                     self._ended((entry,))
             self._look_again()
 
@@ -380,7 +380,7 @@ class Dispatch:
                 )
                 delivery._lose()  # noqa: SLF001 - no business of its handler
             else:
-                self._buffer.discard(entry)
+                self._prefetched.discard(entry)
             self._leave(entry)
         self._look_again()
 
@@ -388,7 +388,7 @@ class Dispatch:
         for entry in entries:
             self._running.pop(entry, None)
             self._leave(entry)
-        self._buffer.ended(entries)
+        self._prefetched.ended(entries)
         if not self._running:
             self._idle.set()
         self._look_again()

@@ -16,12 +16,12 @@ from typing import Any
 
 from agentstream.consuming.commands import Command, GroupCalls
 from agentstream.consuming.leases import Leases
-from agentstream.consuming.liveness import PERIOD, Grace, Pulse
+from agentstream.consuming.liveness import PERIOD, ClaimGuard, LoopLag
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.protocol.entry import Entry, claimed_entries, read_entries
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 from agentstream.transport.error_replies import group_is_gone
-from agentstream.transport.retry import Pause, Trouble, unit
+from agentstream.transport.retry import Backoff, FailureLog, unit
 
 _log = logging.getLogger("agentstream")
 
@@ -44,7 +44,7 @@ _AHEAD, _AHEAD_PER_SLOT = 256, 4
 _BLOCK_CROWDED = 100
 
 
-class Slots:
+class Capacity:
     """How many more entries this process may hold.
 
     Args:
@@ -104,7 +104,7 @@ class Slots:
         return self.free
 
 
-class Intake:
+class Fetcher:
     """Fetches entries of one group.
 
     Args:
@@ -112,7 +112,7 @@ class Intake:
         control: the connection for everything else.
         calls: the commands of this consumer.
         leases: what is held.
-        slots: how much more may be.
+        capacity: how much more may be.
         accept: takes entries that came.
         refresh: called before every sweep, and before what is owned is taken up: the policy may have changed.
         pod_prefix: what the names of consumers of this process's pod start with.
@@ -121,11 +121,11 @@ class Intake:
     def __init__(
         self,
         *,
-        reading: Wire,
-        control: Wire,
+        reading: Client,
+        control: Client,
         calls: GroupCalls,
         leases: Leases,
-        slots: Slots,
+        capacity: Capacity,
         accept: Callable[[Iterable[Entry]], None],
         refresh: Callable[[], Awaitable[None]],
         pod_prefix: str,
@@ -134,7 +134,7 @@ class Intake:
         self._control = control
         self._calls = calls
         self._leases = leases
-        self._slots = slots
+        self._capacity = capacity
         self._accept = accept
         self._refresh = refresh
         self._prefix = pod_prefix
@@ -146,11 +146,11 @@ class Intake:
         # what became due or stalled while no consumer was there
         self._sweep_at_once = True
         self._abreast = asyncio.Event()
-        self._grace = Grace(time.monotonic())
+        self._claim_guard = ClaimGuard(time.monotonic())
         self._losses = control.losses + reading.losses
-        self._pulse = Pulse(leases.lease / _BEATS_PER_LEASE)
-        self._read_trouble = Trouble(f"read {calls.main.key}")
-        self._sweep_trouble = Trouble(f"sweep {calls.main.key}")
+        self._loop_lag = LoopLag(leases.lease / _BEATS_PER_LEASE)
+        self._read_failures = FailureLog(f"read {calls.main.key}")
+        self._sweep_failures = FailureLog(f"sweep {calls.main.key}")
 
     def doubt(self) -> None:
         """The server may think that this consumer owns entries that it does not know of."""
@@ -176,7 +176,7 @@ class Intake:
     async def run(self) -> None:
         """Fetches until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._pulse.beat())
+            tasks.create_task(self._loop_lag.beat())
             tasks.create_task(self._read())
             tasks.create_task(self._sweep())
 
@@ -195,7 +195,9 @@ class Intake:
                 while start:
                     command = self._calls.take(source, "", start, _PAGE_OF_STRAYS)
                     following, reply = await self._control.call(*command)
-                    strays = [entry for entry in claimed_entries(reply, source) if self._leases.hold(entry)]
+                    strays = [
+                        entry for entry in claimed_entries(reply, source) if self._leases.acquire(entry)
+                    ]
                     for entry in strays:
                         # nothing but a read brought it, and that counted one
                         entry.started = is_certain and entry.counter == 1
@@ -205,11 +207,11 @@ class Intake:
         return count
 
     async def _read(self) -> None:
-        pause = Pause(0.1, 2.0)
+        backoff = Backoff(0.1, 2.0)
         while True:
             try:
                 if self._in_doubt:
-                    await self._take()
+                    await self._recover_own()
                 elif not self._abreast.is_set():
                     # what is stalled is older than what is new
                     await self._abreast.wait()
@@ -217,25 +219,25 @@ class Intake:
                     await self._read_new()
             except AgentStreamError as error:
                 self._in_doubt = True
-                self._read_trouble.met(error)
+                self._read_failures.failed(error)
                 if group_is_gone(error):
                     # what is held of the other stream is held none the less
                     for source in self._calls.sources:
                         if f"'{source.key}'" in str(error):
-                            self._leases.lose_all(source)
-                await asyncio.sleep(pause.next())
+                            self._leases.expire_all(source)
+                await asyncio.sleep(backoff.next())
             else:
-                pause.reset()
-                self._read_trouble.over()
+                backoff.reset()
+                self._read_failures.recovered()
 
     async def _read_new(self) -> None:
-        free = await self._slots.room()
+        free = await self._capacity.room()
         if self._in_doubt or not self._abreast.is_set():
             return
-        crowded = self._slots.crowded
+        crowded = self._capacity.crowded
         sources = self._calls.sources[1:] if crowded else self._calls.sources
         block = _BLOCK_CROWDED if crowded else _BLOCK
-        self._pulse.start()
+        self._loop_lag.start()
         try:
             # the count holds for each of the two streams
             reply = await self._reading.call(*self._calls.read(sources, max(free // 2, 1), block))
@@ -244,9 +246,9 @@ class Intake:
             asyncio.get_running_loop().call_later(_BLOCK / 1000, self.doubt)
             raise
         # while the process was paused, or its event loop blocked, others may have claimed what came
-        self._accept(_given(self._pulse.since(), read_entries(reply, self._calls.sources)))
+        self._accept(_given(self._loop_lag.since(), read_entries(reply, self._calls.sources)))
 
-    async def _take(self) -> None:
+    async def _recover_own(self) -> None:
         """Takes up what this consumer owns; at the start also what earlier processes of its pod left."""
         await self._refresh()
         self._in_doubt = False
@@ -254,7 +256,7 @@ class Intake:
             start = "-"
             while start:
                 # among what it owns is what it holds
-                count = await self._slots.any() + len(self._leases)
+                count = await self._capacity.any() + len(self._leases)
                 asked = time.monotonic()
                 following, reply = await self._claim(self._calls.take(source, self._prefix, start, count))
                 self._accept(_given(asked, claimed_entries(reply, source)))
@@ -271,32 +273,32 @@ class Intake:
                 self._sweep_at_once = True
                 if isinstance(error, ConnectionLost):
                     self._in_doubt = True
-                self._sweep_trouble.met(error)
+                self._sweep_failures.failed(error)
             else:
-                self._sweep_trouble.over()
+                self._sweep_failures.recovered()
             (self._abreast.set if wait else self._abreast.clear)()
             patience = wait or _SWEEP_INTERVAL / 1000
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience + min(patience, _SPREAD) * unit()):
-                    await (self._look.wait() if wait else self._slots.room())
+                    await (self._look.wait() if wait else self._capacity.room())
 
     async def _sweep_once(self) -> float:
         """Moves what is due and claims what is stalled. Returns seconds to wait; 0: there is more."""
         self._look.clear()
         await self._refresh()
-        lease, free, at_once = self._leases.lease, self._slots.free, self._sweep_at_once
+        lease, free, at_once = self._leases.lease, self._capacity.free, self._sweep_at_once
         self._sweep_at_once = at_once and not free
         losses = self._control.losses + self._reading.losses
         if self._losses != losses:
             self._losses = losses
-            self._grace.interrupted()
+            self._claim_guard.interrupted()
         asked = time.monotonic()
-        limit = self._grace.limit(asked, lease)
+        limit = self._claim_guard.limit(asked, lease)
         command = self._calls.sweep(round(lease * 1000), _SWEEP_INTERVAL, free, limit, now=at_once)
         # an older library says nothing of its clock
         _, stalled, stalled_retries, wait, *clock = await self._claim(command)
         now = time.monotonic()
-        if clock and self._grace.heard(limit, clock[0], asked=asked, now=now, lease=lease):
+        if clock and self._claim_guard.heard(limit, clock[0], asked=asked, now=now, lease=lease):
             _log.info("%s: leaves other consumers time to renew their leases", self._calls.main.key)
             asyncio.get_running_loop().call_later(PERIOD * lease, self.sweep_now)
         self._accept(_given(asked, claimed_entries(stalled, self._calls.main)))

@@ -15,11 +15,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from agentstream.protocol.entry import Entry
 
-ALONE_AFTER = 2
+ISOLATE_AFTER = 2
 _BEHIND = 1.0
 
 
-class Buffer:
+class PrefetchQueue:
     """Deliveries in the order of their arrival, the suspect ones apart.
 
     Attributes:
@@ -59,7 +59,7 @@ class Buffer:
 
     def put(self, entry: Entry) -> None:
         """Adds a delivery."""
-        (self._suspect if entry.unsettled >= ALONE_AFTER else self._ordinary).append(entry)
+        (self._suspect if entry.unsettled >= ISOLATE_AFTER else self._ordinary).append(entry)
 
     def take(self, running: int, now: float) -> Entry | None:
         """The delivery that starts next; None if none may.
@@ -125,7 +125,7 @@ class Buffer:
             self._blocked_since = None
 
 
-class HeadOfLine:
+class PoisonIsolation:
     """Looks at a buffer again when a suspect has waited for others long enough, or others for it.
 
     Args:
@@ -137,12 +137,12 @@ class HeadOfLine:
 
     def __init__(
         self,
-        buffer: Buffer,
+        buffer: PrefetchQueue,
         release: Callable[..., Awaitable[None]],
         nudge: Callable[[], Awaitable[None]],
         look_again: Callable[[], None],
     ) -> None:
-        self._buffer = buffer
+        self._prefetched = buffer
         self._release = release
         self._nudge = nudge
         self._look_again = look_again
@@ -155,7 +155,7 @@ class HeadOfLine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        when = None if self._stopped else self._buffer.changes_at(time.monotonic())
+        when = None if self._stopped else self._prefetched.changes_at(time.monotonic())
         if when is not None:
             self._timer = asyncio.get_running_loop().call_at(when, self._waited)
 
@@ -169,7 +169,7 @@ class HeadOfLine:
         await asyncio.gather(*self._releases)
 
     def _waited(self) -> None:
-        behind = self._buffer.give_way(time.monotonic())
+        behind = self._prefetched.give_way(time.monotonic())
         if behind:
             task = asyncio.create_task(self._hand_back(behind))
             self._releases.add(task)

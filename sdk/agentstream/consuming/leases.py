@@ -32,7 +32,7 @@ class Renews(Protocol):
     def wake(self) -> None:
         """There is another rhythm to renew in."""
 
-    def something_is_held(self, leases: Leases) -> None:
+    def first_acquired(self, leases: Leases) -> None:
         """So far, nothing of this group was."""
 
 
@@ -76,7 +76,7 @@ class Leases:
         """The entries that are held just now. Any thread may ask."""
         return [*self._main.copy().values(), *self._retries.copy().values()]
 
-    def hold(self, entry: Entry) -> bool:
+    def acquire(self, entry: Entry) -> bool:
         """Notes an entry that the server gave to this consumer; False if it is held already."""
         until = entry.since + self._lease
         of_source = self._of(entry)
@@ -85,25 +85,25 @@ class Leases:
             if known.busy or known.counter == entry.counter:
                 known.lease_until = max(known.lease_until, until)
                 return False
-            self.lose([(known, known.counter)])
+            self.expire([(known, known.counter)])
         entry.lease_until = until
         was_empty = not self._main and not self._retries
         of_source[entry.id] = entry
         if was_empty:
-            self._renewal.something_is_held(self)
+            self._renewal.first_acquired(self)
         return True
 
-    def let_go(self, entry: Entry) -> None:
+    def drop(self, entry: Entry) -> None:
         """Forgets an entry that is settled, or handed back."""
         of_source = self._of(entry)
         if of_source.get(entry.id) is entry:
             del of_source[entry.id]
 
-    def lose_all(self, source: Source) -> None:
+    def expire_all(self, source: Source) -> None:
         """The group is gone from a stream, and with it every entry of that which was held."""
-        self.lose([(entry, entry.counter) for entry in self.held() if entry.source == source])
+        self.expire([(entry, entry.counter) for entry in self.held() if entry.source == source])
 
-    def lose(self, entries: list[tuple[Entry, int]]) -> None:
+    def expire(self, entries: list[tuple[Entry, int]]) -> None:
         """Entries are not held any more at these delivery counters.
 
         What is being settled or begun hears of it from its own command.
@@ -115,15 +115,15 @@ class Leases:
         ]
         for entry in lost:
             entry.lost = True
-            self.let_go(entry)
+            self.drop(entry)
         if lost:
             self._on_lost(lost)
 
-    def lose_soon(self, entries: list[tuple[Entry, int]]) -> None:
+    def expire_soon(self, entries: list[tuple[Entry, int]]) -> None:
         """The same, from another thread."""
         # a loop that is closed has nobody left who would want to know
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self.lose, entries)
+            self._loop.call_soon_threadsafe(self.expire, entries)
 
     def _of(self, entry: Entry) -> dict[str, Entry]:
         return self._retries if entry.source.retry else self._main

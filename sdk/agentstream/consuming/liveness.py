@@ -16,7 +16,7 @@ _TOLERANCE = 1 / 3
 PERIOD = 1 / 2
 
 
-class Grace:
+class ClaimGuard:
     """What a consumer expects of its server's clock: a pure decision. Times are seconds by `time.monotonic`.
 
     Args:
@@ -65,7 +65,7 @@ class Grace:
         self._interrupted = True
 
 
-class Pulse:
+class LoopLag:
     """Beats in the event loop. A beat that comes late tells since when the loop stood still, or the process.
 
     Args:

@@ -12,7 +12,7 @@ from agentstream.errors import AccessDenied, AgentStreamError, EffectInDoubt, Wi
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.telemetry.counters import IN_DOUBT, GroupCounters
-from agentstream.transport.retry import Pause
+from agentstream.transport.retry import Backoff
 
 WEEK = 7 * 86_400.0
 _PATIENCE = 10.0
@@ -94,7 +94,7 @@ class Once:
         """Repeated until the server answers: noting a thing twice is noting it once."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
-        pause = Pause(0.05, 1.0)
+        backoff = Backoff(0.05, 1.0)
         while True:
             try:
                 arguments = (self._done_key, self._token, verb, self._lifetime)
@@ -102,7 +102,7 @@ class Once:
             except (AccessDenied, WireClosed):
                 raise
             except AgentStreamError:
-                delay = pause.next()
+                delay = backoff.next()
                 if loop.time() + delay >= deadline:
                     raise
             await asyncio.sleep(delay)

@@ -20,7 +20,7 @@ from typing import Any
 from agentstream.consuming.commands import GroupCalls
 from agentstream.errors import AgentStreamError
 from agentstream.protocol.entry import NOTHING, Entry, position
-from agentstream.transport.retry import Pause, Trouble
+from agentstream.transport.retry import Backoff, FailureLog
 
 # Of so many keys that nothing waits for, the last finished entry is remembered.
 _REMEMBERED = 2_000
@@ -39,30 +39,30 @@ class _Lane:
         waiting: the others, oldest first.
         ask_at: when to ask about the first of these.
         ask_with_others_at: from when on to do so if others are asked about.
-        pause: how long to wait when its turn has not come.
+        backoff: how long to wait when its turn has not come.
     """
 
-    __slots__ = ("ask_at", "ask_with_others_at", "in_hand", "key", "pause", "waiting")
+    __slots__ = ("ask_at", "ask_with_others_at", "backoff", "in_hand", "key", "waiting")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.in_hand: Entry | None = None
         self.waiting: list[Entry] = []
         self.ask_at = self.ask_with_others_at = -math.inf
-        self.pause: Pause
+        self.backoff: Backoff
 
 
-class Lanes:
+class KeyOrder:
     """The entries with ordering keys that this process holds.
 
     Args:
-        pause: makes the delays after which it is asked again whether it is the turn of an entry.
+        backoff: makes the delays after which it is asked again whether it is the turn of an entry.
     """
 
-    def __init__(self, pause: Callable[[], Pause] = lambda: Pause(0.002, 0.25)) -> None:
-        self._new_pause = pause
+    def __init__(self, backoff: Callable[[], Backoff] = lambda: Backoff(0.002, 0.25)) -> None:
+        self._new_pause = backoff
         self._lane_of: dict[Entry, _Lane] = {}
-        self._lanes: dict[str, _Lane] = {}
+        self._key_order: dict[str, _Lane] = {}
         self._asking: dict[_Lane, None] = {}
         self._finished: dict[str, str] = {}
         self._waiting = 0
@@ -79,9 +79,9 @@ class Lanes:
     def put(self, entry: Entry) -> bool:
         """Adds an entry that has a key. Returns whether its turn has come."""
         key = entry.key
-        lane = self._lanes.get(key)
+        lane = self._key_order.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(key)
+            lane = self._key_order[key] = _Lane(key)
         self._lane_of[entry] = lane
         insort(lane.waiting, entry, key=_place)
         self._waiting += 1
@@ -116,19 +116,19 @@ class Lanes:
         if lane is None or lane not in self._asking or lane.waiting[0] is not entry:
             return False
         if finished:
-            self._take(lane)
+            self._recover_own(lane)
         else:
-            pause = lane.pause.next()
-            lane.ask_at, lane.ask_with_others_at = now + pause, now + pause / 2
+            backoff = lane.backoff.next()
+            lane.ask_at, lane.ask_with_others_at = now + backoff, now + backoff / 2
         return finished
 
     def clear(self) -> list[Entry]:
         """Removes and returns everything that waits; what is in hand stays."""
-        waiting = [entry for lane in self._lanes.values() for entry in lane.waiting]
+        waiting = [entry for lane in self._key_order.values() for entry in lane.waiting]
         for entry in waiting:
             del self._lane_of[entry]
-        self._lanes = {lane.key: lane for lane in self._lane_of.values()}
-        for lane in self._lanes.values():
+        self._key_order = {lane.key: lane for lane in self._lane_of.values()}
+        for lane in self._key_order.values():
             lane.waiting.clear()
         self._asking.clear()
         self._waiting = 0
@@ -140,17 +140,17 @@ class Lanes:
         if lane.in_hand is not None:
             return None
         if not lane.waiting:
-            del self._lanes[lane.key]
+            del self._key_order[lane.key]
             return None
         first = lane.waiting[0]
         if first.source.retry or first.after in (NOTHING, self._finished.get(lane.key)):
-            return self._take(lane)
+            return self._recover_own(lane)
         lane.ask_at = lane.ask_with_others_at = -math.inf
-        lane.pause = self._new_pause()
+        lane.backoff = self._new_pause()
         self._asking[lane] = None
         return None
 
-    def _take(self, lane: _Lane) -> Entry:
+    def _recover_own(self, lane: _Lane) -> Entry:
         self._asking.pop(lane, None)
         self._waiting -= 1
         lane.in_hand = lane.waiting.pop(0)
@@ -166,13 +166,13 @@ class Lanes:
 _BATCH = 500
 
 
-class Turns:
+class OrderPoller:
     """Asks for the entries of one group that wait for their turn.
 
     Args:
         call: sends a command and returns its reply.
         calls: the commands of this consumer.
-        lanes: the entries.
+        key_order: the entries.
         on_turn: called with those whose turn has come.
     """
 
@@ -180,15 +180,15 @@ class Turns:
         self,
         call: Callable[..., Awaitable[Any]],
         calls: GroupCalls,
-        lanes: Lanes,
+        key_order: KeyOrder,
         on_turn: Callable[[Sequence[Entry]], None],
     ) -> None:
         self._call = call
         self._calls = calls
-        self._lanes = lanes
+        self._key_order = key_order
         self._on_turn = on_turn
         self._look = asyncio.Event()
-        self._trouble = Trouble(f"ask whose turn it is in {calls.main.key}")
+        self._failures = FailureLog(f"ask whose turn it is in {calls.main.key}")
 
     def look(self) -> None:
         """There may be something to ask."""
@@ -199,12 +199,12 @@ class Turns:
         loop = asyncio.get_running_loop()
         while True:
             self._look.clear()
-            ask_at = self._lanes.ask_at
+            ask_at = self._key_order.ask_at
             if ask_at is None or ask_at > loop.time():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(ask_at):
                         await self._look.wait()
-            if due := self._lanes.due(loop.time())[:_BATCH]:
+            if due := self._key_order.due(loop.time())[:_BATCH]:
                 await self._ask(due)
 
     async def _ask(self, entries: Sequence[Entry]) -> None:
@@ -214,7 +214,7 @@ class Turns:
             [
                 entry
                 for entry, finished in zip(entries, replies, strict=True)
-                if self._lanes.answered(entry, now, finished=bool(finished))
+                if self._key_order.answered(entry, now, finished=bool(finished))
             ]
         )
 
@@ -225,7 +225,7 @@ class Turns:
                 *self._calls.turn(entry.after or "" for entry in entries)
             )
         except AgentStreamError as error:
-            self._trouble.met(error)
+            self._failures.failed(error)
             return [0] * len(entries)
-        self._trouble.over()
+        self._failures.recovered()
         return replies

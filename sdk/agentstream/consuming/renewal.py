@@ -21,7 +21,7 @@ from agentstream.protocol.library import DONE
 from agentstream.transport.blocking import BlockingConnection
 from agentstream.transport.endpoint import Endpoint
 from agentstream.transport.error_replies import group_is_gone
-from agentstream.transport.retry import Trouble
+from agentstream.transport.retry import FailureLog
 
 _PER_LEASE, _PER_LEASE_IN_TROUBLE = 3, 10
 _SHORTEST_TIMEOUT, _LONGEST_TIMEOUT = 0.5, 5.0
@@ -58,7 +58,7 @@ class Renewal:
         if not self._closed:
             self._running().wake()
 
-    def something_is_held(self, leases: Leases) -> None:
+    def first_acquired(self, leases: Leases) -> None:
         """So far, nothing of this group was."""
         if not self._closed:
             thread = self._running()
@@ -106,7 +106,7 @@ class RenewalThread(threading.Thread):
         self._connection: BlockingConnection | None = None
         self._timeout = _LONGEST_TIMEOUT
         self._due: dict[Leases, float] = {}
-        self._trouble = Trouble("renew leases")
+        self._failures = FailureLog("renew leases")
         self._changed = threading.Condition()
         self.watched: tuple[Leases, ...] = ()
         self._woken = False
@@ -130,13 +130,13 @@ class RenewalThread(threading.Thread):
         """Renews until it is ended."""
         while not self._ended:
             try:
-                pause = self._round()
+                backoff = self._round()
             except Exception:  # noqa: BLE001 - a mistake in this package must not cost what is held
                 _log.exception("renewing leases failed")
-                pause = _PAUSE_AFTER_A_MISTAKE
+                backoff = _PAUSE_AFTER_A_MISTAKE
             with self._changed:
                 if not self._ended and not self._woken:
-                    self._changed.wait(pause)
+                    self._changed.wait(backoff)
                 self._woken = False
         self._disconnect()
 
@@ -169,10 +169,10 @@ class RenewalThread(threading.Thread):
             except (AgentStreamError, OSError) as error:
                 if not (isinstance(error, AgentStreamError) and group_is_gone(error)):
                     if not self._ended:
-                        self._trouble.met(error)
+                        self._failures.failed(error)
                     return False
                 codes = [None] * len(entries)
-            self._trouble.over()
+            self._failures.recovered()
             self._note(leases, held, codes, asked)
         return True
 
@@ -183,7 +183,7 @@ class RenewalThread(threading.Thread):
                 entry.lease_until = max(entry.lease_until, asked + leases.lease)
         lost = [one for one, code in zip(held, codes, strict=True) if code != DONE]
         if lost:
-            leases.lose_soon(lost)
+            leases.expire_soon(lost)
 
     def _call(self, command: Command) -> list[int | None]:
         """Sends a command; once more, if the connection turns out to have broken since the last one."""

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any, Generic, Self
 
 from agentstream.consuming.delivery import Delivery
-from agentstream.consuming.dispatch import Dispatch
-from agentstream.consuming.fetch import Intake
+from agentstream.consuming.dispatch import Dispatcher
+from agentstream.consuming.fetch import Fetcher
 from agentstream.consuming.renewal import Renewal
-from agentstream.errors import AgentStreamError, NotConsumer, SettingsError
+from agentstream.errors import AgentStreamError, NoConsumerGroup, SettingsError
 from agentstream.identity.keyring import Keyring
 from agentstream.payloads.contracts import FREE, Contracts
 from agentstream.payloads.types import Payload
@@ -25,9 +25,9 @@ from agentstream.protocol.routes import Consumes
 from agentstream.routing.directory import Directory
 from agentstream.sending.replies import Replies
 from agentstream.telemetry.counters import Counters
-from agentstream.transport.client import Wire
-from agentstream.transport.retry import Pause, Trouble
-from agentstream.transport.subscriptions import Pushes
+from agentstream.transport.client import Client
+from agentstream.transport.retry import Backoff, FailureLog
+from agentstream.transport.subscriptions import Subscriptions
 
 _ROUTE_PATIENCE = 10.0
 _NUDGE_PATIENCE = 1.0
@@ -44,7 +44,7 @@ class Consumer:
         directory: where routes are looked up.
         write: the connection for sending and settling.
         control: the connection for sweeping, claiming and starting.
-        pushes: what is published to the agent.
+        subscriptions: what is published to the agent.
         nudges: the channel on which the agent's processes wake each other up.
         reading: makes a connection for blocking reads of a stream.
         consumed: what is consumed in this process already, by key and group.
@@ -58,11 +58,11 @@ class Consumer:
     name: str
     pod_prefix: str
     directory: Directory
-    write: Wire
-    control: Wire
-    pushes: Pushes
+    write: Client
+    control: Client
+    subscriptions: Subscriptions
     nudges: str
-    reading: Callable[[str], Wire]
+    reading: Callable[[str], Client]
     consumed: dict[tuple[str, str], Consumption]
     keyring: Keyring
     counters: Counters
@@ -92,7 +92,7 @@ class Consumption:
         self._read = read
         self._contract = FREE
         self._life: asyncio.Task[None] | None = None
-        self._dispatch: Dispatch | None = None
+        self._dispatch: Dispatcher | None = None
         self._opened = asyncio.Event()
         self._stopping = asyncio.Event()
         self._reads_nothing = asyncio.Event()
@@ -113,7 +113,7 @@ class Consumption:
 
         Raises:
             StopAsyncIteration: there will be no more: it was stopped.
-            NotConsumer: the agent consumes no such group.
+            NoConsumerGroup: the agent consumes no such group.
             AgentStreamError: this process consumes the group already.
         """
         self.worked_on()
@@ -194,22 +194,22 @@ class Consumption:
         """The group's route, however long the server cannot be reached; None if it was stopped before.
 
         Raises:
-            NotConsumer: the operator declares no such group.
+            NoConsumerGroup: the operator declares no such group.
             SettingsError: the stream has contracts that cannot be checked here.
         """
-        trouble, pause = Trouble(f"look up who consumes {self._stream or 'what'}"), Pause(0.1, 2.0)
+        failures, backoff = FailureLog(f"look up who consumes {self._stream or 'what'}"), Backoff(0.1, 2.0)
         while not self._stopping.is_set():
             try:
                 # in short waits, so that it can be stopped
                 policy = await self._consumer.directory.consumed(self._stream, self._group, _ROUTE_PATIENCE)
                 self._contract = await self._consumer.contracts.of(policy)
-            except (NotConsumer, SettingsError):
+            except (NoConsumerGroup, SettingsError):
                 raise
             except AgentStreamError as error:
-                trouble.met(error)
+                failures.failed(error)
             else:
                 return policy
-            await asyncio.sleep(pause.next())
+            await asyncio.sleep(backoff.next())
         return None
 
     async def _be_the_only(self, policy: Consumes) -> None:
@@ -226,7 +226,7 @@ class Consumption:
     async def _consume(self, policy: Consumes) -> None:
         who = self._consumer
         reading = who.reading(policy.stream)
-        dispatch = Dispatch(
+        dispatch = Dispatcher(
             agent=who.agent,
             policy=policy,
             consumer=who.name,
@@ -234,30 +234,30 @@ class Consumption:
             read=self._payload,
             settle_call=who.write.call,
             control_call=who.control.call,
-            on_doubt=lambda: intake.doubt(),  # noqa: PLW0108 - is made below
-            on_delayed=lambda seconds: intake.look_after(seconds),  # noqa: PLW0108 - the same
+            on_doubt=lambda: fetcher.doubt(),  # noqa: PLW0108 - is made below
+            on_delayed=lambda seconds: fetcher.look_after(seconds),  # noqa: PLW0108 - the same
             keyring=who.keyring,
             counters=who.counters.group(policy.stream, policy.group),
             replies=who.replies,
             renewal=who.renewal,
             nudge=self._nudge,
         )
-        intake = Intake(
+        fetcher = Fetcher(
             reading=reading,
             control=who.control,
             calls=dispatch.calls,
             leases=dispatch.leases,
-            slots=dispatch.slots,
+            capacity=dispatch.capacity,
             accept=dispatch.accept,
             refresh=lambda: self._refresh(dispatch),
             pod_prefix=who.pod_prefix,
         )
-        unlisten = who.pushes.listen(who.nudges, lambda word: self._nudged(word, intake))
+        unlisten = who.subscriptions.listen(who.nudges, lambda word: self._nudged(word, fetcher))
         self._dispatch = dispatch
         self._opened.set()
         who.renewal.add(dispatch.leases)
-        fetching = asyncio.create_task(intake.run())
-        turning = asyncio.create_task(dispatch.turns.run())
+        fetching = asyncio.create_task(fetcher.run())
+        turning = asyncio.create_task(dispatch.order_poller.run())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             done, _ = await asyncio.wait({fetching, turning, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -270,7 +270,7 @@ class Consumption:
                 task.cancel()
             await asyncio.gather(fetching, turning, stopping, return_exceptions=True)
             await reading.close()
-            handed_back = await intake.release_strays(dispatch.settler.release) + len(dispatch.leases)
+            handed_back = await fetcher.release_strays(dispatch.settler.release) + len(dispatch.leases)
             self._reads_nothing.set()
             await dispatch.hand_back()
             if handed_back:
@@ -284,17 +284,17 @@ class Consumption:
             async with asyncio.timeout(_NUDGE_PATIENCE):
                 await self._consumer.control.call("PUBLISH", self._consumer.nudges, Nudge.SWEEP)
 
-    def _nudged(self, word: bytes, intake: Intake) -> None:
+    def _nudged(self, word: bytes, fetcher: Fetcher) -> None:
         """What this process would find out by itself, only later."""
         if word == Nudge.SWEEP.encode():
-            intake.sweep_now()
+            fetcher.sweep_now()
         elif word == Nudge.ROUTES.encode():
             self._consumer.directory.forget()
-            intake.look_again()
+            fetcher.look_again()
 
-    async def _refresh(self, dispatch: Dispatch) -> None:
+    async def _refresh(self, dispatch: Dispatcher) -> None:
         """Follows changes of the group's policy; a group that is not declared any more keeps its last one."""
-        with contextlib.suppress(NotConsumer):
+        with contextlib.suppress(NoConsumerGroup):
             policy = await self._consumer.directory.consumed(self._stream, self._group, 0)
             if policy.key == dispatch.policy.key:
                 try:
@@ -336,7 +336,7 @@ class Deliveries(AsyncIterator[Delivery[Payload]], Generic[Payload]):
         """The next delivery.
 
         Raises:
-            NotConsumer: the agent consumes no such group; the message says what is declared.
+            NoConsumerGroup: the agent consumes no such group; the message says what is declared.
             SettingsError: the stream has contracts, and what checks them is not installed.
         """
         delivery = self._consumption.take()

@@ -17,14 +17,14 @@ from agentstream.consuming.commands import Command, GroupCalls
 from agentstream.consuming.leases import Leases, batches
 from agentstream.consuming.once import Once
 from agentstream.errors import AgentStreamError, ConnectionLost, WireClosed
-from agentstream.protocol.entry import Entry, State
+from agentstream.protocol.entry import Entry, EntryState
 from agentstream.protocol.library import DONE, GONE, TRIMMED
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes
 from agentstream.sending.replies import Replies
 from agentstream.telemetry.counters import GroupCounters
 from agentstream.transport.error_replies import group_is_gone, is_not_ready
-from agentstream.transport.retry import Pause, unit
+from agentstream.transport.retry import Backoff, unit
 
 _RELEASE_PATIENCE = 2.0
 _ERROR_LENGTH = 500
@@ -84,12 +84,12 @@ class Settler:
         command = self._calls.retry(entry, delay, entry.attempts, reason, error)
         self._alone(entry, self._put_off(entry, command, delay, "retried"))
 
-    def put_off(self, entry: Entry, delay: int, reason: str, error: str) -> None:
+    def defer(self, entry: Entry, delay: int, reason: str, error: str) -> None:
         """Puts an entry off for `delay` ms that no handler got: no attempt is counted."""
         command = self._calls.retry(entry, delay, entry.next_attempt - 1, reason, error)
         self._alone(entry, self._put_off(entry, command, delay, "put_off"))
 
-    def give_up(self, entry: Entry, policy: Consumes, reason: str, error: str) -> None:
+    def dead_letter(self, entry: Entry, policy: Consumes, reason: str, error: str) -> None:
         """Makes a dead letter of an entry.
 
         In a group without dead letters it is tried again after the longest delay instead.
@@ -115,7 +115,7 @@ class Settler:
             entry.busy = True
         return self._own(self._release(list(entries), patience))
 
-    def forgo(self, entry: Entry) -> None:
+    def drop_lost(self, entry: Entry) -> None:
         """Notes that a handler is done with an entry that is not held any more."""
         entry.settle(was_held=False)
         self.counters.settled("lost")
@@ -181,7 +181,7 @@ class Settler:
         self._done([entry])
 
     async def _release(self, entries: list[Entry], patience: float | None) -> None:
-        for state in State:
+        for state in EntryState:
             for source, batch in batches([entry for entry in entries if entry.state is state]):
                 deadline = None if patience is None else time.monotonic() + patience
                 codes, repeated = await self._repeated(
@@ -190,7 +190,7 @@ class Settler:
                 for entry, code in zip(batch, codes or [None] * len(batch), strict=True):
                     # after a lost reply a released entry is gone, or pending at another counter
                     entry.settle(was_held=code is not None and (repeated or code == DONE))
-                if state is State.BEGUN:
+                if state is EntryState.BEGUN:
                     self._count("released", batch)
                 self._done(batch)
 
@@ -204,13 +204,13 @@ class Settler:
 
         Returns its reply, None without one, and whether an earlier reply was lost.
         """
-        pause = Pause(0.05, 1.0)
+        backoff = Backoff(0.05, 1.0)
         repeated = False
         while True:
             try:
                 return await self._call(*command), repeated
             except AgentStreamError as error:
-                delay, is_lost = pause.next(), isinstance(error, ConnectionLost)
+                delay, is_lost = backoff.next(), isinstance(error, ConnectionLost)
                 hopeless = group_is_gone(error) or isinstance(error, WireClosed)
                 waits = deadline is None and (is_lost or is_not_ready(error)) and not self._ending
                 until = max(entry.lease_until for entry in entries) if deadline is None else deadline
@@ -228,7 +228,7 @@ class Settler:
 
     def _done(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            self._leases.let_go(entry)
+            self._leases.drop(entry)
         self._on_settled(entries)
 
     def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

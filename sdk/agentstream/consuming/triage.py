@@ -39,7 +39,7 @@ class GiveUp(msgspec.Struct, frozen=True):
     error: str
 
 
-class Later(msgspec.Struct, frozen=True):
+class Defer(msgspec.Struct, frozen=True):
     """It cannot be decided yet.
 
     Attributes:
@@ -53,7 +53,7 @@ class Later(msgspec.Struct, frozen=True):
     error: str
 
 
-Verdict = Deliver | Skip | GiveUp | Later
+Verdict = Deliver | Skip | GiveUp | Defer
 
 _KEY_PATIENCE, _KEY_DELAY = 300.0, 30.0
 
@@ -98,13 +98,13 @@ def triage(  # noqa: PLR0911 - one per verdict
         return GiveUp(error.reason, str(error))
 
 
-def _refused(entry: Entry, flaw: Reason, now: float) -> GiveUp | Later:
+def _refused(entry: Entry, flaw: Reason, now: float) -> GiveUp | Defer:
     """What becomes of an entry without a valid signature. A key that is not known may be on its way."""
     age = now - entry.added
     if flaw is Reason.UNKNOWN_KEY and (age < _KEY_PATIENCE or not entry.source.retry):
         # as long again as it has waited, so that no count of tries has to be kept
         delay = min(max(age, 1.0), _KEY_DELAY) if entry.source.retry else 1.0
-        return Later(delay, flaw, FLAWS[flaw])
+        return Defer(delay, flaw, FLAWS[flaw])
     return GiveUp(flaw, FLAWS[flaw])
 
 

@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from agentstream.consuming.delivery import Delivery
-from agentstream.consuming.isolation import ALONE_AFTER
+from agentstream.consuming.isolation import ISOLATE_AFTER
 from agentstream.errors import Reject, Retry
 from agentstream.handlers.declare import Handler, InThread
 from agentstream.telemetry.tracing import spans
@@ -57,7 +57,7 @@ class Batches:
 
     async def handle(self, delivery: Delivery[Any]) -> None:
         """Adds a delivery to a batch. It is settled when this returns."""
-        alone = delivery._entry.unsettled >= ALONE_AFTER  # noqa: SLF001 - a part of it
+        alone = delivery._entry.unsettled >= ISOLATE_AFTER  # noqa: SLF001 - a part of it
         batch = None if alone else self._filling
         if batch is not None:
             self._put(batch, delivery)

@@ -20,7 +20,7 @@ from agentstream.protocol.envelope import Message
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes, Produces
-from agentstream.transport.single_flight import Flights
+from agentstream.transport.single_flight import SingleFlight
 
 # An agent reads its route again after a while, and the contracts may be newer by then.
 _GOOD_FOR = 1.0
@@ -89,7 +89,7 @@ class Contracts:
     def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
         self._call = call
         self._known: dict[str, _Fetched] = {}
-        self._fetches: Flights[_Fetched] = Flights()
+        self._fetches: SingleFlight[_Fetched] = SingleFlight()
 
     async def of(self, stream: Produces | Consumes) -> Contract:
         """The contract of a stream.

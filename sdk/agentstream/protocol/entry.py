@@ -34,7 +34,7 @@ class Source(msgspec.Struct, frozen=True):
     retry: bool
 
 
-class State(StrEnum):
+class EntryState(StrEnum):
     """How far an entry came here, as the release function wants to know it."""
 
     CLAIMED = "claimed"
@@ -184,11 +184,11 @@ class Entry:
         return self.earlier_fence + self.counter
 
     @property
-    def state(self) -> State:
+    def state(self) -> EntryState:
         """How far it came."""
         if self.begun:
-            return State.BEGUN
-        return State.DELIVERED if self.started else State.CLAIMED
+            return EntryState.BEGUN
+        return EntryState.DELIVERED if self.started else EntryState.CLAIMED
 
     @property
     def next_attempt(self) -> int:

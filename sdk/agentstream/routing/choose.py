@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agentstream.errors import NoRoute, NotConsumer
+from agentstream.errors import NoConsumerGroup, NoRoute
 from agentstream.protocol.envelope import BROADCAST
 from agentstream.protocol.routes import Consumes, Produces, Route
 
@@ -61,7 +61,7 @@ def consumed_group(agent: str, own: Route | None, stream: str | None, group: str
         group: name of the group, where there is more than one.
 
     Raises:
-        NotConsumer: there is none, or several are; the message says what is declared.
+        NoConsumerGroup: there is none, or several are; the message says what is declared.
     """
     consumed = own.consumes if own else ()
     found = [c for c in consumed if stream in (None, c.stream) and group in (None, c.group)]
@@ -69,14 +69,16 @@ def consumed_group(agent: str, own: Route | None, stream: str | None, group: str
         return found[0]
     declared = ", ".join(f"{c.stream} (group {c.group})" for c in consumed)
     if found and stream is None:
-        raise NotConsumer(f"{agent} consumes several groups: {declared}; name one with stream= and group=")
+        raise NoConsumerGroup(
+            f"{agent} consumes several groups: {declared}; name one with stream= and group="
+        )
     if found:
         groups = ", ".join(c.group for c in found)
-        raise NotConsumer(f"{agent} consumes several groups of {stream}: {groups}; name one with group=")
+        raise NoConsumerGroup(f"{agent} consumes several groups of {stream}: {groups}; name one with group=")
     where = f"of {stream}" if stream else "of any stream"
     wanted = f"group {group} {where}" if group else f"no group {where}"
     verb = "does not consume" if group else "consumes"
-    raise NotConsumer(f"{agent} {verb} {wanted}; it consumes {declared or 'nothing'}")
+    raise NoConsumerGroup(f"{agent} {verb} {wanted}; it consumes {declared or 'nothing'}")
 
 
 def _names(streams: Iterable[Produces | Consumes]) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from agentstream.errors import NoRoute, NotConsumer
+from agentstream.errors import NoConsumerGroup, NoRoute
 from agentstream.protocol.envelope import BROADCAST
 from agentstream.protocol.routes import Consumes, Produces, Route, decode_route
 from agentstream.routing.choose import consumed_group, target
-from agentstream.transport.client import Wire
-from agentstream.transport.retry import Pause
-from agentstream.transport.single_flight import Flights
+from agentstream.transport.client import Client
+from agentstream.transport.retry import Backoff
+from agentstream.transport.single_flight import SingleFlight
 
 _GOOD_FOR = 30.0
 _Found = TypeVar("_Found", Produces, Consumes)
@@ -23,17 +23,17 @@ class Directory:
     """Routes of one namespace.
 
     Args:
-        wire: the connection to read them with.
+        client: the connection to read them with.
         key: the hash that has them.
         agent: the agent that asks.
     """
 
-    def __init__(self, wire: Wire, key: str, agent: str) -> None:
-        self._wire = wire
+    def __init__(self, client: Client, key: str, agent: str) -> None:
+        self._client = client
         self._key = key
         self._agent = agent
         self._known: dict[str, tuple[Route | None, float]] = {}
-        self._reads: Flights[Route | None] = Flights()
+        self._reads: SingleFlight[Route | None] = SingleFlight()
         self._targets: dict[tuple[str, str | None], tuple[Produces, float]] = {}
         self._connects = 0
 
@@ -41,7 +41,7 @@ class Directory:
         """What is known is to be read again: the server refused what it led to, or it has changed."""
         # what is being read just now may be what was
         self._known = {}
-        self._reads = Flights()
+        self._reads = SingleFlight()
         self._targets = {}
 
     def forget_older(self, seconds: float) -> None:
@@ -55,7 +55,7 @@ class Directory:
 
         Raises:
             NoRoute: there is none, or more than one.
-            ConnectionLost, AccessDenied, ServerRefused: as `Wire.call`.
+            ConnectionLost, AccessDenied, ServerRefused: as `Client.call`.
         """
 
         async def find() -> Produces:
@@ -71,7 +71,7 @@ class Directory:
 
     def known(self, to: str, stream: str | None, now: float) -> Produces | None:
         """What `target` has found, while that is good by the event loop's clock."""
-        if self._connects != self._wire.connects:
+        if self._connects != self._client.connects:
             return None
         produces, good_until = self._targets.get((to, stream), (None, 0.0))
         return produces if now < good_until else None
@@ -80,8 +80,8 @@ class Directory:
         """The group to read, waiting up to `patience` seconds for the operator to declare it.
 
         Raises:
-            NotConsumer: there is none, or more than one.
-            ConnectionLost, AccessDenied, ServerRefused: as `Wire.call`.
+            NoConsumerGroup: there is none, or more than one.
+            ConnectionLost, AccessDenied, ServerRefused: as `Client.call`.
         """
 
         async def find() -> Consumes:
@@ -92,22 +92,22 @@ class Directory:
     async def _patiently(self, find: Callable[[], Awaitable[_Found]], patience: float) -> _Found:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience
-        pause = Pause(0.1, 1.0)
+        backoff = Backoff(0.1, 1.0)
         while True:
             is_fresh = not self._known
             try:
                 return await find()
-            except (NoRoute, NotConsumer):
+            except (NoRoute, NoConsumerGroup):
                 self.forget()
                 if is_fresh and loop.time() >= deadline:
                     raise
             if is_fresh:
-                await asyncio.sleep(min(pause.next(), max(deadline - loop.time(), 0)))
+                await asyncio.sleep(min(backoff.next(), max(deadline - loop.time(), 0)))
 
     async def _route(self, agent: str) -> Route | None:
-        if self._connects != self._wire.connects:
+        if self._connects != self._client.connects:
             self.forget()
-            self._connects = self._wire.connects
+            self._connects = self._client.connects
         route, good_until = self._known.get(agent, (None, 0.0))
         if asyncio.get_running_loop().time() < good_until:
             return route
@@ -115,8 +115,8 @@ class Directory:
 
     async def _read(self, agent: str, known: dict[str, tuple[Route | None, float]]) -> Route | None:
         now = asyncio.get_running_loop().time()
-        data = await self._wire.call("HGET", self._key, agent)
-        self._connects = self._wire.connects
+        data = await self._client.call("HGET", self._key, agent)
+        self._connects = self._client.connects
         route = None if data is None else decode_route(data)
         known[agent] = (route, now + _GOOD_FOR)
         return route

@@ -29,7 +29,7 @@ from agentstream.errors import (
 )
 from agentstream.protocol.keys import StreamKeys
 from agentstream.transport.client import Argument
-from agentstream.transport.retry import Pause
+from agentstream.transport.retry import Backoff
 
 # A batch has at most so many messages, and so many bytes of them unless it is a single one. The first of many
 # is smaller: the server adds it while the next one is gathered.
@@ -54,7 +54,7 @@ class Unanswered(ConnectionLost):
     """Until the deadline there was no answer: the message must not be sent again under another number."""
 
 
-class Parcel:
+class BatchRecord:
     """A message on its way.
 
     Args:
@@ -109,7 +109,7 @@ class Parcel:
             self.sign_with(self._sign, now)
 
 
-class Outbox:
+class Batcher:
     """Messages for one stream.
 
     Args:
@@ -131,8 +131,8 @@ class Outbox:
         self._on_repeat = on_repeat
         self._call = call
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[Parcel] = deque()
-        self._under_way: Sequence[Parcel] = ()
+        self._queue: deque[BatchRecord] = deque()
+        self._under_way: Sequence[BatchRecord] = ()
         self._doubt: Exception | None = None
         self._token = secrets.token_hex(16)
         self._number = 0
@@ -140,7 +140,7 @@ class Outbox:
         self._check: asyncio.TimerHandle | None = None
         self._check_at = math.inf
 
-    def put(self, parcel: Parcel) -> asyncio.Future[str]:
+    def put(self, parcel: BatchRecord) -> asyncio.Future[str]:
         """Takes a message that is to leave with all others of this tick. The result is the id of its entry.
 
         Its errors: Backpressure, StreamMissing and whatever else the server refuses with mean that the
@@ -182,8 +182,8 @@ class Outbox:
             most = _MOST
         self._sending = None
 
-    def _next_batch(self, most: int) -> list[Parcel]:
-        batch: list[Parcel] = []
+    def _next_batch(self, most: int) -> list[BatchRecord]:
+        batch: list[BatchRecord] = []
         size = 0
         now = time.time()
         queue = self._queue
@@ -199,10 +199,10 @@ class Outbox:
             queue.popleft()
         return batch
 
-    async def _results(self, batch: list[Parcel]) -> Iterable[str | Exception]:
+    async def _results(self, batch: list[BatchRecord]) -> Iterable[str | Exception]:
         """What became of each message of a batch, which is repeated while somebody waits for it."""
         self._number += 1
-        pause = Pause(0.02, 1.0)
+        backoff = Backoff(0.02, 1.0)
         while True:
             results = await self._attempt(self._command(batch))
             if not isinstance(results, Exception):
@@ -221,7 +221,7 @@ class Outbox:
                     _fail(parcel, _unknown(results))
             if not _is_over(batch):
                 self._on_repeat()
-                await asyncio.sleep(pause.next())
+                await asyncio.sleep(backoff.next())
             if _is_over(batch):
                 # should it still arrive after the next one, it is refused
                 return ()
@@ -239,7 +239,7 @@ class Outbox:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
             return error
 
-    def _command(self, batch: list[Parcel]) -> tuple[Argument, ...]:
+    def _command(self, batch: list[BatchRecord]) -> tuple[Argument, ...]:
         keys, now = self.keys, self._loop.time()
         for parcel in batch:
             if parcel.signed_at < now - _SIGNED_FOR:
@@ -249,7 +249,7 @@ class Outbox:
         messages = chain.from_iterable([_arguments(parcel) for parcel in batch])
         return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
 
-    def _resolve(self, batch: Iterable[Parcel], results: Iterable[str | Exception]) -> None:
+    def _resolve(self, batch: Iterable[BatchRecord], results: Iterable[str | Exception]) -> None:
         now = self._loop.time()
         # there are no results where nobody waits for them
         for parcel, result in zip(batch, results, strict=False):
@@ -285,14 +285,14 @@ class Outbox:
             self._check_deadlines_at(first)
 
 
-def _arguments(parcel: Parcel) -> tuple[Argument, ...]:
+def _arguments(parcel: BatchRecord) -> tuple[Argument, ...]:
     if not parcel.options and not parcel.signature:
         return parcel.data, 0
     options = (*parcel.options, *parcel.signature)
     return parcel.data, len(options), *options
 
 
-def _check(parcel: Parcel, deadline: float, now: float, error: AgentStreamError) -> float:
+def _check(parcel: BatchRecord, deadline: float, now: float, error: AgentStreamError) -> float:
     """Gives a message up if its deadline is over. Returns when to look again."""
     if deadline > now:
         return math.inf if parcel.entry.done() else deadline
@@ -300,7 +300,7 @@ def _check(parcel: Parcel, deadline: float, now: float, error: AgentStreamError)
     return math.inf
 
 
-def _is_over(batch: Iterable[Parcel]) -> bool:
+def _is_over(batch: Iterable[BatchRecord]) -> bool:
     return all(parcel.entry.done() for parcel in batch)
 
 
@@ -308,14 +308,14 @@ def _is_stale(error: Exception) -> bool:
     return isinstance(error, ServerRefused) and str(error).startswith("STALE")
 
 
-def _fail(parcel: Parcel, error: AgentStreamError) -> None:
+def _fail(parcel: BatchRecord, error: AgentStreamError) -> None:
     if not parcel.entry.done():
         parcel.entry.set_exception(error)
 
 
-def _unknown(trouble: object) -> Unanswered:
-    return Unanswered(f"whether the server has the message is not known: {trouble or 'no reply in time'}")
+def _unknown(cause: object) -> Unanswered:
+    return Unanswered(f"whether the server has the message is not known: {cause or 'no reply in time'}")
 
 
-def _unsent(trouble: object) -> Unanswered:
-    return Unanswered(f"the message was not sent: {trouble or 'what was sent before has no reply yet'}")
+def _unsent(cause: object) -> Unanswered:
+    return Unanswered(f"the message was not sent: {cause or 'what was sent before has no reply yet'}")

@@ -18,7 +18,7 @@ import msgspec
 
 from agentstream.errors import InvalidMessage
 from agentstream.protocol.envelope import check_numbers
-from agentstream.transport.subscriptions import Pushes
+from agentstream.transport.subscriptions import Subscriptions
 
 DEFAULT_BUFFER = 1_000
 _log = logging.getLogger("agentstream")
@@ -81,9 +81,9 @@ class Mailbox:
         """Whether it takes nothing more."""
         return self._over
 
-    def listen(self, pushes: Pushes, channels: Iterable[str]) -> None:
+    def listen(self, subscriptions: Subscriptions, channels: Iterable[str]) -> None:
         """Takes what is published on these channels from soon on."""
-        self._ends = [pushes.listen(channel, self._came) for channel in channels]
+        self._ends = [subscriptions.listen(channel, self._came) for channel in channels]
 
     def end(self) -> None:
         """Takes nothing more; what is here can still be taken."""

@@ -22,15 +22,15 @@ from agentstream.sending.receipts import Receipt, broadcast_stream
 from agentstream.sending.requests import DEFAULT_TIMEOUT as REQUEST_TIMEOUT
 from agentstream.sending.requests import READ_TIMEOUT as ANSWER_TIMEOUT
 from agentstream.sending.requests import Requests
-from agentstream.sending.sender import DEFAULT_TIMEOUT, Letter, OnFull, Outgoing, Sender
+from agentstream.sending.sender import DEFAULT_TIMEOUT, OnFull, OutgoingMessage, OutgoingRecord, Sender
 from agentstream.sent import SentMessage
 from agentstream.telemetry.counters import NOTIFICATIONS_DROPPED, RECONNECTS, Counters
 from agentstream.telemetry.tracing import spans
-from agentstream.transport.client import Wire
-from agentstream.transport.subscriptions import Pushes
+from agentstream.transport.client import Client
+from agentstream.transport.subscriptions import Subscriptions
 
 
-class Messenger:
+class Producer:
     """The half of an agent that sends; see `Agent`.
 
     Attributes:
@@ -44,16 +44,16 @@ class Messenger:
         self._settings = settings
         self._stopping = False
         self._counters = Counters()
-        self._write = self._wire("write")
-        self._pushes = Pushes(lambda **listening: self._wire("push", **listening))
+        self._write = self._client("write")
+        self._subscriptions = Subscriptions(lambda **listening: self._client("push", **listening))
         routes = routes_key(settings.installation, self.namespace)
         self._directory = Directory(self._write, routes, self.name)
         self._keyring = Keyring(settings.keys_of)
         self._contracts = Contracts(self._write.call)
         self._sender = Sender(self._write, self._directory, self._keyring, self._counters, self._contracts)
         answers = reply_key(self.namespace, self.name, secrets.token_hex(16))
-        wire = self._wire("answers", ANSWER_TIMEOUT)
-        self._requests = Requests(answers, wire, self._keyring, self._counters)
+        client = self._client("answers", ANSWER_TIMEOUT)
+        self._requests = Requests(answers, client, self._keyring, self._counters)
         self._mailboxes: list[Mailbox] = []
 
     @overload
@@ -156,7 +156,7 @@ class Messenger:
 
     async def send_many(
         self,
-        messages: Iterable[Outgoing],
+        messages: Iterable[OutgoingMessage],
         *,
         timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
     ) -> list[SentMessage]:
@@ -172,8 +172,8 @@ class Messenger:
             SendFailed: some were not sent; it says which ones, and why.
         """
         now = asyncio.get_running_loop().time()
-        letters = [
-            Letter(
+        records = [
+            OutgoingRecord(
                 self._message(
                     to=_addressee(one.to, one.stream),
                     type=one.type,
@@ -191,7 +191,7 @@ class Messenger:
             )
             for one in messages
         ]
-        return await self._sender.send_many(letters)
+        return await self._sender.send_many(records)
 
     async def broadcast(
         self,
@@ -293,8 +293,8 @@ class Messenger:
             schema_version=schema_version,
         )
         now = asyncio.get_running_loop().time()
-        letter = Letter(message, stream, None, since=now, timeout=timeout)
-        asking = self._requests.ask(letter, self._sender.post, timeout)
+        record = OutgoingRecord(message, stream, None, since=now, timeout=timeout)
+        asking = self._requests.ask(record, self._sender.post, timeout)
         tracing = spans()
         return await (asking if tracing is None else tracing.asked(message, asking))
 
@@ -337,7 +337,9 @@ class Messenger:
             mailbox.end()
         else:
             to = (self.name, BROADCAST)
-            mailbox.listen(self._pushes, (notify_channel(installation, self.namespace, name) for name in to))
+            mailbox.listen(
+                self._subscriptions, (notify_channel(installation, self.namespace, name) for name in to)
+            )
         self._mailboxes = [*(m for m in self._mailboxes if not m.is_over), mailbox]
         return Notifications(mailbox)
 
@@ -368,10 +370,10 @@ class Messenger:
             schema_version=version_of(payload) if schema_version is None else schema_version,
         )
 
-    def _wire(self, role: str, timeout: float = 5.0, **listening: Any) -> Wire:
+    def _client(self, role: str, timeout: float = 5.0, **listening: Any) -> Client:
         name = f"agentstream:{self.namespace}.{self.name}:{role}"
         reconnected = partial(self._counters.add, RECONNECTS, role.partition("-")[0])
-        return Wire(
+        return Client(
             self._settings.endpoint, name=name, timeout=timeout, on_reconnect=reconnected, **listening
         )
 

@@ -16,7 +16,7 @@ from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Produces
 from agentstream.routing.directory import Directory
 from agentstream.sent import SentMessage
-from agentstream.transport.retry import Pause, repeated
+from agentstream.transport.retry import Backoff, retry_until
 
 _FIRST_LOOK, _SELDOM = 0.004, 0.25
 _ROUTE_PATIENCE = 10.0
@@ -24,7 +24,7 @@ _FRESH = 1.0
 """Seconds for which it may be unknown here that a group was declared, or is not any more."""
 
 
-class Standing(StrEnum):
+class ReceiptState(StrEnum):
     """What has become of a broadcast in one group."""
 
     ACKNOWLEDGED = "acknowledged"
@@ -45,22 +45,24 @@ class ReceiptStatus(msgspec.Struct, frozen=True):
         groups: how the message stands in each expected group.
     """
 
-    groups: dict[str, Standing]
+    groups: dict[str, ReceiptState]
 
     @property
     def acknowledged(self) -> tuple[str, ...]:
         """The groups that have acknowledged it."""
-        return tuple(group for group, standing in self.groups.items() if standing is Standing.ACKNOWLEDGED)
+        return tuple(
+            group for group, standing in self.groups.items() if standing is ReceiptState.ACKNOWLEDGED
+        )
 
     @property
     def dead(self) -> tuple[str, ...]:
         """The groups that gave it up."""
-        return tuple(group for group, standing in self.groups.items() if standing is Standing.DEAD)
+        return tuple(group for group, standing in self.groups.items() if standing is ReceiptState.DEAD)
 
     @property
     def outstanding(self) -> tuple[str, ...]:
         """The groups that may still acknowledge it."""
-        settled = (Standing.ACKNOWLEDGED, Standing.DEAD)
+        settled = (ReceiptState.ACKNOWLEDGED, ReceiptState.DEAD)
         return tuple(group for group, standing in self.groups.items() if standing not in settled)
 
 
@@ -99,7 +101,7 @@ class Receipt:
         standings = await self._call(*self._command) if self.expected else ()
         return ReceiptStatus(
             {
-                group: Standing(standing.decode())
+                group: ReceiptState(standing.decode())
                 for group, standing in zip(self.expected, standings, strict=True)
             }
         )
@@ -124,7 +126,7 @@ class Receipt:
         needed = groups_needed(quorum, len(self.expected))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        pause = Pause(_FIRST_LOOK, _SELDOM)
+        backoff = Backoff(_FIRST_LOOK, _SELDOM)
         while True:
             over = loop.time() >= deadline
             try:
@@ -140,7 +142,7 @@ class Receipt:
                     return status
                 if over or acknowledged + len(status.outstanding) < needed:
                     raise _missed(self.sent, status, needed)
-            await asyncio.sleep(min(pause.next(), max(deadline - loop.time(), 0)))
+            await asyncio.sleep(min(backoff.next(), max(deadline - loop.time(), 0)))
 
 
 def groups_needed(quorum: float | None, expected: int) -> int:
@@ -171,7 +173,7 @@ async def broadcast_stream(
     """
     patience = min(_ROUTE_PATIENCE, timeout)
     directory.forget_older(_FRESH)
-    produces = await repeated(lambda: directory.target(BROADCAST, stream, patience), timeout)
+    produces = await retry_until(lambda: directory.target(BROADCAST, stream, patience), timeout)
     if not produces.broadcast:
         raise NoRoute(f"{stream} is no broadcast stream: its groups get what send_message(stream=…) sends")
     return produces
@@ -181,7 +183,7 @@ def _missed(sent: SentMessage, status: ReceiptStatus, needed: int) -> QuorumMiss
     others = ", ".join(
         f"{group} {standing}"
         for group, standing in status.groups.items()
-        if standing is not Standing.ACKNOWLEDGED
+        if standing is not ReceiptState.ACKNOWLEDGED
     )
     acknowledged = len(status.acknowledged)
     return QuorumMissed(

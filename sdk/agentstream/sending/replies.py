@@ -25,9 +25,9 @@ from agentstream.protocol.keys import reply_key
 from agentstream.protocol.reasons import FLAWS
 from agentstream.protocol.routes import OFF, Consumes
 from agentstream.protocol.signatures import answer_domain
-from agentstream.sending.sender import DEFAULT_TIMEOUT, ROUTE_PATIENCE, Letter
+from agentstream.sending.sender import DEFAULT_TIMEOUT, ROUTE_PATIENCE, OutgoingRecord
 from agentstream.telemetry.tracing import spans
-from agentstream.transport.retry import repeated
+from agentstream.transport.retry import retry_until
 
 FAILURE = "e"
 """The field of an answer that says why a request became a dead letter."""
@@ -54,7 +54,7 @@ class Replies:
         namespace: str,
         agent: str,
         call: Callable[..., Awaitable[Any]],
-        send: Callable[[Letter], Awaitable[Any]],
+        send: Callable[[OutgoingRecord], Awaitable[Any]],
         keyring: Keyring,
     ) -> None:
         self._namespace = namespace
@@ -87,7 +87,9 @@ class Replies:
                 await self._put(request, answer, policy, timeout, trace=carried)
         else:
             now = asyncio.get_running_loop().time()
-            await self._send(Letter(answer, None, None, since=now, timeout=timeout, patience=patience))
+            await self._send(
+                OutgoingRecord(answer, None, None, since=now, timeout=timeout, patience=patience)
+            )
 
     async def gave_up(self, body: bytes | None, policy: Consumes, reason: str, error: str) -> None:
         """Tells whoever asked that its request became a dead letter, if it can be told soon.
@@ -147,7 +149,7 @@ class Replies:
             # a key may be on its way
             await self._call(*command, *self._keyring.signature(policy, data, to=domain))
 
-        await repeated(put, timeout)
+        await retry_until(put, timeout)
 
 
 def is_reply_key(key: str | None, namespace: str, agent: str) -> bool:

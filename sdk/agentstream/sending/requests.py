@@ -21,11 +21,11 @@ from agentstream.protocol.envelope import Message, decode
 from agentstream.protocol.routes import OFF, WARN, Produces
 from agentstream.protocol.signatures import answer_domain
 from agentstream.sending.replies import FAILURE
-from agentstream.sending.sender import Letter
+from agentstream.sending.sender import OutgoingRecord
 from agentstream.telemetry.counters import ANSWERS_UNVERIFIED, Counters, is_worth_saying
 from agentstream.telemetry.tracing import spans
-from agentstream.transport.client import Wire
-from agentstream.transport.retry import Pause, Trouble
+from agentstream.transport.client import Client
+from agentstream.transport.retry import Backoff, FailureLog
 
 DEFAULT_TIMEOUT = 60.0
 _BLOCK = 2_000
@@ -47,13 +47,13 @@ class _Question:
     """A request that is not answered yet.
 
     Attributes:
-        letter: the request.
+        record: the request.
         answered: the answer, once it has come.
         refused: how many answers did not count.
     """
 
-    def __init__(self, letter: Letter) -> None:
-        self.letter = letter
+    def __init__(self, record: OutgoingRecord) -> None:
+        self.record = record
         self.answered: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         self.refused = 0
 
@@ -63,41 +63,41 @@ class Requests:
 
     Args:
         key: the stream for answers.
-        wire: the connection to read it with; nobody else uses it.
+        client: the connection to read it with; nobody else uses it.
         keyring: the keys of signed streams.
         counters: where answers without a valid signature are counted.
     """
 
-    def __init__(self, key: str, wire: Wire, keyring: Keyring, counters: Counters) -> None:
+    def __init__(self, key: str, client: Client, keyring: Keyring, counters: Counters) -> None:
         self.key = key
-        self._wire = wire
+        self._client = client
         self._keyring = keyring
         self._counters = counters
         self._waiting: dict[str, _Question] = {}
         self._reading: asyncio.Task[None] | None = None
-        self._trouble = Trouble("read answers to requests")
+        self._failures = FailureLog("read answers to requests")
 
     async def ask(
         self,
-        letter: Letter,
-        send: Callable[[Letter], Awaitable[Any]],
+        record: OutgoingRecord,
+        send: Callable[[OutgoingRecord], Awaitable[Any]],
         timeout: float,  # noqa: ASYNC109 - at the deadline it says that nobody answered
     ) -> Message:
         """Sends a request and waits for its answer; see `Agent.request`.
 
         Args:
-            letter: the request; answers to it go to this stream.
+            record: the request; answers to it go to this stream.
             send: sends it.
             timeout: for how many seconds to wait.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        request, question = letter.message, _Question(letter)
+        request, question = record.message, _Question(record)
         self._waiting[request.id], answered = question, question.answered
         self._listen()
         try:
             try:
-                await send(letter)
+                await send(record)
             except AgentStreamError:
                 # an answer says that it was sent, whatever the sender was told
                 if not answered.done():
@@ -134,7 +134,7 @@ class Requests:
                 question.answered.set_exception(ConnectionLost("the agent was closed before the answer came"))
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
-        await self._wire.close()
+        await self._client.close()
         with contextlib.suppress(AgentStreamError, TimeoutError):
             async with asyncio.timeout(_CLOSING_PATIENCE):
                 await unlink("UNLINK", self.key)
@@ -145,20 +145,20 @@ class Requests:
 
     async def _read(self) -> None:
         """Hands out answers as long as somebody waits for one."""
-        pause = Pause(0.05, 1.0)
+        backoff = Backoff(0.05, 1.0)
         while self._waiting:
             try:
                 read = ("XREAD", "COUNT", _PAGE, "BLOCK", _BLOCK, "STREAMS", self.key, "0")
-                for _, entries in await self._wire.call(*read) or ():
+                for _, entries in await self._client.call(*read) or ():
                     for entry_id, fields in entries:
                         self._came(entry_id.decode(), fields)
-                    await self._wire.call("XTRIM", self.key, "MINID", _after(entries[-1][0]))
+                    await self._client.call("XTRIM", self.key, "MINID", _after(entries[-1][0]))
             except AgentStreamError as error:
-                self._trouble.met(error)
-                await asyncio.sleep(pause.next())
+                self._failures.failed(error)
+                await asyncio.sleep(backoff.next())
             else:
-                pause.reset()
-                self._trouble.over()
+                backoff.reset()
+                self._failures.recovered()
 
     def _came(self, entry_id: str, fields: list[bytes]) -> None:
         entry = Entry(Source(self.key, retry=False), entry_id, 1, fields, started=True)
@@ -168,7 +168,7 @@ class Requests:
             _log.warning("somebody added what is no message to the answers: %s", error)
             return
         question = self._waiting.get(message.correlation_id or "")
-        sent_to = None if question is None else question.letter.offered_to
+        sent_to = None if question is None else question.record.offered_to
         if question is None or question.answered.done() or sent_to is None:
             _log.debug("nobody waits for the answer %s of %s", message.id, message.sender)
             return

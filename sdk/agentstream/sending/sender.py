@@ -29,12 +29,12 @@ from agentstream.protocol.envelope import Message, MessageType, decode, encode, 
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import OFF, Produces
 from agentstream.routing.directory import Directory
-from agentstream.sending.batcher import Outbox, Parcel, Unanswered
+from agentstream.sending.batcher import Batcher, BatchRecord, Unanswered
 from agentstream.sent import SentMessage
 from agentstream.telemetry.counters import FAILED, REFUSED, REPEATED, SENDING, SHED, Counters
 from agentstream.telemetry.tracing import spans
-from agentstream.transport.client import Argument, Wire
-from agentstream.transport.retry import Pause
+from agentstream.transport.client import Argument, Client
+from agentstream.transport.retry import Backoff
 
 DEFAULT_TIMEOUT = 30.0
 ROUTE_PATIENCE = 10.0
@@ -47,7 +47,7 @@ OnFull = Literal["wait", "raise", "shed"]
 """What becomes of a message that finds its stream full."""
 
 
-class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One of several messages to send; see `Agent.send_message` for its fields."""
 
     type: MessageType
@@ -62,7 +62,7 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     once: str | None = None
 
 
-class Letter(Parcel):
+class OutgoingRecord(BatchRecord):
     """A message that fits the schema, and how it is to be sent.
 
     Args:
@@ -118,7 +118,7 @@ class Sender:
     """Sends the messages of one agent.
 
     Args:
-        wire: the connection to send with.
+        client: the connection to send with.
         directory: where routes are looked up.
         keyring: the keys of signed streams.
         counters: where it is counted what becomes of messages.
@@ -126,14 +126,14 @@ class Sender:
     """
 
     def __init__(
-        self, wire: Wire, directory: Directory, keyring: Keyring, counters: Counters, contracts: Contracts
+        self, client: Client, directory: Directory, keyring: Keyring, counters: Counters, contracts: Contracts
     ) -> None:
-        self._wire = wire
+        self._client = client
         self._directory = directory
         self._keyring = keyring
         self._counters = counters
         self._contracts = contracts
-        self._outboxes: dict[str, Outbox] = {}
+        self._batchers: dict[str, Batcher] = {}
 
     @overload
     def send(
@@ -164,44 +164,46 @@ class Sender:
         if on_full == "shed" and message.type != "event":
             raise InvalidMessage(f"only events may be shed, and this is a {message.type}")
         now = asyncio.get_running_loop().time()
-        return self.post(Letter(message, stream, once, since=now, timeout=timeout), on_full)
+        return self.post(OutgoingRecord(message, stream, once, since=now, timeout=timeout), on_full)
 
     @overload
-    def post(self, letter: Letter) -> Coroutine[Any, Any, SentMessage]: ...
+    def post(self, record: OutgoingRecord) -> Coroutine[Any, Any, SentMessage]: ...
 
     @overload
-    def post(self, letter: Letter, on_full: OnFull) -> Coroutine[Any, Any, SentMessage | None]: ...
+    def post(self, record: OutgoingRecord, on_full: OnFull) -> Coroutine[Any, Any, SentMessage | None]: ...
 
-    def post(self, letter: Letter, on_full: OnFull = "wait") -> Coroutine[Any, Any, SentMessage | None]:
+    def post(
+        self, record: OutgoingRecord, on_full: OnFull = "wait"
+    ) -> Coroutine[Any, Any, SentMessage | None]:
         """The same with a letter, of which it can be seen where it was offered."""
-        sending = self._send(letter, on_full, letter.since)
+        sending = self._send(record, on_full, record.since)
         tracing = spans()
-        return sending if tracing is None else tracing.sent(letter, sending)
+        return sending if tracing is None else tracing.sent(record, sending)
 
-    def send_many(self, letters: Sequence[Letter]) -> Coroutine[Any, Any, list[SentMessage]]:
+    def send_many(self, records: Sequence[OutgoingRecord]) -> Coroutine[Any, Any, list[SentMessage]]:
         """Puts messages on the streams that lead to their addressees; see `Agent.send_many`."""
-        sending = self._send_many(letters)
+        sending = self._send_many(records)
         tracing = spans()
-        return sending if tracing is None else tracing.sent_many(letters, sending)
+        return sending if tracing is None else tracing.sent_many(records, sending)
 
-    async def _send_many(self, letters: Sequence[Letter]) -> list[SentMessage]:
-        for to, stream in dict.fromkeys((letter.message.to, letter.stream) for letter in letters):
+    async def _send_many(self, records: Sequence[OutgoingRecord]) -> list[SentMessage]:
+        for to, stream in dict.fromkeys((record.message.to, record.stream) for record in records):
             # who is not declared yet is waited for below
             with contextlib.suppress(AgentStreamError):
                 await self._directory.target(to, stream, 0)
         now = asyncio.get_running_loop().time()
-        entries = [self._try_at_once(letter, now) for letter in letters]
+        entries = [self._try_at_once(record, now) for record in records]
         results: list[SentMessage | BaseException | None] = []
         try:
-            for letter, entry in zip(letters, entries, strict=True):
-                results.append(None if entry is None else await self._outcome(letter, entry))
+            for record, entry in zip(records, entries, strict=True):
+                results.append(None if entry is None else await self._outcome(record, entry))
         finally:
             for entry in entries:
                 _abandon(entry)
         now = asyncio.get_running_loop().time()
         left = [i for i, result in enumerate(results) if result is None]
         again = await asyncio.gather(
-            *(self._send(letters[i], "wait", now) for i in left), return_exceptions=True
+            *(self._send(records[i], "wait", now) for i in left), return_exceptions=True
         )
         for i, result in zip(left, again, strict=True):
             results[i] = result
@@ -212,100 +214,102 @@ class Sender:
 
     async def close(self) -> None:
         """Ends what is being sent."""
-        await asyncio.gather(*(outbox.close() for outbox in self._outboxes.values()))
+        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
 
-    async def _send(self, letter: Letter, on_full: OnFull, now: float) -> SentMessage | None:
+    async def _send(self, record: OutgoingRecord, on_full: OnFull, now: float) -> SentMessage | None:
         """Offers a message until it is taken or its deadline is over."""
-        pause: Pause | None = None
+        backoff: Backoff | None = None
         while True:
             try:
-                entry = self._offer_at_once(letter, now) or await self._offer(letter, now)
-                return letter.sent(await entry)
+                entry = self._offer_at_once(record, now) or await self._offer(record, now)
+                return record.sent(await entry)
             except Backpressure as error:
-                self._refused(letter, error)
+                self._refused(record, error)
                 if on_full == "raise":
                     self._failed(error)
                     raise
                 if on_full == "shed":
-                    self._counters.add(SHED, letter.produces.stream)
+                    self._counters.add(SHED, record.produces.stream)
                     return None
-                trouble: AgentStreamError = error
+                failures: AgentStreamError = error
             except AgentStreamError as error:
                 # a key may be on its way
                 if isinstance(error, _FINAL) and not isinstance(error, KeyMissing):
                     self._failed(error)
                     raise
-                self._refused(letter, error)
+                self._refused(record, error)
                 self._directory.forget()
-                trouble = error
-            pause = pause or Pause(0.02, 1.0)
-            delay = pause.next()
+                failures = error
+            backoff = backoff or Backoff(0.02, 1.0)
+            delay = backoff.next()
             now = asyncio.get_running_loop().time() + delay
-            if now >= letter.deadline:
-                self._failed(trouble)
-                raise trouble
+            if now >= record.deadline:
+                self._failed(failures)
+                raise failures
             await asyncio.sleep(delay)
 
-    def _offer_at_once(self, letter: Letter, now: float) -> asyncio.Future[str] | None:
+    def _offer_at_once(self, record: OutgoingRecord, now: float) -> asyncio.Future[str] | None:
         """Offers a message if it is known where to, and nothing has to be looked up for that."""
-        produces = self._directory.known(letter.message.to, letter.stream, now)
-        return None if produces is None or produces.contracts else self._put(letter, produces)
+        produces = self._directory.known(record.message.to, record.stream, now)
+        return None if produces is None or produces.contracts else self._put(record, produces)
 
-    def _try_at_once(self, letter: Letter, now: float) -> asyncio.Future[str] | None:
+    def _try_at_once(self, record: OutgoingRecord, now: float) -> asyncio.Future[str] | None:
         try:
-            return self._offer_at_once(letter, now)
+            return self._offer_at_once(record, now)
         except KeyMissing:
             return None
 
-    async def _offer(self, letter: Letter, now: float) -> asyncio.Future[str]:
-        patience = min(letter.patience, letter.deadline - now)
-        produces = await self._directory.target(letter.message.to, letter.stream, patience)
-        letter.produces = produces
+    async def _offer(self, record: OutgoingRecord, now: float) -> asyncio.Future[str]:
+        patience = min(record.patience, record.deadline - now)
+        produces = await self._directory.target(record.message.to, record.stream, patience)
+        record.produces = produces
         if produces.contracts:
             contract = await self._contracts.of(produces)
             # what is sent, which a payload that holds more than JSON becomes only in JSON
-            contract.check(decode(letter.data))
-        return self._put(letter, produces)
+            contract.check(decode(record.data))
+        return self._put(record, produces)
 
-    def _put(self, letter: Letter, produces: Produces) -> asyncio.Future[str]:
-        outbox = self._outboxes.get(produces.key)
-        if outbox is None:
+    def _put(self, record: OutgoingRecord, produces: Produces) -> asyncio.Future[str]:
+        batcher = self._batchers.get(produces.key)
+        if batcher is None:
             added = self._counters.histogram(SENDING, produces.stream).observe
             repeated = partial(self._counters.add, REPEATED, produces.stream)
-            outbox = Outbox(self._wire.call, StreamKeys(produces.key), added, repeated)
-            self._outboxes[produces.key] = outbox
+            batcher = Batcher(self._client.call, StreamKeys(produces.key), added, repeated)
+            self._batchers[produces.key] = batcher
         options: tuple[Argument, ...] = ()
-        if letter.once is not None:
-            options += ("once", outbox.keys.once(letter.once))
-        if letter.message.key is not None:
-            options += ("key", letter.message.key)
-        if letter.trace:
-            options += ("t", letter.trace)
-        letter.produces, letter.options = produces, options
+        if record.once is not None:
+            options += ("once", batcher.keys.once(record.once))
+        if record.message.key is not None:
+            options += ("key", record.message.key)
+        if record.trace:
+            options += ("t", record.trace)
+        record.produces, record.options = produces, options
         if produces.signatures != OFF:
             now = asyncio.get_running_loop().time()
-            letter.sign_with(partial(self._keyring.signature, produces, letter.data), now)
-        elif letter.signature:
+            record.sign_with(partial(self._keyring.signature, produces, record.data), now)
+        elif record.signature:
             # it was offered to another stream before
-            letter.signature, letter.signed_at = (), math.inf
-        return outbox.put(letter)
+            record.signature, record.signed_at = (), math.inf
+        return batcher.put(record)
 
-    async def _outcome(self, letter: Letter, entry: asyncio.Future[str]) -> SentMessage | Exception | None:
+    async def _outcome(
+        self, record: OutgoingRecord, entry: asyncio.Future[str]
+    ) -> SentMessage | Exception | None:
         """What became of an offer; None if it is to be offered again."""
         try:
-            return letter.sent(await entry)
+            return record.sent(await entry)
         except AgentStreamError as error:
             if isinstance(error, _FINAL):
                 self._failed(error)
                 return error
-            self._refused(letter, error)
+            self._refused(record, error)
             return None
         except Exception as error:  # noqa: BLE001 - it concerns this message only
             return error
 
-    def _refused(self, letter: Letter, error: AgentStreamError) -> None:
+    def _refused(self, record: OutgoingRecord, error: AgentStreamError) -> None:
         if isinstance(error, Backpressure | StreamMissing):
-            self._counters.add(REFUSED, letter.produces.stream, error_name(error))
+            self._counters.add(REFUSED, record.produces.stream, error_name(error))
 
     def _failed(self, error: AgentStreamError) -> None:
         self._counters.add(FAILED, error_name(error))

@@ -17,20 +17,20 @@ from agentstream.payloads.upcasting import Upcast
 from agentstream.protocol.envelope import Message, MessageType
 from agentstream.sending.notifications import DEFAULT_BUFFER
 from agentstream.sending.requests import DEFAULT_TIMEOUT as REQUEST_TIMEOUT
-from agentstream.sending.sender import DEFAULT_TIMEOUT, OnFull, Outgoing
+from agentstream.sending.sender import DEFAULT_TIMEOUT, OnFull, OutgoingMessage
 from agentstream.sent import SentMessage
 from agentstream.signals import SIGNAL_EXIT, on_signal
-from agentstream.sync.delivery import Deliveries
+from agentstream.sync.delivery import SyncDeliveries
 from agentstream.sync.handlers import Exit, adapted
 from agentstream.sync.loop import Ended, LoopThread
-from agentstream.sync.messenger import Notifications, Receipt
+from agentstream.sync.producer import SyncNotifications, SyncReceipt
 
 _Result = TypeVar("_Result")
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 _Upcast = TypeVar("_Upcast", bound=Upcast)
 
 
-class Agent:
+class SyncAgent:
     """As `agentstream.Agent`, as a context manager, for any number of threads.
 
     From entering to leaving, a thread of its own runs it. In a process that is forked off, whatever is called
@@ -50,7 +50,7 @@ class Agent:
         self._signals = contextlib.ExitStack()
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Agent:
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> SyncAgent:
         """As `agentstream.Agent.from_env`.
 
         Entered in the main thread, it takes care of SIGTERM and SIGINT likewise: the first one ends `run` and
@@ -63,7 +63,7 @@ class Agent:
         return cls(Settings.from_env(environ), ends_on_signals=True)
 
     @classmethod
-    def connect(cls, settings: Settings) -> Agent:
+    def connect(cls, settings: Settings) -> SyncAgent:
         """The agent that the settings name. Signals are left to the application."""
         return cls(settings, ends_on_signals=False)
 
@@ -143,7 +143,7 @@ class Agent:
         )
 
     def send_many(
-        self, messages: Iterable[Outgoing], *, timeout: float = DEFAULT_TIMEOUT
+        self, messages: Iterable[OutgoingMessage], *, timeout: float = DEFAULT_TIMEOUT
     ) -> list[SentMessage]:
         """As `agentstream.Agent.send_many`.
 
@@ -165,7 +165,7 @@ class Agent:
         once: str | None = None,
         on_full: Literal["wait", "raise"] = "wait",
         timeout: float = DEFAULT_TIMEOUT,
-    ) -> Receipt:
+    ) -> SyncReceipt:
         """As `agentstream.Agent.broadcast`.
 
         Raises:
@@ -185,7 +185,7 @@ class Agent:
             on_full=on_full,
             timeout=timeout,
         )
-        return Receipt(receipt, self._loop)
+        return SyncReceipt(receipt, self._loop)
 
     def request(
         self,
@@ -227,13 +227,13 @@ class Agent:
         """
         return self._loop.run(self._agent.notify, to, payload)
 
-    def notifications(self, *, buffer: int = DEFAULT_BUFFER) -> Notifications:
+    def notifications(self, *, buffer: int = DEFAULT_BUFFER) -> SyncNotifications:
         """As `agentstream.Agent.notifications`.
 
         Raises:
             ValueError: the buffer holds nothing.
         """
-        return Notifications(self._in_loop(lambda: self._agent.notifications(buffer=buffer)), self._loop)
+        return SyncNotifications(self._in_loop(lambda: self._agent.notifications(buffer=buffer)), self._loop)
 
     def stream_consume(
         self,
@@ -242,7 +242,7 @@ class Agent:
         payload: type[Payload] = dict,  # type: ignore[assignment]
         group: str | None = None,
         concurrency: int = 64,
-    ) -> Deliveries[Payload]:
+    ) -> SyncDeliveries[Payload]:
         """As `agentstream.Agent.stream_consume`: iterate over it in as many threads as are to work.
 
         Raises:
@@ -252,7 +252,7 @@ class Agent:
         deliveries = self._in_loop(
             lambda: self._agent.stream_consume(stream, payload=payload, group=group, concurrency=concurrency)
         )
-        return Deliveries(deliveries, self._loop)
+        return SyncDeliveries(deliveries, self._loop)
 
     def on(
         self,

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 
 
-class Once:
-    """As `agentstream.consuming.once.Once`, as a context manager; see `Delivery.once`."""
+class SyncOnce:
+    """As `agentstream.consuming.once.SyncOnce`, as a context manager; see `SyncDelivery.once`."""
 
     def __init__(self, effect: once.Once, loop: LoopThread) -> None:
         self._effect = effect
@@ -47,7 +47,7 @@ class Once:
         self._loop.complete(self._effect.__aexit__, kind, error, trace)
 
 
-class Delivery(Generic[Payload]):
+class SyncDelivery(Generic[Payload]):
     """As `agentstream.Delivery`, for a thread: `with delivery:` settles by how the block ends.
 
     A thread cannot be cancelled. When the lease is lost, and when the group's `delivery.deadline` is over,
@@ -115,14 +115,14 @@ class Delivery(Generic[Payload]):
         """As `agentstream.Delivery.trace_context`."""
         return self._delivery.trace_context
 
-    def once(self, key: str, *, ttl: float = WEEK) -> Once:
+    def once(self, key: str, *, ttl: float = WEEK) -> SyncOnce:
         """As `agentstream.Delivery.once`: `with delivery.once("charge-7") as first:`.
 
         Raises:
             ValueError: the key is empty, or the time is not positive.
             EffectInDoubt, ConnectionLost, ServerRefused, AccessDenied: on entering or leaving.
         """
-        return Once(self._delivery.once(key, ttl=ttl), self._loop)
+        return SyncOnce(self._delivery.once(key, ttl=ttl), self._loop)
 
     def ack(self) -> bool:
         """As `agentstream.Delivery.ack`."""
@@ -187,7 +187,7 @@ class Delivery(Generic[Payload]):
             raise
 
 
-class Deliveries(Iterator[Delivery[Payload]], Generic[Payload]):
+class SyncDeliveries(Iterator[SyncDelivery[Payload]], Generic[Payload]):
     """As `agentstream.Deliveries`: iterate over them, from as many threads as are to work at the same time.
 
     Iteration ends when the agent stops. Leaving it hands back what was read ahead: at once with `close`, or
@@ -198,7 +198,7 @@ class Deliveries(Iterator[Delivery[Payload]], Generic[Payload]):
         self._deliveries = deliveries
         self._loop = loop
 
-    def __next__(self) -> Delivery[Payload]:
+    def __next__(self) -> SyncDelivery[Payload]:
         """The next delivery.
 
         Raises:
@@ -215,7 +215,7 @@ class Deliveries(Iterator[Delivery[Payload]], Generic[Payload]):
             # a signal came between the loop, which had one ready, and this thread
             self._loop.begin(self._take_back, fetched)
             raise
-        return Delivery(fetched[0], self._loop)
+        return SyncDelivery(fetched[0], self._loop)
 
     def close(self) -> None:
         """Ends the iteration, and hands back everything that is not settled."""

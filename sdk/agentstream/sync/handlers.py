@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from agentstream.consuming import delivery
-from agentstream.sync.delivery import Delivery
+from agentstream.sync.delivery import SyncDelivery
 from agentstream.sync.loop import LoopThread
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
@@ -77,9 +77,9 @@ def _translated(annotation: Any) -> Any:
     origin = typing.get_origin(annotation)
     if delivery.Delivery in (annotation, origin):
         raise TypeError("a handler that is not asynchronous takes the Delivery of agentstream.sync")
-    if annotation is Delivery:
+    if annotation is SyncDelivery:
         return delivery.Delivery
-    if origin is Delivery:
+    if origin is SyncDelivery:
         return delivery.Delivery[typing.get_args(annotation)]  # type: ignore[misc]
     if origin is list:
         return list[tuple(map(_translated, typing.get_args(annotation)))]  # type: ignore[misc]
@@ -88,7 +88,7 @@ def _translated(annotation: Any) -> Any:
 
 def _for_thread(argument: Any, loop: LoopThread) -> Any:
     if isinstance(argument, delivery.Delivery):
-        return Delivery(argument, loop)
+        return SyncDelivery(argument, loop)
     if isinstance(argument, list):
         return [_for_thread(one, loop) for one in argument]
     return argument

@@ -53,7 +53,7 @@ class Health:
         self._port = port
         self._ping = ping
         self._is_stopping = is_stopping
-        self._trouble = "is not connected yet"
+        self._failures = "is not connected yet"
         self._turned = 0.0
         self._beating: asyncio.Task[None] | None = None
 
@@ -95,7 +95,7 @@ class Health:
 
     def unready(self) -> str:
         """Why the agent is not ready; empty if it is."""
-        why = "is stopping" if self._is_stopping() else self._trouble
+        why = "is stopping" if self._is_stopping() else self._failures
         return self.stuck() or (why and f"{self._agent} {why}")
 
     async def _beat(self) -> None:
@@ -105,10 +105,10 @@ class Health:
             try:
                 await self._ping()
             except AgentStreamError as error:
-                self._trouble = f"cannot use its server: {error}"
+                self._failures = f"cannot use its server: {error}"
             else:
-                self._trouble = ""
-            await asyncio.sleep(_BEAT_IN_TROUBLE if self._trouble else _BEAT)
+                self._failures = ""
+            await asyncio.sleep(_BEAT_IN_TROUBLE if self._failures else _BEAT)
 
 
 class _Listener:

@@ -29,7 +29,7 @@ _AGENT = ("namespace", "agent")
 _GROUP = ("stream", "group")
 
 
-class Kind(StrEnum):
+class MetricKind(StrEnum):
     """What kind of metric it is, in Prometheus' words."""
 
     COUNTER = "counter"
@@ -48,7 +48,7 @@ class Family(msgspec.Struct, frozen=True):
     """
 
     counted: str
-    kind: Kind
+    kind: MetricKind
     labels: tuple[str, ...]
     text: str
 
@@ -56,30 +56,45 @@ class Family(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """Its name, as queries have it."""
         name = f"{_PREFIX}_{self.counted}"
-        return f"{name}_total" if self.kind is Kind.COUNTER else name
+        return f"{name}_total" if self.kind is MetricKind.COUNTER else name
 
 
-_HELD = Family("held", Kind.GAUGE, (*_GROUP, "state"), "Messages that are held: running or buffered")
+_HELD = Family("held", MetricKind.GAUGE, (*_GROUP, "state"), "Messages that are held: running or buffered")
 
 FAMILIES: Final = (
-    Family(counters.SENDING, Kind.HISTOGRAM, ("stream",), "Seconds from a call to the server's answer"),
-    Family(counters.REFUSED, Kind.COUNTER, ("stream", "error"), "Answers that a message was not taken"),
-    Family(counters.FAILED, Kind.COUNTER, ("error",), "Messages whose sending ended with an error"),
-    Family(counters.SHED, Kind.COUNTER, ("stream",), "Events that were dropped, as their stream was full"),
-    Family(counters.REPEATED, Kind.COUNTER, ("stream",), "Batches sent again, as no answer had come"),
-    Family(counters.RECEIVED, Kind.COUNTER, _GROUP, "Deliveries that came in"),
-    Family(counters.SETTLED, Kind.COUNTER, (*_GROUP, "outcome", "reason"), "Deliveries that were settled"),
-    Family(counters.HANDLING, Kind.HISTOGRAM, _GROUP, "Seconds for which handlers had messages"),
-    _HELD,
-    Family(counters.LEASES_LOST, Kind.COUNTER, _GROUP, "Deliveries lost to other consumers while held"),
-    Family(counters.VERIFIED, Kind.COUNTER, _GROUP, "Messages with a valid signature"),
-    Family(counters.UNVERIFIED, Kind.COUNTER, (*_GROUP, "reason"), "Messages without a valid signature"),
+    Family(counters.SENDING, MetricKind.HISTOGRAM, ("stream",), "Seconds from a call to the server's answer"),
+    Family(counters.REFUSED, MetricKind.COUNTER, ("stream", "error"), "Answers that a message was not taken"),
+    Family(counters.FAILED, MetricKind.COUNTER, ("error",), "Messages whose sending ended with an error"),
     Family(
-        counters.ANSWERS_UNVERIFIED, Kind.COUNTER, ("stream", "reason"), "Answers without a valid signature"
+        counters.SHED, MetricKind.COUNTER, ("stream",), "Events that were dropped, as their stream was full"
     ),
-    Family(counters.IN_DOUBT, Kind.COUNTER, _GROUP, "Effects of which it was not known if they came about"),
-    Family(counters.NOTIFICATIONS_DROPPED, Kind.COUNTER, (), "Notifications that a slow listener missed"),
-    Family(counters.RECONNECTS, Kind.COUNTER, ("connection",), "Connections made again after they broke"),
+    Family(counters.REPEATED, MetricKind.COUNTER, ("stream",), "Batches sent again, as no answer had come"),
+    Family(counters.RECEIVED, MetricKind.COUNTER, _GROUP, "Deliveries that came in"),
+    Family(
+        counters.SETTLED, MetricKind.COUNTER, (*_GROUP, "outcome", "reason"), "Deliveries that were settled"
+    ),
+    Family(counters.HANDLING, MetricKind.HISTOGRAM, _GROUP, "Seconds for which handlers had messages"),
+    _HELD,
+    Family(counters.LEASES_LOST, MetricKind.COUNTER, _GROUP, "Deliveries lost to other consumers while held"),
+    Family(counters.VERIFIED, MetricKind.COUNTER, _GROUP, "Messages with a valid signature"),
+    Family(
+        counters.UNVERIFIED, MetricKind.COUNTER, (*_GROUP, "reason"), "Messages without a valid signature"
+    ),
+    Family(
+        counters.ANSWERS_UNVERIFIED,
+        MetricKind.COUNTER,
+        ("stream", "reason"),
+        "Answers without a valid signature",
+    ),
+    Family(
+        counters.IN_DOUBT, MetricKind.COUNTER, _GROUP, "Effects of which it was not known if they came about"
+    ),
+    Family(
+        counters.NOTIFICATIONS_DROPPED, MetricKind.COUNTER, (), "Notifications that a slow listener missed"
+    ),
+    Family(
+        counters.RECONNECTS, MetricKind.COUNTER, ("connection",), "Connections made again after they broke"
+    ),
 )
 """All metrics, in the order in which they are told."""
 
@@ -192,9 +207,9 @@ def _families(totals: dict[tuple[str, str], Counters], holding: dict[tuple[str, 
     from prometheus_client import core  # noqa: PLC0415 - as above
 
     make = {
-        Kind.COUNTER: core.CounterMetricFamily,
-        Kind.GAUGE: core.GaugeMetricFamily,
-        Kind.HISTOGRAM: core.HistogramMetricFamily,
+        MetricKind.COUNTER: core.CounterMetricFamily,
+        MetricKind.GAUGE: core.GaugeMetricFamily,
+        MetricKind.HISTOGRAM: core.HistogramMetricFamily,
     }
     families: dict[str, Any] = {
         family.counted: make[family.kind](family.name, family.text, labels=(*_AGENT, *family.labels))

@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 _propagator = TraceContextTextMapPropagator()
 
 
-class Outgoing(Protocol):
+class TracedRecord(Protocol):
     """A message on its way out, as far as its span tells of it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Outgoing(Protocol):
     trace: bytes
 
 
-class Delivered(Protocol):
+class TracedDelivery(Protocol):
     """A message in a handler's hands, as far as its span tells of it."""
 
     @property
@@ -122,15 +122,15 @@ class Spans:
         return self._provided or trace.get_current_span() is not trace.INVALID_SPAN
 
     async def sent(
-        self, letter: Outgoing, sending: Coroutine[Any, Any, SentMessage | None]
+        self, record: TracedRecord, sending: Coroutine[Any, Any, SentMessage | None]
     ) -> SentMessage | None:
         """What sending returns, in a span of the sender."""
         attributes = {
-            **_of_message(letter.message, "send"),
-            "messaging.message.body.size": len(letter.data),
+            **_of_message(record.message, "send"),
+            "messaging.message.body.size": len(record.data),
         }
-        with self._sending(letter.stream or letter.message.to, attributes) as span:
-            letter.trace = carried()
+        with self._sending(record.stream or record.message.to, attributes) as span:
+            record.trace = carried()
             sent = await sending
             if sent is not None:
                 _sent_to(span, sent.stream)
@@ -138,14 +138,14 @@ class Spans:
             return sent
 
     async def sent_many(
-        self, letters: Sequence[Outgoing], sending: Coroutine[Any, Any, list[SentMessage]]
+        self, records: Sequence[TracedRecord], sending: Coroutine[Any, Any, list[SentMessage]]
     ) -> list[SentMessage]:
         """The same for many messages: they have one span."""
-        attributes = {**_of("send"), "messaging.batch.message_count": len(letters)}
+        attributes = {**_of("send"), "messaging.batch.message_count": len(records)}
         with self._sending("many", attributes) as span:
             trace_context = carried()
-            for letter in letters:
-                letter.trace = trace_context
+            for record in records:
+                record.trace = trace_context
             sent = await sending
             if len(streams := {one.stream for one in sent}) == 1:
                 _sent_to(span, streams.pop())
@@ -180,7 +180,7 @@ class Spans:
             current = NonRecordingSpan(_span_context_of(field))
         return trace.use_span(current, record_exception=False, set_status_on_exception=False)
 
-    def handling(self, delivery: Delivered, group: str) -> Handling:
+    def handling(self, delivery: TracedDelivery, group: str) -> Handling:
         """The span of what a handler does with a message: a child of its sender's."""
         attributes = {
             **_of_message(delivery.message, "process"),
@@ -197,7 +197,7 @@ class Spans:
         )
         return Handling(span)
 
-    def handling_many(self, deliveries: Sequence[Delivered]) -> Handling:
+    def handling_many(self, deliveries: Sequence[TracedDelivery]) -> Handling:
         """The span of what a handler does with a batch: it is linked to those of the senders."""
         stream = deliveries[0].stream
         attributes = {
@@ -237,7 +237,7 @@ def _span_context_of(field: bytes | None) -> SpanContext:
     return trace.get_current_span(_context_of(field)).get_span_context()
 
 
-def _links(deliveries: Iterable[Delivered]) -> Iterable[Link]:
+def _links(deliveries: Iterable[TracedDelivery]) -> Iterable[Link]:
     for delivery in deliveries:
         of_sender = _span_context_of(delivery.trace_context)
         if of_sender.is_valid:

@@ -25,7 +25,7 @@ from agentstream.testing.process import AgentProcess
 from agentstream.testing.server import SandboxError, Server, embedded_binary
 from agentstream.testing.topology import INSTALLATION, DeadLetter, Topology
 from agentstream.testing.watchdog import Watchdog
-from agentstream.transport.client import Argument, Wire
+from agentstream.transport.client import Argument, Client
 from agentstream.transport.endpoint import Endpoint
 
 
@@ -69,11 +69,11 @@ class Sandbox:
             self.server = Server(binary, self._directory, self._watchdog)
             opening.callback(self.server.kill)
             self.server.start()
-            wire = Wire(lambda: Endpoint(self.server.url), name="agentstream:sandbox")
-            opening.push_async_callback(wire.close)
-            await library.load(wire.call)
+            client = Client(lambda: Endpoint(self.server.url), name="agentstream:sandbox")
+            opening.push_async_callback(client.close)
+            await library.load(client.call)
             self._topology = Topology(self._call)
-            self._wire, self._loop = wire, asyncio.get_running_loop()
+            self._client, self._loop = client, asyncio.get_running_loop()
             self._open = opening.pop_all()
         self.faults = self.more_faults()
         return self
@@ -288,7 +288,7 @@ class Sandbox:
                 "the sandbox is used in another event loop than it was opened in: "
                 "give the test and the fixture the same loop scope"
             )
-        return await self._wire.call(*args)
+        return await self._client.call(*args)
 
     def _pod(self, agent: str) -> str:
         """A name that no other pod has."""

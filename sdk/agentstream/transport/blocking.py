@@ -11,7 +11,7 @@ import hiredis
 from agentstream.errors import ConnectionLost
 from agentstream.transport.client import Argument
 from agentstream.transport.endpoint import Endpoint, greeted, handshake
-from agentstream.transport.error_replies import refusal
+from agentstream.transport.error_replies import error_from_reply
 
 _CONNECT_TIMEOUT = 5.0
 _READ = 1 << 16
@@ -59,7 +59,7 @@ class BlockingConnection:
 
         Raises:
             ConnectionLost: no reply; whether the command was carried out is unknown. It is closed now.
-            AgentStreamError: an error reply; see `refusal`.
+            AgentStreamError: an error reply; see `error_from_reply`.
         """
         try:
             (reply,) = self._ask([args])
@@ -67,7 +67,7 @@ class BlockingConnection:
             self.close()
             raise
         if isinstance(reply, hiredis.ReplyError):
-            raise refusal(str(reply), self._address)
+            raise error_from_reply(str(reply), self._address)
         return reply
 
     def interrupt(self) -> None:

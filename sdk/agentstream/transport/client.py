@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentstream.errors import AgentStreamError, ConnectionLost, WireClosed
-from agentstream.transport.connection import Argument, Connection, Queue, connect
+from agentstream.transport.connection import Argument, Queue, RespProtocol, connect
 from agentstream.transport.endpoint import Endpoint
-from agentstream.transport.retry import Pause, Trouble
+from agentstream.transport.retry import Backoff, FailureLog
 
-__all__ = ["Argument", "Wire"]
+__all__ = ["Argument", "Client"]
 
 
-class Wire:
+class Client:
     """A pipelining connection that is made on first use and made again after it broke.
 
     With channels it also listens: what is published there is handed to `on_push`, and once connected, or
@@ -59,11 +59,11 @@ class Wire:
         self._on_reconnect = on_reconnect
         self._queue: Queue = deque()
         self._due = False
-        self._connection: Connection | None = None
-        self._connecting: asyncio.Task[Connection] | None = None
+        self._connection: RespProtocol | None = None
+        self._connecting: asyncio.Task[RespProtocol] | None = None
         self._again: asyncio.TimerHandle | None = None
-        self._pause = Pause(0.05, 2.0)
-        self._trouble = Trouble(f"listen as {name}")
+        self._backoff = Backoff(0.05, 2.0)
+        self._failures = FailureLog(f"listen as {name}")
         self._closed = False
         self._earlier_writes = 0
         self.connects: int = 0
@@ -126,7 +126,7 @@ class Wire:
         else:
             self._connection.flush()
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> RespProtocol:
         return await connect(
             self._endpoint(),
             self._name,
@@ -137,7 +137,7 @@ class Wire:
             on_push=self._on_push,
         )
 
-    def _connected(self, task: asyncio.Task[Connection]) -> None:
+    def _connected(self, task: asyncio.Task[RespProtocol]) -> None:
         self._connecting = None
         if task.cancelled():
             return
@@ -153,11 +153,11 @@ class Wire:
         self.connects += 1
         if self.connects > 1:
             self._on_reconnect()
-        self._pause.reset()
-        self._trouble.over()
+        self._backoff.reset()
+        self._failures.recovered()
         connection.flush()
 
-    def _lost(self, connection: Connection, error: ConnectionLost) -> None:
+    def _lost(self, connection: RespProtocol, error: ConnectionLost) -> None:
         # one that ends while it is greeted is not the wire's yet
         if connection is self._connection:
             self.losses += 1
@@ -170,8 +170,8 @@ class Wire:
 
     def _listen_again(self, error: Exception) -> None:
         if self._channels is not None and not self._closed:
-            self._trouble.met(error)
-            self._again = asyncio.get_running_loop().call_later(self._pause.next(), self.open)
+            self._failures.failed(error)
+            self._again = asyncio.get_running_loop().call_later(self._backoff.next(), self.open)
 
     def _fail(self, error: Exception) -> None:
         while self._queue:

@@ -11,7 +11,7 @@ import hiredis
 
 from agentstream.errors import ConnectionLost
 from agentstream.transport.endpoint import Endpoint, greeted, handshake
-from agentstream.transport.error_replies import refusal
+from agentstream.transport.error_replies import error_from_reply
 
 Argument = bytes | str | int | float
 Queue = deque[tuple[tuple[Argument, ...], "asyncio.Future[Any]"]]
@@ -25,7 +25,7 @@ _INCOMPLETE = object()
 _DEMOTED = ("READONLY", "MASTERDOWN")
 
 
-class Connection(asyncio.Protocol):
+class RespProtocol(asyncio.Protocol):
     """What a `Wire` has while it is connected; `connect` makes one.
 
     Args:
@@ -46,7 +46,7 @@ class Connection(asyncio.Protocol):
         *,
         address: str,
         timeout: float,
-        on_lost: Callable[[Connection, ConnectionLost], None],
+        on_lost: Callable[[RespProtocol, ConnectionLost], None],
         on_push: Callable[[bytes, bytes], None] | None,
     ) -> None:
         self._queue = queue
@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
         if self._greeting:
             future.set_result(reply)
         else:
-            future.set_exception(refusal(text, self._address))
+            future.set_exception(error_from_reply(text, self._address))
 
     def _pushed(self, push: list[Any]) -> None:
         if push[0] != b"message" or self._on_push is None:
@@ -229,9 +229,9 @@ async def connect(
     *,
     timeout: float,  # noqa: ASYNC109 - it holds as long as the connection
     channels: Sequence[str] | None,
-    on_lost: Callable[[Connection, ConnectionLost], None],
+    on_lost: Callable[[RespProtocol, ConnectionLost], None],
     on_push: Callable[[bytes, bytes], None] | None,
-) -> Connection:
+) -> RespProtocol:
     """A connection on which the server knows who asks; with channels, one that is subscribed to them.
 
     Raises:
@@ -242,8 +242,10 @@ async def connect(
     commands = handshake(endpoint, name, 2 if channels is None else 3)
     loop = asyncio.get_running_loop()
 
-    def connection() -> Connection:
-        return Connection(queue, address=endpoint.address, timeout=timeout, on_lost=on_lost, on_push=on_push)
+    def connection() -> RespProtocol:
+        return RespProtocol(
+            queue, address=endpoint.address, timeout=timeout, on_lost=on_lost, on_push=on_push
+        )
 
     try:
         async with asyncio.timeout(min(timeout, _CONNECT_TIMEOUT)):

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from agentstream.errors import AgentStreamError, SettingsError
-from agentstream.transport.error_replies import refusal, turns_away
+from agentstream.transport.error_replies import error_from_reply, refuses_connections
 
 _PORT = 6379
 _TCP, _UNIX = ("redis", "rediss"), "unix"
@@ -158,10 +158,10 @@ def greeted(commands: Iterable[tuple[str, ...]], replies: Iterable[object], addr
     What the connection is called does not matter: older servers know less about it.
 
     Raises:
-        AgentStreamError: the one among the replies, or as `refusal`.
+        AgentStreamError: the one among the replies, or as `error_from_reply`.
     """
     for command, reply in zip(commands, replies, strict=True):
         if isinstance(reply, AgentStreamError):
             raise reply
-        if isinstance(reply, Exception) and (command[0] != "CLIENT" or turns_away(str(reply))):
-            raise refusal(str(reply), address)
+        if isinstance(reply, Exception) and (command[0] != "CLIENT" or refuses_connections(str(reply))):
+            raise error_from_reply(str(reply), address)

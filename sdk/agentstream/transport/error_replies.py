@@ -19,7 +19,7 @@ _NOT_READY = ("LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "Function not f
 _NO_ACCESS = ("NOAUTH", "WRONGPASS", "NOPERM", _PROTECTED)
 
 
-def refusal(text: str, address: str) -> AgentStreamError:
+def error_from_reply(text: str, address: str) -> AgentStreamError:
     """The SDK's error for the text of an error reply; `address` is fit for a log."""
     if text.startswith(("BACKPRESSURE", "OOM")):
         return Backpressure(text)
@@ -36,7 +36,7 @@ def refusal(text: str, address: str) -> AgentStreamError:
     return ServerRefused(text)
 
 
-def turns_away(text: str) -> bool:
+def refuses_connections(text: str) -> bool:
     """Whether an error reply is what the server says to a new connection before it hangs up."""
     return text.startswith((_FULL, _PROTECTED))
 

@@ -19,7 +19,7 @@ def unit() -> float:
     return random.random()  # noqa: S311 - guards no secret
 
 
-class Pause:
+class Backoff:
     """Delays that double from `first` to `longest` seconds until it works, each cut by half at most."""
 
     def __init__(self, first: float, longest: float, random_unit: Callable[[], float] = unit) -> None:
@@ -38,7 +38,7 @@ class Pause:
         return delay * (0.5 + self._random_unit() / 2)
 
 
-class Trouble:
+class FailureLog:
     """The state of something that is tried again and again.
 
     Args:
@@ -49,21 +49,21 @@ class Trouble:
         self._what = what
         self._known = ""
 
-    def met(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
         """It failed. Only a failure of another kind than the last one is logged."""
         kind = f"{type(error).__name__} {str(error).partition(' ')[0]}"
         if kind != self._known:
             self._known = kind
             _log.warning("cannot %s, trying again: %s", self._what, error)
 
-    def over(self) -> None:
+    def recovered(self) -> None:
         """It succeeded."""
         if self._known:
             self._known = ""
             _log.warning("can %s again", self._what)
 
 
-async def repeated(
+async def retry_until(
     attempt: Callable[[], Awaitable[T]],
     timeout: float,  # noqa: ASYNC109 - the deadline decides what is repeated
 ) -> T:
@@ -75,14 +75,14 @@ async def repeated(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    pause = Pause(0.02, 1.0)
+    backoff = Backoff(0.02, 1.0)
     while True:
         try:
             return await attempt()
         except (NoRoute, WireClosed):
             raise
         except AgentStreamError:
-            delay = pause.next()
+            delay = backoff.next()
             if loop.time() + delay >= deadline:
                 raise
         await asyncio.sleep(delay)

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 _Result = TypeVar("_Result")
 
 
-class Flights(Generic[_Result]):
+class SingleFlight(Generic[_Result]):
     """What is being fetched just now, by name."""
 
     def __init__(self) -> None:

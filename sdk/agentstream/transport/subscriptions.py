@@ -9,24 +9,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from agentstream.transport.client import Wire
+from agentstream.transport.client import Client
 
 _SILENCE = 15.0
 """Seconds after which a connection on which nothing comes is asked for a sign of life, and for how long."""
 
 
-class Pushes:
+class Subscriptions:
     """The channels that this process listens to.
 
     Args:
-        connect: makes a wire that listens, given `channels`, `on_push` and `timeout` as `Wire` takes them.
+        connect: makes a wire that listens, given `channels`, `on_push` and `timeout` as `Client` takes them.
     """
 
-    def __init__(self, connect: Callable[..., Wire]) -> None:
+    def __init__(self, connect: Callable[..., Client]) -> None:
         self._connect = connect
         self._handlers: dict[str, list[Callable[[bytes], None]]] = {}
         self._subscribed: frozenset[str] = frozenset()
-        self._wire: Wire | None = None
+        self._client: Client | None = None
         self._following: asyncio.Task[None] | None = None
 
     def listen(self, channel: str, handler: Callable[[bytes], None]) -> Callable[[], None]:
@@ -60,17 +60,17 @@ class Pushes:
 
     async def _reconnect(self) -> None:
         # a channel that nobody listens to any more costs nothing until the next connect
-        while not self._subscribed >= self._handlers.keys() or (self._wire and not self._handlers):
-            wire, self._wire = self._wire, None
-            if wire is not None:
-                await wire.close()
+        while not self._subscribed >= self._handlers.keys() or (self._client and not self._handlers):
+            client, self._client = self._client, None
+            if client is not None:
+                await client.close()
             self._subscribed = frozenset(self._handlers)
             if self._subscribed:
                 channels = sorted(self._subscribed)
-                self._wire = self._connect(
+                self._client = self._connect(
                     channels=lambda channels=channels: channels, on_push=self._published, timeout=_SILENCE
                 )
-                self._wire.open()
+                self._client.open()
         self._following = None
 
     def _published(self, channel: bytes, data: bytes) -> None:

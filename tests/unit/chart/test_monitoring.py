@@ -9,11 +9,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentstream_operator.metrics_api.self_metrics import Meters
-from agentstream_operator.metrics_api.self_metrics import Numbers as Metered
+from agentstream_operator.metrics_api.self_metrics import SelfMetrics
+from agentstream_operator.metrics_api.self_metrics import SelfSample as Metered
 from agentstream_operator.reconcile.engine import Outcome
-from agentstream_operator.reconcile.report.health import Health
-from agentstream_operator.serve.metrics import Metrics, Numbers
+from agentstream_operator.reconcile.report.health import OperatorHealth
+from agentstream_operator.serve.metrics import Metrics, SelfSample
 from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
 from unit.chart.variants import EVERYTHING
 
@@ -34,8 +34,8 @@ EXTERNAL_ALERTS = {"AgentStreamMetricsServerDown", "AgentStreamExternalMetricsFa
 
 def exposed():
     """What the operator and the metrics server tell: every series, and its labels."""
-    health = Health(trouble=None, complete=True, waiting=0, oldest=0.0, round_trips=0)
-    numbers = Numbers(
+    health = OperatorHealth(trouble=None, complete=True, waiting=0, oldest=0.0, round_trips=0)
+    numbers = SelfSample(
         leads=True,
         health=health,
         conditions={("AgentStream", "Ready", "True"): 1},
@@ -45,7 +45,7 @@ def exposed():
     )
     metrics = Metrics(lambda: numbers)
     metrics.worked("AgentStream", Outcome.SUCCESS, 0.1)
-    meters = Meters(lambda: Metered(groups=1, reviews={"allowed": 1}, requests={}, round_trips=0))
+    meters = SelfMetrics(lambda: Metered(groups=1, reviews={"allowed": 1}, requests={}, round_trips=0))
     meters.answered(200)
     return {
         sample.name: set(sample.labels)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agentstream_operator.cluster.children import Children, Wake
+from agentstream_operator.cluster.children import Change, OwnedObjects
 from agentstream_operator.cluster.labels import GROUP_LABEL, MANAGED_BY
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.plan.observed import Gone
@@ -28,14 +28,14 @@ AGENT = ("team", "coder")
 SIDE = container("a-side", running={})
 
 
-def children_of(*found: Json) -> Children:
-    children = Children()
+def children_of(*found: Json) -> OwnedObjects:
+    children = OwnedObjects()
     for each in found:
         children.put(each)
     return children
 
 
-def objects(children: Children) -> list[object]:
+def objects(children: OwnedObjects) -> list[object]:
     """All that is known."""
     return [*children.secrets.values(), *children.deployments.values(), *children.pods.values()]
 
@@ -70,7 +70,7 @@ def test_the_answer_to_a_write_that_comes_after_the_end_does_not_bring_it_back(
 
 def test_only_so_many_ends_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentstream_operator.cluster.children._ENDS", 2)
-    children = Children()
+    children = OwnedObjects()
     for name in ("a", "b", "c"):
         children.remove(a_secret(8, name=name))
     for name in ("a", "b", "c"):
@@ -81,12 +81,12 @@ def test_only_so_many_ends_are_remembered(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("make", "concerned"),
     [
-        (a_secret, Wake(agent=AGENT)),
-        (a_deployment, Wake(group=CODER)),
-        (a_pod, Wake(group=CODER, gone=Gone("a"), deleted=True)),
+        (a_secret, Change(agent=AGENT)),
+        (a_deployment, Change(group=CODER)),
+        (a_pod, Change(group=CODER, gone=Gone("a"), deleted=True)),
     ],
 )
-def test_who_depends_on_what_is_gone_is_concerned(make: Any, concerned: Wake) -> None:
+def test_who_depends_on_what_is_gone_is_concerned(make: Any, concerned: Change) -> None:
     children = children_of(make(1))
     assert children.remove(make(2)) == concerned
     assert objects(children) == []
@@ -94,9 +94,9 @@ def test_who_depends_on_what_is_gone_is_concerned(make: Any, concerned: Wake) ->
 
 @pytest.mark.parametrize(
     ("make", "concerned"),
-    [(a_secret, Wake(agent=AGENT)), (a_deployment, Wake(group=CODER)), (a_pod, Wake(group=CODER))],
+    [(a_secret, Change(agent=AGENT)), (a_deployment, Change(group=CODER)), (a_pod, Change(group=CODER))],
 )
-def test_what_comes_back_is_taken_up_again(make: Any, concerned: Wake) -> None:
+def test_what_comes_back_is_taken_up_again(make: Any, concerned: Change) -> None:
     children = children_of(make(1))
     children.remove(make(2))
     assert children.put(make(3)) == concerned
@@ -113,7 +113,7 @@ def test_what_lost_our_label_is_not_ours_any_more(make: Any) -> None:
 
 @pytest.mark.parametrize("make", [a_secret, a_deployment, a_pod])
 def test_what_was_never_ours_concerns_nobody(make: Any) -> None:
-    children, foreign = Children(), make(1)
+    children, foreign = OwnedObjects(), make(1)
     foreign["metadata"]["labels"] = None
     assert children.put(foreign) is None
     assert objects(children) == []
@@ -128,16 +128,16 @@ def test_a_secret_tells_how_the_agent_logs_in_and_where() -> None:
 
 @pytest.mark.parametrize(
     ("entry", "concerned"),
-    [("password", Wake(agent=AGENT)), ("uri", Wake(agent=AGENT)), ("note", None)],
+    [("password", Change(agent=AGENT)), ("uri", Change(agent=AGENT)), ("note", None)],
 )
-def test_an_agent_is_concerned_by_what_it_reads_of_its_secret(entry: str, concerned: Wake | None) -> None:
+def test_an_agent_is_concerned_by_what_it_reads_of_its_secret(entry: str, concerned: Change | None) -> None:
     children = children_of(a_secret(1))
     assert children.put(a_secret(2, **{entry: "other"})) == concerned
     assert children.secrets["team", "agentstream-coder"].version == 2
 
 
 def test_a_secret_that_names_no_agent_concerns_nobody() -> None:
-    assert Children().put(a_secret(labels={MANAGED_BY: "agentstream"})) is None
+    assert OwnedObjects().put(a_secret(labels={MANAGED_BY: "agentstream"})) is None
 
 
 def test_a_deployment_shows_how_many_are_wanted_and_ready() -> None:
@@ -153,7 +153,7 @@ def test_a_deployment_that_says_nothing_of_replicas_wants_one() -> None:
 
 
 def test_a_deployment_without_a_group_is_known_and_concerns_nobody() -> None:
-    children, bare = Children(), a_deployment(labels={MANAGED_BY: "agentstream"})
+    children, bare = OwnedObjects(), a_deployment(labels={MANAGED_BY: "agentstream"})
     assert children.put(bare) is None
     assert children.deployment(CODER) is not None
     assert children.remove(bare) is None
@@ -311,25 +311,25 @@ def test_a_pod_whose_containers_are_not_named_is_judged_by_the_first_status() ->
 
 
 def test_a_pod_goes_down_once_and_comes_up_again() -> None:
-    children = Children()
+    children = OwnedObjects()
     told = [
         children.put(a_pod(version, containerStatuses=[state]))
         for version, state in enumerate((CREATING, RUNNING, RUNNING, ENDED, LOOPING, RUNNING, LOOPING), 1)
     ]
     assert told == [
-        Wake(group=CODER),
+        Change(group=CODER),
         None,
         None,
-        Wake(group=CODER, gone=Gone("a")),
+        Change(group=CODER, gone=Gone("a")),
         # why it does not start is new
-        Wake(group=CODER),
-        Wake(group=CODER),
-        Wake(group=CODER, gone=Gone("a")),
+        Change(group=CODER),
+        Change(group=CODER),
+        Change(group=CODER, gone=Gone("a")),
     ]
 
 
 def test_a_pod_that_is_down_when_it_is_first_seen_has_gone() -> None:
-    assert Children().put(a_pod(phase="Failed")) == Wake(group=CODER, gone=Gone("a"))
+    assert OwnedObjects().put(a_pod(phase="Failed")) == Change(group=CODER, gone=Gone("a"))
 
 
 def test_pods_are_alive_unless_they_are_down_or_gone() -> None:
@@ -347,7 +347,7 @@ def test_pods_are_alive_unless_they_are_down_or_gone() -> None:
 
 
 def test_a_pod_that_is_gone_and_was_not_known_concerns_nobody() -> None:
-    assert Children().remove(a_pod()) is None
+    assert OwnedObjects().remove(a_pod()) is None
 
 
 def test_a_pod_without_a_group_concerns_nobody() -> None:
@@ -360,14 +360,14 @@ def test_a_pod_that_was_let_go_from_its_group_still_counts_as_alive() -> None:
     children = children_of(a_pod(1, containerStatuses=[RUNNING]))
     assert children.put(a_pod(2, group=None, containerStatuses=[RUNNING])) is None
     assert set(children.alive(CODER)) == {"a"}
-    assert children.remove(a_pod(3, group=None)) == Wake(group=CODER, gone=Gone("a"), deleted=True)
+    assert children.remove(a_pod(3, group=None)) == Change(group=CODER, gone=Gone("a"), deleted=True)
 
 
 def test_a_pod_that_was_given_to_another_group_belongs_to_that() -> None:
     children = children_of(a_pod(1, containerStatuses=[RUNNING]))
-    assert children.put(a_pod(2, group="other", containerStatuses=[RUNNING])) == Wake(group=OTHER)
+    assert children.put(a_pod(2, group="other", containerStatuses=[RUNNING])) == Change(group=OTHER)
     assert (set(children.alive(CODER)), set(children.alive(OTHER))) == (set(), {"a"})
-    assert children.remove(a_pod(3, group="other")) == Wake(group=OTHER, gone=Gone("a"), deleted=True)
+    assert children.remove(a_pod(3, group="other")) == Change(group=OTHER, gone=Gone("a"), deleted=True)
     assert children.alive(CODER) == children.alive(OTHER) == {}
 
 

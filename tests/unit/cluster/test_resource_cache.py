@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentstream_operator.cluster.api import ApiError
-from agentstream_operator.cluster.children import Children, Wake
+from agentstream_operator.cluster.children import Change, OwnedObjects
 from agentstream_operator.cluster.kinds import (
     AGENTSTREAMS,
     CHILDREN,
@@ -21,7 +21,7 @@ from agentstream_operator.cluster.kinds import (
 )
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.cluster.resource_cache import Inventory, Resource, is_same
+from agentstream_operator.cluster.resource_cache import Resource, ResourceCache, is_same
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
 from agentstream_operator.resources.parse import parse_resource
@@ -106,11 +106,11 @@ class Watched:
     """
 
     def __init__(self, *found: Json, namespaces: list[str] | None = None) -> None:
-        self.there, self.reconciler, self.children = There(), Known(), Children()
-        self.woken: list[Wake] = []
+        self.there, self.reconciler, self.children = There(), Known(), OwnedObjects()
+        self.woken: list[Change] = []
         self.there.put(*found)
         api: Any = self.there
-        self.inventory = Inventory(api, namespaces, self.children, self.reconciler, self.woken.append)
+        self.inventory = ResourceCache(api, namespaces, self.children, self.reconciler, self.woken.append)
 
     def change(self, *found: Json, kind: ApiKind = AGENTSTREAMS) -> None:
         """Objects change, and events tell of it."""
@@ -260,10 +260,10 @@ def test_changes_of_children_wake_whom_they_concern() -> None:
     watched.inventory.tell(PODS, "DELETED", a_pod(4))
     watched.inventory.tell(PODS, "DELETED", a_pod(4))
     assert watched.woken == [
-        Wake(agent=("team", "coder")),
-        Wake(group=CODER),
-        Wake(group=CODER),
-        Wake(group=CODER, gone=Gone("a"), deleted=True),
+        Change(agent=("team", "coder")),
+        Change(group=CODER),
+        Change(group=CODER),
+        Change(group=CODER, gone=Gone("a"), deleted=True),
     ]
     assert +watched.inventory.events == {"secrets": 1, "deployments": 1, "pods": 3}
 
@@ -358,7 +358,7 @@ async def test_children_that_vanished_unheard_are_forgotten() -> None:
     watched.there.objects.clear()
     watched.there.put(a_pod(7))
     await watched.inventory.compare(grace=0)
-    assert watched.woken == [Wake(group=CODER, gone=Gone("b"), deleted=True)]
+    assert watched.woken == [Change(group=CODER, gone=Gone("b"), deleted=True)]
     children = watched.children
     assert (children.secrets, children.deployments, list(children.pods)) == ({}, {}, [("team", "a")])
     assert watched.inventory.missed == 0

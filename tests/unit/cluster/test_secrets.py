@@ -10,7 +10,7 @@ import pytest
 from agentstream_operator.cluster.labels import AGENT_LABEL, MANAGED_BY
 from agentstream_operator.cluster.port import Credentials, Owner
 from agentstream_operator.cluster.secrets import (
-    Server,
+    ServerAddress,
     address_in,
     credentials_in,
     encoded_address,
@@ -19,13 +19,13 @@ from agentstream_operator.cluster.secrets import (
 from support.resources import a_group, a_stream
 from unit.cluster.objects import Json, a_secret
 
-PLAIN = Server("redis://redis.example:6379", "redis.example", 6379)
-SECURE = Server("rediss://redis.example:6380", "redis.example", 6380, "-----BEGIN CERTIFICATE-----")
+PLAIN = ServerAddress("redis://redis.example:6379", "redis.example", 6379)
+SECURE = ServerAddress("rediss://redis.example:6380", "redis.example", 6380, "-----BEGIN CERTIFICATE-----")
 OWNERS = (Owner(a_stream().key, "s"), Owner(a_group().key, "g"))
 CREDENTIALS = Credentials("team", "coder", "agentstream.team.coder", "pässword", frozenset({"s", "g"}))
 
 
-def made(server: Server = PLAIN) -> Json:
+def made(server: ServerAddress = PLAIN) -> Json:
     """The Secret of the agent."""
     return secret(CREDENTIALS, OWNERS, server, "main")
 

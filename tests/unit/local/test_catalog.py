@@ -12,7 +12,12 @@ from agentstream_operator.local.manifests.catalog import Catalog
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
-from agentstream_operator.resources.status import AgentStreamStatus, ConditionType, Reason, set_condition
+from agentstream_operator.resources.status import (
+    AgentStreamStatus,
+    ConditionReason,
+    ConditionType,
+    set_condition,
+)
 from support.dev import a_group, a_stream
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -125,15 +130,15 @@ def test_records_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
         case.declare(a_stream("tasks"))
 
 
-def a_status(status: str, reason: Reason, message: str = "") -> AgentStreamStatus:
+def a_status(status: str, reason: ConditionReason, message: str = "") -> AgentStreamStatus:
     conditions = set_condition((), ConditionType.READY, status, reason, message, 1, NOW)  # type: ignore[arg-type]
     return AgentStreamStatus(conditions=conditions)
 
 
 def test_readiness_is_said_when_it_changes(case: Case) -> None:
     for _ in range(2):
-        case.catalog.set_status(STREAM, a_status("False", Reason.WRONG_TYPE, "it is a string"))
-    case.catalog.set_status(STREAM, a_status("True", Reason.READY))
+        case.catalog.set_status(STREAM, a_status("False", ConditionReason.WRONG_TYPE, "it is a string"))
+    case.catalog.set_status(STREAM, a_status("True", ConditionReason.READY))
     case.catalog.set_status(STREAM, AgentStreamStatus())
     assert case.said == [
         "AgentStream default/tasks: not ready: WrongType: it is a string",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentstream_operator.cluster.port import Credentials
-from agentstream_operator.local.bindings.bindings import Bindings
+from agentstream_operator.local.bindings.bindings import BindingFiles
 from agentstream_operator.local.bindings.files import write_private
 from agentstream_operator.local.failure import LocalError, cannot
 from agentstream_operator.local.processes import reaper
@@ -120,7 +120,7 @@ CREDENTIALS = Credentials("team-a", "coder", "agentstream.team-a.coder", "pass")
 
 
 def test_a_binding_says_everything_and_has_no_password_in_its_address(tmp_path: Path) -> None:
-    bindings = Bindings(tmp_path, port=7, installation="agentstream")
+    bindings = BindingFiles(tmp_path, port=7, installation="agentstream")
     bindings.write(CREDENTIALS)
     directory = tmp_path / "team-a.coder"
     assert {p.name: p.read_text() for p in directory.iterdir()} == {
@@ -140,7 +140,7 @@ def test_a_binding_says_everything_and_has_no_password_in_its_address(tmp_path: 
 
 
 def test_a_binding_is_read_back(tmp_path: Path) -> None:
-    bindings = Bindings(tmp_path, port=7, installation="agentstream")
+    bindings = BindingFiles(tmp_path, port=7, installation="agentstream")
     assert bindings.read("team-a", "coder") is None
     bindings.write(CREDENTIALS)
     assert bindings.read("team-a", "coder") == CREDENTIALS
@@ -148,7 +148,7 @@ def test_a_binding_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_binding_is_removed(tmp_path: Path) -> None:
-    bindings = Bindings(tmp_path, port=7, installation="agentstream")
+    bindings = BindingFiles(tmp_path, port=7, installation="agentstream")
     bindings.write(CREDENTIALS)
     bindings.delete("team-a", "coder")
     bindings.delete("team-a", "coder")
@@ -156,8 +156,8 @@ def test_a_binding_is_removed(tmp_path: Path) -> None:
 
 
 def test_bindings_follow_the_server_to_another_port(tmp_path: Path) -> None:
-    Bindings(tmp_path, port=7, installation="agentstream").write(CREDENTIALS)
-    later = Bindings(tmp_path, port=8, installation="agentstream")
+    BindingFiles(tmp_path, port=7, installation="agentstream").write(CREDENTIALS)
+    later = BindingFiles(tmp_path, port=8, installation="agentstream")
     later.relocate()
     assert (tmp_path / "team-a.coder" / "uri").read_text() == "redis://127.0.0.1:8"
     assert later.read("team-a", "coder") == CREDENTIALS

@@ -11,14 +11,14 @@ import pytest
 from rich.console import Console
 
 from agentstream_operator.local.dev import relayed_logs
-from agentstream_operator.local.screen.idle import Quiet
+from agentstream_operator.local.screen.idle import IdleDetector
 from agentstream_operator.local.screen.lines import PROGRESS_EVERY, Lines
 from agentstream_operator.local.screen.summary import as_json, as_text, summarise
 from agentstream_operator.local.screen.table import Latest
 from agentstream_operator.plan.accounting import Account, Latency
 from agentstream_operator.reconcile.report.view import GroupView, StreamView, View
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.reasons import Reason
+from agentstream_operator.resources.reasons import ConditionReason
 
 
 def a_group(name: str = "coder", stream: str = "tasks", **changes: object) -> GroupView:
@@ -35,7 +35,7 @@ def a_group(name: str = "coder", stream: str = "tasks", **changes: object) -> Gr
         running=1,
         crashing=None,
         ready=True,
-        reason=Reason.READY,
+        reason=ConditionReason.READY,
         account=Account(),
     )
     return replace(view, **changes)  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ def a_group(name: str = "coder", stream: str = "tasks", **changes: object) -> Gr
 
 def a_stream(name: str = "tasks", **changes: object) -> StreamView:
     key = ResourceKey("AgentStream", "default", name)
-    view = StreamView(key, f"{{default.{name}}}", 0, 0, 0.0, ready=True, reason=Reason.READY)
+    view = StreamView(key, f"{{default.{name}}}", 0, 0, 0.0, ready=True, reason=ConditionReason.READY)
     return replace(view, **changes)  # type: ignore[arg-type]
 
 
@@ -167,7 +167,7 @@ def test_the_table_has_a_row_for_everything() -> None:
 
 
 def test_the_table_says_why_something_is_not_ready() -> None:
-    group = a_group(ready=False, reason=Reason.STREAM_MISSING)
+    group = a_group(ready=False, reason=ConditionReason.STREAM_MISSING)
     assert "StreamMissing" in rendered(Latest(), a_view(group))
 
 
@@ -249,17 +249,17 @@ WORKED = Account(acknowledged=1)
 def test_it_is_quiet_when_nothing_happened_for_a_while_after_some_work(
     views: list[tuple[float, GroupView]], *, expected: bool
 ) -> None:
-    quiet = Quiet(5.0)
+    quiet = IdleDetector(5.0)
     assert [quiet.reached(a_view(group), now) for now, group in views][-1] is expected
 
 
 def test_a_message_on_a_stream_without_groups_is_something_that_happens() -> None:
-    quiet = Quiet(5.0)
+    quiet = IdleDetector(5.0)
     quiet.reached(a_view(a_group(account=WORKED), streams=(a_stream(added=1),)), 0.0)
     assert not quiet.reached(a_view(a_group(account=WORKED), streams=(a_stream(added=2),)), 5.0)
 
 
 def test_a_server_that_is_away_is_no_quiet_one() -> None:
-    quiet, view = Quiet(5.0), a_view(a_group(account=WORKED))
+    quiet, view = IdleDetector(5.0), a_view(a_group(account=WORKED))
     away = View(reachable=False, streams=view.streams, groups=view.groups)
     assert [quiet.reached(v, now) for v, now in ((view, 0), (away, 4), (view, 8))] == [False] * 3

@@ -8,7 +8,7 @@ from pathlib import Path
 from agentstream.identity.settings import Binding, Settings
 from agentstream.protocol.signatures import SigningKey, encode_keys
 from agentstream_operator.cluster.port import Credentials, SigningKeys
-from agentstream_operator.local.bindings.bindings import Bindings
+from agentstream_operator.local.bindings.bindings import BindingFiles
 from agentstream_operator.local.bindings.signing import SigningFiles
 from agentstream_operator.resources.meta import ResourceKey
 
@@ -33,7 +33,7 @@ def test_a_file_that_is_something_else_has_no_keys(tmp_path: Path) -> None:
 
 
 def test_a_binding_has_the_keys_that_its_agent_is_given(tmp_path: Path) -> None:
-    bindings = Bindings(tmp_path, port=7, installation="agentstream")
+    bindings = BindingFiles(tmp_path, port=7, installation="agentstream")
     settings = Settings(namespace="t", agent="a", source=Binding(tmp_path / "team-a.coder"), pod="p")
     for signing in (
         {"tasks": encode_keys((OLD,))},

@@ -8,7 +8,13 @@ import pytest
 
 from agentstream_operator.local.processes.restarts import describe_exit, restart_delay
 from agentstream_operator.local.server import valkey
-from agentstream_operator.local.server.valkey import Settings, config_text, gist, half_of_memory, in_words
+from agentstream_operator.local.server.valkey import (
+    ValkeySettings,
+    config_text,
+    gist,
+    half_of_memory,
+    in_words,
+)
 
 DATA = Path("DATA")
 
@@ -69,12 +75,12 @@ def test_a_silent_server_is_said_to_be_silent() -> None:
 
 
 def test_a_path_with_quotes_and_spaces_is_quoted() -> None:
-    settings = Settings(Path("/v"), Path('/a "b" \\c'), 7, 1, "secret")
+    settings = ValkeySettings(Path("/v"), Path('/a "b" \\c'), 7, 1, "secret")
     assert 'dir "/a \\"b\\" \\\\c"\n' in config_text(settings)
 
 
 def test_settings_show_no_password() -> None:
-    assert "secret" not in repr(Settings(Path("/v"), DATA, 7, 1, "secret"))
+    assert "secret" not in repr(ValkeySettings(Path("/v"), DATA, 7, 1, "secret"))
 
 
 def test_the_memory_of_a_control_group_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

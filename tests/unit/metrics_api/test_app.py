@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentstream_operator.metrics_api.app import application
-from agentstream_operator.metrics_api.authorizer import Wish
+from agentstream_operator.metrics_api.authorizer import AccessRequest
 from agentstream_operator.metrics_api.backlog import Backlog, Unknown
 from agentstream_operator.metrics_api.documents import Refused
-from agentstream_operator.metrics_api.request_header import Caller, Trust
+from agentstream_operator.metrics_api.request_header import RequestHeaderConfig, UserInfo
 from agentstream_operator.reconcile.state.index import Store
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from support.resources import a_group, a_stream
@@ -23,7 +23,7 @@ from support.resources import a_group, a_stream
 ROOT = "/apis/external.metrics.k8s.io/v1beta1"
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PROXY = {"x-remote-user": "jane"}
-TRUST = Trust("PEM", frozenset({"proxy"}))
+TRUST = RequestHeaderConfig("PEM", frozenset({"proxy"}))
 
 
 class Backlogs:
@@ -45,9 +45,9 @@ class Allowing:
 
     def __init__(self, *refused: str) -> None:
         self.refused = refused
-        self.asked: list[tuple[str, Wish]] = []
+        self.asked: list[tuple[str, AccessRequest]] = []
 
-    async def check(self, caller: Caller, wish: Wish) -> None:
+    async def check(self, caller: UserInfo, wish: AccessRequest) -> None:
         self.asked.append((caller.user, wish))
         if wish.namespace in self.refused:
             raise Refused(403, "no")
@@ -56,7 +56,7 @@ class Allowing:
 class Site:
     """The application with some groups."""
 
-    def __init__(self, *, trust: Trust | None = TRUST) -> None:
+    def __init__(self, *, trust: RequestHeaderConfig | None = TRUST) -> None:
         store = Store()
         store.put(a_stream())
         for name in ("coder", "planner", "lost", "broken"):
@@ -126,7 +126,7 @@ def metric(namespace: str = "team", selector: str = "", name: str = "agentstream
 async def test_discovery(path: str, kind: str) -> None:
     site = Site()
     assert (await site.get(path))[1]["kind"] == kind
-    assert site.authorizer.asked == [("jane", Wish(path=path))]
+    assert site.authorizer.asked == [("jane", AccessRequest(path=path))]
     accept = {"accept": "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"}
     code, answer = await site.get(path, PROXY | accept)
     assert (code, answer["reason"]) == (406, "NotAcceptable")
@@ -155,7 +155,7 @@ async def test_one_item_for_each_group_that_is_selected(selector: str, values: d
     assert (code, answer["kind"]) == (200, "ExternalMetricValueList")
     assert {item["metricLabels"]["group"]: item["value"] for item in answer["items"]} == values
     assert {item["timestamp"] for item in answer["items"]} == {"2026-01-02T03:04:05Z"}
-    assert site.authorizer.asked == [("jane", Wish(namespace="team", metric="agentstream-backlog"))]
+    assert site.authorizer.asked == [("jane", AccessRequest(namespace="team", metric="agentstream-backlog"))]
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import pytest
 from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.metrics_api import authorizer as module
-from agentstream_operator.metrics_api.authorizer import Authorizer, Wish
+from agentstream_operator.metrics_api.authorizer import AccessRequest, Authorizer
 from agentstream_operator.metrics_api.documents import Refused
-from agentstream_operator.metrics_api.request_header import Caller
+from agentstream_operator.metrics_api.request_header import UserInfo
 from support.clock import run_virtually
 
-JANE = Caller("jane", ("devs",), "7", (("scope", ("a",)),))
-WISH = Wish(namespace="team", metric="agentstream-backlog")
+JANE = UserInfo("jane", ("devs",), "7", (("scope", ("a",)),))
+WISH = AccessRequest(namespace="team", metric="agentstream-backlog")
 
 
 class Reviews:
@@ -49,7 +49,7 @@ def asking(test: Any) -> None:
     run_virtually(run())
 
 
-async def refused(authorizer: Authorizer, caller: Caller = JANE, wish: Wish = WISH) -> int:
+async def refused(authorizer: Authorizer, caller: UserInfo = JANE, wish: AccessRequest = WISH) -> int:
     """The code with which a caller is refused; 0 if it is not."""
     try:
         await authorizer.check(caller, wish)
@@ -61,7 +61,7 @@ async def refused(authorizer: Authorizer, caller: Caller = JANE, wish: Wish = WI
 def test_what_is_asked() -> None:
     async def test(authorizer: Authorizer, api: Reviews) -> None:
         await authorizer.check(JANE, WISH)
-        await authorizer.check(Caller("joe"), Wish(path="/apis"))
+        await authorizer.check(UserInfo("joe"), AccessRequest(path="/apis"))
         assert api.asked == [
             {
                 "user": "jane",
@@ -85,7 +85,7 @@ def test_what_is_asked() -> None:
 def test_the_clusters_masters_are_not_asked_about() -> None:
     async def test(authorizer: Authorizer, api: Reviews) -> None:
         api.answer = False
-        await authorizer.check(Caller("root", ("system:masters",)), WISH)
+        await authorizer.check(UserInfo("root", ("system:masters",)), WISH)
         assert api.asked == []
 
     asking(test)
@@ -130,8 +130,8 @@ def test_who_gives_up_waiting_takes_the_answer_from_nobody() -> None:
 
 def test_who_differs_in_anything_is_asked_about_anew() -> None:
     async def test(authorizer: Authorizer, api: Reviews) -> None:
-        callers = (JANE, Caller("jane", ("devs",)), Caller("jane", ("ops",), "7"), Caller("joe"))
-        wishes = (WISH, Wish(namespace="other", metric=WISH.metric), Wish(path="/apis"))
+        callers = (JANE, UserInfo("jane", ("devs",)), UserInfo("jane", ("ops",), "7"), UserInfo("joe"))
+        wishes = (WISH, AccessRequest(namespace="other", metric=WISH.metric), AccessRequest(path="/apis"))
         await asyncio.gather(*(authorizer.check(c, w) for c in callers for w in wishes))
         assert len(api.asked) == 12
 
@@ -159,9 +159,9 @@ def test_only_so_many_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def test(authorizer: Authorizer, api: Reviews) -> None:
         for number in range(30):
-            await authorizer.check(Caller(f"u{number}"), WISH)
+            await authorizer.check(UserInfo(f"u{number}"), WISH)
         assert len(authorizer._answers) == 10
-        await authorizer.check(Caller("u29"), WISH)
+        await authorizer.check(UserInfo("u29"), WISH)
         assert len(api.asked) == 30
 
     asking(test)

@@ -11,7 +11,7 @@ import pytest
 from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.kinds import ApiKind
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.metrics_api.reflector import Declared
+from agentstream_operator.metrics_api.reflector import Reflector
 from agentstream_operator.reconcile.state.index import Store
 from support.waiting import until
 from unit.cluster.objects import a_resource
@@ -76,7 +76,7 @@ class Watching:
     def __init__(self, api: There, namespaces: list[str] | None = None) -> None:
         self.store = Store()
         connection: Any = api
-        self.declared = Declared(connection, namespaces, self.store)
+        self.declared = Reflector(connection, namespaces, self.store)
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self.declared.watch())

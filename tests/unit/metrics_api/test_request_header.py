@@ -6,7 +6,7 @@ import pytest
 
 from agentstream_operator.metrics_api import request_header
 from agentstream_operator.metrics_api.documents import Refused
-from agentstream_operator.metrics_api.request_header import Caller, NoTrust, Trust
+from agentstream_operator.metrics_api.request_header import NoTrust, RequestHeaderConfig, UserInfo
 
 PROXY = ("front-proxy-client",)
 DATA = {
@@ -26,7 +26,7 @@ def sent(**headers: str) -> list[tuple[bytes, bytes]]:
 
 
 def test_the_configmap_says_whom_to_believe() -> None:
-    expected = Trust(
+    expected = RequestHeaderConfig(
         "PEM",
         frozenset(PROXY),
         ("x-remote-user", "x-other-user"),
@@ -59,7 +59,7 @@ def test_a_front_proxy_says_who_asks() -> None:
         *sent(X_Remote_Group="ops", **{"X_Remote_Extra_Example.com%2fScope": "a"}),
         *sent(**{"X_Remote_Extra_Example.com%2fScope": "b"}, Accept="*/*"),
     ]
-    assert TRUST.caller(PROXY, headers) == Caller(
+    assert TRUST.caller(PROXY, headers) == UserInfo(
         "jane", ("devs", "ops", "system:authenticated"), "7", (("example.com/scope", ("a", "b")),)
     )
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentstream_operator.metrics_api.self_metrics import Meters, Numbers
+from agentstream_operator.metrics_api.self_metrics import SelfMetrics, SelfSample
 
 
 def test_a_scrape_shows_answers_and_what_they_took() -> None:
-    numbers = Numbers(3, {"allowed": 2}, {("list", "agentstreams", 200): 1}, 7)
-    meters = Meters(lambda: numbers)
+    numbers = SelfSample(3, {"allowed": 2}, {("list", "agentstreams", 200): 1}, 7)
+    meters = SelfMetrics(lambda: numbers)
     for code in (200, 200, 503):
         meters.answered(code)
     status, _, body = meters.answer()

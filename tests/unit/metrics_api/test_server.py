@@ -15,9 +15,9 @@ import pytest
 import trustme
 
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.metrics_api.certificates import Identity
-from agentstream_operator.metrics_api.request_header import Trust
-from agentstream_operator.metrics_api.server import Server, common_names
+from agentstream_operator.metrics_api.certificates import ServingCertificates
+from agentstream_operator.metrics_api.request_header import RequestHeaderConfig
+from agentstream_operator.metrics_api.server import TlsServer, common_names
 from agentstream_operator.serve.http import listening
 from support.apiserver import write_certificate
 from support.waiting import until
@@ -41,8 +41,8 @@ class Site:
         self._client = directory / "client"
         self.authority = write_certificate(self._tls, "localhost")
         self.proxies = write_certificate(self._client, common_name=PROXY)
-        self.identity = Identity(self._tls / "tls.crt", self._tls / "tls.key")
-        self.server = Server(self._answer, self.identity.context)
+        self.identity = ServingCertificates(self._tls / "tls.crt", self._tls / "tls.key")
+        self.server = TlsServer(self._answer, self.identity.context)
         self.gate = asyncio.Event()
         self.gate.set()
         self.port = 0
@@ -57,7 +57,7 @@ class Site:
 
     def believe(self, authority: trustme.CA | None = None) -> bool:
         pem = (authority or self.proxies).cert_pem.bytes().decode()
-        return self.identity.believe(Trust(pem, frozenset({PROXY})))
+        return self.identity.believe(RequestHeaderConfig(pem, frozenset({PROXY})))
 
     def renew(self, authority: trustme.CA | None = None) -> None:
         """Writes a new certificate for the server."""
@@ -289,7 +289,7 @@ async def test_whom_to_believe_is_read_again_and_again(site: Site, caplog: pytes
     def configmap(pem: str) -> dict[str, Any]:
         return {"data": {"requestheader-client-ca-file": pem, "requestheader-allowed-names": "[]"}}
 
-    changes: list[Trust | None] = []
+    changes: list[RequestHeaderConfig | None] = []
     api: Any = ConfigMaps(
         None, ClusterUnavailable("away"), configmap(first), configmap(first), configmap(second)
     )

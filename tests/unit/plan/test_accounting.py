@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from agentstream_operator.plan.accounting import Account, Latency, add_up, counters
+from agentstream_operator.plan.accounting import Account, Latency, accumulate_account, counters
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 
 
@@ -29,7 +29,7 @@ def account_of(*observations: tuple[int, GroupSeen]) -> Account:
     seen = [counters(observed(added, g), g) for added, g in observations]
     account = Account()
     for before, after in pairwise(seen):
-        account = add_up(account, before, after)
+        account = accumulate_account(account, before, after)
     return account
 
 

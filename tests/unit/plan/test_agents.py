@@ -18,7 +18,7 @@ from agentstream_operator.plan.agents import (
     strays,
     use_of,
 )
-from agentstream_operator.resources.status import Reason
+from agentstream_operator.resources.status import ConditionReason
 from support.resources import a_group, a_stream
 
 CODER = AgentName("team", "coder")
@@ -88,7 +88,7 @@ def test_a_user_that_vanished_or_was_changed_is_put_right_and_that_is_told() -> 
     for live, what in ((None, "had vanished"), ("other", "had been changed")):
         plan = plan_agent(replace(IN_PLACE, live=live))
         assert plan.actions == (set_user(USE, "ours", ("hash",)),)
-        assert [notice.reason for notice in plan.notices] == [Reason.CREDENTIALS_RESTORED]
+        assert [notice.reason for notice in plan.notices] == [ConditionReason.CREDENTIALS_RESTORED]
         assert what in plan.notices[0].message
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agentstream_operator.plan.autoscaler import between_none_and_some, may_lower
-from agentstream_operator.plan.scaling import Decision, Rule
+from agentstream_operator.plan.autoscaler import hpa_or_zero, may_lower
+from agentstream_operator.plan.scaling import Decision, ScalingRule
 from agentstream_operator.plan.signal import UNKNOWN, Signal
 from agentstream_operator.resources.consumergroup import Autoscaling
 
@@ -17,8 +17,8 @@ from agentstream_operator.resources.consumergroup import Autoscaling
 def test_only_the_step_from_none_and_the_step_to_none_are_decided(
     wanted: int, current: int | None, decided: int
 ) -> None:
-    decision = Decision(wanted, Rule.BACKLOG, needs=((1.0, wanted),))
-    left = between_none_and_some(decision, current)
+    decision = Decision(wanted, ScalingRule.BACKLOG, needs=((1.0, wanted),))
+    left = hpa_or_zero(decision, current)
     assert (left.replicas, left.needs) == (decided, decision.needs)
 
 

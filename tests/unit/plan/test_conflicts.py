@@ -13,7 +13,7 @@ from agentstream_operator.plan.conflicts import (
     stream_conflict,
 )
 from agentstream_operator.plan.observed import StreamSeen
-from agentstream_operator.resources.status import Reason
+from agentstream_operator.resources.status import ConditionReason
 from support.resources import a_group, a_stream
 
 
@@ -67,12 +67,12 @@ def test_the_winner_has_no_conflict_and_the_loser_names_it() -> None:
     winner, loser = a_stream("older", "one", key="k"), a_stream(key="k")
     assert stream_conflict(winner, winner).status == "False"
     finding = stream_conflict(loser, winner)
-    assert (finding.status, finding.reason) == ("True", Reason.KEY_CLAIMED)
+    assert (finding.status, finding.reason) == ("True", ConditionReason.KEY_CLAIMED)
     assert finding.message == "k belongs to the older AgentStream one/older"
 
 
 def test_a_key_that_may_not_be_claimed_is_a_conflict() -> None:
-    assert stream_conflict(a_stream(key="k"), None).reason is Reason.KEY_NOT_ALLOWED
+    assert stream_conflict(a_stream(key="k"), None).reason is ConditionReason.KEY_NOT_ALLOWED
 
 
 @pytest.mark.parametrize(
@@ -86,4 +86,4 @@ def test_a_stream_of_another_installation_is_a_conflict(owner: dict[str, str], s
 def test_a_group_that_is_claimed_twice_is_a_conflict_for_the_younger() -> None:
     winner, loser = a_group("older"), a_group(group="older")
     assert group_conflict(winner, winner).status == "False"
-    assert group_conflict(loser, winner).reason is Reason.GROUP_CLAIMED
+    assert group_conflict(loser, winner).reason is ConditionReason.GROUP_CLAIMED

@@ -13,7 +13,7 @@ from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.streams import StreamInput, plan_stream
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import PAUSED_ANNOTATION
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.resources import KEY, a_stream
 
 OWNER = {"installation": "ours", "namespace": "team", "name": "tasks", "uid": "team-tasks"}
@@ -72,10 +72,10 @@ def test_another_digest_means_other_contracts() -> None:
 def test_what_is_no_contract_leaves_those_before_in_force_and_says_so() -> None:
     plan = planned(a_stream(contracts=[REQUEST, BROKEN]), written(EVENT))
     assert plan.actions == ()
-    assert (plan.findings[0].status, plan.findings[0].reason) == ("False", Reason.CONTRACT_INVALID)
+    assert (plan.findings[0].status, plan.findings[0].reason) == ("False", ConditionReason.CONTRACT_INVALID)
     assert plan.findings[0].message.startswith("spec.contracts[1]: the schema of event@1 is no JSON Schema")
     synced = next(finding for finding in plan.findings if finding.kind is ConditionType.SYNCED)
-    assert synced.reason is Reason.CONTRACT_INVALID
+    assert synced.reason is ConditionReason.CONTRACT_INVALID
 
 
 def test_what_is_no_contract_does_not_keep_the_stream_from_being_made() -> None:

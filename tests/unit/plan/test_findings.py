@@ -16,8 +16,8 @@ from agentstream_operator.plan.actions import (
     SetRoute,
     SetUser,
 )
-from agentstream_operator.plan.findings import IN_SYNC, REACHABLE, Finding, describe, summed_up
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.plan.findings import IN_SYNC, REACHABLE, ConditionUpdate, describe, with_ready
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_several_actions_are_listed() -> None:
 
 
 def test_ready_gives_the_first_reason_that_explains_the_others() -> None:
-    conflict = Finding(ConditionType.CONFLICT, "True", Reason.KEY_CLAIMED, "why")
-    drift = Finding(ConditionType.SYNCED, "False", Reason.DRIFT)
-    assert summed_up((REACHABLE, drift, conflict))[0] == Finding(
-        ConditionType.READY, "False", Reason.KEY_CLAIMED, "why"
+    conflict = ConditionUpdate(ConditionType.CONFLICT, "True", ConditionReason.KEY_CLAIMED, "why")
+    drift = ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.DRIFT)
+    assert with_ready((REACHABLE, drift, conflict))[0] == ConditionUpdate(
+        ConditionType.READY, "False", ConditionReason.KEY_CLAIMED, "why"
     )
 
 
 def test_unhealthy_retention_does_not_make_a_resource_unready() -> None:
-    full = Finding(ConditionType.RETENTION_HEALTHY, "False", Reason.ADMISSION_CLOSED)
-    assert summed_up((REACHABLE, IN_SYNC, full))[0].status == "True"
+    full = ConditionUpdate(ConditionType.RETENTION_HEALTHY, "False", ConditionReason.ADMISSION_CLOSED)
+    assert with_ready((REACHABLE, IN_SYNC, full))[0].status == "True"

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from agentstream_operator.plan.actions import CreateGroup, DestroyGroup
-from agentstream_operator.plan.findings import Finding, Plan
+from agentstream_operator.plan.findings import ConditionUpdate, Plan
 from agentstream_operator.plan.groups import GroupInput, plan_group, resume_at
 from agentstream_operator.plan.observed import GroupSeen, JanitorReport, StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.resources import BORN, a_group, a_stream
 
 KEY = "{team.tasks}"
@@ -37,15 +37,15 @@ def planned(
     return plan_group(GroupInput(group, "ours", winner, of, owner, seen=seen, **given))
 
 
-def ready(plan: Plan) -> tuple[str, Reason]:
+def ready(plan: Plan) -> tuple[str, ConditionReason]:
     return plan.findings[0].status, plan.findings[0].reason
 
 
-def found(plan: Plan, kind: ConditionType) -> tuple[str, Reason]:
+def found(plan: Plan, kind: ConditionType) -> tuple[str, ConditionReason]:
     return next((f.status, f.reason) for f in plan.findings if f.kind is kind)
 
 
-def told(plan: Plan) -> list[Reason]:
+def told(plan: Plan) -> list[ConditionReason]:
     return [notice.reason for notice in plan.notices]
 
 
@@ -61,8 +61,8 @@ def told(plan: Plan) -> list[Reason]:
 def test_a_new_group_starts_where_it_is_to(start_from: str, start: str) -> None:
     plan = planned(a_group(startFrom=start_from), stream())
     assert plan.actions == (CreateGroup(KEY, "coder", start),)
-    assert told(plan) == [Reason.GROUP_CREATED]
-    assert ready(plan) == ("True", Reason.READY)
+    assert told(plan) == [ConditionReason.GROUP_CREATED]
+    assert ready(plan) == ("True", ConditionReason.READY)
 
 
 def test_a_group_as_declared_needs_nothing() -> None:
@@ -91,12 +91,12 @@ def test_a_group_that_was_there_never_starts_at_the_end(
 ) -> None:
     plan = planned(a_group(startFrom="End"), seen, established=established)
     assert plan.actions == (CreateGroup(KEY, "coder", start),)
-    assert told(plan) == [Reason.GROUP_RESTORED]
+    assert told(plan) == [ConditionReason.GROUP_RESTORED]
 
 
 def test_what_went_with_its_stream_is_told() -> None:
     plan = planned(a_group(), stream(last="0-0"), established=True, stream_lost=True)
-    assert told(plan) == [Reason.DATA_LOST, Reason.GROUP_RESTORED]
+    assert told(plan) == [ConditionReason.DATA_LOST, ConditionReason.GROUP_RESTORED]
 
 
 @pytest.mark.parametrize(
@@ -110,17 +110,17 @@ def test_checkpoints_are_compared_as_ids(checkpoint: str, last: str, expected: s
 @pytest.mark.parametrize(
     ("of", "seen", "owner", "reason"),
     [
-        (None, None, None, Reason.STREAM_MISSING),
-        (a_stream(meta=DELETED), stream(), STREAM, Reason.STREAM_MISSING),
-        (STREAM, stream(), a_stream("older"), Reason.STREAM_MISSING),
-        (STREAM, stream(), None, Reason.STREAM_MISSING),
-        (STREAM, StreamSeen(now=0, type="none"), STREAM, Reason.STREAM_MISSING),
-        (STREAM, StreamSeen(now=0, type="list"), STREAM, Reason.WRONG_TYPE),
-        (STREAM, stream(installation="theirs"), STREAM, Reason.STREAM_MISSING),
+        (None, None, None, ConditionReason.STREAM_MISSING),
+        (a_stream(meta=DELETED), stream(), STREAM, ConditionReason.STREAM_MISSING),
+        (STREAM, stream(), a_stream("older"), ConditionReason.STREAM_MISSING),
+        (STREAM, stream(), None, ConditionReason.STREAM_MISSING),
+        (STREAM, StreamSeen(now=0, type="none"), STREAM, ConditionReason.STREAM_MISSING),
+        (STREAM, StreamSeen(now=0, type="list"), STREAM, ConditionReason.WRONG_TYPE),
+        (STREAM, stream(installation="theirs"), STREAM, ConditionReason.STREAM_MISSING),
     ],
 )
 def test_a_group_waits_for_a_usable_stream(
-    of: AgentStream | None, seen: StreamSeen | None, owner: AgentStream | None, reason: Reason
+    of: AgentStream | None, seen: StreamSeen | None, owner: AgentStream | None, reason: ConditionReason
 ) -> None:
     plan = planned(a_group(), seen, of, stream_winner=owner)
     assert plan.actions == ()
@@ -131,12 +131,12 @@ def test_a_group_waits_for_a_usable_stream(
 def test_a_conflict_is_not_touched() -> None:
     plan = planned(a_group(), stream(), winner=a_group("older", group="coder"))
     assert plan.actions == ()
-    assert ready(plan) == ("False", Reason.GROUP_CLAIMED)
+    assert ready(plan) == ("False", ConditionReason.GROUP_CLAIMED)
 
 
 def test_nothing_is_known_of_a_server_that_does_not_answer() -> None:
     plan = planned(a_group(), None, why_unreachable="refused")
-    assert ready(plan) == ("False", Reason.BACKEND_UNAVAILABLE)
+    assert ready(plan) == ("False", ConditionReason.BACKEND_UNAVAILABLE)
     assert len(plan.findings) == 2
 
 
@@ -151,32 +151,39 @@ def test_nothing_is_known_of_a_server_that_does_not_answer() -> None:
 def test_what_may_not_be_changed_is_only_looked_at(group: ConsumerGroup, of: AgentStream) -> None:
     missing = planned(group, stream(), of)
     assert missing.actions == ()
-    assert found(missing, ConditionType.SYNCED) == ("False", Reason.PAUSED)
-    assert found(planned(group, stream(PRESENT), of), ConditionType.SYNCED) == ("True", Reason.PAUSED)
+    assert found(missing, ConditionType.SYNCED) == ("False", ConditionReason.PAUSED)
+    assert found(planned(group, stream(PRESENT), of), ConditionType.SYNCED) == (
+        "True",
+        ConditionReason.PAUSED,
+    )
 
 
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        (PRESENT, ("True", Reason.LAG_EXACT)),
-        (GroupSeen(exists=True, retry_ready=True, exact=False), ("True", Reason.LAG_ESTIMATED)),
-        (None, ("Unknown", Reason.LAG_UNKNOWN)),
+        (PRESENT, ("True", ConditionReason.LAG_EXACT)),
+        (GroupSeen(exists=True, retry_ready=True, exact=False), ("True", ConditionReason.LAG_ESTIMATED)),
+        (None, ("Unknown", ConditionReason.LAG_UNKNOWN)),
     ],
 )
-def test_whether_the_lag_is_known_is_said(seen: GroupSeen | None, expected: tuple[str, Reason]) -> None:
+def test_whether_the_lag_is_known_is_said(
+    seen: GroupSeen | None, expected: tuple[str, ConditionReason]
+) -> None:
     assert found(planned(a_group(), stream(seen)), ConditionType.LAG_KNOWN) == expected
 
 
 @pytest.mark.parametrize(
     ("given", "spec", "expected"),
     [
-        ({}, {}, ("False", Reason.PROGRESSING)),
-        ({"stalled": True}, {}, ("True", Reason.NO_PROGRESS)),
-        ({"stalled": True}, {"suspend": True}, ("False", Reason.SUSPENDED)),
-        ({"crashing": "exit 1"}, {}, ("True", Reason.CRASH_LOOP)),
+        ({}, {}, ("False", ConditionReason.PROGRESSING)),
+        ({"stalled": True}, {}, ("True", ConditionReason.NO_PROGRESS)),
+        ({"stalled": True}, {"suspend": True}, ("False", ConditionReason.SUSPENDED)),
+        ({"crashing": "exit 1"}, {}, ("True", ConditionReason.CRASH_LOOP)),
     ],
 )
-def test_a_stall_is_said(given: dict[str, Any], spec: dict[str, Any], expected: tuple[str, Reason]) -> None:
+def test_a_stall_is_said(
+    given: dict[str, Any], spec: dict[str, Any], expected: tuple[str, ConditionReason]
+) -> None:
     assert found(planned(a_group(**spec), stream(PRESENT), **given), ConditionType.STALLED) == expected
 
 
@@ -192,11 +199,11 @@ def test_dead_letters_are_said(dead: int, message: str) -> None:
 
 
 def test_what_scaling_and_retention_say_is_passed_on() -> None:
-    scaling = Finding(ConditionType.SCALING_ACTIVE, "True", Reason.SCALED_UP)
+    scaling = ConditionUpdate(ConditionType.SCALING_ACTIVE, "True", ConditionReason.SCALED_UP)
     history = RetentionHistory(JanitorReport("stream", held_by="coder"))
     plan = planned(a_group(), stream(PRESENT), scaling=scaling, history=history)
     assert scaling in plan.findings
-    assert found(plan, ConditionType.RETENTION_HEALTHY) == ("False", Reason.HELD_BY_GROUP)
+    assert found(plan, ConditionType.RETENTION_HEALTHY) == ("False", ConditionReason.HELD_BY_GROUP)
 
 
 def deleted(policy: str = "Delete", **more: Any) -> ConsumerGroup:
@@ -208,14 +215,14 @@ def test_a_deleted_group_is_destroyed_if_that_is_asked_for() -> None:
     plan = planned(deleted(), stream(PRESENT))
     assert plan.actions == (DestroyGroup(KEY, "coder"),)
     assert plan.over
-    assert told(plan) == [Reason.GROUP_DELETED]
+    assert told(plan) == [ConditionReason.GROUP_DELETED]
 
 
 def test_a_retained_group_stays() -> None:
     plan = planned(deleted("Retain"), stream(PRESENT))
     assert plan.over
     assert not plan.actions
-    assert told(plan) == [Reason.RETAINED]
+    assert told(plan) == [ConditionReason.RETAINED]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from agentstream_operator.plan.retention import (
     remember,
     retention_healthy,
 )
-from agentstream_operator.resources.status import Reason
+from agentstream_operator.resources.status import ConditionReason
 from support.resources import a_group, a_stream
 
 SEEN = StreamSeen(now=1_000_000, type="stream", first="700000-0")
@@ -53,19 +53,22 @@ def test_losses_are_remembered_beyond_the_report_that_had_them() -> None:
 @pytest.mark.parametrize(
     ("history", "reason"),
     [
-        (None, Reason.WITHIN_LIMITS),
-        (RetentionHistory(JanitorReport("stream")), Reason.WITHIN_LIMITS),
-        (RetentionHistory(JanitorReport("stream"), overrun_at=999_000), Reason.TRIMMED_UNSETTLED),
-        (RetentionHistory(JanitorReport("stream"), overrun_at=900_000), Reason.WITHIN_LIMITS),
-        (RetentionHistory(JanitorReport("stream", refusing=True)), Reason.ADMISSION_CLOSED),
-        (RetentionHistory(JanitorReport("stream", held_by="g")), Reason.HELD_BY_GROUP),
-        (RetentionHistory(JanitorReport("stream"), shortened_at=999_000), Reason.HISTORY_SHORTENED),
-        (RetentionHistory(JanitorReport("stream"), shortened_at=900_000), Reason.WITHIN_LIMITS),
+        (None, ConditionReason.WITHIN_LIMITS),
+        (RetentionHistory(JanitorReport("stream")), ConditionReason.WITHIN_LIMITS),
+        (RetentionHistory(JanitorReport("stream"), overrun_at=999_000), ConditionReason.TRIMMED_UNSETTLED),
+        (RetentionHistory(JanitorReport("stream"), overrun_at=900_000), ConditionReason.WITHIN_LIMITS),
+        (RetentionHistory(JanitorReport("stream", refusing=True)), ConditionReason.ADMISSION_CLOSED),
+        (RetentionHistory(JanitorReport("stream", held_by="g")), ConditionReason.HELD_BY_GROUP),
+        (RetentionHistory(JanitorReport("stream"), shortened_at=999_000), ConditionReason.HISTORY_SHORTENED),
+        (RetentionHistory(JanitorReport("stream"), shortened_at=900_000), ConditionReason.WITHIN_LIMITS),
     ],
 )
-def test_the_condition_says_what_is_worst(history: RetentionHistory | None, reason: Reason) -> None:
+def test_the_condition_says_what_is_worst(history: RetentionHistory | None, reason: ConditionReason) -> None:
     finding = retention_healthy(a_stream(), SEEN, history, None)
-    assert (finding.reason, finding.status) == (reason, "True" if reason is Reason.WITHIN_LIMITS else "False")
+    assert (finding.reason, finding.status) == (
+        reason,
+        "True" if reason is ConditionReason.WITHIN_LIMITS else "False",
+    )
 
 
 def test_a_server_that_may_evict_streams_comes_before_everything() -> None:
@@ -85,6 +88,6 @@ def test_a_shortened_history_says_how_far_it_reaches(first: str | None, minutes:
 
 def test_the_group_that_holds_a_stream_back_says_so() -> None:
     history = RetentionHistory(JanitorReport("stream", held_by="g"))
-    assert group_retention("g", history).reason is Reason.HELD_BY_GROUP
-    assert group_retention("other", history).reason is Reason.WITHIN_LIMITS
-    assert group_retention("g", None).reason is Reason.WITHIN_LIMITS
+    assert group_retention("g", history).reason is ConditionReason.HELD_BY_GROUP
+    assert group_retention("other", history).reason is ConditionReason.WITHIN_LIMITS
+    assert group_retention("g", None).reason is ConditionReason.WITHIN_LIMITS

@@ -12,8 +12,8 @@ from agentstream_operator.plan.scaling import (
     Growth,
     Limits,
     Replicas,
-    Rule,
     ScalingInput,
+    ScalingRule,
     decide,
     follow_replicas,
 )
@@ -33,17 +33,19 @@ def asked(backlog: int | None, current: int | None = 0, **changes: object) -> Sc
 @pytest.mark.parametrize(
     ("backlog", "replicas", "rule"),
     [
-        (0, 0, Rule.IDLE),
-        (1, 1, Rule.BACKLOG),
-        (99, 1, Rule.BACKLOG),
-        (100, 1, Rule.BACKLOG),
-        (101, 2, Rule.BACKLOG),
-        (500, 5, Rule.BACKLOG),
-        (501, 5, Rule.MAXIMUM),
-        (10**12, 5, Rule.MAXIMUM),
+        (0, 0, ScalingRule.IDLE),
+        (1, 1, ScalingRule.BACKLOG),
+        (99, 1, ScalingRule.BACKLOG),
+        (100, 1, ScalingRule.BACKLOG),
+        (101, 2, ScalingRule.BACKLOG),
+        (500, 5, ScalingRule.BACKLOG),
+        (501, 5, ScalingRule.MAXIMUM),
+        (10**12, 5, ScalingRule.MAXIMUM),
     ],
 )
-def test_replicas_follow_the_backlog_within_the_limits(backlog: int, replicas: int, rule: Rule) -> None:
+def test_replicas_follow_the_backlog_within_the_limits(
+    backlog: int, replicas: int, rule: ScalingRule
+) -> None:
     decision = decide(asked(backlog))
     assert (decision.replicas, decision.rule) == (replicas, rule)
 
@@ -51,7 +53,9 @@ def test_replicas_follow_the_backlog_within_the_limits(backlog: int, replicas: i
 @pytest.mark.parametrize("signal", [Signal(undelivered=1), Signal(pending=1), Signal(due=1)])
 def test_whatever_is_not_settled_needs_a_consumer(signal: Signal) -> None:
     assert decide(asked(0, signal=signal)).replicas == 1
-    assert decide(asked(0, 1, signal=signal, before=Decision(1, Rule.BACKLOG, ((0, 1),)))).replicas == 1
+    assert (
+        decide(asked(0, 1, signal=signal, before=Decision(1, ScalingRule.BACKLOG, ((0, 1),)))).replicas == 1
+    )
 
 
 def test_an_estimate_counts_like_what_is_known() -> None:
@@ -60,22 +64,22 @@ def test_an_estimate_counts_like_what_is_known() -> None:
 
 def test_the_minimum_is_kept_without_a_backlog() -> None:
     decision = decide(asked(0, limits=replace(LIMITS, minimum=2)))
-    assert (decision.replicas, decision.rule) == (2, Rule.MINIMUM)
+    assert (decision.replicas, decision.rule) == (2, ScalingRule.MINIMUM)
 
 
 def test_without_autoscaling_the_number_is_fixed() -> None:
-    assert decide(asked(None, limits=None, fixed=3)) == Decision(3, Rule.FIXED)
+    assert decide(asked(None, limits=None, fixed=3)) == Decision(3, ScalingRule.FIXED)
 
 
 @pytest.mark.parametrize("limits", [None, LIMITS])
 def test_a_suspended_group_has_none(limits: Limits | None) -> None:
-    assert decide(asked(1000, 5, limits=limits, suspended=True)) == Decision(0, Rule.SUSPENDED)
+    assert decide(asked(1000, 5, limits=limits, suspended=True)) == Decision(0, ScalingRule.SUSPENDED)
 
 
 def test_an_unknown_backlog_holds_what_there_is() -> None:
-    before = Decision(3, Rule.BACKLOG, ((999, 3),), Growth(990, 2), 70)
+    before = Decision(3, ScalingRule.BACKLOG, ((999, 3),), Growth(990, 2), 70)
     decision = decide(asked(None, 3, before=before))
-    assert decision == replace(before, rule=Rule.UNKNOWN)
+    assert decision == replace(before, rule=ScalingRule.UNKNOWN)
     assert decision.held
 
 
@@ -92,7 +96,7 @@ def test_fewer_come_only_after_fewer_did_for_the_whole_time() -> None:
     for second, backlog in enumerate([400] + [50] * 60):
         before = decide(asked(backlog, current, now=second, before=before))
         replicas[second] = current = before.replicas
-        assert before.rule is (Rule.LATER if 0 < second < 30 else Rule.BACKLOG)
+        assert before.rule is (ScalingRule.LATER if 0 < second < 30 else ScalingRule.BACKLOG)
     assert {replicas[second] for second in range(30)} == {4}
     assert {replicas[second] for second in range(30, 60)} == {1}
 
@@ -121,8 +125,8 @@ def test_what_ran_before_a_restart_counts_as_needed_now() -> None:
 
 
 def test_more_come_at_once_while_fewer_wait() -> None:
-    decision = decide(asked(500, 2, before=Decision(2, Rule.BACKLOG, ((999, 2),))))
-    assert decision == Decision(5, Rule.BACKLOG, ((1000, 5),), Growth(1000, 3), 0)
+    decision = decide(asked(500, 2, before=Decision(2, ScalingRule.BACKLOG, ((999, 2),))))
+    assert decision == Decision(5, ScalingRule.BACKLOG, ((1000, 5),), Growth(1000, 3), 0)
 
 
 def test_a_group_whose_messages_are_settled_between_two_looks_keeps_a_consumer() -> None:
@@ -167,17 +171,17 @@ def test_with_a_target_age_replicas_follow_what_they_can_do(
 
 def test_fewer_must_keep_up_with_what_arrives() -> None:
     signal = Signal(pending=50, arrival=30)
-    before = Decision(5, Rule.BACKLOG, ((900, 5),))
+    before = Decision(5, ScalingRule.BACKLOG, ((900, 5),))
     decision = decide(asked(0, 5, signal=signal, pace=10, before=before))
-    assert (decision.replicas, decision.rule) == (4, Rule.ARRIVALS)
+    assert (decision.replicas, decision.rule) == (4, ScalingRule.ARRIVALS)
     few = decide(asked(0, 2, signal=signal, pace=10, before=before))
     assert few.replicas == 2, "without a targetAge, what arrives adds none"
 
 
 def test_which_rule_wants_the_most_is_said() -> None:
     aged = decide(asked(0, signal=Signal(undelivered=100, arrival=30), pace=10, limits=AGED))
-    assert aged.rule is Rule.AGE
-    assert decide(asked(450, pace=1000, limits=AGED)).rule is Rule.BACKLOG
+    assert aged.rule is ScalingRule.AGE
+    assert decide(asked(450, pace=1000, limits=AGED)).rule is ScalingRule.BACKLOG
 
 
 def test_while_nobody_knows_how_fast_they_are_there_is_one_more_at_a_time() -> None:
@@ -189,12 +193,12 @@ def test_while_nobody_knows_how_fast_they_are_there_is_one_more_at_a_time() -> N
         seen.append(current)
     assert seen == [2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4]
     assert before is not None
-    assert before.rule is Rule.STEP
+    assert before.rule is ScalingRule.STEP
     # those that were added last are to run first
     starting = Replicas(4, unready=1, unready_since=24)
     waits = decide(asked(0, now=60, signal=late, limits=AGED, before=before, replicas=starting))
     assert waits.replicas == 4
-    assert decide(asked(5, limits=AGED)).rule is Rule.BACKLOG, "nothing has waited for too long"
+    assert decide(asked(5, limits=AGED)).rule is ScalingRule.BACKLOG, "nothing has waited for too long"
 
 
 def test_a_group_that_never_had_consumers_begins_with_one() -> None:
@@ -207,20 +211,20 @@ def test_a_group_that_never_had_consumers_begins_with_one() -> None:
     ids=["crashing", "never ready"],
 )
 def test_nothing_is_added_while_what_was_added_last_fails(failing: Replicas) -> None:
-    before = Decision(2, Rule.BACKLOG, ((990, 2),), Growth(930, 1))
+    before = Decision(2, ScalingRule.BACKLOG, ((990, 2),), Growth(930, 1))
     decision = decide(asked(500, replicas=failing, before=before))
-    assert (decision.replicas, decision.rule) == (2, Rule.FAILING)
+    assert (decision.replicas, decision.rule) == (2, ScalingRule.FAILING)
     well = decide(asked(500, replicas=Replicas(2), now=1001, before=decision))
-    assert (well.replicas, well.rule) == (5, Rule.BACKLOG)
+    assert (well.replicas, well.rule) == (5, ScalingRule.BACKLOG)
 
 
 def test_what_fails_may_become_fewer() -> None:
-    before = Decision(3, Rule.BACKLOG, ((900, 3),), Growth(900, 1))
+    before = Decision(3, ScalingRule.BACKLOG, ((900, 3),), Growth(900, 1))
     assert decide(asked(0, replicas=Replicas(3, 3, 900, crashing=True), before=before)).replicas == 0
 
 
 def test_a_few_that_fail_among_many_that_run_hold_up_nobody() -> None:
-    before = Decision(3, Rule.BACKLOG, ((990, 3),), Growth(930, 2))
+    before = Decision(3, ScalingRule.BACKLOG, ((990, 3),), Growth(930, 2))
     failing = Replicas(3, unready=1, unready_since=900, crashing=True)
     assert decide(asked(500, replicas=failing, before=before)).replicas == 5
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentstream_operator.plan.scaling import Rule
+from agentstream_operator.plan.scaling import ScalingRule
 from support.scenarios import (
     A_DAY,
     ALL_STUCK,
@@ -132,7 +132,7 @@ def test_nothing_is_added_to_what_crashes_and_all_at_once_when_it_runs() -> None
     start, end = CRASHING.consumers.crash
     held = trace.between(start + 20, end)
     assert len({moment.wanted for moment in held}) == 1
-    assert {moment.rule for moment in trace.between(start + 60, end)} == {Rule.FAILING}
+    assert {moment.rule for moment in trace.between(start + 60, end)} == {ScalingRule.FAILING}
     assert held[0].wanted == 1
     assert max(moment.wanted for moment in trace.between(end, end + 3 * PULSE)) == 10
     assert (trace.left, trace.moments[-1].wanted) == (0, 0)
@@ -144,6 +144,6 @@ def test_while_nothing_is_known_the_last_decision_stays(seed: int) -> None:
     ((start, end),) = AWAY.unknown
     before = trace.between(0, start)[-1].wanted
     unknown = trace.between(start, end)
-    assert {(moment.wanted, moment.rule) for moment in unknown} == {(before, Rule.UNKNOWN)}
+    assert {(moment.wanted, moment.rule) for moment in unknown} == {(before, ScalingRule.UNKNOWN)}
     assert trace.reversals <= 1
     assert (trace.left, trace.moments[-1].wanted) == (0, 0)

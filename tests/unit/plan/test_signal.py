@@ -13,10 +13,10 @@ from agentstream_operator.plan.signal import (
     Pace,
     Rate,
     Signal,
+    combine,
     follow_pace,
     follow_rate,
     read_signal,
-    together,
 )
 
 GROUP = GroupSeen(
@@ -63,10 +63,10 @@ def test_a_clock_that_was_set_back_makes_nothing_younger_than_new() -> None:
 def test_the_work_of_groups_adds_up() -> None:
     first = Signal(1, 2, 3, 4.0, 5.0, 6.0, 7)
     second = Signal(10, 20, 30, 1.0, 50.0, 60.0, 70, Knowledge.BOUNDED)
-    assert together([first, second]) == Signal(11, 22, 33, 4.0, 50.0, 66.0, 77, Knowledge.BOUNDED)
-    assert together([first]) == first
-    assert together([]) == Signal()
-    assert together([first, UNKNOWN]) == UNKNOWN
+    assert combine([first, second]) == Signal(11, 22, 33, 4.0, 50.0, 66.0, 77, Knowledge.BOUNDED)
+    assert combine([first]) == first
+    assert combine([]) == Signal()
+    assert combine([first, UNKNOWN]) == UNKNOWN
 
 
 def rate_of(*readings: tuple[float, int]) -> Rate:

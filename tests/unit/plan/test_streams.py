@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from agentstream_operator.plan.actions import CreateStream, DeleteStream, RecordOwner
-from agentstream_operator.plan.findings import AgentsState, Plan, Trouble
+from agentstream_operator.plan.findings import AgentsState, Failure, Plan
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.streams import StreamInput, plan_stream
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.resources import BORN, a_stream
 
 KEY = "{team.tasks}"
@@ -27,35 +27,35 @@ def planned(stream: AgentStream, seen: StreamSeen | None, **given: Any) -> Plan:
     return plan_stream(StreamInput(stream, "ours", given.pop("winner", stream), seen=seen, **given))
 
 
-def ready(plan: Plan) -> tuple[str, Reason]:
+def ready(plan: Plan) -> tuple[str, ConditionReason]:
     return plan.findings[0].status, plan.findings[0].reason
 
 
-def reason(plan: Plan, kind: ConditionType) -> Reason:
+def reason(plan: Plan, kind: ConditionType) -> ConditionReason:
     return next(finding.reason for finding in plan.findings if finding.kind is kind)
 
 
-def told(plan: Plan) -> list[Reason]:
+def told(plan: Plan) -> list[ConditionReason]:
     return [notice.reason for notice in plan.notices]
 
 
 def test_a_stream_that_is_not_there_is_created() -> None:
     plan = planned(a_stream(), ABSENT)
     assert plan.actions == (CreateStream(KEY, OWNER),)
-    assert told(plan) == [Reason.STREAM_CREATED]
-    assert ready(plan) == ("True", Reason.READY)
+    assert told(plan) == [ConditionReason.STREAM_CREATED]
+    assert ready(plan) == ("True", ConditionReason.READY)
 
 
 def test_a_stream_as_declared_needs_nothing() -> None:
     plan = planned(a_stream(), PRESENT, added=7)
     assert plan == Plan(findings=plan.findings)
-    assert ready(plan) == ("True", Reason.READY)
+    assert ready(plan) == ("True", ConditionReason.READY)
 
 
 def test_a_foreign_stream_is_adopted() -> None:
     plan = planned(a_stream(), StreamSeen(now=0, type="stream", length=3))
     assert plan.actions == (RecordOwner(KEY, OWNER),)
-    assert told(plan) == [Reason.STREAM_ADOPTED]
+    assert told(plan) == [ConditionReason.STREAM_ADOPTED]
 
 
 def test_a_forgotten_owner_is_recorded_again_without_a_word() -> None:
@@ -72,27 +72,27 @@ def test_a_stream_of_an_earlier_resource_changes_its_owner() -> None:
 @pytest.mark.parametrize(
     ("seen", "added", "expected"),
     [
-        (ABSENT, 5, [Reason.DATA_LOST, Reason.STREAM_RECREATED]),
-        (ABSENT, 0, [Reason.STREAM_RECREATED]),
-        (PRESENT, 8, [Reason.DATA_LOST]),
+        (ABSENT, 5, [ConditionReason.DATA_LOST, ConditionReason.STREAM_RECREATED]),
+        (ABSENT, 0, [ConditionReason.STREAM_RECREATED]),
+        (PRESENT, 8, [ConditionReason.DATA_LOST]),
         (PRESENT, 7, []),
         (PRESENT, None, []),
     ],
 )
-def test_a_loss_is_told(seen: StreamSeen, added: int | None, expected: list[Reason]) -> None:
+def test_a_loss_is_told(seen: StreamSeen, added: int | None, expected: list[ConditionReason]) -> None:
     assert told(planned(a_stream(), seen, added=added)) == expected
 
 
 def test_a_key_of_another_type_is_not_touched() -> None:
     plan = planned(a_stream(), StreamSeen(now=0, type="hash"))
     assert plan.actions == ()
-    assert ready(plan) == ("False", Reason.WRONG_TYPE)
+    assert ready(plan) == ("False", ConditionReason.WRONG_TYPE)
 
 
 def test_a_conflict_is_not_touched() -> None:
     plan = planned(a_stream(), PRESENT, winner=a_stream("older"))
     assert plan.actions == ()
-    assert ready(plan) == ("False", Reason.KEY_CLAIMED)
+    assert ready(plan) == ("False", ConditionReason.KEY_CLAIMED)
 
 
 def test_a_stream_of_another_installation_is_not_touched() -> None:
@@ -106,39 +106,42 @@ def test_nothing_is_known_of_a_server_that_does_not_answer() -> None:
         ConditionType.READY,
         ConditionType.BACKEND_REACHABLE,
     }
-    assert ready(plan) == ("False", Reason.BACKEND_UNAVAILABLE)
+    assert ready(plan) == ("False", ConditionReason.BACKEND_UNAVAILABLE)
 
 
 @pytest.mark.parametrize(
     ("agents", "expected"),
     [
-        (AgentsState(), Reason.CREDENTIALS_APPLIED),
-        (AgentsState(waiting=("planner",)), Reason.RECONCILING),
-        (AgentsState(failed=Trouble(Reason.CREDENTIALS_FAILED, "no")), Reason.CREDENTIALS_FAILED),
+        (AgentsState(), ConditionReason.CREDENTIALS_APPLIED),
+        (AgentsState(waiting=("planner",)), ConditionReason.RECONCILING),
+        (
+            AgentsState(failed=Failure(ConditionReason.CREDENTIALS_FAILED, "no")),
+            ConditionReason.CREDENTIALS_FAILED,
+        ),
     ],
 )
-def test_agents_are_part_of_being_ready(agents: AgentsState, expected: Reason) -> None:
+def test_agents_are_part_of_being_ready(agents: AgentsState, expected: ConditionReason) -> None:
     plan = planned(a_stream(), PRESENT, agents=agents)
     assert reason(plan, ConditionType.CREDENTIALS_SYNCED) is expected
-    assert ready(plan)[0] == ("True" if expected is Reason.CREDENTIALS_APPLIED else "False")
+    assert ready(plan)[0] == ("True" if expected is ConditionReason.CREDENTIALS_APPLIED else "False")
 
 
 @pytest.mark.parametrize(
     ("changes", "seen", "expected"),
     [
-        ({"managementPolicy": "ObserveOnly"}, ABSENT, ("False", Reason.DRIFT)),
+        ({"managementPolicy": "ObserveOnly"}, ABSENT, ("False", ConditionReason.DRIFT)),
         (
             {"managementPolicy": "ObserveOnly"},
             StreamSeen(now=0, type="stream"),
-            ("True", Reason.OBSERVE_ONLY),
+            ("True", ConditionReason.OBSERVE_ONLY),
         ),
-        ({"annotations": PAUSED}, ABSENT, ("False", Reason.PAUSED)),
-        ({"annotations": PAUSED}, StreamSeen(now=0, type="stream"), ("False", Reason.PAUSED)),
-        ({"annotations": PAUSED}, PRESENT, ("True", Reason.PAUSED)),
+        ({"annotations": PAUSED}, ABSENT, ("False", ConditionReason.PAUSED)),
+        ({"annotations": PAUSED}, StreamSeen(now=0, type="stream"), ("False", ConditionReason.PAUSED)),
+        ({"annotations": PAUSED}, PRESENT, ("True", ConditionReason.PAUSED)),
     ],
 )
 def test_what_may_not_be_changed_is_only_looked_at(
-    changes: dict[str, Any], seen: StreamSeen, expected: tuple[str, Reason]
+    changes: dict[str, Any], seen: StreamSeen, expected: tuple[str, ConditionReason]
 ) -> None:
     plan = planned(a_stream(**changes), seen)
     synced = next(finding for finding in plan.findings if finding.kind is ConditionType.SYNCED)
@@ -167,8 +170,8 @@ def test_deleting_takes_all_groups_that_are_known(*, policy: str, if_empty: bool
     seen = StreamSeen(now=0, type="stream", meta=OWNER, groups={"foreign": GroupSeen(exists=True)})
     plan = planned(deleted(policy), seen, groups=("coder",))
     assert plan.actions == (DeleteStream(KEY, ("coder", "foreign"), if_empty),)
-    assert told(plan) == [Reason.STREAM_DELETED]
-    assert [notice.reason for notice in plan.refused] == [Reason.RETAINED_NOT_EMPTY]
+    assert told(plan) == [ConditionReason.STREAM_DELETED]
+    assert [notice.reason for notice in plan.refused] == [ConditionReason.RETAINED_NOT_EMPTY]
     assert plan.over
 
 
@@ -176,7 +179,7 @@ def test_a_retained_stream_is_let_go() -> None:
     plan = planned(deleted("Retain"), PRESENT)
     assert plan.over
     assert not plan.actions
-    assert told(plan) == [Reason.RETAINED]
+    assert told(plan) == [ConditionReason.RETAINED]
 
 
 @pytest.mark.parametrize(

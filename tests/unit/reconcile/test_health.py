@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agentstream_operator.reconcile.engine import Engine
-from agentstream_operator.reconcile.report.health import Health
+from agentstream_operator.reconcile.report.health import OperatorHealth
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
     Condition,
+    ConditionReason,
     ConditionType,
     ConsumerGroupStatus,
-    Reason,
 )
 from support.cluster import MemoryCluster
 from support.resources import a_group, a_stream
@@ -29,21 +29,21 @@ def engine(**more: Any) -> Engine:
     return Engine(broker, MemoryCluster(), **more)
 
 
-def condition(kind: ConditionType, status: str, reason: Reason) -> Condition:
+def condition(kind: ConditionType, status: str, reason: ConditionReason) -> Condition:
     born = datetime(2026, 1, 1, tzinfo=UTC)
     return Condition(
         type=kind, status=status, reason=reason, message="", observed_generation=1, last_transition_time=born
     )
 
 
-READY = condition(ConditionType.READY, "True", Reason.READY)
-WRONG = condition(ConditionType.READY, "False", Reason.WRONG_TYPE)
-REACHABLE = condition(ConditionType.BACKEND_REACHABLE, "True", Reason.REACHABLE)
+READY = condition(ConditionType.READY, "True", ConditionReason.READY)
+WRONG = condition(ConditionType.READY, "False", ConditionReason.WRONG_TYPE)
+REACHABLE = condition(ConditionType.BACKEND_REACHABLE, "True", ConditionReason.REACHABLE)
 
 
 async def test_an_engine_that_has_not_begun_says_so() -> None:
     found = engine().health
-    assert found == Health(trouble=None, complete=False, waiting=0, oldest=0.0, round_trips=7)
+    assert found == OperatorHealth(trouble=None, complete=False, waiting=0, oldest=0.0, round_trips=7)
 
 
 async def test_what_waits_is_counted_and_how_long_it_has() -> None:

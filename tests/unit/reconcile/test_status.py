@@ -11,21 +11,21 @@ from agentstream_operator.plan.findings import (
     IN_SYNC,
     NO_CONFLICT,
     REACHABLE,
-    Finding,
-    summed_up,
+    ConditionUpdate,
     unreachable,
+    with_ready,
 )
 from agentstream_operator.reconcile.state.memory import StatusMemory
 from agentstream_operator.reconcile.status import StatusWriter, rounded
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.clock import run_virtually
 from support.cluster import MemoryCluster
 from support.resources import BORN, a_group, a_stream
 
 STREAM = a_stream()
-FINE = summed_up((REACHABLE, IN_SYNC, NO_CONFLICT))
-WAITING = summed_up((REACHABLE, Finding(ConditionType.SYNCED, "False", Reason.RECONCILING)))
-FULL = Finding(ConditionType.RETENTION_HEALTHY, "False", Reason.ADMISSION_CLOSED, "full")
+FINE = with_ready((REACHABLE, IN_SYNC, NO_CONFLICT))
+WAITING = with_ready((REACHABLE, ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.RECONCILING)))
+FULL = ConditionUpdate(ConditionType.RETENTION_HEALTHY, "False", ConditionReason.ADMISSION_CLOSED, "full")
 
 
 class Case:
@@ -33,17 +33,17 @@ class Case:
 
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
-        self.told = StatusMemory()
+        self.reported = StatusMemory()
         self.writer = StatusWriter(self.cluster, self.now, rarely=30, patience=1)
 
     def now(self) -> datetime:
         return BORN + timedelta(seconds=asyncio.get_running_loop().time())
 
     async def write(
-        self, findings: tuple[Finding, ...], length: int = 0, generation: int = 1
+        self, findings: tuple[ConditionUpdate, ...], length: int = 0, generation: int = 1
     ) -> float | None:
         stream = a_stream(meta={"generation": generation})
-        return await self.writer.write(stream, self.told, findings, {"length": length})
+        return await self.writer.write(stream, self.reported, findings, {"length": length})
 
     @property
     def writes(self) -> int:
@@ -63,7 +63,7 @@ def test_how_many_consumers_there_are_is_written_soon_and_what_they_have_to_do_r
 
         async def write(replicas: int, backlog: int) -> float | None:
             numbers = {"replicas": replicas, "desired_replicas": replicas, "backlog": backlog}
-            return await case.writer.write(group, case.told, FINE, numbers)
+            return await case.writer.write(group, case.reported, FINE, numbers)
 
         await write(0, 0)
         assert await write(0, 5) == 30
@@ -188,7 +188,7 @@ def test_an_alarm_is_an_event_once() -> None:
         case = Case()
         await case.write((*FINE, FULL))
         await case.write((*FINE, FULL), generation=2)
-        assert case.cluster.reasons(STREAM.key) == [Reason.ADMISSION_CLOSED]
+        assert case.cluster.reasons(STREAM.key) == [ConditionReason.ADMISSION_CLOSED]
         await case.write(FINE, generation=2)
         await case.write((*FINE, FULL._replace(message="")), generation=2)
         assert [event.message for event in case.cluster.events] == ["full", "RetentionHealthy"]

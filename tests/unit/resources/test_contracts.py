@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from agentstream_operator.resources.contracts import MAX_SIZE, Contract
+from agentstream_operator.resources.contracts import MAX_SIZE, ContractSpec
 
 
-def a_contract(**schema: Any) -> Contract:
-    return Contract.model_validate({"type": "event", "version": 2, "schema": {"type": "object", **schema}})
+def a_contract(**schema: Any) -> ContractSpec:
+    return ContractSpec.model_validate(
+        {"type": "event", "version": 2, "schema": {"type": "object", **schema}}
+    )
 
 
 @pytest.mark.parametrize(

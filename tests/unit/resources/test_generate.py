@@ -10,7 +10,7 @@ import yaml
 from agentstream_operator.resources.crd import KINDS, crd
 from agentstream_operator.resources.generate import documents, drifted, main
 from agentstream_operator.resources.reference import conditions_page
-from agentstream_operator.resources.status import ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,6 +42,6 @@ def test_the_yaml_is_the_crd_without_anchors(kind):
 
 def test_the_page_has_a_row_for_every_word():
     lines = conditions_page().splitlines()
-    for word in (*ConditionType, *Reason):
+    for word in (*ConditionType, *ConditionReason):
         assert any(line.startswith(f"| `{word}` |") for line in lines)
     assert all(line.count("|") == 4 for line in lines if line.startswith("|"))

@@ -32,11 +32,7 @@ def test_every_form(start_from, expected):
     assert start_id(start_from) == expected
 
 
-@given(
-    st.datetimes(
-        min_value=datetime(1971, 1, 1)  # noqa: DTZ001 (hypothesis wants bounds without a zone)
-    )
-)
+@given(st.datetimes(min_value=datetime(1971, 1, 1)))  # noqa: DTZ001 (hypothesis wants bounds without a zone)
 def test_entries_of_that_millisecond_are_included_and_earlier_ones_are_not(time):
     text = f"{time.isoformat(timespec='milliseconds')}Z"
     ms, sequence = map(int, start_id(text).split("-"))

@@ -9,9 +9,9 @@ import pytest
 from agentstream_operator.resources.reasons import CONDITIONS, REASONS
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
+    ConditionReason,
     ConditionType,
     ConsumerGroupStatus,
-    Reason,
     find_condition,
     set_condition,
 )
@@ -22,7 +22,7 @@ NOW = datetime(2026, 11, 22, 10, 0, 0, 123_456, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=5)
 
 
-def ready(conditions=(), *, status="True", reason=Reason.READY, message="", generation=1, now=NOW):
+def ready(conditions=(), *, status="True", reason=ConditionReason.READY, message="", generation=1, now=NOW):
     return set_condition(conditions, ConditionType.READY, status, reason, message, generation, now)
 
 
@@ -33,21 +33,24 @@ def test_a_new_condition_begins_now_in_whole_seconds():
 
 def test_the_transition_time_stays_while_the_status_does():
     (condition,) = ready(
-        ready(status="False", reason=Reason.RECONCILING),
+        ready(status="False", reason=ConditionReason.RECONCILING),
         status="False",
-        reason=Reason.BACKEND_UNAVAILABLE,
+        reason=ConditionReason.BACKEND_UNAVAILABLE,
         message="connection refused",
         generation=2,
         now=LATER,
     )
     assert condition.last_transition_time == NOW.replace(microsecond=0)
-    assert (condition.reason, condition.message) == (Reason.BACKEND_UNAVAILABLE, "connection refused")
+    assert (condition.reason, condition.message) == (
+        ConditionReason.BACKEND_UNAVAILABLE,
+        "connection refused",
+    )
     assert condition.observed_generation == 2
 
 
 @pytest.mark.parametrize("status", ["False", "Unknown"])
 def test_the_transition_time_moves_with_the_status(status):
-    (condition,) = ready(ready(), status=status, reason=Reason.RECONCILING, now=LATER)
+    (condition,) = ready(ready(), status=status, reason=ConditionReason.RECONCILING, now=LATER)
     assert condition.last_transition_time == LATER.replace(microsecond=0)
 
 
@@ -58,7 +61,9 @@ def test_setting_a_condition_again_changes_nothing():
 
 def test_the_order_does_not_depend_on_what_was_set_first():
     def conflict(conditions=()):
-        return set_condition(conditions, ConditionType.CONFLICT, "False", Reason.NO_CONFLICT, "", 1, NOW)
+        return set_condition(
+            conditions, ConditionType.CONFLICT, "False", ConditionReason.NO_CONFLICT, "", 1, NOW
+        )
 
     assert ready(conflict()) == conflict(ready())
     assert [condition.type for condition in ready(conflict())] == ["Ready", "Conflict"]
@@ -66,7 +71,7 @@ def test_the_order_does_not_depend_on_what_was_set_first():
 
 def test_other_conditions_stay_as_they_are():
     (before,) = ready()
-    after = set_condition((before,), ConditionType.SYNCED, "True", Reason.IN_SYNC, "", 2, LATER)
+    after = set_condition((before,), ConditionType.SYNCED, "True", ConditionReason.IN_SYNC, "", 2, LATER)
     assert find_condition(after, ConditionType.READY) is before
     assert find_condition(after, ConditionType.CONFLICT) is None
 
@@ -102,7 +107,7 @@ def test_the_schema_takes_every_word_of_the_vocabulary():
     conditions = [
         set_condition((), kind, "Unknown", reason, "", 1, NOW)[0]
         for kind in ConditionType
-        for reason in Reason
+        for reason in ConditionReason
     ]
     for condition in conditions:
         stream = AgentStreamStatus(conditions=(condition,), key="a", length=1, groups=2, oldest_entry="1-0")
@@ -122,7 +127,7 @@ def test_the_schema_takes_every_word_of_the_vocabulary():
 
 def test_every_word_is_explained_in_a_sentence():
     assert set(CONDITIONS) == set(ConditionType)
-    assert set(REASONS) == set(Reason)
+    assert set(REASONS) == set(ConditionReason)
     sentences = [text for doc in REASONS.values() for text in doc] + [
         doc.meaning for doc in CONDITIONS.values()
     ]
@@ -130,5 +135,5 @@ def test_every_word_is_explained_in_a_sentence():
 
 
 def test_a_word_and_its_name_in_code_are_the_same():
-    for word in (*ConditionType, *Reason):
+    for word in (*ConditionType, *ConditionReason):
         assert word.name.replace("_", "").lower() == word.value.lower()

@@ -10,13 +10,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentstream_operator.plan.signal import UNKNOWN, Signal
 from agentstream_operator.reconcile.engine import Outcome
-from agentstream_operator.reconcile.report.health import Health
+from agentstream_operator.reconcile.report.health import OperatorHealth
 from agentstream_operator.reconcile.report.work import GroupWork
-from agentstream_operator.serve.metrics import Metrics, Numbers
+from agentstream_operator.serve.metrics import Metrics, MetricsSample
 
-NUMBERS = Numbers(
+NUMBERS = MetricsSample(
     leads=True,
-    health=Health(None, complete=True, waiting=3, oldest=1.5, round_trips=42),
+    health=OperatorHealth(None, complete=True, waiting=3, oldest=1.5, round_trips=42),
     conditions=Counter({("AgentStream", "Ready", "True"): 2, ("AgentStream", "Ready", "False"): 1}),
     requests=Counter({("patch", "agentstreams", 200): 4, ("get", "secrets", 0): 1}),
     events=Counter({"agentstreams": 9}),
@@ -71,7 +71,7 @@ def test_a_server_that_does_not_answer_is_down() -> None:
 
 
 def test_a_standby_says_nothing_of_what_it_does_not_do() -> None:
-    standby = Numbers(
+    standby = MetricsSample(
         leads=False, health=None, conditions=Counter(), requests=Counter(), events=Counter(), missed=0
     )
     assert ours(Metrics(lambda: standby)) == {"agentstream_leader": 0, "agentstream_watch_missed_total": 0}

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from agentstream_operator.reconcile.report.health import Health
-from agentstream_operator.serve.probes import MISSED, STUCK, State, live, probe, ready
+from agentstream_operator.reconcile.report.health import OperatorHealth
+from agentstream_operator.serve.probes import MISSED, STUCK, ProbeState, live, probe, ready
 
 
 def health(
     *, trouble: str | None = None, complete: bool = True, oldest: float = 0.0, waiting: int = 0
-) -> Health:
+) -> OperatorHealth:
     """A healthy engine, but for this."""
-    return Health(trouble, complete, waiting, oldest, round_trips=7)
+    return OperatorHealth(trouble, complete, waiting, oldest, round_trips=7)
 
 
-WELL = State(leads=True, health=health())
-STANDBY = State(leads=False)
-UNREACHABLE = State(leads=True, health=health(trouble="refused"))
-STARTING = State(leads=True)
-LISTING = State(leads=True, health=health(complete=False))
-BUSY = State(leads=True, health=health(waiting=10_000, oldest=STUCK))
-STUCK_FAST = State(leads=True, health=health(waiting=1, oldest=STUCK + 1))
-NEARLY_DEAF = State(leads=True, health=health(), missed=MISSED - 1)
-DEAF = State(leads=True, health=health(), missed=MISSED)
-BLIND = State(leads=True, health=health(), watching=False)
+WELL = ProbeState(leads=True, health=health())
+STANDBY = ProbeState(leads=False)
+UNREACHABLE = ProbeState(leads=True, health=health(trouble="refused"))
+STARTING = ProbeState(leads=True)
+LISTING = ProbeState(leads=True, health=health(complete=False))
+BUSY = ProbeState(leads=True, health=health(waiting=10_000, oldest=STUCK))
+STUCK_FAST = ProbeState(leads=True, health=health(waiting=1, oldest=STUCK + 1))
+NEARLY_DEAF = ProbeState(leads=True, health=health(), missed=MISSED - 1)
+DEAF = ProbeState(leads=True, health=health(), missed=MISSED)
+BLIND = ProbeState(leads=True, health=health(), watching=False)
 
 
 @pytest.mark.parametrize("state", [WELL, STANDBY, STARTING, LISTING, BUSY, NEARLY_DEAF, UNREACHABLE])
-def test_a_restart_would_not_help_one_that_works_or_waits(state: State) -> None:
+def test_a_restart_would_not_help_one_that_works_or_waits(state: ProbeState) -> None:
     assert live(state) is None
 
 
@@ -40,13 +40,13 @@ def test_a_restart_would_not_help_one_that_works_or_waits(state: State) -> None:
         (BLIND, "the watches have ended"),
     ],
 )
-def test_one_that_hangs_or_hears_nothing_is_not_alive_and_does_no_work(state: State, why: str) -> None:
+def test_one_that_hangs_or_hears_nothing_is_not_alive_and_does_no_work(state: ProbeState, why: str) -> None:
     assert live(state) == why
     assert ready(state) == why
 
 
 @pytest.mark.parametrize("state", [WELL, STANDBY, BUSY, NEARLY_DEAF])
-def test_one_that_works_or_waits_for_the_lease_is_ready(state: State) -> None:
+def test_one_that_works_or_waits_for_the_lease_is_ready(state: ProbeState) -> None:
     assert ready(state) is None
 
 
@@ -58,12 +58,12 @@ def test_one_that_works_or_waits_for_the_lease_is_ready(state: State) -> None:
         (UNREACHABLE, "Redis or Valkey does not answer: refused"),
     ],
 )
-def test_one_that_cannot_work_yet_says_what_it_waits_for(state: State, why: str) -> None:
+def test_one_that_cannot_work_yet_says_what_it_waits_for(state: ProbeState, why: str) -> None:
     assert ready(state) == why
 
 
 def test_what_comes_first_is_told_first() -> None:
-    both = State(leads=True, health=health(trouble="refused", complete=False))
+    both = ProbeState(leads=True, health=health(trouble="refused", complete=False))
     assert ready(both) == "listing what is there"
 
 

@@ -17,7 +17,7 @@ from agentstream_operator.local.bindings.files import make_private, write_privat
 _SIGNING = entry_name("")
 
 
-class Bindings:
+class BindingFiles:
     """The bindings of all agents.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from agentstream_operator.cluster.port import Event
 from agentstream_operator.local.manifests.documents import Place
-from agentstream_operator.local.manifests.load import Declared, Manifests, load
+from agentstream_operator.local.manifests.load import DeclaredResource, Manifests, load
 from agentstream_operator.local.manifests.registry import read_records, remember, stamped, write_records
 from agentstream_operator.local.processes.processes import Output
 from agentstream_operator.resources.agentstream import AgentStream
@@ -62,7 +62,7 @@ class Catalog:
         self._records = read_records(records)
         self._output = output
         self._now = now
-        self._declared: dict[ResourceKey, Declared] = {}
+        self._declared: dict[ResourceKey, DeclaredResource] = {}
         self._places: dict[ResourceKey, Place] = {}
         self._finalizers: set[ResourceKey] = set()
         self._deleting: set[ResourceKey] = set()
@@ -115,7 +115,7 @@ class Catalog:
             resource = self._as_stored(declared.resource)
             self._places[key] = declared.place
             before = self._declared.get(key)
-            self._declared[key] = Declared(resource, declared.place)
+            self._declared[key] = DeclaredResource(resource, declared.place)
             self._deleting.discard(key)
             if before is None or before.resource != resource:
                 self._put(resource)
@@ -147,7 +147,7 @@ class Catalog:
         declared = self._declared.get(key)
         if declared is not None:
             resource = self._as_stored(declared.resource)
-            self._declared[key] = Declared(resource, declared.place)
+            self._declared[key] = DeclaredResource(resource, declared.place)
             self._put(resource)
         elif key in self._deleting and not present:
             self._forget(key)

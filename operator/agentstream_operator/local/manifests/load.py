@@ -16,7 +16,7 @@ SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
+class DeclaredResource:
     """A resource and where it is declared."""
 
     resource: AgentStream | ConsumerGroup
@@ -33,14 +33,14 @@ class Manifests:
         ignored: the kinds of other projects that occur, with the first place of each.
     """
 
-    declared: Mapping[ResourceKey, Declared]
+    declared: Mapping[ResourceKey, DeclaredResource]
     problems: Sequence[str]
     ignored: Mapping[str, Place]
 
 
 def load(paths: Iterable[Path]) -> Manifests:
     """Reads manifests: the files given, and those that lie directly in the directories given."""
-    declared: dict[ResourceKey, Declared] = {}
+    declared: dict[ResourceKey, DeclaredResource] = {}
     problems: list[str] = []
     ignored: dict[str, Place] = {}
     for file in _files(paths, problems):
@@ -91,7 +91,7 @@ def _foreign_kind(document: Document) -> str | None:
     return None if kind in {"AgentStream", "ConsumerGroup"} else kind
 
 
-def _declare(document: Document, declared: dict[ResourceKey, Declared], problems: list[str]) -> None:
+def _declare(document: Document, declared: dict[ResourceKey, DeclaredResource], problems: list[str]) -> None:
     try:
         resource = parse_resource(document.content)
     except InvalidResource as error:
@@ -103,4 +103,4 @@ def _declare(document: Document, declared: dict[ResourceKey, Declared], problems
     if first is not None:
         problems.append(f"{document.place}: {resource.key} is declared twice, first at {first.place}")
         return
-    declared[resource.key] = Declared(resource, document.place)
+    declared[resource.key] = DeclaredResource(resource, document.place)

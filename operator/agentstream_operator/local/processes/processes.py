@@ -8,7 +8,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from agentstream_operator.local.bindings.bindings import Bindings
+from agentstream_operator.local.bindings.bindings import BindingFiles
 from agentstream_operator.local.processes.commands import Command
 from agentstream_operator.local.processes.pipes import Pipe
 from agentstream_operator.local.processes.reaper import Reaper, signal_group
@@ -30,7 +30,7 @@ class Output(Protocol):
         ...
 
 
-class Slot:
+class SupervisedProcess:
     """A place for one process, which is started again whenever it ends.
 
     Args:
@@ -74,7 +74,7 @@ class Slot:
         failures = 0
         clock = asyncio.get_running_loop().time
         while not self._stop.is_set():
-            if not Bindings.complete(self.command.binding):
+            if not BindingFiles.complete(self.command.binding):
                 # as a pod waits for its Secret
                 await self._pause(_BINDING_POLL)
                 continue

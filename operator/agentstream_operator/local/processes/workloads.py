@@ -8,7 +8,7 @@ from itertools import count
 
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.local.processes.commands import Command
-from agentstream_operator.local.processes.processes import Output, Slot
+from agentstream_operator.local.processes.processes import Output, SupervisedProcess
 from agentstream_operator.local.processes.reaper import Reaper
 
 
@@ -37,8 +37,8 @@ class Workload:
         self._output = output
         self._reaper = reaper
         self._ended = ended
-        self._slots: dict[int, Slot] = {}
-        self._leaving: dict[int, Slot] = {}
+        self._slots: dict[int, SupervisedProcess] = {}
+        self._leaving: dict[int, SupervisedProcess] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._held: Mapping[str, int] = {}
 
@@ -82,7 +82,7 @@ class Workload:
         await asyncio.gather(*self._running)
 
     def _start(self, index: int, command: Command) -> None:
-        slot = Slot(
+        slot = SupervisedProcess(
             f"{self._name}-{index}",
             command,
             output=self._output,
@@ -94,7 +94,7 @@ class Workload:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _run(self, index: int, slot: Slot) -> None:
+    async def _run(self, index: int, slot: SupervisedProcess) -> None:
         try:
             await slot.run()
         finally:

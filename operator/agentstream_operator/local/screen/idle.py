@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentstream_operator.reconcile.report.view import View
 
 
-class Quiet:
+class IdleDetector:
     """Notices when everything has been idle for a while after some work was done.
 
     Args:

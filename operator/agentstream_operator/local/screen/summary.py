@@ -13,7 +13,7 @@ _HEAD = ("", "sent", "acknowledged", "dead-lettered", "lost", "waiting", "p50", 
 _SECOND = 1000
 
 
-class Numbers(msgspec.Struct, frozen=True, rename="camel"):
+class Totals(msgspec.Struct, frozen=True, rename="camel"):
     """What became of messages while `agentstream dev` ran.
 
     Attributes:
@@ -45,7 +45,7 @@ class Group(msgspec.Struct, frozen=True):
     namespace: str
     name: str
     stream: str
-    numbers: Numbers
+    numbers: Totals
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ class Summary(msgspec.Struct, frozen=True):
 
     seconds: float
     groups: tuple[Group, ...]
-    total: Numbers
+    total: Totals
 
 
 def summarise(view: View, seconds: float) -> Summary:
@@ -103,8 +103,8 @@ def as_text(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _numbers(account: Account, waiting: int) -> Numbers:
-    return Numbers(
+def _numbers(account: Account, waiting: int) -> Totals:
+    return Totals(
         sent=account.sent,
         acknowledged=account.acknowledged,
         skipped=account.skipped,
@@ -134,7 +134,7 @@ def _together(latencies: Iterable[Latency]) -> Latency:
     return Latency(counts)
 
 
-def _row(name: str, n: Numbers) -> tuple[str, ...]:
+def _row(name: str, n: Totals) -> tuple[str, ...]:
     counts = (n.sent, n.acknowledged, n.dead_lettered, n.lost, n.waiting)
     return (name, *(f"{count:,}" for count in counts), _time(n.p50_ms), _time(n.p95_ms))
 

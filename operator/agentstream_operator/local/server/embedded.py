@@ -15,7 +15,14 @@ from agentstream_operator.local.failure import LocalError, cannot
 from agentstream_operator.local.processes.pipes import Pipe
 from agentstream_operator.local.processes.reaper import Reaper, signal_group
 from agentstream_operator.local.processes.restarts import STEADY, describe_exit, restart_delay
-from agentstream_operator.local.server.valkey import READY, Settings, config_text, gist, in_words, users_text
+from agentstream_operator.local.server.valkey import (
+    READY,
+    ValkeySettings,
+    config_text,
+    gist,
+    in_words,
+    users_text,
+)
 
 _SHUTDOWN = 10.0
 """Seconds that the server gets to write what it holds before it is killed."""
@@ -54,7 +61,7 @@ class EmbeddedServer:
     """
 
     def __init__(
-        self, settings: Settings, *, shown: Path, lock: int, reaper: Reaper, say: Callable[[str], None]
+        self, settings: ValkeySettings, *, shown: Path, lock: int, reaper: Reaper, say: Callable[[str], None]
     ) -> None:
         self._settings = settings
         self._shown = shown

@@ -17,7 +17,7 @@ READY = "Ready to accept connections"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ValkeySettings:
     """What is decided about the server.
 
     Attributes:
@@ -45,7 +45,7 @@ class Settings:
         return self.directory / "users.acl"
 
 
-def config_text(settings: Settings) -> str:
+def config_text(settings: ValkeySettings) -> str:
     """The configuration file: loopback only, every message on disk, nothing ever evicted."""
     return "".join(
         f"{line}\n"

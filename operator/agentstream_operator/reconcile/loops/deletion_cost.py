@@ -9,7 +9,7 @@ from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.plan.autoscaler import may_lower
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.resources.consumers import work_of
-from agentstream_operator.reconcile.resources.scalein import spare_the_busy
+from agentstream_operator.reconcile.resources.scalein import set_deletion_costs
 from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -17,7 +17,7 @@ from agentstream_operator.resources.meta import ResourceKey
 _log = logging.getLogger(__name__)
 
 
-class Ranking:
+class DeletionCost:
     """Ranks the pods of groups in mode HPA that may come to be fewer, while what they hold changes.
 
     Args:
@@ -65,7 +65,7 @@ class Ranking:
         if seen == self._ranked.get(group.key):
             return
         try:
-            await spare_the_busy(self._context, group)
+            await set_deletion_costs(self._context, group)
         except ClusterUnavailable as error:
             _log.info("%s: what its pods hold is said later: %s", group.key, error)
         else:

@@ -39,7 +39,7 @@ _PART = 250
 _FIRST_RETRY, _LONGEST_RETRY = 0.1, 2.0
 
 
-class Pulse:
+class Monitor:
     """Measures, cleans up and watches, each in a task of its own.
 
     Args:
@@ -150,7 +150,7 @@ class Pulse:
             memory.history = remember(memory.history, report, memory.now)
             if memory.seen is not None:
                 finding = retention_healthy(stream, memory.seen, memory.history, context.backend.eviction)
-                if not any(finding[:3] == told[:3] for told in memory.told.findings):
+                if not any(finding[:3] == reported[:3] for reported in memory.reported.findings):
                     self._changed(stream)
 
     async def watch_access(self) -> None:
@@ -258,7 +258,7 @@ class Pulse:
         memory = context.memory.groups[group.key]
         if memory.stalled and not any(
             finding.kind is ConditionType.STALLED and finding.status == "True"
-            for finding in memory.told.findings
+            for finding in memory.reported.findings
         ):
             context.queue.add(group.key, Priority.RESYNC)
         if group.has_workload:
@@ -283,12 +283,12 @@ class Pulse:
         memory = context.memory.streams[stream.key]
         if memory.added is not None:
             memory.added = seen.added
-        if context.status.is_due(memory.told, numbers_of_stream(context, stream, seen)):
+        if context.status.is_due(memory.reported, numbers_of_stream(context, stream, seen)):
             context.queue.add(stream.key, Priority.RESYNC)
         for key in context.store.readers_of(stream.key):
             reader = context.memory.groups[key]
             numbers = numbers_of_group(context.store.groups[key], reader, seen)
-            if context.status.is_due(reader.told, numbers):
+            if context.status.is_due(reader.reported, numbers):
                 context.queue.add(key, Priority.RESYNC)
 
     def _failed(self, error: BaseException) -> None:

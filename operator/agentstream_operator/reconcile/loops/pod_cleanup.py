@@ -37,7 +37,7 @@ class _Deleted:
     another: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Departures:
+class PodCleanup:
     """Frees what consumers that are gone hold, and removes their names once they hold nothing.
 
     Args:
@@ -91,7 +91,7 @@ class Departures:
             consumed = tuple(self._consumed(workload))
             freed = await asyncio.gather(
                 *(
-                    self._context.broker.orphan(*group, gone, for_good=for_good)
+                    self._context.broker.release_pod(*group, gone, for_good=for_good)
                     for gone in pods
                     for group in consumed
                 )

@@ -54,7 +54,7 @@ class _Served(NamedTuple):
     retry_key: str
 
 
-class _Bed(NamedTuple):
+class WatchedKey(NamedTuple):
     """What wakes groups: a key on which something comes after an id.
 
     Attributes:
@@ -82,8 +82,8 @@ class Wakeup:
         self._changes = -1
         self._may_sleep: tuple[tuple[ConsumerGroup, tuple[_Served, ...]], ...] = ()
         self._rebuilt = float("-inf")
-        self._beds: dict[str, _Bed] = {}
-        self._sleepers: defaultdict[ResourceKey, list[ConsumerGroup]] = defaultdict(list)
+        self._watched: dict[str, WatchedKey] = {}
+        self._scaled_to_zero: defaultdict[ResourceKey, list[ConsumerGroup]] = defaultdict(list)
         self._passed: dict[str, str] = {}
         self._refused = False
 
@@ -104,38 +104,49 @@ class Wakeup:
         now = asyncio.get_running_loop().time()
         if now >= self._rebuilt + _ROUND:
             self._rebuild(now)
-        beds = self._beds
-        due = min((bed.due for bed in beds.values() if bed.due is not None), default=now + _ROUND)
+        watched = self._watched
+        due = min(
+            (watched_key.due for watched_key in watched.values() if watched_key.due is not None),
+            default=now + _ROUND,
+        )
         if due > now:
-            heard = await self._read(beds, min(_ROUND, due - now))
+            heard = await self._read(watched, min(_ROUND, due - now))
         else:
-            heard = {key for key, bed in beds.items() if bed.due is not None and bed.due <= now}
-        woken = {beds[key].stream for key in heard}
+            heard = {
+                key
+                for key, watched_key in watched.items()
+                if watched_key.due is not None and watched_key.due <= now
+            }
+        woken = {watched[key].stream for key in heard}
         if woken:
             # whatever is decided, they are looked at again when this is built again
-            self._beds = {key: bed for key, bed in beds.items() if bed.stream not in woken}
+            self._watched = {
+                key: watched_key for key, watched_key in watched.items() if watched_key.stream not in woken
+            }
             await self._wake(woken)
-        await asyncio.sleep(_REST * len(beds))
+        await asyncio.sleep(_REST * len(watched))
 
     def _rebuild(self, now: float) -> None:
         """Looks who sleeps."""
         self._rebuilt = now
-        self._beds, self._sleepers = {}, defaultdict(list)
+        self._watched, self._scaled_to_zero = {}, defaultdict(list)
         for group, served in self._asleep():
             for one in served:
-                if beds := self._beds_of(one):
-                    self._beds |= beds
-                    self._sleepers[one.stream].append(group)
-        self._passed = {key: passed for key, passed in self._passed.items() if key in self._beds}
+                if watched := self._watched_of(one):
+                    self._watched |= watched
+                    self._scaled_to_zero[one.stream].append(group)
+        self._passed = {key: passed for key, passed in self._passed.items() if key in self._watched}
 
-    async def _read(self, beds: dict[str, _Bed], seconds: float) -> Collection[str]:
+    async def _read(self, watched: dict[str, WatchedKey], seconds: float) -> Collection[str]:
         """The keys on which there is something new after so many seconds at most."""
-        if not beds:
+        if not watched:
             await asyncio.sleep(seconds)
             return ()
-        after = {key: bed.after or self._passed.get(key, "0-0") for key, bed in beds.items()}
+        after = {
+            key: watched_key.after or self._passed.get(key, "0-0") for key, watched_key in watched.items()
+        }
         found = await self._context.broker.arrivals(after, seconds)
-        self._passed.update((key, entry) for key, entry in found.items() if beds[key].after is None)
+        self._passed.update((key, entry) for key, entry in found.items() if watched[key].after is None)
         return found.keys()
 
     async def _wake(self, woken: Collection[ResourceKey]) -> None:
@@ -150,7 +161,7 @@ class Wakeup:
         for stream, look in zip(streams, looks, strict=True):
             if isinstance(look, BaseException):
                 continue
-            for group in self._sleepers[stream.key]:
+            for group in self._scaled_to_zero[stream.key]:
                 if context.store.groups.get(group.key) is group and measure_need(context, group).replicas:
                     context.queue.add(group.key, Priority.WAKE)
             # what the pulse would have noticed, had it measured first
@@ -188,7 +199,7 @@ class Wakeup:
                 keys, name = StreamKeys(stream.stream_key), served.group_name
                 yield _Served(served.key, name, stream.key, keys.stream, keys.retry(name))
 
-    def _beds_of(self, served: _Served) -> dict[str, _Bed]:
+    def _watched_of(self, served: _Served) -> dict[str, WatchedKey]:
         """What is new for a group: on its stream since the last measurement, on its retry stream anything."""
         remembered = self._context.memory
         memory, serves = remembered.streams[served.stream], remembered.groups[served.key].serves
@@ -201,9 +212,9 @@ class Wakeup:
             # the server looked at its clock a little later than we at ours
             due = memory.seen_at + (found.next_due - seen.now) / 1000 + _LATER
         return {
-            served.stream_key: _Bed(served.stream, seen.last),
+            served.stream_key: WatchedKey(served.stream, seen.last),
             # nothing is left there of what was settled
-            served.retry_key: _Bed(served.stream, None, due),
+            served.retry_key: WatchedKey(served.stream, None, due),
         }
 
     def _failed(self, error: AgentStreamError) -> None:

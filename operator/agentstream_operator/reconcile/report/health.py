@@ -12,7 +12,7 @@ ConditionCount = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class OperatorHealth:
     """How the engine is.
 
     Attributes:
@@ -30,9 +30,9 @@ class Health:
     round_trips: int
 
 
-def health(context: Context) -> Health:
+def health(context: Context) -> OperatorHealth:
     """How the engine is just now."""
-    return Health(
+    return OperatorHealth(
         trouble=context.backend.trouble,
         complete=context.complete,
         waiting=len(context.queue),
@@ -46,7 +46,7 @@ def conditions(context: Context) -> Counter[ConditionCount]:
     counted: Counter[ConditionCount] = Counter()
     for keys in (context.store.streams, context.store.groups):
         for resource in keys.values():
-            status = context.told(resource).status
+            status = context.reported(resource).status
             for condition in status.conditions if status is not None else ():
                 counted[resource.kind, condition.type, condition.status] += 1
     return counted

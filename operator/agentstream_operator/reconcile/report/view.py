@@ -9,7 +9,7 @@ from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.reconcile.state.memory import StatusMemory
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.status import ConditionType, Reason, find_condition
+from agentstream_operator.resources.status import ConditionReason, ConditionType, find_condition
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class StreamView:
     added: int | None
     rate: float
     ready: bool
-    reason: Reason
+    reason: ConditionReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class GroupView:
     running: int | None
     crashing: str | None
     ready: bool
-    reason: Reason
+    reason: ConditionReason
     account: Account
 
 
@@ -106,7 +106,7 @@ def _stream(context: Context, key: ResourceKey) -> StreamView:
         seen.length if seen is not None else None,
         seen.added if seen is not None else None,
         memory.arrivals.value or 0.0 if memory.arrivals is not None else 0.0,
-        *_ready(memory.told),
+        *_ready(memory.reported),
     )
 
 
@@ -118,7 +118,7 @@ def _group(context: Context, key: ResourceKey) -> GroupView:
     if seen is not None and not seen.exists:
         seen = None
     workload = memory.workload
-    ready, reason = _ready(memory.told)
+    ready, reason = _ready(memory.reported)
     return GroupView(
         resource=key,
         stream=group.spec.stream_ref.name,
@@ -137,6 +137,12 @@ def _group(context: Context, key: ResourceKey) -> GroupView:
     )
 
 
-def _ready(told: StatusMemory) -> tuple[bool, Reason]:
-    found = find_condition(told.status.conditions, ConditionType.READY) if told.status is not None else None
-    return (found.status == "True", found.reason) if found is not None else (False, Reason.RECONCILING)
+def _ready(reported: StatusMemory) -> tuple[bool, ConditionReason]:
+    found = (
+        find_condition(reported.status.conditions, ConditionType.READY)
+        if reported.status is not None
+        else None
+    )
+    return (
+        (found.status == "True", found.reason) if found is not None else (False, ConditionReason.RECONCILING)
+    )

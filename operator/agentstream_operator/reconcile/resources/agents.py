@@ -21,7 +21,7 @@ from agentstream_operator.plan.agents import (
     route_of,
     use_of,
 )
-from agentstream_operator.plan.findings import ALL_WRITTEN, CREDENTIALS_APPLIED, Trouble
+from agentstream_operator.plan.findings import ALL_WRITTEN, CREDENTIALS_APPLIED, Failure
 from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.context import Context
@@ -31,7 +31,7 @@ from agentstream_operator.reconcile.state.index import Known, owner_of, stream_o
 from agentstream_operator.reconcile.state.memory import AgentMemory
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.reasons import Reason
+from agentstream_operator.resources.reasons import ConditionReason
 
 _PASSWORD_BYTES = 32
 
@@ -60,11 +60,11 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> None:
         except ConnectionLost:
             raise
         except AgentStreamError as error:
-            memory.failed = Trouble(Reason.CREDENTIALS_FAILED, str(error))
+            memory.failed = Failure(ConditionReason.CREDENTIALS_FAILED, str(error))
             _let_look(context, resources)
             raise
         except ClusterRefused as error:
-            memory.failed = Trouble(error.reason, str(error))
+            memory.failed = Failure(error.reason, str(error))
             _let_look(context, resources)
             raise
         if not done:
@@ -174,8 +174,8 @@ def _let_look(context: Context, resources: list[Known]) -> None:
     """Lets those resources look again that do not say, or wait to say, that credentials are in place."""
     for resource in resources:
         if (
-            CREDENTIALS_APPLIED not in context.told(resource).findings
-            or context.told(resource).passing_since is not None
+            CREDENTIALS_APPLIED not in context.reported(resource).findings
+            or context.reported(resource).passing_since is not None
             or context.memory.state_of(agents_of(resource)) is not ALL_WRITTEN
         ):
             context.queue.add(resource.key, Priority.EVENT)

@@ -5,43 +5,43 @@ from __future__ import annotations
 import asyncio
 
 from agentstream_operator.cluster.port import AutoscalerSeen, ClusterRefused
-from agentstream_operator.plan.autoscaler import autoscaling, between_none_and_some
-from agentstream_operator.plan.findings import Finding, Notice, Trouble
+from agentstream_operator.plan.autoscaler import autoscaling, hpa_or_zero
+from agentstream_operator.plan.findings import ConditionUpdate, EventNote, Failure
 from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.scaling import (
     Decision,
     Limits,
-    Rule,
     ScalingInput,
+    ScalingRule,
     decide,
     follow_replicas,
 )
-from agentstream_operator.plan.signal import UNKNOWN, Signal, follow_pace, read_signal, together
+from agentstream_operator.plan.signal import UNKNOWN, Signal, combine, follow_pace, read_signal
 from agentstream_operator.reconcile.context import Context
-from agentstream_operator.reconcile.resources.scalein import spare_the_busy
+from agentstream_operator.reconcile.resources.scalein import set_deletion_costs
 from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.reconcile.state.memory import GroupMemory
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.status import ConditionStatus, ConditionType, Reason
+from agentstream_operator.resources.status import ConditionReason, ConditionStatus, ConditionType
 
 _SAID = {
-    Rule.SUSPENDED: "",
-    Rule.FIXED: "",
-    Rule.UNKNOWN: "the backlog is not known: the last decision stays",
-    Rule.IDLE: "nothing waits or runs",
-    Rule.BACKLOG: "as targetBacklog wants",
-    Rule.ARRIVALS: "fewer could not keep up with what arrives",
-    Rule.AGE: "as targetAge wants",
-    Rule.STEP: "messages wait for longer than targetAge: one more at a time, until it shows how fast one is",
-    Rule.LATER: "fewer would do, but not for as long as scaleDownAfter yet",
-    Rule.MINIMUM: "fewer would do; minReplicas are kept",
-    Rule.MAXIMUM: "more would be needed; there are maxReplicas",
-    Rule.FAILING: "more would be needed, but those that were added last do not run",
+    ScalingRule.SUSPENDED: "",
+    ScalingRule.FIXED: "",
+    ScalingRule.UNKNOWN: "the backlog is not known: the last decision stays",
+    ScalingRule.IDLE: "nothing waits or runs",
+    ScalingRule.BACKLOG: "as targetBacklog wants",
+    ScalingRule.ARRIVALS: "fewer could not keep up with what arrives",
+    ScalingRule.AGE: "as targetAge wants",
+    ScalingRule.STEP: "messages older than targetAge, rate per replica unknown: adding one at a time",
+    ScalingRule.LATER: "fewer would do, but not for as long as scaleDownAfter yet",
+    ScalingRule.MINIMUM: "fewer would do; minReplicas are kept",
+    ScalingRule.MAXIMUM: "more would be needed; there are maxReplicas",
+    ScalingRule.FAILING: "more would be needed, but those that were added last do not run",
 }
 """What a condition says of each rule."""
 
-_AT_REST = (Rule.IDLE, Rule.MINIMUM)
+_AT_REST = (ScalingRule.IDLE, ScalingRule.MINIMUM)
 
 
 def measure_need(context: Context, group: ConsumerGroup) -> Decision:
@@ -70,7 +70,7 @@ def measure_need(context: Context, group: ConsumerGroup) -> Decision:
         )
     )
     if group.leaves_replicas and _autoscaler(memory) is not None:
-        memory.decision = between_none_and_some(memory.decision, _current(memory))
+        memory.decision = hpa_or_zero(memory.decision, _current(memory))
     idle = memory.decision.rule in _AT_REST and signal.backlog == 0 and len(memory.decision.needs) == 1
     memory.rest = _state(context, group) if idle else None
     return memory.decision
@@ -95,7 +95,7 @@ def work_of(context: Context, group: ConsumerGroup) -> Signal:
         return UNKNOWN
     served = context.store.served_by(group)
     memory = context.memory.groups
-    return together([signal_of(context, g) for g in served if memory[g.key].serves is not False])
+    return combine([signal_of(context, g) for g in served if memory[g.key].serves is not False])
 
 
 def signal_of(context: Context, group: ConsumerGroup) -> Signal:
@@ -119,30 +119,28 @@ def _limits(group: ConsumerGroup) -> Limits | None:
     )
 
 
-def scaling_active(  # noqa: PLR0911 - one per case
-    context: Context, group: ConsumerGroup, memory: GroupMemory
-) -> Finding:
+def scaling_active(context: Context, group: ConsumerGroup, memory: GroupMemory) -> ConditionUpdate:  # noqa: PLR0911 - one per case
     """Whether the number of consumers follows the backlog."""
     spec, decision = group.spec, memory.decision
     if not group.has_workload:
-        return _finding("False", Reason.NOT_SCALED, "there is neither template nor deploymentRef")
+        return _finding("False", ConditionReason.NOT_SCALED, "there is neither template nor deploymentRef")
     if spec.deployment_ref is not None:
         first = context.store.scales_deployment(group)
         if first is not None and first is not group:
             message = f"{spec.deployment_ref.name} is scaled by the older ConsumerGroup {first.metadata.name}"
-            return _finding("False", Reason.DEPLOYMENT_CLAIMED, message)
+            return _finding("False", ConditionReason.DEPLOYMENT_CLAIMED, message)
         if memory.missing:
             message = (
                 f"there is no Deployment {spec.deployment_ref.name}: create it, or correct deploymentRef"
             )
-            return _finding("False", Reason.DEPLOYMENT_MISSING, message)
+            return _finding("False", ConditionReason.DEPLOYMENT_MISSING, message)
     if spec.suspend:
-        return _finding("False", Reason.SUSPENDED)
+        return _finding("False", ConditionReason.SUSPENDED)
     if spec.autoscaling is None:
         replicas = "left as it is" if _leaves_alone(group) else str(group.fixed_replicas)
-        return _finding("False", Reason.NOT_SCALED, f"replicas is {replicas}")
+        return _finding("False", ConditionReason.NOT_SCALED, f"replicas is {replicas}")
     if decision is None or decision.held:
-        return _finding("Unknown", Reason.LAG_UNKNOWN, _SAID[Rule.UNKNOWN])
+        return _finding("Unknown", ConditionReason.LAG_UNKNOWN, _SAID[ScalingRule.UNKNOWN])
     autoscaler = _autoscaler(memory)
     if autoscaler is not None and _current(memory):
         return autoscaling(autoscaler.works, autoscaler.message)
@@ -175,7 +173,7 @@ async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bo
     try:
         await _run(context, group, in_effect=in_effect)
     except ClusterRefused as error:
-        memory.refused = Trouble(error.reason, str(error))
+        memory.refused = Failure(error.reason, str(error))
     else:
         memory.refused = None
     unknown = memory.workload is None and memory.refused is None
@@ -202,13 +200,15 @@ async def _run(context: Context, group: ConsumerGroup, *, in_effect: bool) -> No
     if before == decision.replicas and _is_applied(memory, group):
         return
     if before is not None and 0 < decision.replicas < before:
-        await spare_the_busy(context, group)
+        await set_deletion_costs(context, group)
     await cluster.apply_workload(group, decision.replicas)
     memory.applied = (decision.replicas, group.spec)
     memory.workload = await cluster.workload(group)
     if group.spec.autoscaling is not None and before is not None and before != decision.replicas:
-        memory.moved = Reason.SCALED_UP if decision.replicas > before else Reason.SCALED_DOWN
-        notice = Notice(memory.moved, f"from {before} to {decision.replicas} consumers")
+        memory.moved = (
+            ConditionReason.SCALED_UP if decision.replicas > before else ConditionReason.SCALED_DOWN
+        )
+        notice = EventNote(memory.moved, f"from {before} to {decision.replicas} consumers")
         await context.tell(group, (notice,))
 
 
@@ -262,5 +262,5 @@ def _is_applied(memory: GroupMemory, group: ConsumerGroup) -> bool:
     )
 
 
-def _finding(status: ConditionStatus, reason: Reason, message: str = "") -> Finding:
-    return Finding(ConditionType.SCALING_ACTIVE, status, reason, message)
+def _finding(status: ConditionStatus, reason: ConditionReason, message: str = "") -> ConditionUpdate:
+    return ConditionUpdate(ConditionType.SCALING_ACTIVE, status, reason, message)

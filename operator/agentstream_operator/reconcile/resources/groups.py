@@ -63,13 +63,13 @@ async def _reconcile(context: Context, group: ConsumerGroup, stream: AgentStream
     memory = context.memory.groups[key]
     if plan.actions:
         return context.check_again(group)
-    memory.told.rounds = 0
+    memory.reported.rounds = 0
     # what was refused made the group not ready; it was in effect before, and is tried again
     in_effect = plan.findings[0].status == "True" or memory.refused is not None
     if await run_consumers(context, group, in_effect=in_effect):
         return 0.0
     numbers = numbers_of_group(group, memory, seen)
-    again = await context.status.write(group, memory.told, plan.findings, numbers)
+    again = await context.status.write(group, memory.reported, plan.findings, numbers)
     if memory.refused is not None:
         raise TryAgain(memory.refused.message)
     return again

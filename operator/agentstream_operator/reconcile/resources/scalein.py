@@ -15,7 +15,7 @@ from agentstream_operator.resources.consumergroup import ConsumerGroup
 _log = logging.getLogger(__name__)
 
 
-async def spare_the_busy(context: Context, group: ConsumerGroup) -> None:
+async def set_deletion_costs(context: Context, group: ConsumerGroup) -> None:
     """Lets the idle consumers of a group go first, before there are to be fewer.
 
     Whoever goes hands back what it holds: that this cannot be said does not keep the number as it is.

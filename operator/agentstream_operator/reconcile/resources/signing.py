@@ -8,7 +8,7 @@ from agentstream.protocol.routes import Consumes, Produces
 from agentstream.protocol.signatures import encode_keys
 from agentstream_operator.cluster.port import ClusterRefused, SigningKeys
 from agentstream_operator.plan.access import AgentUse
-from agentstream_operator.plan.findings import Notice, Trouble
+from agentstream_operator.plan.findings import EventNote, Failure
 from agentstream_operator.plan.signing import due_in, with_key
 from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.context import Context
@@ -16,7 +16,7 @@ from agentstream_operator.reconcile.queue import Priority
 from agentstream_operator.reconcile.state.index import owner_of
 from agentstream_operator.resources.agentstream import AgentStream, SignaturePolicy
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.reasons import Reason
+from agentstream_operator.resources.reasons import ConditionReason
 
 _SECRET_BYTES, _ID_BYTES = 32, 4
 _TRY_AGAIN = 10.0
@@ -36,9 +36,9 @@ async def keep_keys(context: Context, stream: AgentStream) -> float | None:
     found = await context.cluster.signing_keys(stream.key)
     keys = found.keys if found is not None else ()
     due = due_in(keys, signing.rotation, now)
-    notices: tuple[Notice, ...] = ()
+    notices: tuple[EventNote, ...] = ()
     if due == 0:
-        notices = await _told(context, stream, had_none=not keys)
+        notices = await _reported(context, stream, had_none=not keys)
         secret, key_id = secrets.token_urlsafe(_SECRET_BYTES), secrets.token_hex(_ID_BYTES)
         keys, due = with_key(keys, key_id, secret, signing.rotation, now), None
     wanted = SigningKeys(stream.key, keys, owner.uid)
@@ -46,7 +46,7 @@ async def keep_keys(context: Context, stream: AgentStream) -> float | None:
         try:
             await context.cluster.apply_signing_keys(wanted, owner)
         except ClusterRefused as error:
-            _refused(context, stream, Trouble(error.reason, str(error)))
+            _refused(context, stream, Failure(error.reason, str(error)))
             return _TRY_AGAIN
     _refused(context, stream, None)
     if memory.keys != keys:
@@ -67,7 +67,7 @@ def entries_of(context: Context, use: AgentUse) -> dict[str, str]:
     return {stream: encode_keys(found) for stream, found in keys.items() if found}
 
 
-def _refused(context: Context, stream: AgentStream, trouble: Trouble | None) -> None:
+def _refused(context: Context, stream: AgentStream, trouble: Failure | None) -> None:
     """Notes why the keys cannot be kept, or that they are, and has the status say so."""
     memory = context.memory.streams[stream.key]
     if memory.keys_refused != trouble:
@@ -75,15 +75,15 @@ def _refused(context: Context, stream: AgentStream, trouble: Trouble | None) -> 
         context.queue.add(stream.key, Priority.EVENT)
 
 
-async def _told(context: Context, stream: AgentStream, *, had_none: bool) -> tuple[Notice, ...]:
+async def _reported(context: Context, stream: AgentStream, *, had_none: bool) -> tuple[EventNote, ...]:
     """What is to be told of a new key; nothing of a stream's first."""
     name = stream.metadata.name
     if not had_none:
         message = f"made a new key for {name}; senders use it when it has reached all agents"
-        return (Notice(Reason.SIGNING_KEY_MADE, message),)
+        return (EventNote(ConditionReason.SIGNING_KEY_MADE, message),)
     for agent in context.agents_on(stream):
         known = await context.cluster.credentials(*agent)
         if known is not None and name in known.signing:
             message = f"the keys of {name} were gone, and others were made: what was signed before is refused"
-            return (Notice(Reason.SIGNING_KEYS_LOST, message, warning=True),)
+            return (EventNote(ConditionReason.SIGNING_KEYS_LOST, message, warning=True),)
     return ()

@@ -16,7 +16,7 @@ from agentstream_operator.reconcile.resources.signing import keep_keys
 from agentstream_operator.reconcile.status import rounded
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.status import Reason
+from agentstream_operator.resources.status import ConditionReason
 
 
 async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
@@ -46,11 +46,13 @@ async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
         await context.hold(stream, wanted=False)
     if plan.over:
         return None
-    told = context.memory.streams[key].told
+    reported = context.memory.streams[key].reported
     if plan.actions:
         return context.check_again(stream)
-    told.rounds = 0
-    again = await context.status.write(stream, told, plan.findings, numbers_of_stream(context, stream, seen))
+    reported.rounds = 0
+    again = await context.status.write(
+        stream, reported, plan.findings, numbers_of_stream(context, stream, seen)
+    )
     return min((wait for wait in (again, rotation) if wait is not None), default=None)
 
 
@@ -85,7 +87,7 @@ def _remember(context: Context, stream: AgentStream, seen: StreamSeen, plan: Pla
     elif NO_CONFLICT in plan.findings:
         memory.added = None
     readers = context.store.readers_of(stream.key)
-    if any(notice.reason is Reason.DATA_LOST for notice in plan.notices):
+    if any(notice.reason is ConditionReason.DATA_LOST for notice in plan.notices):
         for reader in readers:
             context.memory.groups[reader].stream_lost = True
     if usable != memory.usable or plan.actions:

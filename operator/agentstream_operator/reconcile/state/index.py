@@ -35,7 +35,7 @@ def stream_of(group: ConsumerGroup) -> ResourceKey:
     return ResourceKey("AgentStream", group.metadata.namespace, group.spec.stream_ref.name)
 
 
-class Declared(NamedTuple):
+class ServedGroup(NamedTuple):
     """A group that has its place on a stream: no older resource claims it."""
 
     key: ResourceKey
@@ -62,7 +62,7 @@ class Store:
         self._claims: defaultdict[str, set[ResourceKey]] = defaultdict(set)
         self._readers: defaultdict[ResourceKey, set[ResourceKey]] = defaultdict(set)
         self._named_by: defaultdict[AgentName, set[ResourceKey]] = defaultdict(set)
-        self._declared: dict[ResourceKey, tuple[Declared, ...]] = {}
+        self._declared: dict[ResourceKey, tuple[ServedGroup, ...]] = {}
         self._scaling: defaultdict[tuple[str, str], set[ResourceKey]] = defaultdict(set)
         self._served: dict[ResourceKey, tuple[ConsumerGroup, ...]] = {}
 
@@ -142,13 +142,13 @@ class Store:
         name = group.group_name
         return next((d.group for d in self.declared(stream_of(group)) if d.name == name), group)
 
-    def declared(self, stream: ResourceKey) -> tuple[Declared, ...]:
+    def declared(self, stream: ResourceKey) -> tuple[ServedGroup, ...]:
         """The groups that have their place on a stream, by name."""
         found = self._declared.get(stream)
         if found is None:
             oldest_first = sorted((self.groups[key] for key in self._readers.get(stream, ())), key=seniority)
             by_name = {group.group_name: group for group in reversed(oldest_first)}
-            found = tuple(Declared(group.key, group, name) for name, group in sorted(by_name.items()))
+            found = tuple(ServedGroup(group.key, group, name) for name, group in sorted(by_name.items()))
             self._declared[stream] = found
         return found
 

@@ -24,7 +24,7 @@ class _Listing:
     changed: set[AgentName] = field(default_factory=set)
 
 
-class Access:
+class LiveAccess:
     """Knows the live users and routes of an installation from one listing for all of them.
 
     Args:

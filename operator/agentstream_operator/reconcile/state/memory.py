@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from agentstream.protocol.signatures import Keys
 from agentstream_operator.cluster.port import WorkloadSeen
-from agentstream_operator.plan.accounting import Account, Counters
+from agentstream_operator.plan.accounting import Account, GroupTotals
 from agentstream_operator.plan.agents import AgentName, Written
-from agentstream_operator.plan.findings import ALL_WRITTEN, AgentsState, Finding, Trouble
+from agentstream_operator.plan.findings import ALL_WRITTEN, AgentsState, ConditionUpdate, Failure
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.progress import Progress
 from agentstream_operator.plan.retention import JanitorSpec, RetentionHistory
@@ -22,14 +22,14 @@ from agentstream_operator.resources.consumergroup import ConsumerGroupSpec
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
+    ConditionReason,
     ConditionType,
     ConsumerGroupStatus,
-    Reason,
     find_condition,
 )
 
 Status = AgentStreamStatus | ConsumerGroupStatus
-_MOVES = (Reason.SCALED_UP, Reason.SCALED_DOWN)
+_MOVES = (ConditionReason.SCALED_UP, ConditionReason.SCALED_DOWN)
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class StatusMemory:
     """
 
     status: Status | None = None
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[ConditionUpdate, ...] = ()
     written_at: float = float("-inf")
     passing_since: float | None = None
     finalizer: bool | None = None
@@ -66,7 +66,7 @@ class StreamMemory:
     """An AgentStream.
 
     Attributes:
-        told: its status.
+        reported: its status.
         seen: the latest observation, unless something was written since.
         seen_at: when that was asked for, on the loop's clock.
         now: the server's clock then, in ms.
@@ -81,7 +81,7 @@ class StreamMemory:
         keys_refused: why they could not be kept.
     """
 
-    told: StatusMemory = field(default_factory=StatusMemory)
+    reported: StatusMemory = field(default_factory=StatusMemory)
     seen: StreamSeen | None = None
     seen_at: float = float("-inf")
     now: int = 0
@@ -93,7 +93,7 @@ class StreamMemory:
     cleaned: Cleaned | None = None
     arrivals: Rate | None = None
     keys: Keys = ()
-    keys_refused: Trouble | None = None
+    keys_refused: Failure | None = None
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class GroupMemory:
     """A ConsumerGroup.
 
     Attributes:
-        told: its status.
+        reported: its status.
         serves: whether its agent may use it; None before the first plan.
         established: whether the group was seen on its stream, or made there.
         stream_lost: whether the stream lost entries since.
@@ -120,23 +120,23 @@ class GroupMemory:
         moved: which way their number went last.
     """
 
-    told: StatusMemory = field(default_factory=StatusMemory)
+    reported: StatusMemory = field(default_factory=StatusMemory)
     serves: bool | None = None
     established: bool = False
     stream_lost: bool = False
     progress: Progress | None = None
     stalled: bool = False
-    counters: Counters | None = None
+    counters: GroupTotals | None = None
     account: Account = field(default_factory=Account)
     replicas: Replicas | None = None
     pace: Pace | None = None
     decision: Decision | None = None
     rest: tuple[object, ...] | None = None
     applied: tuple[int, ConsumerGroupSpec] | None = None
-    refused: Trouble | None = None
+    refused: Failure | None = None
     missing: bool = False
     workload: WorkloadSeen | None = None
-    moved: Reason = Reason.SCALE_HELD
+    moved: ConditionReason = ConditionReason.SCALE_HELD
 
 
 @dataclass(slots=True)
@@ -152,7 +152,7 @@ class AgentMemory:
 
     changes: int = 1
     followed: int = 0
-    failed: Trouble | None = None
+    failed: Failure | None = None
     written: Written | None = None
 
     @property
@@ -171,13 +171,13 @@ class Memory:
 
     def recall_stream(self, key: ResourceKey, status: AgentStreamStatus | None) -> None:
         """Takes over what an earlier process wrote: the stream was there if it was in sync."""
-        memory = self.streams[key] = StreamMemory(told=_told(status))
+        memory = self.streams[key] = StreamMemory(reported=_reported(status))
         if status is not None and _was_in_sync(status):
             memory.added = status.length or 0
 
     def recall_group(self, key: ResourceKey, status: ConsumerGroupStatus | None) -> None:
         """Takes over what an earlier process wrote: the group was there if it was in sync."""
-        memory = self.groups[key] = GroupMemory(told=_told(status))
+        memory = self.groups[key] = GroupMemory(reported=_reported(status))
         if status is None:
             return
         memory.established = _was_in_sync(status)
@@ -201,10 +201,10 @@ class Memory:
         return AgentsState(tuple(waiting), failed) if waiting or failed else ALL_WRITTEN
 
 
-def _told(status: Status | None) -> StatusMemory:
+def _reported(status: Status | None) -> StatusMemory:
     if status is None:
         return StatusMemory()
-    findings = tuple(Finding(c.type, c.status, c.reason, c.message) for c in status.conditions)
+    findings = tuple(ConditionUpdate(c.type, c.status, c.reason, c.message) for c in status.conditions)
     # what an earlier process wrote is recent: mere numbers wait as if this one had written it
     return StatusMemory(status, findings, written_at=time.monotonic())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from agentstream.consuming.isolation import Buffer, HeadOfLine
+from agentstream.consuming.isolation import PoisonIsolation, PrefetchQueue
 from agentstream.protocol.entry import Entry, Source
 from support.waiting import until
 
@@ -16,7 +16,7 @@ def waiting(number: int, counter: int = 1) -> Entry:
     return Entry(MAIN, f"{number}-0", counter, [], started=True)
 
 
-class Line(HeadOfLine):
+class Line(PoisonIsolation):
     """One with nobody behind it.
 
     Attributes:
@@ -25,7 +25,7 @@ class Line(HeadOfLine):
         nudges: how often others were told.
     """
 
-    def __init__(self, buffer: Buffer) -> None:
+    def __init__(self, buffer: PrefetchQueue) -> None:
         super().__init__(buffer, self._released, self._nudged, self._looked)
         self.looks = self.nudges = 0
         self.released: list[Entry] = []
@@ -42,38 +42,38 @@ class Line(HeadOfLine):
         self.watch()
 
 
-async def turns() -> None:
+async def order_poller() -> None:
     """Many turns of the event loop."""
     for _ in range(100):
         await asyncio.sleep(0)
 
 
 async def test_a_suspect_that_nobody_asks_for_is_waited_for_without_haste() -> None:
-    buffer = Buffer(patience=0.01)
+    buffer = PrefetchQueue(patience=0.01)
     buffer.put(waiting(1, counter=3))
     line = Line(buffer)
     assert buffer.take(1, time.monotonic()) is None
     line.watch()
     await until(lambda: line.looks)
-    await turns()
+    await order_poller()
     assert line.looks == 1
 
 
 async def test_what_waited_for_a_second_is_handed_back_and_others_are_told() -> None:
-    buffer = Buffer(patience=10)
+    buffer = PrefetchQueue(patience=10)
     suspect, ordinary = waiting(1, counter=3), waiting(2)
     buffer.put(suspect)
     buffer.put(ordinary)
     line = Line(buffer)
     assert buffer.take(0, time.monotonic() - 1) is suspect
     line.watch()
-    await turns()
+    await order_poller()
     await line.ended()
     assert (line.released, line.nudges) == ([ordinary], 1)
 
 
 async def test_nothing_is_handed_back_once_it_is_stopped() -> None:
-    buffer = Buffer(patience=10)
+    buffer = PrefetchQueue(patience=10)
     buffer.put(waiting(1, counter=3))
     buffer.put(waiting(2))
     line = Line(buffer)
@@ -81,5 +81,5 @@ async def test_nothing_is_handed_back_once_it_is_stopped() -> None:
     line.watch()
     line.stop()
     line.watch()
-    await turns()
+    await order_poller()
     assert (line.released, line.looks) == ([], 0)

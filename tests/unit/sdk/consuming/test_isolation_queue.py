@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentstream.consuming.isolation import Buffer
+from agentstream.consuming.isolation import PrefetchQueue
 from agentstream.protocol.entry import Entry, Source
 
 MAIN = Source("{t}", retry=False)
@@ -12,8 +12,8 @@ def waiting(number: int, counter: int = 1) -> Entry:
     return Entry(MAIN, f"{number}-0", counter, [], started=True)
 
 
-def buffer(*held: Entry) -> Buffer:
-    made = Buffer(patience=10)
+def buffer(*held: Entry) -> PrefetchQueue:
+    made = PrefetchQueue(patience=10)
     for one in held:
         made.put(one)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agentstream.consuming.liveness import PERIOD, Grace
+from agentstream.consuming.liveness import PERIOD, ClaimGuard
 
 LEASE = 10.0
 # of the server's clock, in ms, when the tests' own shows 0
@@ -16,100 +16,100 @@ def clock(at: float, leap: float = 0.0) -> int:
     return START + round(1000 * (at + leap))
 
 
-def asked(grace: Grace, at: float, *, leap: float = 0.0, takes: float = 0.001) -> bool:
+def asked(claim_guard: ClaimGuard, at: float, *, leap: float = 0.0, takes: float = 0.001) -> bool:
     """Asks the server. Returns whether it may take leases for run out."""
-    limit = grace.limit(at, LEASE)
+    limit = claim_guard.limit(at, LEASE)
     shown = clock(at + takes, leap)
-    grace.heard(limit, shown, asked=at, now=at + takes, lease=LEASE)
+    claim_guard.heard(limit, shown, asked=at, now=at + takes, lease=LEASE)
     return limit is None or shown <= limit
 
 
 def test_who_has_just_come_takes_over_at_once_what_the_dead_held() -> None:
-    assert Grace(0.0).limit(0.1, LEASE) is None
+    assert ClaimGuard(0.0).limit(0.1, LEASE) is None
 
 
 def test_who_had_to_wait_for_the_server_first_gives_the_others_time() -> None:
-    grace = Grace(0.0)
-    assert not asked(grace, 4.0)
-    assert not asked(grace, 4.0 + PERIOD * LEASE - 0.01)
-    assert asked(grace, 4.1 + PERIOD * LEASE)
+    claim_guard = ClaimGuard(0.0)
+    assert not asked(claim_guard, 4.0)
+    assert not asked(claim_guard, 4.0 + PERIOD * LEASE - 0.01)
+    assert asked(claim_guard, 4.1 + PERIOD * LEASE)
 
 
 def test_nothing_happens_and_leases_run_out_as_ever() -> None:
-    grace = Grace(0.0)
-    assert all(asked(grace, at) for at in (0.1, 2.6, 3.0, 5.4, 5.5, 8.0))
+    claim_guard = ClaimGuard(0.0)
+    assert all(asked(claim_guard, at) for at in (0.1, 2.6, 3.0, 5.4, 5.5, 8.0))
 
 
 def test_a_silence_is_followed_by_half_a_lease_of_grace() -> None:
-    grace = Grace(0.0)
-    asked(grace, 0.1)
-    grace.interrupted()
-    assert not asked(grace, 9.0)
-    assert not asked(grace, 11.5)
-    assert asked(grace, 14.1)
+    claim_guard = ClaimGuard(0.0)
+    asked(claim_guard, 0.1)
+    claim_guard.interrupted()
+    assert not asked(claim_guard, 9.0)
+    assert not asked(claim_guard, 11.5)
+    assert asked(claim_guard, 14.1)
 
 
 def test_to_be_late_oneself_is_no_silence() -> None:
-    grace = Grace(0.0)
-    asked(grace, 0.1)
-    assert all(asked(grace, at) for at in (20.0, 45.0, 46.0, 80.0))
+    claim_guard = ClaimGuard(0.0)
+    asked(claim_guard, 0.1)
+    assert all(asked(claim_guard, at) for at in (20.0, 45.0, 46.0, 80.0))
 
 
 def test_grace_does_not_begin_anew_while_it_lasts() -> None:
-    grace = Grace(0.0)
-    asked(grace, 0.1)
-    grace.interrupted()
-    asked(grace, 9.0)
+    claim_guard = ClaimGuard(0.0)
+    asked(claim_guard, 0.1)
+    claim_guard.interrupted()
+    asked(claim_guard, 9.0)
     # asked before its end, and answered after it
-    assert not asked(grace, 13.9, takes=0.3)
-    assert asked(grace, 14.3)
+    assert not asked(claim_guard, 13.9, takes=0.3)
+    assert asked(claim_guard, 14.3)
 
 
 def test_an_answer_that_takes_too_long_is_a_silence() -> None:
-    grace = Grace(0.0)
-    asked(grace, 0.1)
-    assert not asked(grace, 2.0, takes=4.0)
+    claim_guard = ClaimGuard(0.0)
+    asked(claim_guard, 0.1)
+    assert not asked(claim_guard, 2.0, takes=4.0)
 
 
 def test_a_short_interruption_that_nobody_can_miss_a_lease_by_is_none() -> None:
-    grace = Grace(0.0)
-    asked(grace, 0.1)
-    grace.interrupted()
-    assert asked(grace, 2.5)
+    claim_guard = ClaimGuard(0.0)
+    asked(claim_guard, 0.1)
+    claim_guard.interrupted()
+    assert asked(claim_guard, 2.5)
 
 
 def test_an_interruption_in_a_long_pause_is_a_silence() -> None:
-    grace = Grace(0.0)
-    asked(grace, 0.1)
-    assert asked(grace, 9.0)
-    grace.interrupted()
-    assert not asked(grace, 17.0)
+    claim_guard = ClaimGuard(0.0)
+    asked(claim_guard, 0.1)
+    assert asked(claim_guard, 9.0)
+    claim_guard.interrupted()
+    assert not asked(claim_guard, 17.0)
 
 
 def test_a_clock_that_leaps_ahead_is_noticed_once() -> None:
-    grace = Grace(0.0)
-    asked(grace, 0.1)
-    assert not asked(grace, 2.5, leap=3600)
-    assert asked(grace, 8.0, leap=3600)
+    claim_guard = ClaimGuard(0.0)
+    asked(claim_guard, 0.1)
+    assert not asked(claim_guard, 2.5, leap=3600)
+    assert asked(claim_guard, 8.0, leap=3600)
 
 
 def test_a_clock_that_is_set_back_is_no_reason_to_wait() -> None:
-    grace = Grace(0.0)
-    asked(grace, 0.1)
-    assert asked(grace, 2.5, leap=-3600)
-    assert asked(grace, 5.0, leap=-3600)
+    claim_guard = ClaimGuard(0.0)
+    asked(claim_guard, 0.1)
+    assert asked(claim_guard, 2.5, leap=-3600)
+    assert asked(claim_guard, 5.0, leap=-3600)
 
 
 def test_where_the_lease_is_longer_more_is_tolerated() -> None:
-    grace = Grace(0.0)
-    asked(grace, 0.1)
-    assert grace.limit(60.0, 300.0) >= clock(60.0)
+    claim_guard = ClaimGuard(0.0)
+    asked(claim_guard, 0.1)
+    assert claim_guard.limit(60.0, 300.0) >= clock(60.0)
 
 
-@example(begins=1.0, away=10.5, pause=12.0)
-@given(begins=st.floats(1, 30), away=st.floats(0, 60), pause=st.floats(0.05, 12))
+@example(begins=1.0, away=10.5, backoff=12.0)
+@given(begins=st.floats(1, 30), away=st.floats(0, 60), backoff=st.floats(0.05, 12))
 def test_who_renews_whenever_that_is_possible_is_never_taken_for_dead(
-    begins: float, away: float, pause: float
+    begins: float, away: float, backoff: float
 ) -> None:
     """A server that is away once; another consumer, who lives, has something to renew."""
     back, third = begins + away, LEASE / 3
@@ -119,12 +119,12 @@ def test_who_renews_whenever_that_is_possible_is_never_taken_for_dead(
         again = back + LEASE / 10
         return again + (now - again) // third * third if now >= again else min(now, begins) // third * third
 
-    grace, at, heard = Grace(0.0), 0.1, 0.1
+    claim_guard, at, heard = ClaimGuard(0.0), 0.1, 0.1
     while at < back + 3 * LEASE:
         if not begins <= at < back:
             if heard < begins and away and at >= back:
-                grace.interrupted()
-            may_claim = asked(grace, at)
+                claim_guard.interrupted()
+            may_claim = asked(claim_guard, at)
             assert not (may_claim and at - renewed(at) > LEASE)
             heard = at
-        at += pause
+        at += backoff

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from agentstream.consuming import liveness as pulse
-from agentstream.consuming.liveness import Pulse
+from agentstream.consuming import liveness as loop_lag
+from agentstream.consuming.liveness import LoopLag
 
 
 class Clock:
@@ -22,19 +22,19 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     by_hand = Clock()
-    monkeypatch.setattr(pulse, "time", by_hand)
+    monkeypatch.setattr(loop_lag, "time", by_hand)
     return by_hand
 
 
 def test_what_comes_while_the_loop_turns_came_now(clock: Clock) -> None:
-    beating = Pulse(1.0)
+    beating = LoopLag(1.0)
     beating.start()
     clock.now += 2.0
     assert beating.since() == 102.0
 
 
 def test_what_comes_after_a_stop_may_have_come_at_its_beginning(clock: Clock) -> None:
-    beating = Pulse(1.0)
+    beating = LoopLag(1.0)
     beating.start()
     clock.now += 2.1
     assert beating.since() == 100.0
@@ -44,7 +44,7 @@ def test_what_comes_after_a_stop_may_have_come_at_its_beginning(clock: Clock) ->
 
 
 async def test_a_beat_that_comes_before_whoever_asks_hides_nothing(clock: Clock) -> None:
-    beating = Pulse(0.001)
+    beating = LoopLag(0.001)
     beating.start()
     clock.now += 5.0
     task = asyncio.create_task(beating.beat())

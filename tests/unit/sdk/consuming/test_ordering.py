@@ -7,9 +7,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from agentstream.consuming.ordering import Lanes
+from agentstream.consuming.ordering import KeyOrder
 from agentstream.protocol.entry import NOTHING, Entry, Source, position
-from agentstream.transport.retry import Pause
+from agentstream.transport.retry import Backoff
 
 MAIN, RETRIES = Source("{t}", retry=False), Source("{t}:retry:g", retry=True)
 
@@ -25,114 +25,114 @@ def retried(number: int, origin: str, after: str = NOTHING, key: str = "k") -> E
     return Entry(RETRIES, f"{number}-0", 1, fields, started=True)
 
 
-def made(*entries: Entry) -> Lanes:
-    lanes = Lanes(lambda: Pause(1.0, 4.0, lambda: 1.0))
+def made(*entries: Entry) -> KeyOrder:
+    key_order = KeyOrder(lambda: Backoff(1.0, 4.0, lambda: 1.0))
     for one in entries:
-        lanes.put(one)
-    return lanes
+        key_order.put(one)
+    return key_order
 
 
 def test_the_first_of_a_key_goes_at_once_and_the_next_when_it_is_finished() -> None:
     first, second = entry("1-0"), entry("2-0", "1-0")
-    lanes = made()
-    assert lanes.put(first)
-    assert not lanes.put(second)
-    assert (len(lanes), lanes.ask_at) == (1, None)
+    key_order = made()
+    assert key_order.put(first)
+    assert not key_order.put(second)
+    assert (len(key_order), key_order.ask_at) == (1, None)
     first.finished = True
-    assert lanes.leave(first) is second
-    assert len(lanes) == 0
+    assert key_order.leave(first) is second
+    assert len(key_order) == 0
 
 
 def test_what_comes_after_an_entry_that_was_put_off_asks_for_it() -> None:
     first, second = entry("1-0"), entry("2-0", "1-0")
-    lanes = made(first, second)
-    assert lanes.leave(first) is None
-    assert lanes.due(0) == [second]
-    assert not lanes.answered(second, 10.0, finished=False)
-    assert (lanes.ask_at, lanes.due(10.9), lanes.due(11.0)) == (11.0, [], [second])
-    assert not lanes.answered(second, 11.0, finished=False)
-    assert lanes.ask_at == 13.0
-    assert lanes.answered(second, 13.0, finished=True)
-    assert (len(lanes), lanes.ask_at) == (0, None)
+    key_order = made(first, second)
+    assert key_order.leave(first) is None
+    assert key_order.due(0) == [second]
+    assert not key_order.answered(second, 10.0, finished=False)
+    assert (key_order.ask_at, key_order.due(10.9), key_order.due(11.0)) == (11.0, [], [second])
+    assert not key_order.answered(second, 11.0, finished=False)
+    assert key_order.ask_at == 13.0
+    assert key_order.answered(second, 13.0, finished=True)
+    assert (len(key_order), key_order.ask_at) == (0, None)
 
 
 def test_keys_that_have_waited_for_half_of_their_time_ask_with_others() -> None:
     one, two = entry("2-0", "1-0"), entry("4-0", "3-0", key="other")
-    lanes = made(one, two)
-    lanes.answered(one, 0.0, finished=False)
-    lanes.answered(two, 0.4, finished=False)
-    assert lanes.due(0.9) == []
-    assert lanes.due(1.0) == [one, two]
-    lanes.answered(two, 1.0, finished=False)
-    assert lanes.due(1.4) == [one]
+    key_order = made(one, two)
+    key_order.answered(one, 0.0, finished=False)
+    key_order.answered(two, 0.4, finished=False)
+    assert key_order.due(0.9) == []
+    assert key_order.due(1.0) == [one, two]
+    key_order.answered(two, 1.0, finished=False)
+    assert key_order.due(1.4) == [one]
 
 
 def test_only_the_oldest_of_a_key_asks() -> None:
-    lanes = made(entry("5-0", "4-0"), entry("3-0", "2-0"), entry("3-0", "2-0", key="other"))
-    assert [one.id for one in lanes.due(0)] == ["3-0", "3-0"]
+    key_order = made(entry("5-0", "4-0"), entry("3-0", "2-0"), entry("3-0", "2-0", key="other"))
+    assert [one.id for one in key_order.due(0)] == ["3-0", "3-0"]
 
 
 def test_a_retry_goes_before_what_waits_and_asks_nothing() -> None:
     again, second = retried(9, "1-0"), entry("2-0", "1-0")
-    lanes = made(second)
-    assert lanes.put(again)
-    assert lanes.ask_at is None
-    assert not lanes.answered(second, 0, finished=True)
+    key_order = made(second)
+    assert key_order.put(again)
+    assert key_order.ask_at is None
+    assert not key_order.answered(second, 0, finished=True)
     again.finished = True
-    assert lanes.leave(again) is second
+    assert key_order.leave(again) is second
 
 
 def test_a_retry_waits_for_what_is_in_hand() -> None:
     second, again = entry("2-0"), retried(9, "1-0")
-    lanes = made(second)
-    assert not lanes.put(again)
-    assert lanes.leave(second) is again
+    key_order = made(second)
+    assert not key_order.put(again)
+    assert key_order.leave(second) is again
 
 
 def test_what_was_finished_here_a_moment_ago_is_not_asked_for() -> None:
     first, second = entry("1-0"), entry("2-0", "1-0")
-    lanes = made(first)
+    key_order = made(first)
     first.finished = True
-    assert lanes.leave(first) is None
-    assert lanes.put(second)
+    assert key_order.leave(first) is None
+    assert key_order.put(second)
 
 
 def test_of_many_keys_the_last_ones_are_remembered() -> None:
-    lanes = made()
+    key_order = made()
     for n in range(2_001):
         first = entry("1-0", key=f"k{n}")
-        assert lanes.put(first)
+        assert key_order.put(first)
         first.finished = True
-        lanes.leave(first)
-    assert not lanes.put(entry("2-0", "1-0", key="k0"))
-    assert lanes.put(entry("2-0", "1-0", key="k1"))
+        key_order.leave(first)
+    assert not key_order.put(entry("2-0", "1-0", key="k0"))
+    assert key_order.put(entry("2-0", "1-0", key="k1"))
 
 
 def test_what_waits_can_be_lost_and_what_is_not_here_can_leave() -> None:
     first, second, third = entry("1-0"), entry("2-0", "1-0"), entry("3-0", "2-0")
-    lanes = made(first, second, third)
-    assert lanes.leave(third) is None
-    assert lanes.leave(third) is None
-    assert len(lanes) == 1
-    assert lanes.leave(second) is None
-    assert lanes.leave(first) is None
-    assert lanes.due(0) == []
+    key_order = made(first, second, third)
+    assert key_order.leave(third) is None
+    assert key_order.leave(third) is None
+    assert len(key_order) == 1
+    assert key_order.leave(second) is None
+    assert key_order.leave(first) is None
+    assert key_order.due(0) == []
 
 
 def test_whoever_is_next_is_told_when_the_one_before_is_lost() -> None:
     second, third = entry("2-0", "1-0"), entry("3-0")
-    lanes = made(second, third)
-    assert lanes.leave(second) is third
+    key_order = made(second, third)
+    assert key_order.leave(second) is third
 
 
 def test_clearing_hands_out_what_waits_and_leaves_what_is_in_hand() -> None:
     first, second, alone = entry("1-0"), entry("2-0", "1-0"), entry("2-0", "1-0", key="other")
-    lanes = made(first, second, alone)
-    assert lanes.clear() == [second, alone]
-    assert (len(lanes), lanes.ask_at) == (0, None)
-    assert not lanes.put(third := entry("3-0", "1-0"))
+    key_order = made(first, second, alone)
+    assert key_order.clear() == [second, alone]
+    assert (len(key_order), key_order.ask_at) == (0, None)
+    assert not key_order.put(third := entry("3-0", "1-0"))
     first.finished = True
-    assert lanes.leave(first) is third
+    assert key_order.leave(first) is third
 
 
 @pytest.mark.parametrize("after", ["x", "", "9-0", "5-0", "0-0", "5", "4-9-1", "99999999999999999999999-0"])
@@ -159,14 +159,14 @@ class OneConsumerAmongOthers(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.lanes = made()
+        self.key_order = made()
         self.now = 0.0
         self.clock = 0
         self.last: dict[str, str] = {}
         self.after: dict[str, tuple[str, str]] = {}
         self.finished = {NOTHING}
         self.elsewhere: set[str] = set()
-        self.put_off: set[str] = set()
+        self.defer: set[str] = set()
         self.mine: list[Entry] = []
         self.in_hand: list[Entry] = []
 
@@ -184,7 +184,7 @@ class OneConsumerAmongOthers(RuleBasedStateMachine):
         self.mine.remove(one)
         if one in self.in_hand:
             self.in_hand.remove(one)
-        following = self.lanes.leave(one)
+        following = self.key_order.leave(one)
         if following is not None:
             self._took(following)
 
@@ -195,7 +195,7 @@ class OneConsumerAmongOthers(RuleBasedStateMachine):
         self.after[new.id] = (new.after or "", key)
         self.last[key] = new.id
         if here:
-            self._came(new, its_turn=self.lanes.put(new))
+            self._came(new, its_turn=self.key_order.put(new))
         else:
             self.elsewhere.add(new.id)
 
@@ -204,7 +204,7 @@ class OneConsumerAmongOthers(RuleBasedStateMachine):
         if self.in_hand:
             one = data.draw(st.sampled_from(self.in_hand))
             one.finished = finished
-            (self.finished if finished else self.put_off).add(one.origin)
+            (self.finished if finished else self.defer).add(one.origin)
             self._left(one)
 
     @rule(data=st.data(), finished=st.booleans())
@@ -212,23 +212,23 @@ class OneConsumerAmongOthers(RuleBasedStateMachine):
         if possible := sorted(e for e in self.elsewhere if self.after[e][0] in self.finished):
             one = data.draw(st.sampled_from(possible))
             self.elsewhere.remove(one)
-            (self.finished if finished else self.put_off).add(one)
+            (self.finished if finished else self.defer).add(one)
 
     @rule(data=st.data(), here=st.booleans())
     def try_again(self, data: st.DataObject, here: bool) -> None:  # noqa: FBT001 - drawn
-        if self.put_off:
-            origin = data.draw(st.sampled_from(sorted(self.put_off)))
-            self.put_off.remove(origin)
+        if self.defer:
+            origin = data.draw(st.sampled_from(sorted(self.defer)))
+            self.defer.remove(origin)
             after, key = self.after[origin]
             if here:
                 self.clock += 1
                 again = retried(self.clock, origin, after, key)
-                self._came(again, its_turn=self.lanes.put(again))
+                self._came(again, its_turn=self.key_order.put(again))
             else:
                 self.elsewhere.add(origin)
 
     @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
+    def expire(self, data: st.DataObject) -> None:
         if self.mine:
             one = data.draw(st.sampled_from(self.mine))
             self.elsewhere.add(one.origin)
@@ -237,20 +237,20 @@ class OneConsumerAmongOthers(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 5))
     def ask(self, seconds: float) -> None:
         self.now += seconds
-        for one in self.lanes.due(self.now):
-            if self.lanes.answered(one, self.now, finished=one.after in self.finished):
+        for one in self.key_order.due(self.now):
+            if self.key_order.answered(one, self.now, finished=one.after in self.finished):
                 self._took(one)
 
     @invariant()
     def nothing_waits_in_vain(self) -> None:
         busy = {one.key for one in self.in_hand}
         waiting = [one for one in self.mine if one not in self.in_hand]
-        assert len(self.lanes) == len(waiting)
+        assert len(self.key_order) == len(waiting)
         oldest: dict[str, Entry] = {}
         for one in sorted(waiting, key=lambda one: position(one.origin)):
             oldest.setdefault(one.key, one)
         asking = {one for key, one in oldest.items() if key not in busy}
-        assert set(self.lanes.due(float("inf"))) == asking
+        assert set(self.key_order.due(float("inf"))) == asking
 
 
 TestOneConsumerAmongOthers = OneConsumerAmongOthers.TestCase

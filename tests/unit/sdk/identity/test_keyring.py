@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentstream.consuming.triage import Deliver, GiveUp, Later, triage
+from agentstream.consuming.triage import Defer, Deliver, GiveUp, triage
 from agentstream.errors import SettingsError
 from agentstream.identity.keyring import Keyring, Verifier
 from agentstream.identity.settings import Binding, Settings
@@ -398,7 +398,7 @@ def test_a_key_that_is_not_known_is_waited_for(age: float, delay: float | None, 
     if delay is None:
         assert isinstance(verdict, GiveUp)
     else:
-        assert isinstance(verdict, Later)
+        assert isinstance(verdict, Defer)
         assert verdict.delay == delay
     assert verdict.reason == Reason.UNKNOWN_KEY
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentstream.errors import NoRoute, NotConsumer
+from agentstream.errors import NoConsumerGroup, NoRoute
 from agentstream.protocol.routes import Consumes, Produces, Route
 from agentstream.routing.choose import consumed_group, target
 
@@ -89,5 +89,5 @@ def test_the_group_of_a_stream_is_found() -> None:
 def test_where_no_group_is_read_the_error_says_what_is_declared(
     own: Route | None, stream: str, group: str | None, says: str
 ) -> None:
-    with pytest.raises(NotConsumer, match=says):
+    with pytest.raises(NoConsumerGroup, match=says):
         consumed_group("coder", own, stream, group)

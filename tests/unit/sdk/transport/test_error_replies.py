@@ -13,7 +13,7 @@ from agentstream.errors import (
     ServerRefused,
     StreamMissing,
 )
-from agentstream.transport.error_replies import group_is_gone, is_not_ready, refusal
+from agentstream.transport.error_replies import error_from_reply, group_is_gone, is_not_ready
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ from agentstream.transport.error_replies import group_is_gone, is_not_ready, ref
     ],
 )
 def test_an_error_reply_says_what_is_the_matter(text: str, error: type[AgentStreamError]) -> None:
-    refused = refusal(text, "redis://host")
+    refused = error_from_reply(text, "redis://host")
     assert type(refused) is error
     assert text in str(refused)
 
 
 def test_only_a_refusal_says_that_a_group_is_gone() -> None:
-    assert group_is_gone(refusal("NOGROUP No such key '{a}' or consumer group 'g'", "redis://host"))
-    assert not group_is_gone(refusal("ERR no such key", "redis://host"))
+    assert group_is_gone(error_from_reply("NOGROUP No such key '{a}' or consumer group 'g'", "redis://host"))
+    assert not group_is_gone(error_from_reply("ERR no such key", "redis://host"))
     assert not group_is_gone(ConnectionLost("NOGROUP: the server closed the connection"))
 
 
@@ -61,4 +61,4 @@ def test_only_a_refusal_says_that_a_group_is_gone() -> None:
     ],
 )
 def test_a_server_that_is_not_ready_has_done_nothing(text: str, *, not_ready: bool) -> None:
-    assert is_not_ready(refusal(text, "redis://host")) is not_ready
+    assert is_not_ready(error_from_reply(text, "redis://host")) is not_ready

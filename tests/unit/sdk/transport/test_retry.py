@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from agentstream.consuming.settling import retry_delay
 from agentstream.protocol.routes import Consumes
-from agentstream.transport.retry import Pause
+from agentstream.transport.retry import Backoff
 
 POLICY = Consumes("tasks", "{t}", "coder", backoff_initial=1_000, backoff_factor=2.0, backoff_max=5_000)
 
@@ -23,11 +23,11 @@ def test_jitter_only_adds_and_at_most_a_quarter(attempt: int, jitter: float) -> 
 
 
 def test_pauses_double_up_to_the_longest_and_start_anew_after_success() -> None:
-    pause = Pause(1, 5, lambda: 1.0)
-    assert [pause.next() for _ in range(5)] == [1, 2, 4, 5, 5]
-    pause.reset()
-    assert pause.next() == 1
+    backoff = Backoff(1, 5, lambda: 1.0)
+    assert [backoff.next() for _ in range(5)] == [1, 2, 4, 5, 5]
+    backoff.reset()
+    assert backoff.next() == 1
 
 
 def test_pauses_are_spread_over_their_second_half() -> None:
-    assert Pause(1, 5, lambda: 0.0).next() == 0.5
+    assert Backoff(1, 5, lambda: 0.0).next() == 0.5

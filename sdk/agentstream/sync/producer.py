@@ -13,7 +13,7 @@ from agentstream.sent import SentMessage
 from agentstream.sync.loop import Ended, LoopThread
 
 
-class Receipt:
+class SyncReceipt:
     """As `agentstream.Receipt`.
 
     Attributes:
@@ -48,7 +48,7 @@ class Receipt:
         return self._loop.run(self._receipt.wait, quorum, timeout)
 
 
-class Notifications(Iterator[Notification]):
+class SyncNotifications(Iterator[Notification]):
     """As `agentstream.Notifications`: an iterator that ends when the agent stops.
 
     Listening ends with `close`, where `with` ends, and soon after nothing refers to it any more.
