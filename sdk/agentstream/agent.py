@@ -198,7 +198,7 @@ class Agent(Producer):
 
         Raises:
             ValueError: there are no handlers, or the concurrency is not positive.
-            NotConsumer: the agent consumes no such stream or group, or several where none is named.
+            NoConsumerGroup: the agent consumes no such stream or group, or several where none is named.
             SettingsError: a stream has contracts, and what checks them is not installed.
         """
         _check(concurrency)

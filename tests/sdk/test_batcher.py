@@ -228,7 +228,7 @@ async def test_a_server_that_forgot_what_is_in_doubt_is_an_error(
 async def test_a_caller_that_is_cancelled_before_its_message_left_sends_nothing(
     planner: Agent, proxy: Faults, wire: Client
 ) -> None:
-    with proxy.acquire():
+    with proxy.hold():
         first = asyncio.create_task(send(planner, 1))
         await until(lambda: planner._sender._batchers and _under_way(planner))
         second, third = asyncio.create_task(send(planner, 2)), asyncio.create_task(send(planner, 3))
@@ -302,7 +302,7 @@ async def test_a_connection_that_is_silent_is_an_error_soon_after_the_deadline(
     await send(planner, 0)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    with proxy.acquire():
+    with proxy.hold():
         with pytest.raises(Unanswered, match="no reply in time"):
             await send(planner, 1, timeout=0.05)
     assert loop.time() - began < 4

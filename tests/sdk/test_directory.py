@@ -45,7 +45,7 @@ async def test_who_is_cancelled_while_looking_up_takes_nobody_along(
     topology: Topology, proxy: Faults
 ) -> None:
     async with topology.agent("planner", url=proxy.url) as planner:
-        with proxy.acquire():
+        with proxy.hold():
             sending = [asyncio.create_task(_send(planner, n)) for n in range(3)]
             await until(lambda: planner._directory._reads._under_way)
             sending[0].cancel()

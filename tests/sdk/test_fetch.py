@@ -185,7 +185,7 @@ async def test_a_connection_that_falls_silent_is_given_up_and_what_it_brought_is
     async with topology.agent("coder", url=proxy.url) as coder:
         asking = asyncio.create_task(following(coder.stream_consume("tasks")))
         await until(lambda: _blocks(topology))
-        with proxy.acquire():
+        with proxy.hold():
             await send(topology, 1)
             # the server has given it away, and nobody has got it
             await until(lambda: topology.pending(topology.routes["coder"].consumes[0]))

@@ -63,7 +63,7 @@ def give(request: pytest.FixtureRequest, held: Held, broker: Broker) -> Give:
         }
 
     async def free(entries: list[Entry]) -> None:
-        assert await broker.orphan(held.group.key, "coder", Gone(GONE)) == len(entries)
+        assert await broker.release_pod(held.group.key, "coder", Gone(GONE)) == len(entries)
 
     return hand_back if request.param == "handed back" else free
 

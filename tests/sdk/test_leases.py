@@ -135,7 +135,7 @@ async def test_a_mistake_behind_the_iterator_ends_it_and_comes_to_light(
     topology: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await topology.group("tasks", "coder")
-    monkeypatch.setattr("agentstream.consuming.fetch.Intake._take", lambda _: 1 / 0)
+    monkeypatch.setattr("agentstream.consuming.fetch.Fetcher._recover_own", lambda _: 1 / 0)
     async with topology.agent("coder") as coder:
         with pytest.raises(ExceptionGroup) as caught:
             await following(coder.stream_consume("tasks"))

@@ -244,7 +244,7 @@ def test_openmetrics_is_told_to_who_asks_for_it() -> None:
 WITHOUT = """
 import sys
 sys.modules["prometheus_client"] = None
-from agentstream import health, metrics
+from agentstream.telemetry import health
 status, _, text = health._metrics("")
 print(status, text.decode().strip())
 listening = health._Listener(0)

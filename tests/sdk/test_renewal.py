@@ -278,7 +278,7 @@ async def test_the_thread_ends_at_once_though_it_waits_for_a_reply(
             delivery = await following(deliveries)
             await until(lambda: renewing(server))
             (thread,) = threads()
-            with proxy.acquire():
+            with proxy.hold():
                 asked = _asks(monkeypatch)
                 await until(asked.is_set)
                 coder._renewal.close()
@@ -298,7 +298,7 @@ async def test_the_thread_ends_at_once_though_nobody_greets_it(
         ):
             asked = _asks(monkeypatch)
             delivery = await following(deliveries)
-            with proxy.acquire():
+            with proxy.hold():
                 await until(asked.is_set)
                 (thread,) = threads()
                 coder._renewal.close()

@@ -337,8 +337,8 @@ async def test_a_requester_that_is_gone_holds_nobody_up(declared: Topology, wire
 RESPONDER = """
 import asyncio, sys
 from agentstream.agent import Agent
-from agentstream.endpoint import Endpoint
-from agentstream.settings import Settings
+from agentstream.transport.endpoint import Endpoint
+from agentstream.identity.settings import Settings
 
 async def main():
     settings = Settings(namespace="test", agent="coder", source=Endpoint(sys.argv[1]), pod=sys.argv[2])

@@ -314,7 +314,7 @@ async def test_a_message_that_expires_behind_others_is_not_sent(
 ) -> None:
     async with declared.agent("planner", url=proxy.url) as planner:
         await planner.send_message(to="coder", type="event", payload={"n": 0})
-        with proxy.acquire():
+        with proxy.hold():
             first = asyncio.create_task(planner.send_message(to="coder", type="event", payload={"n": 1}))
             await asyncio.sleep(0)
             expires_at = time.time() + 0.05

@@ -99,7 +99,7 @@ async def test_whoever_is_cancelled_while_sending_many_sends_no_more(
 ) -> None:
     async with declared.agent("planner", url=proxy.url) as planner:
         await planner.send_message(to="coder", type="event", payload={"n": 0})
-        with proxy.acquire():
+        with proxy.hold():
             sending = asyncio.create_task(
                 planner.send_many(
                     OutgoingMessage(to="coder", type="event", payload={"n": n}) for n in range(1, 200)

@@ -92,7 +92,7 @@ async def test_a_silent_server_is_noticed_although_nobody_calls(proxy: Faults, w
     # a server that is there and has nothing to say is asked now and then, and kept
     await until(lambda: first.writes >= 4)
     assert listener.wire.connects == 1
-    with proxy.acquire():
+    with proxy.hold():
         await until(lambda: first.error is not None)
     await until(lambda: listener.wire.connects == 2)
     assert await listener.wire.call("PING") == b"PONG"

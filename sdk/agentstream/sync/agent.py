@@ -296,7 +296,7 @@ class SyncAgent:
         """As `agentstream.Agent.run`: handlers run in threads of their own, as many as the concurrency.
 
         Raises:
-            ValueError, NotConsumer, SettingsError: as there.
+            ValueError, NoConsumerGroup, SettingsError: as there.
             SystemExit, KeyboardInterrupt: a handler raised it; its message is handed back.
         """
         try:

@@ -202,7 +202,7 @@ class SyncDeliveries(Iterator[SyncDelivery[Payload]], Generic[Payload]):
         """The next delivery.
 
         Raises:
-            NotConsumer, SettingsError: as there.
+            NoConsumerGroup, SettingsError: as there.
         """
         fetched: list[delivery.Delivery[Payload]] = []
         try:

@@ -65,7 +65,7 @@ class AgentProcess:
             self._watchdog.forget(self.pid)
             self._process.wait()
 
-    def backoff(self) -> None:
+    def pause(self) -> None:
         """Stops it where it is: it holds what it has, and does nothing until `resume`."""
         self._process.send_signal(signal.SIGSTOP)
 
