@@ -272,15 +272,15 @@ class Agent(Producer):
         await self.__aexit__(None, None, None)
 
     @property
-    def _is_consuming(self) -> bool:
-        """Whether iterations would end by `stop`. Any thread may ask."""
+    def is_consuming(self) -> bool:
+        """Whether `stop` would end `run` or an iteration over `stream_consume`. Any thread may ask."""
         return any(not consumption.is_over for consumption in self._consumptions)
 
     def _holding(self) -> Iterator[tuple[str, str, int, int]]:
         return filter(None, [consumption.holding for consumption in self._consumptions])
 
     def _asked_to_end(self, number: signal.Signals) -> None:
-        consuming = self._is_consuming
+        consuming = self.is_consuming
         self.stop()
         if not consuming and self._task is not None:
             self._ended_by = number

@@ -99,6 +99,11 @@ class Delivery(Generic[Payload]):
         return self._policy.stream
 
     @property
+    def group(self) -> str:
+        """Name of the ConsumerGroup."""
+        return self._policy.group
+
+    @property
     def entry(self) -> str:
         """Id of the entry on the main stream, the same for every attempt."""
         return self._entry.origin
@@ -126,6 +131,11 @@ class Delivery(Generic[Payload]):
     def settled(self) -> bool:
         """Whether it was decided what becomes of the message."""
         return bool(self._verb)
+
+    @property
+    def outcome(self) -> str:
+        """What became of the message: the verb that settled it, or `lost`; empty until it is settled."""
+        return "lost" if self._entry.lost or self._entry.outcome is False else self._verb
 
     @property
     def trace_context(self) -> bytes | None:
@@ -262,7 +272,8 @@ class Delivery(Generic[Payload]):
         self._cancelling = task.cancelling() if task is not None else 0
         if self._interrupted is not None:
             self._cancel()
-        self._handling = self._begin_span()
+        tracing = spans(self.trace_context)
+        self._handling = None if tracing is None else tracing.handling(self, self.group)
         return self
 
     async def __aexit__(
@@ -274,7 +285,7 @@ class Delivery(Generic[Payload]):
             try:
                 return await self.__aexit__(kind, error, trace)
             finally:
-                handling.end(error, self._fate)
+                handling.end(error, self.outcome)
         task, self._task = self._task, None
         if error is None:
             # that it was cancelled and ended normally nevertheless is no failure
@@ -291,16 +302,6 @@ class Delivery(Generic[Payload]):
             is_late = self._interrupted is Interruption.DEADLINE
             await (self.retry(reason=_DEADLINE_EXCEEDED) if is_late else self.release())
         return swallowed
-
-    def _begin_span(self) -> Handling | None:
-        """The span of what the caller is about to do with the message, if the program is traced."""
-        tracing = spans(self.trace_context)
-        return None if tracing is None else tracing.handling(self, self._policy.group)
-
-    @property
-    def _fate(self) -> str:
-        """What became of the message, in a word."""
-        return "lost" if self._entry.lost or self._entry.outcome is False else self._verb
 
     def _is_over(self, task: asyncio.Task[Any] | None) -> bool:
         """Takes back this delivery's cancellation of the task. Returns whether it was the only one."""

@@ -304,6 +304,11 @@ class SyncAgent:
         except Exit as end:
             raise end.error from None
 
+    @property
+    def is_consuming(self) -> bool:
+        """As `agentstream.Agent.is_consuming`."""
+        return self._agent.is_consuming
+
     def stop(self) -> None:
         """As `agentstream.Agent.stop`. Any thread may call it, and a signal's handler."""
         self._loop.soon(self._agent.stop)
@@ -354,7 +359,7 @@ class SyncAgent:
         return self._loop.run(called)
 
     def _asked_to_end(self, number: signal.Signals) -> None:
-        consuming = self._agent._is_consuming  # noqa: SLF001 - two faces of one thing
+        consuming = self.is_consuming
         self.stop()
         if not consuming:
             raise SystemExit(SIGNAL_EXIT + number)

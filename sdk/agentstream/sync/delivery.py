@@ -12,6 +12,7 @@ from agentstream.consuming.once import WEEK
 from agentstream.payloads.types import Payload
 from agentstream.protocol.envelope import Message
 from agentstream.sync.loop import Ended, LoopThread
+from agentstream.telemetry.tracing import spans
 
 if TYPE_CHECKING:
     from agentstream.telemetry.spans import Handling
@@ -81,6 +82,11 @@ class SyncDelivery(Generic[Payload]):
         return self._delivery.stream
 
     @property
+    def group(self) -> str:
+        """Name of the ConsumerGroup."""
+        return self._delivery.group
+
+    @property
     def entry(self) -> str:
         """Id of the entry on the main stream, the same for every attempt."""
         return self._delivery.entry
@@ -109,6 +115,11 @@ class SyncDelivery(Generic[Payload]):
     def settled(self) -> bool:
         """Whether it was decided what becomes of the message."""
         return self._delivery.settled
+
+    @property
+    def outcome(self) -> str:
+        """As `agentstream.Delivery.outcome`."""
+        return self._delivery.outcome
 
     @property
     def trace_context(self) -> bytes | None:
@@ -160,7 +171,8 @@ class SyncDelivery(Generic[Payload]):
     def __enter__(self) -> Self:
         """Starts handling."""
         # the span is this thread's
-        self._handling = self._delivery._begin_span()  # noqa: SLF001 - two faces of one thing
+        tracing = spans(self.trace_context)
+        self._handling = None if tracing is None else tracing.handling(self, self.group)
         return self
 
     def __exit__(
@@ -172,7 +184,7 @@ class SyncDelivery(Generic[Payload]):
             swallowed = self._settle(self._delivery.__aexit__, kind, error, trace)
         finally:
             if handling is not None:
-                handling.end(error, self._delivery._fate)  # noqa: SLF001 - as above
+                handling.end(error, self.outcome)
         return swallowed or isinstance(error, Exception)
 
     def _settle(
