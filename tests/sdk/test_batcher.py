@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
-from support.batcher import Detour, outbox_on, parcel
 
 from agentstream.agent import Agent
 from agentstream.errors import AgentStreamError, Backpressure, ConnectionLost, InvalidMessage
@@ -18,6 +17,7 @@ from agentstream.sent import SentMessage
 from agentstream.testing import Faults
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
+from support.batcher import Detour, outbox_on, parcel
 from support.entries import add_command
 from support.servers import Server
 from support.topology import Topology, fields_of

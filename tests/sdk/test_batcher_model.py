@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.batcher import outbox_on, parcel
 
 from agentstream.errors import AgentStreamError, Backpressure, ConnectionLost
 from agentstream.sending.batcher import Batcher
 from agentstream.transport.client import Client
 from agentstream.transport.retry import Backoff
+from support.batcher import outbox_on, parcel
 from support.topology import fields_of
 
 _streams = itertools.count()

@@ -59,7 +59,8 @@ def test_both_faces_take_the_same(faces: tuple[type, type]) -> None:
         if isinstance(original, classmethod) and isinstance(mirror, classmethod):
             original, mirror = original.__func__, mirror.__func__  # noqa: PLW2901
         if callable(original) and callable(mirror):
-            assert str(inspect.signature(original)) == str(inspect.signature(mirror)).replace("Sync", ""), original
+            shown = str(inspect.signature(mirror)).replace("Sync", "")
+            assert str(inspect.signature(original)) == shown, original
             assert not inspect.iscoroutinefunction(mirror)
 
 
