@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from agentstream.consuming.fetch import READ_TIMEOUT
 from agentstream.consuming.renewal import Renewal
 from agentstream.consuming.session import Consumer, Consumption, Deliveries
-from agentstream.handlers.declare import DEFAULT_WITHIN, Handlers, Subscription
+from agentstream.handlers.declare import DEFAULT_MAX_WAIT, Handlers, Subscription
 from agentstream.handlers.run import run
 from agentstream.identity.settings import Settings
 from agentstream.payloads.types import Payload
@@ -136,8 +136,8 @@ class Agent(Producer):
         stream: str | None = None,
         group: str | None = None,
         version: int | None = None,
-        batch: int | None = None,
-        within: float = DEFAULT_WITHIN,
+        batch_size: int | None = None,
+        max_wait: float = DEFAULT_MAX_WAIT,
     ) -> Callable[[_Handler], _Handler]:
         """Declares the decorated function the handler of one type of message; see docs/handlers.md.
 
@@ -150,8 +150,8 @@ class Agent(Producer):
             group: name of the ConsumerGroup, where the agent has several on the stream.
             version: the version of payloads that it knows; by default that which their type names as
                 `__schema_version__`, or the first.
-            batch: how many messages it gets at most, in a list; by default it gets them one by one.
-            within: for how many seconds after the first a batch waits for others.
+            batch_size: how many messages a call gets at most, in a list; by default one, not in a list.
+            max_wait: how many seconds after its first message a batch is handled although it is not full.
 
         Raises:
             ValueError: there is no such type or it has a handler already, or a number is not positive.
@@ -160,7 +160,12 @@ class Agent(Producer):
 
         def declare(function: _Handler) -> _Handler:
             self._handlers.add(
-                function, type, Subscription(stream, group), version=version, batch=batch, within=within
+                function,
+                type,
+                Subscription(stream, group),
+                version=version,
+                batch_size=batch_size,
+                max_wait=max_wait,
             )
             return function
 

@@ -62,7 +62,7 @@ async def test_a_batch_is_handled_as_soon_as_it_is_complete(topology: Topology, 
     await send(topology, *range(30))
     coder, sizes = topology.agent("coder"), []
 
-    @coder.on("event", batch=10, within=LONG)
+    @coder.on("event", batch_size=10, max_wait=LONG)
     async def handle(items: list[Item]) -> None:
         sizes.append([item.n for item in items])
 
@@ -77,7 +77,7 @@ async def test_a_batch_may_be_larger_than_the_concurrency(topology: Topology, gr
     await send(topology, *range(10))
     coder, sizes = topology.agent("coder"), []
 
-    @coder.on("event", batch=10, within=LONG)
+    @coder.on("event", batch_size=10, max_wait=LONG)
     async def handle(items: list[dict]) -> None:
         sizes.append(len(items))
 
@@ -92,7 +92,7 @@ async def test_what_came_in_time_is_handled_where_a_batch_does_not_get_complete(
     await send(topology, 1, 2, 3)
     coder, given = topology.agent("coder"), []
 
-    @coder.on("event", batch=10, within=0.05)
+    @coder.on("event", batch_size=10, max_wait=0.05)
     async def handle(items: list[Item]) -> None:
         given.extend(item.n for item in items)
 
@@ -123,7 +123,7 @@ async def test_a_handler_of_batches_takes_a_list_of_what_others_take_one_by_one(
 
     for number, handler in enumerate((deliveries, messages, unannotated, plain, in_a_thread), 1):
         coder = topology.agent("coder")
-        coder.on("event", batch=2, within=LONG)(handler)
+        coder.on("event", batch_size=2, max_wait=LONG)(handler)
         async with Running(coder):
             await send(topology, 1, 2)
             await until(lambda: topology.settled(group, 2 * number))  # noqa: B023
@@ -141,14 +141,14 @@ async def returns(items: list[Item]) -> int: ...  # type: ignore[empty-body]
 def test_what_cannot_handle_batches_is_refused_where_it_is_declared(handler: Any) -> None:
     coder = Topology(None, "redis://127.0.0.1:1").agent("coder")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=f"{handler.__name__}: "):
-        coder.on("event", batch=2)(handler)
+        coder.on("event", batch_size=2)(handler)
 
 
 async def test_what_the_handler_settles_itself_stays_as_it_says(topology: Topology, group: Consumes) -> None:
     await send(topology, 1, 2, 3)
     coder = topology.agent("coder")
 
-    @coder.on("event", batch=3, within=LONG)
+    @coder.on("event", batch_size=3, max_wait=LONG)
     async def handle(batch: list[Delivery[Item]]) -> None:
         await batch[1].dead_letter("no twos")
 
@@ -165,7 +165,7 @@ async def test_a_batch_that_fails_is_tried_again_but_for_what_was_settled(
     await send(topology, 1, 2, 3)
     coder, attempts = topology.agent("coder"), []
 
-    @coder.on("event", batch=3, within=0.2)
+    @coder.on("event", batch_size=3, max_wait=0.2)
     async def handle(batch: list[Delivery[Item]]) -> None:
         attempts.append(sorted((delivery.payload.n, delivery.attempt) for delivery in batch))
         if len(attempts) == 1:
@@ -184,7 +184,7 @@ async def test_a_batch_may_be_refused_or_put_off_as_a_whole(topology: Topology, 
     await send(topology, 1, 2)
     coder, attempts = topology.agent("coder"), []
 
-    @coder.on("event", batch=2, within=0.5)
+    @coder.on("event", batch_size=2, max_wait=0.5)
     async def handle(batch: list[Delivery[Item]]) -> None:
         attempts.append(batch[0].attempt)
         if batch[0].attempt == 1:
@@ -205,7 +205,7 @@ async def test_a_message_that_runs_alone_does_not_wait_for_others(
     await topology.left_behind(group, 2, 2)
     coder, given = topology.agent("coder"), []
 
-    @coder.on("event", batch=2, within=LONG)
+    @coder.on("event", batch_size=2, max_wait=LONG)
     async def handle(batch: list[Delivery[Item]]) -> None:
         given.append([(delivery.payload.n, delivery.attempt) for delivery in batch])
 
@@ -220,7 +220,7 @@ async def test_messages_that_were_retried_fill_batches_as_others_do(
     await send(topology, 1, 2)
     coder, given = topology.agent("coder"), []
 
-    @coder.on("event", batch=2, within=LONG)
+    @coder.on("event", batch_size=2, max_wait=LONG)
     async def handle(batch: list[Delivery[Item]]) -> None:
         given.append(sorted((delivery.payload.n, delivery.attempt) for delivery in batch))
         if batch[0].attempt < 3:
@@ -236,7 +236,7 @@ async def test_single_and_batched_messages_of_one_stream_do_not_hold_each_other_
 ) -> None:
     coder, singles = topology.agent("coder"), asyncio.Queue[int]()
 
-    @coder.on("event", batch=2, within=LONG)
+    @coder.on("event", batch_size=2, max_wait=LONG)
     async def handle(batch: list[Item]) -> None: ...
 
     @coder.on("task_request")
@@ -257,7 +257,7 @@ async def test_at_the_end_what_was_gathered_is_handled_without_waiting(
     await send(topology, 1, 2)
     coder, given = topology.agent("coder"), []
 
-    @coder.on("event", batch=10, within=LONG)
+    @coder.on("event", batch_size=10, max_wait=LONG)
     async def handle(items: list[Item]) -> None:
         given.extend(item.n for item in items)
 
@@ -281,7 +281,7 @@ async def test_a_cancelled_run_hands_back_what_is_in_a_batch(
     await send(topology, 1, 2)
     coder, begun = topology.agent("coder"), asyncio.Event()
 
-    @coder.on("event", batch=3 if gathering else 2, within=LONG)
+    @coder.on("event", batch_size=3 if gathering else 2, max_wait=LONG)
     async def handle(items: list[Item]) -> None:
         begun.set()
         await asyncio.Event().wait()
@@ -302,7 +302,7 @@ async def test_what_was_lost_while_it_was_gathered_is_left_out(topology: Topolog
     await send(topology, 1, 2)
     coder, given = topology.agent("coder"), []
 
-    @coder.on("event", batch=3, within=LONG)
+    @coder.on("event", batch_size=3, max_wait=LONG)
     async def handle(batch: list[Delivery[Item]]) -> None:
         given.extend(delivery.payload.n for delivery in batch)
 
@@ -323,7 +323,7 @@ async def test_what_was_over_its_lease_when_it_was_gathered_comes_again(
     await send(topology, 1, 2)
     coder, given = topology.agent("coder", url=proxy.url), []
 
-    @coder.on("event", batch=3, within=1.0)
+    @coder.on("event", batch_size=3, max_wait=1.0)
     async def handle(batch: list[Delivery[Item]]) -> None:
         given.extend((delivery.payload.n, delivery._entry.is_overdue) for delivery in batch)
 
@@ -343,7 +343,7 @@ async def test_a_batch_of_which_everything_was_lost_is_not_handled(
     await send(topology, 1, 2)
     coder, given = topology.agent("coder"), []
 
-    @coder.on("event", batch=10, within=LONG)
+    @coder.on("event", batch_size=10, max_wait=LONG)
     async def handle(batch: list[Delivery[Item]]) -> None:
         given.append(batch)
 
@@ -371,7 +371,7 @@ async def test_a_batch_is_cancelled_when_all_its_messages_are_late(
     await send(topology, 1, 2)
     coder, cancelled = topology.agent("coder"), asyncio.Event()
 
-    @coder.on("event", batch=2, within=LONG)
+    @coder.on("event", batch_size=2, max_wait=LONG)
     async def handle(items: list[Item]) -> None:
         try:
             await asyncio.Event().wait()
@@ -392,7 +392,7 @@ class Stuck:
         self.begun, self.go_on, self.cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.settle: Any = None
         self.kept: list[int] = []
-        agent.on("event", batch=2, within=LONG)(self.handle)
+        agent.on("event", batch_size=2, max_wait=LONG)(self.handle)
 
     async def handle(self, batch: list[Delivery[Item]]) -> None:
         self.begun.set()
@@ -469,7 +469,7 @@ async def test_a_batch_whose_deadline_was_moved_goes_on(topology: Topology) -> N
     await send(topology, 1, 2)
     coder, late = topology.agent("coder"), asyncio.Event()
 
-    @coder.on("event", batch=2, within=LONG)
+    @coder.on("event", batch_size=2, max_wait=LONG)
     async def handle(batch: list[Delivery[Item]]) -> None:
         loop = asyncio.get_running_loop()
         first = max(delivery.deadline or 0 for delivery in batch)
@@ -488,7 +488,7 @@ async def test_a_late_batch_in_a_thread_is_tried_again_once_it_is_over(topology:
     await send(topology, 1)
     coder, calls, go_on = topology.agent("coder"), [], threading.Event()
 
-    @coder.on("event", batch=1, within=LONG)
+    @coder.on("event", batch_size=1, max_wait=LONG)
     def handle(batch: list[Delivery[Item]]) -> None:
         calls.append(batch[0].attempt)
         if len(calls) == 1:

@@ -251,8 +251,8 @@ async def nothing(task: dict) -> None: ...
         ({"stream": "tasks"}, {}, "name the stream of all handlers, or of none"),
         ({}, {"stream": "tasks"}, "name the stream of all handlers, or of none"),
         ({}, {"type": "wish"}, "a message is a task_request, task_result, event, not wish"),
-        ({}, {"type": "task_result", "batch": 0}, "must be positive"),
-        ({}, {"type": "task_result", "within": 0}, "must be positive"),
+        ({}, {"type": "task_result", "batch_size": 0}, "must be positive"),
+        ({}, {"type": "task_result", "max_wait": 0}, "must be positive"),
         ({}, {"type": "task_result", "version": 0}, "versions are counted from 1"),
     ],
 )

@@ -334,7 +334,7 @@ async def test_a_batch_has_one_message_of_a_key(topology: Topology, planner: Age
     batches: list[list[tuple[str | None, int]]] = []
     async with topology.agent("coder") as coder:
 
-        @coder.on("event", batch=4, within=1.0)
+        @coder.on("event", batch_size=4, max_wait=1.0)
         async def handle(deliveries: list[Message]) -> None:
             batches.append([(each.key, each.payload["n"]) for each in deliveries])
             if len(batches) == 3:

@@ -154,7 +154,7 @@ async def test_a_batch_is_linked_to_what_was_sent(topology: Topology, exported: 
     seen: list[trace.SpanContext] = []
     async with topology.agent("planner") as planner, topology.agent("coder") as coder:
 
-        @coder.on("event", batch=2, within=5.0)
+        @coder.on("event", batch_size=2, max_wait=5.0)
         def handle(deliveries: list[Delivery[dict[str, Any]]]) -> None:
             seen.append(trace.get_current_span().get_span_context())
             raise LookupError

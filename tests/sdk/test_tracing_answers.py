@@ -78,7 +78,7 @@ async def test_an_answer_out_of_a_batch_is_found_by_who_waits_for_it(
 ) -> None:
     async with topology.agent("planner") as planner, topology.agent("coder") as coder:
 
-        @coder.on("task_request", batch=2, within=0.01)
+        @coder.on("task_request", batch_size=2, max_wait=0.01)
         async def handle(batch: list[Delivery]) -> None:
             for delivery in batch:
                 await delivery.reply({})
@@ -139,7 +139,7 @@ async def test_answers_arrive_where_it_is_not_installed(
 ) -> None:
     async with topology.agent("planner") as planner, topology.agent("coder") as coder:
 
-        @coder.on("task_request", batch=1)
+        @coder.on("task_request", batch_size=1)
         async def handle(batch: list[Delivery]) -> None:
             await batch[0].reply({"n": 2})
 
@@ -205,7 +205,7 @@ async def sends_in_a_handler(topology: Topology) -> None:
 async def sends_in_a_batch(topology: Topology) -> None:
     async with topology.agent("coder") as coder:
 
-        @coder.on("event", batch=1)
+        @coder.on("event", batch_size=1)
         async def handle(batch: list[Delivery]) -> None:
             await coder.send_message(to="tester", type="event", payload={})
             await coder.send_many([OutgoingMessage(to="tester", type="event", payload={})])

@@ -323,7 +323,7 @@ async def test_handlers_are_plain_functions(
         seen.append(type(delivery))
         return {"words": len(payload["text"].split())}
 
-    @coder.on("event", batch=2, within=5.0)
+    @coder.on("event", batch_size=2, max_wait=5.0)
     def gather(deliveries: list[Delivery]) -> None:
         seen.append(sorted(delivery.payload["n"] for delivery in deliveries))
         assert all(delivery.ack() for delivery in deliveries)

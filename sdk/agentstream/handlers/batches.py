@@ -69,7 +69,7 @@ class Batches:
         self._put(batch, delivery, last=alone)
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._handler.within):
+                async with asyncio.timeout(self._handler.max_wait):
                     await batch.complete.wait()
             self._complete(batch)
             await self._call(batch.deliveries)

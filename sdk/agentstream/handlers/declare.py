@@ -18,7 +18,7 @@ from agentstream.payloads.upcasting import Read, Upcasters, message_reader
 from agentstream.protocol.envelope import Message, MessageType
 from agentstream.protocol.reasons import Reason
 
-DEFAULT_WITHIN = 0.05
+DEFAULT_MAX_WAIT = 0.05
 
 Function = Callable[..., Any]
 InThread = Callable[..., Awaitable[Any]]
@@ -57,21 +57,21 @@ class Handler(msgspec.Struct, frozen=True):
         form: with what.
         read: reads the payload.
         blocks: whether it runs in a thread, for it is not asynchronous.
-        batch: how many messages it gets at most; None if it gets them one by one, not in a list.
-        within: for how many seconds after the first a batch waits for others.
+        batch_size: how many messages one call gets at most, in a list; None for one message, not in a list.
+        max_wait: how many seconds after its first message a batch is handled although it is not full.
     """
 
     function: Function
     form: Form
     read: Read
     blocks: bool
-    batch: int | None
-    within: float
+    batch_size: int | None
+    max_wait: float
 
     async def __call__(self, in_thread: InThread, *deliveries: Delivery[Any]) -> Any:
         """What the function returns for these deliveries."""
         forms = [self._arguments(delivery) for delivery in deliveries]
-        arguments = forms[0] if self.batch is None else ([form[0] for form in forms],)
+        arguments = forms[0] if self.batch_size is None else ([form[0] for form in forms],)
         if not self.blocks:
             return await self.function(*arguments)
         result = await in_thread(self.function, *arguments)
@@ -113,8 +113,8 @@ class Handlers:
         subscription: Subscription,
         *,
         version: int | None = None,
-        batch: int | None = None,
-        within: float = DEFAULT_WITHIN,
+        batch_size: int | None = None,
+        max_wait: float = DEFAULT_MAX_WAIT,
     ) -> None:
         """Adds a handler; see `Agent.on`.
 
@@ -124,8 +124,8 @@ class Handlers:
         """
         if message_type not in typing.get_args(MessageType):
             raise ValueError(f"a message is a {', '.join(typing.get_args(MessageType))}, not {message_type}")
-        if (batch is not None and batch < 1) or within <= 0:
-            raise ValueError("batch and within must be positive")
+        if (batch_size is not None and batch_size < 1) or max_wait <= 0:
+            raise ValueError("batch_size and max_wait must be positive")
         if self._by_type and (subscription.stream is None) != (None in {s.stream for s in self._by_type}):
             raise ValueError("name the stream of all handlers, or of none: then it is the only one")
         known = self._by_type.get(subscription, {})
@@ -134,14 +134,14 @@ class Handlers:
                 f"{message_type} has a handler already: {_name(known[message_type].function)}; "
                 f"kinds of payload are told apart in one handler"
             )
-        form, payload_type = _form(function) if batch is None else _batch_form(function)
+        form, payload_type = _form(function) if batch_size is None else _batch_form(function)
         if form is Form.MESSAGE and version is not None:
             raise TypeError(f"{_name(function)}: a message is taken as it is, whatever its version")
         try:
             read = message_reader(payload_type, version, self.upcasters)
         except TypeError as error:
             raise TypeError(f"{_name(function)}: {error}") from error
-        handler = Handler(function, form, read, not _is_async(function), batch, within)
+        handler = Handler(function, form, read, not _is_async(function), batch_size, max_wait)
         self._by_type.setdefault(subscription, {})[message_type] = handler
 
     def reader(self, subscription: Subscription) -> Read:

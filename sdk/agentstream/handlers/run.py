@@ -33,7 +33,7 @@ async def run(handlers: Handlers, consume: Consume, concurrency: int) -> None:
 async def _serve(handlers: Handlers, subscription: Subscription, consume: Consume, concurrency: int) -> None:
     """Runs the handlers of one subscription."""
     by_type = handlers.of(subscription)
-    sizes = {name: handler.batch for name, handler in by_type.items() if handler.batch is not None}
+    sizes = {name: handler.batch_size for name, handler in by_type.items() if handler.batch_size is not None}
     # a batch is to be complete without waiting for one of its own
     concurrency = max([concurrency, *sizes.values()])
     threads = _Threads(concurrency)

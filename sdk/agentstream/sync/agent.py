@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 from agentstream import agent
-from agentstream.handlers.declare import DEFAULT_WITHIN
+from agentstream.handlers.declare import DEFAULT_MAX_WAIT
 from agentstream.identity.settings import Settings
 from agentstream.payloads.types import Payload
 from agentstream.payloads.upcasting import Upcast
@@ -261,8 +261,8 @@ class SyncAgent:
         stream: str | None = None,
         group: str | None = None,
         version: int | None = None,
-        batch: int | None = None,
-        within: float = DEFAULT_WITHIN,
+        batch_size: int | None = None,
+        max_wait: float = DEFAULT_MAX_WAIT,
     ) -> Callable[[_Handler], _Handler]:
         """As `agentstream.Agent.on`. The function is not asynchronous, and takes `agentstream.sync.Delivery`.
 
@@ -270,7 +270,7 @@ class SyncAgent:
             ValueError, TypeError: as there.
         """
         declare = self._agent.on(
-            type, stream=stream, group=group, version=version, batch=batch, within=within
+            type, stream=stream, group=group, version=version, batch_size=batch_size, max_wait=max_wait
         )
 
         def decorate(function: _Handler) -> _Handler:
