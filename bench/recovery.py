@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from agentstream.consuming.fetch import READ_TIMEOUT
 from agentstream.consuming.session import Deliveries
-from agentstream.protocol.nudges import Nudge
+from agentstream.protocol.keys import Nudge
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
 from agentstream.transport.client import Client

@@ -20,14 +20,13 @@ from agentstream.identity.settings import Settings
 from agentstream.payloads.types import Payload
 from agentstream.payloads.upcasting import Read, Upcast, message_reader
 from agentstream.protocol.envelope import MessageType
-from agentstream.protocol.keys import nudge_channel
+from agentstream.protocol.keys import consumer_name, nudge_channel, pod_prefix
 from agentstream.sending.producer import Producer
 from agentstream.sending.replies import Replies
 from agentstream.signals import SIGNAL_EXIT, on_termination
 from agentstream.telemetry.health import Health
 from agentstream.telemetry.metrics import Observed
 
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 _Upcast = TypeVar("_Upcast", bound=Upcast)
 # Milliseconds since 1970 at which agents of this process started, no two the same.
@@ -53,8 +52,8 @@ class Agent(Producer):
         self._renewal = Renewal(settings.endpoint, f"agentstream:{self.namespace}.{self.name}:renew")
         self._consumer = Consumer(
             agent=self.name,
-            name=f"{settings.pod}.{base36(next(_starts))}",
-            pod_prefix=f"{settings.pod}.",
+            name=consumer_name(settings.pod, next(_starts)),
+            pod_prefix=pod_prefix(settings.pod),
             directory=self._directory,
             write=self._write,
             control=self._control,
@@ -295,13 +294,3 @@ class Agent(Producer):
 def _check(concurrency: int) -> None:
     if concurrency < 1:
         raise ValueError("concurrency must be at least 1")
-
-
-def base36(number: int) -> str:
-    """A number in the digits 0-9 and a-z."""
-    digits = ""
-    while True:
-        number, digit = divmod(number, len(_DIGITS))
-        digits = _DIGITS[digit] + digits
-        if not number:
-            return digits

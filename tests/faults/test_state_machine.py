@@ -27,8 +27,7 @@ from hypothesis.stateful import (
 
 from agentstream import Agent
 from agentstream.consuming.delivery import Delivery
-from agentstream.protocol.keys import StreamKeys, nudge_channel
-from agentstream.protocol.nudges import Nudge
+from agentstream.protocol.keys import Nudge, StreamKeys, nudge_channel
 from agentstream.testing import Sandbox
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint

@@ -10,8 +10,7 @@ import msgspec
 import pytest
 
 from agentstream.agent import Agent
-from agentstream.protocol.keys import StreamKeys, nudge_channel
-from agentstream.protocol.nudges import Nudge
+from agentstream.protocol.keys import Nudge, StreamKeys, nudge_channel
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
 from agentstream.transport.client import Client

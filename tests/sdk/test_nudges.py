@@ -11,8 +11,7 @@ import pytest
 
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.session import Deliveries
-from agentstream.protocol.keys import StreamKeys, nudge_channel
-from agentstream.protocol.nudges import Nudge
+from agentstream.protocol.keys import Nudge, StreamKeys, nudge_channel
 from agentstream.protocol.routes import Consumes, Route
 from agentstream.testing import Faults
 from agentstream.transport.client import Client

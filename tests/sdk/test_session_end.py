@@ -12,8 +12,8 @@ import threading
 
 import pytest
 
-from agentstream.agent import Agent, base36
-from agentstream.protocol.keys import StreamKeys
+from agentstream.agent import Agent
+from agentstream.protocol.keys import StreamKeys, consumer_name
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
 from agentstream.transport.client import Client
@@ -364,5 +364,5 @@ async def test_an_agent_in_another_thread_leaves_signals_alone(topology: Topolog
 
 
 def test_consumers_of_one_process_have_different_names() -> None:
-    assert base36(0) == "0"
-    assert base36(36**3 + 35) == "100z"
+    assert consumer_name("pod", 0) == "pod.0"
+    assert consumer_name("pod", 36**3 + 35) == "pod.100z"

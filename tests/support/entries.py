@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from itertools import chain
 from typing import Any
 
 import redis
 
+from agentstream.protocol import commands
 from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.plan.retention import JanitorSpec
 
@@ -72,7 +74,6 @@ def refuses(admin: redis.Redis) -> bool:
 
 def add_command(key: str, *messages: str, number: int = 1, token: str = "") -> tuple[Any, ...]:
     """Function and arguments that add a batch without options; by a sender of its own, if none is named."""
-    keys = StreamKeys(key)
-    sent = (keys.sent(token or secrets.token_hex(16)), number, 60_000)
-    arguments = [argument for message in messages for argument in (message, 0)]
-    return ("as1_add", 1, key, *sent, keys.gate, keys.order, *arguments)
+    arguments = chain.from_iterable(commands.message(message.encode()) for message in messages)
+    sender = token or secrets.token_hex(16)
+    return commands.add(StreamKeys(key), sender, number, 60_000, arguments)[1:]

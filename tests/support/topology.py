@@ -15,6 +15,7 @@ from agentstream.agent import Agent
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.dispatch import Dispatcher
 from agentstream.identity.settings import Settings
+from agentstream.protocol import commands
 from agentstream.protocol.envelope import Message
 from agentstream.protocol.keys import StreamKeys, default_stream_key, routes_key
 from agentstream.protocol.routes import Consumes, Produces, Route, encode_route
@@ -46,7 +47,7 @@ class Topology:
         """A stream to which the agents produce."""
         key = default_stream_key(NAMESPACE, name)
         keys = StreamKeys(key)
-        await self.wire.call("FCALL", "as1_create_stream", 1, key, keys.meta, "name", name)
+        await self.wire.call(*commands.create_stream(key, {"name": name}))
         for producer in producers:
             await self._route(producer, produces=(Produces(name, key, broadcast),))
         return keys
@@ -56,7 +57,7 @@ class Topology:
         key = default_stream_key(NAMESPACE, stream)
         short = {"lease": 2_000, "backoff_initial": 20, "backoff_max": 200}
         consumes = Consumes(stream, key, group=agent, **{**short, **policy})
-        await self.wire.call("FCALL", "as1_create_group", 1, key, StreamKeys(key).base, agent, start)
+        await self.wire.call(*commands.create_group(key, agent, start))
         await self._route(agent, consumes=(consumes,))
         return consumes
 

@@ -20,7 +20,7 @@ from agentstream.payloads.contracts import FREE, Contracts
 from agentstream.payloads.types import Payload
 from agentstream.payloads.upcasting import Read
 from agentstream.protocol.envelope import Message
-from agentstream.protocol.nudges import Nudge
+from agentstream.protocol.keys import Nudge
 from agentstream.protocol.routes import Consumes
 from agentstream.routing.directory import Directory
 from agentstream.sending.replies import Replies

@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 
 from agentstream.errors import SettingsError
+from agentstream.protocol.keys import DNS_LABEL
 from agentstream.protocol.signatures import Keys, decode_keys, entry_name
 from agentstream.transport.endpoint import Endpoint
 
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LAST_PORT = 65535
 
 
@@ -168,7 +168,7 @@ def _name(variables: Mapping[str, str], source: Binding | Endpoint, entry: str) 
     if value is None:
         also = f", and {source.directory} has no entry `{entry}`" if isinstance(source, Binding) else ""
         raise SettingsError(f"the agent's {entry} is not known: {variable} is not set{also}")
-    if not _LABEL.fullmatch(value):
+    if not re.fullmatch(DNS_LABEL, value):
         raise SettingsError(f"the agent's {entry} is {value!r}: {variable} must be a DNS label")
     return value
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 
 from agentstream.errors import InvalidMessage
+from agentstream.protocol.keys import DNS_LABEL
 
 BROADCAST = "broadcast"
 """The addressee that means every group of the stream."""
@@ -21,7 +22,7 @@ BROADCAST = "broadcast"
 VERSION = 1
 
 # Not only `$`, which in Python would let a line break follow.
-_AGENT = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(?!\n)$"
+_AGENT = rf"^{DNS_LABEL}(?!\n)$"
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?!\n)$"
 
 MessageType = Literal["task_request", "task_result", "event"]

@@ -1,4 +1,4 @@
-"""Names of everything that a stream keeps on the server; see docs/adr/0002-keys.md.
+"""Names that agents, operator and server share: keys, channels, users, consumers; see docs/adr/0002-keys.md.
 
 All keys of a stream share its cluster hash tag, so that one function call may touch them together.
 """
@@ -7,8 +7,26 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+DNS_LABEL: Final = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+"""Names of agents, namespaces and installations, as a regular expression."""
 
 _TAG = re.compile(r"\{[^{}]+\}")
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class Nudge(StrEnum):
+    """Words that are published on an agent's nudge channel.
+
+    Attributes:
+        SWEEP: entries became claimable for any consumer.
+        ROUTES: the agent's route has changed.
+    """
+
+    SWEEP = "sweep"
+    ROUTES = "routes"
 
 
 def default_stream_key(namespace: str, name: str) -> str:
@@ -17,7 +35,7 @@ def default_stream_key(namespace: str, name: str) -> str:
 
 
 def routes_key(installation: str, namespace: str) -> str:
-    """The hash in which agents of a namespace look up who consumes and produces what."""
+    """The hash with the routes of a namespace's agents."""
     return f"agentstream:{installation}:{namespace}:routes"
 
 
@@ -32,13 +50,41 @@ def notify_channel(installation: str, namespace: str, addressee: str) -> str:
 
 
 def nudge_channel(installation: str, namespace: str, agent: str) -> str:
-    """The channel on which an agent's processes are told that there is something to look at."""
+    """The channel on which a `Nudge` reaches all processes of an agent."""
     return f"agentstream:{installation}:{namespace}:nudge:{agent}"
 
 
 def reply_key(namespace: str, agent: str, token: str) -> str:
-    """The short-lived stream with the answers to one process's requests; the token cannot be guessed."""
+    """The short-lived stream with the answers to one process's requests; its token cannot be guessed."""
     return f"{{{namespace}.{agent}}}:reply:{token}"
+
+
+def consumer_name(pod: str, started: int) -> str:
+    """The name of a consumer: `<pod>.<start of its process>`, the start in base 36.
+
+    Args:
+        pod: name of the pod, which may have dots of its own.
+        started: when the process started, in ms since 1970.
+    """
+    digits = ""
+    while started or not digits:
+        started, digit = divmod(started, len(_DIGITS))
+        digits = _DIGITS[digit] + digits
+    return pod_prefix(pod) + digits
+
+
+def pod_prefix(pod: str) -> str:
+    """The part that the names of all consumers of a pod start with."""
+    return f"{pod}."
+
+
+def parse_consumer(name: str) -> tuple[str, int | None]:
+    """Pod and start in ms since 1970 in the name of a consumer; no start where the name ends otherwise."""
+    pod, _, digits = name.rpartition(".")
+    try:
+        return pod, int(digits, len(_DIGITS))
+    except ValueError:
+        return pod, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +99,7 @@ class StreamKeys:
 
     @property
     def base(self) -> str:
-        """What derived keys start with: the key if it has a hash tag, else the key as the tag."""
+        """The prefix of derived keys: the key if it has a hash tag, else the key as the tag."""
         return self.stream if _TAG.search(self.stream) else f"{{{self.stream}}}"
 
     @property
@@ -77,19 +123,19 @@ class StreamKeys:
         return f"{self.base}:contracts"
 
     def sent(self, token: str) -> str:
-        """String with a lifetime: what became of a sender's last batch, should it be repeated."""
+        """String with a lifetime: the results of a sender's last batch, in case it is sent again."""
         return f"{self.base}:sent:{token}"
 
     def once(self, key: str) -> str:
-        """String with a lifetime: the entry that was added under a key of the sender's own."""
+        """String with a lifetime: the entry that was added under a sender's idempotency key."""
         return f"{self.base}:once:{key}"
 
     def done(self, group: str, key: str) -> str:
-        """String with a lifetime: what became of an effect that the group must not repeat."""
+        """String with a lifetime: the state of an effect that the group must not repeat."""
         return f"{self.base}:done:{group}:{key}"
 
     def retry(self, group: str) -> str:
-        """Stream of the messages that are due again for one group only."""
+        """Stream of the messages that are due again for the group."""
         return f"{self.base}:retry:{group}"
 
     def delay(self, group: str) -> str:
@@ -97,7 +143,7 @@ class StreamKeys:
         return f"{self.base}:delay:{group}"
 
     def dead_letters(self, group: str) -> str:
-        """Stream of the messages that the group gave up."""
+        """Stream of the group's dead letters."""
         return f"{self.base}:dlq:{group}"
 
     def stats(self, group: str) -> str:
@@ -107,13 +153,3 @@ class StreamKeys:
     def parked(self, group: str) -> str:
         """Hash: entry id -> `retrying` or `dead`; of broadcast streams, and of entries with ordering keys."""
         return f"{self.base}:parked:{group}"
-
-    def derived(self, group: str) -> tuple[str, ...]:
-        """Every key that belongs to one group besides the main stream."""
-        return (
-            self.retry(group),
-            self.delay(group),
-            self.dead_letters(group),
-            self.stats(group),
-            self.parked(group),
-        )

@@ -1,4 +1,4 @@
-"""The function library `agentstream1` that agents and operator call on the server."""
+"""The text of the function library `agentstream1`, and how it is loaded onto the server."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from functools import cache
 from typing import Any
 
 from agentstream.errors import ProtocolError, ServerRefused
+from agentstream.protocol.commands import DONE, GONE, REVISION, TAKEN, TRIMMED
 
-# A file sees what those before it define.
+__all__ = ["DONE", "GONE", "TAKEN", "TRIMMED", "load", "revision", "source"]
+
+# A file sees the local functions of the files before it.
 _FILES = (
     "common",
     "entries",
@@ -28,13 +31,11 @@ _FILES = (
     "departed",
     "janitor",
 )
-# Replies of the settling functions, the same as in the library.
-DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
 
 
 @cache
 def source() -> str:
-    """The library's text."""
+    """Reads the text of the library from the package."""
     from importlib.resources import files  # noqa: PLC0415 - agents call what is on the server already
 
     directory = files("agentstream").joinpath("functions")
@@ -43,7 +44,7 @@ def source() -> str:
 
 @cache
 def revision() -> int:
-    """The revision of the library in this package."""
+    """Reads the revision of the library in this package."""
     found = re.search(r"^local REVISION = (\d+)$", source(), re.MULTILINE)
     if found is None:
         raise ProtocolError("the function library has no REVISION")
@@ -57,7 +58,7 @@ async def load(call: Callable[..., Awaitable[Any]]) -> bool:
         ConnectionLost, AccessDenied, ServerRefused: as the call.
     """
     try:
-        present = int(await call("FCALL_RO", "as1_revision", 0))
+        present = int(await call(*REVISION))
     except ServerRefused:
         present = 0
     if present >= revision():

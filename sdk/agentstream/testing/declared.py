@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
 
-from agentstream.protocol.contracts import FIRST_VERSION, field_of, validator
+from agentstream.protocol.contracts import FIRST_VERSION, contracts_digest, field_of, validator
 from agentstream.protocol.envelope import MessageType
 from agentstream.protocol.keys import default_stream_key
 
@@ -40,8 +39,7 @@ class DeclaredStream(msgspec.Struct, frozen=True):
     @property
     def digest(self) -> str:
         """Changes whenever the schemas do; empty if there are none."""
-        whole = msgspec.json.encode(sorted(self.schemas.items()))
-        return hashlib.sha256(whole).hexdigest()[:16] if self.schemas else ""
+        return contracts_digest({field: schema.decode() for field, schema in self.schemas.items()})
 
 
 class _Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from agentstream.errors import InvalidMessage
+from agentstream.protocol import commands
 from agentstream.protocol.envelope import Message, decode
 from agentstream.protocol.keys import StreamKeys, routes_key
 from agentstream.protocol.routes import Consumes, Produces, Route, encode_route
@@ -73,20 +74,15 @@ class Topology:
 
     async def declare_stream(self, stream: DeclaredStream) -> None:
         """Makes a stream, and routes for its producers. One of the same name is declared anew."""
-        names = ("name", stream.name, "namespace", NAMESPACE)
-        await self._call("FCALL", "as1_create_stream", 1, stream.key, StreamKeys(stream.key).meta, *names)
-        contracts = StreamKeys(stream.key).contracts
-        await self._call("DEL", contracts)
-        if stream.schemas:
-            fields = [part for field in stream.schemas.items() for part in field]
-            await self._call("HSET", contracts, "digest", stream.digest, *fields)
+        owner = {"name": stream.name, "namespace": NAMESPACE}
+        await self._call(*commands.create_stream(stream.key, owner))
+        await self._call(*commands.set_contracts(stream.key, stream.digest, stream.schemas))
         self._streams[stream.name] = stream
         await self._write_routes()
 
     async def declare_group(self, group: Consumes, agent: str, start: str) -> None:
         """Makes a group, and its agent's route. One of the same name is declared anew."""
-        base = StreamKeys(group.key).base
-        await self._call("FCALL", "as1_create_group", 1, group.key, base, group.group, start)
+        await self._call(*commands.create_group(group.key, group.group, start))
         self._groups[agent, group.group] = group
         await self._write_routes()
 
@@ -143,7 +139,7 @@ class Topology:
             await asyncio.sleep(_LOOK_EVERY)
 
     async def _left(self, key: str, groups: Iterable[str]) -> str:
-        reply = await self._call("FCALL_RO", "as1_observe", 1, key, StreamKeys(key).base, 0, *groups)
+        reply = await self._call(*commands.observe(key, groups, trusts_lag=False))
         observed = msgspec.json.decode(reply, type=_Observed).groups
         return "; ".join(f"group {name} has {observed[name]}" for name in groups if str(observed[name]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentstream_operator.plan.observed import Gone, pod_of
+from agentstream_operator.plan.observed import ConsumerSeen, Gone
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_a_process_is_gone_with_its_pod_or_with_all_that_started_before(
 
 
 def test_a_consumer_is_named_after_its_pod() -> None:
-    assert pod_of("coder.v2-5f-x.lx3k") == "coder.v2-5f-x"
+    assert ConsumerSeen("coder.v2-5f-x.lx3k", 0, 0).pod == "coder.v2-5f-x"

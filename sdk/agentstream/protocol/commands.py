@@ -1,0 +1,298 @@
+"""The commands that agents and the operator send: every call of the function library is built here.
+
+Each function returns a command as a tuple, for `Client.call`; its docstring says what the server replies. The
+contracts above the functions in `functions/*.lua` list the same arguments in the same order: a test compares
+them. Times are in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Literal, Protocol
+
+from agentstream.protocol.keys import StreamKeys, pod_prefix
+from agentstream.protocol.routes import Consumes
+
+Argument = bytes | str | int | float
+"""An argument of a command."""
+
+Command = tuple[Argument, ...]
+"""A command and its arguments."""
+
+DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
+"""Replies for one entry: done; it is not pending; another delivery has it; it was trimmed."""
+
+REVISION: Command = ("FCALL_RO", "as1_revision", 0)
+"""Replies with the revision of the library that the server has."""
+
+
+class EntrySource(Protocol):
+    """One of the two streams that a group reads."""
+
+    @property
+    def key(self) -> str:
+        """Its key on the server."""
+
+    @property
+    def retry(self) -> bool:
+        """Whether it is the group's retry stream."""
+
+
+class PendingEntry(Protocol):
+    """An entry that a consumer holds, as far as commands name it."""
+
+    @property
+    def source(self) -> EntrySource:
+        """The stream that it is on."""
+
+    @property
+    def id(self) -> str:
+        """Its id there."""
+
+    @property
+    def counter(self) -> int:
+        """The delivery counter at which the consumer holds it."""
+
+    @property
+    def after(self) -> str | None:
+        """The entry before it with the same ordering key; None without a key."""
+
+
+def add(keys: StreamKeys, token: str, number: int, lifetime: int, messages: Iterable[Argument]) -> Command:
+    """Adds a batch of messages; sent again under the same number, it is added once.
+
+    Replies with `<number> <result> ...`: for each message the id of its entry, `BACKPRESSURE` or `NOSTREAM`.
+
+    Args:
+        keys: of the stream.
+        token: names the sender.
+        number: of the batch.
+        lifetime: for how long the batch may be sent again.
+        messages: the arguments of each message; see `message`.
+    """
+    sent = (keys.sent(token), number, lifetime)
+    return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
+
+
+def message(data: bytes, options: Sequence[Argument] = ()) -> Command:
+    """The arguments of one message in `add`.
+
+    Args:
+        data: the envelope.
+        options: pairs: `once` and a key of the sender's, `key` and an ordering key, or a field and its value.
+    """
+    return data, len(options), *options
+
+
+def reply(key: str, lifetime: int, fields: Iterable[Argument]) -> Command:
+    """Adds an answer to a reply stream, which then lives for at least `lifetime`. Replies with its id."""
+    return ("FCALL", "as1_reply", 1, key, lifetime, *fields)
+
+
+def receipt(keys: StreamKeys, entry: str, groups: Iterable[str]) -> Command:
+    """Asks what became of an entry in each group. Replies with the value of a `ReceiptState` for each."""
+    parked = chain.from_iterable((group, keys.parked(group)) for group in groups)
+    return ("FCALL_RO", "as1_receipt", 1, keys.stream, entry, *parked)
+
+
+def once(
+    stream: str, done_key: str, token: str, verb: Literal["begin", "done", "undone"], lifetime: int
+) -> Command:
+    """Notes how far an effect is.
+
+    Replies to `begin` with 1 if this token may bring the effect about, 0 if it is done, -1 if another token
+    began it; to the others with 1 if it was noted.
+    """
+    return ("FCALL", "as1_once", 1, stream, done_key, token, verb, lifetime)
+
+
+class GroupCommands:
+    """The commands of one consumer of a group.
+
+    Args:
+        policy: the group's streams and policy.
+        consumer: the consumer's name.
+
+    Attributes:
+        group: name of the group.
+        consumer: the consumer's name.
+        retry_key: key of the retry stream.
+    """
+
+    def __init__(self, policy: Consumes, consumer: str) -> None:
+        keys = StreamKeys(policy.key)
+        self.group: str = policy.group
+        self.consumer: str = consumer
+        self.retry_key: str = keys.retry(policy.group)
+        self._stream = policy.key
+        self._stats = keys.stats(policy.group)
+        self._parked = keys.parked(policy.group)
+        self._is_broadcast = policy.broadcast
+        self._delay = keys.delay(policy.group)
+        self._dead_letters = keys.dead_letters(policy.group)
+
+    def read(self, sources: Collection[EntrySource], count: int, block: int) -> Command:
+        """Reads up to `count` new entries of each stream; blocks for up to `block` ms until one comes."""
+        streams = (*(source.key for source in sources), *(">" for _ in sources))
+        consumer = ("GROUP", self.group, self.consumer)
+        return ("XREADGROUP", *consumer, "COUNT", count, "BLOCK", block, "STREAMS", *streams)
+
+    def take(self, source: EntrySource, prefix: str, start: str, count: int) -> Command:
+        """Claims what this consumer and others of its pod hold, from the id `start` on.
+
+        Replies `[next start, or '' at the end, [[id, counter, fields], ...]]`.
+        """
+        return self._call("as1_take", source.key, self._stats, int(source.retry), prefix, start, count)
+
+    def sweep(self, lease: int, interval: int, count: int, limit: int | None, *, now: bool) -> Command:
+        """Moves due retries, and claims entries with expired leases if it is time, or `now`.
+
+        Past `limit` of the server's clock, only entries that were handed back are claimed. Replies `[moved,
+        entries, entries of the retry stream, ms until the next sweep, the server's time]`.
+        """
+        keys = (self._stats, self._delay, self.retry_key)
+        until = "" if limit is None else limit
+        return self._call("as1_sweep", self._stream, *keys, lease, interval, count, int(now), until)
+
+    def begin(self, source: EntrySource, entries: Iterable[PendingEntry]) -> Command:
+        """Counts an attempt on each entry. Replies with the new counters; 0 for an entry that was lost."""
+        return self._call("as1_begin", source.key, self._stats, int(source.retry), *_held(entries))
+
+    def renew(self, source: EntrySource, entries: Iterable[PendingEntry]) -> Command:
+        """Renews leases. Replies with a code for each entry."""
+        return self._call("as1_renew", source.key, self._stats, int(source.retry), *_held(entries))
+
+    def release(self, source: EntrySource, state: str, entries: Collection[PendingEntry]) -> Command:
+        """Hands back entries that are all `claimed`, `delivered` or `begun`. Replies with a code for each."""
+        where = (self._stats, int(source.retry), self._parked_of(entries), self.retry_key)
+        return self._call("as1_release", source.key, *where, state, *_held(entries))
+
+    def settle(self, source: EntrySource, outcome: str, entries: Collection[PendingEntry]) -> Command:
+        """Acknowledges entries as `acked` or `skipped`. Replies with a code for each."""
+        where = (self._stats, self._parked_of(entries), int(source.retry))
+        return self._call("as1_settle", source.key, *where, outcome, *_held(entries))
+
+    def retry(self, entry: PendingEntry, delay: int, attempts: int, reason: str, error: str) -> Command:
+        """Has an entry delivered again after `delay` ms. Replies with a code."""
+        later = (self._delay, self.retry_key, delay, attempts, reason, error)
+        return self._call("as1_retry", entry.source.key, *self._one(entry), *later)
+
+    def dead_letter(self, entry: PendingEntry, attempts: int, reason: str, error: str) -> Command:
+        """Moves an entry to the group's dead letters. Replies with a code."""
+        why = (self._dead_letters, attempts, reason, error)
+        return self._call("as1_dead_letter", entry.source.key, *self._one(entry), *why)
+
+    def turn(self, predecessors: Iterable[str]) -> Command:
+        """Asks which entries the group has finished. Replies with 1 or 0 for each."""
+        return ("FCALL", "as1_turn", 1, self._stream, self.group, self._parked, *predecessors)
+
+    def _one(self, entry: PendingEntry) -> Command:
+        return (self._stats, self._parked_of((entry,)), int(entry.source.retry), entry.id, entry.counter)
+
+    def _parked_of(self, entries: Collection[PendingEntry]) -> str:
+        """The key that tells what became of retried entries, where receipts or ordering need it; else ''."""
+        is_needed = self._is_broadcast or any(entry.after is not None for entry in entries)
+        return self._parked if is_needed else ""
+
+    def _call(self, function: str, key: str, *arguments: Argument) -> Command:
+        return ("FCALL", function, 1, key, self.group, self.consumer, *arguments)
+
+
+def _held(entries: Iterable[PendingEntry]) -> Iterable[Argument]:
+    return chain.from_iterable((entry.id, entry.counter) for entry in entries)
+
+
+def create_stream(key: str, owner: Mapping[str, str]) -> Command:
+    """Creates an empty stream if there is no key, and records its owner. Replies 1 if it was created."""
+    return ("FCALL", "as1_create_stream", 1, key, StreamKeys(key).meta, *flat(owner))
+
+
+def set_contracts(key: str, digest: str, schemas: Mapping[str, str | bytes]) -> Command:
+    """Replaces the contracts of a stream; `digest` is empty if there are none. Replies 1."""
+    return ("FCALL", "as1_set_contracts", 1, key, StreamKeys(key).contracts, digest, *flat(schemas))
+
+
+def create_group(key: str, group: str, start: str) -> Command:
+    """Creates a group and its retry stream; `start` is `0`, `$` or an id. Replies 1 if it was created."""
+    return ("FCALL", "as1_create_group", 1, key, StreamKeys(key).base, group, start)
+
+
+def destroy_group(key: str, group: str) -> Command:
+    """Removes a group and its keys, except for dead letters. Replies 1 if there was a group."""
+    return ("FCALL", "as1_destroy_group", 1, key, StreamKeys(key).base, group)
+
+
+def delete_stream(key: str, groups: Iterable[str], *, only_if_empty: bool) -> Command:
+    """Deletes a stream and all keys derived from it. Replies 0 if it was kept as it is not empty, else 1."""
+    return ("FCALL", "as1_delete_stream", 1, key, StreamKeys(key).base, int(only_if_empty), *groups)
+
+
+def observe(key: str, groups: Iterable[str], *, trusts_lag: bool) -> Command:
+    """Reads the state of a stream and of its groups. Replies with a JSON object."""
+    return ("FCALL_RO", "as1_observe", 1, key, StreamKeys(key).base, int(trusts_lag), *groups)
+
+
+def measure(streams: Sequence[tuple[str, str, Sequence[str]]], *, trusts_lag: bool) -> Command:
+    """Reads the state of many streams.
+
+    Replies with the server's time, and for each stream a JSON object, '' if nothing has changed, or the text
+    of an error.
+
+    Args:
+        streams: of each its key, the SHA-1 of the reply that is known ('' for none), and its declared groups.
+        trusts_lag: whether the server's own lag is right after unread entries were trimmed.
+    """
+    arguments: Iterable[Argument] = chain.from_iterable(
+        (StreamKeys(key).base, known, len(groups), *groups) for key, known, groups in streams
+    )
+    keys = (key for key, _, _ in streams)
+    return ("FCALL_RO", "as1_measure", len(streams), *keys, int(trusts_lag), *arguments)
+
+
+def release_pod(key: str, group: str, pod: str, before: int | None, *, for_good: bool) -> Command:
+    """Makes the entries that processes of a pod held claimable at once. Replies with their number.
+
+    Args:
+        key: of the stream.
+        group: name of the group.
+        pod: name of the pod.
+        before: only processes that started before so many ms since 1970; None for all.
+        for_good: no pod will have the name again: its processes claim nothing from now on.
+    """
+    where = (StreamKeys(key).base, group, pod_prefix(pod), "" if before is None else before)
+    return ("FCALL", "as1_orphan", 1, key, *where, int(for_good))
+
+
+def remove_consumers(key: str, group: str, pod: str, before: int | None) -> Command:
+    """Removes consumers of a pod, as in `release_pod`, that hold nothing. Replies with their names."""
+    where = (StreamKeys(key).base, group, pod_prefix(pod), "" if before is None else before)
+    return ("FCALL", "as1_remove_consumers", 1, key, *where)
+
+
+def janitor(
+    key: str,
+    limits: tuple[int, int, int, str, int],
+    groups: Iterable[tuple[str, int, int]],
+    *,
+    trusts_lag: bool,
+    broadcast: bool,
+) -> Command:
+    """Moves due retries, removes idle consumers, trims, and opens or closes admission. Replies with JSON.
+
+    Args:
+        key: of the stream.
+        limits: minimum age in ms, maximum length, maximum bytes (0 for none), what to do when the stream is
+            full, and how many entries to remove at most.
+        groups: of each declared group its name, its lease, and the age of dead letters to keep (0 for all).
+        trusts_lag: as in `measure`.
+        broadcast: whether receipts need to know about dead letters.
+    """
+    options = (*limits, int(trusts_lag), int(broadcast))
+    declared: Iterable[Argument] = chain.from_iterable(groups)
+    return ("FCALL", "as1_janitor", 1, key, StreamKeys(key).base, *options, *declared)
+
+
+def flat(fields: Mapping[str, str | bytes]) -> Command:
+    """Fields and values as the arguments of a command."""
+    return tuple(chain.from_iterable(fields.items()))
