@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from agentstream.protocol.keys import DNS_LABEL
 from agentstream.transport.endpoint import Endpoint
 
-_LABEL = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SCHEMES = ("redis", "rediss")
 
 
@@ -63,10 +63,10 @@ class MetricsOptions:
 def mistakes(options: OperatorOptions | MetricsOptions) -> Iterator[str]:
     """What is wrong with the options, a line each; never with a password in it."""
     yield from _mistakes_in_url(options.redis.url)
-    if not _LABEL.fullmatch(options.installation):
+    if not re.fullmatch(DNS_LABEL, options.installation):
         yield f"--installation: {options.installation!r} is not a DNS label"
     for namespace in options.namespaces or ():
-        if not _LABEL.fullmatch(namespace):
+        if not re.fullmatch(DNS_LABEL, namespace):
             yield f"--namespace: {namespace!r} is not the name of a namespace"
     other, name = (
         (options.metrics_port, "--metrics-port")

@@ -9,7 +9,6 @@ import redis
 
 from agentstream.errors import ServerRefused, StreamMissing
 from agentstream.protocol import library
-from agentstream_operator.broker.apply import Applied
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import (
     CreateGroup,
@@ -26,8 +25,7 @@ from support.servers import Server
 
 KEY = "{t.tasks}"
 OWNER = {"namespace": "t", "name": "tasks"}
-CHANGED, UNCHANGED = Applied(changed=True), Applied(changed=False)
-KEPT = Applied(changed=False, not_empty=True)
+CHANGED, UNCHANGED, KEPT = 1, 0, 0
 
 
 @pytest.fixture
@@ -77,7 +75,7 @@ async def test_a_key_of_another_type_is_left_alone(
 
 
 async def test_an_owner_is_recorded(server: Server, broker: Broker, admin: redis.Redis) -> None:
-    assert await broker.apply(RecordOwner(KEY, OWNER)) == CHANGED
+    await broker.apply(RecordOwner(KEY, OWNER))
     assert admin.hgetall(f"{KEY}:meta") == OWNER
 
 

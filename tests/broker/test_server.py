@@ -7,29 +7,19 @@ import redis
 
 from agentstream.errors import AccessDenied, ConnectionLost
 from agentstream.protocol import library
-from agentstream.transport.client import Client
-from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.broker.connection import BrokerClient
-from agentstream_operator.broker.server import Capabilities, inspect, probe
 from support.servers import Server, free_port
 
 
 async def test_settings_and_capabilities_are_seen(server: Server, broker: Broker, admin: redis.Redis) -> None:
-    admin.config_set("maxmemory", 1 << 30)
     admin.config_set("maxmemory-policy", "allkeys-lru")
     try:
         seen = await broker.server()
     finally:
         admin.config_set("maxmemory-policy", "noeviction")
-    assert (seen.maxmemory, seen.eviction_policy, seen.role) == (1 << 30, "allkeys-lru", "master")
-    assert seen.used_memory > 0
-    assert (seen.append_only, seen.acl_file) == (False, False)
-    vendor, number = seen.version.split()
-    assert (vendor, number.rsplit(".", 1)[0]) == tuple(server.version.split("-"))
+    assert seen.eviction_policy == "allkeys-lru"
     # all of these servers count right after a trim
     assert seen.trusts_lag
-    assert seen.checks_all_keys is not None
 
 
 async def test_a_probe_leaves_neither_key_nor_user(
@@ -37,13 +27,6 @@ async def test_a_probe_leaves_neither_key_nor_user(
 ) -> None:
     assert admin.keys() == []
     assert admin.acl_users() == ["default"]
-
-
-async def test_a_user_of_a_probe_is_none_of_the_installation(
-    server: Server, broker: Broker, admin: redis.Redis
-) -> None:
-    admin.acl_setuser("test..probe", enabled=False)
-    assert await broker.users() == {}
 
 
 async def test_what_may_not_be_looked_at_is_unknown(server: Server, admin: redis.Redis) -> None:
@@ -54,20 +37,8 @@ async def test_what_may_not_be_looked_at_is_unknown(server: Server, admin: redis
     )
     seen = await limited.server()
     await limited.close()
-    assert (seen.trusts_lag, seen.acl_file, seen.checks_all_keys) == (False, None, None)
+    assert not seen.trusts_lag
     assert seen.eviction_policy == "noeviction"
-
-
-async def test_a_setting_that_the_server_has_not_is_unknown(server: Server, admin: redis.Redis) -> None:
-    class Bare(BrokerClient):
-        """A server without the setting, as managed ones are."""
-
-        async def call(self, *args: object) -> object:
-            return [] if args[:2] == ("CONFIG", "GET") else await super().call(*args)  # type: ignore[arg-type]
-
-    bare = Bare(Client(lambda: Endpoint(server.url), name="test"))
-    assert (await inspect(bare, await probe(bare, "test"))).acl_file is None
-    await bare.close()
 
 
 async def test_connecting_loads_the_library(server: Server, admin: redis.Redis) -> None:
@@ -83,7 +54,6 @@ async def test_connecting_works_while_memory_is_full(server: Server, admin: redi
     await connected.close()
     admin.config_set("maxmemory", 0)
     assert seen.trusts_lag
-    assert seen.maxmemory == 1
 
 
 async def test_connecting_to_nobody_fails_and_leaves_nothing() -> None:
@@ -105,10 +75,9 @@ async def test_a_process_that_took_over_is_noticed_and_made_ready(private_server
         admin.execute_command("FUNCTION", "FLUSH")
         with pytest.raises(ConnectionLost):
             await broker.server()
-        broker._capabilities = Capabilities(before.run_id, trusts_lag=False, checks_all_keys=None)
+        broker._trusts_lag = False
         after = await broker.server()
         assert admin.fcall_ro("as1_revision", 0) == library.revision()
     await broker.close()
     assert before.run_id != after.run_id
     assert after.trusts_lag
-    assert (after.acl_file, after.append_only) == (True, True)

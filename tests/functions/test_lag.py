@@ -12,8 +12,8 @@ import redis
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.broker.observe import Look, measure
+from agentstream_operator.broker.server import BrokerClient
 from agentstream_operator.plan.actions import CreateGroup, CreateStream, DestroyGroup
 from agentstream_operator.plan.observed import StreamSeen
 from support.servers import Server

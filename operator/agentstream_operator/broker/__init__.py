@@ -1,1 +1,1 @@
-"""Everything that is said to Redis or Valkey."""
+"""Reads and changes the state that streams and agents have on the Redis or Valkey server."""

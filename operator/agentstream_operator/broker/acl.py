@@ -1,7 +1,6 @@
-"""The agents' ACL users: set at once and whole, verified, saved, and watched for drift.
+"""Sets, verifies, lists and saves the agents' ACL users.
 
-Only users whose name begins with the installation are ever looked at or touched. Passwords arrive here as
-hashes.
+Users whose names do not start with the installation are neither read nor changed. Passwords arrive as hashes.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ import logging
 from collections.abc import Mapping
 
 from agentstream.errors import AgentStreamError
-from agentstream_operator.broker.connection import BrokerClient
-from agentstream_operator.broker.server import probe_user
+from agentstream_operator.broker.server import BrokerClient
 from agentstream_operator.plan.actions import Probe, SetUser
 
 _log = logging.getLogger(__name__)
@@ -23,22 +21,21 @@ _LONGEST_DELAY = 60.0
 
 
 class AccessNotEnforced(AgentStreamError):  # noqa: N818 - named like the SDK's errors, after what is wrong
-    """The server lets a user do what its rules are to deny, or denies what they are to allow."""
+    """The server allows a user a command that its rules deny, or denies one that they allow."""
 
 
 class Users:
     """The users of one installation on one server.
 
     Args:
-        connection: to the server, with the right to change users.
-        installation: what their names begin with.
-        save_delay: seconds after a change until users are saved, so that many changes are saved once.
+        client: the connection to the server, with the right to change users.
+        installation: their names start with it.
+        save_delay: seconds from a change to saving, so that many changes are saved together.
     """
 
-    def __init__(self, connection: BrokerClient, installation: str, *, save_delay: float = 1.0) -> None:
-        self._connection = connection
+    def __init__(self, client: BrokerClient, installation: str, *, save_delay: float = 1.0) -> None:
+        self._client = client
         self._prefix = f"{installation}."
-        self._probe_user = probe_user(installation)
         self._save_delay = save_delay
         self._unsaved = False
         self._closing = asyncio.Event()
@@ -48,15 +45,15 @@ class Users:
         self._lists: set[asyncio.Task[Mapping[str, str]]] = set()
 
     async def set(self, action: SetUser) -> str:
-        """Sets a user, verifies it, and returns the fingerprint of its rules.
+        """Sets a user, verifies its rights, and returns the fingerprint of its rules.
 
         Raises:
             AccessNotEnforced: a probe failed; the user is set.
-            AgentStreamError: as `Wire.call`.
+            AgentStreamError: as `Client.call`.
         """
         self._check_ours(action.name)
         hashes = (f"#{digest}" for digest in action.password_hashes)
-        call = self._connection.call
+        call = self._client.call
         try:
             _, *verdicts = await asyncio.gather(
                 call("ACL", "SETUSER", action.name, *action.rules, *hashes),
@@ -68,30 +65,32 @@ class Users:
             _check(action.name, probe, verdict)
         fingerprint = (await self._listed_from_now()).get(action.name)
         if fingerprint is None:
-            raise AccessNotEnforced(f"user {action.name} vanished as soon as it was set")
+            raise AccessNotEnforced(
+                f"ACL user {action.name} was deleted as soon as it was set: another program changes ACL users"
+            )
         return fingerprint
 
     async def delete(self, name: str) -> bool:
-        """Deletes a user, whose connections the server then closes. Returns whether there was one.
+        """Deletes a user; the server closes its connections. Returns whether there was one.
 
         Raises:
-            AgentStreamError: as `Wire.call`.
+            AgentStreamError: as `Client.call`.
         """
         self._check_ours(name)
-        deleted = await self._connection.call("ACL", "DELUSER", name)
+        deleted = await self._client.call("ACL", "DELUSER", name)
         self._save_soon()
         return bool(deleted)
 
     async def fingerprints(self) -> Mapping[str, str]:
-        """The installation's users, and for each a fingerprint that changes with its rules or passwords.
+        """Lists the installation's users, each with a fingerprint that changes with its rules or passwords.
 
         Raises:
-            AgentStreamError: as `Wire.call`.
+            AgentStreamError: as `Client.call`.
         """
         return await self._listed_from_now()
 
     async def close(self) -> None:
-        """Saves what is to be saved, if the server can be reached, and ends what is under way."""
+        """Saves changed users if the server can be reached, and cancels listings."""
         self._closing.set()
         if self._saving is not None:
             await self._saving
@@ -105,7 +104,7 @@ class Users:
             raise ValueError(f"user {name} does not belong to this installation: {self._prefix}")
 
     async def _listed_from_now(self) -> Mapping[str, str]:
-        """The users as they are after this call; callers share a listing that has not been asked for yet."""
+        """Lists the users as of now; callers share a listing that has not been sent yet."""
         if self._next_list is None:
             self._next_list = asyncio.create_task(self._list(), name="list users")
             self._lists.add(self._next_list)
@@ -115,15 +114,13 @@ class Users:
     async def _list(self) -> Mapping[str, str]:
         async with self._one_list:
             self._next_list = None
-            lines = await self._connection.call("ACL", "LIST")
+            lines = await self._client.call("ACL", "LIST")
         start = f"user {self._prefix}".encode()
-        users = {
+        return {
             line.split(b" ", 2)[1].decode(): hashlib.blake2b(line, digest_size=16).hexdigest()
             for line in lines
             if line.startswith(start)
         }
-        users.pop(self._probe_user, None)
-        return users
 
     def _save_soon(self) -> None:
         self._unsaved = True
@@ -141,14 +138,14 @@ class Users:
             delay = min(2 * delay, _LONGEST_DELAY)
 
     async def _save(self) -> None:
-        # what changes from here on needs another save
+        # a change from here on needs another save
         self._unsaved = False
         try:
-            await self._connection.call("ACL", "SAVE")
+            await self._client.call("ACL", "SAVE")
         except AgentStreamError as error:
             if _NO_FILE not in str(error):
                 self._unsaved = True
-                _log.warning("the server did not save its users: %s", error)
+                _log.warning("the server did not save its ACL users, saving again later: %s", error)
 
 
 def _check(name: str, probe: Probe, verdict: bytes) -> None:

@@ -1,62 +1,70 @@
-"""Everything that the operator says to the server, behind one object."""
+"""The server as the operator uses it."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
+
+import msgspec
 
 from agentstream.errors import AgentStreamError
-from agentstream.protocol.keys import StreamKeys, nudge_channel
-from agentstream.protocol.nudges import Nudge
+from agentstream.protocol import commands
+from agentstream.protocol.keys import Nudge, nudge_channel
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
-from agentstream_operator.broker import apply, holdings, observe, retention, server
+from agentstream_operator.broker import observe
 from agentstream_operator.broker.acl import Users
-from agentstream_operator.broker.apply import Applied
-from agentstream_operator.broker.arrivals import TIMEOUT, Arrivals
-from agentstream_operator.broker.connection import BrokerClient
 from agentstream_operator.broker.observe import Look
-from agentstream_operator.plan.actions import Action
+from agentstream_operator.broker.server import BrokerClient, inspect, probe_lag
+from agentstream_operator.plan.actions import Action, DeleteUser, SetUser
 from agentstream_operator.plan.observed import ConsumerSeen, Gone, JanitorReport, ServerSeen, StreamSeen
 from agentstream_operator.plan.retention import JanitorSpec
 
+LIMIT = 100_000
+"""The most entries that one pass of the janitor removes: some ms, in which the server does nothing else."""
+
+# Seconds without a reply after which a connection counts as broken: longer than any wait for entries.
+_LONGEST_WAIT = 6.0
+_report_decoder = msgspec.json.Decoder(JanitorReport)
+
 
 class Broker:
-    """The server as the operator uses it; `connect` makes one.
+    """Reads and changes what streams, groups and agents have on the server; `connect` makes one.
 
     Calls of one event-loop tick leave in one write. A broken connection fails the calls that are under way
-    and is made again by the next one, and the function library is loaded again when it is gone. All methods
-    raise `AgentStreamError`, as `Client.call` does.
+    and is made again by the next one. All methods raise `AgentStreamError`, as `Client.call` does.
+
+    Args:
+        client: commands of all kinds.
+        waiting: a connection of its own for `arrivals`, which blocks it.
+        installation: the operator's installation: users' names start with it.
     """
 
-    def __init__(
-        self,
-        connection: BrokerClient,
-        arrivals: Arrivals,
-        installation: str,
-        capabilities: server.Capabilities,
-    ) -> None:
-        self._connection = connection
-        self._arrivals = arrivals
+    def __init__(self, client: BrokerClient, waiting: Client, installation: str) -> None:
+        self._client = client
+        self._waiting = waiting
         self._installation = installation
-        self._capabilities = capabilities
-        self._users = Users(connection, installation)
+        self._users = Users(client, installation)
+        self._probed = ""
+        self._trusts_lag = False
 
     @classmethod
     def of(cls, endpoint: Endpoint, *, installation: str) -> Self:
-        """The server at an address, as its administrator sees it. Nothing is asked before it is needed.
+        """The server at an address, as its administrator sees it; connects with the first call.
 
-        `server`, which comes first, loads the function library and finds out what the server can do.
+        Call `server` first: it loads the function library and probes the server.
         """
         client = Client(lambda: endpoint, name=f"{installation}-operator")
-        waiting = Client(lambda: endpoint, name=f"{installation}-operator-waits", timeout=TIMEOUT)
-        return cls(BrokerClient(client), Arrivals(waiting), installation, server.UNKNOWN)
+        waiting = Client(lambda: endpoint, name=f"{installation}-operator-waits", timeout=_LONGEST_WAIT)
+        return cls(BrokerClient(client), waiting, installation)
 
     @classmethod
     async def connect(cls, url: str, *, installation: str) -> Self:
-        """Connects as an administrator, loads the function library and finds out what the server can do.
+        """Connects as an administrator, loads the function library and probes the server.
 
         Raises:
             AgentStreamError: as `Client.call`.
@@ -70,10 +78,10 @@ class Broker:
         return broker
 
     async def observe(self, key: str, groups: Iterable[str]) -> StreamSeen:
-        """What the server holds of a stream: every group on it, and all that belongs to the given ones.
+        """Reads the state of a stream: every group on it, and all keys that belong to the given ones.
 
         Raises:
-            ProtocolError: a key derived from the stream's holds what this version cannot read.
+            ProtocolError: a key derived from the stream's holds something that this version cannot read.
             AgentStreamError: as `Client.call`.
         """
         (seen,) = await self.measure((Look(key, tuple(groups)),))
@@ -82,84 +90,126 @@ class Broker:
         return seen
 
     async def measure(self, looks: Sequence[Look]) -> list[StreamSeen | AgentStreamError]:
-        """What the server holds of each of many streams, or why that cannot be said of it."""
-        return await observe.measure(self._connection, looks, trusts_lag=self._capabilities.trusts_lag)
+        """Reads the state of many streams. Returns for each the state, or the error that hides it."""
+        return await observe.measure(self._client, looks, trusts_lag=self._trusts_lag)
 
     async def janitor(self, spec: JanitorSpec) -> JanitorReport:
-        """Moves due retries, removes gone consumers, records checkpoints, trims, and publishes the gate."""
-        return await retention.clean(self._connection, spec, trusts_lag=self._capabilities.trusts_lag)
+        """Runs passes of the janitor over a stream while there is more to do; adds up their reports."""
+        command = commands.janitor(
+            spec.key,
+            (spec.min_age, spec.max_length, spec.max_bytes, spec.on_full, LIMIT),
+            spec.groups,
+            trusts_lag=self._trusts_lag,
+            broadcast=spec.broadcast,
+        )
+        total = _report_decoder.decode(await self._client.call(*command))
+        while total.more:
+            total = _combine(total, _report_decoder.decode(await self._client.call(*command)))
+        return total
 
-    async def apply(self, action: Action) -> Applied:
-        """Does an action.
+    async def apply(self, action: Action) -> Any:
+        """Carries out an action. Returns the server's reply; for `SetUser`, the fingerprint of its rules.
 
         Raises:
-            AccessNotEnforced: a user's rights are not what they are to be.
+            AccessNotEnforced: the server does not give the user the rights that its rules name.
             AgentStreamError: as `Client.call`.
         """
-        return await apply.apply(self._connection, self._users, action)
+        match action:
+            case SetUser():
+                return await self._users.set(action)
+            case DeleteUser(name):
+                return await self._users.delete(name)
+            case _:
+                return await self._client.call(*action.command)
 
     async def users(self) -> Mapping[str, str]:
-        """The installation's users, and for each a fingerprint that changes with its rules or passwords."""
+        """Lists the installation's users, each with a fingerprint of its rules and passwords."""
         return await self._users.fingerprints()
 
     async def routes(self, routes_key: str) -> Mapping[str, bytes]:
-        """The routes of a namespace's agents."""
-        flat = await self._connection.call("HGETALL", routes_key)
+        """Reads the routes of a namespace's agents."""
+        flat = await self._client.call("HGETALL", routes_key)
         return {agent.decode(): route for agent, route in zip(flat[::2], flat[1::2], strict=True)}
 
     async def server(self) -> ServerSeen:
-        """The server's settings; a process that was not seen before is probed again."""
-        seen = await server.inspect(self._connection, self._capabilities)
-        if seen.run_id == self._capabilities.run_id:
+        """Reads the server's settings; loads the library onto a new process, and probes it."""
+        seen = await inspect(self._client, trusts_lag=self._trusts_lag)
+        if seen.run_id == self._probed:
             return seen
-        await self._connection.load()
-        self._capabilities = await server.probe(self._connection, self._installation)
-        return await server.inspect(self._connection, self._capabilities)
+        await self._client.load()
+        # both leave in one write, so that one process answers both
+        seen, trusts_lag = await asyncio.gather(
+            inspect(self._client, trusts_lag=False), probe_lag(self._client)
+        )
+        self._probed, self._trusts_lag = seen.run_id, trusts_lag
+        return msgspec.structs.replace(seen, trusts_lag=trusts_lag)
 
     async def consumers(self, key: str, group: str) -> tuple[ConsumerSeen, ...]:
-        """The consumers of a group; none where the group is missing."""
-        return await observe.consumers(self._connection, key, group)
+        """Lists the consumers of a group; none if the group is missing."""
+        return await observe.consumers(self._client, key, group)
 
     async def arrivals(self, after: Mapping[str, str], seconds: float) -> Mapping[str, str]:
-        """Waits until one of many streams has an entry after the given id of it; see `Arrivals.wait`."""
-        return await self._arrivals.wait(after, seconds)
+        """Waits until one of many streams has an entry that comes after a given id.
+
+        Args:
+            after: the id for each stream key. A stream need not exist.
+            seconds: for how long to wait, at most 5. The server looks at its clock ten times a second.
+
+        Returns:
+            The first such entry of each stream that has one, by key; empty if none came in time.
+        """
+        block = max(1, math.ceil(seconds * 1000))
+        # https://redis.io/docs/latest/commands/xread/
+        found = await self._waiting.call(
+            "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", *after, *after.values()
+        )
+        return {key.decode(): entries[0][0].decode() for key, entries in found or ()}
 
     async def holdings(self, key: str, group: str) -> Counter[str]:
-        """How many entries the consumers of each pod hold; none where the group is missing."""
-        return await holdings.holdings(self._connection, key, group)
+        """Counts the pending entries of each pod; none if the group is missing."""
+        return await observe.holdings(self._client, key, group)
 
     async def release_pod(self, key: str, group: str, gone: Gone, *, for_good: bool = False) -> int:
-        """Makes claimable at once what processes hold that are gone. Returns how many entries.
+        """Makes entries claimable at once that processes which are gone still hold. Returns their number.
 
-        For good means that no pod will have the name again: what is left of them claims nothing any more.
+        Args:
+            key: of the stream.
+            group: name of the group.
+            gone: the processes.
+            for_good: no pod will have the name again, so that processes of it claim nothing any more.
         """
-        arguments = (StreamKeys(key).base, group, *_named(gone), int(for_good))
-        return int(await self._connection.function("as1_orphan", key, *arguments))
+        return int(await self._client.call(*commands.release_pod(key, group, *gone, for_good=for_good)))
 
     async def remove_consumers(self, key: str, group: str, gone: Gone) -> tuple[str, ...]:
-        """Removes the consumers of processes that are gone, but for those that hold entries; returns them."""
-        arguments = (StreamKeys(key).base, group, *_named(gone))
-        names = await self._connection.function("as1_remove_consumers", key, *arguments)
+        """Removes the consumers of processes that are gone and hold nothing. Returns their names."""
+        names = await self._client.call(*commands.remove_consumers(key, group, *gone))
         return tuple(name.decode() for name in names)
 
     async def nudge(self, namespace: str, agent: str, word: Nudge) -> None:
-        """Tells an agent's processes what each finds out by itself, only later. Never raises, therefore."""
+        """Publishes a nudge to an agent's processes. Raises nothing: it only makes them look sooner."""
         channel = nudge_channel(self._installation, namespace, agent)
         with contextlib.suppress(AgentStreamError):
-            await self._connection.call("PUBLISH", channel, word)
+            await self._client.call("PUBLISH", channel, word)
 
     @property
     def round_trips(self) -> int:
         """How often commands were sent and answered; those of one event-loop tick count once."""
-        return self._connection.round_trips
+        return self._client.round_trips
 
     async def close(self) -> None:
-        """Saves users that are still to be saved, and closes the connections."""
+        """Saves changed users, and closes the connections."""
         await self._users.close()
-        await self._arrivals.close()
-        await self._connection.close()
+        await self._waiting.close()
+        await self._client.close()
 
 
-def _named(gone: Gone) -> tuple[str, str]:
-    """What the names of consumers that are gone begin with, and before when their processes started."""
-    return f"{gone.pod}.", str(gone.before) if gone.before is not None else ""
+def _combine(before: JanitorReport, latest: JanitorReport) -> JanitorReport:
+    return msgspec.structs.replace(
+        latest,
+        trimmed=before.trimmed + latest.trimmed,
+        overrun=before.overrun + latest.overrun,
+        moved=before.moved + latest.moved,
+        expired=before.expired + latest.expired,
+        forgotten=before.forgotten + latest.forgotten,
+        shortened=before.shortened or latest.shortened,
+    )

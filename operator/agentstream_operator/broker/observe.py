@@ -1,33 +1,35 @@
-"""Reading everything about streams, many of them in one call."""
+"""Reads the state of streams, many of them in one call, and of the consumers of a group."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from agentstream.errors import AgentStreamError, ProtocolError
-from agentstream.protocol.keys import StreamKeys
+from agentstream.protocol import commands
+from agentstream.protocol.keys import StreamKeys, parse_consumer
 from agentstream.transport.error_replies import error_from_reply, group_is_gone
-from agentstream_operator.broker.connection import BrokerClient
+from agentstream_operator.broker.server import BrokerClient
 from agentstream_operator.plan.observed import ConsumerSeen, StreamSeen
 
 TOGETHER = 50
-"""The most streams that one call looks at: 1.5 ms, during which the server does nothing else."""
+"""The most streams that one call reads: 1.5 ms, during which the server does nothing else."""
 
 _decoder = msgspec.json.Decoder(StreamSeen)
 
 
 class Look(NamedTuple):
-    """A stream to look at.
+    """A stream to read the state of.
 
     Attributes:
         key: its key.
-        groups: those of its groups of which to see all that belongs to them.
-        known: what was seen of it before. What has not changed since is neither sent nor read again.
+        groups: the groups whose retries, dead letters and counters are read, too.
+        known: the state that was read before: if it has not changed, it is neither sent nor decoded again.
     """
 
     key: str
@@ -36,32 +38,24 @@ class Look(NamedTuple):
 
 
 async def measure(
-    connection: BrokerClient, looks: Sequence[Look], *, trusts_lag: bool
+    client: BrokerClient, looks: Sequence[Look], *, trusts_lag: bool
 ) -> list[StreamSeen | AgentStreamError]:
-    """What the server holds of each of many streams, or why that cannot be said of it.
+    """Reads the state of many streams. Returns for each the state, or the error that hides it.
 
     Raises:
-        AgentStreamError: as `Wire.call`.
+        AgentStreamError: as `Client.call`.
     """
     parts = [looks[first : first + TOGETHER] for first in range(0, len(looks), TOGETHER)]
-    replies = await asyncio.gather(*(_ask(connection, part, trusts_lag=trusts_lag) for part in parts))
+    replies = await asyncio.gather(*(_measure(client, part, trusts_lag=trusts_lag) for part in parts))
     return [seen for reply in replies for seen in reply]
 
 
-async def _ask(
-    connection: BrokerClient, looks: Sequence[Look], *, trusts_lag: bool
+async def _measure(
+    client: BrokerClient, looks: Sequence[Look], *, trusts_lag: bool
 ) -> list[StreamSeen | AgentStreamError]:
-    keys = [look.key for look in looks]
-    arguments = [argument for look in looks for argument in _asked(look)]
-    now, *replies = await connection.read("as1_measure", keys, int(trusts_lag), *arguments)
+    streams = [(look.key, look.known.digest if look.known else "", look.groups) for look in looks]
+    now, *replies = await client.call(*commands.measure(streams, trusts_lag=trusts_lag))
     return [_seen(look, reply, now) for look, reply in zip(looks, replies, strict=True)]
-
-
-def _asked(look: Look) -> Iterator[str | int]:
-    yield StreamKeys(look.key).base
-    yield look.known.digest if look.known is not None else ""
-    yield len(look.groups)
-    yield from look.groups
 
 
 def _seen(look: Look, reply: bytes, now: int) -> StreamSeen | AgentStreamError:
@@ -72,7 +66,7 @@ def _seen(look: Look, reply: bytes, now: int) -> StreamSeen | AgentStreamError:
     try:
         found = _decode(reply)
     except msgspec.MsgspecError as error:
-        return ProtocolError(f"{look.key}: as1_measure answered what cannot be read: {error}")
+        return ProtocolError(f"cannot read the reply of as1_measure for {look.key}: {error}")
     digest = hashlib.sha1(reply, usedforsecurity=False).hexdigest()
     return msgspec.structs.replace(found, now=now, digest=digest)
 
@@ -85,17 +79,39 @@ def _decode(reply: bytes) -> StreamSeen:
         return _decoder.decode(reply.decode(errors="replace"))
 
 
-async def consumers(connection: BrokerClient, key: str, group: str) -> tuple[ConsumerSeen, ...]:
-    """The consumers of a group; none where group or stream are missing.
+async def consumers(client: BrokerClient, key: str, group: str) -> tuple[ConsumerSeen, ...]:
+    """Lists the consumers of a group; none if the group or the stream is missing.
 
     Raises:
-        AgentStreamError: as `Wire.call`.
+        AgentStreamError: as `Client.call`.
     """
-    try:
-        found = await connection.call("XINFO", "CONSUMERS", key, group)
-    except AgentStreamError as error:
-        if group_is_gone(error) or "no such key" in str(error):
-            return ()
-        raise
+    found = await _of_group(client, "XINFO", "CONSUMERS", key, group)
     fields = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in found)
     return tuple(ConsumerSeen(f[b"name"].decode(errors="replace"), f[b"pending"], f[b"idle"]) for f in fields)
+
+
+async def holdings(client: BrokerClient, key: str, group: str) -> Counter[str]:
+    """Counts the pending entries of each pod, on the stream and on the group's retry stream.
+
+    Raises:
+        AgentStreamError: as `Client.call`.
+    """
+    streams = (key, StreamKeys(key).retry(group))
+    # https://redis.io/docs/latest/commands/xpending/: count, first, last, [[consumer, count], ...]
+    summaries = await asyncio.gather(*(_of_group(client, "XPENDING", stream, group) for stream in streams))
+    held = Counter[str]()
+    for _, _, _, holders in filter(None, summaries):
+        for name, count in holders or ():
+            pod, _ = parse_consumer(name.decode(errors="replace"))
+            held[pod] += int(count)
+    return held
+
+
+async def _of_group(client: BrokerClient, *command: str) -> Any:
+    """The reply to a command about a group; an empty list if there is no such group or stream."""
+    try:
+        return await client.call(*command)
+    except AgentStreamError as error:
+        if group_is_gone(error) or "no such key" in str(error):
+            return []
+        raise

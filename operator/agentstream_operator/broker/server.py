@@ -1,14 +1,17 @@
-"""What kind of server this is: its settings as they are now, and what it can do, found out by trying."""
+"""The operator's connection to the server: it keeps the function library loaded, and probes the server."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from typing import Any
 
 from agentstream.errors import AccessDenied, ServerRefused
-from agentstream_operator.broker.connection import BrokerClient
+from agentstream.protocol import library
+from agentstream.protocol.commands import Argument
+from agentstream.transport.client import Client
 from agentstream_operator.plan.observed import ServerSeen
 
+_NOT_LOADED = "Function not found"
 _SCRATCH = "{agentstream-probe}"
 # A group that lost unread entries to a trim and then read on: 7 are left, but where the server counts from
 # what was read, its lag stays too high for ever (valkey-io/valkey#1952, redis/redis#13958).
@@ -28,100 +31,83 @@ end
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What one server process was found able to do; see `ServerSeen`."""
+class BrokerClient:
+    """Sends commands, and loads the function library if the server has lost it.
 
-    run_id: str
-    trusts_lag: bool
-    checks_all_keys: bool | None
+    Args:
+        client: the connection, with an administrator's rights.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._loading = asyncio.Lock()
+        self._loads = 0
+
+    async def call(self, *command: Argument) -> Any:
+        """Sends a command and returns its reply; sends it again if its function was not loaded.
+
+        Raises:
+            AgentStreamError: as `Client.call`.
+        """
+        loads = self._loads
+        try:
+            return await self._client.call(*command)
+        except ServerRefused as error:
+            if _NOT_LOADED not in str(error):
+                raise
+        await self._load(loads)
+        return await self._client.call(*command)
+
+    async def load(self) -> None:
+        """Loads the function library if it is missing or older than this package's.
+
+        Raises:
+            AgentStreamError: as `Client.call`.
+        """
+        await self._load(self._loads)
+
+    @property
+    def round_trips(self) -> int:
+        """How often commands were sent and answered; those of one event-loop tick count once."""
+        return self._client.round_trips
+
+    async def close(self) -> None:
+        """Closes the connection; calls without a reply fail with `ConnectionLost`."""
+        await self._client.close()
+
+    async def _load(self, loads_seen: int) -> None:
+        async with self._loading:
+            # all calls of a tick find the library missing; the first of them loads it
+            if self._loads == loads_seen:
+                await library.load(self._client.call)
+                self._loads += 1
 
 
-UNKNOWN = Capabilities("", trusts_lag=False, checks_all_keys=None)
-"""Before the server was asked."""
+async def inspect(client: BrokerClient, *, trusts_lag: bool) -> ServerSeen:
+    """Reads which process answers, and its eviction policy.
 
-
-def probe_user(installation: str) -> str:
-    """A user that lives for the time of a probe; no agent has its name, in which the namespace is empty."""
-    return f"{installation}..probe"
-
-
-async def run_id(connection: BrokerClient) -> str:
-    """Which process answers.
+    Args:
+        client: the connection to the server.
+        trusts_lag: whether the lag that this server reports is right; see `probe_lag`.
 
     Raises:
-        AgentStreamError: as `Wire.call`.
+        AgentStreamError: as `Client.call`.
     """
-    return _fields(await connection.call("INFO", "server"))["run_id"]
+    info = await client.call("INFO", "server", "memory")
+    lines = (line.partition(":") for line in info.decode().splitlines())
+    fields = {name: value for name, _, value in lines}
+    return ServerSeen(fields["run_id"], fields["maxmemory_policy"], trusts_lag)
 
 
-async def probe(connection: BrokerClient, installation: str) -> Capabilities:
-    """Finds out what the server can do, and leaves nothing behind.
+async def probe_lag(client: BrokerClient) -> bool:
+    """Tries out whether the server's lag is right after unread entries were trimmed; leaves no key behind.
+
+    False if the operator may not run scripts.
 
     Raises:
         ConnectionLost: the server cannot be reached.
     """
-    process, lag, keys = await asyncio.gather(
-        run_id(connection), _trusts_lag(connection), _checks_all_keys(connection, installation)
-    )
-    return Capabilities(process, lag, keys)
-
-
-async def _trusts_lag(connection: BrokerClient) -> bool:
     try:
-        return bool(await connection.call("EVAL", _LAG_AFTER_TRIM, 1, _SCRATCH) == 7)  # noqa: PLR2004 - see the script
+        return bool(await client.call("EVAL", _LAG_AFTER_TRIM, 1, _SCRATCH) == 7)  # noqa: PLR2004 - see the script
     except (AccessDenied, ServerRefused):
         return False
-
-
-async def _checks_all_keys(connection: BrokerClient, installation: str) -> bool | None:
-    """Whether a consumer called STREAMS leads the server to check the wrong key (redis/redis#15478)."""
-    name = probe_user(installation)
-    read = ("XREADGROUP", "NOACK", "GROUP", "g", "STREAMS", "STREAMS", _SCRATCH, ">")
-    try:
-        _, verdict, _ = await asyncio.gather(
-            connection.call("ACL", "SETUSER", name, "reset", "off", "+xreadgroup", f"~{_SCRATCH}"),
-            connection.call("ACL", "DRYRUN", name, *read),
-            connection.call("ACL", "DELUSER", name),
-        )
-    except (AccessDenied, ServerRefused):
-        return None
-    return bool(verdict == b"OK")
-
-
-async def inspect(connection: BrokerClient, capabilities: Capabilities) -> ServerSeen:
-    """Reads the server's settings and use of memory.
-
-    Raises:
-        AgentStreamError: as `Wire.call`.
-    """
-    info, acl_file = await asyncio.gather(
-        connection.call("INFO", "server", "memory", "persistence", "replication"), _acl_file(connection)
-    )
-    fields = _fields(info)
-    vendor = fields.get("server_name", "redis")
-    return ServerSeen(
-        run_id=fields["run_id"],
-        version=f"{vendor} {fields.get(f'{vendor}_version', fields['redis_version'])}",
-        role=fields["role"],
-        used_memory=int(fields["used_memory"]),
-        maxmemory=int(fields["maxmemory"]),
-        eviction_policy=fields["maxmemory_policy"],
-        append_only=fields["aof_enabled"] == "1",
-        acl_file=acl_file,
-        trusts_lag=capabilities.trusts_lag,
-        checks_all_keys=capabilities.checks_all_keys,
-    )
-
-
-async def _acl_file(connection: BrokerClient) -> bool | None:
-    try:
-        setting = await connection.call("CONFIG", "GET", "aclfile")
-    except (AccessDenied, ServerRefused):
-        return None
-    return bool(setting[1]) if setting else None
-
-
-def _fields(info: bytes) -> dict[str, str]:
-    lines = (line.partition(":") for line in info.decode().splitlines() if not line.startswith("#"))
-    return {name: value for name, separator, value in lines if separator}

@@ -1,6 +1,6 @@
-"""Everything that reconciling may do to the server, as data. `broker/apply.py` does it.
+"""Changes to the server, as data: each action says which command carries it out; `Broker.apply` sends it.
 
-Each action is idempotent: doing it twice, or again after a crash, leaves what doing it once leaves.
+Each action is idempotent: carried out twice, or again after a crash, it leaves the same state.
 """
 
 from __future__ import annotations
@@ -8,13 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from agentstream.protocol import commands
+from agentstream.protocol.commands import Command
+from agentstream.protocol.keys import StreamKeys
+
 
 @dataclass(frozen=True, slots=True)
 class CreateStream:
-    """Makes an empty stream, if there is no key, and records its owner."""
+    """Creates an empty stream if there is no key, and records its owner."""
 
     key: str
     owner: Mapping[str, str] = field(hash=False)
+
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        return commands.create_stream(self.key, self.owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +33,17 @@ class RecordOwner:
     key: str
     owner: Mapping[str, str] = field(hash=False)
 
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        return ("HSET", StreamKeys(self.key).meta, *commands.flat(self.owner))
+
 
 @dataclass(frozen=True, slots=True)
 class SetContracts:
-    """Writes the contracts of a stream in place of those before.
+    """Replaces the contracts of a stream.
 
-    `digest` changes whenever they do, and is empty if there are none; `schemas` are JSON Schemas by
+    `digest` changes with the contracts, and is empty if there are none; `schemas` are JSON Schemas by
     `<type>@<version>`.
     """
 
@@ -37,31 +51,51 @@ class SetContracts:
     digest: str
     schemas: Mapping[str, str] = field(hash=False)
 
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        return commands.set_contracts(self.key, self.digest, self.schemas)
+
 
 @dataclass(frozen=True, slots=True)
 class CreateGroup:
-    """Makes a group and its retry stream, where they are missing. `start` is `0`, `$` or an entry id."""
+    """Creates a group and its retry stream if they are missing. `start` is `0`, `$` or an entry id."""
 
     key: str
     group: str
     start: str
 
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        return commands.create_group(self.key, self.group, self.start)
+
 
 @dataclass(frozen=True, slots=True)
 class DestroyGroup:
-    """Removes a group, its retries, delays, counters, and its dead letters only if there are none."""
+    """Removes a group with its retries, delays and counters; dead letters stay."""
 
     key: str
     group: str
 
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        return commands.destroy_group(self.key, self.group)
+
 
 @dataclass(frozen=True, slots=True)
 class DeleteStream:
-    """Deletes a stream and all keys derived from it for the given groups."""
+    """Deletes a stream and all keys derived from it; `only_if_empty` keeps one with unsettled entries."""
 
     key: str
     groups: tuple[str, ...]
     only_if_empty: bool
+
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        return commands.delete_stream(self.key, self.groups, only_if_empty=self.only_if_empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +134,11 @@ class SetRoute:
     agent: str
     route: bytes
 
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        return ("HSET", self.routes_key, self.agent, self.route)
+
 
 @dataclass(frozen=True, slots=True)
 class DeleteRoute:
@@ -107,6 +146,11 @@ class DeleteRoute:
 
     routes_key: str
     agent: str
+
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        return ("HDEL", self.routes_key, self.agent)
 
 
 Action = (

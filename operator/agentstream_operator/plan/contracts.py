@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agentstream.protocol.contracts import contracts_digest
 from agentstream_operator.plan.actions import Action, SetContracts
 from agentstream_operator.plan.findings import ConditionUpdate
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.status import ConditionReason, ConditionType
-
-_DIGEST_LENGTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +29,7 @@ class Published:
 def published(stream: AgentStream) -> Published:
     """What is to be written for the agents of a stream."""
     schemas = {contract.field: contract.json_schema.text for contract in stream.spec.contracts}
-    if not schemas:
-        return Published("", {})
-    whole = "\n".join(f"{field} {schemas[field]}" for field in sorted(schemas))
-    return Published(hashlib.sha256(whole.encode()).hexdigest()[:_DIGEST_LENGTH], schemas)
+    return Published(contracts_digest(schemas), schemas)
 
 
 def invalid_contract(stream: AgentStream) -> ConditionUpdate | None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from agentstream.protocol.keys import parse_consumer
+
 
 class GroupSeen(msgspec.Struct, frozen=True):
     """A group of a stream and what belongs to it.
@@ -81,12 +83,7 @@ class ConsumerSeen(msgspec.Struct, frozen=True):
     @property
     def pod(self) -> str:
         """The pod that it runs, or ran, in."""
-        return pod_of(self.name)
-
-
-def pod_of(consumer: str) -> str:
-    """The pod in which a consumer of this name runs, or ran."""
-    return consumer.rpartition(".")[0]
+        return parse_consumer(self.name)[0]
 
 
 class Gone(NamedTuple):
@@ -102,13 +99,8 @@ class Gone(NamedTuple):
 
     def covers(self, consumer: str) -> bool:
         """Whether a consumer of this name is one of them."""
-        pod, _, start = consumer.rpartition(".")
-        if pod != self.pod or self.before is None:
-            return pod == self.pod
-        try:
-            return int(start, 36) < self.before
-        except ValueError:
-            return True
+        pod, started = parse_consumer(consumer)
+        return pod == self.pod and (self.before is None or started is None or started < self.before)
 
 
 class StreamSeen(msgspec.Struct, frozen=True):
@@ -184,28 +176,14 @@ class JanitorReport(msgspec.Struct, frozen=True):
 
 
 class ServerSeen(msgspec.Struct, frozen=True):
-    """The server process behind the connection. None stands for what the operator may not look at.
+    """The server process that answered.
 
     Attributes:
         run_id: changes when the process does.
-        version: vendor and version, for people; what the server can do is probed.
-        role: `master` or `slave`.
-        used_memory: bytes.
-        maxmemory: bytes; 0 for no limit.
-        eviction_policy: what the server does at the limit; anything but `noeviction` may delete streams.
-        append_only: whether it keeps an append-only file.
-        acl_file: whether users survive a restart.
+        eviction_policy: what the server does when memory is full; all but `noeviction` may delete streams.
         trusts_lag: whether its own lag is right after unread entries were trimmed.
-        checks_all_keys: whether it finds the keys of every form of XREADGROUP when it checks access.
     """
 
     run_id: str
-    version: str
-    role: str
-    used_memory: int
-    maxmemory: int
     eviction_policy: str
-    append_only: bool
-    acl_file: bool | None
     trusts_lag: bool
-    checks_all_keys: bool | None

@@ -12,6 +12,7 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.cluster.port import Cluster, Event
 from agentstream_operator.plan.accounting import accumulate_account, counters
+from agentstream_operator.plan.actions import DeleteStream
 from agentstream_operator.plan.agents import AgentName, agents_of
 from agentstream_operator.plan.findings import CREDENTIALS_APPLIED, EventNote, Plan
 from agentstream_operator.plan.observed import StreamSeen
@@ -211,10 +212,11 @@ class Context:
         refused = False
         for action in plan.actions:
             try:
-                applied = await self.broker.apply(action)
+                reply = await self.broker.apply(action)
             finally:
                 self.written(stream)
-            refused = refused or applied.not_empty
+            # a stream that was to be deleted if empty, and is not
+            refused = refused or (isinstance(action, DeleteStream) and not reply)
         return plan.refused if refused else plan.notices
 
     def check_again(self, resource: Known) -> float | None:

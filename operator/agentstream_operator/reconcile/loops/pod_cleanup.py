@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from agentstream.errors import AgentStreamError
-from agentstream.protocol.nudges import Nudge
+from agentstream.protocol.keys import Nudge
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.state.index import stream_of

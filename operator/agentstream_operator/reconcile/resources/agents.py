@@ -6,8 +6,7 @@ import hashlib
 import secrets
 
 from agentstream.errors import AgentStreamError, ConnectionLost
-from agentstream.protocol.keys import user_name
-from agentstream.protocol.nudges import Nudge
+from agentstream.protocol.keys import Nudge, user_name
 from agentstream_operator.cluster.port import ClusterRefused, Credentials
 from agentstream_operator.plan.access import AgentUse
 from agentstream_operator.plan.actions import SetRoute, SetUser
@@ -93,10 +92,10 @@ async def _write(context: Context, name: AgentName, memory: AgentMemory, resourc
     )
     route = route_of(use, memory.written)
     for action in plan.actions:
-        applied = await context.broker.apply(action)
+        fingerprint = await context.broker.apply(action)
         if isinstance(action, SetUser):
-            context.access.user_set(name, applied.fingerprint)
-            memory.written = Written(use, hashes, applied.fingerprint, route)
+            context.access.user_set(name, fingerprint)
+            memory.written = Written(use, hashes, fingerprint, route)
         elif isinstance(action, SetRoute):
             context.access.route_set(name, action.route)
             await context.broker.nudge(*name, Nudge.ROUTES)
