@@ -1,15 +1,20 @@
-"""The command `agentstream`. What takes time to import is imported by the command that needs it."""
+"""The command `agentstream`. Each command imports what it needs itself: `--help` answers at once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+if TYPE_CHECKING:
+    from agentstream.transport.endpoint import Endpoint
+    from agentstream_operator.settings import MetricsOptions, OperatorOptions
+
 app = typer.Typer(
     name="agentstream",
-    help="Durable streams for software agents, declared as resources.",
+    help="Redis and Valkey streams for software agents, declared as Kubernetes resources.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -19,7 +24,9 @@ BAD_INPUT = 2
 Paths = Annotated[
     list[Path],
     typer.Argument(
-        metavar="PATH...", help="Manifests, or directories whose manifests to read.", show_default=False
+        metavar="PATH...",
+        help="Manifest files (.yaml, .yml, .json), or directories with such files.",
+        show_default=False,
     ),
 ]
 
@@ -28,8 +35,8 @@ RedisUrl = Annotated[
     typer.Option(
         envvar="AGENTSTREAM_REDIS_URL",
         metavar="URL",
-        help="Where Redis or Valkey is, with the operator's credentials: redis://USER:PASSWORD@HOST:PORT "
-        "(rediss:// for TLS). Rather in the environment than in arguments, which others can read.",
+        help="Address of Redis or Valkey with the operator's credentials: redis://USER:PASSWORD@HOST:PORT "
+        "(rediss:// for TLS). Prefer the environment variable: other users can read command lines.",
         show_default=False,
     ),
 ]
@@ -38,7 +45,7 @@ RedisCaFile = Annotated[
     typer.Option(
         envvar="AGENTSTREAM_REDIS_CA_FILE",
         metavar="FILE",
-        help="Who vouches for the server, with rediss://; agents get it, too.",
+        help="CA certificate for rediss://; also written into agents' Secrets.",
         exists=True,
         dir_okay=False,
     ),
@@ -46,13 +53,16 @@ RedisCaFile = Annotated[
 Namespaces = Annotated[
     list[str] | None,
     typer.Option(
-        envvar="AGENTSTREAM_NAMESPACES", help="A namespace to watch; may be repeated. All if absent."
+        envvar="AGENTSTREAM_NAMESPACES",
+        help="Namespace of the resources; repeat for several. Default: all namespaces.",
+        show_default=False,
     ),
 ]
 Installation = Annotated[
     str,
     typer.Option(
-        envvar="AGENTSTREAM_INSTALLATION", help="What its users on the server and its Lease are named after."
+        envvar="AGENTSTREAM_INSTALLATION",
+        help="Name of the installation: prefix of its users on the server, and part of its Lease's name.",
     ),
 ]
 AllowedKeys = Annotated[
@@ -60,11 +70,11 @@ AllowedKeys = Annotated[
     typer.Option(
         envvar="AGENTSTREAM_ALLOW_KEYS",
         metavar="PATTERN",
-        help="Stream keys that any namespace may claim; may be repeated.",
+        help="Glob pattern of stream keys that any namespace may claim; repeat for several.",
     ),
 ]
 LogFormat = Annotated[
-    Literal["text", "json"], typer.Option(envvar="AGENTSTREAM_LOG_FORMAT", help="How to log.")
+    Literal["text", "json"], typer.Option(envvar="AGENTSTREAM_LOG_FORMAT", help="Format of log lines.")
 ]
 
 
@@ -72,38 +82,44 @@ LogFormat = Annotated[
 def dev(  # noqa: PLR0917 - the command line names its options
     paths: Paths,
     for_: Annotated[
-        str | None, typer.Option("--for", metavar="DURATION", help="End after this time, such as 30s.")
+        str | None, typer.Option("--for", metavar="DURATION", help="Stop after this time, for example 30s.")
     ] = None,
     until_idle: Annotated[
         str | None,
-        typer.Option(metavar="DURATION", help="End when, after some work, nothing happened for this time."),
+        typer.Option(
+            metavar="DURATION",
+            help="Stop when messages were processed and there has been nothing to do for this time.",
+        ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the server; any free one if not given.")
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Port of Valkey on 127.0.0.1. Default: any free port.", show_default=False
+        ),
     ] = None,
-    data: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where messages and credentials are kept.")
-    ] = Path(".agentstream"),
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Directory for messages and credentials.")] = Path(
+        ".agentstream"
+    ),
     output: Annotated[
         Literal["text", "json"],
-        typer.Option(help="How to print the summary; json: alone on standard output."),
+        typer.Option(help="Format of the summary. json: standard output has only the summary."),
     ] = "text",
 ) -> None:
-    """Runs manifests on this machine, with a server of its own and without Kubernetes.
+    """Runs manifests on this machine: an embedded Valkey, agents as processes, no Kubernetes.
 
-    The command of each ConsumerGroup's first container runs as that many processes as its backlog wants, from
-    the current directory or the workingDir given; its image is ignored. A group without a template runs
-    nothing: its agent is yours to start, with AGENTSTREAM_BINDING=DIR/bindings/NAMESPACE.AGENT.
+    The command of each ConsumerGroup's first container runs in as many processes as its autoscaling asks for,
+    in the directory of the manifest or its workingDir; the image is ignored. For a group without a template,
+    start the agent yourself, with AGENTSTREAM_BINDING=DIR/bindings/NAMESPACE.AGENT (DIR as in --data).
 
-    Manifests are read again when they change. Ctrl-C ends everything in order and prints what became of every
-    message; the exit code is 1 if any was lost, and 2 if the input is wrong.
+    Changes of the manifests are applied while it runs. Ctrl-C stops the agents in order and prints a summary
+    of all messages. Exit codes: 0; 1 if a message was lost; 2 for invalid input; 130 after a second Ctrl-C.
     """
     seconds, idle = _seconds("--for", for_), _seconds("--until-idle", until_idle)
     try:
         from agentstream_operator.local.dev import DevOptions, run  # noqa: PLC0415
         from agentstream_operator.local.failure import LocalError  # noqa: PLC0415
     except ModuleNotFoundError as missing:
-        _fail(f"`agentstream dev` needs {missing.name}: pip install 'agentstream-operator[dev]'")
+        _fail(f"`agentstream dev` needs the package {missing.name}: pip install 'agentstream-operator[dev]'")
     try:
         code = run(DevOptions(paths, data, port, seconds, idle, output == "json"))
     except LocalError as error:
@@ -119,46 +135,33 @@ def operator(  # noqa: PLR0917 - the command line names its options
     installation: Installation = "agentstream",
     allow_key: AllowedKeys = None,
     metrics_port: Annotated[
-        int, typer.Option(envvar="AGENTSTREAM_METRICS_PORT", min=0, max=65535, help="Serves /metrics.")
+        int, typer.Option(envvar="AGENTSTREAM_METRICS_PORT", min=0, max=65535, help="Port of /metrics.")
     ] = 8080,
     health_port: Annotated[
         int,
-        typer.Option(envvar="AGENTSTREAM_HEALTH_PORT", min=0, max=65535, help="Answers /livez and /readyz."),
+        typer.Option(envvar="AGENTSTREAM_HEALTH_PORT", min=0, max=65535, help="Port of /livez and /readyz."),
     ] = 8081,
     log_format: LogFormat = "text",
 ) -> None:
-    """Reconciles AgentStreams and ConsumerGroups of a Kubernetes cluster.
+    """Runs the operator: reconciles the AgentStreams and ConsumerGroups of a Kubernetes cluster.
 
-    Runs in a pod, or outside with KUBECONFIG. Of several operators of one installation one acts at a time:
-    the holder of the Lease agentstream-INSTALLATION in its own namespace. SIGTERM ends it in order.
+    Runs in a pod, or outside the cluster with KUBECONFIG. Of several operators of one installation, only the
+    holder of the Lease agentstream-INSTALLATION in its own namespace reconciles; the others stand by. SIGTERM
+    stops it in order.
     """
-    import asyncio  # noqa: PLC0415
-
     from agentstream.errors import AgentStreamError  # noqa: PLC0415
-    from agentstream.transport.endpoint import Endpoint  # noqa: PLC0415
-    from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
-    from agentstream_operator.logs import configure  # noqa: PLC0415
-    from agentstream_operator.service import Fatal, run  # noqa: PLC0415
-    from agentstream_operator.settings import OperatorOptions, mistakes  # noqa: PLC0415
+    from agentstream_operator.service import FatalError, run  # noqa: PLC0415
+    from agentstream_operator.settings import OperatorOptions  # noqa: PLC0415
 
     options = OperatorOptions(
-        redis=Endpoint(redis_url, ca_file=str(redis_ca_file) if redis_ca_file is not None else None),
+        redis=_endpoint(redis_url, redis_ca_file),
         namespaces=namespace or None,
         installation=installation,
         allowed_keys=allow_key or (),
         metrics_port=metrics_port,
         health_port=health_port,
     )
-    if wrong := list(mistakes(options)):
-        _fail(*wrong)
-    configure(log_format)
-    try:
-        asyncio.run(run(options))
-    except NoCluster as error:
-        _fail(str(error))
-    except (Fatal, AgentStreamError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    _serve(options, lambda: run(options), log_format, (FatalError, AgentStreamError))
 
 
 @app.command()
@@ -169,8 +172,8 @@ def metrics_server(  # noqa: PLR0917 - the command line names its options
         typer.Option(
             envvar="AGENTSTREAM_TLS_DIRECTORY",
             metavar="DIR",
-            help="Where the server's certificate and key are: tls.crt and tls.key. "
-            "They are read again when they change.",
+            help="Directory with the serving certificate and its key: tls.crt and tls.key. "
+            "Both are reloaded when they change.",
             file_okay=False,
         ),
     ],
@@ -181,32 +184,28 @@ def metrics_server(  # noqa: PLR0917 - the command line names its options
     port: Annotated[
         int,
         typer.Option(
-            envvar="AGENTSTREAM_EXTERNAL_PORT", min=0, max=65535, help="Serves external metrics, with TLS."
+            envvar="AGENTSTREAM_EXTERNAL_PORT", min=0, max=65535, help="Port of external metrics, with TLS."
         ),
     ] = 6443,
     health_port: Annotated[
         int,
         typer.Option(
-            envvar="AGENTSTREAM_HEALTH_PORT", min=0, max=65535, help="Answers /livez, /readyz and /metrics."
+            envvar="AGENTSTREAM_HEALTH_PORT", min=0, max=65535, help="Port of /livez, /readyz and /metrics."
         ),
     ] = 8081,
     log_format: LogFormat = "text",
 ) -> None:
-    """Answers groups' backlogs as external metrics (external.metrics.k8s.io), for autoscaling in mode HPA.
+    """Runs the metrics server: serves groups' backlogs as external metrics, for autoscaling in mode HPA.
 
-    Only the API server may ask, by its front-proxy certificate, for callers who may list the metric. It reads
-    Redis or Valkey itself, and works without the operator. SIGTERM ends it in order.
+    Serves the API external.metrics.k8s.io to the API server, identified by its front-proxy certificate, for
+    users with the right to list the metric. Reads Redis or Valkey itself, and works while the operator is
+    down. SIGTERM stops it in order.
     """
-    import asyncio  # noqa: PLC0415
-
-    from agentstream.transport.endpoint import Endpoint  # noqa: PLC0415
-    from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
-    from agentstream_operator.logs import configure  # noqa: PLC0415
     from agentstream_operator.metrics_api.main import run  # noqa: PLC0415
-    from agentstream_operator.settings import MetricsOptions, mistakes  # noqa: PLC0415
+    from agentstream_operator.settings import MetricsOptions  # noqa: PLC0415
 
     options = MetricsOptions(
-        redis=Endpoint(redis_url, ca_file=str(redis_ca_file) if redis_ca_file is not None else None),
+        redis=_endpoint(redis_url, redis_ca_file),
         namespaces=namespace or None,
         installation=installation,
         allowed_keys=allow_key or (),
@@ -215,32 +214,20 @@ def metrics_server(  # noqa: PLR0917 - the command line names its options
         port=port,
         health_port=health_port,
     )
-    if wrong := list(mistakes(options)):
-        _fail(*wrong)
-    configure(log_format)
-    try:
-        asyncio.run(run(options))
-    except NoCluster as error:
-        _fail(str(error))
-    except OSError as error:
-        typer.echo(f"error: cannot listen: {error}", err=True)
-        raise typer.Exit(1) from None
+    _serve(options, lambda: run(options), log_format)
 
 
 @app.command()
 def remove_finalizers(
-    namespace: Annotated[
-        list[str] | None,
-        typer.Option(envvar="AGENTSTREAM_NAMESPACES", help="Where; may be repeated. Everywhere if absent."),
-    ] = None,
+    namespace: Namespaces = None,
     stop_deployment: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The operator's Deployment, which is scaled to zero before."),
+        typer.Option(metavar="NAME", help="Deployment of the operator, scaled to zero first."),
     ] = None,
 ) -> None:
-    """Takes the finalizers off all resources, so that they can be deleted without an operator.
+    """Removes the finalizers of all resources, so that they can be deleted without the operator.
 
-    What is on the server stays there. For the time after which no operator runs any more.
+    For uninstalling. Streams, groups and users on Redis or Valkey are kept.
     """
     import asyncio  # noqa: PLC0415
 
@@ -254,14 +241,13 @@ def remove_finalizers(
     except NoCluster as error:
         _fail(str(error))
     except (ApiError, ClusterUnavailable) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+        _fail(str(error), code=1)
     typer.echo(f"{count} finalizer{'' if count == 1 else 's'} removed")
 
 
 @app.command()
 def validate(paths: Paths) -> None:
-    """Checks manifests. Prints one line for each mistake and exits with 2 if there is any."""
+    """Validates manifests: prints a line for each mistake, and exits with 2 if there are any."""
     from agentstream_operator.local.manifests.load import load  # noqa: PLC0415
 
     manifests = load(paths)
@@ -273,15 +259,47 @@ def validate(paths: Paths) -> None:
 
 @app.command()
 def version() -> None:
-    """Prints the version."""
+    """Prints the version of agentstream-operator."""
     from importlib.metadata import version as installed  # noqa: PLC0415
 
     typer.echo(installed("agentstream-operator"))
 
 
 def main() -> None:
-    """Runs the command."""
+    """Runs the command line."""
     app()
+
+
+def _endpoint(url: str, ca_file: Path | None) -> Endpoint:
+    from agentstream.transport.endpoint import Endpoint  # noqa: PLC0415
+
+    return Endpoint(url, ca_file=str(ca_file) if ca_file is not None else None)
+
+
+def _serve(
+    options: OperatorOptions | MetricsOptions,
+    run: Callable[[], Coroutine[Any, Any, None]],
+    log_format: str,
+    failures: tuple[type[Exception], ...] = (),
+) -> None:
+    """Runs a service until it is stopped; prints what prevents it in a line."""
+    import asyncio  # noqa: PLC0415
+
+    from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
+    from agentstream_operator.logs import configure  # noqa: PLC0415
+    from agentstream_operator.serve.http import ListenError  # noqa: PLC0415
+    from agentstream_operator.settings import mistakes  # noqa: PLC0415
+
+    if wrong := list(mistakes(options)):
+        _fail(*wrong)
+    configure(log_format)
+    expected: tuple[type[Exception], ...] = (ListenError, *failures)
+    try:
+        asyncio.run(run())
+    except NoCluster as error:
+        _fail(str(error))
+    except expected as error:
+        _fail(str(error), code=1)
 
 
 def _seconds(option: str, text: str | None) -> float | None:
@@ -295,7 +313,7 @@ def _seconds(option: str, text: str | None) -> float | None:
         _fail(f"{option}: {error}")
 
 
-def _fail(*lines: str) -> NoReturn:
+def _fail(*lines: str, code: int = BAD_INPUT) -> NoReturn:
     for line in lines:
         typer.echo(f"error: {line}", err=True)
-    raise typer.Exit(BAD_INPUT)
+    raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""How the operator logs: lines for people, or JSON for whoever collects them."""
+"""Configures logging of the services: text lines, or JSON for log collectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _QUIET = ("kopf", "kubernetes", "aiohttp", "uvicorn")
 
 
 def configure(style: str) -> None:
-    """Logs to standard error, as `text` or `json`."""
+    """Sends logs to standard error, as `text` or `json`; replaces an earlier configuration."""
     handler = logging.StreamHandler(sys.stderr)
     if style == "json":
         names = {"asctime": "time", "levelname": "level", "name": "logger"}
@@ -27,5 +27,5 @@ def configure(style: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # it warns that signals are not its own, which is as it should be
+    # it warns that Kopf does not handle the signals, which the service does
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""`agentstream operator`: from a Lease to reconciling, and in order back to the end."""
+"""`agentstream operator`: acquires the Lease, runs the reconcilers, and stops in order."""
 
 from __future__ import annotations
 
@@ -28,37 +28,38 @@ from agentstream_operator.cluster.resource_cache import ResourceCache
 from agentstream_operator.cluster.secrets import ServerAddress
 from agentstream_operator.reconcile.context import Rhythm
 from agentstream_operator.reconcile.engine import Engine
-from agentstream_operator.serve import probes
-from agentstream_operator.serve.http import serving
+from agentstream_operator.serve.http import probe_reply, serving
 from agentstream_operator.serve.metrics import Metrics, MetricsSample
+from agentstream_operator.serve.probes import ProbeState, live, ready
 from agentstream_operator.settings import OperatorOptions
 from agentstream_operator.watches import watching
 
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 3.0
-"""Seconds that the server gets to answer before the resources are told that it does not."""
+"""Seconds that Redis or Valkey gets to answer before resources are reported as unreachable."""
 
 _RETRY = 2.0
 _PORT = 6379
 
 _COLLECTED = (50_000, 20, 100)
-"""When garbage is looked for: rarely in what lives long, where there is next to none. With thousands of
-resources, that stops everything for some tenths of a second."""
+"""Thresholds of the garbage collector: with thousands of resources, a full collection blocks the event loop
+for some tenths of a second, and finds next to nothing."""
 
 RHYTHM = Rhythm(quiet=5.0, patience=5.0)
 
 
-class Fatal(Exception):  # noqa: N818 - it says what is wrong
-    """The operator cannot go on; the message says why, and what to do."""
+class FatalError(Exception):
+    """The operator cannot go on; the message names the cause and the remedy."""
 
 
 async def run(options: OperatorOptions) -> None:
     """Runs until SIGTERM or SIGINT.
 
     Raises:
-        Fatal: it cannot go on: what it needs is missing, or the Lease is lost.
-        NoCluster: it does not find the API server.
+        FatalError: the CRDs or rights are missing, a watch has ended, or the Lease is lost.
+        ListenError: a port cannot be listened on.
+        NoCluster: no API server is configured.
     """
     gc.set_threshold(*_COLLECTED)
     stop = asyncio.Event()
@@ -79,31 +80,30 @@ class _OperatorService:
         self._api = Api(connection.client)
         self._identity = os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}"
         lease = f"agentstream-{options.installation}"
-        # whatever else waits for its turn, the Lease does not
+        # an Api of its own: renewals of the Lease do not wait for other requests
         self._leader = Leader(Api(connection.client), connection.namespace, lease, self._identity)
-        self._metrics = Metrics(self._numbers)
+        self._metrics = Metrics(self._sample)
         self._engine: Engine | None = None
-        self._inventory: ResourceCache | None = None
+        self._cache: ResourceCache | None = None
         self._watching = True
-        self._departures: set[asyncio.Task[None]] = set()
+        self._pod_cleanups: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         options = self._options
         health = {
-            "/livez": lambda: probes.probe(probes.live(self._state())),
-            "/readyz": lambda: probes.probe(probes.ready(self._state()), self._well()),
+            "/livez": lambda: probe_reply(live(self._probe_state())),
+            "/readyz": lambda: probe_reply(
+                ready(self._probe_state()), "leading" if self._leader.leads else "standing by"
+            ),
         }
-        try:
-            async with (
-                serving(options.metrics_port, {"/metrics": self._metrics.answer}),
-                serving(options.health_port, health),
-            ):
-                await self._until_stopped(asyncio.create_task(self._lead(), name="lead"))
-        except OSError as error:
-            raise Fatal(f"cannot listen: {error}") from error
+        async with (
+            serving(options.metrics_port, {"/metrics": self._metrics.reply}),
+            serving(options.health_port, health),
+        ):
+            await self._until_stopped(asyncio.create_task(self._lead(), name="lead"))
 
     async def _until_stopped(self, work: asyncio.Task[None]) -> None:
-        """Waits until the work fails, or ends it in order when we are asked to stop."""
+        """Waits until the work fails, or cancels it after SIGTERM or SIGINT."""
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -115,7 +115,7 @@ class _OperatorService:
 
     async def _lead(self) -> None:
         async with self._leader.leading() as held:
-            _log.info("%s leads", self._identity)
+            _log.info("%s acquired the Lease", self._identity)
             broker = Broker.of(self._options.redis, installation=self._options.installation)
             try:
                 await self._reconcile(broker, held)
@@ -124,10 +124,10 @@ class _OperatorService:
 
     async def _reconcile(self, broker: Broker, held: asyncio.Task[None]) -> None:
         options = self._options
-        children, references = OwnedObjects(), DeploymentRefs(self._api)
+        owned, references = OwnedObjects(), DeploymentRefs(self._api)
         cluster = KubernetesCluster(
             self._api,
-            children,
+            owned,
             references,
             server=server_of(options.redis),
             installation=options.installation,
@@ -140,73 +140,70 @@ class _OperatorService:
             namespaces=options.namespaces,
             allowed_keys=options.allowed_keys,
             rhythm=RHYTHM,
-            trouble=await _trouble(broker),
+            trouble=await _failure(broker),
             worked=self._metrics.worked,
         )
-        inventory = ResourceCache(self._api, options.namespaces, children, engine, self._wake)
-        await _fill(inventory)
+        cache = ResourceCache(self._api, options.namespaces, owned, engine, self._on_change)
+        await _fill(cache)
         engine.listed()
-        self._inventory = inventory
-        async with watching(inventory.tell, options.namespaces) as watched:
+        self._cache = cache
+        async with watching(cache.tell, options.namespaces) as watched:
             work = {
                 asyncio.create_task(engine.run(), name="engine"),
-                asyncio.create_task(inventory.watch(), name="compare"),
-                asyncio.create_task(references.watch(), name="look at references"),
+                asyncio.create_task(cache.watch(), name="compare with lists"),
+                asyncio.create_task(references.watch(), name="watch Deployment references"),
             }
             try:
                 await asyncio.wait({held, watched, *work}, return_when=asyncio.FIRST_COMPLETED)
                 self._watching = not watched.done()
-                raise _why(held, watched, work)
+                raise _cause(held, watched, work)
             finally:
-                for task in {*work, *self._departures}:
+                for task in {*work, *self._pod_cleanups}:
                     task.cancel()
-                await asyncio.gather(*work, *self._departures, return_exceptions=True)
+                await asyncio.gather(*work, *self._pod_cleanups, return_exceptions=True)
 
-    def _wake(self, wake: Change) -> None:
-        """Passes on whom a change of a Secret, Deployment or pod concerns."""
+    def _on_change(self, change: Change) -> None:
+        """Reconciles the resource or agent that a changed Secret, Deployment or pod belongs to."""
         engine = self._engine
         if engine is None:
             return
-        if wake.agent is not None:
-            engine.look_at_agent(*wake.agent)
-        if wake.stream is not None:
-            engine.look_at_stream(wake.stream)
-        if wake.group is None:
+        if change.agent is not None:
+            engine.look_at_agent(*change.agent)
+        if change.stream is not None:
+            engine.look_at_stream(change.stream)
+        if change.group is None:
             return
-        engine.look_at_group(wake.group)
-        if wake.gone is not None:
-            _log.info("%s: %s has ended", wake.group, wake.gone.pod)
-            departure = asyncio.create_task(engine.departed(wake.group, wake.gone, for_good=wake.deleted))
-            self._departures.add(departure)
-            departure.add_done_callback(self._departures.discard)
+        engine.look_at_group(change.group)
+        if change.gone is not None:
+            _log.info("%s: pod %s has ended", change.group, change.gone.pod)
+            cleanup = asyncio.create_task(engine.departed(change.group, change.gone, for_good=change.deleted))
+            self._pod_cleanups.add(cleanup)
+            cleanup.add_done_callback(self._pod_cleanups.discard)
 
-    def _well(self) -> str:
-        return "leads" if self._leader.leads else "stands by"
-
-    def _state(self) -> probes.ProbeState:
-        engine, inventory = self._engine, self._inventory
-        return probes.ProbeState(
+    def _probe_state(self) -> ProbeState:
+        engine, cache = self._engine, self._cache
+        return ProbeState(
             leads=self._leader.leads,
             health=engine.health if engine is not None else None,
-            missed=inventory.missed_lately if inventory is not None else 0,
+            missed=cache.missed_lately if cache is not None else 0,
             watching=self._watching,
         )
 
-    def _numbers(self) -> MetricsSample:
-        engine, inventory = self._engine, self._inventory
+    def _sample(self) -> MetricsSample:
+        engine, cache = self._engine, self._cache
         return MetricsSample(
             leads=self._leader.leads,
             health=engine.health if engine is not None else None,
             conditions=engine.conditions if engine is not None else Counter(),
             requests=self._api.requests,
-            events=inventory.events if inventory is not None else Counter(),
-            missed=inventory.missed if inventory is not None else 0,
+            events=cache.events if cache is not None else Counter(),
+            missed=cache.missed if cache is not None else 0,
             work=engine.work if engine is not None else (),
         )
 
 
 def server_of(redis: Endpoint) -> ServerAddress:
-    """Where agents find the server that the operator uses: the same address, without its credentials."""
+    """Returns the server's address for agents: the operator's, without its credentials."""
     parts = urlsplit(redis.url)
     host, port = parts.hostname or "localhost", parts.port or _PORT
     shown = f"[{host}]" if ":" in host else host
@@ -214,48 +211,50 @@ def server_of(redis: Endpoint) -> ServerAddress:
     return ServerAddress(f"{parts.scheme}://{shown}:{port}{parts.path}", host, port, authority)
 
 
-async def _trouble(broker: Broker) -> str | None:
-    """What the server's silence looks like; None if it answers."""
+async def _failure(broker: Broker) -> str | None:
+    """Returns why Redis or Valkey does not answer; None if it does."""
     try:
         async with asyncio.timeout(_PATIENCE):
             await broker.server()
     except (AgentStreamError, TimeoutError) as error:
-        why = str(error) or "the server does not answer"
-        _log.warning("%s", why)
+        why = str(error) or f"no answer within {_PATIENCE:g} s"
+        _log.warning("Redis or Valkey does not answer: %s", why)
         return why
     return None
 
 
-async def _fill(inventory: ResourceCache) -> None:
-    """Lists everything, however long the API server takes.
+async def _fill(cache: ResourceCache) -> None:
+    """Lists all resources; retries while the API server is unreachable.
 
     Raises:
-        Fatal: a list is refused.
+        FatalError: the API server rejects the request.
     """
     while True:
         try:
-            await inventory.fill()
+            await cache.fill()
         except ClusterUnavailable as error:
-            _log.warning("%s", error)
+            _log.warning("cannot list resources, trying again in %g s: %s", _RETRY, error)
             await asyncio.sleep(_RETRY)
         except ApiError as error:
             hint = (
-                "are the CRDs installed?" if error.code == HTTPStatus.NOT_FOUND else "is its role in place?"
+                "install the CRDs"
+                if error.code == HTTPStatus.NOT_FOUND
+                else "check the roles of the operator"
             )
-            raise Fatal(f"what is there cannot be listed: {error} ({hint})") from error
+            raise FatalError(f"cannot list resources: {error}; {hint}") from error
         else:
             return
 
 
-def _why(
+def _cause(
     held: asyncio.Task[None], watched: asyncio.Future[None], work: set[asyncio.Task[None]]
 ) -> BaseException:
-    """Why one of these has ended."""
+    """Returns why one of these tasks has ended."""
     if held.done():
-        return Fatal("the Lease is lost: another operator may lead now; start again to stand by")
+        return FatalError("lost the Lease; another operator may hold it now. Restart to stand by")
     if watched.done():
-        return Fatal(f"watching the API server has ended: {watched.exception()}")
+        return FatalError(f"watches of the API server have ended: {watched.exception()}")
     for task in work:
         if task.done() and (failure := task.exception()) is not None:
             return failure
-    return Fatal("a part of the operator has ended")
+    return FatalError("an internal task has ended; restart, and see the log above")

@@ -1,4 +1,4 @@
-"""What the operator and the metrics server are told, and what may be wrong with it."""
+"""Options of the operator and of the metrics server, and their validation."""
 
 from __future__ import annotations
 
@@ -15,45 +15,46 @@ _SCHEMES = ("redis", "rediss")
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorOptions:
-    """What the operator is to do.
+class ServiceOptions:
+    """Options that both services have.
 
     Attributes:
-        redis: where Redis or Valkey is, with the operator's credentials.
-        namespaces: those to watch; None for all.
-        installation: what its users and its Lease are named after.
-        allowed_keys: shell patterns of stream keys that any namespace may claim.
-        metrics_port: where metrics are served.
-        health_port: where probes are answered.
+        redis: address of Redis or Valkey, with the operator's credentials.
+        namespaces: namespaces to watch; None for all.
+        installation: prefix of the names of its users on the server and of its Lease.
+        allowed_keys: glob patterns of stream keys that any namespace may claim.
     """
 
     redis: Endpoint
     namespaces: Sequence[str] | None
     installation: str
     allowed_keys: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorOptions(ServiceOptions):
+    """Options of the operator.
+
+    Attributes:
+        metrics_port: port of /metrics.
+        health_port: port of the probes.
+    """
+
     metrics_port: int
     health_port: int
 
 
 @dataclass(frozen=True, slots=True)
-class MetricsOptions:
-    """What the metrics server is to do.
+class MetricsOptions(ServiceOptions):
+    """Options of the metrics server.
 
     Attributes:
-        redis: where Redis or Valkey is, with credentials.
-        namespaces: those whose groups are known; None for all.
-        installation: what the operator's users are named after.
-        allowed_keys: shell patterns of stream keys that any namespace may claim.
-        certificate: a file with the server's certificate.
-        key: a file with its private key.
-        port: where metrics are served, with TLS.
-        health_port: where probes and its own metrics are answered.
+        certificate: PEM file with the serving certificate.
+        key: PEM file with its private key.
+        port: port of the external metrics API, with TLS.
+        health_port: port of the probes and of /metrics.
     """
 
-    redis: Endpoint
-    namespaces: Sequence[str] | None
-    installation: str
-    allowed_keys: Sequence[str]
     certificate: Path
     key: Path
     port: int
@@ -61,10 +62,10 @@ class MetricsOptions:
 
 
 def mistakes(options: OperatorOptions | MetricsOptions) -> Iterator[str]:
-    """What is wrong with the options, a line each; never with a password in it."""
+    """Validates options. Yields a line for each mistake, without passwords."""
     yield from _mistakes_in_url(options.redis.url)
     if not re.fullmatch(DNS_LABEL, options.installation):
-        yield f"--installation: {options.installation!r} is not a DNS label"
+        yield f"--installation: {options.installation!r} is not a DNS label (a-z, 0-9 and -)"
     for namespace in options.namespaces or ():
         if not re.fullmatch(DNS_LABEL, namespace):
             yield f"--namespace: {namespace!r} is not the name of a namespace"
@@ -74,7 +75,7 @@ def mistakes(options: OperatorOptions | MetricsOptions) -> Iterator[str]:
         else (options.port, "--port")
     )
     if other == options.health_port != 0:
-        yield f"{name} and --health-port: both are {other}"
+        yield f"{name} and --health-port: both are {other}; choose two ports"
 
 
 def _mistakes_in_url(url: str) -> Iterator[str]:
@@ -83,10 +84,10 @@ def _mistakes_in_url(url: str) -> Iterator[str]:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        # the message would quote what may be a part of the password
-        yield f"--redis-url: the address cannot be read: encode what is special in the password ({form})"
+        # the parser's message would quote a part of the password
+        yield f"--redis-url: cannot parse the URL; percent-encode special characters of the password ({form})"
         return
     if parts.scheme not in _SCHEMES or not host:
-        yield f"--redis-url: not the address of a server ({form})"
+        yield f"--redis-url: not a redis:// or rediss:// URL with a host ({form})"
     elif port == 0:
-        yield f"--redis-url: 0 is no port ({form})"
+        yield f"--redis-url: port 0 is not valid ({form})"

@@ -14,7 +14,7 @@ from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.library import source
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.metrics_api.backlog import Backlogs, Unknown
+from agentstream_operator.metrics_api.backlog import Backlogs, BacklogUnknownError
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from agentstream_operator.reconcile.state.index import Store
 from support.resources import KEY, TEMPLATE, a_group, a_stream
@@ -94,7 +94,7 @@ async def test_none_of_them_is_idle(server: Server, work: redis.Redis, command: 
     rules = tuple(rule for rule in _rules() if rule != command)
     with limited(server, work, rules) as url:
         # in another database there is no stream, but it has to be selected
-        with suppress(Unknown):
+        with suppress(BacklogUnknownError):
             await backlog(f"{url}/1" if command == "+select" else url)
     assert refusals(work) == [command[1:]]
 
@@ -146,7 +146,7 @@ async def test_it_waits_for_the_operator_where_the_function_library_is_missing(
 ) -> None:
     work.function_flush()
     with limited(server, work, _rules()) as url:
-        with pytest.raises(Unknown, match="the server cannot be asked"):
+        with pytest.raises(BacklogUnknownError, match="the server cannot be asked"):
             await backlog(url)
         # as the operator does, whatever it asks next
         await broker.observe(KEY, ())

@@ -201,7 +201,7 @@ async def test_callers_need_the_right_to_list_the_metric(
 
     def allowed() -> bool:
         # refused for five seconds more; then the group is not on the server
-        return "is not known" in mine.fails("get", "--raw", path_of(group="guarded"))
+        return "backlog unknown" in mine.fails("get", "--raw", path_of(group="guarded"))
 
     await until(allowed, timeout=20)
     assert 'outcome="allowed"' in metrics.probe("/metrics")[1]
@@ -287,9 +287,9 @@ def run(metrics: MetricsServer, *arguments: str, **environment: str) -> tuple[in
 @pytest.mark.parametrize(
     ("environment", "code", "said"),
     [
-        ({"AGENTSTREAM_REDIS_URL": "http://redis"}, 2, "error: --redis-url: not the address of a server"),
+        ({"AGENTSTREAM_REDIS_URL": "http://redis"}, 2, "error: --redis-url: not a redis:// or rediss:// URL"),
         ({"KUBECONFIG": "/nonexistent"}, 2, "error: no cluster: run it in a pod, or set KUBECONFIG"),
-        ({}, 1, "error: cannot listen: "),
+        ({}, 1, "error: cannot listen on port "),
     ],
     ids=["wrong option", "no cluster", "port taken"],
 )

@@ -166,7 +166,7 @@ async def test_when_the_leader_is_killed_the_other_takes_over(deploy: Deploy, ow
     await first.leading()
     second = deploy("agentstream-1")
     await second.ready()
-    assert (await second.probe("/readyz"))[1].strip() == "stands by"
+    assert (await second.probe("/readyz"))[1].strip() == "standing by"
     assert (await second.metrics())["agentstream_leader"] == 0
     own_team.create(a_stream("one"))
     await own_team.ready(a_stream("one"))
@@ -259,7 +259,7 @@ async def test_metrics_and_probes_of_a_working_operator(deploy: Deploy, own_team
     labels = 'condition="Ready",kind="AgentStream",status="True"'
     assert (await operator.metrics())[f"agentstream_resources{{{labels}}}"] == 1
     assert (await operator.probe("/livez"))[0] == 200
-    assert await operator.probe("/readyz") == (200, "leads\n")
+    assert await operator.probe("/readyz") == (200, "leading\n")
 
 
 @pytest.mark.parametrize("style", ["text", "json"])

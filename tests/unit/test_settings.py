@@ -27,11 +27,17 @@ def test_any_free_port_may_be_asked_for_twice() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"redis": Endpoint("redis.example:6379")}, "--redis-url: not the address of a server"),
-        ({"redis": Endpoint("redis://")}, "--redis-url: not the address of a server"),
-        ({"redis": Endpoint("http://redis.example")}, "--redis-url: not the address of a server"),
-        ({"redis": Endpoint("redis://redis.example:0")}, "--redis-url: 0 is no port"),
-        ({"redis": Endpoint("redis://o:s3cret#1@redis:6379")}, "--redis-url: the address cannot be read"),
+        (
+            {"redis": Endpoint("redis.example:6379")},
+            "--redis-url: not a redis:// or rediss:// URL with a host",
+        ),
+        ({"redis": Endpoint("redis://")}, "--redis-url: not a redis:// or rediss:// URL with a host"),
+        (
+            {"redis": Endpoint("http://redis.example")},
+            "--redis-url: not a redis:// or rediss:// URL with a host",
+        ),
+        ({"redis": Endpoint("redis://redis.example:0")}, "--redis-url: port 0 is not valid"),
+        ({"redis": Endpoint("redis://o:s3cret#1@redis:6379")}, "--redis-url: cannot parse the URL"),
         ({"installation": "a.b"}, "--installation: 'a.b' is not a DNS label"),
         ({"namespaces": ["team-a", "Team"]}, "--namespace: 'Team' is not the name of a namespace"),
         ({"metrics_port": 8081}, "--metrics-port and --health-port: both are 8081"),
@@ -47,5 +53,8 @@ def test_the_metrics_server_has_the_same_options_and_ports_of_its_own() -> None:
     files = (Path("tls.crt"), Path("tls.key"))
     good = MetricsOptions(GOOD.redis, None, "agentstream", (), *files, 6443, 8081)
     assert list(mistakes(good)) == []
-    assert list(mistakes(replace(good, port=8081))) == ["--port and --health-port: both are 8081"]
-    assert list(mistakes(replace(good, installation="a.b"))) == ["--installation: 'a.b' is not a DNS label"]
+    assert list(mistakes(replace(good, port=8081))) == [
+        "--port and --health-port: both are 8081; choose two ports"
+    ]
+    (line,) = mistakes(replace(good, installation="a.b"))
+    assert line.startswith("--installation: 'a.b' is not a DNS label")

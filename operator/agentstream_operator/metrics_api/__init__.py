@@ -1,1 +1,1 @@
-"""Answers `external.metrics.k8s.io`: a process of its own."""
+"""Serves `external.metrics.k8s.io`, as a process of its own."""

@@ -1,4 +1,4 @@
-"""What is answered: discovery, and the backlog of groups in a namespace."""
+"""The ASGI application of the external metrics API: discovery, and the backlogs of a namespace's groups."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agentstream_operator.cluster.autoscaler import METRIC, labels
 from agentstream_operator.metrics_api import documents, selector
 from agentstream_operator.metrics_api.authorizer import AccessRequest, Authorizer
-from agentstream_operator.metrics_api.backlog import Backlogs, Unknown
-from agentstream_operator.metrics_api.documents import Json, Refused, Value
+from agentstream_operator.metrics_api.backlog import Backlogs, BacklogUnknownError
+from agentstream_operator.metrics_api.documents import Json, MetricValue, StatusError
 from agentstream_operator.metrics_api.request_header import RequestHeaderConfig, UserInfo
-from agentstream_operator.metrics_api.selector import NoSelector, Selector
+from agentstream_operator.metrics_api.selector import InvalidSelectorError, Selector
 from agentstream_operator.reconcile.state.index import Store
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -29,37 +29,37 @@ _log = logging.getLogger(__name__)
 _ROOT = f"/apis/{documents.GROUP_VERSION}"
 _LONGEST_SELECTOR = 4_096
 
-Answered = Callable[[int], object]
-"""Called with the code of every answer."""
+ConfigSource = Callable[[], RequestHeaderConfig | None]
+"""Returns the current request-header configuration; None before it has been read."""
 
 
 def application(
     store: Store,
     backlogs: Backlogs,
     authorizer: Authorizer,
-    trust: Callable[[], RequestHeaderConfig | None],
-    answered: Answered = lambda _: None,
+    config: ConfigSource,
+    count_response: Callable[[int], object] = lambda _: None,
 ) -> ASGIApp:
-    """The application.
+    """Builds the application.
 
     Args:
-        store: which groups there are.
-        backlogs: counts their work.
-        authorizer: decides who may ask.
-        trust: whom to believe about who asks.
-        answered: counts answers.
+        store: the resources known.
+        backlogs: measures the backlog of groups.
+        authorizer: decides which users may read what.
+        config: the request-header configuration, by which users are authenticated.
+        count_response: called with the HTTP status of every response.
     """
     app = FastAPI(openapi_url=None, redirect_slashes=False)
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(HTTPException, _unknown)
-    app.add_exception_handler(RequestValidationError, _wrong)
-    app.add_exception_handler(Exception, _failed)
+    app.add_exception_handler(StatusError, _on_status_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(Exception, _on_failure)
 
     async def document(request: Request, accept: Annotated[str, Header()] = "") -> Response:
         path = request.url.path
-        await authorizer.check(_caller(request), AccessRequest(path=path))
-        if not documents.takes_json(accept):
-            raise Refused(HTTPStatus.NOT_ACCEPTABLE, "only application/json is served")
+        await authorizer.check(_user(request), AccessRequest(path=path))
+        if not documents.accepts_json(accept):
+            raise StatusError(HTTPStatus.NOT_ACCEPTABLE, "only application/json is served")
         return _json(_DOCUMENTS[path]())
 
     async def backlog(
@@ -68,22 +68,20 @@ def application(
         metric: str,
         label_selector: Annotated[str, Query(alias="labelSelector", max_length=_LONGEST_SELECTOR)] = "",
     ) -> Response:
-        await authorizer.check(_caller(request), AccessRequest(namespace=namespace, metric=metric))
+        await authorizer.check(_user(request), AccessRequest(namespace=namespace, metric=metric))
         if metric != METRIC:
-            raise Refused(HTTPStatus.NOT_FOUND, f"there is no metric {metric}, only {METRIC}")
+            raise StatusError(HTTPStatus.NOT_FOUND, f"metric {metric} not found; the only one is {METRIC}")
         selected = _selected(store, namespace, _parse(label_selector))
         found = await asyncio.gather(*(_value(backlogs, group) for group in selected))
         if not found:
-            message = (
-                f"there is no ConsumerGroup in {namespace} with the labels {label_selector or 'asked for'}"
-            )
-            raise Refused(HTTPStatus.NOT_FOUND, message)
+            matching = f" matches {label_selector!r}" if label_selector else ""
+            raise StatusError(HTTPStatus.NOT_FOUND, f"no ConsumerGroup in namespace {namespace}{matching}")
         return _json(documents.values(found))
 
     for path in _DOCUMENTS:
         app.add_api_route(path, document, methods=["GET"])
     app.add_api_route(f"{_ROOT}/namespaces/{{namespace}}/{{metric}}", backlog, methods=["GET"])
-    return _Gate(app, trust, answered)
+    return _Authentication(app, config, count_response)
 
 
 _DOCUMENTS: dict[str, Callable[[], Json]] = {
@@ -95,49 +93,47 @@ _DOCUMENTS: dict[str, Callable[[], Json]] = {
 }
 
 
-class _Gate:
-    """Lets nobody in for whom no front proxy speaks."""
+class _Authentication:
+    """Passes on only requests that a front proxy sends for a user."""
 
-    def __init__(
-        self, app: ASGIApp, trust: Callable[[], RequestHeaderConfig | None], answered: Answered
-    ) -> None:
+    def __init__(self, app: ASGIApp, config: ConfigSource, count_response: Callable[[int], object]) -> None:
         self._app = app
-        self._trust = trust
-        self._answered = answered
+        self._config = config
+        self._count_response = count_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        trust, state = self._trust(), scope["state"]
-        answer: ASGIApp = self._app
-        if trust is None:
-            answer = _status(HTTPStatus.SERVICE_UNAVAILABLE, "it is not known yet whom to believe")
+        config, state = self._config(), scope["state"]
+        respond: ASGIApp = self._app
+        if config is None:
+            respond = _status(HTTPStatus.SERVICE_UNAVAILABLE, "client CA of the front proxy not read yet")
         else:
             try:
-                state["caller"] = trust.caller(state.get("peer"), scope["headers"])
-            except Refused as error:
-                answer = _status(error.code, error.message)
+                state["user"] = config.authenticate(state.get("peer"), scope["headers"])
+            except StatusError as error:
+                respond = _status(error.code, error.message)
 
-        async def count(message: Message) -> None:
+        async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._answered(message["status"])
+                self._count_response(message["status"])
             await send(message)
 
-        await answer(scope, receive, count)
+        await respond(scope, receive, counting_send)
 
 
-def _caller(request: Request) -> UserInfo:
-    caller: UserInfo = request.state.caller
-    return caller
+def _user(request: Request) -> UserInfo:
+    user: UserInfo = request.state.user
+    return user
 
 
 def _parse(text: str) -> Selector:
     try:
         return selector.parse(text)
-    except NoSelector as error:
-        raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
+    except InvalidSelectorError as error:
+        raise StatusError(HTTPStatus.BAD_REQUEST, str(error)) from error
 
 
 def _selected(store: Store, namespace: str, wanted: Selector) -> Iterable[ConsumerGroup]:
-    """The groups of a namespace with these labels."""
+    """Finds the groups of a namespace that a selector matches."""
     name = wanted.only("group")
     if name is not None:
         only = store.groups.get(ResourceKey("ConsumerGroup", namespace, name))
@@ -147,13 +143,13 @@ def _selected(store: Store, namespace: str, wanted: Selector) -> Iterable[Consum
     return (group for group in candidates if wanted.matches(labels(group)))
 
 
-async def _value(backlogs: Backlogs, group: ConsumerGroup) -> Value:
+async def _value(backlogs: Backlogs, group: ConsumerGroup) -> MetricValue:
     try:
         backlog = await backlogs.of(group)
-    except Unknown as error:
-        # a number would be believed; without one the autoscaler leaves everything as it is
-        raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, f"the backlog is not known: {error}") from error
-    return Value(labels(group), backlog.messages, backlog.at)
+    except BacklogUnknownError as error:
+        # the autoscaler would act on any number; without one it leaves the replicas as they are
+        raise StatusError(HTTPStatus.SERVICE_UNAVAILABLE, f"backlog unknown: {error}") from error
+    return MetricValue(labels(group), backlog.messages, backlog.at)
 
 
 def _json(body: Json, code: int = HTTPStatus.OK) -> Response:
@@ -164,23 +160,21 @@ def _status(code: int, message: str) -> Response:
     return _json(documents.status(code, message), code)
 
 
-async def _refused(request: Request, error: Any) -> Response:
-    del request
+async def _on_status_error(_: Request, error: Any) -> Response:
     return _status(error.code, error.message)
 
 
-async def _unknown(request: Request, error: Any) -> Response:
+async def _on_http_exception(request: Request, error: Any) -> Response:
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return _status(HTTPStatus.NOT_FOUND, f"nothing is at {request.url.path}")
+        return _status(HTTPStatus.NOT_FOUND, f"path {request.url.path} not found")
     return _status(error.status_code, str(error.detail))
 
 
-async def _wrong(request: Request, error: Any) -> Response:
-    del request
+async def _on_invalid_request(_: Request, error: Any) -> Response:
     first = error.errors()[0]
     return _status(HTTPStatus.BAD_REQUEST, f"{first['loc'][-1]}: {first['msg']}")
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    _log.error("%s failed", request.url.path, exc_info=error)
-    return _status(HTTPStatus.INTERNAL_SERVER_ERROR, "this should not have happened; the log says more")
+async def _on_failure(request: Request, error: Exception) -> Response:
+    _log.error("request for %s failed", request.url.path, exc_info=error)
+    return _status(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see the log of the metrics server")

@@ -1,4 +1,4 @@
-"""Whether a caller may ask: the API server decides, and its answers count for some seconds.
+"""Authorizes users by SubjectAccessReviews, whose results are cached for some seconds.
 
 https://kubernetes.io/docs/reference/access-authn-authz/authorization/#checking-api-access
 """
@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.kinds import ACCESS_REVIEWS
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.metrics_api.documents import GROUP, VERSION, Refused
+from agentstream_operator.metrics_api.documents import GROUP, VERSION, StatusError
 from agentstream_operator.metrics_api.request_header import UserInfo
 
 ALLOWED_FOR, DENIED_FOR = 10.0, 5.0
-"""Seconds for which an answer counts, as in the API server's own delegation."""
+"""Seconds for which a decision is cached, as in the API server's own delegated authorization."""
 
 _MASTERS = "system:masters"
-_MOST = 10_000
-"""Answers that are kept; beyond that, the oldest go."""
+_CACHE_SIZE = 10_000
+"""Decisions that are cached; beyond that, the oldest are evicted."""
 
 
 class AccessRequest(NamedTuple):
-    """What a caller wants: a metric in a namespace, or else what is at a path."""
+    """What a user asks to read: a metric in a namespace, or else a path."""
 
     path: str = ""
     namespace: str = ""
@@ -35,7 +35,7 @@ class AccessRequest(NamedTuple):
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """As a SubjectAccessReview has it."""
+        """The attributes in the spec of a SubjectAccessReview."""
         if not self.metric:
             return {"nonResourceAttributes": {"path": self.path, "verb": "get"}}
         return {
@@ -61,81 +61,81 @@ class _Decision:
 
 
 class Authorizer:
-    """Asks the API server, once for all that want to know the same.
+    """Single flight: concurrent requests of one user for one thing share one SubjectAccessReview.
 
     Args:
         api: the API server.
-        now: seconds on a steady clock.
+        now: seconds on a monotonic clock.
 
     Attributes:
-        reviews: how often it was asked, by what it answered: `allowed`, `denied` or `error`.
+        reviews: number of reviews, by outcome: `allowed`, `denied` or `error`.
     """
 
     def __init__(self, api: Api, now: Callable[[], float]) -> None:
         self._api = api
         self._now = now
-        self._answers: dict[tuple[UserInfo, AccessRequest], _Decision] = {}
+        self._decisions: dict[tuple[UserInfo, AccessRequest], _Decision] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.reviews: Counter[str] = Counter()
 
-    async def check(self, caller: UserInfo, wish: AccessRequest) -> None:
-        """Returns if the caller may have the wish.
+    async def check(self, user: UserInfo, access: AccessRequest) -> None:
+        """Returns if the user has access.
 
         Raises:
-            Refused: it may not, or that cannot be found out.
+            StatusError: 403: access is denied; 503: the review failed.
         """
-        if _MASTERS in caller.groups:
+        if _MASTERS in user.groups:
             return
-        key = (caller, wish)
-        answer = self._answers.get(key)
-        if answer is None or answer.until <= self._now():
-            answer = self._ask(key)
-        if not await asyncio.shield(answer.allowed):
-            raise Refused(HTTPStatus.FORBIDDEN, f'User "{caller.user}" cannot {wish}')
+        key = (user, access)
+        decision = self._decisions.get(key)
+        if decision is None or decision.until <= self._now():
+            decision = self._start_review(key)
+        if not await asyncio.shield(decision.allowed):
+            raise StatusError(HTTPStatus.FORBIDDEN, f'User "{user.name}" cannot {access}')
 
     async def close(self) -> None:
-        """Ends what is under way."""
+        """Cancels the running reviews."""
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _ask(self, key: tuple[UserInfo, AccessRequest]) -> _Decision:
-        self._answers.pop(key, None)
-        while len(self._answers) >= _MOST:
-            del self._answers[next(iter(self._answers))]
-        answer = self._answers[key] = _Decision(asyncio.get_running_loop().create_future())
-        task = asyncio.create_task(self._review(key, answer), name=f"review of {key[0].user}")
+    def _start_review(self, key: tuple[UserInfo, AccessRequest]) -> _Decision:
+        self._decisions.pop(key, None)
+        while len(self._decisions) >= _CACHE_SIZE:
+            del self._decisions[next(iter(self._decisions))]
+        decision = self._decisions[key] = _Decision(asyncio.get_running_loop().create_future())
+        task = asyncio.create_task(self._review(key, decision), name=f"review of {key[0].name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return answer
+        return decision
 
-    async def _review(self, key: tuple[UserInfo, AccessRequest], answer: _Decision) -> None:
-        caller, wish = key
-        spec = {"user": caller.user, "groups": list(caller.groups), **wish.attributes}
-        if caller.uid:
-            spec["uid"] = caller.uid
-        if caller.extra:
-            spec["extra"] = {name: list(found) for name, found in caller.extra}
+    async def _review(self, key: tuple[UserInfo, AccessRequest], decision: _Decision) -> None:
+        user, access = key
+        spec = {"user": user.name, "groups": list(user.groups), **access.attributes}
+        if user.uid:
+            spec["uid"] = user.uid
+        if user.extra:
+            spec["extra"] = {name: list(values) for name, values in user.extra}
         body = {"apiVersion": ACCESS_REVIEWS.api_version, "kind": ACCESS_REVIEWS.kind, "spec": spec}
         try:
             made = await self._api.create(ACCESS_REVIEWS, None, body)
             allowed = made["status"].get("allowed") is True
         except (ApiError, ClusterUnavailable, KeyError, AttributeError) as error:
             self.reviews["error"] += 1
-            self._forget(key, answer)
-            why = f"whether {caller.user} may {wish} cannot be found out: {error}"
-            answer.allowed.set_exception(Refused(HTTPStatus.SERVICE_UNAVAILABLE, why))
-            # nobody may be waiting any more
-            answer.allowed.exception()
+            self._forget(key, decision)
+            why = f'SubjectAccessReview of user "{user.name}" failed: {error}'
+            decision.allowed.set_exception(StatusError(HTTPStatus.SERVICE_UNAVAILABLE, why))
+            # without a waiting request asyncio would log that the exception was never retrieved
+            decision.allowed.exception()
         except asyncio.CancelledError:
-            self._forget(key, answer)
-            answer.allowed.cancel()
+            self._forget(key, decision)
+            decision.allowed.cancel()
             raise
         else:
             self.reviews["allowed" if allowed else "denied"] += 1
-            answer.until = self._now() + (ALLOWED_FOR if allowed else DENIED_FOR)
-            answer.allowed.set_result(allowed)
+            decision.until = self._now() + (ALLOWED_FOR if allowed else DENIED_FOR)
+            decision.allowed.set_result(allowed)
 
-    def _forget(self, key: tuple[UserInfo, AccessRequest], answer: _Decision) -> None:
-        if self._answers.get(key) is answer:
-            del self._answers[key]
+    def _forget(self, key: tuple[UserInfo, AccessRequest], decision: _Decision) -> None:
+        if self._decisions.get(key) is decision:
+            del self._decisions[key]

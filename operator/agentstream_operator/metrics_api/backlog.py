@@ -1,4 +1,4 @@
-"""How much work groups have, asked of the server at most once a second and for all who ask together."""
+"""Measures the backlog of groups: at most once a second for each stream, and in one batch for all."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 
 FRESH = 1.0
-"""Seconds for which an answer of the server serves."""
+"""Seconds for which a sample is reused."""
 
-Seen = StreamSeen | AgentStreamError
+Observed = StreamSeen | AgentStreamError
 
 
-class Unknown(Exception):  # noqa: N818 - it is what it is
-    """The work of a group is not known; the message says why."""
+class BacklogUnknownError(Exception):
+    """The backlog of a group is unknown; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The work of a group.
+    """The backlog of a group.
 
     Attributes:
-        messages: how many are undelivered, pending or due.
-        at: when they were counted.
+        messages: number of messages undelivered, pending or due for a retry.
+        at: time of the measurement.
     """
 
     messages: int
@@ -43,43 +43,43 @@ class Backlog:
 
 @dataclass(slots=True)
 class Sample:
-    """What was seen of a stream, or is about to be.
+    """A measurement of a stream, finished or running.
 
     Attributes:
-        groups: those of which all was asked for.
-        asked: when, on the loop's clock.
-        seen: the answer.
-        at: when it came.
+        groups: names of the groups measured.
+        requested: seconds on the loop's clock.
+        observed: the state of the stream and its groups, or why it is unknown.
+        at: time of the reply.
     """
 
     groups: tuple[str, ...]
-    asked: float
-    seen: asyncio.Future[Seen]
+    requested: float
+    observed: asyncio.Future[Observed]
     at: datetime | None = None
 
 
 class Backlogs:
-    """Counts the work of groups.
+    """Measures the backlog of groups.
 
     Args:
-        store: which groups there are.
-        broker: the server.
+        store: the resources known.
+        broker: Redis or Valkey.
     """
 
     def __init__(self, store: Store, broker: Broker) -> None:
         self._store = store
         self._broker = broker
-        self._glances: dict[ResourceKey, Sample] = {}
+        self._samples: dict[ResourceKey, Sample] = {}
         self._known: dict[ResourceKey, StreamSeen] = {}
-        self._changes = 0
-        self._waiting: list[tuple[AgentStream, Sample]] = []
+        self._store_version = 0
+        self._batch: list[tuple[AgentStream, Sample]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def of(self, group: ConsumerGroup) -> Backlog:
-        """What the consumers of a group have to do: for it, and for the groups of its agent without any.
+        """Measures the backlog for a group's consumers, who also serve groups of their agent without any.
 
         Raises:
-            Unknown: that is not known.
+            BacklogUnknownError: the group has no stream, or the server did not answer.
         """
         signals: list[Signal] = []
         oldest = datetime.now(UTC)
@@ -87,85 +87,87 @@ class Backlogs:
             stream = self._stream(served)
             if stream is None:
                 if served is group:
-                    raise Unknown(f"{group.key} is not in place on a stream")
+                    raise BacklogUnknownError(
+                        f"{group.key} has no stream, or another resource claimed its place"
+                    )
                 continue
-            glance = self._glance(stream)
-            seen = await asyncio.shield(glance.seen)
-            if isinstance(seen, AgentStreamError):
-                raise Unknown(f"the server cannot be asked: {seen}") from seen
-            signal = read_signal(seen, served.group_name, None)
+            sample = self._sample(stream)
+            observed = await asyncio.shield(sample.observed)
+            if isinstance(observed, AgentStreamError):
+                raise BacklogUnknownError(f"Redis or Valkey does not answer: {observed}") from observed
+            signal = read_signal(observed, served.group_name, None)
             if not signal.known and served is not group and not may_change(served, stream):
-                # nobody is about to make it: its agent has nothing to do there
+                # its consumer group does not exist and will not be created: there is no work
                 continue
             signals.append(signal)
-            oldest = min(oldest, glance.at or oldest)
+            oldest = min(oldest, sample.at or oldest)
         total = combine(signals)
         if not total.known:
-            raise Unknown(f"{group.key} is not on its stream yet")
+            raise BacklogUnknownError(f"the consumer group of {group.key} does not exist on its stream yet")
         return Backlog(total.backlog, oldest)
 
     async def close(self) -> None:
-        """Ends what is under way."""
+        """Cancels the running measurements."""
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _stream(self, group: ConsumerGroup) -> AgentStream | None:
-        """The stream of a group, if both have the place that they claim."""
+        """Returns the stream of a group, if no older resource claims the key or the group's name."""
         stream = self._store.streams.get(stream_of(group))
-        in_place = (
+        claimed = (
             stream is not None
             and self._store.winner(stream) is stream
             and self._store.group_winner(group) is group
         )
-        return stream if in_place else None
+        return stream if claimed else None
 
-    def _glance(self, stream: AgentStream) -> Sample:
+    def _sample(self, stream: AgentStream) -> Sample:
         loop = asyncio.get_running_loop()
         groups = tuple(declared.name for declared in self._store.declared(stream.key))
-        known = self._glances.get(stream.key)
-        fresh = known is not None and (not known.seen.done() or loop.time() - known.asked < FRESH)
+        known = self._samples.get(stream.key)
+        fresh = known is not None and (not known.observed.done() or loop.time() - known.requested < FRESH)
         if known is not None and fresh and known.groups == groups:
             return known
-        glance = self._glances[stream.key] = Sample(groups, loop.time(), loop.create_future())
-        if not self._waiting:
-            # what else is asked for in this turn of the loop goes along
-            loop.call_soon(self._look)
-        self._waiting.append((stream, glance))
-        return glance
+        sample = self._samples[stream.key] = Sample(groups, loop.time(), loop.create_future())
+        if not self._batch:
+            # streams requested in the same turn of the loop share one batch
+            loop.call_soon(self._flush)
+        self._batch.append((stream, sample))
+        return sample
 
-    def _look(self) -> None:
-        waiting, self._waiting = self._waiting, []
+    def _flush(self) -> None:
+        batch, self._batch = self._batch, []
         self._forget()
-        task = asyncio.create_task(self._measure(waiting), name="measure")
+        task = asyncio.create_task(self._measure(batch), name="measure")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _measure(self, asked: Sequence[tuple[AgentStream, Sample]]) -> None:
-        looks = [Look(s.stream_key, g.groups, self._known.get(s.key)) for s, g in asked]
-        found: Sequence[Seen]
+    async def _measure(self, batch: Sequence[tuple[AgentStream, Sample]]) -> None:
+        looks = [Look(s.stream_key, g.groups, self._known.get(s.key)) for s, g in batch]
+        found: Sequence[Observed]
         try:
             found = await self._broker.measure(looks)
         except AgentStreamError as error:
-            found = [error] * len(asked)
+            found = [error] * len(batch)
         except asyncio.CancelledError:
-            for _, glance in asked:
-                glance.seen.cancel()
+            for _, sample in batch:
+                sample.observed.cancel()
             raise
         now = datetime.now(UTC)
-        for (stream, glance), seen in zip(asked, found, strict=True):
-            glance.at = now
-            glance.seen.set_result(seen)
-            if isinstance(seen, AgentStreamError):
+        for (stream, sample), observed in zip(batch, found, strict=True):
+            sample.at = now
+            sample.observed.set_result(observed)
+            if isinstance(observed, AgentStreamError):
                 self._known.pop(stream.key, None)
             else:
-                self._known[stream.key] = seen
+                self._known[stream.key] = observed
 
     def _forget(self) -> None:
-        """Forgets streams that are gone."""
-        if self._changes == self._store.changes:
+        """Forgets deleted streams."""
+        if self._store_version == self._store.changes:
             return
-        self._changes = self._store.changes
-        for key in self._glances.keys() - self._store.streams.keys():
-            self._glances.pop(key)
+        self._store_version = self._store.changes
+        for key in self._samples.keys() - self._store.streams.keys():
+            self._samples.pop(key)
             self._known.pop(key, None)

@@ -1,4 +1,4 @@
-"""The server's certificate and whom it asks for theirs: both may change while it serves."""
+"""Serving certificate and client CA of the external metrics API, both reloaded while it serves."""
 
 from __future__ import annotations
 
@@ -13,113 +13,115 @@ from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.kinds import CONFIGMAPS
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.metrics_api import request_header
-from agentstream_operator.metrics_api.request_header import NoTrust, RequestHeaderConfig
+from agentstream_operator.metrics_api.request_header import InvalidConfigMapError, RequestHeaderConfig
 
 _log = logging.getLogger(__name__)
 
-FILES_EVERY, TRUST_EVERY = 2.0, 10.0
-"""Seconds between two looks at the certificate's files, and at the ConfigMap that says whom to believe."""
+FILE_POLL, CONFIGMAP_POLL = 2.0, 10.0
+"""Seconds between two reads of the certificate files, and of the request-header ConfigMap."""
 
 
 class ServingCertificates:
-    """Certificate and key from two files, and the authority of the front proxies.
+    """Certificate and key from two files, and the client CA from the request-header configuration.
 
     Args:
-        certificate: a file with the server's certificate and those above it, as PEM.
-        key: a file with its private key.
+        certificate: PEM file with the server's certificate and its chain.
+        key: PEM file with its private key.
 
     Attributes:
-        trust: whom to believe; None before that is known.
-        context: for the server. What it does is chosen anew for every connection.
+        config: the request-header configuration; None before it has been read.
+        context: TLS context of the server; chooses the current certificate for every connection.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = (certificate, key)
         self._loaded: tuple[bytes, bytes, str] | None = None
-        self._inner: ssl.SSLContext | None = None
-        self._trouble: str | None = None
-        self.trust: RequestHeaderConfig | None = None
+        self._current: ssl.SSLContext | None = None
+        self._failure: str | None = None
+        self.config: RequestHeaderConfig | None = None
         self.context = _context()
-        # it is called whether or not the client names a server
+        # called for each handshake, also without a server name
         self.context.sni_callback = self._choose
 
     @property
     def missing(self) -> str | None:
-        """What is missing to serve; None if nothing is."""
-        if self.trust is None:
-            return "it is not known yet which front proxies to believe"
-        return "there is no certificate to serve with" if self._inner is None else None
+        """What is missing for serving; None if nothing is."""
+        if self.config is None:
+            return f"client CA of the front proxy not read yet (ConfigMap {request_header.NAME})"
+        return "no serving certificate loaded" if self._current is None else None
 
-    def believe(self, found: RequestHeaderConfig) -> bool:
-        """Takes up what the cluster says of its front proxies. Returns whether their authority changed."""
-        changed = self.trust is not None and self.trust.authority != found.authority
-        self.trust = found
+    def apply(self, config: RequestHeaderConfig) -> bool:
+        """Takes over a request-header configuration. Returns whether its client CA replaced another one."""
+        changed = self.config is not None and self.config.client_ca != config.client_ca
+        self.config = config
         self.load()
         return changed
 
     def load(self) -> None:
-        """Takes up what the files hold, if that is another certificate with its key."""
-        if self.trust is None:
+        """Loads the certificate files if they have changed and belong together."""
+        if self.config is None:
             return
         try:
             certificate, key = (file.read_bytes() for file in self._files)
-            loading = (certificate, key, self.trust.authority)
+            loading = (certificate, key, self.config.client_ca)
             if loading == self._loaded:
                 return
-            inner = _context()
-            inner.load_verify_locations(cadata=self.trust.authority)
-            inner.load_cert_chain(*self._files)
+            fresh = _context()
+            fresh.load_verify_locations(cadata=self.config.client_ca)
+            fresh.load_cert_chain(*self._files)
         except (OSError, ValueError) as error:
-            # half of it may be written
-            trouble = f"the certificate cannot be loaded: {error}"
-            if trouble != self._trouble:
-                _log.warning("%s", trouble)
-            self._trouble = trouble
-            if self._loaded is not None and self._loaded[2] != self.trust.authority:
-                # what was loaded before lets in whom nobody is to believe any more
-                self._loaded = self._inner = None
+            # one file of the pair may not be written yet
+            failure = f"cannot load the serving certificate: {error}"
+            if failure != self._failure:
+                _log.warning("%s", failure)
+            self._failure = failure
+            if self._loaded is not None and self._loaded[2] != self.config.client_ca:
+                # the loaded context accepts clients of a CA that is no longer trusted
+                self._loaded = self._current = None
             return
         if self._loaded is not None:
-            _log.info("certificates have changed")
-        self._loaded, self._inner, self._trouble = loading, inner, None
+            _log.info("serving certificate or client CA reloaded")
+        self._loaded, self._current, self._failure = loading, fresh, None
 
-    async def watch_files(self, every: float = FILES_EVERY) -> None:
-        """Loads the files when they change; never returns."""
+    async def watch_files(self, every: float = FILE_POLL) -> None:
+        """Reloads the files when they change; never returns."""
         while True:
             self.load()
             await asyncio.sleep(every)
 
-    async def watch_trust(self, api: Api, changed: Callable[[], object], every: float = TRUST_EVERY) -> None:
-        """Reads whom to believe, again and again; never returns.
+    async def watch_configmap(
+        self, api: Api, changed: Callable[[], object], every: float = CONFIGMAP_POLL
+    ) -> None:
+        """Reads the request-header configuration periodically; never returns.
 
         Args:
             api: the API server.
-            changed: called when whoever is connected may not be believed any more.
-            every: seconds between two looks.
+            changed: called when the client CA has changed, so that open connections may be closed.
+            every: seconds between two reads.
         """
         while True:
             try:
-                found = request_header.read(
+                config = request_header.read(
                     await api.get(CONFIGMAPS, request_header.NAMESPACE, request_header.NAME)
                 )
-            except (ApiError, ClusterUnavailable, NoTrust) as error:
-                _log.warning("whom to believe cannot be read: %s", error)
+            except (ApiError, ClusterUnavailable, InvalidConfigMapError) as error:
+                _log.warning("cannot read ConfigMap %s: %s", request_header.NAME, error)
             else:
-                if self.believe(found):
+                if self.apply(config):
                     changed()
             await asyncio.sleep(every)
 
     def _choose(self, connection: Any, name: str | None, context: ssl.SSLContext) -> None:
         del name, context
-        if self._inner is not None:
-            connection.context = self._inner
+        if self._current is not None:
+            connection.context = self._current
 
 
 def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # who shows no certificate gets an answer that says so
+    # a client without a certificate gets an HTTP response that says so
     context.verify_mode = ssl.CERT_OPTIONAL
-    # nobody is to resume a session, which brings along a certificate that is not verified again
+    # a resumed session brings along a certificate that is not verified again
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     return context

@@ -1,4 +1,4 @@
-"""What is said in JSON: discovery, lists of values, and why something is refused. No input or output.
+"""JSON documents of the external metrics API: discovery, metric values, errors. No input or output.
 
 https://github.com/kubernetes/metrics/blob/master/pkg/apis/external_metrics/v1beta1/types.go
 """
@@ -28,12 +28,12 @@ _REASONS = {
 }
 
 
-class Refused(Exception):  # noqa: N818 - it is what is done
-    """A request that gets no value, and why.
+class StatusError(Exception):
+    """A request that fails; the response is a Kubernetes Status.
 
     Attributes:
         code: the HTTP status.
-        message: a sentence for a person.
+        message: the cause.
     """
 
     def __init__(self, code: HTTPStatus, message: str) -> None:
@@ -43,22 +43,22 @@ class Refused(Exception):  # noqa: N818 - it is what is done
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
-    """The backlog of a group.
+class MetricValue:
+    """The backlog of a group as an external metric.
 
     Attributes:
-        labels: what the metric is labelled with.
-        number: messages.
-        at: when that was measured.
+        labels: labels of the metric.
+        value: number of messages.
+        timestamp: time of the measurement.
     """
 
     labels: Mapping[str, str]
-    number: int
-    at: datetime
+    value: int
+    timestamp: datetime
 
 
 def status(code: int, message: str) -> Json:
-    """Why a request was refused, as the Kubernetes API says it."""
+    """Builds the Status of a request that failed."""
     return {
         "kind": "Status",
         "apiVersion": "v1",
@@ -71,17 +71,17 @@ def status(code: int, message: str) -> Json:
 
 
 def groups() -> Json:
-    """The one API group there is."""
+    """Builds the list of API groups, with the only one served."""
     return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group()]}
 
 
 def group() -> Json:
-    """The API group."""
+    """Builds the API group."""
     return {"kind": "APIGroup", "apiVersion": "v1", **_group()}
 
 
 def resources() -> Json:
-    """What the version has: one name for all metrics, as they are not resources one by one."""
+    """Builds the resource list of the version: one name stands for all metrics."""
     return {
         "kind": "APIResourceList",
         "apiVersion": "v1",
@@ -99,17 +99,17 @@ def resources() -> Json:
 
 
 def openapi_v2() -> Json:
-    """An OpenAPI document of version 2 without a schema: nothing is served that anybody writes."""
+    """Builds an empty OpenAPI 2 document: nothing that is served can be written."""
     return {"swagger": "2.0", "info": {"title": GROUP, "version": VERSION}, "paths": {}}
 
 
 def openapi_v3() -> Json:
-    """The same of version 3: the list of its documents, of which there is none."""
+    """Builds the OpenAPI 3 index, which lists no documents."""
     return {"paths": {}}
 
 
-def values(found: Iterable[Value]) -> Json:
-    """A list of backlogs, one item per group: who asks adds the items up."""
+def values(found: Iterable[MetricValue]) -> Json:
+    """Builds the list of metric values, one item per group; the autoscaler adds them up."""
     return {
         "kind": "ExternalMetricValueList",
         "apiVersion": GROUP_VERSION,
@@ -118,16 +118,16 @@ def values(found: Iterable[Value]) -> Json:
             {
                 "metricName": METRIC,
                 "metricLabels": dict(value.labels),
-                "timestamp": value.at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "value": quantity(value.number),
+                "timestamp": value.timestamp.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "value": quantity(value.value),
             }
             for value in found
         ],
     }
 
 
-def takes_json(accept: str) -> bool:
-    """Whether plain JSON will do: not where only forms of it are accepted, such as `as=Table`."""
+def accepts_json(accept: str) -> bool:
+    """Tells whether an Accept header allows plain JSON, which variants such as `as=Table` are not."""
     ranges = [part.partition(";") for part in accept.split(",") if part.strip()]
     return not ranges or any(
         kind.strip().lower() in ("application/json", "application/*", "*/*")

@@ -1,4 +1,4 @@
-"""`agentstream metrics-server`: from the first list to serving, and in order back to the end."""
+"""`agentstream metrics-server`: wires the external metrics API, starts it and stops it in order."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from agentstream_operator.metrics_api.backlog import Backlogs
 from agentstream_operator.metrics_api.certificates import ServingCertificates
 from agentstream_operator.metrics_api.reflector import Reflector
 from agentstream_operator.metrics_api.self_metrics import SelfMetrics, SelfSample
-from agentstream_operator.metrics_api.server import TlsServer
 from agentstream_operator.reconcile.state.index import Store
-from agentstream_operator.serve.http import listening, serving
-from agentstream_operator.serve.probes import probe
+from agentstream_operator.serve.http import HttpServer, listening, probe_reply, serving
 from agentstream_operator.settings import MetricsOptions
 
 _log = logging.getLogger(__name__)
@@ -31,20 +29,20 @@ async def run(options: MetricsOptions) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Raises:
-        NoCluster: it does not find the API server.
-        OSError: a port is taken.
+        NoCluster: no API server is configured.
+        ListenError: a port cannot be listened on.
     """
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     connection = await connect()
     try:
-        async with _MetricsService(options, connection).serving() as ended:
+        async with _MetricsService(options, connection).serving() as failed:
             stopped = asyncio.create_task(stop.wait())
-            await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
-            if ended.done():
-                ended.result()
+            if failed.done():
+                failed.result()
             _log.info("stopping")
     finally:
         await connection.close()
@@ -55,49 +53,50 @@ class _MetricsService:
         self._options = options
         self._api = Api(connection.client)
         self._store = Store(options.allowed_keys)
-        self._declared = Reflector(self._api, options.namespaces, self._store)
-        self._identity = ServingCertificates(options.certificate, options.key)
+        self._reflector = Reflector(self._api, options.namespaces, self._store)
+        self._certificates = ServingCertificates(options.certificate, options.key)
         self._broker = Broker.of(options.redis, installation=options.installation)
         self._backlogs = Backlogs(self._store, self._broker)
         self._authorizer = Authorizer(self._api, asyncio.get_running_loop().time)
-        self._meters = SelfMetrics(self._numbers)
+        self._self_metrics = SelfMetrics(self._sample)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[asyncio.Future[Any]]:
-        """Serves. Yields a future that is done only if something fails."""
+        """Serves. Yields a future that is done only if a part of the service fails."""
         app = application(
             self._store,
             self._backlogs,
             self._authorizer,
-            lambda: self._identity.trust,
-            self._meters.answered,
+            lambda: self._certificates.config,
+            self._self_metrics.count_response,
         )
-        server = TlsServer(app, self._identity.context)
+        server = HttpServer(app, tls=self._certificates.context)
         async with AsyncExitStack() as stack:
             for close in (self._broker.close, self._backlogs.close, self._authorizer.close):
                 stack.push_async_callback(close)
-            work = asyncio.gather(
-                self._declared.watch(),
-                self._identity.watch_files(),
-                self._identity.watch_trust(self._api, server.drop_connections),
+            watches = asyncio.gather(
+                self._reflector.watch(),
+                self._certificates.watch_files(),
+                self._certificates.watch_configmap(self._api, server.drop_connections),
             )
-            stack.push_async_callback(_end, work)
-            answers = {
-                "/livez": lambda: probe(None),
-                "/readyz": lambda: probe(self._missing()),
-                "/metrics": self._meters.answer,
+            stack.push_async_callback(_cancel, watches)
+            replies = {
+                "/livez": lambda: probe_reply(None),
+                "/readyz": lambda: probe_reply(self._unready()),
+                "/metrics": self._self_metrics.reply,
             }
-            await stack.enter_async_context(serving(self._options.health_port, answers))
+            await stack.enter_async_context(serving(self._options.health_port, replies))
             await stack.enter_async_context(server.serving(listening(self._options.port)))
-            yield work
+            yield watches
 
-    def _missing(self) -> str | None:
-        """Why it is not ready. That Redis is away is no reason: an API that is not there hinders others."""
-        if not self._declared.complete:
-            return "listing what is there"
-        return self._identity.missing
+    def _unready(self) -> str | None:
+        """Returns why the service is not ready.
 
-    def _numbers(self) -> SelfSample:
+        An unreachable Redis is no reason: an APIService without endpoints makes clients of other APIs fail.
+        """
+        return self._certificates.missing if self._reflector.complete else "listing resources"
+
+    def _sample(self) -> SelfSample:
         return SelfSample(
             groups=len(self._store.groups),
             reviews=self._authorizer.reviews,
@@ -106,6 +105,6 @@ class _MetricsService:
         )
 
 
-async def _end(work: asyncio.Future[Any]) -> None:
-    work.cancel()
-    await asyncio.gather(work, return_exceptions=True)
+async def _cancel(watches: asyncio.Future[Any]) -> None:
+    watches.cancel()
+    await asyncio.gather(watches, return_exceptions=True)

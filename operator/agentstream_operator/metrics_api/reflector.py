@@ -1,7 +1,4 @@
-"""Which groups there are and which streams they read: from lists of the API server, and what it tells since.
-
-Nothing of it is written, and no other process is needed for it: not the operator, either.
-"""
+"""Keeps AgentStreams and ConsumerGroups in a store, by listing and watching the API server; read only."""
 
 from __future__ import annotations
 
@@ -26,46 +23,46 @@ Json = Mapping[str, Any]
 
 
 class Reflector:
-    """Keeps a store as the API server has it.
+    """Lists and watches resources, and mirrors them in a store.
 
     Args:
         api: the API server.
-        namespaces: those that are watched; None for all.
-        store: what is kept.
+        namespaces: namespaces to watch; None for all.
+        store: takes the resources.
     """
 
     def __init__(self, api: Api, namespaces: Sequence[str] | None, store: Store) -> None:
         self._api = api
         self._store = store
-        places = [None] if namespaces is None else namespaces
-        self._missing = {(kind.kind, namespace) for kind in RESOURCES.values() for namespace in places}
-        self._there: set[ResourceKey] = set()
+        scopes = [None] if namespaces is None else namespaces
+        self._unlisted = {(kind.kind, namespace) for kind in RESOURCES.values() for namespace in scopes}
+        self._known: set[ResourceKey] = set()
 
     @property
     def complete(self) -> bool:
-        """Whether everything has been listed."""
-        return not self._missing
+        """Whether every kind has been listed in every namespace."""
+        return not self._unlisted
 
     async def watch(self) -> None:
         """Lists and watches; never returns."""
         async with asyncio.TaskGroup() as tasks:
-            for kind, namespace in tuple(self._missing):
-                tasks.create_task(self._follow(RESOURCES[kind], namespace), name=f"watch {kind}")
+            for kind, namespace in tuple(self._unlisted):
+                tasks.create_task(self._list_and_watch(RESOURCES[kind], namespace), name=f"watch {kind}")
 
-    async def _follow(self, kind: ApiKind, namespace: str | None) -> None:
+    async def _list_and_watch(self, kind: ApiKind, namespace: str | None) -> None:
         while True:
             try:
                 found, version = await self._api.snapshot(kind, namespace)
-                self._take(kind, namespace, found)
-                self._missing.discard((kind.kind, namespace))
+                self._replace(kind, namespace, found)
+                self._unlisted.discard((kind.kind, namespace))
                 while True:
                     version = await self._changes(kind, namespace, version)
             except (ApiError, ClusterUnavailable) as error:
-                _log.warning("%s: listed again: %s", kind.plural, error)
+                _log.warning("watch of %s ended, listing again: %s", kind.plural, error)
             await asyncio.sleep(_RETRY * (0.5 + random.random()))  # noqa: S311 - only spreads load
 
     async def _changes(self, kind: ApiKind, namespace: str | None, version: str) -> str:
-        """Takes up what happens until the watch ends. Returns the version that it came to."""
+        """Applies events until the watch ends. Returns the last resourceVersion."""
         async for change, found in self._api.watch(kind, namespace, version):
             version = found["metadata"]["resourceVersion"]
             if change == "DELETED":
@@ -74,32 +71,33 @@ class Reflector:
                 self._put(kind, found)
         return version
 
-    def _take(self, kind: ApiKind, namespace: str | None, found: Iterable[Json]) -> None:
-        """Takes up a whole list."""
+    def _replace(self, kind: ApiKind, namespace: str | None, found: Iterable[Json]) -> None:
+        """Replaces the resources of a kind and namespace by a list."""
         listed = set()
         for each in found:
             listed.add(_key(kind, each))
             self._put(kind, each)
-        for key in self._there - listed:
+        for key in self._known - listed:
             if key.kind == kind.kind and namespace in (None, key.namespace):
                 self._remove(key)
 
     def _put(self, kind: ApiKind, found: Json) -> None:
         key = _key(kind, found)
-        self._there.add(key)
+        self._known.add(key)
         known = self._store.get(key)
         if known is not None and is_same(known.metadata, found["metadata"]):
-            # above all a status that was written
+            # mostly an update of the status
             return
         try:
             resource = parse_resource({"apiVersion": kind.api_version, "kind": kind.kind, **found})
         except InvalidResource as error:
-            _log.warning("a resource cannot be read, and stays as it was: %s", error)
+            problems = "; ".join(error.problems)
+            _log.warning("%s is invalid, keeping its last valid version: %s", error.subject, problems)
         else:
             self._store.put(resource)
 
     def _remove(self, key: ResourceKey) -> None:
-        self._there.discard(key)
+        self._known.discard(key)
         self._store.remove(key)
 
 

@@ -1,4 +1,4 @@
-"""Whom to believe about who asks: the API server, which proves itself by a certificate. No input or output.
+"""Authenticates callers by the front proxy's request headers and client certificate. No input or output.
 
 https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/#authentication-flow
 """
@@ -13,10 +13,10 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
-from agentstream_operator.metrics_api.documents import Refused
+from agentstream_operator.metrics_api.documents import StatusError
 
 NAMESPACE, NAME = "kube-system", "extension-apiserver-authentication"
-"""Where the ConfigMap is that says whom to believe."""
+"""The ConfigMap in which the API server publishes its request-header configuration."""
 
 _PREFIX = "requestheader-"
 _ANONYMOUS = "system:anonymous"
@@ -24,22 +24,22 @@ _AUTHENTICATED = "system:authenticated"
 _KNOWN = frozenset({_AUTHENTICATED, "system:unauthenticated"})
 
 
-class NoTrust(ValueError):  # noqa: N818 - it says what is wrong
-    """The ConfigMap does not say whom to believe."""
+class InvalidConfigMapError(ValueError):
+    """The ConfigMap has no usable request-header configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserInfo:
-    """Who asks.
+    """The authenticated user of a request.
 
     Attributes:
-        user: the name.
-        groups: what the user belongs to.
-        uid: tells one user from a later one of the same name.
-        extra: more that is known of the user.
+        name: the user name.
+        groups: groups that the user belongs to.
+        uid: distinguishes users who had the same name at different times.
+        extra: further attributes of the user.
     """
 
-    user: str
+    name: str
     groups: tuple[str, ...] = ()
     uid: str = ""
     extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -47,47 +47,50 @@ class UserInfo:
 
 @dataclass(frozen=True, slots=True)
 class RequestHeaderConfig:
-    """What the cluster says of its front proxies.
+    """The cluster's request-header configuration for front proxies.
 
     Attributes:
-        authority: who signs their certificates, as PEM.
-        names: the common names that these may have; any if empty.
-        user_headers: where they say who the user is; the first that is there counts.
-        group_headers: where they say what the user belongs to.
-        uid_headers: where they say the user's uid.
-        extra_prefixes: what the names of headers with more begin with.
+        client_ca: PEM of the CA of their client certificates.
+        allowed_names: common names that these may have; any if empty.
+        user_headers: headers with the user name; the first one present counts.
+        group_headers: headers with the user's groups.
+        uid_headers: headers with the user's uid.
+        extra_prefixes: prefixes of headers with further attributes.
     """
 
-    authority: str
-    names: frozenset[str] = frozenset()
+    client_ca: str
+    allowed_names: frozenset[str] = frozenset()
     user_headers: tuple[str, ...] = ("x-remote-user",)
     group_headers: tuple[str, ...] = ("x-remote-group",)
     uid_headers: tuple[str, ...] = ()
     extra_prefixes: tuple[str, ...] = ("x-remote-extra-",)
 
-    def caller(self, peer: Collection[str] | None, headers: Iterable[tuple[bytes, bytes]]) -> UserInfo:
-        """Who asks, as a front proxy says.
+    def authenticate(self, peer: Collection[str] | None, headers: Iterable[tuple[bytes, bytes]]) -> UserInfo:
+        """Returns the user for whom a front proxy sends a request.
 
         Args:
-            peer: the common names in the certificate of who is connected; None without one.
-            headers: of the request, their names in small letters.
+            peer: common names in the client certificate; None without a certificate.
+            headers: of the request, with names in lower case.
 
         Raises:
-            Refused: no front proxy says it.
+            StatusError: 401: the request is not from a front proxy, or names no user.
         """
         if peer is None:
-            raise Refused(HTTPStatus.UNAUTHORIZED, "a front proxy's client certificate is needed")
-        if self.names and not self.names.intersection(peer):
-            raise Refused(HTTPStatus.UNAUTHORIZED, "the client certificate is not a front proxy's")
+            raise StatusError(HTTPStatus.UNAUTHORIZED, "client certificate of a front proxy required")
+        if self.allowed_names and not self.allowed_names.intersection(peer):
+            message = "common name of the client certificate is not in requestheader-allowed-names"
+            raise StatusError(HTTPStatus.UNAUTHORIZED, message)
         sent: defaultdict[str, list[str]] = defaultdict(list)
         for name, value in headers:
             sent[name.decode("latin-1")].append(value.decode(errors="replace"))
         user = _first(sent, self.user_headers)
         if not user:
-            raise Refused(HTTPStatus.UNAUTHORIZED, "the front proxy does not say who asks")
+            raise StatusError(
+                HTTPStatus.UNAUTHORIZED, f"no user name in headers {', '.join(self.user_headers)}"
+            )
         groups = tuple(group for header in self.group_headers for group in sent.get(header, ()))
         if user != _ANONYMOUS and not _KNOWN.intersection(groups):
-            # as every API server adds it; the aggregator itself counts on that
+            # as every API server adds it, and as the aggregator itself relies on
             groups += (_AUTHENTICATED,)
         extra = {
             unquote(name.removeprefix(prefix)).lower(): tuple(found)
@@ -99,21 +102,20 @@ class RequestHeaderConfig:
 
 
 def read(found: Mapping[str, Any] | None) -> RequestHeaderConfig:
-    """What the ConfigMap says.
+    """Reads the request-header configuration from the ConfigMap.
 
     Raises:
-        NoTrust: it is not there, or says nothing of front proxies, or nothing that can be read.
+        InvalidConfigMapError: the ConfigMap or its client CA is missing, or a list in it is malformed.
     """
     data = (found or {}).get("data") or {}
-    authority = data.get(f"{_PREFIX}client-ca-file")
-    if not authority:
-        raise NoTrust(
-            f"the ConfigMap {NAMESPACE}/{NAME} names no {_PREFIX}client-ca-file: the API server's aggregation"
-            " layer is not configured"
+    client_ca = data.get(f"{_PREFIX}client-ca-file")
+    if not client_ca:
+        raise InvalidConfigMapError(
+            f"no {_PREFIX}client-ca-file in it: the API server's aggregation layer is not configured"
         )
     try:
         return RequestHeaderConfig(
-            authority,
+            client_ca,
             frozenset(_list(data, "allowed-names")),
             _headers(data, "username-headers"),
             _headers(data, "group-headers"),
@@ -121,13 +123,13 @@ def read(found: Mapping[str, Any] | None) -> RequestHeaderConfig:
             _headers(data, "extra-headers-prefix"),
         )
     except ValueError as error:
-        raise NoTrust(f"the ConfigMap {NAMESPACE}/{NAME} cannot be read: {error}") from error
+        raise InvalidConfigMapError(str(error)) from error
 
 
 def _list(data: Mapping[str, str], name: str) -> list[str]:
     found = json.loads(data.get(f"{_PREFIX}{name}") or "[]")
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise ValueError(f"{_PREFIX}{name} is no list of names")
+        raise ValueError(f"{_PREFIX}{name} is not a list of strings")
     return found
 
 

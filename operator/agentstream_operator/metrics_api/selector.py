@@ -1,4 +1,4 @@
-"""Label selectors as in queries of the Kubernetes API. No input or output.
+"""Parses and matches label selectors of the Kubernetes API. No input or output.
 
 https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors
 """
@@ -19,18 +19,18 @@ _REQUIREMENT = re.compile(
 _ONE = re.compile(rf"\s*({_VALUE})\s*")
 
 
-class NoSelector(ValueError):  # noqa: N818 - it says what is wrong
-    """A text that is no label selector."""
+class InvalidSelectorError(ValueError):
+    """A text is not a label selector."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What the label of one key is to be.
+    """A requirement on the label of one key.
 
     Attributes:
         key: the label's key.
-        values: of which values; None for any.
-        negative: whether it is to be none of these, or absent.
+        values: values that match; None for any.
+        negative: whether the label must be absent or have none of these values.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Requirement:
     negative: bool
 
     def holds(self, labels: Mapping[str, str]) -> bool:
-        """Whether labels are like that."""
+        """Tells whether labels meet the requirement."""
         value = labels.get(self.key)
         matches = value is not None and (self.values is None or value in self.values)
         return matches is not self.negative
@@ -51,11 +51,11 @@ class Selector:
     requirements: tuple[Requirement, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Whether labels are as required."""
+        """Tells whether labels meet all requirements."""
         return all(requirement.holds(labels) for requirement in self.requirements)
 
     def only(self, key: str) -> str | None:
-        """The one value that a label may have, if it is required to have one."""
+        """Returns the value that the label must have, if only one is allowed."""
         for requirement in self.requirements:
             values = requirement.values
             if requirement.key == key and not requirement.negative and values and len(values) == 1:
@@ -64,17 +64,17 @@ class Selector:
 
 
 def parse(text: str) -> Selector:
-    """Reads a selector; an empty one selects everything.
+    """Parses a label selector; an empty one selects everything.
 
     Raises:
-        NoSelector: it is none.
+        InvalidSelectorError: the text is not a label selector.
     """
     found: list[Requirement] = []
     position = 0
     while position < len(text.rstrip()):
         match = _REQUIREMENT.match(text, position)
         if match is None or (match[0].rstrip().endswith(",") and not text[match.end() :].strip()):
-            raise NoSelector(f"no label selector: {text[:200]!r}")
+            raise InvalidSelectorError(f"not a label selector: {text[:200]!r}")
         found.append(_requirement(match))
         position = match.end()
     return Selector(tuple(found))
@@ -89,7 +89,7 @@ def _requirement(match: re.Match[str]) -> Requirement:
             (text for text, value in zip(match["values"].split(","), values, strict=True) if not value), None
         )
         if wrong is not None:
-            raise NoSelector(f"no value of a label: {wrong[:200]!r}")
+            raise InvalidSelectorError(f"not a label value: {wrong[:200]!r}")
         return Requirement(
             match["key"], frozenset(v[1] for v in values if v), negative=match["set"] == "notin"
         )

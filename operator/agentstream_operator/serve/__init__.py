@@ -1,1 +1,1 @@
-"""What the operator answers over HTTP: probes and metrics."""
+"""Serves HTTP: the server itself, and the operator's probes and metrics."""

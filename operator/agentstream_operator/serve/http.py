@@ -1,59 +1,167 @@
-"""A small HTTP server in the operator's own event loop: that it answers shows that the loop turns."""
+"""Serves ASGI applications with uvicorn in the caller's event loop: an answer shows that the loop turns.
+
+One server for plain HTTP (probes, metrics) and for TLS with client certificates (external metrics).
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any
 
-from aiohttp import web
+import uvicorn
+from fastapi import FastAPI, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-Answer = Callable[[], tuple[int, str, bytes]]
-"""Returns status, content type and body."""
+Reply = tuple[int, str, bytes]
+"""Status, content type and body of a response."""
+
+_KEEP_ALIVE = 90
+"""Seconds for which a connection may idle; the API server's own wait as long."""
 
 
-@asynccontextmanager
-async def serving(port: int, answers: Mapping[str, Answer]) -> AsyncIterator[int]:
-    """Answers GET requests on all interfaces.
+class ListenError(OSError):
+    """A port cannot be listened on; the message names the port and the cause."""
+
+
+def listening(port: int) -> socket.socket:
+    """Opens a socket on all interfaces, for IPv6 and IPv4 with one port where there is IPv6.
 
     Args:
-        port: where; 0 for any free port.
-        answers: by path.
+        port: 0 for any free port.
+
+    Raises:
+        ListenError: the port is in use, or not permitted.
+    """
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise ListenError(f"cannot listen on port {port}: {error.strerror}") from error
+
+
+@contextlib.asynccontextmanager
+async def serving(port: int, replies: Mapping[str, Callable[[], Reply]]) -> AsyncIterator[int]:
+    """Answers GET requests over plain HTTP on all interfaces.
+
+    Args:
+        port: 0 for any free port.
+        replies: by path; called in the event loop for each request.
 
     Yields:
         The port.
 
     Raises:
-        OSError: the port is taken.
+        ListenError: the port is in use, or not permitted.
     """
-    app = web.Application()
-    for path, answer in answers.items():
-        app.router.add_get(path, _handler(answer))
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    for path, reply in replies.items():
+        app.add_api_route(path, _endpoint(reply), methods=["GET", "HEAD"])
     with listening(port) as listener:
-        await runner.setup()
-        try:
-            await web.SockSite(runner, listener).start()
+        async with HttpServer(app, graceful_shutdown=1).serving(listener):
             yield int(listener.getsockname()[1])
-        finally:
-            await runner.cleanup()
 
 
-def listening(port: int) -> socket.socket:
-    """A socket on all interfaces, for both families of addresses if there are two, with one port for both.
+class HttpServer:
+    """Serves an ASGI application.
 
-    Raises:
-        OSError: the port is taken.
+    Args:
+        app: finds in the state `peer` of a request the common names of the verified client certificate;
+            None without one.
+        tls: server certificate and accepted client certificates; None for plain HTTP.
+        graceful_shutdown: seconds that running requests get to finish.
     """
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
+
+    def __init__(
+        self, app: ASGIApp, *, tls: ssl.SSLContext | None = None, graceful_shutdown: int = 10
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            http=_PeerProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            loop="none",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=graceful_shutdown,
+            ssl_context_factory=(lambda *_: tls) if tls is not None else None,
+        )
+        self._server = _UvicornServer(config)
+
+    @contextlib.asynccontextmanager
+    async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
+        """Serves on a listening socket, and closes it at the end, after running requests were answered."""
+        task = asyncio.create_task(self._server.serve([listener]), name="serve")
+        try:
+            yield
+        finally:
+            self._server.should_exit = True
+            await task
+
+    def drop_connections(self) -> None:
+        """Closes every connection: idle ones at once, others after the response to their request."""
+        for connection in tuple(self._server.server_state.connections):
+            connection.shutdown()
 
 
-def _handler(answer: Answer) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def handle(request: web.Request) -> web.StreamResponse:
-        del request
-        status, content_type, body = answer()
-        return web.Response(status=status, body=body, headers={"Content-Type": content_type})
+class _UvicornServer(uvicorn.Server):
+    """Leaves signals to the process."""
 
-    return handle
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _PeerProtocol(H11Protocol):
+    """A connection that passes the client certificate's common names to the application."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # head and body are two writes; asyncio sets this only on sockets that it has made itself
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        session = transport.get_extra_info("ssl_object")
+        # a resumed session of TLS 1.2 brings along a certificate that is not verified again
+        verified = session is not None and not session.session_reused
+        names = common_names(transport.get_extra_info("peercert")) if verified else None
+        self.app = _with_peer(self.app, names)
+
+
+def _with_peer(app: Any, names: tuple[str, ...] | None) -> ASGIApp:
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["peer"] = names
+        await app(scope, receive, send)
+
+    return call
+
+
+def common_names(certificate: dict[str, Any] | None) -> tuple[str, ...] | None:
+    """Returns the common names in the subject of a verified certificate; None without a certificate."""
+    if not certificate:
+        return None
+    return tuple(
+        value for part in certificate.get("subject", ()) for name, value in part if name == "commonName"
+    )
+
+
+def probe_reply(problem: str | None, well: str = "ok") -> Reply:
+    """Answers a probe: 503 with the problem, or 200."""
+    text = well if problem is None else problem
+    return (200 if problem is None else 503), "text/plain; charset=utf-8", f"{text}\n".encode()
+
+
+def _endpoint(reply: Callable[[], Reply]) -> Callable[[], Awaitable[Response]]:
+    # not a plain function, which FastAPI would call in a thread: then a blocked loop would seem alive
+    async def endpoint() -> Response:
+        status, content_type, body = reply()
+        return Response(body, status, headers={"Content-Type": content_type})
+
+    return endpoint

@@ -5,36 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import (
-    CollectorRegistry,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
+from prometheus_client import Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.report.health import ConditionCount, OperatorHealth
 from agentstream_operator.reconcile.report.work import GroupWork
+from agentstream_operator.serve.exposition import (
+    Exposition,
+    api_requests,
+    counter,
+    counters,
+    gauge,
+    round_trips,
+)
+from agentstream_operator.serve.http import Reply
 
 
 @dataclass(frozen=True, slots=True)
 class MetricsSample:
-    """What is read when metrics are.
+    """Numbers read at a scrape.
 
     Attributes:
         leads: whether the operator holds the Lease.
-        health: the engine; None before there is one.
-        conditions: resources by what their conditions say.
-        requests: requests to the API server, by verb, resource and code.
-        events: events of the watches, by resource.
-        missed: changes that no event told of.
-        work: what the consumers of groups have to do.
+        health: state of the engine; None before it runs.
+        conditions: number of resources, by kind, condition and status.
+        requests: requests to the API server, by verb, resource and HTTP status.
+        events: watch events, by resource.
+        missed: changes found by listing that no watch event had announced.
+        work: backlog and scaling of each group.
     """
 
     leads: bool
@@ -47,101 +46,81 @@ class MetricsSample:
 
 
 class Metrics:
-    """The metrics.
+    """Measures reconciliations, and exposes them with a sample of everything else.
 
     Args:
-        numbers: what is read when metrics are.
+        sample: reads the numbers at a scrape.
     """
 
-    def __init__(self, numbers: Callable[[], MetricsSample]) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
-        self._registry.register(_OperatorCollector(numbers))
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
+    def __init__(self, sample: Callable[[], MetricsSample]) -> None:
+        self._sample = sample
+        self._exposition = Exposition(self._families)
         self._durations = Histogram(
             "agentstream_reconcile_duration_seconds",
-            "How long a look at a resource or an agent took, by how it went.",
+            "Duration of a reconciliation of a resource or an agent, by outcome.",
             ("kind", "outcome"),
-            registry=self._registry,
+            registry=self._exposition.registry,
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
         self._success = Gauge(
             "agentstream_reconcile_last_success_timestamp_seconds",
-            "When a look at a resource of the kind last ended well.",
+            "Time of the last successful reconciliation of a resource of the kind.",
             ("kind",),
-            registry=self._registry,
+            registry=self._exposition.registry,
         )
 
     def worked(self, kind: str, outcome: Outcome, seconds: float) -> None:
-        """Counts a look at a key."""
+        """Records a reconciliation."""
         self._durations.labels(kind, outcome).observe(seconds)
         if outcome is Outcome.SUCCESS:
             self._success.labels(kind).set_to_current_time()
 
-    def answer(self) -> tuple[int, str, bytes]:
-        """The answer to a scrape."""
-        return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+    def reply(self) -> Reply:
+        """Answers a scrape."""
+        return self._exposition.reply()
 
-
-class _OperatorCollector(Collector):
-    def __init__(self, numbers: Callable[[], MetricsSample]) -> None:
-        self._numbers = numbers
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: what is read has names of its own."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        """Everything that is read."""
-        numbers = self._numbers()
-        yield _gauge("agentstream_leader", "Whether this operator holds the Lease.", int(numbers.leads))
-        yield from _of_engine(numbers.health)
+    def _families(self) -> Iterator[Metric]:
+        sample = self._sample()
+        yield gauge("agentstream_leader", "Whether this operator holds the Lease.", int(sample.leads))
+        if (health := sample.health) is not None:
+            yield gauge("agentstream_queue_depth", "Keys waiting to be reconciled.", health.waiting)
+            yield gauge("agentstream_queue_oldest_seconds", "Wait of the first of these keys.", health.oldest)
+            yield gauge(
+                "agentstream_redis_up", "Whether Redis or Valkey answers.", int(health.trouble is None)
+            )
+            yield round_trips(health.round_trips)
         resources = GaugeMetricFamily(
             "agentstream_resources",
-            "Resources by what their conditions say.",
+            "Resources by condition and its status.",
             labels=("kind", "condition", "status"),
         )
-        for labels, count in numbers.conditions.items():
+        for labels, count in sample.conditions.items():
             resources.add_metric(labels, count)
         yield resources
-        requests = CounterMetricFamily(
-            "agentstream_api_requests",
-            "Requests to the API server; code 0 is one without an answer.",
-            labels=("verb", "resource", "code"),
-        )
-        for (verb, resource, code), count in numbers.requests.items():
-            requests.add_metric((verb, resource, str(code)), count)
-        yield requests
-        events = CounterMetricFamily(
-            "agentstream_watch_events", "Events that the watches brought.", labels=("resource",)
-        )
-        for resource, count in numbers.events.items():
-            events.add_metric((resource,), count)
-        yield events
-        missed = CounterMetricFamily("agentstream_watch_missed", "Changes that no watch told of.")
-        missed.add_metric((), numbers.missed)
-        yield missed
-        yield from _of_groups(numbers.work)
+        yield api_requests(sample.requests)
+        events = (((resource,), count) for resource, count in sample.events.items())
+        yield counters("agentstream_watch_events", "Watch events received.", ("resource",), events)
+        yield counter("agentstream_watch_missed", "Changes that no watch event announced.", sample.missed)
+        yield from _group_families(sample.work)
 
 
 _GROUP = ("namespace", "stream", "group")
 
 
-def _of_groups(work: Iterable[GroupWork]) -> Iterator[Metric]:
-    """The work of groups. Of one that is not known there are no numbers: that is not the same as none."""
+def _group_families(work: Iterable[GroupWork]) -> Iterator[Metric]:
+    """Exposes the work of groups; an unknown lag has no series, as 0 would be believed."""
 
     def family(name: str, text: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"agentstream_group_{name}", text, labels=_GROUP)
 
-    known = family("lag_known", "Whether it is known how many messages of the group wait.")
+    known = family("lag_known", "Whether the lag of the group is known.")
     desired = family("desired_replicas", "Consumers that the group should have.")
-    speed = family("service_rate", "Messages that a busy consumer of the group settles in a second.")
-    undelivered = family("undelivered", "Messages that no consumer was given, retries that are due included.")
-    pending = family("pending", "Messages that a consumer was given and has not settled.")
-    backlog = family("backlog", "Messages that wait or run.")
-    oldest = family("oldest_seconds", "Age of the oldest message that waits or runs.")
-    arrival = family("arrival_rate", "Messages that are added to the group's stream in a second.")
+    speed = family("service_rate", "Messages that a busy consumer of the group settles per second.")
+    undelivered = family("undelivered", "Messages not yet delivered, and retries that are due.")
+    pending = family("pending", "Messages delivered to a consumer and not settled.")
+    backlog = family("backlog", "Messages undelivered or pending.")
+    oldest = family("oldest_seconds", "Age of the oldest message of the backlog.")
+    arrival = family("arrival_rate", "Messages added to the group's stream per second.")
     for group in work:
         labels, signal = (group.namespace, group.stream, group.group), group.signal
         known.add_metric(labels, signal.known)
@@ -156,18 +135,3 @@ def _of_groups(work: Iterable[GroupWork]) -> Iterator[Metric]:
             oldest.add_metric(labels, max(signal.oldest, signal.oldest_pending))
             arrival.add_metric(labels, signal.arrival)
     yield from (known, desired, speed, undelivered, pending, backlog, oldest, arrival)
-
-
-def _of_engine(health: OperatorHealth | None) -> Iterator[Metric]:
-    if health is None:
-        return
-    yield _gauge("agentstream_queue_depth", "Keys that wait to be worked on.", health.waiting)
-    yield _gauge("agentstream_queue_oldest_seconds", "How long the first of them has waited.", health.oldest)
-    yield _gauge("agentstream_redis_up", "Whether Redis or Valkey answers.", int(health.trouble is None))
-    trips = CounterMetricFamily("agentstream_redis_round_trips", "Batches of commands sent and answered.")
-    trips.add_metric((), health.round_trips)
-    yield trips
-
-
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value=value)

@@ -1,4 +1,4 @@
-"""Whether the operator is alive, and whether it does its work. No input or output."""
+"""Decides liveness and readiness of the operator. No input or output."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from agentstream_operator.reconcile.report.health import OperatorHealth
 
 STUCK = 300.0
-"""Seconds after which a key that still waits shows that the queue does not move."""
+"""Seconds that the oldest key may wait in the queue before the operator counts as stuck."""
 
 MISSED = 3
-"""Changes that the watches may miss in a row before they count as dead."""
+"""Changes in a row without a watch event after which the watches count as dead."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeState:
-    """The operator at one moment.
+    """State of the operator that its probes look at.
 
     Attributes:
         leads: whether it holds the Lease; a standby waits for it.
-        health: the engine; None before there is one.
-        missed: changes that the watches have missed lately.
+        health: state of the engine; None before it runs.
+        missed: changes in a row that no watch event announced.
         watching: whether the watches run.
     """
 
@@ -31,30 +31,24 @@ class ProbeState:
 
 
 def live(state: ProbeState) -> str | None:
-    """Why a restart would help; None if it would not."""
+    """Returns why the operator has to be restarted; None if it has not."""
     if not state.watching:
-        return "the watches have ended"
+        return "watches have ended"
     if state.missed >= MISSED:
-        return f"the watches missed {state.missed} changes"
+        return f"watches missed {state.missed} changes in a row"
     if state.health is not None and state.health.oldest > STUCK:
-        return f"a resource has waited for {state.health.oldest:.0f} s to be looked at"
+        return f"a resource has waited {state.health.oldest:.0f} s to be reconciled"
     return None
 
 
 def ready(state: ProbeState) -> str | None:
-    """Why it does not do its work; None if it does, or waits for the Lease."""
+    """Returns why the operator does not reconcile; None if it does, or stands by for the Lease."""
     if not state.leads:
         return None
     if state.health is None:
         return "starting"
     if not state.health.complete:
-        return "listing what is there"
+        return "listing resources"
     if state.health.trouble is not None:
         return f"Redis or Valkey does not answer: {state.health.trouble}"
     return live(state)
-
-
-def probe(why_not: str | None, well: str = "ok") -> tuple[int, str, bytes]:
-    """The answer to a probe."""
-    text = well if why_not is None else why_not
-    return (200 if why_not is None else 503), "text/plain; charset=utf-8", f"{text}\n".encode()

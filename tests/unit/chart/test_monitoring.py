@@ -9,11 +9,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentstream_operator.metrics_api.self_metrics import SelfMetrics
-from agentstream_operator.metrics_api.self_metrics import SelfSample as Metered
+from agentstream_operator.metrics_api.self_metrics import SelfMetrics, SelfSample
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.report.health import OperatorHealth
-from agentstream_operator.serve.metrics import Metrics, SelfSample
+from agentstream_operator.serve.metrics import Metrics, MetricsSample
 from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
 from unit.chart.variants import EVERYTHING
 
@@ -35,7 +34,7 @@ EXTERNAL_ALERTS = {"AgentStreamMetricsServerDown", "AgentStreamExternalMetricsFa
 def exposed():
     """What the operator and the metrics server tell: every series, and its labels."""
     health = OperatorHealth(trouble=None, complete=True, waiting=0, oldest=0.0, round_trips=0)
-    numbers = SelfSample(
+    sample = MetricsSample(
         leads=True,
         health=health,
         conditions={("AgentStream", "Ready", "True"): 1},
@@ -43,14 +42,16 @@ def exposed():
         events={"secrets": 1},
         missed=0,
     )
-    metrics = Metrics(lambda: numbers)
+    metrics = Metrics(lambda: sample)
     metrics.worked("AgentStream", Outcome.SUCCESS, 0.1)
-    meters = SelfMetrics(lambda: Metered(groups=1, reviews={"allowed": 1}, requests={}, round_trips=0))
-    meters.answered(200)
+    self_metrics = SelfMetrics(
+        lambda: SelfSample(groups=1, reviews={"allowed": 1}, requests={}, round_trips=0)
+    )
+    self_metrics.count_response(200)
     return {
         sample.name: set(sample.labels)
-        for told in (metrics, meters)
-        for family in text_string_to_metric_families(told.answer()[2].decode())
+        for told in (metrics, self_metrics)
+        for family in text_string_to_metric_families(told.reply()[2].decode())
         for sample in family.samples
     }
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from agentstream_operator.metrics_api.app import application
 from agentstream_operator.metrics_api.authorizer import AccessRequest
-from agentstream_operator.metrics_api.backlog import Backlog, Unknown
-from agentstream_operator.metrics_api.documents import Refused
+from agentstream_operator.metrics_api.backlog import Backlog, BacklogUnknownError
+from agentstream_operator.metrics_api.documents import StatusError
 from agentstream_operator.metrics_api.request_header import RequestHeaderConfig, UserInfo
 from agentstream_operator.reconcile.state.index import Store
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -36,7 +36,7 @@ class Backlogs:
         if group.metadata.name == "broken":
             raise ZeroDivisionError
         if group.metadata.name not in self.known:
-            raise Unknown("the server is away")
+            raise BacklogUnknownError("the server is away")
         return Backlog(self.known[group.metadata.name], AT)
 
 
@@ -47,10 +47,10 @@ class Allowing:
         self.refused = refused
         self.asked: list[tuple[str, AccessRequest]] = []
 
-    async def check(self, caller: UserInfo, wish: AccessRequest) -> None:
-        self.asked.append((caller.user, wish))
-        if wish.namespace in self.refused:
-            raise Refused(403, "no")
+    async def check(self, user: UserInfo, access: AccessRequest) -> None:
+        self.asked.append((user.name, access))
+        if access.namespace in self.refused:
+            raise StatusError(403, "no")
 
 
 class Site:

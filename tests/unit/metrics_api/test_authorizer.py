@@ -11,7 +11,7 @@ from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.metrics_api import authorizer as module
 from agentstream_operator.metrics_api.authorizer import AccessRequest, Authorizer
-from agentstream_operator.metrics_api.documents import Refused
+from agentstream_operator.metrics_api.documents import StatusError
 from agentstream_operator.metrics_api.request_header import UserInfo
 from support.clock import run_virtually
 
@@ -53,7 +53,7 @@ async def refused(authorizer: Authorizer, caller: UserInfo = JANE, wish: AccessR
     """The code with which a caller is refused; 0 if it is not."""
     try:
         await authorizer.check(caller, wish)
-    except Refused as error:
+    except StatusError as error:
         return error.code
     return 0
 
@@ -155,12 +155,12 @@ def test_without_an_answer_nobody_is_let_in_and_the_next_one_asks_again(answer: 
 
 
 def test_only_so_many_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST", 10)
+    monkeypatch.setattr(module, "_CACHE_SIZE", 10)
 
     async def test(authorizer: Authorizer, api: Reviews) -> None:
         for number in range(30):
             await authorizer.check(UserInfo(f"u{number}"), WISH)
-        assert len(authorizer._answers) == 10
+        assert len(authorizer._decisions) == 10
         await authorizer.check(UserInfo("u29"), WISH)
         assert len(api.asked) == 30
 

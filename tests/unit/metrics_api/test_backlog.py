@@ -10,7 +10,7 @@ import pytest
 
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream_operator.broker.observe import Look
-from agentstream_operator.metrics_api.backlog import Backlogs, Unknown
+from agentstream_operator.metrics_api.backlog import Backlogs, BacklogUnknownError
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.reconcile.state.index import Store
 from support.clock import run_virtually
@@ -62,7 +62,7 @@ async def messages(backlogs: Backlogs, group: Any = CODER) -> int | str:
     """The backlog of a group, or why it is not known."""
     try:
         return (await backlogs.of(group)).messages
-    except Unknown as error:
+    except BacklogUnknownError as error:
         return str(error)
 
 
@@ -126,7 +126,7 @@ def test_a_group_that_nobody_is_to_make_hides_no_other() -> None:
         server.groups |= {"guest": GroupSeen(exists=False)}
         assert await messages(backlogs) == 5
         store.put(a_stream("more"))
-        assert "is not on its stream yet" in str(await messages(backlogs))
+        assert "does not exist on its stream yet" in str(await messages(backlogs))
 
     asking(test, guest, a_stream("more", managementPolicy="ObserveOnly"))
 
@@ -135,7 +135,10 @@ def test_a_group_that_nobody_is_to_make_hides_no_other() -> None:
 def test_a_group_that_is_not_on_its_stream_is_unknown(known: GroupSeen | None) -> None:
     async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
         server.groups = {} if known is None else {"coder": known}
-        assert await messages(backlogs) == "ConsumerGroup team/coder is not on its stream yet"
+        assert (
+            await messages(backlogs)
+            == "the consumer group of ConsumerGroup team/coder does not exist on its stream yet"
+        )
 
     asking(test)
 
@@ -144,7 +147,10 @@ def test_a_group_without_its_stream_is_unknown() -> None:
     lost = a_group("lost", stream="missing")
 
     async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
-        assert await messages(backlogs, lost) == "ConsumerGroup team/lost is not in place on a stream"
+        assert (
+            await messages(backlogs, lost)
+            == "ConsumerGroup team/lost has no stream, or another resource claimed its place"
+        )
 
     asking(test, lost)
 
@@ -156,7 +162,7 @@ def test_a_stream_that_claims_anothers_key_is_not_looked_at() -> None:
     ]
 
     async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
-        assert "is not in place" in str(await messages(backlogs, thief[1]))
+        assert "claimed its place" in str(await messages(backlogs, thief[1]))
         assert server.looks == []
 
     asking(test, *thief)
@@ -169,10 +175,10 @@ def test_while_the_server_is_away_everything_is_unknown_for_a_second() -> None:
         server.fails = ConnectionLost("gone")
         assert (
             await asyncio.gather(messages(backlogs), messages(backlogs))
-            == ["the server cannot be asked: gone"] * 2
+            == ["Redis or Valkey does not answer: gone"] * 2
         )
         server.fails = None
-        assert await messages(backlogs) == "the server cannot be asked: gone"
+        assert await messages(backlogs) == "Redis or Valkey does not answer: gone"
         await asyncio.sleep(1)
         assert await messages(backlogs) == 5
         assert len(server.looks) == 3
@@ -186,7 +192,7 @@ def test_one_stream_that_cannot_be_read_hides_no_other() -> None:
     async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
         server.broken = {"{team.more}"}
         found = await asyncio.gather(messages(backlogs), messages(backlogs, others[1]))
-        assert found == [5, "the server cannot be asked: broken"]
+        assert found == [5, "Redis or Valkey does not answer: broken"]
 
     asking(test, *others)
 
@@ -210,7 +216,7 @@ def test_streams_that_are_gone_are_forgotten() -> None:
         store.remove(a_stream("more").key)
         await asyncio.sleep(1)
         await messages(backlogs)
-        assert len(backlogs._glances) == len(backlogs._known) == 1
+        assert len(backlogs._samples) == len(backlogs._known) == 1
 
     asking(test)
 

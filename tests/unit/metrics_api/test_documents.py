@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from agentstream_operator.metrics_api import documents
-from agentstream_operator.metrics_api.documents import Value, takes_json
+from agentstream_operator.metrics_api.documents import MetricValue, accepts_json
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ from agentstream_operator.metrics_api.documents import Value, takes_json
     ],
 )
 def test_plain_json_is_all_there_is(accept, takes):
-    assert takes_json(accept) is takes
+    assert accepts_json(accept) is takes
 
 
 def test_a_value_is_a_quantity_with_its_labels_and_time() -> None:
     at = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
     labels = {"group": "coder", "stream": "tasks"}
-    assert documents.values([Value(labels, 42, at), Value(labels, 5_000, at)])["items"] == [
+    assert documents.values([MetricValue(labels, 42, at), MetricValue(labels, 5_000, at)])["items"] == [
         {
             "metricName": "agentstream-backlog",
             "metricLabels": labels,

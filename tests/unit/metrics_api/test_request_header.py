@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from agentstream_operator.metrics_api import request_header
-from agentstream_operator.metrics_api.documents import Refused
-from agentstream_operator.metrics_api.request_header import NoTrust, RequestHeaderConfig, UserInfo
+from agentstream_operator.metrics_api.documents import StatusError
+from agentstream_operator.metrics_api.request_header import (
+    InvalidConfigMapError,
+    RequestHeaderConfig,
+    UserInfo,
+)
 
 PROXY = ("front-proxy-client",)
 DATA = {
@@ -42,14 +46,14 @@ def test_the_configmap_says_whom_to_believe() -> None:
     [
         (None, "aggregation layer is not configured"),
         ({}, "aggregation layer is not configured"),
-        ({"data": {"client-ca-file": "x"}}, "names no requestheader-client-ca-file"),
-        ({"data": {**DATA, "requestheader-allowed-names": "["}}, "cannot be read"),
-        ({"data": {**DATA, "requestheader-allowed-names": '{"a": 1}'}}, "is no list of names"),
-        ({"data": {**DATA, "requestheader-group-headers": "[1]"}}, "is no list of names"),
+        ({"data": {"client-ca-file": "x"}}, "no requestheader-client-ca-file"),
+        ({"data": {**DATA, "requestheader-allowed-names": "["}}, "Expecting value"),
+        ({"data": {**DATA, "requestheader-allowed-names": '{"a": 1}'}}, "is not a list of strings"),
+        ({"data": {**DATA, "requestheader-group-headers": "[1]"}}, "is not a list of strings"),
     ],
 )
 def test_what_says_nothing_is_not_believed(found: dict[str, object] | None, message: str) -> None:
-    with pytest.raises(NoTrust, match=message):
+    with pytest.raises(InvalidConfigMapError, match=message):
         request_header.read(found)
 
 
@@ -59,19 +63,19 @@ def test_a_front_proxy_says_who_asks() -> None:
         *sent(X_Remote_Group="ops", **{"X_Remote_Extra_Example.com%2fScope": "a"}),
         *sent(**{"X_Remote_Extra_Example.com%2fScope": "b"}, Accept="*/*"),
     ]
-    assert TRUST.caller(PROXY, headers) == UserInfo(
+    assert TRUST.authenticate(PROXY, headers) == UserInfo(
         "jane", ("devs", "ops", "system:authenticated"), "7", (("example.com/scope", ("a", "b")),)
     )
 
 
 def test_the_first_header_with_a_name_counts() -> None:
-    assert TRUST.caller(PROXY, sent(X_Other_User="joe")).user == "joe"
-    assert TRUST.caller(PROXY, sent(X_Remote_User="", X_Other_User="joe")).user == "joe"
-    assert TRUST.caller(PROXY, sent(X_Other_User="joe", X_Remote_User="jane")).user == "jane"
+    assert TRUST.authenticate(PROXY, sent(X_Other_User="joe")).name == "joe"
+    assert TRUST.authenticate(PROXY, sent(X_Remote_User="", X_Other_User="joe")).name == "joe"
+    assert TRUST.authenticate(PROXY, sent(X_Other_User="joe", X_Remote_User="jane")).name == "jane"
 
 
 def test_names_are_utf8() -> None:
-    assert TRUST.caller(PROXY, sent(X_Remote_User="jürgen")).user == "jürgen"
+    assert TRUST.authenticate(PROXY, sent(X_Remote_User="jürgen")).name == "jürgen"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_names_are_utf8() -> None:
 )
 def test_who_is_known_is_authenticated(user: str, groups: tuple[str, ...], known: tuple[str, ...]) -> None:
     headers = [(b"x-remote-user", user.encode()), *((b"x-remote-group", g.encode()) for g in groups)]
-    assert TRUST.caller(PROXY, headers).groups == known
+    assert TRUST.authenticate(PROXY, headers).groups == known
 
 
 @pytest.mark.parametrize(
@@ -101,13 +105,13 @@ def test_who_is_known_is_authenticated(user: str, groups: tuple[str, ...], known
     ids=["no certificate", "no name", "another name", "no user", "empty user", "only groups"],
 )
 def test_nobody_else_does(peer: tuple[str, ...] | None, headers: list[tuple[bytes, bytes]]) -> None:
-    with pytest.raises(Refused) as refused:
-        TRUST.caller(peer, headers)
-    assert refused.value.code == 401
+    with pytest.raises(StatusError) as error:
+        TRUST.authenticate(peer, headers)
+    assert error.value.code == 401
 
 
 def test_without_names_whoever_has_a_certificate_is_believed() -> None:
     anyone = request_header.read({"data": {**DATA, "requestheader-allowed-names": "[]"}})
-    assert anyone.caller((), sent(X_Remote_User="jane")).user == "jane"
-    with pytest.raises(Refused):
-        anyone.caller(None, sent(X_Remote_User="jane"))
+    assert anyone.authenticate((), sent(X_Remote_User="jane")).name == "jane"
+    with pytest.raises(StatusError):
+        anyone.authenticate(None, sent(X_Remote_User="jane"))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentstream_operator.metrics_api.selector import NoSelector, parse
+from agentstream_operator.metrics_api.selector import InvalidSelectorError, parse
 
 LABELS = {"group": "coder", "stream": "tasks"}
 
@@ -70,7 +70,7 @@ def test_it_selects_what_is_as_required(text, matches):
     ],
 )
 def test_what_is_no_selector_is_refused(text: str) -> None:
-    with pytest.raises(NoSelector):
+    with pytest.raises(InvalidSelectorError):
         parse(text)
 
 
@@ -92,5 +92,5 @@ def test_the_one_value_that_is_left_is_known(text: str, only: str | None) -> Non
 
 @given(st.text(alphabet="ab=!,() in/.-\t\x00é", max_size=30))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    with contextlib.suppress(NoSelector):
+    with contextlib.suppress(InvalidSelectorError):
         assert parse(text).matches(LABELS) in {True, False}

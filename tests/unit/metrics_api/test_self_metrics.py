@@ -9,10 +9,10 @@ from agentstream_operator.metrics_api.self_metrics import SelfMetrics, SelfSampl
 
 def test_a_scrape_shows_answers_and_what_they_took() -> None:
     numbers = SelfSample(3, {"allowed": 2}, {("list", "agentstreams", 200): 1}, 7)
-    meters = SelfMetrics(lambda: numbers)
+    metrics = SelfMetrics(lambda: numbers)
     for code in (200, 200, 503):
-        meters.answered(code)
-    status, _, body = meters.answer()
+        metrics.count_response(code)
+    status, _, body = metrics.reply()
     shown = {
         (sample.name, *sorted(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(body.decode())

@@ -17,8 +17,7 @@ import trustme
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.metrics_api.certificates import ServingCertificates
 from agentstream_operator.metrics_api.request_header import RequestHeaderConfig
-from agentstream_operator.metrics_api.server import TlsServer, common_names
-from agentstream_operator.serve.http import listening
+from agentstream_operator.serve.http import HttpServer, common_names, listening
 from support.apiserver import write_certificate
 from support.waiting import until
 
@@ -29,7 +28,7 @@ class Site:
     """A server that answers with the common names that it is told.
 
     Attributes:
-        identity: its certificates.
+        certificates: its certificates.
         authority: who signs the server's.
         proxies: who signs those of front proxies.
         server: the server.
@@ -41,8 +40,8 @@ class Site:
         self._client = directory / "client"
         self.authority = write_certificate(self._tls, "localhost")
         self.proxies = write_certificate(self._client, common_name=PROXY)
-        self.identity = ServingCertificates(self._tls / "tls.crt", self._tls / "tls.key")
-        self.server = TlsServer(self._answer, self.identity.context)
+        self.certificates = ServingCertificates(self._tls / "tls.crt", self._tls / "tls.key")
+        self.server = HttpServer(self._answer, tls=self.certificates.context)
         self.gate = asyncio.Event()
         self.gate.set()
         self.port = 0
@@ -57,7 +56,7 @@ class Site:
 
     def believe(self, authority: trustme.CA | None = None) -> bool:
         pem = (authority or self.proxies).cert_pem.bytes().decode()
-        return self.identity.believe(RequestHeaderConfig(pem, frozenset({PROXY})))
+        return self.certificates.apply(RequestHeaderConfig(pem, frozenset({PROXY})))
 
     def renew(self, authority: trustme.CA | None = None) -> None:
         """Writes a new certificate for the server."""
@@ -163,7 +162,9 @@ def resumed(
 
 
 async def test_before_whom_to_believe_is_known_there_is_no_connection(site: Site) -> None:
-    assert site.identity.missing == "it is not known yet which front proxies to believe"
+    assert site.certificates.missing == (
+        "client CA of the front proxy not read yet (ConfigMap extension-apiserver-authentication)"
+    )
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await site.peer()
 
@@ -177,17 +178,17 @@ async def test_a_new_certificate_is_taken_up_and_half_of_one_is_not(
     half = tmp_path / "half"
     write_certificate(half, "localhost", authority=new)
     (tmp_path / "tls" / "tls.crt").write_bytes((half / "tls.crt").read_bytes())
-    site.identity.load()
-    site.identity.load()
-    assert len([r for r in caplog.records if "cannot be loaded" in r.message]) == 1
+    site.certificates.load()
+    site.certificates.load()
+    assert len([r for r in caplog.records if "cannot load" in r.message]) == 1
     assert await site.peer() == "None"
     (tmp_path / "tls" / "tls.key").write_bytes((half / "tls.key").read_bytes())
-    site.identity.load()
+    site.certificates.load()
     with pytest.raises(ssl.SSLCertVerificationError):
         await site.peer()
     site.authority = new
     assert await site.peer() == "None"
-    assert site.identity.missing is None
+    assert site.certificates.missing is None
     assert old is not new
 
 
@@ -198,11 +199,11 @@ async def test_an_authority_that_is_believed_no_more_lets_nobody_in_while_the_ce
     key = (tmp_path / "tls" / "tls.key").read_bytes()
     (tmp_path / "tls" / "tls.key").write_bytes(b"half")
     assert site.believe(trustme.CA())
-    assert site.identity.missing == "there is no certificate to serve with"
+    assert site.certificates.missing == "no serving certificate loaded"
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await site.peer(tmp_path / "client")
     (tmp_path / "tls" / "tls.key").write_bytes(key)
-    site.identity.load()
+    site.certificates.load()
     assert await site.peer() == "None"
 
 
@@ -210,12 +211,12 @@ async def test_files_are_looked_at_again_and_again(site: Site, tmp_path: Path) -
     for file in ("tls.crt", "tls.key"):
         (tmp_path / "tls" / file).rename(tmp_path / file)
     site.believe()
-    assert site.identity.missing == "there is no certificate to serve with"
-    watching = asyncio.create_task(site.identity.watch_files(0.01))
+    assert site.certificates.missing == "no serving certificate loaded"
+    watching = asyncio.create_task(site.certificates.watch_files(0.01))
     try:
         for file in ("tls.crt", "tls.key"):
             (tmp_path / file).rename(tmp_path / "tls" / file)
-        await until(lambda: site.identity.missing is None)
+        await until(lambda: site.certificates.missing is None)
         assert await site.peer() == "None"
     finally:
         watching.cancel()
@@ -294,15 +295,15 @@ async def test_whom_to_believe_is_read_again_and_again(site: Site, caplog: pytes
         None, ClusterUnavailable("away"), configmap(first), configmap(first), configmap(second)
     )
     watching = asyncio.create_task(
-        site.identity.watch_trust(api, lambda: changes.append(site.identity.trust), 0.01)
+        site.certificates.watch_configmap(api, lambda: changes.append(site.certificates.config), 0.01)
     )
     try:
         await until(lambda: changes)
     finally:
         watching.cancel()
-    assert [found.authority for found in changes if found is not None] == [second]
+    assert [found.client_ca for found in changes if found is not None] == [second]
     assert [record.message.partition(":")[0] for record in caplog.records] == [
-        "whom to believe cannot be read"
+        "cannot read ConfigMap extension-apiserver-authentication"
     ] * 2
 
 

@@ -26,7 +26,7 @@ NUMBERS = MetricsSample(
 
 def scraped(metrics: Metrics) -> dict[str, float]:
     """What a scrape shows, by name and labels."""
-    status, content_type, body = metrics.answer()
+    status, content_type, body = metrics.reply()
     assert (status, content_type.split(";")[0]) == (200, "text/plain")
     return {
         sample.name + "".join(f" {key}={value}" for key, value in sorted(sample.labels.items())): sample.value

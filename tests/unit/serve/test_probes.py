@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agentstream_operator.reconcile.report.health import OperatorHealth
-from agentstream_operator.serve.probes import MISSED, STUCK, ProbeState, live, probe, ready
+from agentstream_operator.serve.http import probe_reply
+from agentstream_operator.serve.probes import MISSED, STUCK, ProbeState, live, ready
 
 
 def health(
@@ -35,9 +36,9 @@ def test_a_restart_would_not_help_one_that_works_or_waits(state: ProbeState) -> 
 @pytest.mark.parametrize(
     ("state", "why"),
     [
-        (STUCK_FAST, "a resource has waited for 301 s to be looked at"),
-        (DEAF, "the watches missed 3 changes"),
-        (BLIND, "the watches have ended"),
+        (STUCK_FAST, "a resource has waited 301 s to be reconciled"),
+        (DEAF, "watches missed 3 changes in a row"),
+        (BLIND, "watches have ended"),
     ],
 )
 def test_one_that_hangs_or_hears_nothing_is_not_alive_and_does_no_work(state: ProbeState, why: str) -> None:
@@ -54,7 +55,7 @@ def test_one_that_works_or_waits_for_the_lease_is_ready(state: ProbeState) -> No
     ("state", "why"),
     [
         (STARTING, "starting"),
-        (LISTING, "listing what is there"),
+        (LISTING, "listing resources"),
         (UNREACHABLE, "Redis or Valkey does not answer: refused"),
     ],
 )
@@ -64,10 +65,10 @@ def test_one_that_cannot_work_yet_says_what_it_waits_for(state: ProbeState, why:
 
 def test_what_comes_first_is_told_first() -> None:
     both = ProbeState(leads=True, health=health(trouble="refused", complete=False))
-    assert ready(both) == "listing what is there"
+    assert ready(both) == "listing resources"
 
 
 def test_a_probe_is_answered_with_a_code_and_a_text() -> None:
-    assert probe(None) == (200, "text/plain; charset=utf-8", b"ok\n")
-    assert probe(None, "leads") == (200, "text/plain; charset=utf-8", b"leads\n")
-    assert probe("störrisch") == (503, "text/plain; charset=utf-8", "störrisch\n".encode())
+    assert probe_reply(None) == (200, "text/plain; charset=utf-8", b"ok\n")
+    assert probe_reply(None, "leads") == (200, "text/plain; charset=utf-8", b"leads\n")
+    assert probe_reply("störrisch") == (503, "text/plain; charset=utf-8", "störrisch\n".encode())
