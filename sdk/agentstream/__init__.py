@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from agentstream.protocol.reasons import Reason
     from agentstream.sending.notifications import Notification, Notifications
     from agentstream.sending.receipts import Receipt, ReceiptState, ReceiptStatus
-    from agentstream.sending.sender import OutgoingMessage
+    from agentstream.sending.sender import MessageOptions, OutgoingMessage, SendOptions
     from agentstream.sent import SentMessage
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "InvalidPayload",
     "Message",
     "MessageExpired",
+    "MessageOptions",
     "NoConsumerGroup",
     "NoReply",
     "NoRoute",
@@ -72,6 +73,7 @@ __all__ = [
     "RequestFailed",
     "Retry",
     "SendFailed",
+    "SendOptions",
     "SentMessage",
     "ServerRefused",
     "Settings",
@@ -114,7 +116,7 @@ _HOMES = {
     "protocol.reasons": ("Reason",),
     "sending.notifications": ("Notification", "Notifications"),
     "sending.receipts": ("Receipt", "ReceiptStatus", "ReceiptState"),
-    "sending.sender": ("OutgoingMessage",),
+    "sending.sender": ("MessageOptions", "OutgoingMessage", "SendOptions"),
     "sent": ("SentMessage",),
 }
 _home_of = {name: module for module, names in _HOMES.items() for name in names}

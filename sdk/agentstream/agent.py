@@ -68,7 +68,7 @@ class Agent(Producer):
                 self.namespace,
                 self.name,
                 self._write.call,
-                self._sender.post,
+                self._sender.send,
                 self._keyring,
             ),
             renewal=self._renewal,

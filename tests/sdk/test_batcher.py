@@ -1,4 +1,4 @@
-"""The outbox: every message is added once, whatever is lost, late, repeated, cancelled or given up."""
+"""The batcher: every message is added once, whatever is lost, late, repeated, cancelled or given up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agentstream.sent import SentMessage
 from agentstream.testing import Faults
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
-from support.batcher import Detour, outbox_on, parcel
+from support.batcher import Detour, batcher_on, record
 from support.entries import add_command
 from support.servers import Server
 from support.topology import Topology, fields_of
@@ -327,9 +327,9 @@ async def test_batches_are_bounded_and_a_large_message_travels_alone(
         sizes.append(sum(isinstance(arg, bytes) for arg in args))
         return await wire.call(*args)  # type: ignore[arg-type]
 
-    batcher = outbox_on(call, TASKS)
+    batcher = batcher_on(call, TASKS)
     bodies = [b"x"] * 1_000 + [b"x" * 100_000] * 5 + [b"x" * 300_000, b"x"]
-    entries = await asyncio.gather(*(batcher.put(parcel(body)) for body in bodies))
+    entries = await asyncio.gather(*(batcher.put(record(body)) for body in bodies))
     assert sizes == [64, 500, 438, 2, 1, 1, 1]
     assert len(set(entries)) == len(bodies)
 
@@ -368,14 +368,14 @@ async def test_a_refusal_while_in_doubt_is_no_answer(planner: Agent, proxy: Faul
 async def test_what_cannot_be_sent_at_all_is_an_error_for_its_sender(
     declared: Topology, wire: Client
 ) -> None:
-    batcher = outbox_on(wire.call, TASKS)
-    odd = parcel(b"x")
+    batcher = batcher_on(wire.call, TASKS)
+    odd = record(b"x")
     odd.options = ("t", object())  # type: ignore[assignment]
     with pytest.raises(TypeError):
         await batcher.put(odd)
-    assert await batcher.put(parcel(b"y"))
+    assert await batcher.put(record(b"y"))
 
 
 def _under_way(agent: Agent) -> bool:
     (batcher,) = agent._sender._batchers.values()
-    return bool(batcher._under_way)
+    return bool(batcher._in_flight)

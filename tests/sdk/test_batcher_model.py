@@ -18,7 +18,7 @@ from agentstream.errors import AgentStreamError, Backpressure, ConnectionLost
 from agentstream.sending.batcher import Batcher
 from agentstream.transport.client import Client
 from agentstream.transport.retry import Backoff
-from support.batcher import outbox_on, parcel
+from support.batcher import batcher_on, record
 from support.topology import fields_of
 
 _streams = itertools.count()
@@ -64,7 +64,7 @@ bursts = st.builds(
 
 @dataclass
 class Network:
-    """Between an outbox and a real server."""
+    """Between a batcher and a real server."""
 
     wire: Client
     fates: list[Fate] = field(default_factory=list)
@@ -97,7 +97,7 @@ async def test_the_stream_holds_what_callers_were_told(
     key = f"{{model.{next(_streams)}}}"
     await wire.call("FCALL", "as1_create_stream", 1, key, f"{key}:meta", "name", "model")
     network = Network(wire)
-    batcher = outbox_on(network.call, key)
+    batcher = batcher_on(network.call, key)
     told: dict[bytes, str | BaseException] = {}
     bodies = (b"%d" % n for n in itertools.count())
     for burst in plan:
@@ -133,7 +133,7 @@ async def put(
     batcher: Batcher, bodies: list[bytes], cancelled: dict[int, int]
 ) -> dict[bytes, str | BaseException]:
     """What the callers are told."""
-    entries = [batcher.put(parcel(body)) for body in bodies]
+    entries = [batcher.put(record(body)) for body in bodies]
     for turn in range(max(cancelled.values(), default=-1) + 1):
         for index, when in cancelled.items():
             if when == turn and index < len(entries):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from agentstream import Backpressure
 from agentstream.agent import Agent
 from agentstream.protocol.keys import notify_channel
 from agentstream.transport.client import Client
@@ -63,11 +62,12 @@ async def test_sending(
 ) -> None:
     await page["send"](planner)
     await page["send_some"](planner)
+    await page["report_progress"](planner)
     assert capsys.readouterr().out.startswith("tasks ")
-    assert await wire.call("XLEN", "{test.tasks}") == 102
-    await wire.call("SET", "{test.tasks}:gate", 102)
-    with pytest.raises(Backpressure):
-        await planner.send_message(to="coder", type="event", payload={}, on_full="raise")
+    assert await wire.call("XLEN", "{test.tasks}") == 103
+    await wire.call("SET", "{test.tasks}:gate", 103)
+    await page["report_progress"](planner)
+    assert capsys.readouterr().out == "coder is behind: later\ndropped\n"
 
 
 async def test_receipts(

@@ -57,6 +57,13 @@ async def test_a_receipt_says_what_was_sent_and_who_is_expected(planner: Agent, 
     assert await standings(receipt) == dict.fromkeys(GROUPS, "pending")
 
 
+async def test_the_receipt_of_an_event_that_was_shed_expects_no_groups(planner: Agent, wire: Client) -> None:
+    await wire.call("SET", NEWS.gate, 0)
+    receipt = await planner.broadcast(type="event", payload={}, on_full="shed")
+    assert (receipt.sent.shed, receipt.expected, await wire.call("XLEN", NEWS.stream)) == (True, (), 0)
+    assert (await receipt.wait(timeout=0)).groups == {}
+
+
 async def test_all_groups_acknowledge(declared: Topology, planner: Agent) -> None:
     receipt = await planner.broadcast(type="event", payload={})
     waiting = asyncio.create_task(receipt.wait())

@@ -273,8 +273,10 @@ async def test_events_may_be_shed_and_are_counted(declared: Topology, wire: Clie
         sent = [
             await planner.send_message(to="coder", type="event", payload={}, on_full="shed") for _ in range(3)
         ]
-        assert [one is None for one in sent] == [False, True, True]
+        assert [(one.shed, bool(one.entry)) for one in sent] == [(False, True), (True, False), (True, False)]
         assert planner._counters.of(SHED, "tasks") == 2
+        with pytest.raises(TypeError, match="on_ful"):
+            await planner.send_message(to="coder", type="event", payload={}, on_ful="shed")
         with pytest.raises(InvalidMessage, match="only events may be shed"):
             await planner.send_message(to="coder", type="task_request", payload={}, on_full="shed")
 

@@ -105,7 +105,7 @@ async def test_whoever_is_cancelled_while_sending_many_sends_no_more(
                     OutgoingMessage(to="coder", type="event", payload={"n": n}) for n in range(1, 200)
                 )
             )
-            await until(lambda: planner._sender._batchers["{test.tasks}"]._under_way)
+            await until(lambda: planner._sender._batchers["{test.tasks}"]._in_flight)
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
         await planner.send_message(to="coder", type="event", payload={"n": 200})

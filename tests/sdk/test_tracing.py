@@ -130,7 +130,7 @@ async def test_sending_that_fails_says_why(
     async with topology.agent("planner") as planner:
         with pytest.raises(Backpressure):
             await planner.send_message(to="coder", type="event", payload={}, on_full="raise")
-        assert await planner.send_message(to="coder", type="event", payload={}, on_full="shed") is None
+        assert (await planner.send_message(to="coder", type="event", payload={}, on_full="shed")).shed
     failed, shed = spans_of(exported, "send coder")
     assert failed.status.status_code is StatusCode.ERROR
     assert shed.status.status_code is StatusCode.UNSET

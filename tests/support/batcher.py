@@ -1,4 +1,4 @@
-"""Outboxes without agents, and a network on which a command may arrive long after its connection broke."""
+"""Batchers without agents, and a network on which a command may arrive long after its connection broke."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
-from agentstream.protocol.keys import StreamKeys
+from agentstream.protocol.routes import Produces
 from agentstream.sending.batcher import Batcher, BatchRecord
+from agentstream.telemetry.counters import Counters
 
 
-def outbox_on(call: Callable[..., Awaitable[Any]], key: str) -> Batcher:
-    return Batcher(call, StreamKeys(key), lambda _: None, lambda: None)
+def batcher_on(call: Callable[..., Awaitable[Any]], key: str) -> Batcher:
+    return Batcher(call, Produces("tasks", key), Counters())
 
 
-def parcel(data: bytes, timeout: float = 30.0) -> BatchRecord:
+def record(data: bytes, timeout: float = 30.0) -> BatchRecord:
     now = asyncio.get_running_loop().time()
     return BatchRecord(data, now, now + timeout, None)
 

@@ -177,7 +177,7 @@ async def test_errors_are_those_of_the_asynchronous_face(planner: Agent, topolog
                 planner.send_message(type="event", payload={})
             with pytest.raises(Backpressure):
                 planner.send_message(to="coder", type="event", payload={}, on_full="raise")
-            assert planner.send_message(to="coder", type="event", payload={}, on_full="shed") is None
+            assert planner.send_message(to="coder", type="event", payload={}, on_full="shed").shed
             with pytest.raises(ValueError, match="concurrency"):
                 planner.stream_consume("tasks", concurrency=0)
 

@@ -1,8 +1,8 @@
-"""The outbox of one stream: messages leave it in numbered batches, each of which the server adds once.
+"""Batches the records of one stream, and adds each batch to the stream once.
 
-One batch is under way at a time. Where its reply is lost, it is sent again, and the server, which keeps what
-became of a sender's last batch, answers what it answered before. So nothing is doubled, and
-messages stay in order.
+One numbered batch is in flight at a time. When its reply is lost, the batch is sent again under the same
+number: the server remembers the result of a sender's last batch and returns it. So no record is added twice,
+and records keep their order.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from agentstream.errors import (
     WireClosed,
 )
 from agentstream.protocol.keys import StreamKeys
+from agentstream.protocol.routes import Produces
+from agentstream.telemetry.counters import REPEATED, SENDING, Counters
 from agentstream.transport.client import Argument
 from agentstream.transport.retry import Backoff
 
-# A batch has at most so many messages, and so many bytes of them unless it is a single one. The first of many
-# is smaller: the server adds it while the next one is gathered.
+# Limits of a batch: records, and bytes unless it has a single record. The first batch is smaller, so that the
+# server adds it while the next one is gathered.
 _MOST, _MOST_FIRST = 500, 64
 _MOST_BYTES = 256 << 10
-# For how many seconds longer than it is repeated the server remembers a batch: what is sent last may travel a
-# while.
+# Seconds for which the server remembers a batch after its last retry: the last command may arrive late.
 _REMEMBERED = 60.0
-# No longer than this, though, for whoever waits for ever: the server has to be given a number.
+# The server needs a number also for a timeout of infinity.
 _LONGEST_REMEMBERED = 30 * 86_400.0
-# For how many seconds a message travels with one signature.
+# Seconds after which a signature is renewed.
 _SIGNED_FOR = 60.0
-# How many seconds beyond its deadline a message waits for the answer to what is under way.
+# Seconds beyond its deadline that a record waits for the reply to the batch in flight.
 _GRACE = 1.0
 _REFUSALS: dict[str, Callable[[], AgentStreamError]] = {
     "BACKPRESSURE": lambda: Backpressure("the stream holds as many unsettled entries as it may"),
@@ -51,23 +52,23 @@ _REFUSALS: dict[str, Callable[[], AgentStreamError]] = {
 
 
 class Unanswered(ConnectionLost):
-    """Until the deadline there was no answer: the message must not be sent again under another number."""
+    """No reply until the deadline: sending the message under another number could add it twice."""
 
 
 class BatchRecord:
-    """A message on its way.
+    """A record to be added to a stream.
 
     Args:
         data: the envelope.
-        since: when it was to be sent, by the event loop's clock.
-        deadline: until when it is tried, by the same clock.
-        expires_at: when it loses its meaning, in seconds since 1970.
+        since: when the send began, by the event loop's clock.
+        deadline: when the send fails, by the event loop's clock.
+        expires_at: when the message expires, in seconds since 1970.
 
     Attributes:
-        options: pairs of what the add function takes beside it: `once`, `key`, or the name of a field.
-        signature: the field with its signature, if it has one.
-        signed_at: when it was signed, by the event loop's clock.
-        entry: the id of the message's entry, once the server has told it.
+        options: name and value pairs for `as1_add`: `once`, `key`, and further fields of the entry.
+        signature: the field with the signature; empty for none.
+        signed_at: when the record was signed, by the event loop's clock.
+        entry: resolves to the id of the entry.
     """
 
     __slots__ = (
@@ -93,7 +94,7 @@ class BatchRecord:
         self.entry: asyncio.Future[str]
 
     def sign_with(self, sign: Callable[[], Sequence[Argument]], now: float) -> None:
-        """Signs the message now, and later if that takes long.
+        """Signs the record, and keeps the function for `sign_again`.
 
         Raises:
             SettingsError: there is no key.
@@ -103,36 +104,30 @@ class BatchRecord:
         self._sign = sign
 
     def sign_again(self, now: float) -> None:
-        """Signs it once more: with an old signature it would be taken for a copy."""
-        # where the key is gone meanwhile, the signature that there is has to do
+        """Renews the signature: consumers take an old one for a replay."""
+        # without the key, the old signature is the best there is
         with contextlib.suppress(SettingsError):
             self.sign_with(self._sign, now)
 
 
 class Batcher:
-    """Messages for one stream.
+    """Adds the records of one stream in batches.
 
     Args:
-        call: sends a command and returns its reply; see `Wire.call`.
-        keys: of the stream.
-        on_added: called with the seconds that it took to add a message.
-        on_repeat: called when a batch is to be sent again.
+        call: sends a command and returns its reply; see `Client.call`.
+        produces: the stream.
+        counters: counts repeated batches and measures how long records take.
     """
 
-    def __init__(
-        self,
-        call: Callable[..., Awaitable[Any]],
-        keys: StreamKeys,
-        on_added: Callable[[float], object],
-        on_repeat: Callable[[], object],
-    ) -> None:
-        self.keys = keys
-        self._on_added = on_added
-        self._on_repeat = on_repeat
+    def __init__(self, call: Callable[..., Awaitable[Any]], produces: Produces, counters: Counters) -> None:
+        self.keys: StreamKeys = StreamKeys(produces.key)
+        self._stream = produces.stream
+        self._counters = counters
+        self._seconds = counters.histogram(SENDING, produces.stream)
         self._call = call
         self._loop = asyncio.get_running_loop()
         self._queue: deque[BatchRecord] = deque()
-        self._under_way: Sequence[BatchRecord] = ()
+        self._in_flight: Sequence[BatchRecord] = ()
         self._doubt: Exception | None = None
         self._token = secrets.token_hex(16)
         self._number = 0
@@ -140,42 +135,42 @@ class Batcher:
         self._check: asyncio.TimerHandle | None = None
         self._check_at = math.inf
 
-    def put(self, parcel: BatchRecord) -> asyncio.Future[str]:
-        """Takes a message that is to leave with all others of this tick. The result is the id of its entry.
+    def put(self, record: BatchRecord) -> asyncio.Future[str]:
+        """Queues a record for the next batch. Returns a future with the id of its entry.
 
-        Its errors: Backpressure, StreamMissing and whatever else the server refuses with mean that the
-        message is not on the stream; so does MessageExpired. After Unanswered that is not known.
+        The future's errors: after Backpressure, StreamMissing, MessageExpired and refusals of the server, the
+        record is not on the stream; after Unanswered, that is unknown.
         """
-        entry = parcel.entry = self._loop.create_future()
-        self._queue.append(parcel)
-        if parcel.deadline < self._check_at:
-            self._check_deadlines_at(parcel.deadline)
+        entry = record.entry = self._loop.create_future()
+        self._queue.append(record)
+        if record.deadline < self._check_at:
+            self._check_deadlines_at(record.deadline)
         if self._sending is None:
-            self._sending = asyncio.create_task(self._send(), name=f"outbox {self.keys.stream}")
+            self._sending = asyncio.create_task(self._send(), name=f"batcher {self.keys.stream}")
         return entry
 
     async def close(self) -> None:
-        """Ends what is being sent; what waits fails with Unanswered."""
+        """Stops sending; records in flight and in the queue fail with Unanswered."""
         if self._check is not None:
             self._check.cancel()
         sending, self._sending = self._sending, None
         if sending is not None:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
-        for parcel in self._under_way:
-            _fail(parcel, _unknown("the agent has ended"))
-        for parcel in self._queue:
-            _fail(parcel, _unsent("the agent has ended"))
+        for record in self._in_flight:
+            _fail(record, _unknown("the agent has ended"))
+        for record in self._queue:
+            _fail(record, _unsent("the agent has ended"))
         self._queue.clear()
 
     async def _send(self) -> None:
         most = _MOST_FIRST
         while batch := self._next_batch(most):
-            self._under_way = batch
+            self._in_flight = batch
             results = await self._results(batch)
-            self._under_way, self._doubt = (), None
+            self._in_flight, self._doubt = (), None
             if self._queue:
-                # callers go on after the next batch has left: the server adds it meanwhile
+                # send the next batch before callers go on: the server adds it meanwhile
                 self._loop.call_soon(self._resolve, batch, results)
             else:
                 self._resolve(batch, results)
@@ -188,19 +183,19 @@ class Batcher:
         now = time.time()
         queue = self._queue
         while queue and len(batch) < most:
-            parcel = queue[0]
-            if parcel.expires_at is not None and parcel.expires_at <= now:
-                _fail(parcel, MessageExpired("expires_at was over before the message could be sent"))
-            elif not parcel.entry.done():
-                size += len(parcel.data)
+            record = queue[0]
+            if record.expires_at is not None and record.expires_at <= now:
+                _fail(record, MessageExpired("expires_at was over before the message could be sent"))
+            elif not record.entry.done():
+                size += len(record.data)
                 if size > _MOST_BYTES and batch:
                     break
-                batch.append(parcel)
+                batch.append(record)
             queue.popleft()
         return batch
 
     async def _results(self, batch: list[BatchRecord]) -> Iterable[str | Exception]:
-        """What became of each message of a batch, which is repeated while somebody waits for it."""
+        """Returns the result of each record; repeats the batch until its last record is done."""
         self._number += 1
         backoff = Backoff(0.02, 1.0)
         while True:
@@ -211,23 +206,23 @@ class Batcher:
                 if not _is_stale(results):
                     self._number -= 1
                     return [results] * len(batch)
-                # the server has lost its memory, and with it nothing of this one
+                # the server forgot this sender; it never had the batch
                 self._token, self._number = secrets.token_hex(16), 1
                 continue
             self._doubt = results
             if _is_stale(results):
-                # the server has lost its memory, and perhaps the batch with it
-                for parcel in batch:
-                    _fail(parcel, _unknown(results))
-            if not _is_over(batch):
-                self._on_repeat()
+                # the server forgot this sender, and may have lost the batch too
+                for record in batch:
+                    _fail(record, _unknown(results))
+            if not _is_done(batch):
+                self._counters.add(REPEATED, self._stream)
                 await asyncio.sleep(backoff.next())
-            if _is_over(batch):
-                # should it still arrive after the next one, it is refused
+            if _is_done(batch):
+                # a command that arrives after the next batch is refused
                 return ()
 
     def _is_to_repeat(self, error: Exception) -> bool:
-        """Whether to send a batch again: the server may have added it, at this attempt or an earlier one."""
+        """Whether the server may have added the batch, at this attempt or an earlier one."""
         if isinstance(error, WireClosed):
             return False
         return isinstance(error, ConnectionLost) or self._doubt is not None
@@ -236,24 +231,24 @@ class Batcher:
         try:
             reply: bytes = await self._call(*command)
             return reply.decode().split(" ")[1:]
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
+        except Exception as error:  # noqa: BLE001 - every error is for the callers of `put`
             return error
 
     def _command(self, batch: list[BatchRecord]) -> tuple[Argument, ...]:
         keys, now = self.keys, self._loop.time()
-        for parcel in batch:
-            if parcel.signed_at < now - _SIGNED_FOR:
-                parcel.sign_again(now)
-        seconds = max([parcel.deadline for parcel in batch]) - now + _GRACE + _REMEMBERED
+        for record in batch:
+            if record.signed_at < now - _SIGNED_FOR:
+                record.sign_again(now)
+        seconds = max([record.deadline for record in batch]) - now + _GRACE + _REMEMBERED
         sent = (keys.sent(self._token), self._number, int(min(_LONGEST_REMEMBERED, seconds) * 1000))
-        messages = chain.from_iterable([_arguments(parcel) for parcel in batch])
+        messages = chain.from_iterable([_arguments(record) for record in batch])
         return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
 
     def _resolve(self, batch: Iterable[BatchRecord], results: Iterable[str | Exception]) -> None:
         now = self._loop.time()
-        # there are no results where nobody waits for them
-        for parcel, result in zip(batch, results, strict=False):
-            entry = parcel.entry
+        # no results come where every record is done already
+        for record, result in zip(batch, results, strict=False):
+            entry = record.entry
             if entry.done():
                 continue
             if isinstance(result, Exception):
@@ -262,7 +257,7 @@ class Batcher:
                 entry.set_exception(_REFUSALS[result]())
             else:
                 entry.set_result(result)
-                self._on_added(now - parcel.since)
+                self._seconds.observe(now - record.since)
 
     def _check_deadlines_at(self, when: float) -> None:
         if self._check is not None:
@@ -271,13 +266,13 @@ class Batcher:
         self._check_at = when
 
     def _check_deadlines(self) -> None:
-        """Gives up what is over. One timer serves all: it is set to the first deadline there is."""
+        """Fails records after their deadline. One timer serves all: it is set to the first deadline."""
         self._check, self._check_at = None, math.inf
-        # as exact as the timer
+        # the timer's resolution
         now = self._loop.time() + 0.001
         patience = _GRACE if self._doubt is None else 0.0
         following = [
-            *(_check(one, one.deadline + patience, now, _unknown(self._doubt)) for one in self._under_way),
+            *(_check(one, one.deadline + patience, now, _unknown(self._doubt)) for one in self._in_flight),
             *(_check(one, one.deadline, now, _unsent(self._doubt)) for one in self._queue),
         ]
         first = min(following, default=math.inf)
@@ -285,32 +280,32 @@ class Batcher:
             self._check_deadlines_at(first)
 
 
-def _arguments(parcel: BatchRecord) -> tuple[Argument, ...]:
-    if not parcel.options and not parcel.signature:
-        return parcel.data, 0
-    options = (*parcel.options, *parcel.signature)
-    return parcel.data, len(options), *options
+def _arguments(record: BatchRecord) -> tuple[Argument, ...]:
+    if not record.options and not record.signature:
+        return record.data, 0
+    options = (*record.options, *record.signature)
+    return record.data, len(options), *options
 
 
-def _check(parcel: BatchRecord, deadline: float, now: float, error: AgentStreamError) -> float:
-    """Gives a message up if its deadline is over. Returns when to look again."""
+def _check(record: BatchRecord, deadline: float, now: float, error: AgentStreamError) -> float:
+    """Fails a record after its deadline. Returns when to check again."""
     if deadline > now:
-        return math.inf if parcel.entry.done() else deadline
-    _fail(parcel, error)
+        return math.inf if record.entry.done() else deadline
+    _fail(record, error)
     return math.inf
 
 
-def _is_over(batch: Iterable[BatchRecord]) -> bool:
-    return all(parcel.entry.done() for parcel in batch)
+def _is_done(batch: Iterable[BatchRecord]) -> bool:
+    return all(record.entry.done() for record in batch)
 
 
 def _is_stale(error: Exception) -> bool:
     return isinstance(error, ServerRefused) and str(error).startswith("STALE")
 
 
-def _fail(parcel: BatchRecord, error: AgentStreamError) -> None:
-    if not parcel.entry.done():
-        parcel.entry.set_exception(error)
+def _fail(record: BatchRecord, error: AgentStreamError) -> None:
+    if not record.entry.done():
+        record.entry.set_exception(error)
 
 
 def _unknown(cause: object) -> Unanswered:

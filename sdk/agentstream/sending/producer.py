@@ -1,4 +1,4 @@
-"""What an agent says to others: messages, broadcasts, requests and notifications."""
+"""The sending half of an agent: messages, broadcasts, requests and notifications."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Unpack
 
 from agentstream.errors import NoRoute
 from agentstream.identity.keyring import Keyring
@@ -22,7 +22,15 @@ from agentstream.sending.receipts import Receipt, broadcast_stream
 from agentstream.sending.requests import DEFAULT_TIMEOUT as REQUEST_TIMEOUT
 from agentstream.sending.requests import READ_TIMEOUT as ANSWER_TIMEOUT
 from agentstream.sending.requests import Requests
-from agentstream.sending.sender import DEFAULT_TIMEOUT, OnFull, OutgoingMessage, OutgoingRecord, Sender
+from agentstream.sending.sender import (
+    DEFAULT_TIMEOUT,
+    MessageOptions,
+    OnFull,
+    OutgoingMessage,
+    OutgoingRecord,
+    Sender,
+    SendOptions,
+)
 from agentstream.sent import SentMessage
 from agentstream.telemetry.counters import NOTIFICATIONS_DROPPED, RECONNECTS, Counters
 from agentstream.telemetry.tracing import spans
@@ -56,103 +64,53 @@ class Producer:
         self._requests = Requests(answers, client, self._keyring, self._counters)
         self._mailboxes: list[Mailbox] = []
 
-    @overload
-    async def send_message(
-        self,
-        *,
-        type: MessageType,
-        payload: Any,
-        to: str | None = None,
-        stream: str | None = None,
-        correlation_id: str | None = None,
-        reply_to: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        once: str | None = None,
-        on_full: Literal["wait", "raise"] = "wait",
-        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
-    ) -> SentMessage: ...
-
-    @overload
-    async def send_message(
-        self,
-        *,
-        type: MessageType,
-        payload: Any,
-        to: str | None = None,
-        stream: str | None = None,
-        correlation_id: str | None = None,
-        reply_to: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        once: str | None = None,
-        on_full: Literal["shed"],
-        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
-    ) -> SentMessage | None: ...
-
     async def send_message(
         self,
         *,
         type: MessageType,  # noqa: A002 - the envelope's name
         payload: Any,
         to: str | None = None,
-        stream: str | None = None,
-        correlation_id: str | None = None,
         reply_to: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        once: str | None = None,
-        on_full: OnFull = "wait",
-        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
-    ) -> SentMessage | None:
+        **options: Unpack[SendOptions],
+    ) -> SentMessage:
         """Sends one message. It is on the stream exactly once when this returns.
 
         Args:
             type: `task_request`, `task_result` or `event`.
             payload: the data: a dict, msgspec.Struct, dataclass or pydantic model.
             to: the agent that is to handle it; `broadcast` for all groups of the broadcast stream.
+            reply_to: where an answer is expected.
+            options: as follows; all are optional.
             stream: name of the AgentStream, where several lead to the addressee; alone, for all its groups.
             correlation_id: id of the message that this one answers or belongs to.
-            reply_to: where an answer is expected.
-            expires_at: when it loses its meaning, in seconds since 1970.
-            key: messages of a stream with the same ordering key are handled one after the other, in the order
-                in which they were added, by whichever consumers of a group; see docs/messaging.md.
+            expires_at: when the message expires, in seconds since 1970.
+            key: ordering key: each group handles the messages of a stream with the same key one after the
+                other, in the order in which they were added; see docs/messaging.md.
             schema_version: version of the payload's schema, where there are several.
-            once: a key of your own: within an hour, another message with it is not added to the same stream,
-                and the first one's entry is returned. So a handler that runs again sends its results once.
-            on_full: what to do when the stream is full: `wait` for room until the timeout, `raise` at once,
-                or `shed`, which drops an event, counts it and returns None.
-            timeout: for how many seconds to try; up to ten of them for a route that is not declared yet. What
-                is under way by then is waited for up to a second longer.
+            once: idempotency key: within an hour, no other message with this key is added to the stream, and
+                sending one returns the entry of the first. So a handler that runs again sends its results
+                once.
+            on_full: what to do when the stream is full: `wait` for room until the timeout (the default),
+                `raise` Backpressure at once, or `shed`: drop the event, count it, and return a SentMessage
+                that is `shed`.
+            timeout: seconds to try, 30 by default; up to ten of them for a route that is not declared yet.
+                A batch that is in flight at the deadline is awaited up to a second longer.
 
         Raises:
             InvalidMessage: an argument does not fit the envelope's schema, or is not an event and to be shed;
                 or the message is larger than the server takes.
             InvalidPayload: the payload is no JSON object, or violates the stream's contract.
-            SettingsError: the stream has contracts, and what checks them is not installed.
+            SettingsError: the stream has contracts, and the library that checks them is not installed.
             NoRoute: no declared stream leads to the addressee, or several do.
-            Backpressure: the stream was full until the deadline, or is and that was to raise.
-            MessageExpired: `expires_at` was over before the message could be sent.
+            Backpressure: the stream was full until the deadline, or at once with `on_full="raise"`.
+            MessageExpired: `expires_at` passed before the message could be sent.
             StreamMissing: the stream did not exist until the deadline.
-            ConnectionLost: the server did not answer until the deadline; whether it has the message is not
-                known.
+            ConnectionLost: the server did not answer until the deadline; it may have the message.
             AccessDenied: the server refused credentials or rights until the deadline.
             ServerRefused: the server refused for another reason until the deadline.
         """
-        message = self._message(
-            to=_addressee(to, stream),
-            type=type,
-            payload=payload,
-            correlation_id=correlation_id,
-            reply_to=reply_to,
-            expires_at=expires_at,
-            key=key,
-            schema_version=schema_version,
-        )
-        return await self._sender.send(message, stream, timeout, once=once, on_full=on_full)
+        to = _addressee(to, options.get("stream"))
+        return await self._sender.send(self._record(to, type, payload, reply_to, **options))
 
     async def send_many(
         self,
@@ -160,33 +118,29 @@ class Producer:
         *,
         timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
     ) -> list[SentMessage]:
-        """Sends many messages in few round trips, each as `send_message` does; waits where a stream is full.
+        """Sends many messages in few round trips, each as `send_message` does; waits while a stream is full.
 
         Args:
-            messages: what to send; those for the same stream keep their order.
-            timeout: for how many seconds to try.
+            messages: what to send; messages for the same stream keep their order.
+            timeout: seconds to try.
 
         Raises:
-            InvalidMessage, NoRoute: one of them names neither addressee nor stream, or does not fit the
+            InvalidMessage, NoRoute: a message names neither addressee nor stream, or does not fit the
                 envelope's schema. None was sent.
-            SendFailed: some were not sent; it says which ones, and why.
+            SendFailed: some messages were not sent; `results` says which ones, and why.
         """
-        now = asyncio.get_running_loop().time()
         records = [
-            OutgoingRecord(
-                self._message(
-                    to=_addressee(one.to, one.stream),
-                    type=one.type,
-                    payload=one.payload,
-                    correlation_id=one.correlation_id,
-                    reply_to=one.reply_to,
-                    expires_at=one.expires_at,
-                    key=one.key,
-                    schema_version=one.schema_version,
-                ),
-                one.stream,
-                one.once,
-                since=now,
+            self._record(
+                _addressee(one.to, one.stream),
+                one.type,
+                one.payload,
+                one.reply_to,
+                stream=one.stream,
+                correlation_id=one.correlation_id,
+                expires_at=one.expires_at,
+                key=one.key,
+                schema_version=one.schema_version,
+                once=one.once,
                 timeout=timeout,
             )
             for one in messages
@@ -198,28 +152,15 @@ class Producer:
         *,
         type: MessageType,  # noqa: A002 - the envelope's name
         payload: Any,
-        stream: str | None = None,
-        correlation_id: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        once: str | None = None,
-        on_full: Literal["wait", "raise"] = "wait",
-        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
+        **options: Unpack[SendOptions],
     ) -> Receipt:
-        """Sends one message to all groups of a broadcast stream. Returns who is to acknowledge it.
+        """Sends one message to all groups of a broadcast stream. Returns a receipt of their acknowledgements.
 
         Args:
             type: `task_request`, `task_result` or `event`.
             payload: the data: a dict, msgspec.Struct, dataclass or pydantic model.
-            stream: name of the AgentStream, where the agent produces to several broadcast streams.
-            correlation_id: id of the message that this one belongs to.
-            expires_at: when it loses its meaning, in seconds since 1970.
-            key: messages with the same ordering key are handled one after the other in each group.
-            schema_version: version of the payload's schema, where there are several.
-            once: a key of your own, as for `send_message`.
-            on_full: what to do when the stream is full: `wait` for room until the timeout, or `raise`.
-            timeout: for how many seconds to try.
+            options: as of `send_message`; `stream` names the AgentStream, where the agent produces to several
+                broadcast streams. The receipt of an event that was shed expects no groups.
 
         Raises:
             NoRoute: the agent produces to no broadcast stream, or to several; or the one named is none.
@@ -227,19 +168,11 @@ class Producer:
                 ConnectionLost, AccessDenied, ServerRefused: as `send_message`.
         """
         loop = asyncio.get_running_loop()
+        timeout = options.get("timeout", DEFAULT_TIMEOUT)
         deadline = loop.time() + timeout
-        produces = await broadcast_stream(self._directory, stream, timeout)
-        message = self._message(
-            to=BROADCAST,
-            type=type,
-            payload=payload,
-            correlation_id=correlation_id,
-            expires_at=expires_at,
-            key=key,
-            schema_version=schema_version,
-        )
-        left = max(deadline - loop.time(), 0)
-        sent = await self._sender.send(message, produces.stream, left, once=once, on_full=on_full)
+        produces = await broadcast_stream(self._directory, options.get("stream"), timeout)
+        options.update({"stream": produces.stream, "timeout": max(deadline - loop.time(), 0)})
+        sent = await self._sender.send(self._record(BROADCAST, type, payload, **options))
         return Receipt(self._write.call, sent, produces)
 
     async def request(
@@ -248,61 +181,43 @@ class Producer:
         to: str,
         payload: Any,
         type: MessageType = "task_request",  # noqa: A002 - the envelope's name
-        stream: str | None = None,
-        correlation_id: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - at the deadline it says that nobody answered
+        **options: Unpack[MessageOptions],
     ) -> Message:
-        """Sends a message and waits for the answer, which a handler gives with `Delivery.reply`.
+        """Sends a request and waits for the reply, which a handler gives with `Delivery.reply`.
 
-        Should whoever handles it be gone before it answers, another consumer gets the request when its lease
-        has run out, and answers. Of several answers the first one counts.
+        If the consumer dies before it replies, another consumer gets the request when the lease has run out.
+        Of several replies the first one counts.
 
         Args:
-            to: the agent that is to answer.
+            to: the agent that is to reply.
             payload: the data: a dict, msgspec.Struct, dataclass or pydantic model.
-            type: what kind of message it is.
-            stream: name of the AgentStream, where several lead to the addressee.
-            correlation_id: id of the message that the request belongs to.
-            expires_at: when nobody is to begin with it any more, in seconds since 1970; once the timeout is
-                over if None.
-            key: messages with the same ordering key are handled one after the other in each group.
-            schema_version: version of the payload's schema, where there are several.
-            timeout: for how many seconds to wait.
+            type: `task_request`, `task_result` or `event`.
+            options: as of `send_message`, but for `once` and `on_full`. `timeout` is for how many seconds to
+                wait for the reply, 60 by default; `expires_at` is the end of the timeout by default.
 
         Returns:
-            The answer, a `task_result`.
+            The reply, a `task_result`.
 
         Raises:
-            NoReply: nobody answered in time. Somebody may still be at it, and on a stream that requires
-                signatures, answers without a valid one do not count.
+            NoReply: no reply came in time. A consumer may still be handling the request. On a stream that
+                requires signatures, replies without a valid one do not count.
             RequestFailed: the request became a dead letter.
             InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure, MessageExpired,
                 StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `send_message`.
         """
-        message = self._message(
-            to=to,
-            type=type,
-            payload=payload,
-            correlation_id=correlation_id,
-            reply_to=self._requests.key,
-            expires_at=time.time() + timeout if expires_at is None else expires_at,
-            key=key,
-            schema_version=schema_version,
-        )
-        now = asyncio.get_running_loop().time()
-        record = OutgoingRecord(message, stream, None, since=now, timeout=timeout)
-        asking = self._requests.ask(record, self._sender.post, timeout)
+        timeout = options.setdefault("timeout", REQUEST_TIMEOUT)
+        if options.get("expires_at") is None:
+            options["expires_at"] = time.time() + timeout
+        record = self._record(to, type, payload, self._requests.key, **options)
+        asking = self._requests.ask(record, self._sender.send, timeout)
         tracing = spans()
-        return await (asking if tracing is None else tracing.asked(message, asking))
+        return await (asking if tracing is None else tracing.asked(record.message, asking))
 
     async def notify(self, to: str, payload: Any) -> int:
-        """Tells whoever listens just now, at most once: what nobody hears is lost. See `notifications`.
+        """Publishes a notification to the processes that listen now, at most once; see `notifications`.
 
         Args:
-            to: the agent whose processes are to hear it, or `broadcast` for those of all agents of the
+            to: the agent whose processes are to get it, or `broadcast` for those of all agents of the
                 namespace.
             payload: the data: a dict, msgspec.Struct, dataclass or pydantic model.
 
@@ -318,16 +233,16 @@ class Producer:
         return int(await self._write.call("PUBLISH", channel, notification(self.name, payload_of(payload))))
 
     def notifications(self, *, buffer: int = DEFAULT_BUFFER) -> Notifications:
-        """The notifications to this agent and to all, from soon on, as an asynchronous iterator.
+        """Subscribes to notifications to this agent and to all agents. Returns an asynchronous iterator.
 
-        They are lossy on purpose: what is published while this process connects, is away, or is slower than
-        the buffer allows is lost to it. Each such iterator gets all of them.
+        Notifications are lossy on purpose: the iterator misses what is published while this process connects
+        or is away, and the oldest ones while its buffer is full. Several iterators get all of them each.
 
         Args:
-            buffer: how many are kept for a listener that is slow; the oldest ones are dropped for newer ones.
+            buffer: how many are kept while the iterator is slow.
 
         Raises:
-            ValueError: the buffer holds nothing.
+            ValueError: the buffer is smaller than 1.
         """
         if buffer < 1:
             raise ValueError("buffer must be at least 1")
@@ -343,19 +258,23 @@ class Producer:
         self._mailboxes = [*(m for m in self._mailboxes if not m.is_over), mailbox]
         return Notifications(mailbox)
 
-    def _message(
+    def _record(
         self,
-        *,
         to: str,
         type: MessageType,  # noqa: A002 - the envelope's name
         payload: Any,
-        correlation_id: str | None = None,
         reply_to: str | None = None,
+        *,
+        stream: str | None = None,
+        correlation_id: str | None = None,
         expires_at: float | None = None,
         key: str | None = None,
         schema_version: int | None = None,
-    ) -> Message:
-        return Message(
+        once: str | None = None,
+        on_full: OnFull = "wait",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> OutgoingRecord:
+        message = Message(
             v=1,
             id=new_id(),
             sender=self.name,
@@ -369,6 +288,7 @@ class Producer:
             key=key,
             schema_version=version_of(payload) if schema_version is None else schema_version,
         )
+        return OutgoingRecord(message, stream=stream, once=once, on_full=on_full, timeout=timeout)
 
     def _client(self, role: str, timeout: float = 5.0, **listening: Any) -> Client:
         name = f"agentstream:{self.namespace}.{self.name}:{role}"

@@ -80,7 +80,7 @@ class Receipt:
 
     def __init__(self, call: Callable[..., Awaitable[Any]], sent: SentMessage, produces: Produces) -> None:
         self.sent = sent
-        self.expected: tuple[str, ...] = produces.groups
+        self.expected: tuple[str, ...] = () if sent.shed else produces.groups
         self._call = call
         keys = StreamKeys(produces.key)
         parked = ((group, keys.parked(group)) for group in self.expected)

@@ -7,7 +7,6 @@ answer, with the keys of that stream.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 import time
@@ -86,10 +85,7 @@ class Replies:
             with contextlib.nullcontext(b"") if tracing is None else tracing.answering(request) as carried:
                 await self._put(request, answer, policy, timeout, trace=carried)
         else:
-            now = asyncio.get_running_loop().time()
-            await self._send(
-                OutgoingRecord(answer, None, None, since=now, timeout=timeout, patience=patience)
-            )
+            await self._send(OutgoingRecord(answer, timeout=timeout, patience=patience))
 
     async def gave_up(self, body: bytes | None, policy: Consumes, reason: str, error: str) -> None:
         """Tells whoever asked that its request became a dead letter, if it can be told soon.

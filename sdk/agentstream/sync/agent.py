@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, Unpack
 
 from agentstream import agent
 from agentstream.handlers.declare import DEFAULT_MAX_WAIT
@@ -16,8 +16,7 @@ from agentstream.payloads.types import Payload
 from agentstream.payloads.upcasting import Upcast
 from agentstream.protocol.envelope import Message, MessageType
 from agentstream.sending.notifications import DEFAULT_BUFFER
-from agentstream.sending.requests import DEFAULT_TIMEOUT as REQUEST_TIMEOUT
-from agentstream.sending.sender import DEFAULT_TIMEOUT, OnFull, OutgoingMessage
+from agentstream.sending.sender import DEFAULT_TIMEOUT, MessageOptions, OutgoingMessage, SendOptions
 from agentstream.sent import SentMessage
 from agentstream.signals import SIGNAL_EXIT, on_signal
 from agentstream.sync.delivery import SyncDeliveries
@@ -67,79 +66,23 @@ class SyncAgent:
         """The agent that the settings name. Signals are left to the application."""
         return cls(settings, ends_on_signals=False)
 
-    @overload
-    def send_message(
-        self,
-        *,
-        type: MessageType,
-        payload: Any,
-        to: str | None = None,
-        stream: str | None = None,
-        correlation_id: str | None = None,
-        reply_to: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        once: str | None = None,
-        on_full: Literal["wait", "raise"] = "wait",
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> SentMessage: ...
-
-    @overload
-    def send_message(
-        self,
-        *,
-        type: MessageType,
-        payload: Any,
-        to: str | None = None,
-        stream: str | None = None,
-        correlation_id: str | None = None,
-        reply_to: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        once: str | None = None,
-        on_full: Literal["shed"],
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> SentMessage | None: ...
-
     def send_message(
         self,
         *,
         type: MessageType,  # noqa: A002 - the envelope's name
         payload: Any,
         to: str | None = None,
-        stream: str | None = None,
-        correlation_id: str | None = None,
         reply_to: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        once: str | None = None,
-        on_full: OnFull = "wait",
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> SentMessage | None:
+        **options: Unpack[SendOptions],
+    ) -> SentMessage:
         """As `agentstream.Agent.send_message`.
 
         Raises:
             InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure, MessageExpired,
                 StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as there.
         """
-        send: Callable[..., Coroutine[Any, Any, SentMessage | None]] = self._agent.send_message
         return self._loop.run(
-            send,
-            type=type,
-            payload=payload,
-            to=to,
-            stream=stream,
-            correlation_id=correlation_id,
-            reply_to=reply_to,
-            expires_at=expires_at,
-            key=key,
-            schema_version=schema_version,
-            once=once,
-            on_full=on_full,
-            timeout=timeout,
+            self._agent.send_message, type=type, payload=payload, to=to, reply_to=reply_to, **options
         )
 
     def send_many(
@@ -157,14 +100,7 @@ class SyncAgent:
         *,
         type: MessageType,  # noqa: A002 - the envelope's name
         payload: Any,
-        stream: str | None = None,
-        correlation_id: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        once: str | None = None,
-        on_full: Literal["wait", "raise"] = "wait",
-        timeout: float = DEFAULT_TIMEOUT,
+        **options: Unpack[SendOptions],
     ) -> SyncReceipt:
         """As `agentstream.Agent.broadcast`.
 
@@ -172,19 +108,7 @@ class SyncAgent:
             NoRoute, InvalidMessage, InvalidPayload, SettingsError, Backpressure, MessageExpired,
                 StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as there.
         """
-        receipt = self._loop.run(
-            self._agent.broadcast,
-            type=type,
-            payload=payload,
-            stream=stream,
-            correlation_id=correlation_id,
-            expires_at=expires_at,
-            key=key,
-            schema_version=schema_version,
-            once=once,
-            on_full=on_full,
-            timeout=timeout,
-        )
+        receipt = self._loop.run(self._agent.broadcast, type=type, payload=payload, **options)
         return SyncReceipt(receipt, self._loop)
 
     def request(
@@ -193,12 +117,7 @@ class SyncAgent:
         to: str,
         payload: Any,
         type: MessageType = "task_request",  # noqa: A002 - the envelope's name
-        stream: str | None = None,
-        correlation_id: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        timeout: float = REQUEST_TIMEOUT,
+        **options: Unpack[MessageOptions],
     ) -> Message:
         """As `agentstream.Agent.request`.
 
@@ -206,18 +125,7 @@ class SyncAgent:
             NoReply, RequestFailed, InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure,
                 MessageExpired, StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as there.
         """
-        return self._loop.run(
-            self._agent.request,
-            to=to,
-            payload=payload,
-            type=type,
-            stream=stream,
-            correlation_id=correlation_id,
-            expires_at=expires_at,
-            key=key,
-            schema_version=schema_version,
-            timeout=timeout,
-        )
+        return self._loop.run(self._agent.request, to=to, payload=payload, type=type, **options)
 
     def notify(self, to: str, payload: Any) -> int:
         """As `agentstream.Agent.notify`.

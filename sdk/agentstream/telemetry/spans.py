@@ -121,9 +121,7 @@ class Spans:
             self._provided = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
         return self._provided or trace.get_current_span() is not trace.INVALID_SPAN
 
-    async def sent(
-        self, record: TracedRecord, sending: Coroutine[Any, Any, SentMessage | None]
-    ) -> SentMessage | None:
+    async def sent(self, record: TracedRecord, sending: Coroutine[Any, Any, SentMessage]) -> SentMessage:
         """What sending returns, in a span of the sender."""
         attributes = {
             **_of_message(record.message, "send"),
@@ -132,7 +130,7 @@ class Spans:
         with self._sending(record.stream or record.message.to, attributes) as span:
             record.trace = carried()
             sent = await sending
-            if sent is not None:
+            if not sent.shed:
                 _sent_to(span, sent.stream)
                 span.set_attribute("agentstream.entry", sent.entry)
             return sent
