@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from agentstream.consuming.commands import GroupCalls
+from agentstream.consuming.hold import DELIVERED, Hold, delivered_holds
 from agentstream.errors import AccessDenied
-from agentstream.protocol.entry import Entry, EntryState, read_entries
 from agentstream.protocol.keys import StreamKeys, notify_channel, nudge_channel, reply_key
 from agentstream.protocol.library import DONE
 from agentstream.protocol.routes import Consumes, Produces, decode_route, encode_route
@@ -346,16 +346,18 @@ async def test_a_consumer_can_do_all_that_handling_a_message_takes(
         streams.xadd(key, {"m": "x"})
     async with as_agent(server, broker, CONSUMER) as wire:
 
-        async def read() -> list[Entry]:
-            return list(read_entries(await wire.call(*calls.read(calls.sources, 10, 1000)), calls.sources))
+        async def read() -> list[Hold]:
+            return list(
+                delivered_holds(await wire.call(*calls.read(calls.sources, 10, 1000)), calls.sources, 0)
+            )
 
         entries = await read()
         assert await wire.call(*calls.begin(main, entries[:1])) == [2]
-        entries[0].counter = 2
+        entries[0] = Hold(entries[0].entry, 2, DELIVERED, 0)
         assert await wire.call(*calls.renew(main, entries[:2])) == [DONE, DONE]
         assert await wire.call(*calls.settle(main, "acked", entries[:1])) == [DONE]
         assert await wire.call(*calls.turn([entry.id for entry in entries[:2]])) == [1, 0]
-        assert await wire.call(*calls.release(main, EntryState.DELIVERED, entries[1:2])) == [DONE]
+        assert await wire.call(*calls.release(main, DELIVERED, entries[1:2])) == [DONE]
         assert len((await wire.call(*calls.take(main, "", "-", 10)))[1]) == 5
         assert await wire.call(*calls.retry(entries[2], 0, 1, "Failed", "e")) == DONE
         assert await wire.call(*calls.retry(entries[3], 1, 1, "Failed", "e")) == DONE

@@ -309,7 +309,7 @@ async def test_what_was_lost_while_it_was_gathered_is_left_out(topology: Topolog
     async with Running(coder):
         await until(lambda: len(_held(coder)) == 2)
         for entry in _held(coder):
-            entry.lost = True
+            entry.lose()
         await send(topology, 3)
         await until(lambda: given == [3])
         # what was left out is not held any more, either
@@ -331,7 +331,7 @@ async def test_what_was_over_its_lease_when_it_was_gathered_comes_again(
         await until(lambda: len(_held(coder)) == 2)
         gathered = _held(coder)
         proxy.refuse()
-        await until(lambda: all(entry.busy for entry in gathered))
+        await until(lambda: all(entry.is_busy for entry in gathered))
         proxy.accept()
         await until(lambda: topology.settled(group, 2))
     assert sorted(given) == [(1, False), (2, False)]
@@ -350,7 +350,7 @@ async def test_a_batch_of_which_everything_was_lost_is_not_handled(
     async with Running(coder):
         await until(lambda: len(_held(coder)) == 2)
         for entry in _held(coder):
-            entry.lost = True
+            entry.lose()
     assert not given
 
 
@@ -421,7 +421,7 @@ async def test_a_batch_is_cancelled_when_all_its_messages_were_lost(topology: To
     async with Running(coder):
         await stuck.begun.wait()
         await steal(topology, group, 0)
-        await until(lambda: [entry.lost for entry in _held(coder)].count(True) == 1)
+        await until(lambda: [entry.is_lost for entry in _held(coder)].count(True) == 1)
         assert not stuck.cancelled.is_set(), "one of them is still its own"
         await steal(topology, group, 1)
         await asyncio.wait_for(stuck.cancelled.wait(), 10)
@@ -455,7 +455,7 @@ async def test_a_batch_of_which_some_were_lost_can_skip_them_and_settles_the_oth
     async with Running(coder):
         await stuck.begun.wait()
         await steal(topology, group, 0)
-        await until(lambda: [entry.lost for entry in _held(coder)].count(True) == 1)
+        await until(lambda: [entry.is_lost for entry in _held(coder)].count(True) == 1)
         stuck.go_on.set()
         await until(lambda: not _held(coder))
     assert not stuck.cancelled.is_set()

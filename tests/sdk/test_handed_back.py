@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from agentstream.consuming.commands import GroupCalls
-from agentstream.protocol.entry import Entry, EntryState, claimed_entries
+from agentstream.consuming.hold import CLAIMED, Hold, claimed_holds
 from agentstream.protocol.library import DONE
 from agentstream.protocol.routes import Consumes
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.observed import Gone
 from support.topology import HANDED_BACK, Topology
 
-Give = Callable[[list[Entry]], Awaitable[None]]
+Give = Callable[[list[Hold]], Awaitable[None]]
 
 LEASE, INTERVAL = 60_000, 2_000
 GONE = "pod-a"
@@ -40,11 +40,11 @@ class Held:
             await self.topology.add_raw(self.group.key, b"{}")
         return await self.topology.left_behind(self.group)
 
-    async def claim(self, count: int, consumer: str = f"{GONE}.1") -> list[Entry]:
+    async def claim(self, count: int, consumer: str = f"{GONE}.1") -> list[Hold]:
         """What a consumer gets of them, up to so many."""
         calls = GroupCalls(self.group, consumer)
         _, found, *_ = await self.call(*calls.sweep(LEASE, INTERVAL, count, None, now=True))
-        return list(claimed_entries(found, calls.main))
+        return list(claimed_holds(found, calls.main, 0))
 
 
 @pytest.fixture
@@ -57,12 +57,10 @@ async def held(topology: Topology) -> Held:
 def give(request: pytest.FixtureRequest, held: Held, broker: Broker) -> Give:
     """Makes what this consumer claimed anybody's."""
 
-    async def hand_back(entries: list[Entry]) -> None:
-        assert set(await held.call(*held.calls.release(held.calls.main, EntryState.CLAIMED, entries))) == {
-            DONE
-        }
+    async def hand_back(entries: list[Hold]) -> None:
+        assert set(await held.call(*held.calls.release(held.calls.main, CLAIMED, entries))) == {DONE}
 
-    async def free(entries: list[Entry]) -> None:
+    async def free(entries: list[Hold]) -> None:
         assert await broker.release_pod(held.group.key, "coder", Gone(GONE)) == len(entries)
 
     return hand_back if request.param == "handed back" else free

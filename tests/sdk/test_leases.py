@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from agentstream.consuming.commands import Command, GroupCalls
-from agentstream.protocol.entry import Entry, Source
+from agentstream.consuming.hold import Hold
+from agentstream.protocol.entry import Source
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults, block_loop
 from agentstream.transport.client import Client
@@ -63,7 +64,7 @@ async def test_what_is_over_its_lease_once_it_is_begun_is_handed_to_nobody(
                 admin.xclaim(group.key, "coder", "other.1", 300, [pending["message_id"]], justid=True)
         blocked.append(pending["times_delivered"])
 
-    def begin(self: GroupCalls, source: Source, entries: Sequence[Entry]) -> Command:
+    def begin(self: GroupCalls, source: Source, entries: Sequence[Hold]) -> Command:
         monkeypatch.undo()
         # in the round of the loop after the one in which the command leaves
         loop.call_soon(loop.call_soon, block)

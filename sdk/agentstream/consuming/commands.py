@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from itertools import chain
 
-from agentstream.protocol.entry import Entry, EntryState, Source
+from agentstream.consuming.hold import Hold, HoldState
+from agentstream.protocol.entry import Source
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.transport.client import Argument
@@ -58,31 +59,31 @@ class GroupCalls:
         until = "" if limit is None else limit
         return self._call("as1_sweep", self.main, *keys, lease, interval, count, int(now), until)
 
-    def begin(self, source: Source, entries: Iterable[Entry]) -> Command:
+    def begin(self, source: Source, entries: Iterable[Hold]) -> Command:
         """Counts an attempt; replies with the new counters, 0 for what is not held."""
         return self._call("as1_begin", source, self._stats, int(source.retry), *_held(entries))
 
-    def renew(self, source: Source, entries: Iterable[Entry]) -> Command:
+    def renew(self, source: Source, entries: Iterable[Hold]) -> Command:
         """Renews leases; replies with a code for each."""
         return self._call("as1_renew", source, self._stats, int(source.retry), *_held(entries))
 
-    def release(self, source: Source, state: EntryState, entries: Collection[Entry]) -> Command:
+    def release(self, source: Source, state: HoldState, entries: Collection[Hold]) -> Command:
         """Hands entries of one state back; replies with a code for each."""
         where = (self._stats, int(source.retry), self._parked_of(entries), self.retries.key)
         return self._call("as1_release", source, *where, state, *_held(entries))
 
-    def settle(self, source: Source, outcome: str, entries: Collection[Entry]) -> Command:
+    def settle(self, source: Source, outcome: str, entries: Collection[Hold]) -> Command:
         """Takes entries off the group, `acked` or `skipped`; replies with a code for each."""
         where = (self._stats, self._parked_of(entries), int(source.retry))
         return self._call("as1_settle", source, *where, outcome, *_held(entries))
 
-    def retry(self, entry: Entry, delay: int, attempts: int, reason: str, error: str) -> Command:
+    def retry(self, entry: Hold, delay: int, attempts: int, reason: str, error: str) -> Command:
         """Puts an entry off for `delay` ms; replies with a code."""
         where = (self._stats, self._parked_of((entry,)), int(entry.source.retry), *_held((entry,)))
         later = (self._delay, self.retries.key, delay)
         return self._call("as1_retry", entry.source, *where, *later, attempts, reason, error)
 
-    def dead_letter(self, entry: Entry, attempts: int, reason: str, error: str) -> Command:
+    def dead_letter(self, entry: Hold, attempts: int, reason: str, error: str) -> Command:
         """Gives an entry up; replies with a code."""
         where = (self._stats, self._parked_of((entry,)), int(entry.source.retry), *_held((entry,)))
         return self._call(
@@ -93,7 +94,7 @@ class GroupCalls:
         """Which of these entries, that come before others, are finished; replies with 1 or 0 for each."""
         return ("FCALL", "as1_turn", 1, self.main.key, self._group, self._parked, *predecessors)
 
-    def _parked_of(self, entries: Collection[Entry]) -> str:
+    def _parked_of(self, entries: Collection[Hold]) -> str:
         """Where it is kept what becomes of retried entries, if receipts or what follows ask for it."""
         is_asked_for = self._is_broadcast or any(entry.after is not None for entry in entries)
         return self._parked if is_asked_for else ""
@@ -102,6 +103,6 @@ class GroupCalls:
         return ("FCALL", function, 1, source.key, self._group, self._consumer, *arguments)
 
 
-def _held(entries: Iterable[Entry]) -> Iterable[Argument]:
+def _held(entries: Iterable[Hold]) -> Iterable[Argument]:
     """What the functions know an entry by: its id and the counter at which it is held."""
     return chain.from_iterable((entry.id, entry.counter) for entry in entries)

@@ -11,11 +11,11 @@ from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
+from agentstream.consuming.hold import Hold
 from agentstream.consuming.once import WEEK, Once
 from agentstream.consuming.settling import Settler, retry_delay
 from agentstream.errors import NoRoute, Reject, Retry, check_delay
 from agentstream.payloads.types import Payload
-from agentstream.protocol.entry import Entry
 from agentstream.protocol.envelope import Message
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes
@@ -38,7 +38,7 @@ class Interruption(Enum):
     DEADLINE = "its deadline is over"
 
 
-Extend = Callable[["Delivery[Any]", Entry, float], Awaitable[bool]]
+Extend = Callable[["Delivery[Any]", Hold, float], Awaitable[bool]]
 """Moves the deadline of a delivery to so many seconds from now; returns whether its entry is held."""
 
 
@@ -69,7 +69,7 @@ class Delivery(Generic[Payload]):
     _cancelled = False
 
     def __init__(
-        self, entry: Entry, policy: Consumes, settler: Settler, extend: Extend, deadline: float | None
+        self, entry: Hold, policy: Consumes, settler: Settler, extend: Extend, deadline: float | None
     ) -> None:
         self.deadline = deadline
         """When the handler is cancelled, by the event loop's clock in seconds; None for never."""
@@ -106,7 +106,7 @@ class Delivery(Generic[Payload]):
     @property
     def entry(self) -> str:
         """Id of the entry on the main stream, the same for every attempt."""
-        return self._entry.origin
+        return self._entry.entry.origin
 
     @property
     def attempt(self) -> int:
@@ -125,7 +125,7 @@ class Delivery(Generic[Payload]):
     @property
     def held(self) -> bool:
         """False once it is known that another consumer may have the message."""
-        return not self._entry.lost and self._verb != _EXPIRED
+        return not self._entry.is_lost and self._verb != _EXPIRED
 
     @property
     def settled(self) -> bool:
@@ -135,12 +135,12 @@ class Delivery(Generic[Payload]):
     @property
     def outcome(self) -> str:
         """What became of the message: the verb that settled it, or `lost`; empty until it is settled."""
-        return "lost" if self._entry.lost or self._entry.outcome is False else self._verb
+        return "lost" if self._entry.is_lost or self._entry.was_held is False else self._verb
 
     @property
     def trace_context(self) -> bytes | None:
         """W3C Trace Context of the sender: `traceparent`, or `traceparent;tracestate`; None without one."""
-        return self._entry.trace
+        return self._entry.entry.trace
 
     def once(self, key: str, *, ttl: float = WEEK) -> Once:
         """An effect outside that the group must not repeat, though the message may be handled twice.
@@ -220,7 +220,7 @@ class Delivery(Generic[Payload]):
             Whether this process still holds the message and has not settled it; the server is asked, and
             where it does not answer, it is what is known here.
         """
-        if self._verb or self._interrupted is not None or self._entry.lost:
+        if self._verb or self._interrupted is not None or self._entry.is_lost:
             return False
         return await self._extend(self, self._entry, seconds)
 
@@ -330,7 +330,7 @@ class Delivery(Generic[Payload]):
     @property
     def _is_wanted(self) -> bool:
         """Whether it is still for the handler to decide what becomes of the message."""
-        return not self._verb and self._interrupted is None and not self._entry.lost
+        return not self._verb and self._interrupted is None and not self._entry.is_lost
 
     def _lose(self) -> None:
         """The lease is known to be lost."""
@@ -376,7 +376,7 @@ class Delivery(Generic[Payload]):
             return False
         self._verb = verb
         self._settler.counters.handling.observe(time.monotonic() - self._since)
-        if self._entry.lost:
+        if self._entry.is_lost:
             self._settler.drop_lost(self._entry)
             return False
         return True

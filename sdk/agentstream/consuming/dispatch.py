@@ -13,6 +13,7 @@ from agentstream.consuming.commands import GroupCalls
 from agentstream.consuming.deadline import Deadlines
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.fetch import Capacity
+from agentstream.consuming.hold import DELIVERED, Hold
 from agentstream.consuming.isolation import PoisonIsolation, PrefetchQueue
 from agentstream.consuming.leases import Leases, Renews, batches
 from agentstream.consuming.ordering import KeyOrder, OrderPoller
@@ -20,7 +21,6 @@ from agentstream.consuming.settling import Settler
 from agentstream.consuming.triage import Defer, Deliver, GiveUp, Skip, is_expired, triage
 from agentstream.errors import AgentStreamError
 from agentstream.identity.keyring import Keyring, Verifier
-from agentstream.protocol.entry import Entry
 from agentstream.protocol.envelope import Message
 from agentstream.protocol.library import DONE
 from agentstream.protocol.reasons import FLAWS, Reason
@@ -101,13 +101,13 @@ class Dispatcher:
             closed=lambda: self._prefetched.is_blocked,
         )
         # begun, but not handed out
-        self._ready: deque[Entry] = deque()
+        self._ready: deque[Hold] = deque()
         # None for those that are about to be begun, or were and are not handed out
-        self._running: dict[Entry, Delivery[Any] | None] = {}
+        self._running: dict[Hold, Delivery[Any] | None] = {}
         self._deadlines = Deadlines(lambda: filter(None, self._running.values()))
         self._time = asyncio.get_running_loop().time
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self._to_start: list[Entry] = []
+        self._to_start: list[Hold] = []
         self._starting = 0
         self._starts: set[asyncio.Task[None]] = set()
         self._isolation = PoisonIsolation(self._prefetched, self.settler.release, nudge, self._look_again)
@@ -131,7 +131,7 @@ class Dispatcher:
         self._policy = policy
         self.leases.lease = self._prefetched.patience = policy.lease / 1000
 
-    def accept(self, entries: Iterable[Entry]) -> None:
+    def accept(self, entries: Iterable[Hold]) -> None:
         """Takes entries that came in: holds them, and decides what becomes of them."""
         received = 0
         for entry in entries:
@@ -151,9 +151,7 @@ class Dispatcher:
             return None
         while self._ready:
             begun = self._ready.popleft()
-            if begun.lost:
-                self._ended((begun,))
-            elif begun.is_overdue:
+            if begun.is_overdue:
                 # its attempt is taken back, if nobody else has it
                 self.settler.release(begun)
             else:
@@ -169,7 +167,7 @@ class Dispatcher:
                 self._forget(entry)
             elif entry.message.expires_at is not None and is_expired(entry.message, time.time()):
                 self._give_up(entry, GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free"))
-            elif entry.started:
+            elif entry.state is DELIVERED:
                 return self._hand_out(entry)
             else:
                 self._start_soon(entry)
@@ -221,13 +219,13 @@ class Dispatcher:
         await self._isolation.ended()
         self._deadlines.cancel()
 
-    def _go_on(self, entries: Sequence[Entry]) -> None:
+    def _go_on(self, entries: Sequence[Hold]) -> None:
         """Takes entries with ordering keys whose turn has come."""
         for entry in entries:
             self._admit(entry)
         self._look_again()
 
-    def _leave(self, entry: Entry) -> None:
+    def _leave(self, entry: Hold) -> None:
         """Lets go on what comes after an entry with the same ordering key."""
         if entry.after is not None:
             following = self._key_order.leave(entry)
@@ -235,7 +233,7 @@ class Dispatcher:
                 self._admit(following)
             self.order_poller.look()
 
-    def _admit(self, entry: Entry) -> None:
+    def _admit(self, entry: Hold) -> None:
         """Decides what becomes of an entry; where it has an ordering key, in its turn, even if unseen."""
         verdict = triage(
             entry, self._policy, self._agent, time.time(), flaw_of=self._verifier.flaw, read=self._read
@@ -245,7 +243,7 @@ class Dispatcher:
                 self._warn(entry, verdict.flaw)
             elif self._policy.signatures != OFF:
                 self._counters.add(VERIFIED)
-            entry.message, entry.payload = verdict.message, verdict.payload
+            entry.read(verdict.message, verdict.payload)
             self._prefetched.put(entry)
         elif isinstance(verdict, Skip):
             self.settler.skip(entry)
@@ -254,34 +252,39 @@ class Dispatcher:
         else:
             self._give_up(entry, verdict)
 
-    def _forget(self, entry: Entry) -> None:
+    def _forget(self, entry: Hold) -> None:
         """Another consumer may have the entry by now; if none has, it is found again."""
+        entry.lose()
         self.leases.drop(entry)
         self._ended((entry,))
         self._on_doubt()
 
-    def _warn(self, entry: Entry, flaw: Reason) -> None:
+    def _warn(self, entry: Hold, flaw: Reason) -> None:
         count = self._counters.add(UNVERIFIED, flaw)
         if is_worth_saying(count):
             _log.warning(
                 "%s: entry %s is delivered without a valid signature (%s, %d so far)",
                 self._policy.stream,
-                entry.origin,
+                entry.entry.origin,
                 flaw,
                 count,
             )
 
-    def _give_up(self, entry: Entry, verdict: GiveUp) -> None:
+    def _give_up(self, entry: Hold, verdict: GiveUp) -> None:
         if verdict.reason in FLAWS:
             self._counters.add(UNVERIFIED, verdict.reason)
         _log.warning(
-            "%s: gives up entry %s: %s: %s", self._policy.stream, entry.origin, verdict.reason, verdict.error
+            "%s: gives up entry %s: %s: %s",
+            self._policy.stream,
+            entry.entry.origin,
+            verdict.reason,
+            verdict.error,
         )
         self.settler.dead_letter(entry, self._policy, verdict.reason, verdict.error)
 
-    def _hand_out(self, entry: Entry) -> Delivery[Any]:
+    def _hand_out(self, entry: Hold) -> Delivery[Any]:
         """A handler gets the entry now."""
-        entry.begun = True
+        entry.begin()
         deadline = None
         if self._policy.deadline:
             deadline = self._time() + self._policy.deadline / 1000
@@ -292,12 +295,12 @@ class Dispatcher:
             self.capacity.changed()
         return delivery
 
-    def _watch(self, entry: Entry, deadline: float) -> None:
+    def _watch(self, entry: Hold, deadline: float) -> None:
         # a handler that cannot be cancelled keeps its message from others for no longer than this
-        entry.renew_until = deadline + self.leases.lease
+        entry.stop_renewal(at=deadline + self.leases.lease)
         self._deadlines.watch(deadline)
 
-    async def _extend(self, delivery: Delivery[Any], entry: Entry, seconds: float) -> bool:
+    async def _extend(self, delivery: Delivery[Any], entry: Hold, seconds: float) -> bool:
         if delivery.deadline is not None:
             delivery.deadline = self._time() + seconds
             self._watch(entry, delivery.deadline)
@@ -309,7 +312,7 @@ class Dispatcher:
         else:
             if code != DONE:
                 self.leases.expire([(entry, counter)])
-        return not (entry.lost or delivery.settled)
+        return not (entry.is_lost or delivery.settled)
 
     def _look_again(self) -> None:
         """What may have been in the way is not any more."""
@@ -326,11 +329,11 @@ class Dispatcher:
                 waiter.set_result(None)
                 count -= 1
 
-    def _start_soon(self, entry: Entry) -> None:
+    def _start_soon(self, entry: Hold) -> None:
         """Its attempt is counted together with those of others that start in this tick."""
         self._running[entry] = None
         self._starting += 1
-        entry.busy = True
+        entry.count()
         if not self._to_start:
             asyncio.get_running_loop().call_soon(self._start)
         self._to_start.append(entry)
@@ -341,7 +344,7 @@ class Dispatcher:
         self._starts.add(task)
         task.add_done_callback(self._starts.discard)
 
-    async def _begin(self, again: list[Entry]) -> None:
+    async def _begin(self, again: list[Hold]) -> None:
         """Counts the attempts of entries that were delivered before, and starts those that are still held."""
         for source, entries in batches(again):
             asked = time.monotonic()
@@ -356,19 +359,17 @@ class Dispatcher:
             else:
                 self._failures.recovered()
             for entry, counter in zip(entries, counters, strict=True):
-                entry.busy = False
                 self._starting -= 1
                 if counter:
-                    entry.counter, entry.started = counter, True
-                    entry.lease_until = asked + self.leases.lease
+                    entry.counted(counter, asked + self.leases.lease)
                     self._ready.append(entry)
                 else:
-                    entry.lost = True
+                    entry.lose()
                     self.leases.drop(entry)
                     self._ended((entry,))
             self._look_again()
 
-    def _lost(self, entries: list[Entry]) -> None:
+    def _lost(self, entries: list[Hold]) -> None:
         self._counters.add(LEASES_LOST, count=len(entries))
         for entry in entries:
             delivery = self._running.get(entry)
@@ -376,15 +377,19 @@ class Dispatcher:
                 _log.warning(
                     "%s: the lease of entry %s was lost while it is handled; another may handle it, too",
                     self._policy.stream,
-                    entry.origin,
+                    entry.entry.origin,
                 )
                 delivery._lose()  # noqa: SLF001 - no business of its handler
+            elif entry in self._running:
+                self._ready.remove(entry)
+                self._ended((entry,))
+                continue
             else:
                 self._prefetched.discard(entry)
             self._leave(entry)
         self._look_again()
 
-    def _ended(self, entries: Sequence[Entry]) -> None:
+    def _ended(self, entries: Sequence[Hold]) -> None:
         for entry in entries:
             self._running.pop(entry, None)
             self._leave(entry)

@@ -11,14 +11,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from agentstream.consuming.commands import Command, GroupCalls
+from agentstream.consuming.hold import DELIVERED, Hold, claimed_holds, delivered_holds
 from agentstream.consuming.leases import Leases
 from agentstream.consuming.liveness import PERIOD, ClaimGuard, LoopLag
 from agentstream.errors import AgentStreamError, ConnectionLost
-from agentstream.protocol.entry import Entry, claimed_entries, read_entries
 from agentstream.transport.client import Client
 from agentstream.transport.error_replies import group_is_gone
 from agentstream.transport.retry import Backoff, FailureLog, unit
@@ -126,7 +126,7 @@ class Fetcher:
         calls: GroupCalls,
         leases: Leases,
         capacity: Capacity,
-        accept: Callable[[Iterable[Entry]], None],
+        accept: Callable[[Iterable[Hold]], None],
         refresh: Callable[[], Awaitable[None]],
         pod_prefix: str,
     ) -> None:
@@ -195,12 +195,13 @@ class Fetcher:
                 while start:
                     command = self._calls.take(source, "", start, _PAGE_OF_STRAYS)
                     following, reply = await self._control.call(*command)
+                    until = time.monotonic() + self._leases.lease
                     strays = [
-                        entry for entry in claimed_entries(reply, source) if self._leases.acquire(entry)
+                        # if certainly nothing but a read brought it, that counted one attempt
+                        Hold(hold.entry, 1, DELIVERED, until) if is_certain and hold.counter == 1 else hold
+                        for hold in claimed_holds(reply, source, until)
                     ]
-                    for entry in strays:
-                        # nothing but a read brought it, and that counted one
-                        entry.started = is_certain and entry.counter == 1
+                    strays = [hold for hold in strays if self._leases.acquire(hold)]
                     await release(*strays)
                     count += len(strays)
                     start = following.decode()
@@ -246,7 +247,8 @@ class Fetcher:
             asyncio.get_running_loop().call_later(_BLOCK / 1000, self.doubt)
             raise
         # while the process was paused, or its event loop blocked, others may have claimed what came
-        self._accept(_given(self._loop_lag.since(), read_entries(reply, self._calls.sources)))
+        until = self._loop_lag.since() + self._leases.lease
+        self._accept(delivered_holds(reply, self._calls.sources, until))
 
     async def _recover_own(self) -> None:
         """Takes up what this consumer owns; at the start also what earlier processes of its pod left."""
@@ -259,7 +261,7 @@ class Fetcher:
                 count = await self._capacity.any() + len(self._leases)
                 asked = time.monotonic()
                 following, reply = await self._claim(self._calls.take(source, self._prefix, start, count))
-                self._accept(_given(asked, claimed_entries(reply, source)))
+                self._accept(claimed_holds(reply, source, asked + self._leases.lease))
                 start = following.decode()
         # from here on, those are not left-overs but live: of another process that goes by the same pod
         self._prefix = ""
@@ -301,8 +303,9 @@ class Fetcher:
         if clock and self._claim_guard.heard(limit, clock[0], asked=asked, now=now, lease=lease):
             _log.info("%s: leaves other consumers time to renew their leases", self._calls.main.key)
             asyncio.get_running_loop().call_later(PERIOD * lease, self.sweep_now)
-        self._accept(_given(asked, claimed_entries(stalled, self._calls.main)))
-        self._accept(_given(asked, claimed_entries(stalled_retries, self._calls.retries)))
+        until = asked + self._leases.lease
+        self._accept(claimed_holds(stalled, self._calls.main, until))
+        self._accept(claimed_holds(stalled_retries, self._calls.retries, until))
         # the server's clock counts whole milliseconds
         return wait / 1000 + 0.002 if wait else 0.0
 
@@ -312,10 +315,3 @@ class Fetcher:
         except asyncio.CancelledError:
             self._claimed_unseen = True
             raise
-
-
-def _given(since: float, entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Entries with the time since when they are held, at the least."""
-    for entry in entries:
-        entry.since = since
-        yield entry

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
-from agentstream.protocol.entry import Entry
+from agentstream.consuming.hold import Hold
 
 ISOLATE_AFTER = 2
 _BEHIND = 1.0
@@ -28,10 +28,10 @@ class PrefetchQueue:
 
     def __init__(self, patience: float) -> None:
         self.patience = patience
-        self._ordinary: deque[Entry] = deque()
-        self._suspect: deque[Entry] = deque()
+        self._ordinary: deque[Hold] = deque()
+        self._suspect: deque[Hold] = deque()
         self._suspect_since: float | None = None
-        self._alone: Entry | None = None
+        self._alone: Hold | None = None
         self._blocked_since: float | None = None
 
     def __len__(self) -> int:
@@ -57,11 +57,11 @@ class PrefetchQueue:
             times.append(self._blocked_since + _BEHIND)
         return min(times, default=None)
 
-    def put(self, entry: Entry) -> None:
+    def put(self, hold: Hold) -> None:
         """Adds a delivery."""
-        (self._suspect if entry.unsettled >= ISOLATE_AFTER else self._ordinary).append(entry)
+        (self._suspect if hold.unsettled_attempts >= ISOLATE_AFTER else self._ordinary).append(hold)
 
-    def take(self, running: int, now: float) -> Entry | None:
+    def take(self, running: int, now: float) -> Hold | None:
         """The delivery that starts next; None if none may.
 
         Args:
@@ -82,20 +82,20 @@ class PrefetchQueue:
         self._alone = self._suspect.popleft()
         return self._alone
 
-    def ended(self, entries: Sequence[Entry]) -> None:
+    def ended(self, holds: Sequence[Hold]) -> None:
         """Notes that deliveries that were taken are settled, or could not start."""
-        if self._alone in entries:
+        if self._alone in holds:
             self._alone = None
             self._look_whether_blocked()
 
-    def discard(self, entry: Entry) -> None:
+    def discard(self, hold: Hold) -> None:
         """Removes a delivery that is not held any more."""
         for queue in (self._ordinary, self._suspect):
-            if entry in queue:
-                queue.remove(entry)
+            if hold in queue:
+                queue.remove(hold)
         self._look_whether_blocked()
 
-    def give_way(self, now: float) -> list[Entry]:
+    def give_way(self, now: float) -> list[Hold]:
         """Removes and returns what has waited behind a suspect for so long that others should have it."""
         if self._blocked_since is None or now < self._blocked_since + _BEHIND:
             return []
@@ -105,13 +105,13 @@ class PrefetchQueue:
         self._suspect = deque(first)
         return behind
 
-    def clear(self) -> list[Entry]:
+    def clear(self) -> list[Hold]:
         """Removes and returns everything that waits."""
-        entries = [*self._ordinary, *self._suspect]
+        holds = [*self._ordinary, *self._suspect]
         self._ordinary.clear()
         self._suspect.clear()
         self._look_whether_blocked()
-        return entries
+        return holds
 
     @property
     def _stays(self) -> int:
@@ -130,7 +130,7 @@ class PoisonIsolation:
 
     Args:
         buffer: what waits for a handler.
-        release: hands entries back.
+        release: hands holds back.
         nudge: tells the group's consumers that there is something to claim.
         look_again: called when something else may start.
     """
@@ -176,7 +176,7 @@ class PoisonIsolation:
             task.add_done_callback(self._releases.discard)
         self._look_again()
 
-    async def _hand_back(self, entries: list[Entry]) -> None:
+    async def _hand_back(self, holds: list[Hold]) -> None:
         # a server that is away gives them to nobody; given up, each would have lost an attempt
-        await self._release(*entries, patience=None)
+        await self._release(*holds, patience=None)
         await self._nudge()

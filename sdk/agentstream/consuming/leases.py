@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from agentstream.consuming.commands import GroupCalls
-from agentstream.protocol.entry import Entry, Source
+from agentstream.consuming.hold import Hold
+from agentstream.protocol.entry import Source
 
 _BATCH = 500
 
 
-def batches(entries: Sequence[Entry]) -> Iterator[tuple[Source, Sequence[Entry]]]:
+def batches(entries: Sequence[Hold]) -> Iterator[tuple[Source, Sequence[Hold]]]:
     """Entries by the stream they are on, as many at a time as one function call takes."""
     for retry in (False, True):
-        of_source = [entry for entry in entries if entry.source.retry is retry]
+        of_source = [hold for hold in entries if hold.source.retry is retry]
         for i in range(0, len(of_source), _BATCH):
             yield of_source[i].source, of_source[i : i + _BATCH]
 
@@ -47,15 +48,15 @@ class Leases:
     """
 
     def __init__(
-        self, calls: GroupCalls, lease: float, renewal: Renews, on_lost: Callable[[list[Entry]], None]
+        self, calls: GroupCalls, lease: float, renewal: Renews, on_lost: Callable[[list[Hold]], None]
     ) -> None:
         self.calls = calls
         self._lease = lease
         self._renewal = renewal
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._main: dict[str, Entry] = {}
-        self._retries: dict[str, Entry] = {}
+        self._main: dict[str, Hold] = {}
+        self._retries: dict[str, Hold] = {}
 
     def __len__(self) -> int:
         """How many entries are held."""
@@ -72,58 +73,56 @@ class Leases:
             self._lease = lease
             self._renewal.wake()
 
-    def held(self) -> list[Entry]:
+    def held(self) -> list[Hold]:
         """The entries that are held just now. Any thread may ask."""
         return [*self._main.copy().values(), *self._retries.copy().values()]
 
-    def acquire(self, entry: Entry) -> bool:
+    def acquire(self, hold: Hold) -> bool:
         """Notes an entry that the server gave to this consumer; False if it is held already."""
-        until = entry.since + self._lease
-        of_source = self._of(entry)
-        known = of_source.get(entry.id)
+        of_source = self._of(hold)
+        known = of_source.get(hold.id)
         if known is not None:
-            if known.busy or known.counter == entry.counter:
-                known.lease_until = max(known.lease_until, until)
+            if known.is_busy or known.counter == hold.counter:
+                known.renew(hold.lease_until)
                 return False
             self.expire([(known, known.counter)])
-        entry.lease_until = until
         was_empty = not self._main and not self._retries
-        of_source[entry.id] = entry
+        of_source[hold.id] = hold
         if was_empty:
             self._renewal.first_acquired(self)
         return True
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, hold: Hold) -> None:
         """Forgets an entry that is settled, or handed back."""
-        of_source = self._of(entry)
-        if of_source.get(entry.id) is entry:
-            del of_source[entry.id]
+        of_source = self._of(hold)
+        if of_source.get(hold.id) is hold:
+            del of_source[hold.id]
 
     def expire_all(self, source: Source) -> None:
-        """The group is gone from a stream, and with it every entry of that which was held."""
-        self.expire([(entry, entry.counter) for entry in self.held() if entry.source == source])
+        """The group is gone from a stream, and with it every hold of that which was held."""
+        self.expire([(hold, hold.counter) for hold in self.held() if hold.source == source])
 
-    def expire(self, entries: list[tuple[Entry, int]]) -> None:
+    def expire(self, entries: list[tuple[Hold, int]]) -> None:
         """Entries are not held any more at these delivery counters.
 
         What is being settled or begun hears of it from its own command.
         """
         lost = [
-            entry
-            for entry, counter in entries
-            if not entry.busy and entry.counter == counter and self._of(entry).get(entry.id) is entry
+            hold
+            for hold, counter in entries
+            if not hold.is_busy and hold.counter == counter and self._of(hold).get(hold.id) is hold
         ]
-        for entry in lost:
-            entry.lost = True
-            self.drop(entry)
+        for hold in lost:
+            hold.lose()
+            self.drop(hold)
         if lost:
             self._on_lost(lost)
 
-    def expire_soon(self, entries: list[tuple[Entry, int]]) -> None:
+    def expire_soon(self, entries: list[tuple[Hold, int]]) -> None:
         """The same, from another thread."""
         # a loop that is closed has nobody left who would want to know
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self.expire, entries)
 
-    def _of(self, entry: Entry) -> dict[str, Entry]:
-        return self._retries if entry.source.retry else self._main
+    def _of(self, hold: Hold) -> dict[str, Hold]:
+        return self._retries if hold.source.retry else self._main

@@ -18,16 +18,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from agentstream.consuming.commands import GroupCalls
+from agentstream.consuming.hold import Hold
 from agentstream.errors import AgentStreamError
-from agentstream.protocol.entry import NOTHING, Entry, position
+from agentstream.protocol.entry import NOTHING, position
 from agentstream.transport.retry import Backoff, FailureLog
 
 # Of so many keys that nothing waits for, the last finished entry is remembered.
 _REMEMBERED = 2_000
 
 
-def _place(entry: Entry) -> tuple[int, int]:
-    return position(entry.origin)
+def _place(entry: Hold) -> tuple[int, int]:
+    return position(entry.entry.origin)
 
 
 class _Lane:
@@ -46,8 +47,8 @@ class _Lane:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.in_hand: Entry | None = None
-        self.waiting: list[Entry] = []
+        self.in_hand: Hold | None = None
+        self.waiting: list[Hold] = []
         self.ask_at = self.ask_with_others_at = -math.inf
         self.backoff: Backoff
 
@@ -61,7 +62,7 @@ class KeyOrder:
 
     def __init__(self, backoff: Callable[[], Backoff] = lambda: Backoff(0.002, 0.25)) -> None:
         self._new_pause = backoff
-        self._lane_of: dict[Entry, _Lane] = {}
+        self._lane_of: dict[Hold, _Lane] = {}
         self._key_order: dict[str, _Lane] = {}
         self._asking: dict[_Lane, None] = {}
         self._finished: dict[str, str] = {}
@@ -76,9 +77,9 @@ class KeyOrder:
         """When there is something to ask; None if there is not."""
         return min((lane.ask_at for lane in self._asking), default=None)
 
-    def put(self, entry: Entry) -> bool:
+    def put(self, entry: Hold) -> bool:
         """Adds an entry that has a key. Returns whether its turn has come."""
-        key = entry.key
+        key = entry.entry.key
         lane = self._key_order.get(key)
         if lane is None:
             lane = self._key_order[key] = _Lane(key)
@@ -87,13 +88,13 @@ class KeyOrder:
         self._waiting += 1
         return lane.waiting[0] is entry and self._go_on(lane) is entry
 
-    def leave(self, entry: Entry) -> Entry | None:
+    def leave(self, entry: Hold) -> Hold | None:
         """Removes an entry that is settled or not held any more. Returns the one whose turn comes by that."""
         lane = self._lane_of.pop(entry, None)
         if lane is None:
             return None
-        if entry.finished:
-            self._remember(lane.key, entry.origin)
+        if entry.is_finished:
+            self._remember(lane.key, entry.entry.origin)
         if lane.in_hand is entry:
             lane.in_hand = None
         else:
@@ -104,13 +105,13 @@ class KeyOrder:
                 return None
         return self._go_on(lane)
 
-    def due(self, now: float) -> list[Entry]:
+    def due(self, now: float) -> list[Hold]:
         """The entries for which the server is to be asked whether their predecessors are finished."""
         if all(lane.ask_at > now for lane in self._asking):
             return []
         return [lane.waiting[0] for lane in self._asking if lane.ask_with_others_at <= now]
 
-    def answered(self, entry: Entry, now: float, *, finished: bool) -> bool:
+    def answered(self, entry: Hold, now: float, *, finished: bool) -> bool:
         """Takes an answer, which may be of no use by now. Returns whether the entry's turn has come."""
         lane = self._lane_of.get(entry)
         if lane is None or lane not in self._asking or lane.waiting[0] is not entry:
@@ -122,7 +123,7 @@ class KeyOrder:
             lane.ask_at, lane.ask_with_others_at = now + backoff, now + backoff / 2
         return finished
 
-    def clear(self) -> list[Entry]:
+    def clear(self) -> list[Hold]:
         """Removes and returns everything that waits; what is in hand stays."""
         waiting = [entry for lane in self._key_order.values() for entry in lane.waiting]
         for entry in waiting:
@@ -134,7 +135,7 @@ class KeyOrder:
         self._waiting = 0
         return waiting
 
-    def _go_on(self, lane: _Lane) -> Entry | None:
+    def _go_on(self, lane: _Lane) -> Hold | None:
         """Looks at a lane with another first entry. Returns that if its turn has come."""
         self._asking.pop(lane, None)
         if lane.in_hand is not None:
@@ -150,7 +151,7 @@ class KeyOrder:
         self._asking[lane] = None
         return None
 
-    def _recover_own(self, lane: _Lane) -> Entry:
+    def _recover_own(self, lane: _Lane) -> Hold:
         self._asking.pop(lane, None)
         self._waiting -= 1
         lane.in_hand = lane.waiting.pop(0)
@@ -181,7 +182,7 @@ class OrderPoller:
         call: Callable[..., Awaitable[Any]],
         calls: GroupCalls,
         key_order: KeyOrder,
-        on_turn: Callable[[Sequence[Entry]], None],
+        on_turn: Callable[[Sequence[Hold]], None],
     ) -> None:
         self._call = call
         self._calls = calls
@@ -207,7 +208,7 @@ class OrderPoller:
             if due := self._key_order.due(loop.time())[:_BATCH]:
                 await self._ask(due)
 
-    async def _ask(self, entries: Sequence[Entry]) -> None:
+    async def _ask(self, entries: Sequence[Hold]) -> None:
         replies = await self._finished(entries)
         now = asyncio.get_running_loop().time()
         self._on_turn(
@@ -218,7 +219,7 @@ class OrderPoller:
             ]
         )
 
-    async def _finished(self, entries: Sequence[Entry]) -> Sequence[int]:
+    async def _finished(self, entries: Sequence[Hold]) -> Sequence[int]:
         """Whether the predecessor of each is finished; not, as long as the server does not say so."""
         try:
             replies: Sequence[int] = await self._call(

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 
 from agentstream.consuming.commands import Command
+from agentstream.consuming.hold import Hold
 from agentstream.consuming.leases import Leases, batches
 from agentstream.errors import AgentStreamError, ConnectionLost
-from agentstream.protocol.entry import Entry
 from agentstream.protocol.library import DONE
 from agentstream.transport.blocking import BlockingConnection
 from agentstream.transport.endpoint import Endpoint
@@ -160,7 +160,7 @@ class RenewalThread(threading.Thread):
         """Renews what is held of one group. Returns whether the server answered."""
         now = time.monotonic()
         # what a command is under way for would be taken for lost
-        due = [entry for entry in leases.held() if not entry.busy and now < entry.renew_until]
+        due = [entry for entry in leases.held() if not entry.is_busy and now < entry.renew_until]
         for source, entries in batches(due):
             held = [(entry, entry.counter) for entry in entries]
             asked = time.monotonic()
@@ -177,10 +177,10 @@ class RenewalThread(threading.Thread):
         return True
 
     @staticmethod
-    def _note(leases: Leases, held: list[tuple[Entry, int]], codes: list[int | None], asked: float) -> None:
+    def _note(leases: Leases, held: list[tuple[Hold, int]], codes: list[int | None], asked: float) -> None:
         for (entry, _), code in zip(held, codes, strict=True):
             if code == DONE:
-                entry.lease_until = max(entry.lease_until, asked + leases.lease)
+                entry.renew(asked + leases.lease)
         lost = [one for one, code in zip(held, codes, strict=True) if code != DONE]
         if lost:
             leases.expire_soon(lost)

@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from agentstream.consuming.commands import Command, GroupCalls
+from agentstream.consuming.hold import BEGUN, RELEASABLE, Hold, HoldState
 from agentstream.consuming.leases import Leases, batches
 from agentstream.consuming.once import Once
 from agentstream.errors import AgentStreamError, ConnectionLost, WireClosed
-from agentstream.protocol.entry import Entry, EntryState
 from agentstream.protocol.library import DONE, GONE, TRIMMED
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes
@@ -36,7 +36,7 @@ _log = logging.getLogger("agentstream")
 
 
 class Settler:
-    """Settles the entries of one consumer; `Entry.settled` says when it is done, and whether they were held.
+    """Settles the entries of one consumer; `Hold.settled` says when it is done, and whether they were held.
 
     Args:
         call: sends a command and returns its reply.
@@ -53,7 +53,7 @@ class Settler:
         call: Callable[..., Awaitable[Any]],
         calls: GroupCalls,
         leases: Leases,
-        on_settled: Callable[[Sequence[Entry]], None],
+        on_settled: Callable[[Sequence[Hold]], None],
         on_delayed: Callable[[float], None],
         *,
         counters: GroupCounters,
@@ -66,30 +66,30 @@ class Settler:
         self._on_delayed = on_delayed
         self.counters = counters
         self.replies = replies
-        self._waiting: dict[str, list[Entry]] = {}
+        self._waiting: dict[str, list[Hold]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ending = False
 
-    def ack(self, entry: Entry) -> None:
+    def ack(self, entry: Hold) -> None:
         """Acknowledges a handled entry."""
         self._with_others("acked", entry)
 
-    def skip(self, entry: Entry) -> None:
+    def skip(self, entry: Hold) -> None:
         """Takes an entry off that is not for this agent."""
         self._with_others("skipped", entry)
 
-    def retry(self, entry: Entry, delay: int, reason: str, error: str) -> None:
+    def retry(self, entry: Hold, delay: int, reason: str, error: str) -> None:
         """Puts an entry off for `delay` ms."""
         reason, error = _written(reason), _written(error)[:_ERROR_LENGTH]
         command = self._calls.retry(entry, delay, entry.attempts, reason, error)
         self._alone(entry, self._put_off(entry, command, delay, "retried"))
 
-    def defer(self, entry: Entry, delay: int, reason: str, error: str) -> None:
+    def defer(self, entry: Hold, delay: int, reason: str, error: str) -> None:
         """Puts an entry off for `delay` ms that no handler got: no attempt is counted."""
         command = self._calls.retry(entry, delay, entry.next_attempt - 1, reason, error)
         self._alone(entry, self._put_off(entry, command, delay, "put_off"))
 
-    def dead_letter(self, entry: Entry, policy: Consumes, reason: str, error: str) -> None:
+    def dead_letter(self, entry: Hold, policy: Consumes, reason: str, error: str) -> None:
         """Makes a dead letter of an entry.
 
         In a group without dead letters it is tried again after the longest delay instead.
@@ -101,7 +101,7 @@ class Settler:
         command = self._calls.dead_letter(entry, entry.attempts, reason, error)
         self._alone(entry, self._give_up(entry, policy, command, reason, error))
 
-    def release(self, *entries: Entry, patience: float | None = _RELEASE_PATIENCE) -> asyncio.Future[None]:
+    def release(self, *entries: Hold, patience: float | None = _RELEASE_PATIENCE) -> asyncio.Future[None]:
         """Hands entries back: any consumer may have them at once, and no attempt is counted.
 
         What a handler has begun goes to the end of the group's retry stream; the rest stays where it is, and
@@ -111,13 +111,13 @@ class Settler:
             entries: what is handed back.
             patience: seconds after which it is given up; None for as long as the others are settled.
         """
+        by_state = [(state, [entry for entry in entries if entry.state is state]) for state in RELEASABLE]
         for entry in entries:
-            entry.busy = True
-        return self._own(self._release(list(entries), patience))
+            entry.start_settling()
+        return self._own(self._release(by_state, patience))
 
-    def drop_lost(self, entry: Entry) -> None:
+    def drop_lost(self, entry: Hold) -> None:
         """Notes that a handler is done with an entry that is not held any more."""
-        entry.settle(was_held=False)
         self.counters.settled("lost")
         self._on_settled([entry])
 
@@ -135,8 +135,8 @@ class Settler:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.sleep(0)
 
-    def _with_others(self, outcome: str, entry: Entry) -> None:
-        entry.busy = True
+    def _with_others(self, outcome: str, entry: Hold) -> None:
+        entry.start_settling()
         waiting = self._waiting.get(outcome)
         if waiting is None:
             self._waiting[outcome] = [entry]
@@ -149,40 +149,39 @@ class Settler:
             command = self._calls.settle(source, outcome, entries)
             self._own(self._settle_batch(command, entries, outcome))
 
-    async def _settle_batch(self, command: Command, entries: Sequence[Entry], outcome: str) -> None:
+    async def _settle_batch(self, command: Command, entries: Sequence[Hold], outcome: str) -> None:
         codes, repeated = await self._repeated(command, entries)
         for entry, code in zip(entries, codes or [None] * len(entries), strict=True):
-            entry.finished = code == DONE
-            entry.settle(was_held=entry.finished or _was_held(entry, code, repeated=repeated))
+            entry.settle(was_held=_was_held(entry, code, repeated=repeated), is_finished=code == DONE)
         self._count(outcome, entries)
         self._done(entries)
 
-    def _alone(self, entry: Entry, work: Coroutine[Any, Any, None]) -> None:
-        entry.busy = True
+    def _alone(self, entry: Hold, work: Coroutine[Any, Any, None]) -> None:
+        entry.start_settling()
         self._own(work)
 
-    async def _put_off(self, entry: Entry, command: Command, delay: int, outcome: str) -> None:
+    async def _put_off(self, entry: Hold, command: Command, delay: int, outcome: str) -> None:
         await self._settle_one(entry, command, outcome)
         if delay:
             self._on_delayed(delay / 1000)
 
     async def _give_up(
-        self, entry: Entry, policy: Consumes, command: Command, reason: str, error: str
+        self, entry: Hold, policy: Consumes, command: Command, reason: str, error: str
     ) -> None:
         known = reason if reason in _REASONS else REJECTED
         await self._settle_one(entry, command, "dead", known)
-        if entry.outcome:
-            await self.replies.gave_up(entry.body, policy, reason, error)
+        if entry.was_held:
+            await self.replies.gave_up(entry.entry.body, policy, reason, error)
 
-    async def _settle_one(self, entry: Entry, command: Command, outcome: str, reason: str = "") -> None:
+    async def _settle_one(self, entry: Hold, command: Command, outcome: str, reason: str = "") -> None:
         code, repeated = await self._repeated(command, [entry])
         entry.settle(was_held=_was_held(entry, code, repeated=repeated))
         self._count(outcome, [entry], reason)
         self._done([entry])
 
-    async def _release(self, entries: list[Entry], patience: float | None) -> None:
-        for state in EntryState:
-            for source, batch in batches([entry for entry in entries if entry.state is state]):
+    async def _release(self, by_state: list[tuple[HoldState, list[Hold]]], patience: float | None) -> None:
+        for state, entries in by_state:
+            for source, batch in batches(entries):
                 deadline = None if patience is None else time.monotonic() + patience
                 codes, repeated = await self._repeated(
                     self._calls.release(source, state, batch), batch, deadline=deadline
@@ -190,12 +189,12 @@ class Settler:
                 for entry, code in zip(batch, codes or [None] * len(batch), strict=True):
                     # after a lost reply a released entry is gone, or pending at another counter
                     entry.settle(was_held=code is not None and (repeated or code == DONE))
-                if state is EntryState.BEGUN:
+                if state is BEGUN:
                     self._count("released", batch)
                 self._done(batch)
 
     async def _repeated(
-        self, command: Command, entries: Sequence[Entry], *, deadline: float | None = None
+        self, command: Command, entries: Sequence[Hold], *, deadline: float | None = None
     ) -> tuple[Any, bool]:
         """Sends a command until a reply comes or the deadline is over.
 
@@ -222,11 +221,11 @@ class Settler:
                 repeated = repeated or is_lost
             await asyncio.sleep(delay)
 
-    def _count(self, outcome: str, entries: Sequence[Entry], reason: str = "") -> None:
-        held = sum([bool(entry.outcome) for entry in entries])
+    def _count(self, outcome: str, entries: Sequence[Hold], reason: str = "") -> None:
+        held = sum([bool(entry.was_held) for entry in entries])
         self.counters.settled(outcome, reason, held=held, lost=len(entries) - held)
 
-    def _done(self, entries: Sequence[Entry]) -> None:
+    def _done(self, entries: Sequence[Hold]) -> None:
         for entry in entries:
             self._leases.drop(entry)
         self._on_settled(entries)
@@ -258,7 +257,7 @@ def _written(said: object) -> str:
     return str(said).encode(errors="backslashreplace").decode()
 
 
-def _was_held(entry: Entry, code: int | None, *, repeated: bool) -> bool:
+def _was_held(entry: Hold, code: int | None, *, repeated: bool) -> bool:
     """Whether the entry was held; gone after a lost reply means that the lost one had done it.
 
     Not so when the lease is over by now: then somebody else can have done it, too.

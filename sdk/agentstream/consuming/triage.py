@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from agentstream.consuming.hold import CLAIMED, Hold
 from agentstream.errors import InvalidMessage
 from agentstream.protocol.entry import Entry
 from agentstream.protocol.envelope import BROADCAST, Message, decode
@@ -59,7 +60,7 @@ _KEY_PATIENCE, _KEY_DELAY = 300.0, 30.0
 
 
 def triage(  # noqa: PLR0911 - one per verdict
-    entry: Entry,
+    hold: Hold,
     policy: Consumes,
     agent: str,
     now: float,
@@ -70,13 +71,14 @@ def triage(  # noqa: PLR0911 - one per verdict
     """Decides about an entry that was read or claimed.
 
     Args:
-        entry: as it came from the server.
+        hold: of the entry.
         policy: of the group.
         agent: the name of this agent.
         now: seconds since 1970.
         flaw_of: what is wrong with an entry's signature.
         read: reads the payload of a message as its handler wants it, or raises InvalidMessage.
     """
+    entry = hold.entry
     if entry.body is None:
         return GiveUp(Reason.MALFORMED, "the entry has no field `m`")
     flaw = None if policy.signatures == OFF else flaw_of(entry)
@@ -90,7 +92,7 @@ def triage(  # noqa: PLR0911 - one per verdict
         return Skip()
     if message.expires_at is not None and is_expired(message, now):
         return GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free")
-    if entry.next_attempt > policy.max_deliveries and (policy.dead_letters or not entry.started):
+    if hold.next_attempt > policy.max_deliveries and (policy.dead_letters or hold.state is CLAIMED):
         return GiveUp(Reason.MAX_DELIVERIES, f"{policy.max_deliveries} attempts began, and none succeeded")
     try:
         return Deliver(message, read(message), flaw)

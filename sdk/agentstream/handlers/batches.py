@@ -57,7 +57,7 @@ class Batches:
 
     async def handle(self, delivery: Delivery[Any]) -> None:
         """Adds a delivery to a batch. It is settled when this returns."""
-        alone = delivery._entry.unsettled >= ISOLATE_AFTER  # noqa: SLF001 - a part of it
+        alone = delivery._entry.unsettled_attempts >= ISOLATE_AFTER  # noqa: SLF001 - a part of it
         batch = None if alone else self._filling
         if batch is not None:
             self._put(batch, delivery)

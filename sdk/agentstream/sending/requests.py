@@ -16,7 +16,7 @@ import msgspec
 
 from agentstream.errors import AgentStreamError, ConnectionLost, InvalidMessage, NoReply, RequestFailed
 from agentstream.identity.keyring import Keyring
-from agentstream.protocol.entry import Entry, Source
+from agentstream.protocol.entry import Entry, Source, parse_entry
 from agentstream.protocol.envelope import Message, decode
 from agentstream.protocol.routes import OFF, WARN, Produces
 from agentstream.protocol.signatures import answer_domain
@@ -161,7 +161,7 @@ class Requests:
                 self._failures.recovered()
 
     def _came(self, entry_id: str, fields: list[bytes]) -> None:
-        entry = Entry(Source(self.key, retry=False), entry_id, 1, fields, started=True)
+        entry = parse_entry(Source(self.key, retry=False), entry_id, fields)
         try:
             message = decode(entry.body or b"")
         except InvalidMessage as error:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
+from agentstream.consuming.hold import Hold
 from agentstream.consuming.isolation import PoisonIsolation, PrefetchQueue
-from agentstream.protocol.entry import Entry, Source
+from support.holds import a_hold
 from support.waiting import until
 
-MAIN = Source("{t}", retry=False)
 
-
-def waiting(number: int, counter: int = 1) -> Entry:
-    return Entry(MAIN, f"{number}-0", counter, [], started=True)
+def waiting(number: int, counter: int = 1) -> Hold:
+    return a_hold(f"{number}-0", counter=counter)
 
 
 class Line(PoisonIsolation):
@@ -28,9 +27,9 @@ class Line(PoisonIsolation):
     def __init__(self, buffer: PrefetchQueue) -> None:
         super().__init__(buffer, self._released, self._nudged, self._looked)
         self.looks = self.nudges = 0
-        self.released: list[Entry] = []
+        self.released: list[Hold] = []
 
-    async def _released(self, *entries: Entry, patience: float | None) -> None:
+    async def _released(self, *entries: Hold, patience: float | None) -> None:
         assert patience is None
         self.released += entries
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from agentstream.consuming.hold import CLAIMED, Hold
 from agentstream.consuming.isolation import PrefetchQueue
-from agentstream.protocol.entry import Entry, Source
-
-MAIN = Source("{t}", retry=False)
+from support.holds import RETRIES, a_hold
 
 
-def waiting(number: int, counter: int = 1) -> Entry:
-    return Entry(MAIN, f"{number}-0", counter, [], started=True)
+def waiting(number: int, counter: int = 1) -> Hold:
+    return a_hold(f"{number}-0", counter=counter)
 
 
-def buffer(*held: Entry) -> PrefetchQueue:
+def buffer(*held: Hold) -> PrefetchQueue:
     made = PrefetchQueue(patience=10)
     for one in held:
         made.put(one)
@@ -27,7 +26,7 @@ def test_deliveries_start_in_the_order_of_their_arrival() -> None:
 
 def test_what_was_tried_often_and_said_so_each_time_is_no_suspect() -> None:
     header = [b"m", b"{}", b"x", b'{"origin": "1-0", "attempts": 9}']
-    retried = Entry(Source("{t}:retry:g", retry=True), "5-0", 1, header, started=True)
+    retried = a_hold("5-0", header, source=RETRIES)
     made = buffer(retried, waiting(2))
     assert retried.next_attempt == 10
     assert made.take(0, 0) is retried
@@ -35,7 +34,7 @@ def test_what_was_tried_often_and_said_so_each_time_is_no_suspect() -> None:
 
 
 def test_what_was_claimed_twice_and_never_settled_is_a_suspect() -> None:
-    claimed = Entry(MAIN, "1-0", 2, [], started=False)
+    claimed = a_hold("1-0", counter=2, state=CLAIMED)
     made = buffer(claimed)
     assert made.take(1, 0) is None
 

@@ -7,25 +7,25 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from agentstream.consuming.hold import Hold
 from agentstream.consuming.ordering import KeyOrder
-from agentstream.protocol.entry import NOTHING, Entry, Source, position
+from agentstream.protocol.entry import NOTHING, parse_entry, position
 from agentstream.transport.retry import Backoff
+from support.holds import MAIN, RETRIES, a_hold, settle
 
-MAIN, RETRIES = Source("{t}", retry=False), Source("{t}:retry:g", retry=True)
 
-
-def entry(entry_id: str, after: str = NOTHING, key: str = "k") -> Entry:
+def entry(entry_id: str, after: str = NOTHING, key: str = "k") -> Hold:
     fields = [b"m", msgspec.json.encode({"key": key}), b"p", after.encode()]
-    return Entry(MAIN, entry_id, 1, fields, started=True)
+    return a_hold(entry_id, fields)
 
 
-def retried(number: int, origin: str, after: str = NOTHING, key: str = "k") -> Entry:
+def retried(number: int, origin: str, after: str = NOTHING, key: str = "k") -> Hold:
     header = msgspec.json.encode({"origin": origin, "attempts": 1})
     fields = [b"m", msgspec.json.encode({"key": key}), b"p", after.encode(), b"x", header]
-    return Entry(RETRIES, f"{number}-0", 1, fields, started=True)
+    return a_hold(f"{number}-0", fields, source=RETRIES)
 
 
-def made(*entries: Entry) -> KeyOrder:
+def made(*entries: Hold) -> KeyOrder:
     key_order = KeyOrder(lambda: Backoff(1.0, 4.0, lambda: 1.0))
     for one in entries:
         key_order.put(one)
@@ -38,7 +38,7 @@ def test_the_first_of_a_key_goes_at_once_and_the_next_when_it_is_finished() -> N
     assert key_order.put(first)
     assert not key_order.put(second)
     assert (len(key_order), key_order.ask_at) == (1, None)
-    first.finished = True
+    settle(first)
     assert key_order.leave(first) is second
     assert len(key_order) == 0
 
@@ -78,7 +78,7 @@ def test_a_retry_goes_before_what_waits_and_asks_nothing() -> None:
     assert key_order.put(again)
     assert key_order.ask_at is None
     assert not key_order.answered(second, 0, finished=True)
-    again.finished = True
+    settle(again)
     assert key_order.leave(again) is second
 
 
@@ -92,7 +92,7 @@ def test_a_retry_waits_for_what_is_in_hand() -> None:
 def test_what_was_finished_here_a_moment_ago_is_not_asked_for() -> None:
     first, second = entry("1-0"), entry("2-0", "1-0")
     key_order = made(first)
-    first.finished = True
+    settle(first)
     assert key_order.leave(first) is None
     assert key_order.put(second)
 
@@ -102,7 +102,7 @@ def test_of_many_keys_the_last_ones_are_remembered() -> None:
     for n in range(2_001):
         first = entry("1-0", key=f"k{n}")
         assert key_order.put(first)
-        first.finished = True
+        settle(first)
         key_order.leave(first)
     assert not key_order.put(entry("2-0", "1-0", key="k0"))
     assert key_order.put(entry("2-0", "1-0", key="k1"))
@@ -131,7 +131,7 @@ def test_clearing_hands_out_what_waits_and_leaves_what_is_in_hand() -> None:
     assert key_order.clear() == [second, alone]
     assert (len(key_order), key_order.ask_at) == (0, None)
     assert not key_order.put(third := entry("3-0", "1-0"))
-    first.finished = True
+    settle(first)
     assert key_order.leave(first) is third
 
 
@@ -142,12 +142,12 @@ def test_a_predecessor_that_cannot_be_one_is_none(after: str) -> None:
 
 def test_predecessor_and_key_are_read_off_the_entry() -> None:
     assert entry("5-10", "5-9").after == "5-9"
-    assert Entry(MAIN, "5-0", 1, [b"m", b"{}"], started=True).after is None
+    assert parse_entry(MAIN, "5-0", [b"m", b"{}"]).after is None
     assert retried(9, "5-0", "4-0").after == "4-0"
-    assert entry("1-0", key="a").key == "a"
+    assert entry("1-0", key="a").entry.key == "a"
     for body in (b"{}", b"{", b'{"key":1}', b"[" * 10_000):
-        assert Entry(MAIN, "1-0", 1, [b"m", body], started=True).key == ""
-    assert Entry(MAIN, "1-0", 1, [], started=True).key == ""
+        assert parse_entry(MAIN, "1-0", [b"m", body]).key == ""
+    assert parse_entry(MAIN, "1-0", []).key == ""
 
 
 def test_ids_are_ordered_as_numbers() -> None:
@@ -167,20 +167,20 @@ class OneConsumerAmongOthers(RuleBasedStateMachine):
         self.finished = {NOTHING}
         self.elsewhere: set[str] = set()
         self.defer: set[str] = set()
-        self.mine: list[Entry] = []
-        self.in_hand: list[Entry] = []
+        self.mine: list[Hold] = []
+        self.in_hand: list[Hold] = []
 
-    def _came(self, one: Entry, *, its_turn: bool) -> None:
+    def _came(self, one: Hold, *, its_turn: bool) -> None:
         self.mine.append(one)
         if its_turn:
             self._took(one)
 
-    def _took(self, one: Entry) -> None:
+    def _took(self, one: Hold) -> None:
         assert one.after in self.finished
-        assert one.key not in {other.key for other in self.in_hand}
+        assert one.entry.key not in {other.entry.key for other in self.in_hand}
         self.in_hand.append(one)
 
-    def _left(self, one: Entry) -> None:
+    def _left(self, one: Hold) -> None:
         self.mine.remove(one)
         if one in self.in_hand:
             self.in_hand.remove(one)
@@ -203,8 +203,8 @@ class OneConsumerAmongOthers(RuleBasedStateMachine):
     def settle(self, data: st.DataObject, finished: bool) -> None:  # noqa: FBT001 - drawn
         if self.in_hand:
             one = data.draw(st.sampled_from(self.in_hand))
-            one.finished = finished
-            (self.finished if finished else self.defer).add(one.origin)
+            settle(one, is_finished=finished)
+            (self.finished if finished else self.defer).add(one.entry.origin)
             self._left(one)
 
     @rule(data=st.data(), finished=st.booleans())
@@ -231,7 +231,7 @@ class OneConsumerAmongOthers(RuleBasedStateMachine):
     def expire(self, data: st.DataObject) -> None:
         if self.mine:
             one = data.draw(st.sampled_from(self.mine))
-            self.elsewhere.add(one.origin)
+            self.elsewhere.add(one.entry.origin)
             self._left(one)
 
     @rule(seconds=st.floats(0, 5))
@@ -243,12 +243,12 @@ class OneConsumerAmongOthers(RuleBasedStateMachine):
 
     @invariant()
     def nothing_waits_in_vain(self) -> None:
-        busy = {one.key for one in self.in_hand}
+        busy = {one.entry.key for one in self.in_hand}
         waiting = [one for one in self.mine if one not in self.in_hand]
         assert len(self.key_order) == len(waiting)
-        oldest: dict[str, Entry] = {}
-        for one in sorted(waiting, key=lambda one: position(one.origin)):
-            oldest.setdefault(one.key, one)
+        oldest: dict[str, Hold] = {}
+        for one in sorted(waiting, key=lambda one: position(one.entry.origin)):
+            oldest.setdefault(one.entry.key, one)
         asking = {one for key, one in oldest.items() if key not in busy}
         assert set(self.key_order.due(float("inf"))) == asking
 

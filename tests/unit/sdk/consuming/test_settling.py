@@ -7,16 +7,15 @@ from typing import Any, cast
 import pytest
 
 from agentstream.consuming.commands import GroupCalls
+from agentstream.consuming.hold import Hold
 from agentstream.consuming.leases import Leases
 from agentstream.consuming.settling import Settler
 from agentstream.errors import ConnectionLost
-from agentstream.protocol.entry import Entry, Source
 from agentstream.protocol.library import DONE
 from agentstream.protocol.routes import Consumes
 from agentstream.sending.replies import Replies
 from agentstream.telemetry.counters import Counters
-
-MAIN = Source("{t}", retry=False)
+from support.holds import a_hold
 
 
 class Asleep:
@@ -50,7 +49,7 @@ async def test_what_gives_way_is_handed_back_whenever_the_server_is_there_again(
     patience: float | None,
 ) -> None:
     calls = GroupCalls(Consumes("tasks", "{t}", group="coder"), "pod.1")
-    settled: list[Entry] = []
+    settled: list[Hold] = []
     settler = Settler(
         Away(2).call,
         calls,
@@ -60,7 +59,7 @@ async def test_what_gives_way_is_handed_back_whenever_the_server_is_there_again(
         counters=Counters().group("tasks", "coder"),
         replies=cast("Replies", None),
     )
-    entry = Entry(MAIN, "1-0", 1, [], started=True)
+    entry = a_hold()
     await settler.release(entry, patience=patience)
     assert settled == [entry]
-    assert entry.outcome is (patience is None)
+    assert entry.was_held is (patience is None)

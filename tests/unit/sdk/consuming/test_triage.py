@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from agentstream.consuming.hold import CLAIMED, DELIVERED, Hold
 from agentstream.consuming.triage import Deliver, GiveUp, Skip, Verdict, triage
 from agentstream.errors import InvalidMessage
-from agentstream.protocol.entry import Entry, Source
 from agentstream.protocol.envelope import Message, encode
 from agentstream.protocol.routes import Consumes
+from support.holds import MAIN, RETRIES, a_hold
 
 POLICY = Consumes("tasks", "{t}", "coder", max_deliveries=3)
-MAIN, RETRIES = Source("{t}", retry=False), Source("{t}:retry:coder", retry=True)
 
 
 def body(to: str = "coder", expires_at: float | None = None) -> bytes:
@@ -29,14 +29,15 @@ def body(to: str = "coder", expires_at: float | None = None) -> bytes:
     )
 
 
-def entry(data: bytes, counter: int = 1, attempts: int | None = None, *, started: bool = True) -> Entry:
+def entry(data: bytes, counter: int = 1, attempts: int | None = None, *, started: bool = True) -> Hold:
     fields = [b"m", data]
     if attempts is not None:
         fields += [b"x", b'{"origin":"1-0","attempts":%d}' % attempts]
-    return Entry(RETRIES if attempts is not None else MAIN, "5-0", counter, fields, started=started)
+    source, state = MAIN if attempts is None else RETRIES, DELIVERED if started else CLAIMED
+    return a_hold("5-0", fields, counter, source=source, state=state)
 
 
-def decide(read: Entry, policy: Consumes = POLICY) -> Verdict:
+def decide(read: Hold, policy: Consumes = POLICY) -> Verdict:
     return triage(
         read, policy, "coder", now=100.0, flaw_of=lambda _: None, read=lambda message: message.payload
     )
@@ -71,7 +72,7 @@ def test_what_cannot_be_handled_is_given_up_with_a_reason(data: bytes, reason: s
 
 
 def test_an_entry_without_a_message_is_malformed() -> None:
-    verdict = decide(Entry(MAIN, "5-0", 1, [b"other", b"1"], started=True))
+    verdict = decide(a_hold("5-0", [b"other", b"1"]))
     assert isinstance(verdict, GiveUp)
     assert verdict.reason == "Malformed"
 
@@ -109,13 +110,13 @@ def test_without_dead_letters_a_further_attempt_is_begun_after_its_delay() -> No
 
 
 def test_the_header_counts_only_on_the_retry_stream() -> None:
-    forged = Entry(MAIN, "5-0", 1, [b"m", body(), b"x", b'{"origin":"1-0","attempts":99}'], started=True)
+    forged = a_hold("5-0", [b"m", body(), b"x", b'{"origin":"1-0","attempts":99}'])
     assert forged.attempts == 1
-    assert forged.origin == "5-0"
+    assert forged.entry.origin == "5-0"
 
 
 def test_a_header_that_is_none_counts_nothing() -> None:
-    assert Entry(RETRIES, "5-0", 1, [b"m", body(), b"x", b"{"], started=True).attempts == 1
+    assert a_hold("5-0", [b"m", body(), b"x", b"{"], source=RETRIES).attempts == 1
 
 
 def test_what_is_delivered_has_its_payload_as_the_handler_wants_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentstream.consuming.hold import DELIVERED, Hold
 from agentstream.consuming.triage import Defer, Deliver, GiveUp, triage
 from agentstream.errors import SettingsError
 from agentstream.identity.keyring import Keyring, Verifier
 from agentstream.identity.settings import Binding, Settings
-from agentstream.protocol.entry import Entry, Source
+from agentstream.protocol.entry import Entry, Source, parse_entry
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes, Produces
 from agentstream.protocol.signatures import (
@@ -57,7 +59,7 @@ def entry(
     if origin is not None:
         fields += [b"x", b'{"origin":"%s","attempts":1}' % origin.encode()]
     source = MAIN if origin is None else RETRIES
-    return Entry(source, f"{int(added * 1000)}-0", 1, fields, started=True)
+    return parse_entry(source, f"{int(added * 1000)}-0", fields)
 
 
 def signed(body: bytes = BODY, at: float = NOW, key: SigningKey = OLD, stream: str = STREAM) -> bytes:
@@ -350,13 +352,20 @@ WARN, REQUIRE = (
 
 
 def decide(read: Entry, policy: Consumes, flaw: Reason | None, now: float = NOW) -> object:
-    return triage(read, policy, "coder", now, flaw_of=lambda _: flaw, read=lambda _: None)
+    return triage(
+        Hold(read, 1, DELIVERED, math.inf), policy, "coder", now, flaw_of=lambda _: flaw, read=lambda _: None
+    )
 
 
 def test_without_a_policy_nothing_is_checked() -> None:
     policy = Consumes("tasks", STREAM, "coder")
     verdict = triage(
-        entry(), policy, "coder", NOW, flaw_of=lambda _: pytest.fail("it was checked"), read=lambda _: None
+        Hold(entry(), 1, DELIVERED, math.inf),
+        policy,
+        "coder",
+        NOW,
+        flaw_of=lambda _: pytest.fail("it was checked"),
+        read=lambda _: None,
     )
     assert isinstance(verdict, Deliver)
     assert verdict.flaw is None
