@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import hiredis
 import redis.asyncio
 
-from agentstream.protocol.envelope import Message, encode, new_id
+from agentstream.protocol.envelope import Message, encode
+from agentstream.sending.producer import new_id
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, builds

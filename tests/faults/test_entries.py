@@ -6,8 +6,8 @@ import time
 
 import msgspec
 
-from agentstream.protocol.envelope import new_id
 from agentstream.protocol.keys import StreamKeys
+from agentstream.sending.producer import new_id
 from agentstream.testing import Sandbox
 from agentstream_operator.plan.retention import JanitorSpec
 from faults.drill import GROUP, Drill

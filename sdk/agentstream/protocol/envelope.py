@@ -6,7 +6,6 @@ What is sent is what the schema says, and nothing else is accepted: both ways ar
 from __future__ import annotations
 
 import math
-import random
 import re
 from functools import lru_cache
 from typing import Annotated, Any, Literal, cast
@@ -107,12 +106,6 @@ _SOUND: dict[str, Any] = {
 }
 # the fields that are the same in many messages
 _REPEATED = ("v", "from", "to", "type", "reply_to", "schema_version")
-
-
-def new_id() -> str:
-    """A random UUID (version 4), in a fraction of the time that `uuid.uuid4` takes."""
-    digits = f"{random.getrandbits(128):032x}"
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
 
 
 def encode(message: Message) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import time
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from agentstream.identity.keyring import Keyring
 from agentstream.identity.settings import Settings
 from agentstream.payloads.contracts import Contracts
 from agentstream.payloads.types import payload_of, version_of
-from agentstream.protocol.envelope import BROADCAST, Message, MessageType, new_id
+from agentstream.protocol.envelope import BROADCAST, Message, MessageType
 from agentstream.protocol.keys import notify_channel, reply_key, routes_key
 from agentstream.routing.directory import Directory
 from agentstream.sending.notifications import DEFAULT_BUFFER, Mailbox, Notifications, notification
@@ -296,6 +297,12 @@ class Producer:
         return Client(
             self._settings.endpoint, name=name, timeout=timeout, on_reconnect=reconnected, **listening
         )
+
+
+def new_id() -> str:
+    """Makes a random UUID (version 4), in a fraction of the time that `uuid.uuid4` takes."""
+    digits = f"{random.getrandbits(128):032x}"
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
 
 
 def _addressee(to: str | None, stream: str | None) -> str:
