@@ -80,7 +80,7 @@ class Agent(Producer):
         self._ended_by: signal.Signals | None = None
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Agent:
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
         """The agent that the environment names; see `Settings.from_env`.
 
         In the main thread it takes care of SIGTERM and SIGINT: the first one calls `stop`, so that iterations
@@ -93,7 +93,7 @@ class Agent(Producer):
         return cls(Settings.from_env(environ), ends_on_signals=True)
 
     @classmethod
-    def connect(cls, settings: Settings) -> Agent:
+    def connect(cls, settings: Settings) -> Self:
         """The agent that the settings name. Signals are left to the application."""
         return cls(settings, ends_on_signals=False)
 
@@ -140,8 +140,8 @@ class Agent(Producer):
     ) -> Callable[[_Handler], _Handler]:
         """Declares the decorated function the handler of one type of message; see docs/handlers.md.
 
-        It takes (payload), (payload, delivery), (delivery) or (message), as its annotations say, and is
-        asynchronous, or runs in a thread. What it returns is the answer, unless it is None.
+        It takes (payload), (payload, delivery), (delivery) or (message), as its annotations say.
+        It is asynchronous, or runs in a thread. What it returns is the reply, unless it is None.
 
         Args:
             type: `task_request`, `task_result` or `event`.
@@ -266,14 +266,6 @@ class Agent(Producer):
             await self._entered.aclose()
         if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
             raise SystemExit(SIGNAL_EXIT + self._ended_by) from None
-
-    async def _crash(self) -> None:
-        """Ends as by SIGKILL, for tests: nothing more is said to the server, so nothing is handed back."""
-        self._renewal.close()
-        await asyncio.gather(self._sender.close(), self._write.close(), self._control.close())
-        for consumption in self._consumptions:
-            consumption.cancel_workers()
-        await self.__aexit__(None, None, None)
 
     @property
     def is_consuming(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
+import re
 
 import pytest
 
@@ -10,6 +12,7 @@ import agentstream
 from agentstream import sync
 from agentstream.consuming import once
 from agentstream.consuming.delivery import Delivery
+from agentstream.testing import SyncSandbox
 
 FACES = [
     (agentstream.Agent, sync.Agent),
@@ -22,6 +25,7 @@ FACES = [
 CALLED_ELSE = {"aclose": "close"}
 # of instances, where the other face has properties
 ATTRIBUTES = {"deadline"}
+OTHER_WORDS = re.compile(r"async (with|for)|await|StopAsync|aclose|\ba i")
 PROTOCOL = {
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
@@ -75,8 +79,20 @@ def test_there_is_a_face_for_whatever_agents_and_deliveries_return() -> None:
                 assert kind in mirrored, f"{name} returns {returned}"
 
 
-def test_every_public_name_is_documented() -> None:
-    for face in sync.__all__:
-        kind = getattr(sync, face)
+def test_every_public_name_is_documented_in_words_of_this_face() -> None:
+    for kind in (*(getattr(sync, face) for face in sync.__all__), SyncSandbox):
+        texts = {
+            name: inspect.getdoc(getattr(kind, name))
+            for name in (*names(kind), "__enter__", "__next__")
+            if hasattr(kind, name)
+        }
         assert kind.__doc__
-        assert all(getattr(kind, name).__doc__ for name in names(kind))
+        assert all(texts.values()), texts
+        assert not [name for name, text in texts.items() if OTHER_WORDS.search(text or "")]
+
+
+def test_help_shows_what_a_method_takes_and_says() -> None:
+    shown = pydoc.plain(pydoc.render_doc(sync.Agent))
+    assert "send_message(self, *, type: 'MessageType', payload: 'Any', to: 'str | None' = None" in shown
+    assert "**options: 'Unpack[SendOptions]') -> 'SentMessage'\n |      Sends one message." in shown
+    assert sync.Agent.send_message.__qualname__ == "SyncAgent.send_message"

@@ -85,7 +85,7 @@ def test_the_iteration_of_an_agent_that_is_killed_ends(sandbox: SyncSandbox) -> 
     coder = sandbox.agent("coder")
     thread = working(coder, [])
     deadline = time.monotonic() + 10
-    while not coder._agent._consumptions and time.monotonic() < deadline:
+    while not coder._original._consumptions and time.monotonic() < deadline:
         time.sleep(0.005)
     sandbox.kill(coder)
     thread.join(10)

@@ -94,8 +94,8 @@ class Producer:
             on_full: what to do when the stream is full: `wait` for room until the timeout (the default),
                 `raise` Backpressure at once, or `shed`: drop the event, count it, and return a SentMessage
                 that is `shed`.
-            timeout: seconds to try, 30 by default; up to ten of them for a route that is not declared yet.
-                A batch that is in flight at the deadline is awaited up to a second longer.
+            timeout: seconds to try, 30 by default; up to ten of them for a route that is not declared yet. A
+                batch that is in flight at the deadline gets up to a second more.
 
         Raises:
             InvalidMessage: an argument does not fit the envelope's schema, or is not an event and to be shed;

@@ -7,10 +7,10 @@ It is the same agent, run by a thread of its own. Messages, errors, `Retry` and 
 from __future__ import annotations
 
 from agentstream.sync.agent import SyncAgent as Agent
+from agentstream.sync.agent import SyncNotifications as Notifications
+from agentstream.sync.agent import SyncReceipt as Receipt
 from agentstream.sync.delivery import SyncDeliveries as Deliveries
 from agentstream.sync.delivery import SyncDelivery as Delivery
 from agentstream.sync.delivery import SyncOnce as Once
-from agentstream.sync.producer import SyncNotifications as Notifications
-from agentstream.sync.producer import SyncReceipt as Receipt
 
 __all__ = ["Agent", "Deliveries", "Delivery", "Notifications", "Once", "Receipt"]

@@ -1,11 +1,11 @@
-"""The agent, for threads that wait."""
+"""The agent for programs without an event loop."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -13,87 +13,100 @@ from agentstream import agent
 from agentstream.handlers.declare import DEFAULT_MAX_WAIT
 from agentstream.identity.settings import Settings
 from agentstream.payloads.types import Payload
-from agentstream.payloads.upcasting import Upcast
-from agentstream.protocol.envelope import Message, MessageType
-from agentstream.sending.notifications import DEFAULT_BUFFER
-from agentstream.sending.sender import DEFAULT_TIMEOUT, MessageOptions, OutgoingMessage, SendOptions
+from agentstream.protocol.envelope import MessageType
+from agentstream.sending import notifications, receipts
+from agentstream.sending.notifications import DEFAULT_BUFFER, Notification
+from agentstream.sending.sender import DEFAULT_TIMEOUT, OutgoingMessage, SendOptions
 from agentstream.sent import SentMessage
 from agentstream.signals import SIGNAL_EXIT, on_signal
 from agentstream.sync.delivery import SyncDeliveries
 from agentstream.sync.handlers import Exit, adapted
 from agentstream.sync.loop import Ended, LoopThread
-from agentstream.sync.producer import SyncNotifications, SyncReceipt
+from agentstream.sync.mirror import SyncFace, SyncIterator, mirrors, shares
 
-_Result = TypeVar("_Result")
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
-_Upcast = TypeVar("_Upcast", bound=Upcast)
 
 
-class SyncAgent:
+class SyncReceipt(SyncFace[receipts.Receipt], of=receipts.Receipt):
+    """As `agentstream.Receipt`.
+
+    Attributes:
+        sent: the message.
+        expected: the groups that were declared when it was sent.
+    """
+
+    def __init__(self, original: receipts.Receipt, loop: LoopThread) -> None:
+        super().__init__(original, loop)
+        self.sent: SentMessage = original.sent
+        self.expected: tuple[str, ...] = original.expected
+
+    @mirrors(receipts.Receipt.status)
+    def status(self) -> None: ...
+
+    @mirrors(receipts.Receipt.wait)
+    def wait(self) -> None: ...
+
+
+class SyncNotifications(
+    SyncIterator[notifications.Notifications], Iterator[Notification], of=notifications.Notifications
+):
+    """As `agentstream.Notifications`: an iterator that ends when the agent stops.
+
+    Listening ends with `close`, where `with` ends, and soon after nothing refers to it any more.
+    """
+
+    @property
+    def dropped(self) -> int:
+        return self._original.dropped
+
+    def __next__(self) -> Notification:
+        return self._next(self._original.__anext__)
+
+
+class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
     """As `agentstream.Agent`, as a context manager, for any number of threads.
 
-    From entering to leaving, a thread of its own runs it. In a process that is forked off, whatever is called
-    raises AgentStreamError: make an agent there. So it does before entering and after leaving.
+    From entering to leaving, a thread of its own runs the event loop. Any thread may call the methods, and a
+    signal handler may call `stop`. Before entering, after leaving and in a forked process, methods raise
+    AgentStreamError: make another agent there.
 
     Attributes:
         name: the agent's name.
         namespace: its namespace.
     """
 
-    def __init__(self, settings: Settings, *, ends_on_signals: bool) -> None:
-        self.name: str = settings.agent
-        self.namespace: str = settings.namespace
-        self._agent = agent.Agent.connect(settings)
-        self._loop = LoopThread(f"agentstream {self.namespace}.{self.name}")
+    def __init__(self, original: agent.Agent, *, ends_on_signals: bool = False) -> None:
+        super().__init__(original, LoopThread(f"agentstream {original.namespace}.{original.name}"))
+        self.name: str = original.name
+        self.namespace: str = original.namespace
         self._ends_on_signals = ends_on_signals
         self._signals = contextlib.ExitStack()
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> SyncAgent:
-        """As `agentstream.Agent.from_env`.
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Makes the agent that the environment names; see `Settings.from_env`.
 
-        Entered in the main thread, it takes care of SIGTERM and SIGINT likewise: the first one ends `run` and
+        Entered in the main thread, the agent handles SIGTERM and SIGINT: the first signal ends `run` and
         iterations over `stream_consume` after the message in hand. In a program that consumes nothing at that
-        moment it raises SystemExit in the main thread.
+        moment, the signal raises SystemExit in the main thread.
 
         Raises:
             SettingsError: something is missing or wrong; the message says what.
         """
-        return cls(Settings.from_env(environ), ends_on_signals=True)
+        return cls(agent.Agent.connect(Settings.from_env(environ)), ends_on_signals=True)
 
     @classmethod
-    def connect(cls, settings: Settings) -> SyncAgent:
-        """The agent that the settings name. Signals are left to the application."""
-        return cls(settings, ends_on_signals=False)
+    def connect(cls, settings: Settings) -> Self:
+        return cls(agent.Agent.connect(settings))
 
-    def send_message(
-        self,
-        *,
-        type: MessageType,  # noqa: A002 - the envelope's name
-        payload: Any,
-        to: str | None = None,
-        reply_to: str | None = None,
-        **options: Unpack[SendOptions],
-    ) -> SentMessage:
-        """As `agentstream.Agent.send_message`.
-
-        Raises:
-            InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure, MessageExpired,
-                StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as there.
-        """
-        return self._loop.run(
-            self._agent.send_message, type=type, payload=payload, to=to, reply_to=reply_to, **options
-        )
+    @mirrors(agent.Agent.send_message)
+    def send_message(self) -> None: ...
 
     def send_many(
         self, messages: Iterable[OutgoingMessage], *, timeout: float = DEFAULT_TIMEOUT
     ) -> list[SentMessage]:
-        """As `agentstream.Agent.send_many`.
-
-        Raises:
-            InvalidMessage, NoRoute, SendFailed: as there.
-        """
-        return self._loop.run(self._agent.send_many, list(messages), timeout=timeout)
+        # the caller's thread iterates: the loop's thread must not wait for a generator
+        return self._loop.run(self._original.send_many, list(messages), timeout=timeout)
 
     def broadcast(
         self,
@@ -102,46 +115,18 @@ class SyncAgent:
         payload: Any,
         **options: Unpack[SendOptions],
     ) -> SyncReceipt:
-        """As `agentstream.Agent.broadcast`.
-
-        Raises:
-            NoRoute, InvalidMessage, InvalidPayload, SettingsError, Backpressure, MessageExpired,
-                StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as there.
-        """
-        receipt = self._loop.run(self._agent.broadcast, type=type, payload=payload, **options)
+        receipt = self._loop.run(self._original.broadcast, type=type, payload=payload, **options)
         return SyncReceipt(receipt, self._loop)
 
-    def request(
-        self,
-        *,
-        to: str,
-        payload: Any,
-        type: MessageType = "task_request",  # noqa: A002 - the envelope's name
-        **options: Unpack[MessageOptions],
-    ) -> Message:
-        """As `agentstream.Agent.request`.
+    @mirrors(agent.Agent.request)
+    def request(self) -> None: ...
 
-        Raises:
-            NoReply, RequestFailed, InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure,
-                MessageExpired, StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as there.
-        """
-        return self._loop.run(self._agent.request, to=to, payload=payload, type=type, **options)
-
-    def notify(self, to: str, payload: Any) -> int:
-        """As `agentstream.Agent.notify`.
-
-        Raises:
-            InvalidMessage, ConnectionLost, AccessDenied, ServerRefused: as there.
-        """
-        return self._loop.run(self._agent.notify, to, payload)
+    @mirrors(agent.Agent.notify)
+    def notify(self) -> None: ...
 
     def notifications(self, *, buffer: int = DEFAULT_BUFFER) -> SyncNotifications:
-        """As `agentstream.Agent.notifications`.
-
-        Raises:
-            ValueError: the buffer holds nothing.
-        """
-        return SyncNotifications(self._in_loop(lambda: self._agent.notifications(buffer=buffer)), self._loop)
+        listening = self._loop.call(self._original.notifications, buffer=buffer)
+        return SyncNotifications(listening, self._loop)
 
     def stream_consume(
         self,
@@ -151,14 +136,8 @@ class SyncAgent:
         group: str | None = None,
         concurrency: int = 64,
     ) -> SyncDeliveries[Payload]:
-        """As `agentstream.Agent.stream_consume`: iterate over it in as many threads as are to work.
-
-        Raises:
-            ValueError: the concurrency is not positive.
-            TypeError: no payload has such a type.
-        """
-        deliveries = self._in_loop(
-            lambda: self._agent.stream_consume(stream, payload=payload, group=group, concurrency=concurrency)
+        deliveries = self._loop.call(
+            self._original.stream_consume, stream, payload=payload, group=group, concurrency=concurrency
         )
         return SyncDeliveries(deliveries, self._loop)
 
@@ -172,12 +151,7 @@ class SyncAgent:
         batch_size: int | None = None,
         max_wait: float = DEFAULT_MAX_WAIT,
     ) -> Callable[[_Handler], _Handler]:
-        """As `agentstream.Agent.on`. The function is not asynchronous, and takes `agentstream.sync.Delivery`.
-
-        Raises:
-            ValueError, TypeError: as there.
-        """
-        declare = self._agent.on(
+        declare = self._original.on(
             type, stream=stream, group=group, version=version, batch_size=batch_size, max_wait=max_wait
         )
 
@@ -187,53 +161,42 @@ class SyncAgent:
 
         return decorate
 
-    def upcast(
-        self,
-        type: MessageType,  # noqa: A002 - the envelope's name
-        *,
-        from_version: int,
-    ) -> Callable[[_Upcast], _Upcast]:
-        """As `agentstream.Agent.upcast`.
-
-        Raises:
-            ValueError, TypeError: as there.
-        """
-        return self._agent.upcast(type, from_version=from_version)
+    @shares(agent.Agent.upcast)
+    def upcast(self) -> None: ...
 
     def run(self, *, concurrency: int = 64) -> None:
-        """As `agentstream.Agent.run`: handlers run in threads of their own, as many as the concurrency.
+        """Consumes all streams that have handlers, until the agent stops.
+
+        Handlers run in threads of their own, as many as the concurrency.
+
+        Args:
+            concurrency: how many messages of each stream this process holds at most, and how many handlers
+                run at the same time; at least as many as the largest batch has.
 
         Raises:
-            ValueError, NoConsumerGroup, SettingsError: as there.
+            ValueError, NoConsumerGroup, SettingsError: as `agentstream.Agent.run`.
             SystemExit, KeyboardInterrupt: a handler raised it; its message is handed back.
         """
         try:
-            self._loop.run(self._agent.run, concurrency=concurrency)
+            self._loop.run(self._original.run, concurrency=concurrency)
         except Exit as end:
             raise end.error from None
 
     @property
     def is_consuming(self) -> bool:
-        """As `agentstream.Agent.is_consuming`."""
-        return self._agent.is_consuming
+        return self._original.is_consuming
 
     def stop(self) -> None:
-        """As `agentstream.Agent.stop`. Any thread may call it, and a signal's handler."""
-        self._loop.soon(self._agent.stop)
+        self._loop.soon(self._original.stop)
 
     def __enter__(self) -> Self:
-        """The agent.
-
-        Raises:
-            SettingsError: the port for probes cannot be listened on.
-        """
         self._loop.start()
         try:
-            self._loop.run(self._agent.__aenter__)
+            self._loop.run(self._original.__aenter__)
         except BaseException:
             self._loop.end()
             raise
-        # a daemon that is still at work when the interpreter goes would be cut off anywhere
+        # the interpreter ends daemon threads at any point of their work
         atexit.register(self._close)
         if self._ends_on_signals:
             self._signals.enter_context(on_signal(self._asked_to_end))
@@ -245,26 +208,15 @@ class SyncAgent:
         """Hands back what is not settled, closes the connections, and ends the thread."""
         self._close()
 
-    def _crash(self) -> None:
-        """Ends as by SIGKILL, for tests; see `agentstream.Agent`."""
-        self._loop.complete(self._agent._crash)  # noqa: SLF001 - two faces of one thing
-        self._loop.end()
-
     def _close(self) -> None:
         try:
-            # what a process has that was forked off is its parent's
+            # in a forked process, the connections are the parent's
             with contextlib.suppress(Ended):
-                self._loop.complete(self._agent.__aexit__, None, None, None)
+                self._loop.complete(self._original.__aexit__, None, None, None)
         finally:
             self._loop.end()
             self._signals.close()
             atexit.unregister(self._close)
-
-    def _in_loop(self, call: Callable[[], _Result]) -> _Result:
-        async def called() -> _Result:
-            return call()
-
-        return self._loop.run(called)
 
     def _asked_to_end(self, number: signal.Signals) -> None:
         consuming = self.is_consuming

@@ -79,6 +79,14 @@ class LoopThread:
             future.cancel()
             raise
 
+    def call(self, function: Callable[_P, _Result], *args: _P.args, **kwargs: _P.kwargs) -> _Result:
+        """Calls a function in the loop's thread, and returns what it returns."""
+
+        async def called() -> _Result:
+            return function(*args, **kwargs)
+
+        return self.run(called)
+
     def complete(
         self, work: Callable[_P, Coroutine[Any, Any, _Result]], *args: _P.args, **kwargs: _P.kwargs
     ) -> _Result:

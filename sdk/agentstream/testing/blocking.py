@@ -3,52 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Self
 
-from agentstream.protocol.envelope import Message
 from agentstream.sync import Agent
+from agentstream.sync.agent import SyncAgent
 from agentstream.sync.loop import LoopThread
+from agentstream.sync.mirror import SyncFace, mirrors, shares
 from agentstream.testing.faults import Faults
-from agentstream.testing.process import AgentProcess
-from agentstream.testing.sandbox import Sandbox
+from agentstream.testing.sandbox import KillableAgent, Sandbox
 from agentstream.testing.server import Server
-from agentstream.testing.topology import DeadLetter
 
 
-class SyncSandbox:
-    """As `Sandbox`, for tests of what uses `agentstream.sync`, as a context manager.
+class KillableSyncAgent(SyncAgent):
+    """An agent that can end as by SIGKILL; see `SyncSandbox.kill`."""
+
+    def __init__(self, original: KillableAgent) -> None:
+        super().__init__(original)
+        self._victim = original
+
+    def crash(self) -> None:
+        """Ends the agent without another command to the server, and its thread."""
+        self._loop.complete(self._victim.crash)
+        self._loop.end()
+
+
+class SyncSandbox(SyncFace[Sandbox], of=Sandbox):
+    """As `Sandbox`, for tests of programs that use `agentstream.sync`, as a context manager.
 
     Args:
-        binary: a server's program, if not the embedded Valkey of `agentstream[testing]`.
+        binary: path of the server's program, if not the embedded Valkey of `agentstream[testing]`.
     """
 
     def __init__(self, *, binary: str | Path | None = None) -> None:
-        self._sandbox = Sandbox(binary=binary)
-        self._loop = LoopThread("agentstream sandbox", "sandbox")
+        super().__init__(Sandbox(binary=binary), LoopThread("agentstream sandbox", "sandbox"))
         self._agents = contextlib.ExitStack()
 
     @property
     def faults(self) -> Faults:
-        """What is between the agents and the server."""
-        return self._sandbox.faults
+        """The network between the agents and the server."""
+        return self._original.faults
 
     @property
     def server(self) -> Server:
         """The server process."""
-        return self._sandbox.server
+        return self._original.server
 
     def __enter__(self) -> Self:
-        """The sandbox, with a server that runs.
-
-        Raises:
-            SandboxError: there is no server for this platform, or it does not start.
-        """
         self._loop.start()
         try:
-            self._loop.run(self._sandbox.__aenter__)
+            self._loop.run(self._original.__aenter__)
         except BaseException:
             self._loop.end()
             raise
@@ -57,129 +62,54 @@ class SyncSandbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends all faults, closes the agents, and ends the processes and the server."""
         try:
-            # agents hand back what they hold
-            self._sandbox._heal()  # noqa: SLF001 - two faces of one thing
+            # agents hand back their messages when they close
+            self.heal()
             self._agents.close()
         finally:
             try:
-                self._loop.complete(self._sandbox.__aexit__, None, None, None)
+                self._loop.complete(self._original.__aexit__, None, None, None)
             finally:
                 self._loop.end()
 
-    def declare_stream(
-        self,
-        name: str,
-        *,
-        producers: Iterable[str] = (),
-        broadcast: bool = False,
-        signed: Literal["Warn", "Require"] | None = None,
-        contracts: Iterable[Mapping[str, Any]] = (),
-    ) -> None:
-        """As `Sandbox.declare_stream`.
+    @mirrors(Sandbox.declare_stream)
+    def declare_stream(self) -> None: ...
 
-        Raises:
-            ValueError, SettingsError: as there.
-        """
-        self._loop.run(
-            self._sandbox.declare_stream,
-            name,
-            producers=producers,
-            broadcast=broadcast,
-            signed=signed,
-            contracts=contracts,
-        )
-
-    def declare_group(
-        self,
-        stream: str,
-        *,
-        agent: str,
-        group: str | None = None,
-        lease: float = 10.0,
-        deadline: float | None = None,
-        max_deliveries: int = 5,
-        backoff: float = 0.01,
-        backoff_factor: float = 2.0,
-        backoff_max: float = 1.0,
-        deliver_all: bool = False,
-        dead_letters: bool = True,
-        start: str = "0",
-    ) -> None:
-        """As `Sandbox.declare_group`.
-
-        Raises:
-            LookupError: the stream is not declared.
-        """
-        self._loop.run(
-            self._sandbox.declare_group,
-            stream,
-            agent=agent,
-            group=group,
-            lease=lease,
-            deadline=deadline,
-            max_deliveries=max_deliveries,
-            backoff=backoff,
-            backoff_factor=backoff_factor,
-            backoff_max=backoff_max,
-            deliver_all=deliver_all,
-            dead_letters=dead_letters,
-            start=start,
-        )
+    @mirrors(Sandbox.declare_group)
+    def declare_group(self) -> None: ...
 
     def agent(self, name: str, *, pod: str | None = None, through: Faults | None = None) -> Agent:
-        """As `Sandbox.agent`, an agent of `agentstream.sync`: it is entered, and ends with the sandbox."""
-        return self._agents.enter_context(
-            Agent.connect(self._sandbox.settings(name, pod=pod, through=through))
-        )
+        """As `Sandbox.agent`: an agent of `agentstream.sync` that is entered, and ends with the sandbox."""
+        settings = self._original.settings(name, pod=pod, through=through)
+        return self._agents.enter_context(KillableSyncAgent(KillableAgent.connect(settings)))
 
-    def more_faults(self) -> Faults:
-        """As `Sandbox.more_faults`."""
-        return self._sandbox.more_faults()
+    @shares(Sandbox.more_faults)
+    def more_faults(self) -> None: ...
 
-    def environ(self, agent: str, *, pod: str | None = None, through: Faults | None = None) -> dict[str, str]:
-        """As `Sandbox.environ`."""
-        return self._sandbox.environ(agent, pod=pod, through=through)
+    @shares(Sandbox.heal)
+    def heal(self) -> None: ...
 
-    def process(
-        self,
-        program: str | Path,
-        *arguments: str,
-        agent: str,
-        pod: str | None = None,
-        through: Faults | None = None,
-        environ: Mapping[str, str] | None = None,
-    ) -> AgentProcess:
-        """As `Sandbox.process`. What of it is to be awaited needs no loop of its own: use `asyncio.run`."""
-        return self._sandbox.process(
-            program, *arguments, agent=agent, pod=pod, through=through, environ=environ
-        )
+    @shares(Sandbox.environ)
+    def environ(self) -> None: ...
+
+    @shares(Sandbox.process)
+    def process(self) -> None: ...
 
     def kill(self, agent: Agent) -> None:
-        """As `Sandbox.kill`, but handlers go on, for no thread can be ended; iterations end."""
-        agent._crash()  # noqa: SLF001 - nobody but a test is to do this
-
-    def settled(self, stream: str, *, group: str | None = None, timeout: float = 10.0) -> None:
-        """As `Sandbox.settled`.
+        """As `Sandbox.kill`; handlers go on, since no thread can be ended, and iterations end.
 
         Raises:
-            TimeoutError, LookupError: as there.
+            TypeError: the agent was not made by `agent`.
         """
-        self._loop.run(self._sandbox.settled, stream, group=group, timeout=timeout)
+        if not isinstance(agent, KillableSyncAgent):
+            raise TypeError(f"{agent.name} cannot be killed: make the agent with SyncSandbox.agent")
+        agent.crash()
 
-    def messages(self, stream: str, *, at_least: int = 0, timeout: float = 10.0) -> list[Message]:
-        """As `Sandbox.messages`.
+    @mirrors(Sandbox.settled)
+    def settled(self) -> None: ...
 
-        Raises:
-            TimeoutError, LookupError: as there.
-        """
-        return self._loop.run(self._sandbox.messages, stream, at_least=at_least, timeout=timeout)
+    @mirrors(Sandbox.messages)
+    def messages(self) -> None: ...
 
-    def dead_letters(self, stream: str, *, group: str) -> list[DeadLetter]:
-        """As `Sandbox.dead_letters`.
-
-        Raises:
-            LookupError: the stream is not declared.
-        """
-        return self._loop.run(self._sandbox.dead_letters, stream, group=group)
+    @mirrors(Sandbox.dead_letters)
+    def dead_letters(self) -> None: ...

@@ -29,6 +29,18 @@ from agentstream.transport.client import Argument, Client
 from agentstream.transport.endpoint import Endpoint
 
 
+class KillableAgent(Agent):
+    """An agent of this process that can end as by SIGKILL; see `Sandbox.kill`."""
+
+    async def crash(self) -> None:
+        """Ends the agent without another command to the server, so that nothing is handed back."""
+        self._renewal.close()
+        await asyncio.gather(self._sender.close(), self._write.close(), self._control.close())
+        for consumption in self._consumptions:
+            consumption.cancel_workers()
+        await self.__aexit__(None, None, None)
+
+
 class Sandbox:
     """A real server of a test's own, as an asynchronous context manager.
 
@@ -82,8 +94,8 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends all faults, closes the agents, and ends the processes and the server."""
-        # agents hand back what they hold
-        self._heal()
+        # agents hand back their messages when they close
+        self.heal()
         await self._open.aclose()
 
     async def declare_stream(
@@ -175,7 +187,7 @@ class Sandbox:
             pod: its pod, if it is to take over what an earlier agent of the same pod left.
             through: faults of its own, from `more_faults`.
         """
-        agent = Agent.connect(self.settings(name, pod=pod, through=through))
+        agent = KillableAgent.connect(self.settings(name, pod=pod, through=through))
         self._open.push_async_exit(agent)
         return agent
 
@@ -195,6 +207,11 @@ class Sandbox:
         faults = self._open.enter_context(Faults(self.server.port))
         self._every_faults.append(faults)
         return faults
+
+    def heal(self) -> None:
+        """Ends all faults, those of `more_faults` included."""
+        for faults in self._every_faults:
+            faults.heal()
 
     def environ(self, agent: str, *, pod: str | None = None, through: Faults | None = None) -> dict[str, str]:
         """The variables with which `Agent.from_env` makes this agent; arguments as in `agent`."""
@@ -236,10 +253,15 @@ class Sandbox:
     async def kill(self, agent: Agent) -> None:
         """Ends an agent of this process as SIGKILL would.
 
-        Its handlers are cancelled where they are, its connections break, and nothing is handed back: what it
-        held stays with it until the lease is over, or an agent of the same pod takes it.
+        Its handlers are cancelled where they are, its connections break, and nothing is handed back: its
+        messages stay pending until the lease runs out, or an agent of the same pod recovers them.
+
+        Raises:
+            TypeError: the agent was not made by `agent`.
         """
-        await agent._crash()  # noqa: SLF001 - nobody but a test is to do this
+        if not isinstance(agent, KillableAgent):
+            raise TypeError(f"{agent.name} cannot be killed: make the agent with Sandbox.agent")
+        await agent.crash()
 
     async def settled(self, stream: str, *, group: str | None = None, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - says what is left
         """Waits until nothing of a stream is undelivered, pending, delayed or retrying.
@@ -276,10 +298,6 @@ class Sandbox:
             LookupError: the stream is not declared.
         """
         return await self._topology.dead_letters(stream, group)
-
-    def _heal(self) -> None:
-        for faults in self._every_faults:
-            faults.heal()
 
     async def _call(self, *args: Argument) -> Any:
         if asyncio.get_running_loop() is not self._loop:
