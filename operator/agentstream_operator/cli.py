@@ -117,7 +117,7 @@ def dev(  # noqa: PLR0917 - the command line names its options
     seconds, idle = _seconds("--for", for_), _seconds("--until-idle", until_idle)
     try:
         from agentstream_operator.local.dev import DevOptions, run  # noqa: PLC0415
-        from agentstream_operator.local.failure import LocalError  # noqa: PLC0415
+        from agentstream_operator.local.screen.output import LocalError  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         _fail(f"`agentstream dev` needs the package {missing.name}: pip install 'agentstream-operator[dev]'")
     try:
@@ -248,9 +248,9 @@ def remove_finalizers(
 @app.command()
 def validate(paths: Paths) -> None:
     """Validates manifests: prints a line for each mistake, and exits with 2 if there are any."""
-    from agentstream_operator.local.manifests.load import load  # noqa: PLC0415
+    from agentstream_operator.local.manifests.loader import load_manifests  # noqa: PLC0415
 
-    manifests = load(paths)
+    manifests = load_manifests(paths)
     if manifests.problems:
         _fail(*manifests.problems)
     count = len(manifests.declared)

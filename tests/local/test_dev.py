@@ -73,7 +73,7 @@ async def test_a_killed_agent_comes_back_and_nothing_is_lost(dev: Dev) -> None:
     victim = int((await dev.line("[coder-0] up")).split()[-1])
     await until(lambda: dev.done)
     psutil.Process(victim).kill()
-    await dev.line("coder-0: killed by SIGKILL; starting again in 0.2 s")
+    await dev.line("coder-0: killed by SIGKILL; restarting in 0.2 s")
     assert await dev.wait() == 0
     assert set(dev.done) == set(range(100)), dev.text
 
@@ -112,7 +112,7 @@ async def test_a_crash_loop_is_held_back_and_shown(dev: Dev) -> None:
         dev, a_stream("tasks") + a_group("coder", "tasks", "python", "-c", "raise SystemExit('no model')")
     )
     await dev.start("m.yaml")
-    await dev.line("coder-0: exit code 1 (no model); starting again in 0.8 s")
+    await dev.line("coder-0: exit code 1 (no model); restarting in 0.8 s")
     assert await dev.end() == 0
 
 
@@ -133,7 +133,7 @@ async def test_a_template_without_a_command_is_one_line(dev: Dev) -> None:
     await dev.start("m.yaml", "--for", "1s")
     assert await dev.wait() == 0
     assert len([line for line in dev.lines if "the template has no command" in line]) == 1
-    assert len([line for line in dev.lines if "images are ignored here" in line]) == 1
+    assert len([line for line in dev.lines if "images are ignored" in line]) == 1
 
 
 async def test_mode_hpa_is_as_direct_and_that_is_said_once(dev: Dev) -> None:
@@ -149,7 +149,7 @@ async def test_mode_hpa_is_as_direct_and_that_is_said_once(dev: Dev) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: [1\nb: 2\n", "error: m.yaml:2: is no YAML: "),
+        ("a: [1\nb: 2\n", "error: m.yaml:2: is not valid YAML: "),
         (
             a_stream("tasks", "producer: [a]"),
             "error: m.yaml:4: AgentStream default/tasks: spec.producer: unknown",

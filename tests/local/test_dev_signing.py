@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentstream_operator.local.bindings.signing import SigningFiles
+from agentstream_operator.local.bindings import SigningFiles
 from agentstream_operator.resources.meta import ResourceKey
 from support.dev import Dev, coders
 

@@ -13,15 +13,14 @@ import psutil
 import pytest
 
 from agentstream_operator.local.processes.commands import Command
-from agentstream_operator.local.processes.pipes import LONGEST_LINE
-from agentstream_operator.local.processes.processes import SupervisedProcess
 from agentstream_operator.local.processes.reaper import Reaper
-from agentstream_operator.local.processes.workloads import Workload
+from agentstream_operator.local.processes.supervisor import LONGEST_LINE, SupervisedProcess
+from agentstream_operator.local.processes.workloads import ProcessHost, Workload
 from support.waiting import until
 
 
 class Place:
-    """A slot that runs Python text, and everything that came of it."""
+    """A supervised process that runs Python text, and everything that came of it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -45,10 +44,10 @@ class Place:
         environment = {"PATH": os.environ["PATH"]}
         return Command((sys.executable, "-c", text), environment, self.directory, self.directory, grace)
 
-    def slot(self, command: Command) -> SupervisedProcess:
-        slot = SupervisedProcess("coder-0", command, output=self, reaper=self.reaper, ended=self.end)
-        self.tasks.append(asyncio.create_task(slot.run()))
-        return slot
+    def start(self, command: Command) -> SupervisedProcess:
+        process = SupervisedProcess("coder-0", command, output=self, reaper=self.reaper, ended=self.end)
+        self.tasks.append(asyncio.create_task(process.run()))
+        return process
 
     @property
     def lines(self) -> list[str]:
@@ -69,50 +68,50 @@ WAITS = "print('up', flush=True); import time; time.sleep(60)"
 
 
 async def test_lines_are_shown_with_the_name_of_the_place(place: Place) -> None:
-    place.slot(place.command(WAITS))
+    place.start(place.command(WAITS))
     await until(lambda: place.printed)
     assert place.printed == [("coder-0", "up")]
 
 
 async def test_a_process_knows_its_name(place: Place) -> None:
-    place.slot(place.command("import os; print(os.environ['AGENTSTREAM_POD'])"))
+    place.start(place.command("import os; print(os.environ['AGENTSTREAM_POD'])"))
     await until(lambda: place.lines)
     assert place.lines[0] == "coder-0"
 
 
 async def test_a_killed_process_is_started_again(place: Place) -> None:
-    slot = place.slot(place.command(WAITS))
+    process = place.start(place.command(WAITS))
     await until(lambda: place.lines)
-    assert slot.pid is not None
-    os.kill(slot.pid, signal.SIGKILL)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
     await until(lambda: len(place.lines) == 2)
-    assert place.said == ["coder-0: killed by SIGKILL; starting again in 0.2 s"]
+    assert place.said == ["coder-0: killed by SIGKILL; restarting in 0.2 s"]
     assert place.ended == ["coder-0"]
-    assert slot.trouble is None
+    assert process.failure is None
 
 
 async def test_a_crash_loop_is_held_back_and_says_why(place: Place) -> None:
-    slot = place.slot(place.command("raise SystemExit('no model')"))
+    process = place.start(place.command("raise SystemExit('no model')"))
     await until(lambda: len(place.said) == 3)
     assert place.said == [
-        f"coder-0: exit code 1 (no model); starting again in {delay} s" for delay in (0.2, 0.4, 0.8)
+        f"coder-0: exit code 1 (no model); restarting in {delay} s" for delay in (0.2, 0.4, 0.8)
     ]
-    assert slot.trouble == "exit code 1 (no model)"
+    assert process.failure == "exit code 1 (no model)"
 
 
 async def test_a_process_that_ends_well_is_started_again_too(place: Place) -> None:
-    place.slot(place.command("pass"))
+    place.start(place.command("pass"))
     await until(lambda: len(place.said) == 2)
-    assert place.said[0] == "coder-0: exit code 0; starting again in 0.2 s"
+    assert place.said[0] == "coder-0: exit code 0; restarting in 0.2 s"
 
 
 async def test_trouble_is_over_when_a_process_keeps_running(place: Place, tmp_path: Path) -> None:
     text = f"import os, sys\nif not os.path.exists('ok'): sys.exit(3)\n{WAITS}"
-    slot = place.slot(place.command(text))
-    await until(lambda: slot.trouble is not None)
+    process = place.start(place.command(text))
+    await until(lambda: process.failure is not None)
     (tmp_path / "ok").touch()
     await until(lambda: place.lines)
-    await until(lambda: slot.trouble is None)
+    await until(lambda: process.failure is None)
 
 
 async def test_a_retired_process_gets_time_to_end(place: Place) -> None:
@@ -120,9 +119,9 @@ async def test_a_retired_process_gets_time_to_end(place: Place) -> None:
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (print('bye', flush=True), sys.exit()))\n" + WAITS
     )
-    slot = place.slot(place.command(text))
+    process = place.start(place.command(text))
     await until(lambda: place.lines)
-    slot.retire()
+    process.stop()
     await place.tasks[0]
     assert place.lines == ["up", "bye"]
     assert place.ended == ["coder-0"]
@@ -130,24 +129,24 @@ async def test_a_retired_process_gets_time_to_end(place: Place) -> None:
 
 async def test_a_process_that_does_not_end_is_killed(place: Place) -> None:
     text = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
-    slot = place.slot(place.command(text, grace=0.1))
+    process = place.start(place.command(text, grace=0.1))
     await until(lambda: place.lines)
-    slot.retire()
+    process.stop()
     await place.tasks[0]
-    assert place.said == ["coder-0: did not end within 0.1 s, killed"]
+    assert place.said == ["coder-0: did not end within 0.1 s of SIGTERM; killed"]
 
 
 async def test_a_place_that_waits_to_start_again_ends_at_once(place: Place) -> None:
-    slot = place.slot(place.command("pass"))
+    process = place.start(place.command("pass"))
     await until(lambda: place.said)
-    slot.retire()
+    process.stop()
     await asyncio.wait_for(place.tasks[0], 1)
 
 
 async def test_a_cancelled_place_leaves_nothing(place: Place) -> None:
-    slot = place.slot(place.command(WAITS, grace=60))
+    process = place.start(place.command(WAITS, grace=60))
     await until(lambda: place.lines)
-    pid = slot.pid
+    pid = process.pid
     assert pid is not None
     place.tasks[0].cancel()
     await asyncio.gather(*place.tasks, return_exceptions=True)
@@ -156,7 +155,7 @@ async def test_a_cancelled_place_leaves_nothing(place: Place) -> None:
 
 async def test_what_a_process_started_ends_with_it(place: Place) -> None:
     text = "import subprocess; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
-    place.slot(place.command(text))
+    place.start(place.command(text))
     await until(lambda: place.ended)
     grandchild = int(place.lines[0])
     await until(
@@ -168,51 +167,51 @@ async def test_what_a_process_started_ends_with_it(place: Place) -> None:
 
 async def test_a_command_that_does_not_exist_is_left_to_who_knows_where_it_stands(place: Place) -> None:
     command = Command(("no-such",), {"PATH": ""}, place.directory, place.directory, 1.0)
-    slot = place.slot(command)
-    await until(lambda: slot.trouble)
-    assert slot.trouble == "command 'no-such' does not exist"
+    process = place.start(command)
+    await until(lambda: process.failure)
+    assert process.failure == "command 'no-such' does not exist"
     assert not place.said
 
 
 async def test_a_program_that_the_system_refuses_is_said(place: Place, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("no program")
     (tmp_path / "run").chmod(0o755)
-    place.slot(Command(("./run",), {"PATH": ""}, place.directory, place.directory, 1.0))
+    place.start(Command(("./run",), {"PATH": ""}, place.directory, place.directory, 1.0))
     await until(lambda: place.said)
-    assert place.said[0] == "coder-0: cannot start './run': Exec format error; starting again in 0.2 s"
+    assert place.said[0] == "coder-0: cannot start './run': Exec format error; restarting in 0.2 s"
 
 
 async def test_a_process_waits_for_its_binding(place: Place, tmp_path: Path) -> None:
     (tmp_path / "password").unlink()
-    slot = place.slot(place.command(WAITS))
+    process = place.start(place.command(WAITS))
     await asyncio.sleep(0)
-    assert slot.pid is None
+    assert process.pid is None
     (tmp_path / "password").touch()
     await until(lambda: place.lines)
 
 
 async def test_a_place_without_a_binding_ends_at_once(place: Place, tmp_path: Path) -> None:
     (tmp_path / "password").unlink()
-    slot = place.slot(place.command(WAITS))
+    process = place.start(place.command(WAITS))
     await asyncio.sleep(0)
-    slot.retire()
+    process.stop()
     await asyncio.wait_for(place.tasks[0], 1)
 
 
 async def test_a_long_line_is_cut(place: Place) -> None:
-    place.slot(place.command("print('x' * 5000)"))
+    place.start(place.command("print('x' * 5000)"))
     await until(lambda: place.lines)
     assert place.lines[0] == "x" * LONGEST_LINE + "… (1000 more)"
 
 
 async def test_a_line_without_an_end_does_not_gather(place: Place) -> None:
-    place.slot(place.command("import sys; sys.stdout.write('x' * 100_000); sys.stdout.flush(); " + WAITS))
+    place.start(place.command("import sys; sys.stdout.write('x' * 100_000); sys.stdout.flush(); " + WAITS))
     await until(lambda: place.lines)
     assert all(len(line) < LONGEST_LINE + 30 for line in place.lines)
 
 
 async def test_output_that_is_no_text_is_shown(place: Place) -> None:
-    place.slot(place.command(r"import sys; sys.stdout.buffer.write(b'\xff!\r\n')"))
+    place.start(place.command(r"import sys; sys.stdout.buffer.write(b'\xff!\r\n')"))
     await until(lambda: place.lines)
     assert place.lines[0] == "\ufffd!"
 
@@ -222,7 +221,7 @@ class Fleet:
 
     def __init__(self, place: Place, tasks: asyncio.TaskGroup) -> None:
         self.place = place
-        self.workload = Workload("coder", tasks=tasks, output=place, reaper=place.reaper, ended=place.end)
+        self.workload = Workload("coder", ProcessHost(tasks, place.reaper, place), place.end)
 
     async def names(self, *names: str) -> None:
         await until(lambda: {n for n, _ in self.place.printed} >= set(names))
@@ -234,7 +233,7 @@ async def test_as_many_run_as_are_wanted(place: Place) -> None:
         fleet.workload.apply(place.command(WAITS), 3)
         await fleet.names("coder-0", "coder-1", "coder-2")
         assert (fleet.workload.seen.replicas, fleet.workload.seen.ready) == (3, 3)
-        fleet.workload.retire()
+        fleet.workload.stop()
     assert fleet.workload.running == 0
 
 
@@ -243,11 +242,11 @@ async def test_those_that_hold_the_least_go_first(place: Place) -> None:
         fleet = Fleet(place, tasks)
         fleet.workload.apply(place.command(WAITS), 4)
         await fleet.names("coder-0", "coder-1", "coder-2", "coder-3")
-        fleet.workload.rank({"coder-0": 1, "coder-2": 5, "coder-3": 2})
+        fleet.workload.set_deletion_costs({"coder-0": 1, "coder-2": 5, "coder-3": 2})
         fleet.workload.apply(place.command(WAITS), 2)
         await until(lambda: len(place.ended) == 2)
         assert sorted(place.ended) == ["coder-0", "coder-1"]
-        fleet.workload.retire()
+        fleet.workload.stop()
 
 
 async def test_what_does_not_run_goes_before_what_holds_nothing(place: Place) -> None:
@@ -262,7 +261,7 @@ async def test_what_does_not_run_goes_before_what_holds_nothing(place: Place) ->
         # both of the others still run
         await until(lambda: fleet.workload.running == 2)
         assert set(place.ended) == {"coder-0"}
-        fleet.workload.retire()
+        fleet.workload.stop()
 
 
 async def test_the_last_ones_go_first(place: Place) -> None:
@@ -288,7 +287,7 @@ async def test_the_name_of_one_that_is_ending_is_not_taken(place: Place) -> None
         fleet.workload.apply(place.command(WAITS), 1)
         await fleet.names("coder-1")
         assert fleet.workload.running == 2
-        fleet.workload.retire()
+        fleet.workload.stop()
 
 
 async def test_another_command_replaces_the_processes(place: Place) -> None:
@@ -298,7 +297,7 @@ async def test_another_command_replaces_the_processes(place: Place) -> None:
         await fleet.names("coder-0")
         fleet.workload.apply(place.command(WAITS.replace("up", "new")), 1)
         await until(lambda: "new" in place.lines and place.ended)
-        fleet.workload.retire()
+        fleet.workload.stop()
 
 
 async def test_why_a_place_is_in_trouble_is_seen(place: Place) -> None:
@@ -307,4 +306,4 @@ async def test_why_a_place_is_in_trouble_is_seen(place: Place) -> None:
         fleet.workload.apply(place.command("raise SystemExit('no model')"), 1)
         await until(lambda: fleet.workload.seen.crashing)
         assert fleet.workload.seen.crashing == "exit code 1 (no model)"
-        fleet.workload.retire()
+        fleet.workload.stop()

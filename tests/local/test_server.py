@@ -18,11 +18,10 @@ import pytest
 from agentstream.errors import AccessDenied, ConnectionLost
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
-from agentstream_operator.local.failure import LocalError
 from agentstream_operator.local.processes.reaper import Reaper
-from agentstream_operator.local.server.binary import server_binary
+from agentstream_operator.local.screen.output import LocalError
 from agentstream_operator.local.server.embedded import EmbeddedServer, pick_port
-from agentstream_operator.local.server.valkey import OPERATOR, ValkeySettings, half_of_memory
+from agentstream_operator.local.server.valkey import OPERATOR, ValkeySettings, half_of_memory, server_binary
 from support.waiting import until
 
 
@@ -118,7 +117,7 @@ async def test_data_and_users_survive_a_crash(case: Case) -> None:
     await agent.close()
     supervision.cancel()
     assert case.said == [
-        "valkey ended (killed by SIGKILL); starting it again",
+        "valkey ended (killed by SIGKILL); restarting it",
         "valkey is back, with its data",
     ]
 
@@ -165,7 +164,7 @@ async def test_a_full_disk_is_said_and_with_room_again_everything_is_back(case: 
     await until(lambda: "valkey is back, with its data" in case.said)
     assert case.said == [
         f"cannot write to DATA: {os.strerror(errno.ENOSPC)}",
-        f"valkey ended (exit code 1): cannot write to DATA: {os.strerror(errno.ENOSPC)}; starting it again",
+        f"valkey ended (exit code 1): cannot write to DATA: {os.strerror(errno.ENOSPC)}; restarting it",
         "valkey is back, with its data",
     ]
     assert await case.wire.call("GET", "before") == b"1"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agentstream_operator.local.failure import LocalError
 from agentstream_operator.local.manifests.catalog import Catalog
+from agentstream_operator.local.screen.output import LocalError
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
@@ -34,7 +34,7 @@ class Case:
         self.said: list[str] = []
         self.put_in: list[AgentStream | ConsumerGroup] = []
         self.removed: list[ResourceKey] = []
-        self.catalog = Catalog([self.file], records=self.records, output=self, now=lambda: NOW)
+        self.catalog = Catalog([self.file], metadata=self.records, output=self, now=lambda: NOW)
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -52,7 +52,7 @@ class Case:
         self.file.write_text(text)
         manifests = self.catalog.read()
         assert not manifests.problems
-        self.catalog.take_up(manifests)
+        self.catalog.apply(manifests)
 
 
 @pytest.fixture
@@ -152,9 +152,9 @@ def test_what_has_no_effect_here_is_said_once(case: Case) -> None:
     for _ in range(2):
         case.declare(a_stream("tasks") + text.replace("image: x}", 'image: x, command: ["x"]}') + foreign)
     assert case.said[:-1] == [
-        f"ignored here: Namespace (first at {case.file}:14)",
-        "images are ignored here: commands run as processes of this machine",
-        f"{case.file}:6: ConsumerGroup default/two: only its first container runs here",
+        f"ignored kinds: Namespace (first at {case.file}:14)",
+        "container images are ignored: commands run as processes on this machine",
+        f"{case.file}:6: ConsumerGroup default/two: only the first container runs in local mode",
     ]
 
 

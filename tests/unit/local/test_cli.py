@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from agentstream_operator.cli import app
-from agentstream_operator.local.failure import LocalError
-from agentstream_operator.local.server.binary import server_binary
+from agentstream_operator.local.screen.output import LocalError
+from agentstream_operator.local.server.valkey import server_binary
 
 STREAM = "apiVersion: agentstream.dev/v1alpha1\nkind: AgentStream\nmetadata: {name: tasks}\n"
 

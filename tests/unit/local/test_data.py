@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from agentstream_operator.cluster.port import Credentials
-from agentstream_operator.local.bindings.bindings import BindingFiles
-from agentstream_operator.local.bindings.files import write_private
-from agentstream_operator.local.failure import LocalError, cannot
+from agentstream_operator.local.bindings import BindingFiles, write_private
 from agentstream_operator.local.processes import reaper
+from agentstream_operator.local.screen.output import LocalError, cannot
 from agentstream_operator.local.server.datadir import DataDirectory
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentstream_operator.local.manifests.documents import read_documents
-from agentstream_operator.local.manifests.load import Manifests, load
+from agentstream_operator.local.manifests.loader import Manifests, load_manifests
 from agentstream_operator.resources.meta import ResourceKey
 
 STREAM = """apiVersion: agentstream.dev/v1alpha1
@@ -28,7 +28,7 @@ spec:
 
 def loaded(tmp_path: Path, text: str) -> Manifests:
     (tmp_path / "m.yaml").write_text(text)
-    return load([tmp_path / "m.yaml"])
+    return load_manifests([tmp_path / "m.yaml"])
 
 
 def problems(tmp_path: Path, text: str) -> list[str]:
@@ -52,19 +52,19 @@ def test_files_of_a_directory_are_read_by_name(tmp_path: Path) -> None:
     (tmp_path / "b.yml").write_text(STREAM)
     (tmp_path / "a.yaml").write_text(GROUP)
     (tmp_path / "notes.txt").write_text("{{{")
-    assert [key.name for key in load([tmp_path]).declared] == ["coder", "tasks"]
+    assert [key.name for key in load_manifests([tmp_path]).declared] == ["coder", "tasks"]
 
 
 def test_a_file_given_twice_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text(STREAM)
-    assert not load([tmp_path, tmp_path / "m.yaml"]).problems
+    assert not load_manifests([tmp_path, tmp_path / "m.yaml"]).problems
 
 
 def test_json_is_read_too(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(
         '{"apiVersion":"agentstream.dev/v1alpha1","kind":"AgentStream","metadata":{"name":"t"}}'
     )
-    assert load([tmp_path]).declared
+    assert load_manifests([tmp_path]).declared
 
 
 def test_items_of_a_list_are_resources(tmp_path: Path) -> None:
@@ -130,12 +130,12 @@ def test_an_unquoted_time_is_text(tmp_path: Path) -> None:
             ],
         ),
         ("- 1\n", ["m.yaml:1: Resource default/?: [1] is not a map of fields"]),
-        (f"{STREAM}spec: {{}}\n", ["m.yaml:6: spec is given twice, first on line 4"]),
+        (f"{STREAM}spec: {{}}\n", ["m.yaml:6: spec is set twice, first on line 4"]),
         (
             f"{STREAM}---\n{STREAM}",
             ["m.yaml:7: AgentStream default/tasks is declared twice, first at m.yaml:1"],
         ),
-        ("a: [1\nb: 2\n", ["m.yaml:2: is no YAML: did not find expected ',' or ']'"]),
+        ("a: [1\nb: 2\n", ["m.yaml:2: is not valid YAML: did not find expected ',' or ']'"]),
         ("a: !!python/object:os.system x\n", None),
         ("a: \x01\n", None),
     ],
@@ -166,21 +166,23 @@ def test_an_alias_to_itself_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    assert load([tmp_path / "nowhere"]).problems == [f"{tmp_path}/nowhere: does not exist"]
+    assert load_manifests([tmp_path / "nowhere"]).problems == [f"{tmp_path}/nowhere: does not exist"]
 
 
 def test_a_directory_without_manifests_is_named(tmp_path: Path) -> None:
-    assert load([tmp_path]).problems == [f"{tmp_path}: holds no manifests (.yaml, .yml or .json files)"]
+    assert load_manifests([tmp_path]).problems == [
+        f"{tmp_path}: contains no manifests (.yaml, .yml or .json files)"
+    ]
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_bytes(b"\xff\xfe\xfa")
-    assert load([tmp_path]).problems[0].startswith(f"{tmp_path}/m.yaml: is no text")
+    assert load_manifests([tmp_path]).problems[0].startswith(f"{tmp_path}/m.yaml: is not UTF-8 text")
 
 
 def test_a_path_below_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text(STREAM)
-    assert len(load([tmp_path / "m.yaml" / "x"]).problems) == 1
+    assert len(load_manifests([tmp_path / "m.yaml" / "x"]).problems) == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable to root")
@@ -191,7 +193,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, what: str) -> None:
     locked = tmp_path / "d" if what == "directory" else tmp_path / "d" / "m.yaml"
     locked.chmod(0)
     try:
-        assert "cannot be read: Permission denied" in load([tmp_path / "d"]).problems[0]
+        assert "cannot be read: Permission denied" in load_manifests([tmp_path / "d"]).problems[0]
     finally:
         locked.chmod(0o700)
 

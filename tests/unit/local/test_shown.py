@@ -10,11 +10,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from agentstream_operator.local.dev import relayed_logs
-from agentstream_operator.local.screen.idle import IdleDetector
-from agentstream_operator.local.screen.lines import PROGRESS_EVERY, Lines
+from agentstream_operator.local.dev import IdleDetector
+from agentstream_operator.local.screen.output import PROGRESS_EVERY, Lines, relayed_logs
 from agentstream_operator.local.screen.summary import as_json, as_text, summarise
-from agentstream_operator.local.screen.table import Latest
+from agentstream_operator.local.screen.table import ViewTable
 from agentstream_operator.plan.accounting import Account, Latency
 from agentstream_operator.reconcile.report.view import GroupView, StreamView, View
 from agentstream_operator.resources.meta import ResourceKey
@@ -99,7 +98,7 @@ def test_numbers_are_shown_when_they_changed() -> None:
     shown.clock.now += PROGRESS_EVERY
     shown.lines.show(a_view(a_group(backlog=3, delayed=2, account=Account(acknowledged=4, lost=1))))
     assert shown.text[0].endswith(
-        "default/coder: backlog 3, 2 retries later, 1 running, 4 acknowledged, 0 dead letters, 1 LOST"
+        "default/coder: backlog 3, 2 delayed retries, 1 running, 4 acknowledged, 0 dead letters, 1 LOST"
     )
 
 
@@ -142,15 +141,15 @@ def test_what_the_reconcilers_log_is_a_line(error: Exception | None, expected: s
     assert [line.split(" ", 1)[1] for line in shown.text] == [expected]
 
 
-def rendered(latest: Latest, view: View) -> str:
+def rendered(table: ViewTable, view: View) -> str:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(latest.render(view))
+    console.print(table.render(view))
     return console.export_text()
 
 
 def test_the_table_has_a_row_for_everything() -> None:
     text = rendered(
-        Latest(),
+        ViewTable(),
         a_view(
             a_group(backlog=1234, replicas=3, running=2, dead=5, account=Account(acknowledged=99)),
             a_group("elsewhere", replicas=None, running=None),
@@ -168,23 +167,23 @@ def test_the_table_has_a_row_for_everything() -> None:
 
 def test_the_table_says_why_something_is_not_ready() -> None:
     group = a_group(ready=False, reason=ConditionReason.STREAM_MISSING)
-    assert "StreamMissing" in rendered(Latest(), a_view(group))
+    assert "StreamMissing" in rendered(ViewTable(), a_view(group))
 
 
 def test_the_table_says_why_processes_crash() -> None:
-    assert "exit code 1" in rendered(Latest(), a_view(a_group(crashing="exit code 1")))
+    assert "exit code 1" in rendered(ViewTable(), a_view(a_group(crashing="exit code 1")))
 
 
 def test_the_table_names_other_namespaces() -> None:
     key = ResourceKey("ConsumerGroup", "team-a", "coder")
-    assert "team-a/coder" in rendered(Latest(), a_view(a_group(resource=key)))
+    assert "team-a/coder" in rendered(ViewTable(), a_view(a_group(resource=key)))
 
 
-def test_the_table_keeps_the_latest_number_that_was_known() -> None:
-    latest = Latest()
-    assert "?" in rendered(latest, a_view(a_group(backlog=None)))
-    rendered(latest, a_view(a_group(backlog=77)))
-    assert "77" in rendered(latest, a_view(a_group(backlog=None)))
+def test_the_table_keeps_the_table_number_that_was_known() -> None:
+    table = ViewTable()
+    assert "?" in rendered(table, a_view(a_group(backlog=None)))
+    rendered(table, a_view(a_group(backlog=77)))
+    assert "77" in rendered(table, a_view(a_group(backlog=None)))
 
 
 def test_what_two_groups_read_was_sent_once() -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from agentstream.identity.settings import Binding, Settings
 from agentstream.protocol.signatures import SigningKey, encode_keys
 from agentstream_operator.cluster.port import Credentials, SigningKeys
-from agentstream_operator.local.bindings.bindings import BindingFiles
-from agentstream_operator.local.bindings.signing import SigningFiles
+from agentstream_operator.local.bindings import BindingFiles, SigningFiles
 from agentstream_operator.resources.meta import ResourceKey
 
 STREAM = ResourceKey("AgentStream", "team-a", "tasks")

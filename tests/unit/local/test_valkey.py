@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from agentstream_operator.local.processes.restarts import describe_exit, restart_delay
+from agentstream_operator.local.processes.supervisor import describe_exit, restart_delay
 from agentstream_operator.local.server import valkey
 from agentstream_operator.local.server.valkey import (
     ValkeySettings,
+    cause_of_end,
     config_text,
-    gist,
+    explain,
     half_of_memory,
-    in_words,
 )
 
 DATA = Path("DATA")
@@ -47,7 +47,7 @@ DATA = Path("DATA")
     ],
 )
 def test_a_line_of_the_log_says_what_it_means(line: str, expected: str | None) -> None:
-    assert in_words(line, DATA, 7) == expected
+    assert explain(line, DATA, 7) == expected
 
 
 def test_why_a_server_ended_is_the_latest_thing_with_a_meaning() -> None:
@@ -55,7 +55,7 @@ def test_why_a_server_ended_is_the_latest_thing_with_a_meaning() -> None:
         "1:M 1 Nov 2026 23:53:34.6 # Error writing to the AOF file: No space left on device",
         "1:M 1 Nov 2026 23:53:34.6 # bye bye...",
     ]
-    assert gist(lines, DATA, 7) == "cannot write to DATA: No space left on device"
+    assert cause_of_end(lines, DATA, 7) == "cannot write to DATA: No space left on device"
 
 
 def test_why_a_server_ended_is_otherwise_its_latest_warning() -> None:
@@ -63,15 +63,15 @@ def test_why_a_server_ended_is_otherwise_its_latest_warning() -> None:
         "1:M 1 Nov 2026 23:53:34.6 # Bad file format",
         "1:M 23 Nov 2026 23:53:34.665 * Module unloaded",
     ]
-    assert gist(lines, DATA, 7) == "Bad file format"
+    assert cause_of_end(lines, DATA, 7) == "Bad file format"
 
 
 def test_why_a_server_ended_may_be_any_line() -> None:
-    assert gist([">>> 'prot 7'", "Bad directive"], DATA, 7) == "Bad directive"
+    assert cause_of_end([">>> 'prot 7'", "Bad directive"], DATA, 7) == "Bad directive"
 
 
 def test_a_silent_server_is_said_to_be_silent() -> None:
-    assert gist([], DATA, 7) == "it said nothing"
+    assert cause_of_end([], DATA, 7) == "it logged nothing"
 
 
 def test_a_path_with_quotes_and_spaces_is_quoted() -> None:

@@ -1,1 +1,1 @@
-"""Reads and watches manifests of `agentstream dev`."""
+"""Reads manifests, and keeps the resources that they declare."""

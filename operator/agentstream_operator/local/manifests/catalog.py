@@ -1,17 +1,29 @@
-"""The declared resources, in place of an API server: what of them changed, and how they are."""
+"""Keeps the declared resources: local mode's counterpart of the API server's store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+
+from watchfiles import awatch
 
 from agentstream_operator.cluster.port import Event
-from agentstream_operator.local.manifests.documents import Place
-from agentstream_operator.local.manifests.load import DeclaredResource, Manifests, load
-from agentstream_operator.local.manifests.registry import read_records, remember, stamped, write_records
-from agentstream_operator.local.processes.processes import Output
+from agentstream_operator.local.manifests.documents import SourceLine
+from agentstream_operator.local.manifests.loader import (
+    SUFFIXES,
+    DeclaredResource,
+    Manifests,
+    load_manifests,
+)
+from agentstream_operator.local.manifests.metadata import (
+    assign_metadata,
+    read_metadata,
+    with_metadata,
+    write_metadata,
+)
+from agentstream_operator.local.screen.output import Output
+from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
@@ -26,17 +38,7 @@ from agentstream_operator.resources.status import (
 Resource = AgentStream | ConsumerGroup
 Status = AgentStreamStatus | ConsumerGroupStatus
 
-
-class Reconciler(Protocol):
-    """Who acts on resources."""
-
-    def put(self, resource: Resource) -> None:
-        """A resource is new or changed."""
-        ...
-
-    def remove(self, key: ResourceKey) -> None:
-        """A resource is gone."""
-        ...
+_DEBOUNCE_MS = 200
 
 
 class Catalog:
@@ -44,35 +46,35 @@ class Catalog:
 
     Args:
         paths: files and directories of manifests.
-        records: the file in which identities and ages are kept.
-        output: where lines for the person go.
-        now: the present time, with a time zone.
+        metadata: file for uids, ages and generations.
+        output: takes lines for the user.
+        now: returns the current time, with a time zone.
     """
 
     def __init__(
         self,
         paths: Sequence[Path],
         *,
-        records: Path,
+        metadata: Path,
         output: Output,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._paths = paths
-        self._file = records
-        self._records = read_records(records)
+        self._file = metadata
+        self._metadata = read_metadata(metadata)
         self._output = output
         self._now = now
         self._declared: dict[ResourceKey, DeclaredResource] = {}
-        self._places: dict[ResourceKey, Place] = {}
+        self._lines: dict[ResourceKey, SourceLine] = {}
         self._finalizers: set[ResourceKey] = set()
         self._deleting: set[ResourceKey] = set()
-        self._reasons: dict[ResourceKey, str] = {}
-        self._mentioned: set[str] = set()
-        self._reconciler: Reconciler | None = None
+        self._readiness: dict[ResourceKey, str] = {}
+        self._shown_once: set[str] = set()
+        self._engine: Engine | None = None
 
     def read(self) -> Manifests:
-        """Reads the manifests, with everything that is wrong about them now, without taking them up."""
-        manifests = load(self._paths)
+        """Loads the manifests and checks them, also against the present resources; changes nothing."""
+        manifests = load_manifests(self._paths)
         problems = list(manifests.problems)
         for key, declared in manifests.declared.items():
             before = self._declared.get(key)
@@ -87,33 +89,46 @@ class Catalog:
             )
         return Manifests(manifests.declared, problems, manifests.ignored)
 
-    def attach(self, reconciler: Reconciler) -> None:
-        """Says who acts on the resources from now on, and passes on those that are declared."""
-        self._reconciler = reconciler
-        for declared in self._declared.values():
-            reconciler.put(declared.resource)
+    async def changes(self) -> AsyncIterator[None]:
+        """Yields once after each burst of changes to the manifest files."""
+        # editors replace files: the directories are watched
+        directories = {path if path.is_dir() else path.parent for path in self._paths}
+        given = {path.resolve() for path in self._paths}
 
-    def take_up(self, manifests: Manifests) -> None:
-        """Passes on what is new, changed or gone, and remembers it.
+        def is_manifest(_: object, name: str) -> bool:
+            path = Path(name)
+            return path.suffix in SUFFIXES and (path.resolve() in given or path.resolve().parent in given)
+
+        async for _ in awatch(*directories, watch_filter=is_manifest, debounce=_DEBOUNCE_MS, recursive=False):
+            yield
+
+    def attach(self, engine: Engine) -> None:
+        """Passes the declared resources, and from now on their changes, to the engine."""
+        self._engine = engine
+        for declared in self._declared.values():
+            engine.put(declared.resource)
+
+    def apply(self, manifests: Manifests) -> None:
+        """Stores manifests, and passes new, changed and removed resources to the engine.
 
         Raises:
-            LocalError: it cannot be remembered.
+            LocalError: the metadata cannot be written.
         """
-        self._mention(manifests)
+        self._explain_ignored(manifests)
         resources = [declared.resource for declared in manifests.declared.values()]
-        known = dict(self._records)
+        known = dict(self._metadata)
         gone = [key for key in self._declared if key not in manifests.declared]
         for key in gone:
             known.pop(key, None)
-        records = remember(known, resources, self._now())
-        if records != self._records:
-            write_records(self._file, records)
-            self._records = records
+        metadata = assign_metadata(known, resources, self._now())
+        if metadata != self._metadata:
+            write_metadata(self._file, metadata)
+            self._metadata = metadata
         for key in gone:
             self._remove(key)
         for key, declared in manifests.declared.items():
             resource = self._as_stored(declared.resource)
-            self._places[key] = declared.place
+            self._lines[key] = declared.place
             before = self._declared.get(key)
             self._declared[key] = DeclaredResource(resource, declared.place)
             self._deleting.discard(key)
@@ -121,25 +136,25 @@ class Catalog:
                 self._put(resource)
 
     def place(self, key: ResourceKey) -> str:
-        """Where a resource is, or was last, declared."""
-        return str(self._places.get(key, key))
+        """Returns file and line of a resource's declaration, the last one if it was removed."""
+        return str(self._lines.get(key, key))
 
     def folder(self, key: ResourceKey) -> Path:
-        """The directory of the file in which a resource is declared."""
-        return self._places[key].file.parent
+        """Returns the directory of the file that declares a resource."""
+        return self._lines[key].file.parent
 
     def set_status(self, key: ResourceKey, status: Status) -> None:
-        """Shows when a resource becomes ready, or no longer is, and why."""
+        """Shows changes of a resource's readiness."""
         ready = find_condition(status.conditions, ConditionType.READY)
         if ready is None:
             return
-        said = f"{ready.reason}: {ready.message}" if ready.message else str(ready.reason)
-        if self._reasons.get(key) != said:
-            self._reasons[key] = said
-            self._output.say(f"{key}: {'ready' if ready.status == 'True' else f'not ready: {said}'}")
+        reason = f"{ready.reason}: {ready.message}" if ready.message else str(ready.reason)
+        if self._readiness.get(key) != reason:
+            self._readiness[key] = reason
+            self._output.say(f"{key}: {'ready' if ready.status == 'True' else f'not ready: {reason}'}")
 
     def set_finalizer(self, key: ResourceKey, *, present: bool) -> None:
-        """Notes whether the deletion of a resource has to destroy something first."""
+        """Sets or removes the finalizer; without one, a resource being deleted is removed."""
         if present:
             self._finalizers.add(key)
         else:
@@ -159,7 +174,7 @@ class Catalog:
         )
 
     def _remove(self, key: ResourceKey) -> None:
-        """Lets a resource go, after what its finalizer asks for."""
+        """Removes a resource, or marks it as being deleted if it has a finalizer."""
         resource = self._declared.pop(key).resource
         self._output.say(f"{key}: no longer declared")
         if key not in self._finalizers:
@@ -171,36 +186,36 @@ class Catalog:
 
     def _forget(self, key: ResourceKey) -> None:
         self._deleting.discard(key)
-        self._reasons.pop(key, None)
-        if self._reconciler is not None:
-            self._reconciler.remove(key)
+        self._readiness.pop(key, None)
+        if self._engine is not None:
+            self._engine.remove(key)
 
     def _put(self, resource: Resource) -> None:
-        if self._reconciler is not None:
-            self._reconciler.put(resource)
+        if self._engine is not None:
+            self._engine.put(resource)
 
     def _as_stored(self, resource: Resource) -> Resource:
-        stored = stamped(resource, self._records[resource.key])
+        stored = with_metadata(resource, self._metadata[resource.key])
         finalizers = (FINALIZER,) if resource.key in self._finalizers else ()
         metadata = stored.metadata.model_copy(update={"finalizers": finalizers})
         return stored.model_copy(update={"metadata": metadata})
 
-    def _mention(self, manifests: Manifests) -> None:
-        """Says once what is in the manifests and has no effect here."""
+    def _explain_ignored(self, manifests: Manifests) -> None:
+        """Shows once what the manifests contain without effect in local mode."""
         if manifests.ignored:
             first = next(iter(manifests.ignored.values()))
-            self._say_once(f"ignored here: {', '.join(sorted(manifests.ignored))} (first at {first})")
+            self._show_once(f"ignored kinds: {', '.join(sorted(manifests.ignored))} (first at {first})")
         for key, declared in manifests.declared.items():
             group = declared.resource
             if isinstance(group, ConsumerGroup) and group.spec.template is not None:
                 if any(container.image for container in group.spec.template.spec.containers):
-                    self._say_once("images are ignored here: commands run as processes of this machine")
+                    self._show_once("container images are ignored: commands run as processes on this machine")
                 if group.leaves_replicas:
-                    self._say_once("there is no autoscaler here: mode HPA is as Direct")
+                    self._show_once("no HorizontalPodAutoscaler in local mode: mode HPA works as Direct")
                 if len(group.spec.template.spec.containers) > 1:
-                    self._say_once(f"{declared.place}: {key}: only its first container runs here")
+                    self._show_once(f"{declared.place}: {key}: only the first container runs in local mode")
 
-    def _say_once(self, text: str) -> None:
-        if text not in self._mentioned:
-            self._mentioned.add(text)
+    def _show_once(self, text: str) -> None:
+        if text not in self._shown_once:
+            self._shown_once.add(text)
             self._output.say(text)

@@ -1,4 +1,4 @@
-"""YAML with lines: each document of a file, and on which line each of its fields stands."""
+"""Reads YAML documents with the line of each field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PART = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 
 
 class _Loader(_Base):  # type: ignore[misc]
-    """Reads times as text, as the API server does."""
+    """Loads timestamps as text, as the API server does."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -26,8 +26,8 @@ _Loader.yaml_implicit_resolvers = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A line of a file."""
+class SourceLine:
+    """A line of a manifest file."""
 
     file: Path
     line: int
@@ -36,26 +36,26 @@ class Place:
         return f"{self.file}:{self.line}"
 
 
-class Unreadable(Exception):  # noqa: N818 - it names what is wrong
-    """A file, or a part of it, cannot be read; the text begins with the place."""
+class UnreadableFileError(Exception):
+    """A manifest file cannot be read or parsed; the message begins with file and line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of a file.
+    """A document of a file.
 
     Attributes:
-        place: where it begins.
-        content: what it says, as plain Python values.
-        node: the same with lines.
+        place: its first line.
+        content: its content as plain Python values.
+        node: its content as YAML nodes, which have lines.
     """
 
-    place: Place
+    place: SourceLine
     content: Any
     node: yaml.Node = field(repr=False)
 
-    def at(self, path: str) -> Place:
-        """Where the field of a path such as `spec.items[0].name` stands, or the last part that exists."""
+    def at(self, path: str) -> SourceLine:
+        """Returns the line of a field such as `spec.items[0].name`, or of the last part of it that exists."""
         node, line = self.node, self.place.line
         for name, index in _PART.findall(path):
             child = _child(node, name, index)
@@ -63,47 +63,49 @@ class Document:
                 break
             key, node = child
             line = key.start_mark.line + 1
-        return Place(self.place.file, line)
+        return SourceLine(self.place.file, line)
 
     def items(self) -> Iterator[Document]:
-        """The documents of a `kind: List`; otherwise this one."""
+        """Yields the items of a `kind: List`; otherwise the document itself."""
         if not isinstance(self.content, Mapping) or self.content.get("kind") != "List":
             yield self
             return
         found = _child(self.node, "items", "")
         if found is not None and isinstance(found[1], yaml.SequenceNode):
             for content, node in zip(self.content["items"], found[1].value, strict=True):
-                yield from Document(Place(self.place.file, node.start_mark.line + 1), content, node).items()
+                yield from Document(
+                    SourceLine(self.place.file, node.start_mark.line + 1), content, node
+                ).items()
 
 
 def read_documents(file: Path) -> list[Document]:
-    """Reads a YAML or JSON file; empty documents are left out.
+    """Reads the documents of a YAML or JSON file, without empty ones.
 
     Raises:
-        Unreadable: the file cannot be read, is no YAML, or gives a field twice.
+        UnreadableFileError: the file cannot be read, is not YAML, or has a field twice.
     """
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise Unreadable(f"{file}: cannot be read: {error.strerror}") from error
+        raise UnreadableFileError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise Unreadable(f"{file}: is no text: {error}") from error
+        raise UnreadableFileError(f"{file}: is not UTF-8 text: {error}") from error
     documents = []
     loader = _Loader(text)
     try:
         while loader.check_node():
             node = loader.get_node()
-            place = Place(file, node.start_mark.line + 1)
+            place = SourceLine(file, node.start_mark.line + 1)
             _refuse_repeated(node, file)
             content = loader.construct_document(node)
             if content is not None:
                 documents.append(Document(place, content, node))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = Place(file, mark.line + 1) if mark else file
-        raise Unreadable(f"{where}: is no YAML: {error.problem or error.context}") from error
+        where = SourceLine(file, mark.line + 1) if mark else file
+        raise UnreadableFileError(f"{where}: is not valid YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Unreadable(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
+        raise UnreadableFileError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
     finally:
         loader.dispose()
     return documents
@@ -111,7 +113,7 @@ def read_documents(file: Path) -> list[Document]:
 
 def _child(node: yaml.Node, name: str, index: str) -> tuple[yaml.Node, yaml.Node] | None:
     if name and isinstance(node, yaml.MappingNode):
-        # the last one counts, as in the content
+        # the last of duplicates counts, as in the content
         return next(((key, value) for key, value in reversed(node.value) if key.value == name), None)
     if index and isinstance(node, yaml.SequenceNode) and int(index) < len(node.value):
         item = node.value[int(index)]
@@ -120,7 +122,7 @@ def _child(node: yaml.Node, name: str, index: str) -> tuple[yaml.Node, yaml.Node
 
 
 def _refuse_repeated(node: yaml.Node, file: Path) -> None:
-    """A field that is given twice silently loses one of its values."""
+    """Refuses duplicate fields, of which YAML would silently drop one."""
     seen_nodes: set[int] = set()
     waiting = [node]
     while waiting:
@@ -138,8 +140,8 @@ def _refuse_repeated(node: yaml.Node, file: Path) -> None:
                 if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
                     continue
                 if key.value in lines:
-                    raise Unreadable(
-                        f"{Place(file, key.start_mark.line + 1)}: {key.value} is given twice,"
+                    raise UnreadableFileError(
+                        f"{SourceLine(file, key.start_mark.line + 1)}: {key.value} is set twice,"
                         f" first on line {lines[key.value]}"
                     )
                 lines[key.value] = key.start_mark.line + 1

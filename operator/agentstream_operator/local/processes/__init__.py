@@ -1,1 +1,1 @@
-"""Runs agents as processes."""
+"""Runs and supervises processes: agents, and the reaper that ends them after a crash."""

@@ -1,4 +1,4 @@
-"""What a container of a pod template means on this machine: program, arguments, directory, environment."""
+"""Translates a container of a pod template to a command: arguments, environment, working directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.template import Container
 
 _KILL_AFTER = 30.0
-"""Seconds between SIGTERM and SIGKILL where the template does not say, as in Kubernetes."""
+"""Default seconds between SIGTERM and SIGKILL, as in Kubernetes."""
 
 # `$$(NAME)` is the escaped form, which stays as `$(NAME)`
 _REFERENCE = re.compile(r"\$(\$\([A-Za-z_][A-Za-z0-9_.-]*\))|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
@@ -22,14 +22,14 @@ _REFERENCE = re.compile(r"\$(\$\([A-Za-z_][A-Za-z0-9_.-]*\))|\$\(([A-Za-z_][A-Za
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program as it is to run.
+    """A command of a consumer.
 
     Attributes:
         arguments: the program and its arguments.
-        environment: the whole environment; never holds a password.
-        binding: how its agent reaches the server.
-        directory: where it starts.
-        grace: seconds that it gets to end after SIGTERM.
+        environment: the whole environment, without passwords.
+        binding: directory of the agent's binding.
+        directory: working directory.
+        grace: seconds between SIGTERM and SIGKILL.
     """
 
     arguments: tuple[str, ...]
@@ -40,11 +40,11 @@ class Command:
 
     @property
     def problem(self) -> str | None:
-        """Why it cannot be started at present; None if it can."""
+        """Why the command cannot be started at present; None if it can."""
         if not self.directory.is_dir():
             return f"workingDir {self.directory} is not a directory"
         program = self.arguments[0]
-        # a path is looked up where the program will start
+        # a path is relative to the working directory
         where = str(self.directory / program) if "/" in program else program
         if shutil.which(where, path=self.environment.get("PATH")) is None:
             missing = "is not executable" if Path(where).is_file() else "does not exist"
@@ -55,13 +55,13 @@ class Command:
 def command_of(
     group: ConsumerGroup, binding: Path, folder: Path, surroundings: Mapping[str, str]
 ) -> Command | None:
-    """What the consumers of a group run; None if its template names no command.
+    """Builds the command of a group's consumers; None if its template has none.
 
     Args:
         group: a group with a template.
         binding: directory of the agent's binding.
-        folder: where the group's manifest is; stands for the working directory of the image.
-        surroundings: our own environment, which the agents inherit.
+        folder: directory of the group's manifest; stands for the image's working directory.
+        surroundings: environment of this process, which the agents inherit.
     """
     template = group.spec.template
     if template is None:
@@ -83,7 +83,7 @@ def command_of(
 
 
 def expand(text: str, environment: Mapping[str, str]) -> str:
-    """Replaces `$(NAME)` as Kubernetes does: unknown names stay as they are, and `$$(NAME)` is `$(NAME)`."""
+    """Replaces `$(NAME)` as Kubernetes does: unknown names are kept, and `$$(NAME)` becomes `$(NAME)`."""
 
     def value(found: re.Match[str]) -> str:
         escaped, name = found[1], found[2]
@@ -93,10 +93,10 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
 
 
 def _environment(container: Container, binding: Path, surroundings: Mapping[str, str]) -> dict[str, str]:
-    # `python` is to be the interpreter that runs us, with the SDK beside it
+    # `python` is the interpreter of this process, which has the SDK
     path = os.pathsep.join((str(Path(sys.executable).parent), surroundings.get("PATH", os.defpath)))
     environment = {
-        # what points at another server, or another agent, is not for these
+        # variables for another server or agent must not reach these
         **{name: value for name, value in surroundings.items() if not name.startswith("AGENTSTREAM_")},
         "PATH": path,
         "PYTHONUNBUFFERED": "1",

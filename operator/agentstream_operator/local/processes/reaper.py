@@ -1,7 +1,7 @@
-"""Ends what `agentstream dev` started when it can no longer do so itself, as after `kill -9`.
+"""Ends the processes of an `agentstream dev` that was killed, as by `kill -9`.
 
-A small process of its own session reads from a pipe which process groups there are. When the pipe closes, its
-writer is gone, and the reaper ends the groups that are left. PR_SET_PDEATHSIG, in contrast, is Linux only,
+A small process in a session of its own reads from a pipe which process groups run. When the pipe closes, its
+writer has ended, and the reaper ends the groups that are left. PR_SET_PDEATHSIG, in contrast, is Linux only,
 does not reach grandchildren, and gives no time to end in order.
 
 This file is also the reaper's program and runs without the package: it imports the standard library only.
@@ -22,7 +22,7 @@ GRACE = 5.0
 
 
 class Reaper:
-    """The side of `agentstream dev`: tells the reaper what to end."""
+    """Starts the reaper process, and tells it which process groups run."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - the interpreter and this file
@@ -35,12 +35,12 @@ class Reaper:
         return self._process.pid
 
     def watch(self, group: int) -> None:
-        """This process group is to end with us."""
-        self._tell(f"+{group}\n")
+        """Adds a process group that is to end with `agentstream dev`."""
+        self._write(f"+{group}\n")
 
     def forget(self, group: int) -> None:
-        """This process group has ended."""
-        self._tell(f"-{group}\n")
+        """Removes a process group that has ended."""
+        self._write(f"-{group}\n")
 
     def close(self) -> None:
         """Lets the reaper end what is left, and waits for it."""
@@ -49,8 +49,8 @@ class Reaper:
                 self._process.stdin.close()
         self._process.wait()
 
-    def _tell(self, line: str) -> None:
-        # without a reaper everything still works, except ending by `kill -9`
+    def _write(self, line: str) -> None:
+        # a reaper that was killed matters only after a `kill -9`
         if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(line.encode())
@@ -58,19 +58,19 @@ class Reaper:
 
 
 def signal_group(group: int, number: int) -> bool:
-    """Sends a signal to a process group; 0 only looks. Returns whether there is anybody in it."""
+    """Sends a signal to a process group; 0 sends none. Returns whether the group has any process."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:
         return False
     except PermissionError:
-        # macOS says so of a group that has only zombies
+        # macOS: the group has only zombies
         return False
     return True
 
 
 def remaining(lines: Iterable[str]) -> set[int]:
-    """Reads until the pipe closes; the groups that are left then."""
+    """Reads until the pipe closes. Returns the process groups that are left."""
     groups: set[int] = set()
     for line in lines:
         group = int(line[1:])

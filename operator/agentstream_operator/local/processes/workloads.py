@@ -1,111 +1,114 @@
-"""The consumers of each group as processes on this machine, as many as are wanted."""
+"""Runs the consumers of a group as processes: local mode's counterpart of a Deployment."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from itertools import count
 
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.local.processes.commands import Command
-from agentstream_operator.local.processes.processes import Output, SupervisedProcess
 from agentstream_operator.local.processes.reaper import Reaper
+from agentstream_operator.local.processes.supervisor import SupervisedProcess
+from agentstream_operator.local.screen.output import Output
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessHost:
+    """What processes run with.
+
+    Attributes:
+        tasks: supervises them.
+        reaper: kills them if `agentstream dev` is killed.
+        output: takes their lines.
+    """
+
+    tasks: asyncio.TaskGroup
+    reaper: Reaper
+    output: Output
 
 
 class Workload:
     """The processes of one group.
 
     Args:
-        name: the group's; process number 2 is `<name>-2`.
-        tasks: runs the places of the processes.
-        output: where their lines go.
-        reaper: ends them if we cannot.
+        name: name of the group; process number 2 is `<name>-2`.
+        host: runs the processes.
         ended: called with a process's name after it has ended.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        tasks: asyncio.TaskGroup,
-        output: Output,
-        reaper: Reaper,
-        ended: Callable[[str], Awaitable[None]],
-    ) -> None:
+    def __init__(self, name: str, host: ProcessHost, ended: Callable[[str], Awaitable[None]]) -> None:
         self._name = name
-        self._tasks = tasks
-        self._output = output
-        self._reaper = reaper
+        self._host = host
         self._ended = ended
-        self._slots: dict[int, SupervisedProcess] = {}
-        self._leaving: dict[int, SupervisedProcess] = {}
-        self._running: set[asyncio.Task[None]] = set()
-        self._held: Mapping[str, int] = {}
+        self._processes: dict[int, SupervisedProcess] = {}
+        self._stopping: dict[int, SupervisedProcess] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deletion_costs: Mapping[str, int] = {}
 
     @property
     def seen(self) -> WorkloadSeen:
-        """How the group's consumers run."""
-        slots = self._slots.values()
+        """The state of the group's consumers."""
+        processes = self._processes.values()
         return WorkloadSeen(
-            replicas=len(slots),
-            ready=sum(slot.pid is not None for slot in slots),
-            crashing=next((slot.trouble for slot in slots if slot.trouble is not None), None),
+            replicas=len(processes),
+            ready=sum(process.pid is not None for process in processes),
+            crashing=next((process.failure for process in processes if process.failure is not None), None),
         )
 
     @property
     def running(self) -> int:
-        """How many processes there are, those that are ending included."""
-        return sum(slot.pid is not None for slot in (*self._slots.values(), *self._leaving.values()))
+        """Number of running processes, including those that are ending."""
+        processes = (*self._processes.values(), *self._stopping.values())
+        return sum(process.pid is not None for process in processes)
 
     def apply(self, command: Command, replicas: int) -> None:
-        """Has this command run in that many places; processes of another command end in order."""
-        for index, slot in list(self._slots.items()):
-            if slot.command != command:
-                self._retire(index)
-        for index in sorted(self._slots, key=self._cost)[: max(0, len(self._slots) - replicas)]:
-            self._retire(index)
-        free = (index for index in count() if index not in self._slots and index not in self._leaving)
-        while len(self._slots) < replicas:
+        """Runs a command in this many processes; stops processes of another command."""
+        for index, process in list(self._processes.items()):
+            if process.command != command:
+                self._stop(index)
+        excess = max(0, len(self._processes) - replicas)
+        for index in sorted(self._processes, key=self._deletion_order)[:excess]:
+            self._stop(index)
+        free = (index for index in count() if index not in self._processes and index not in self._stopping)
+        while len(self._processes) < replicas:
             self._start(next(free), command)
 
-    def rank(self, held: Mapping[str, int]) -> None:
-        """Lets processes go first, when there are to be fewer, that hold fewer messages, by their names."""
-        self._held = held
+    def set_deletion_costs(self, costs: Mapping[str, int]) -> None:
+        """Sets the number of messages that each process holds, by name; the fewest are stopped first."""
+        self._deletion_costs = costs
 
-    def retire(self) -> None:
+    def stop(self) -> None:
         """Lets every process end in order."""
-        for index in list(self._slots):
-            self._retire(index)
+        for index in list(self._processes):
+            self._stop(index)
 
-    async def empty(self) -> None:
-        """Returns when the last retired process has ended."""
-        await asyncio.gather(*self._running)
+    async def wait_stopped(self) -> None:
+        """Waits until the last process has ended."""
+        await asyncio.gather(*self._tasks)
 
     def _start(self, index: int, command: Command) -> None:
-        slot = SupervisedProcess(
-            f"{self._name}-{index}",
-            command,
-            output=self._output,
-            reaper=self._reaper,
-            ended=self._ended,
+        host = self._host
+        name = f"{self._name}-{index}"
+        process = self._processes[index] = SupervisedProcess(
+            name, command, output=host.output, reaper=host.reaper, ended=self._ended
         )
-        self._slots[index] = slot
-        task = self._tasks.create_task(self._run(index, slot), name=slot.name)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task = host.tasks.create_task(self._run(index, process), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, index: int, slot: SupervisedProcess) -> None:
+    async def _run(self, index: int, process: SupervisedProcess) -> None:
         try:
-            await slot.run()
+            await process.run()
         finally:
-            self._leaving.pop(index, None)
+            self._stopping.pop(index, None)
 
-    def _cost(self, index: int) -> tuple[bool, int, int]:
-        """What goes first: what does not run, then what holds the least, then the latest."""
-        slot = self._slots[index]
-        return slot.pid is not None, self._held.get(slot.name, 0), -index
+    def _deletion_order(self, index: int) -> tuple[bool, int, int]:
+        """Orders processes for stopping: not running, then fewest messages held, then highest index."""
+        process = self._processes[index]
+        return process.pid is not None, self._deletion_costs.get(process.name, 0), -index
 
-    def _retire(self, index: int) -> None:
-        slot = self._slots.pop(index)
-        self._leaving[index] = slot
-        slot.retire()
+    def _stop(self, index: int) -> None:
+        process = self._stopping[index] = self._processes.pop(index)
+        process.stop()

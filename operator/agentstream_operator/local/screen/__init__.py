@@ -1,1 +1,1 @@
-"""Shows what `agentstream dev` does."""
+"""Shows events, state and the summary of `agentstream dev`."""

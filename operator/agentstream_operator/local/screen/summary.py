@@ -1,4 +1,4 @@
-"""The end of `agentstream dev`: what became of every message, as a table for people or as JSON."""
+"""Summarizes the messages of a run of `agentstream dev`, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _SECOND = 1000
 
 
 class Totals(msgspec.Struct, frozen=True, rename="camel"):
-    """What became of messages while `agentstream dev` ran.
+    """Numbers of messages of a run.
 
     Attributes:
-        sent: accepted by the stream.
-        acknowledged: settled by a consumer that did the work.
-        skipped: settled unseen, being addressed to other agents.
-        retried: attempts that failed and were followed by another.
-        dead_lettered: given up.
-        lost: accepted, and neither settled nor there any more.
-        waiting: not settled yet; they stay for the next run.
-        p50_ms: half of the acknowledged ones took at most so many ms from being sent; None without any.
-        p95_ms: 95 of 100 took at most so many.
+        sent: added to the stream.
+        acknowledged: acknowledged after processing.
+        skipped: acknowledged without processing, being routed to other agents.
+        retried: failed attempts that were followed by another.
+        dead_lettered: moved to the dead letters.
+        lost: added, and neither settled nor on the server any more.
+        waiting: not settled; kept for the next run.
+        p50_ms: median time from sending to acknowledging, in ms; None without acknowledged messages.
+        p95_ms: 95th percentile of it.
     """
 
     sent: int
@@ -39,8 +39,8 @@ class Totals(msgspec.Struct, frozen=True, rename="camel"):
     p95_ms: float | None
 
 
-class Group(msgspec.Struct, frozen=True):
-    """The numbers of one group."""
+class GroupSummary(msgspec.Struct, frozen=True):
+    """The totals of a group."""
 
     namespace: str
     name: str
@@ -49,23 +49,23 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """The numbers of everything.
+    """The totals of a run.
 
     Attributes:
-        seconds: how long it ran.
-        groups: by group.
-        total: of all; a message that two groups had to handle was sent once and is to be acknowledged twice.
+        seconds: its duration.
+        groups: totals by group.
+        total: totals of all groups; a message for two groups counts as sent once and acknowledged twice.
     """
 
     seconds: float
-    groups: tuple[Group, ...]
+    groups: tuple[GroupSummary, ...]
     total: Totals
 
 
 def summarise(view: View, seconds: float) -> Summary:
-    """Adds up the numbers at the end."""
+    """Computes the totals from the last view."""
     groups = tuple(
-        Group(g.resource.namespace, g.resource.name, g.stream, _numbers(g.account, _waiting([g])))
+        GroupSummary(g.resource.namespace, g.resource.name, g.stream, _numbers(g.account, _waiting([g])))
         for g in view.groups
     )
     sent: dict[tuple[str, str], int] = {}
@@ -80,18 +80,18 @@ def summarise(view: View, seconds: float) -> Summary:
         retried=sum(account.retried for account in accounts),
         dead=sum(account.dead for account in accounts),
         lost=sum(account.lost for account in accounts),
-        latency=_together(account.latency for account in accounts),
+        latency=_combine(account.latency for account in accounts),
     )
     return Summary(round(seconds, 3), groups, _numbers(total, _waiting(view.groups)))
 
 
 def as_json(summary: Summary) -> str:
-    """The summary in one line of JSON."""
+    """Formats the summary as a line of JSON."""
     return msgspec.json.encode(summary).decode()
 
 
 def as_text(summary: Summary) -> str:
-    """The summary as a table."""
+    """Formats the summary as a table."""
     rows: list[tuple[str, ...]] = [_HEAD]
     rows += [_row(group.name, group.numbers) for group in summary.groups]
     rows.append(_row("total", summary.total))
@@ -118,7 +118,7 @@ def _numbers(account: Account, waiting: int) -> Totals:
 
 
 def _finite(ms: float | None) -> float | None:
-    # beyond the last bucket only the bound is known
+    # of the last bucket only the lower bound is known
     return None if ms is None or ms == float("inf") else round(ms, 1)
 
 
@@ -126,7 +126,7 @@ def _waiting(groups: Iterable[GroupView]) -> int:
     return sum((group.backlog or 0) + (group.delayed or 0) for group in groups)
 
 
-def _together(latencies: Iterable[Latency]) -> Latency:
+def _combine(latencies: Iterable[Latency]) -> Latency:
     counts: dict[float, int] = {}
     for latency in latencies:
         for bound, count in latency.counts.items():

@@ -1,4 +1,4 @@
-"""What `agentstream dev` shows on a terminal: a live table below the lines."""
+"""The live table of `agentstream dev` on a terminal, below its lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
 class LiveTable:
-    """Lines that scroll, and below them a table of what there is now.
+    """Shows lines that scroll above a table of streams and groups.
 
     Args:
         console: the terminal.
@@ -26,35 +26,35 @@ class LiveTable:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Live(console=console, refresh_per_second=4, transient=True)
-        self._latest = Latest()
+        self._table = ViewTable()
         self._live.start()
 
     def say(self, text: str) -> None:
-        """Shows something that happened, with the time."""
+        """Shows an event with its time."""
         self._console.print(Text(f"{datetime.now().astimezone():%H:%M:%S} {text}"))
 
     def relay(self, name: str, text: str) -> None:
-        """Shows a line that the process in this place printed."""
+        """Shows a line of a process."""
         prefix = Text(f"[{name}] ", style=_colour(name))
         self._console.print(prefix + Text.from_ansi(text))
 
     def show(self, view: View) -> None:
-        """Brings the table up to date."""
-        self._live.update(self._latest.render(view))
+        """Updates the table."""
+        self._live.update(self._table.render(view))
 
     def close(self) -> None:
-        """Takes the table away, so that the terminal is as it was."""
+        """Removes the table."""
         self._live.stop()
 
 
-class Latest:
-    """Renders views; a number that is not known just now is shown as it was last."""
+class ViewTable:
+    """Renders views; for an unknown number, its last known value."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[ResourceKey, str], int] = {}
 
     def render(self, view: View) -> Group:
-        """The table of a view."""
+        """Renders a view as two tables."""
         return Group(self._streams(view.streams), self._groups(view.groups))
 
     def _streams(self, streams: tuple[StreamView, ...]) -> Table:
@@ -104,7 +104,7 @@ def _name(key: ResourceKey) -> str:
 
 
 def _colour(process: str) -> str:
-    """The same for all processes of a group."""
+    """Chooses a colour, the same for all processes of a group."""
     return _COLOURS[zlib.crc32(process.rpartition("-")[0].encode()) % len(_COLOURS)]
 
 

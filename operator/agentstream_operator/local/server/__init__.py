@@ -1,1 +1,1 @@
-"""Runs the embedded Valkey."""
+"""Runs the embedded Valkey in its data directory."""

@@ -1,12 +1,12 @@
-"""The data directory of `agentstream dev`: who uses it, and what lies where in it.
+"""The data directory of `agentstream dev` and its exclusive lock.
 
-lock             held by whoever uses the directory, and by the server that it started
+lock             locked by `agentstream dev` and by the server that it started
 operator         the operator's password on the server
-resources.json   identity and age of the resources, see `registry.py`
-server.conf      the server's configuration, written anew at every start
-users.acl        the server's users, as hashes
+resources.json   identity and age of the resources, see `metadata.py`
+server.conf      the server's configuration, written at every start
+users.acl        the server's users, with hashed passwords
 appendonlydir/   the messages
-bindings/        one directory per agent: how it reaches the server
+bindings/        one directory per agent: address and credentials
 signing/         one file per signed stream: its keys
 """
 
@@ -21,21 +21,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agentstream_operator.local.bindings.files import make_private, write_private
-from agentstream_operator.local.failure import LocalError, cannot
+from agentstream_operator.local.bindings import make_private, write_private
+from agentstream_operator.local.screen.output import LocalError, cannot
 
 _TAKEOVER = 8.0
-"""Seconds that a server whose `agentstream dev` was killed gets to end."""
+"""Seconds that the server of a killed `agentstream dev` gets to end."""
 
 
 class DataDirectory:
-    """An exclusively held data directory; a context manager.
+    """Creates and locks a data directory; a context manager.
 
     Args:
-        path: the directory; made if it is not there.
+        path: the directory; created unless it exists.
 
     Raises:
-        LocalError: on entering: it cannot be made, written or locked, or somebody else uses it.
+        LocalError: on entering: the directory cannot be created, written or locked, or is in use.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,26 +45,26 @@ class DataDirectory:
 
     @property
     def bindings(self) -> Path:
-        """Where agents' bindings are."""
+        """Directory of the agents' bindings."""
         return self.path / "bindings"
 
     @property
     def signing(self) -> Path:
-        """Where the keys of signed streams are."""
+        """Directory of the keys of signed streams."""
         return self.path / "signing"
 
     @property
     def resources(self) -> Path:
-        """Where the registry of resources is."""
+        """File with the metadata of resources."""
         return self.path / "resources.json"
 
     @property
     def lock(self) -> int:
-        """Descriptor of the lock: a process that inherits it holds the directory, too."""
+        """Descriptor of the lock; a process that inherits it shares the lock."""
         return self._lock
 
     def password(self) -> str:
-        """The operator's password; made when first asked for."""
+        """Reads the operator's password; generated at the first run."""
         path = self.path / "operator"
         try:
             if not path.exists():
@@ -79,8 +79,8 @@ class DataDirectory:
             make_private(self.bindings)
             make_private(self.signing)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-            self._hold()
-            # it holds passwords, and often lies in somebody's repository
+            self._acquire()
+            # it contains passwords, and is often inside a Git repository
             write_private(self.path / ".gitignore", "*\n")
         except OSError as error:
             self._release()
@@ -95,7 +95,7 @@ class DataDirectory:
     ) -> None:
         self._release()
 
-    def _hold(self) -> None:
+    def _acquire(self) -> None:
         until = time.monotonic() + _TAKEOVER
         while True:
             try:
@@ -107,7 +107,7 @@ class DataDirectory:
                         f"{self.shown} is in use by another `agentstream dev` (process {holder});"
                         " stop that one, or choose another directory with --data"
                     ) from None
-                # its owner was killed, and what it left behind is about to end
+                # its owner was killed; the server that shares the lock is about to end
                 time.sleep(0.05)
             else:
                 os.truncate(self._lock, 0)

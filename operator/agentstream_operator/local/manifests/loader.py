@@ -1,4 +1,4 @@
-"""Manifests from files and directories: the resources that they declare, and what is wrong with them."""
+"""Loads the resources that manifest files declare, with all mistakes in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentstream_operator.local.manifests.documents import Document, Place, Unreadable, read_documents
+from agentstream_operator.local.manifests.documents import (
+    Document,
+    SourceLine,
+    UnreadableFileError,
+    read_documents,
+)
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import GROUP, ResourceKey
@@ -17,36 +22,36 @@ SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 
 @dataclass(frozen=True, slots=True)
 class DeclaredResource:
-    """A resource and where it is declared."""
+    """A resource and the line that declares it."""
 
     resource: AgentStream | ConsumerGroup
-    place: Place
+    place: SourceLine
 
 
 @dataclass(frozen=True, slots=True)
 class Manifests:
-    """What files declare.
+    """The contents of manifest files.
 
     Attributes:
-        declared: the resources, in the order of files and of documents in them.
-        problems: what is wrong, one line each, with the place.
-        ignored: the kinds of other projects that occur, with the first place of each.
+        declared: the resources, in the order of files and documents.
+        problems: mistakes, one line each, beginning with file and line.
+        ignored: kinds that are not AgentStream's, with the first line of each.
     """
 
     declared: Mapping[ResourceKey, DeclaredResource]
     problems: Sequence[str]
-    ignored: Mapping[str, Place]
+    ignored: Mapping[str, SourceLine]
 
 
-def load(paths: Iterable[Path]) -> Manifests:
-    """Reads manifests: the files given, and those that lie directly in the directories given."""
+def load_manifests(paths: Iterable[Path]) -> Manifests:
+    """Loads the given files, and the manifest files directly inside the given directories."""
     declared: dict[ResourceKey, DeclaredResource] = {}
     problems: list[str] = []
-    ignored: dict[str, Place] = {}
+    ignored: dict[str, SourceLine] = {}
     for file in _files(paths, problems):
         try:
             documents = read_documents(file)
-        except Unreadable as error:
+        except UnreadableFileError as error:
             problems.append(str(error))
             continue
         for document in (item for whole in documents for item in whole.items()):
@@ -59,7 +64,7 @@ def load(paths: Iterable[Path]) -> Manifests:
 
 
 def _files(paths: Iterable[Path], problems: list[str]) -> list[Path]:
-    """The files, each once, in the order in which they are read."""
+    """Lists the files, each once, in the order in which they are read."""
     files: dict[Path, Path] = {}
     for path in paths:
         try:
@@ -67,7 +72,7 @@ def _files(paths: Iterable[Path], problems: list[str]) -> list[Path]:
             if path.is_dir():
                 found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
                 if not found:
-                    problems.append(f"{path}: holds no manifests (.yaml, .yml or .json files)")
+                    problems.append(f"{path}: contains no manifests (.yaml, .yml or .json files)")
             elif not path.exists():
                 problems.append(f"{path}: does not exist")
                 continue
@@ -80,14 +85,14 @@ def _files(paths: Iterable[Path], problems: list[str]) -> list[Path]:
 
 
 def _foreign_kind(document: Document) -> str | None:
-    """The kind of a well-formed object that is none of ours, such as a Deployment."""
+    """Returns the kind of an object of another API group, such as a Deployment."""
     content = document.content
     if not isinstance(content, Mapping):
         return None
     version, kind = content.get("apiVersion"), content.get("kind")
     if not isinstance(version, str) or not isinstance(kind, str) or version.split("/")[0] == GROUP:
         return None
-    # a resource of ours with a mistyped group is a mistake, not a foreign object
+    # one of our kinds with a mistyped group is a mistake
     return None if kind in {"AgentStream", "ConsumerGroup"} else kind
 
 

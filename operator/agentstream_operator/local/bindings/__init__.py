@@ -1,1 +1,0 @@
-"""Writes the files in which agents find how to connect."""
