@@ -1,20 +1,20 @@
--- Adding messages to a stream.
+-- Adds messages to streams, and answers to reply streams.
 --
--- A sender adds in numbered batches. Of each sender, what became of its last batch is kept in one string, `<number>
--- <result> ...` with a result for each message: its entry, or why it was refused. The same number again is answered
--- from there, a lower one is an original that comes after its repetition.
+-- A sender adds messages in numbered batches. The results of its last batch are kept in one string, `<number> <result>
+-- ...`: for each message the id of its entry, or why it was refused. A batch with the same number is answered from that
+-- string; a batch with a lower one is an original that arrives after its repetition.
 
--- How long a key of a sender's own keeps others with the same key out.
+-- For how many ms a message with the same idempotency key is not added again.
 local ONCE = 3600000
 
--- How many entries there is room for.
+-- How many entries may be added before the stream is full.
 local function room_of(stream, gate_key)
   local gate = redis.call('GET', gate_key)
   return gate and tonumber(gate) - redis.call('XLEN', stream) or math.huge
 end
 
--- Reads one message off the arguments. Returns it, and where the next one begins. All that can fail is done here:
--- once entries are being added, nothing may.
+-- Reads one message from the arguments. Returns it, and the index of the next one. Everything that can fail is done here:
+-- an error after the first XADD would leave half a batch.
 local function message_at(args, first, order_key, known, last)
   local fields, options = {'m', args[first]}, tonumber(args[first + 1])
   local once, key
@@ -37,7 +37,7 @@ end
 local function add_keyed(stream, order_key, message, known, last)
   local key, once, fields = message.key, message.once, message.fields
   if key then
-    -- whoever reads the entry knows by this field that it has a key, and what it comes after
+    -- consumers see by this field that the entry has an ordering key, and which entry comes before it
     fields[#fields + 1] = 'p'
     fields[#fields + 1] = last[key] or '0-0'
   end
@@ -54,16 +54,17 @@ local function add_keyed(stream, order_key, message, known, last)
   return id
 end
 
--- KEYS: stream. ARGV: key of what was sent, number of the batch, for how many ms it may be repeated, gate key, order
--- key; then of each message: envelope, how many arguments follow, and these: pairs of `once` and a key of its own,
--- `key` and its ordering key, or name and value of a further field.
+-- KEYS: stream. ARGV: sent key, number of the batch, ms for which it may be repeated, gate key, order key, then of each
+-- message: envelope, number of options, option, value, ...
+-- Options are `once` with the key of the idempotency key, `key` with the ordering key, or a further field with its value.
+-- Returns `<number> <result> ...`, as above.
 local function add(keys, args)
   local stream, sent_key, number, gate_key, order_key = keys[1], args[1], tonumber(args[2]), args[4], args[5]
   local sent = redis.call('GET', sent_key)
   local before = sent and tonumber(string.match(sent, '^%d+')) or 0
   if before == number then return sent end
   if before > number or (not sent and number > 1) then
-    return redis.error_reply('STALE this batch was followed by others, or what was sent is forgotten')
+    return redis.error_reply('STALE a later batch was added, or the result of this one has expired')
   end
   local messages, known, last = {}, {}, {}
   local at, count = 6, 0
@@ -100,4 +101,17 @@ local function add(keys, args)
   return reply
 end
 
+-- KEYS: reply stream. ARGV: lifetime in ms, field, value, ...
+-- Adds an answer, and keeps the reply stream for at least that long. It may be repeated: the requester takes the first of
+-- several answers. Returns the answer's id.
+local function reply(keys, args)
+  local key, lifetime = keys[1], args[1]
+  local id = redis.call('XADD', key, '*', unpack(args, 2))
+  -- sets an expiry if there is none, and prolongs one that ends sooner
+  redis.call('PEXPIRE', key, lifetime, 'NX')
+  redis.call('PEXPIRE', key, lifetime, 'GT')
+  return id
+end
+
 redis.register_function{function_name = 'as1_add', callback = add}
+redis.register_function{function_name = 'as1_reply', callback = reply}

@@ -1,6 +1,6 @@
--- How entries change hands, and how consumers keep what they hold.
+-- Claims entries for consumers, renews their leases, and hands entries back.
 
--- What this consumer now owns of `ids`, as {id, counter, fields}; entries that are no more are counted as trimmed.
+-- The entries of `ids` that this consumer holds, as {id, counter, fields}; those that were trimmed are counted.
 local function owned(key, group, stats, from_retry, ids)
   local entries = {}
   for _, id in ipairs(ids) do
@@ -16,8 +16,8 @@ local function owned(key, group, stats, from_retry, ids)
 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), prefix, start id, count.
--- What this consumer owns already, and what other names with the same prefix (earlier processes of its pod) hold,
--- from `start` on. Returns {next start or '', [{id, counter, fields}]}.
+-- Claims the entries from `start` on that this consumer and others with its prefix, earlier processes of its pod, hold.
+-- Returns {next start or '', [{id, counter, fields}]}.
 local function take(keys, args)
   local key, group, consumer, stats, from_retry = keys[1], args[1], args[2], args[3], args[4] == '1'
   local prefix, start, count = args[5], args[6], tonumber(args[7])
@@ -30,14 +30,14 @@ local function take(keys, args)
       local pending = redis.call('XPENDING', key, group, start, '+', count, name)
       more = more or #pending == count
       for _, p in ipairs(pending) do
-        -- its own, too: a lease that has nearly run out would be claimed by others at once
+        -- its own, too: other consumers would soon claim one whose lease has nearly expired
         redis.call('XCLAIM', key, group, consumer, 0, p[1], 'JUSTID')
         ids[#ids + 1] = p[1]
       end
     end
   end
   table.sort(ids, less)
-  -- each name was read up to `count`: only ids up to the `count`-th are known to be complete
+  -- up to `count` ids were read of each consumer: beyond the `count`-th id of all, some may be missing
   local next_start = ''
   if more then
     next_start = after(ids[count])
@@ -46,8 +46,8 @@ local function take(keys, args)
   return {next_start, owned(key, group, stats, from_retry, ids)}
 end
 
--- Claims each entry again that this consumer holds at the counter that goes with it, from `args[first]` on, unless that is
--- not wanted for a pending entry; `how` gives XCLAIM's options for a counter. Returns a code for each.
+-- Claims again each entry, from `args[first]` on, that this consumer holds at the counter given with it, except those for
+-- which `unless(pending)` is true; `how(counter)` returns XCLAIM's options. Returns a code for each.
 local function claim_again(keys, args, first, how, unless)
   local key, group, consumer, stats, from_retry, replies = keys[1], args[1], args[2], args[3], args[4] == '1', {}
   for i = first, #args, 2 do
@@ -62,8 +62,7 @@ local function claim_again(keys, args, first, how, unless)
 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ...
--- A handler starts: the delivery counter grows by one. Returns for each the new counter, or 0 where this consumer no
--- longer holds the entry.
+-- Counts an attempt: the delivery counter grows by one. Returns the new counter of each entry, 0 if it was lost.
 local function begin(keys, args)
   local replies = claim_again(keys, args, 5, function(counter) return 'RETRYCOUNT', counter + 1 end)
   for n, code in ipairs(replies) do
@@ -72,16 +71,16 @@ local function begin(keys, args)
   return replies
 end
 
-local function is_anybodys(pending) return pending[3] >= CLAIMABLE end
+local function is_handed_back(pending) return pending[3] >= CLAIMABLE end
 
--- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ... Renews the lease, but not of what
--- is anybody's: it was handed back while this call was under way, or freed. Returns a code for each.
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ...
+-- Renews the leases, except of entries that were handed back or released meanwhile. Returns a code for each.
 local function renew(keys, args)
-  return claim_again(keys, args, 5, function() end, is_anybodys)
+  return claim_again(keys, args, 5, function() end, is_handed_back)
 end
 
--- Puts what a handler had begun onto the group's retry stream, for whoever reads it first. The attempt is taken back, the
--- fence is not: the handler may have written something under it. Returns a code.
+-- Moves an entry with a begun attempt to the group's retry stream, where any consumer reads it. The attempt is taken back;
+-- the fence is not, as the handler may have written something under it. Returns a code.
 local function pass_on(key, group, consumer, stats, from_retry, parked, retry_key, id, counter)
   local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
   if code ~= DONE then return code end
@@ -94,8 +93,9 @@ local function pass_on(key, group, consumer, stats, from_retry, parked, retry_ke
 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), parked key or '', retry key,
--- state (begun|delivered|claimed), id, counter, ... Hands back what the consumer's handlers had begun, what was delivered
--- and counted but not begun, or what was claimed and not counted. Returns a code for each.
+-- state (begun|delivered|claimed), id, counter, ...
+-- Hands back entries that a handler has begun, that were delivered and counted but not begun, or that were claimed and not
+-- counted. Returns a code for each.
 local function release(keys, args)
   local state, replies = args[7], {}
   if state ~= 'begun' then

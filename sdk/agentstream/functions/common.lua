@@ -1,20 +1,22 @@
 #!lua name=agentstream1
--- What must happen atomically on the server, for agents and for the operator.
+-- Functions that agents and the operator call, each of which the server carries out atomically.
 --
--- `1` in the library's and the functions' names is the number of this interface: within it, changes are
--- backward compatible and only raise REVISION; an incompatible change is a new library beside this one.
--- A function runs with the rights of its caller. The declared key is always the stream itself; keys derived from
--- it go in as arguments, so that each of the caller's selectors decides about its own (DESIGN: access).
+-- `1` in the names of the library and its functions is the number of this interface: within it, changes are backward
+-- compatible and raise REVISION; an incompatible change is a new library beside this one.
+-- A function runs with the rights of its caller. The declared key is the stream; keys derived from it are arguments, so
+-- that each is checked by its own ACL selector (docs/adr/0007-one-selector-per-kind-of-key.md). protocol/commands.py
+-- builds the calls: a test compares its arguments with the contracts here.
 -- Error replies are constant text. Times are milliseconds of the server's clock.
 --
--- The files of this directory are one text for the server, in the order that library.py gives. Each registers its own
--- functions: registration sees no globals but `redis`. All but those that add messages must work on a server that is
--- out of memory (`allow-oom`), so that consumers can drain it.
+-- library.py joins the files of this directory into one text. Each registers its own functions: registration sees no
+-- globals but `redis`. Functions that add no messages must work on a server that is out of memory (`allow-oom`), so that
+-- consumers can drain it.
 local REVISION = 5
 
--- What became of an entry that somebody wanted to settle or renew.
+-- Codes for an entry that was to be settled or renewed: it was; it is not pending; another delivery has it; it was trimmed.
 local DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
--- A day: longer than any lease, so an entry with this idle time is anybody's; XCLAIM ignores an IDLE past the epoch.
+-- A day: longer than any lease, so that any consumer may claim an entry with this idle time. XCLAIM ignores an IDLE past
+-- the epoch.
 local CLAIMABLE = 86400000
 local PAGE = 500
 local LAST_SEQUENCE = '18446744073709551615'
@@ -26,7 +28,7 @@ end
 
 local function ms_of(id) return tonumber(string.match(id, '^(%d+)')) end
 
--- Ids are compared and counted as digits: each of their parts has 64 bits, a Lua number only 53.
+-- Ids are compared and counted as digits: each of their two parts has 64 bits, a number in Lua only 53.
 local function parts(id) return string.match(id, '^(%d+)-(%d+)$') end
 
 local function below(a, b) return #a < #b or (#a == #b and a < b) end

@@ -1,7 +1,7 @@
--- Making and removing streams and groups.
+-- Creates and removes streams, groups and contracts.
 
--- KEYS: stream. ARGV: meta key, field, value, ... Makes an empty stream if there is no key, and records its owner.
--- Returns 1 if the stream is new, 0 if it was there.
+-- KEYS: stream. ARGV: meta key, field, value, ...
+-- Creates an empty stream if there is no key, and records its owner. Returns 1 if it was created, else 0.
 local function create_stream(keys, args)
   local key, kind = keys[1], type_of(keys[1])
   if kind ~= 'none' and kind ~= 'stream' then
@@ -15,16 +15,17 @@ local function create_stream(keys, args)
   return kind == 'none' and 1 or 0
 end
 
--- KEYS: stream. ARGV: contracts key, digest or '', field, JSON Schema, ... Writes the contracts in place of those before.
--- Returns 1.
+-- KEYS: stream. ARGV: contracts key, digest or '', field, JSON Schema, ...
+-- Replaces the contracts. Returns 1.
 local function set_contracts(keys, args)
   redis.call('UNLINK', args[1])
   if args[2] ~= '' then redis.call('HSET', args[1], 'digest', unpack(args, 2)) end
   return 1
 end
 
--- KEYS: stream. ARGV: base, group, id ('0', '$' or an entry id, whose second part may be left out).
--- Makes the group and its retry stream. Returns 1 if the group on the stream is new, 0 if it was there.
+-- KEYS: stream. ARGV: base, group, start id.
+-- Creates the group, at '0', '$' or an entry id whose second part may be left out, and its retry stream. Returns 1 if the
+-- group was created, 0 if the stream had it.
 local function create_group(keys, args)
   local key, base, group, id = keys[1], args[1], args[2], args[3]
   if string.match(id, '^%d+$') then id = id .. '-0' end
@@ -38,9 +39,9 @@ local function create_group(keys, args)
   local info = map(redis.call('XINFO', 'STREAM', key))
   local command = {'XGROUP', 'CREATE', key, group, id}
   if id == '$' or not less(id, info['last-generated-id']) then
-    -- an id that is still to come would hide entries if the clock was set back
+    -- an id in the future would hide entries if the clock was set back
     id, read = info['last-generated-id'], info['entries-added']
-    -- without ENTRIESREAD, the server's lag is unknown from the next entry on
+    -- without ENTRIESREAD the server does not know the lag from the next entry on
     command = {'XGROUP', 'CREATE', key, group, id, 'ENTRIESREAD', read}
   elseif id == '0-0' then
     read = info['entries-added'] - info.length
@@ -51,7 +52,7 @@ local function create_group(keys, args)
     return made
   end
   redis.call('HSET', base .. ':meta', 'checkpoint:' .. group, id)
-  -- from here on, entries read must equal entries settled plus pending; at an id of its own the server cannot count
+  -- from now on, entries read must equal settled plus pending entries; the server cannot count from an id in between
   if read then
     local so_far = redis.call('HGET', stats, 'settled') or 0
     redis.call('HSET', stats, 'base:read', read, 'base:settled', so_far)
@@ -61,8 +62,8 @@ local function create_group(keys, args)
   return 1
 end
 
--- KEYS: stream. ARGV: base, group. Removes the group with its retries and delays; dead letters stay if there are any.
--- Returns 1 if the group was there, else 0.
+-- KEYS: stream. ARGV: base, group.
+-- Removes the group with its retries and delays, but no dead letters. Returns 1 if there was a group, else 0.
 local function destroy_group(keys, args)
   local base, group, destroyed = args[1], args[2], 0
   if type_of(keys[1]) == 'stream' then destroyed = redis.call('XGROUP', 'DESTROY', keys[1], group) end
@@ -72,15 +73,15 @@ local function destroy_group(keys, args)
   return destroyed
 end
 
--- Whether a group leaves anything delayed, retrying or dead.
+-- Whether a group has delayed, retrying or dead messages.
 local function leaves_work(base, group)
   if redis.call('EXISTS', base .. ':delay:' .. group) == 1 then return true end
   return redis.call('XLEN', base .. ':retry:' .. group) > 0 or redis.call('XLEN', base .. ':dlq:' .. group) > 0
 end
 
--- KEYS: stream. ARGV: base, only if empty? (0|1), group, ... Deletes the stream and what is derived from it, for these
--- groups and all that the stream has or had. Returns 1, or 0 where it was to be empty and is not: something
--- undelivered, pending, delayed, retrying or dead.
+-- KEYS: stream. ARGV: base, only if empty? (0|1), group, ...
+-- Deletes the stream and all keys derived from it, for these groups and all that the stream has or had. Returns 1, or 0 if
+-- it is kept because it was to be empty and has undelivered, pending, delayed, retrying or dead messages.
 local function delete_stream(keys, args)
   local key, base, only_if_empty = keys[1], args[1], args[2] == '1'
   local kind = type_of(key)
@@ -93,7 +94,7 @@ local function delete_stream(keys, args)
   end
   if kind == 'stream' then
     local info, groups = map(redis.call('XINFO', 'STREAM', key)), groups_of(key)
-    -- without a group nothing was ever read
+    -- without a group, no entry was ever read
     if only_if_empty and info.length > 0 and not next(groups) then return 0 end
     for name, g in pairs(groups) do
       names[name] = true

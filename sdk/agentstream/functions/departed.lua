@@ -1,14 +1,14 @@
--- What pods leave behind that are gone, and processes that were started again.
+-- Releases the entries, and removes the consumers, of pods that are gone and of processes that were restarted.
 
--- Whether a name is that of a process of a pod that started before so many ms since 1970, which the name ends with; '' is
--- any time. A name that ends otherwise is taken for an old one.
+-- Whether a consumer's name is `<prefix><start in base 36>` with a start before so many ms since 1970; '' stands for any
+-- time. A name that ends otherwise counts as old.
 local function has_left(name, prefix, before)
   if not is_of_pod(name, prefix) then return false end
   local start = (before or '') ~= '' and tonumber(string.sub(name, #prefix + 1), 36)
   return not start or start < tonumber(before)
 end
 
--- Bytes that the names of the pods may take that are gone for good: about a hundred, the last ones.
+-- The most bytes for names of pods that are gone for good: about a hundred, the last ones.
 local REMEMBERED = 5000
 
 local function remember(stats, prefix)
@@ -19,21 +19,22 @@ local function remember(stats, prefix)
   redis.call('HSET', stats, 'gone', gone)
 end
 
--- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or '', for good? (0|1). The processes of the pod whose consumers'
--- names start with `prefix` that started before that time are gone: what they hold becomes claimable at once. If no pod
--- will have that name again, they claim nothing from now on that others held. Returns how many entries.
+-- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or '', for good? (0|1).
+-- Makes the entries claimable at once that consumers hold whose names start with `prefix` and whose processes started
+-- before that time. For good means that no pod will have the name again: its consumers claim no entry from now on that
+-- another one held. Returns the number of entries.
 local function orphan(keys, args)
   local base, group, prefix, n = args[1], args[2], args[3], 0
   if args[5] == '1' and redis.call('EXISTS', keys[1]) == 1 then remember(base .. ':stats:' .. group, prefix) end
   for _, key in ipairs({keys[1], base .. ':retry:' .. group}) do
-    -- where the group is missing, nobody holds anything
+    -- without a group there is nothing pending
     for _, entry in ipairs(redis.pcall('XPENDING', key, group)[4] or {}) do
       local name, start = entry[1], '-'
       while start and has_left(name, prefix, args[4]) do
         local page = redis.call('XPENDING', key, group, start, '+', PAGE, name)
         for _, p in ipairs(page) do
           local claimed = redis.call('XCLAIM', key, group, name, 0, p[1], 'IDLE', CLAIMABLE, 'JUSTID')
-          -- the server takes an entry that is no more off the group
+          -- XCLAIM takes a trimmed entry off the group
           if #claimed == 0 then count_trimmed(key, group, base .. ':stats:' .. group, key ~= keys[1], p[1]) end
           n = n + #claimed
         end
@@ -45,13 +46,13 @@ local function orphan(keys, args)
   return n
 end
 
--- Removes those consumers of a group for which `is_gone(name, ms of idleness)` is true, if they hold nothing on either of
--- its streams: the server would drop what a removed consumer holds. One that lives is made again by its next command.
+-- Removes the consumers of a group for which `is_gone(name, idle ms)` is true and that hold nothing on either of its
+-- streams: the server would drop the entries of a removed consumer. The next command of a living one creates it again.
 -- Returns the removed names.
 local function remove_consumers(key, base, group, is_gone)
   local found, removed = {}, {}
   for _, stream in ipairs({key, base .. ':retry:' .. group}) do
-    -- where the group is missing, it has no consumers
+    -- without a group there are no consumers
     for _, flat in ipairs(redis.pcall('XINFO', 'CONSUMERS', stream, group)) do
       local c = map(flat)
       local known = found[c.name] or {streams = {}, pending = 0, idle = c.idle}
@@ -70,15 +71,15 @@ local function remove_consumers(key, base, group, is_gone)
       remain = true
     end
   end
-  -- should the group be declared no longer, this is how long it has been left
+  -- retention respects a group that is no longer declared until a day after this
   if last_seen and not remain then
     redis.call('HSET', base .. ':meta', 'left:' .. group, string.format('%.0f', last_seen))
   end
   return removed
 end
 
--- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or ''. Removes the consumers of processes that are gone, as above,
--- if they hold nothing. Returns the removed names.
+-- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or ''.
+-- Removes the consumers of such processes, as in as1_orphan, that hold nothing. Returns the removed names.
 local function remove_consumers_of_pod(keys, args)
   return remove_consumers(keys[1], args[1], args[2], function(name) return has_left(name, args[3], args[4]) end)
 end

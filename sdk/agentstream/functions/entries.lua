@@ -1,4 +1,4 @@
--- Entries as groups hold them: their fields, who holds them, and how they leave a group.
+-- Pending entries of a group: their fields, their consumer, and how they are settled.
 
 local function field(fields, name)
   for i = 1, #fields, 2 do
@@ -6,8 +6,8 @@ local function field(fields, name)
   end
 end
 
--- The header `x` of a retried entry: where it came from and how often it was tried. {} for a first delivery, and for
--- what a producer made up: it must not keep the entry from being settled.
+-- The header `x` of a retried entry: its original id and its attempts. {} for a first delivery, and for a header that a
+-- producer made up: it must not prevent settling.
 local function header(fields)
   local read, x = pcall(cjson.decode, field(fields, 'x') or '{}')
   if not read or type(x) ~= 'table' then return {} end
@@ -15,7 +15,7 @@ local function header(fields)
   return x
 end
 
--- How many deliveries of the message came before those of this entry. What a producer says of it does not count.
+-- The number of deliveries of the message before those of this entry. A producer's header does not count.
 local function earlier(x, from_retry)
   return from_retry and (tonumber(x.fence) or tonumber(x.attempts)) or 0
 end
@@ -31,7 +31,7 @@ local function without_header(fields)
   return kept
 end
 
--- DONE and the pending entry if this consumer holds `id` at this delivery, else why not.
+-- DONE and the pending entry if this consumer holds `id` at this counter, else the code that says why not.
 local function held(key, group, consumer, id, counter)
   local p = redis.call('XPENDING', key, group, id, id, 1)
   if #p == 0 then return GONE end
@@ -39,7 +39,7 @@ local function held(key, group, consumer, id, counter)
   return DONE, p[1]
 end
 
--- Takes entries off a group. What is on a retry stream belongs to that group alone, so it is deleted too.
+-- Acknowledges entries. Those on a retry stream belong to this group alone, so they are deleted, too.
 local function settled(key, group, stats, from_retry, ids)
   redis.call('XACK', key, group, unpack(ids))
   if from_retry then
@@ -50,14 +50,13 @@ local function settled(key, group, stats, from_retry, ids)
   end
 end
 
--- An entry that a group still owed but the stream no longer has: counted as lost, and taken off.
+-- Acknowledges a pending entry that was trimmed, and counts the loss.
 local function count_trimmed(key, group, stats, from_retry, id)
   settled(key, group, stats, from_retry, {id})
   redis.call('HINCRBY', stats, 'trimmed', 1)
 end
 
--- Claims an entry that this consumer holds already, with further options of XCLAIM. The server drops one that was
--- trimmed meanwhile. Returns a code.
+-- Claims an entry that this consumer holds already, with further options of XCLAIM. Returns a code.
 local function hold_on(key, group, consumer, stats, from_retry, id, ...)
   local claimed = redis.call('XCLAIM', key, group, consumer, 0, id, 'JUSTID', ...)
   if #claimed > 0 then return DONE end
@@ -65,15 +64,15 @@ local function hold_on(key, group, consumer, stats, from_retry, id, ...)
   return TRIMMED
 end
 
--- The next claim begins with the oldest pending entry: what has just become anybody's lies behind where the last one stopped.
+-- Restarts sweeping at the oldest pending entry: entries were handed back behind the point where the last sweep stopped.
 local function look_from_the_start(stats) redis.call('HSET', stats, 'sweep:main', '0-0', 'sweep:retry', '0-0') end
 
--- Whether `prefix` is `<pod>.` and the consumer a process of this pod; a pod's name may have dots of its own.
+-- Whether a consumer's name is `<prefix><start>`; the prefix `<pod>.` may have more dots, the start has none.
 local function is_of_pod(name, prefix)
   return prefix ~= '' and string.sub(name, 1, #prefix) == prefix and not string.find(name, '.', #prefix + 1, true)
 end
 
--- Whether a consumer's pod was said to be gone for good: its process may live on for a while, but not for long.
+-- Whether a consumer's pod is gone for good; its process may run a little longer.
 local function is_leaving(stats, consumer)
   local prefix = string.match(consumer, '^(.*%.)[^.]*$')
   return prefix and string.find(redis.call('HGET', stats, 'gone') or '', ' ' .. prefix .. ' ', 1, true) ~= nil

@@ -1,9 +1,9 @@
--- Retention and admission, and consumers that are no more.
+-- The janitor: retention and admission of a stream, and consumers that are gone.
 
--- A consumer reads every few seconds, or holds something. One that did neither for so many ms is gone.
+-- A consumer reads every few seconds, or holds entries. One that did neither for so many ms is gone.
 local FORGET = 60000
 
--- A group nobody declared counts while a consumer was seen within a day.
+-- Whether an undeclared group counts: one of its consumers was seen within a day.
 local function is_alive(key, base, group, now)
   for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
     if map(flat).idle < CLAIMABLE then return true end
@@ -22,7 +22,7 @@ local function set_if_changed(key, value)
   end
 end
 
--- Pending entries that are older than the retention and whose consumer let its lease run out become dead letters.
+-- Moves pending entries that are older than the retention, and whose lease has expired, to the dead letters.
 local function expire_pending(key, base, group, lease, cut, parked)
   local n, stats = 0, base .. ':stats:' .. group
   for _, p in ipairs(redis.call('XPENDING', key, group, 'IDLE', lease, '-', cut, PAGE)) do
@@ -33,7 +33,7 @@ local function expire_pending(key, base, group, lease, cut, parked)
       local x = header(e[1][2])
       x.origin, x.fence = x.origin or p[1], p[4]
       bury(base .. ':dlq:' .. group, stats, parked, without_header(e[1][2]), x, p[4], 'Expired',
-        'held for longer than retention.minAge while the stream is full')
+        'pending for longer than retention.minAge while the stream was full')
       settled(key, group, stats, false, {p[1]})
       n = n + 1
     end
@@ -41,8 +41,8 @@ local function expire_pending(key, base, group, lease, cut, parked)
   return n
 end
 
--- Trims by length, at the price of what groups have not settled. Counts what each declared group lost unread; what it
--- lost pending is counted when it is swept.
+-- Trims by length, even unsettled entries. Counts the unread entries that each declared group loses; pending ones are
+-- counted by sweeping.
 local function trim_oldest(key, base, length, max_length, limit, declared, waiting)
   local trimmed, overrun = redis.call('XTRIM', key, 'MAXLEN', '~', max_length, 'LIMIT', limit), 0
   for _, d in ipairs(declared) do
@@ -55,7 +55,7 @@ local function trim_oldest(key, base, length, max_length, limit, declared, waiti
   return trimmed, overrun
 end
 
--- The groups that retention respects, and the first declared one that is missing.
+-- The groups that retention respects; or nil and the first declared group that is missing.
 local function counted_groups(key, base, declared, now)
   local groups, counted = groups_of(key), {}
   for _, d in ipairs(declared) do
@@ -68,7 +68,7 @@ local function counted_groups(key, base, declared, now)
   return counted
 end
 
--- Records where a group would have to resume.
+-- Records the id from which a group that was lost would resume.
 local function record_checkpoint(key, base, g, pending)
   local checkpoint = g['last-delivered-id']
   if pending and not less(checkpoint, pending) then checkpoint = before(pending) end
@@ -77,32 +77,32 @@ local function record_checkpoint(key, base, g, pending)
   end
 end
 
--- Trims what is older than `minid`, and in whole nodes, which costs next to nothing; to the entry where `exact`.
+-- Trims entries older than `minid`, in whole nodes, which is cheap; to the very entry if `exact`.
 local function trim_before(key, minid, limit, exact)
   local trimmed = redis.call('XTRIM', key, 'MINID', '~', minid, 'LIMIT', limit)
-  -- less than half of the limit: no more than a part of one node is left to trim
+  -- below half of the limit, only a part of one node is left to trim
   if exact and trimmed < limit / 2 then trimmed = trimmed + redis.call('XTRIM', key, 'MINID', '=', minid) end
   return trimmed
 end
 
--- Forgets which entries a group gave up, a page of them at a time, once they are too old for receipts. What it retries is
--- forgotten when it is settled, and here where somebody has deleted it: others with the same key would wait for ever.
+-- Deletes the `parked` state of dead letters that are too old for receipts, a page per call. Settling deletes that of
+-- retries; here it is deleted if the retries were deleted by hand, as entries with the same key would wait for ever.
 local function forget_dead(base, group, minid)
   local parked, stats = base .. ':parked:' .. group, base .. ':stats:' .. group
   if redis.call('EXISTS', parked) == 0 then return end
   local retries = redis.call('XLEN', base .. ':retry:' .. group) + redis.call('ZCARD', base .. ':delay:' .. group)
   local page = redis.call('HSCAN', parked, redis.call('HGET', stats, 'forget:at') or '0', 'COUNT', PAGE)
   for i = 1, #page[2], 2 do
-    local id, standing = page[2][i], page[2][i + 1]
-    -- a producer may have made up where an entry came from
-    local is_over = standing == 'retrying' and retries == 0
-      or standing == 'dead' and not (parts(id) and not less(id, minid))
+    local id, state = page[2][i], page[2][i + 1]
+    -- a producer may have made up the origin of an entry
+    local is_over = state == 'retrying' and retries == 0
+      or state == 'dead' and not (parts(id) and not less(id, minid))
     if is_over then redis.call('HDEL', parked, id) end
   end
   redis.call('HSET', stats, 'forget:at', page[1])
 end
 
--- Whether a declared group tries an entry again.
+-- Whether a declared group retries an entry.
 local function is_retried(base, declared, id)
   for _, d in ipairs(declared) do
     if redis.call('HGET', base .. ':parked:' .. d.name, id) == 'retrying' then return true end
@@ -110,15 +110,15 @@ local function is_retried(base, declared, id)
   return false
 end
 
--- Forgets the last entries of ordering keys, a page of them at a time, that nothing has to come after: those before `minid`,
--- which are on the stream no more, that no group tries again. Returns whether there is likely to be more.
+-- Deletes the last entries of ordering keys, a page per call, that are before `minid`, so no longer on the stream, and that
+-- no group retries. Returns whether there is likely to be more.
 local function forget_order(base, declared, minid)
   local order, meta, forgotten = base .. ':order', base .. ':meta', 0
   if redis.call('EXISTS', order) == 0 then return false end
   local page = redis.call('HSCAN', order, redis.call('HGET', meta, 'order:at') or '0', 'COUNT', PAGE)
   for i = 1, #page[2], 2 do
     local id = page[2][i + 1]
-    -- a producer may have written what is no id
+    -- a producer may have written something else than an id
     if not parts(id) or (less(id, minid) and not is_retried(base, declared, id)) then
       redis.call('HDEL', order, page[2][i])
       forgotten = forgotten + 1
@@ -128,11 +128,12 @@ local function forget_order(base, declared, minid)
   return forgotten >= PAGE / 2
 end
 
--- KEYS: stream. ARGV: base, retention, max length, max bytes (0: none), on full, limit, trust the server's lag? (0|1),
--- broadcast? (0|1), then of each declared group: name, lease, age of dead letters to keep (0: all, and none are made).
+-- KEYS: stream. ARGV: base, min age in ms, max length, max bytes or 0, on full, limit, trust the server's lag? (0|1),
+-- broadcast? (0|1), then of each declared group: name, lease, ms for which to keep dead letters or 0, ...
 -- Moves due retries, removes consumers that are gone, records each group's checkpoint, repairs the lag that the server
--- shows, trims what all groups have settled and the retention allows, forgets what was given up before and what was last of
--- its key, and publishes the length at which adding is refused. Returns a JSON object of what it did and saw.
+-- reports, trims entries that all groups have settled and the retention allows, deletes old state of dead letters and
+-- ordering keys, and sets the length at which adding is refused. With 0, dead letters are kept for ever and no pending
+-- entry becomes one. Returns a JSON object of what it did and found.
 local function janitor(keys, args)
   local key, base, retention, max_length, max_bytes = keys[1], args[1], tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
   local on_full, limit, trusted, broadcast = args[5], tonumber(args[6]), args[7] == '1', args[8] == '1'
@@ -152,12 +153,12 @@ local function janitor(keys, args)
   r.length = info.length
   local counted
   counted, r.missing = counted_groups(key, base, declared, now)
-  -- where a missing group will resume is not known, so nothing may go
+  -- it is not known where a missing group will resume, so nothing may be trimmed
   if r.missing then return cjson.encode(r) end
   for _, d in ipairs(declared) do
     r.forgotten = r.forgotten + #remove_consumers(key, base, d.name, function(_, idle) return idle >= FORGET end)
   end
-  -- a clock that jumped ahead trims nothing before new entries arrive at the new time
+  -- if the clock jumped ahead, nothing is trimmed before new entries have ids of the new time
   local clock = math.min(now, ms_of(info['last-generated-id']))
   local open, waiting, pending, known = {}, {}, {}, {}
   local floor, held_by
@@ -176,7 +177,7 @@ local function janitor(keys, args)
     if known[d.name] then repair_lag(key, info, counted[d.name], waiting[d.name]) end
   end
   if not held_by and next(counted) then floor = after(info['last-generated-id']) end
-  -- what nobody is declared to read counts as unsettled
+  -- without declared groups, all entries count as unsettled
   local unsettled = #declared == 0 and info.length or 0
   for _, d in ipairs(declared) do unsettled = math.max(unsettled, math.min(open[d.name], info.length)) end
   r.unsettled = unsettled
@@ -196,7 +197,7 @@ local function janitor(keys, args)
     n, r.overrun = trim_oldest(key, base, info.length - r.trimmed, max_length, limit, declared, waiting)
     r.trimmed = r.trimmed + n
   elseif on_full == 'TrimAcknowledged' and floor and excess > 0 then
-    -- LIMIT bounds what goes, MINID keeps to what every group has settled
+    -- LIMIT bounds the number, MINID trims only entries that every group has settled
     local n = redis.call('XTRIM', key, 'MINID', '~', floor, 'LIMIT', math.min(excess, limit))
     r.trimmed, r.shortened = r.trimmed + n, n > 0
   end
@@ -208,7 +209,7 @@ local function janitor(keys, args)
     r.gate, r.refusing = math.max(r.length - unsettled, 0) + max_length, unsettled >= max_length
   end
   set_if_changed(base .. ':gate', r.gate)
-  -- trimming may take what a group still holds, where it is by length
+  -- trimming by length may remove pending entries
   local first = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
   local kept = first and first[1] or after(info['last-generated-id'])
   if floor and less(floor, kept) then kept = floor end

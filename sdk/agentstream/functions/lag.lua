@@ -1,7 +1,7 @@
--- How much of a stream a group was not delivered or has not settled yet.
+-- Counts the undelivered and unsettled entries of a group, and repairs the lag that the server reports.
 
--- How many entries a group was not delivered yet, whatever the server's own lag says: {n, exact?, oldest id or nil}.
--- The server's lag is NULL or wrong after deletions, trims and groups at ids of their own.
+-- The number of undelivered entries of a group, whether it is exact, and the oldest id or nil. The server's own lag is NULL
+-- or wrong after deletions and trims, and for groups that were created at an id in between.
 local function undelivered(key, info, g, trusted)
   if not less(g['last-delivered-id'], info['last-generated-id']) then return 0, true end
   local nxt = redis.call('XRANGE', key, '(' .. g['last-delivered-id'], '+', 'COUNT', 1)
@@ -23,12 +23,11 @@ local function undelivered(key, info, g, trusted)
   return math.max(n, guess), false, oldest
 end
 
--- Tells the server how many entries a group has read where the lag that it shows others is not the true one, which is
--- `unread`. Nothing else of the group changes.
+-- Sets the group's ENTRIESREAD if the server reports another lag than `unread`, the right one.
 local function repair_lag(key, info, g, unread)
   local last = g['last-delivered-id']
   if g.lag == unread or (unread == 0 and last ~= info['last-generated-id']) then return end
-  -- the server does not count past an entry that was deleted ahead of the group
+  -- the server reports no lag while an entry ahead of the group was deleted
   if unread > 0 and not less(info['max-deleted-entry-id'], last) then return end
   redis.call('XGROUP', 'SETID', key, g.name, last, 'ENTRIESREAD', string.format('%.0f', info['entries-added'] - unread))
 end
@@ -37,7 +36,7 @@ local function oldest_pending(key, g)
   if g.pending > 0 then return redis.call('XPENDING', key, g.name)[2] end
 end
 
--- Entries from the oldest unsettled one to the last delivered one; interpolated where there are too many to count.
+-- The number of entries from the oldest unsettled to the last delivered one; an estimate if there are too many to count.
 local function delivered_since(key, info, oldest, last_delivered)
   local n, from = 0, oldest
   while n < 4 * PAGE do

@@ -1,9 +1,9 @@
--- What reconciling, measuring and reporting want to know of a stream.
+-- Reads the state of streams and their groups for the operator, of many streams in one call.
 
--- What belongs to a declared group besides its place on the stream.
+-- Adds to `o` the state of the keys that belong to a declared group.
 local function observe_derived(base, name, now, o)
   local retry_key, delay_key = base .. ':retry:' .. name, base .. ':delay:' .. name
-  -- where the retry stream is missing, that is an error without groups
+  -- without a retry stream this is an error, which has no groups
   for _, flat in ipairs(redis.pcall('XINFO', 'GROUPS', retry_key)) do
     local g = map(flat)
     if g.name == name then o.retry_ready, o.retry_pending = true, g.pending end
@@ -16,13 +16,11 @@ local function observe_derived(base, name, now, o)
   end
   o.dead = redis.call('XLEN', base .. ':dlq:' .. name)
   o.stats = map(redis.call('HGETALL', base .. ':stats:' .. name))
-  -- a matter of the functions alone
-  o.stats.gone = nil
-  -- where sweeping and forgetting are says nothing of the group, and moves where nothing else does
-  for _, cursor in ipairs({'sweep:due', 'sweep:main', 'sweep:retry', 'forget:at'}) do o.stats[cursor] = nil end
+  -- these say nothing about the group, and cursors change while nothing else does
+  for _, own in ipairs({'gone', 'sweep:due', 'sweep:main', 'sweep:retry', 'forget:at'}) do o.stats[own] = nil end
 end
 
--- Everything that reconciling, measuring and reporting want to know of a stream.
+-- The state of a stream, with the keys of its declared groups.
 local function look(key, base, now, trusted, declared)
   local kind = type_of(key)
   local o = {type = kind, groups = {}, meta = map(redis.call('HGETALL', base .. ':meta')),
@@ -45,8 +43,8 @@ local function look(key, base, now, trusted, declared)
   return o
 end
 
--- KEYS: stream. ARGV: base of derived keys, trust the server's lag? (0|1), declared group, ...
--- Returns all there is to know of a stream, as one JSON object.
+-- KEYS: stream. ARGV: base, trust the server's lag? (0|1), declared group, ...
+-- Returns the state of a stream, and the time, as a JSON object.
 local function observe(keys, args)
   local now = now_ms()
   local o = look(keys[1], args[1], now, args[2] == '1', {unpack(args, 3)})
@@ -54,4 +52,26 @@ local function observe(keys, args)
   return cjson.encode(o)
 end
 
+-- KEYS: stream, ... ARGV: trust the server's lag? (0|1), then of each stream: base, SHA-1 of the known state or '', number
+-- of declared groups, declared group, ...
+-- Returns the time, and for each stream its state as a JSON object, '' if the caller knows it, or the text of an error: one
+-- must not hide the state of other streams.
+local function measure(keys, args)
+  local now, trusted, at = now_ms(), args[1] == '1', 2
+  local reply = {now}
+  for i, key in ipairs(keys) do
+    local base, known, groups = args[at], args[at + 1], tonumber(args[at + 2])
+    local fine, found = pcall(look, key, base, now, trusted, {unpack(args, at + 3, at + 2 + groups)})
+    if fine then
+      found = cjson.encode(found)
+      if known ~= '' and redis.sha1hex(found) == known then found = '' end
+    else
+      found = type(found) == 'table' and found.err or tostring(found)
+    end
+    reply[i + 1], at = found, at + 3 + groups
+  end
+  return reply
+end
+
 redis.register_function{function_name = 'as1_observe', callback = observe, flags = {'no-writes'}}
+redis.register_function{function_name = 'as1_measure', callback = measure, flags = {'no-writes'}}

@@ -1,9 +1,9 @@
--- Effects that a group must not repeat. Of each, one string says how far it is: `running <token>`, the token being that
--- of the delivery that began it, or `done`.
+-- Notes the state of effects that a group must not repeat, in one string each: `running <token>` with the token of the
+-- delivery that began it, or `done`.
 
--- KEYS: stream. ARGV: done key, token, what is to be noted (`begin`, `done`, or `undone`: the effect did not come
--- about), lifetime in ms. Replies to `begin` with 1 if it is this delivery's to bring about, 0 if it is done, -1 if
--- another delivery began it; to the others with 1 if it was noted, 0 if there was nothing to note.
+-- KEYS: stream. ARGV: done key, token, verb (begin|done|undone), lifetime in ms.
+-- `begin` returns 1 if this delivery may bring the effect about, 0 if it is done, -1 if another delivery began it. `done`,
+-- and `undone` if the effect did not come about, return 1 if that was noted, 0 if there was nothing to note.
 local function once(keys, args)
   local done_key, mine, verb, lifetime = args[1], 'running ' .. args[2], args[3], args[4]
   local state = redis.call('GET', done_key)

@@ -1,4 +1,4 @@
--- What becomes of an entry in the end: settled, put off, or a dead letter.
+-- Settles entries: acknowledges or retries them, or moves them to the dead letters.
 
 -- Upper bounds, in ms, of the latency buckets; the last bucket is unbounded.
 local BOUNDS = {1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2000, 5000, 10000, 30000,
@@ -11,8 +11,8 @@ local function bucket(ms)
   return 'le:inf'
 end
 
--- The delivery counters of what this consumer holds from the first to the last of `count` ids, which mostly are in order
--- and next to each other: one look at all of them. What it misses, `held` finds.
+-- The delivery counters of this consumer's entries from the first to the last of `count` ids, in one call: mostly the ids
+-- are in order and next to each other. `held` finds the others.
 local function counters(key, group, consumer, first, last, count)
   local found = {}
   for _, p in ipairs(redis.call('XPENDING', key, group, first, last, 2 * count, consumer)) do found[p[1]] = p[4] end
@@ -20,7 +20,8 @@ local function counters(key, group, consumer, first, last, count)
 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', retry stream? (0|1), outcome (acked|skipped),
--- id, counter, ... Returns DONE, GONE or TAKEN for each.
+-- id, counter, ...
+-- Acknowledges entries. Returns DONE, GONE or TAKEN for each.
 local function settle(keys, args)
   local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
   local from_retry, outcome = args[5] == '1', args[6]
@@ -56,8 +57,8 @@ local function settle(keys, args)
   return replies
 end
 
--- The entry that this consumer is about to give up, retry or pass on: code, fields without header, header. The header's
--- fence counts the deliveries so far.
+-- Reads the entry that is to leave this delivery: a code, and if that is DONE the fields without header, and the header
+-- with the deliveries so far as its fence.
 local function take_up(key, group, consumer, id, counter, stats, from_retry)
   local code = held(key, group, consumer, id, counter)
   if code ~= DONE then return code end
@@ -77,7 +78,8 @@ local function add_header(fields, x)
 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', retry stream? (0|1), id, counter,
--- delay key, retry key, delay in ms, attempts so far, reason, error. Returns a code.
+-- delay key, retry key, delay in ms, attempts so far, reason, error.
+-- Has an entry delivered again after a delay. Returns a code.
 local function retry(keys, args)
   local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
   local from_retry, id, counter = args[5] == '1', args[6], tonumber(args[7])
@@ -87,7 +89,7 @@ local function retry(keys, args)
   x.attempts, x.reason, x.error = tonumber(args[11]), args[12], args[13]
   add_header(fields, x)
   if delay > 0 then
-    -- the member holds the whole entry, since the stream may be trimmed meanwhile; origin and attempts keep it apart
+    -- the member holds all fields, as the stream may be trimmed meanwhile; origin and attempts make it unique
     redis.call('ZADD', delay_key, now_ms() + delay, cmsgpack.pack({x.origin, x.attempts, fields}))
   else
     redis.call('XADD', retry_key, '*', unpack(fields))
@@ -98,7 +100,7 @@ local function retry(keys, args)
   return DONE
 end
 
--- Writes a dead letter: the fields of the entry, then why and after what.
+-- Writes a dead letter: the fields of the entry, then its origin, attempts, fence, reason and error.
 local function bury(dlq_key, stats, parked, fields, x, attempts, reason, err)
   local letter = fields
   for _, v in ipairs({'origin', x.origin, 'attempts', attempts, 'fence', x.fence, 'reason', reason, 'error', err}) do
@@ -111,7 +113,8 @@ local function bury(dlq_key, stats, parked, fields, x, attempts, reason, err)
 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', retry stream? (0|1), id, counter,
--- dead letter key, attempts so far, reason, error. Returns a code.
+-- dead letter key, attempts so far, reason, error.
+-- Moves an entry to the group's dead letters. Returns a code.
 local function dead_letter(keys, args)
   local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
   local from_retry, id, counter = args[5] == '1', args[6], tonumber(args[7])

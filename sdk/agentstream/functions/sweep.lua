@@ -1,13 +1,13 @@
--- Sweeping: whichever consumer of a group looks first moves what is due, and takes over what nobody looks after.
+-- Sweeps a group: moves retries that are due, and claims entries with expired leases. Any consumer of the group does it.
 
--- The longest time, in ms, for which nobody looks where nothing is pending or about to be due.
+-- The longest time between two sweeps, in ms, while nothing is pending or delayed.
 local REST = 10000
--- Pending entries that one call looks at before others get their turn on the server.
+-- The most pending entries that one call scans, as other clients wait meanwhile.
 local SCAN = 5000
--- Nothing has been idle for so many ms.
+-- Longer, in ms, than any entry has been idle.
 local NEVER = 1000000000000000
 
--- Puts retries that are due onto the retry stream. Returns how many.
+-- Moves retries that are due to the retry stream. Returns their number.
 local function move_due(delay_key, retry_key, now, limit)
   local due = redis.call('ZRANGE', delay_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
   for _, member in ipairs(due) do
@@ -17,8 +17,8 @@ local function move_due(delay_key, retry_key, now, limit)
   return #due
 end
 
--- Claims up to `count` entries that nobody renewed for a lease, from where the group's last call stopped. Returns them,
--- and whether this pass over the pending entries came to its end.
+-- Claims up to `count` entries whose lease has expired, from where the group's last call stopped. Returns them, and whether
+-- all pending entries have been scanned.
 local function claim_stalled(key, group, consumer, stats, from_retry, lease, count)
   local cursor_field, settled_field = 'sweep:main', 'settled'
   if from_retry then cursor_field, settled_field = 'sweep:retry', 'resettled' end
@@ -26,9 +26,9 @@ local function claim_stalled(key, group, consumer, stats, from_retry, lease, cou
   local cursor, ids, looked, trimmed = start, {}, 0, 0
   while #ids < count and looked < SCAN do
     local wanted = count - #ids
-    -- JUSTID: being claimed is no attempt; an attempt is counted when a handler starts
+    -- JUSTID leaves the delivery counter: as1_begin counts the attempt when a handler starts
     local claimed = redis.call('XAUTOCLAIM', key, group, consumer, lease, cursor, 'COUNT', wanted, 'JUSTID')
-    -- the server looks at up to ten times as many as it is to claim
+    -- the server scans up to ten times as many entries as it is to claim
     cursor, looked, trimmed = claimed[1], looked + 10 * wanted, trimmed + #claimed[3]
     for _, id in ipairs(claimed[2]) do ids[#ids + 1] = id end
     if cursor == '0-0' then break end
@@ -44,12 +44,12 @@ end
 local function is_pending(key, group) return #redis.call('XPENDING', key, group, '-', '+', 1) > 0 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, delay key, retry key, lease, interval, count, now? (0|1), limit or ''.
--- Moves due retries, and claims up to `count` stalled entries where it is time for it, or `now`. It is time at once while
--- a pass over what is pending is not at its end, after `interval` while anything is pending, and else not before
--- something that is delivered from now on could stall. When the clock is past `limit`, which the caller did not expect,
--- no lease counts as run out: only what was handed back is claimed. A consumer that is leaving claims nothing. Returns
--- {moved, [{id, counter, fields} of the stream], [the same of the retry stream], ms after which to call again, what the
--- clock shows, if there was a limit}.
+-- Moves due retries, and claims up to `count` entries with expired leases if it is time, or `now`. It is time at once while
+-- a scan of the pending entries goes on, after `interval` while anything is pending, and else not before the lease of an
+-- entry that is delivered from now on could expire. If the clock is past `limit`, it has jumped: no lease counts as
+-- expired, and only entries that were handed back are claimed. A consumer whose pod is gone for good claims nothing.
+-- Returns {moved, [{id, counter, fields} of the stream], [the same of the retry stream], ms until the next sweep, the time
+-- if there was a limit}.
 local function sweep(keys, args)
   local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
   local lease, interval, count = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
@@ -60,7 +60,7 @@ local function sweep(keys, args)
   local rest = math.max(interval, math.min(lease, REST))
   local wait = (tonumber(redis.call('HGET', stats, 'sweep:due')) or 0) - now
   local stalled, retries = {}, {}
-  -- a clock that was set back must not stop sweeping
+  -- a wait longer than any means that the clock was set back
   if args[9] == '1' or wait <= 0 or wait > rest then
     wait = 0
     if count > 0 then
@@ -75,7 +75,7 @@ local function sweep(keys, args)
   end
   local first = redis.call('ZRANGE', delay_key, 0, 0, 'WITHSCORES')
   if first[2] then wait = math.max(math.min(wait, tonumber(first[2]) - now), 0) end
-  -- a caller of an earlier revision expects no more than it knows
+  -- callers of an earlier revision name no limit, and expect no time
   return {moved, stalled, retries, wait, args[10] and now}
 end
 

@@ -1,0 +1,161 @@
+"""The function library in Lua and the resources of the operator say the same as the protocol."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import get_args
+
+import pytest
+
+from agentstream.protocol import commands, library
+from agentstream.protocol.commands import Command, GroupCommands
+from agentstream.protocol.envelope import MessageType
+from agentstream.protocol.keys import DNS_LABEL, StreamKeys
+from agentstream.protocol.routes import Consumes
+from agentstream_operator.resources import contracts
+from agentstream_operator.resources.consumergroup import DeadLetterSpec, DeliverySpec
+from agentstream_operator.resources.model import DnsLabel
+
+KEY = "{t.tasks}"
+KEYS = StreamKeys(KEY)
+LIBRARY = library.source()
+
+
+@dataclass
+class Source:
+    key: str
+    retry: bool = False
+
+
+@dataclass
+class Pending:
+    source: Source
+    id: str = "1-0"
+    counter: int = 7
+    after: str | None = "0-1"
+
+
+ENTRY = Pending(Source(KEY))
+GROUP = GroupCommands(Consumes("tasks", KEY, "coder"), "pod.1")
+CALLS: list[Command] = [
+    commands.REVISION,
+    commands.add(KEYS, "token", 1, 2, commands.message(b"data", ("key", "k"))),
+    commands.reply("reply", 1, ("m", b"data")),
+    commands.receipt(KEYS, "1-0", ("coder",)),
+    commands.once(KEY, KEYS.done("coder", "k"), "token", "begin", 1),
+    GROUP.take(ENTRY.source, "pod.", "-", 10),
+    GROUP.sweep(1, 2, 3, 4, now=True),
+    GROUP.begin(ENTRY.source, (ENTRY,)),
+    GROUP.renew(ENTRY.source, (ENTRY,)),
+    GROUP.release(ENTRY.source, "begun", (ENTRY,)),
+    GROUP.settle(ENTRY.source, "acked", (ENTRY,)),
+    GROUP.retry(ENTRY, 1, 2, "Failed", "boom"),
+    GROUP.dead_letter(ENTRY, 2, "Failed", "boom"),
+    GROUP.turn(("1-0",)),
+    commands.create_stream(KEY, {"name": "tasks"}),
+    commands.set_contracts(KEY, "digest", {"event@1": "{}"}),
+    commands.create_group(KEY, "coder", "0"),
+    commands.destroy_group(KEY, "coder"),
+    commands.delete_stream(KEY, ("coder",), only_if_empty=True),
+    commands.observe(KEY, ("coder",), trusts_lag=True),
+    commands.measure([(KEY, "", ("coder",))], trusts_lag=True),
+    commands.release_pod(KEY, "coder", "pod", 5, for_good=True),
+    commands.remove_consumers(KEY, "coder", "pod", None),
+    commands.janitor(KEY, (1, 2, 3, "TrimOldest", 4), [("coder", 5, 6)], trusts_lag=True, broadcast=False),
+]
+# what arguments of these names must be
+MEANING = {
+    "base": KEYS.base,
+    "group": "coder",
+    "consumer": "pod.1",
+    "prefix": "pod.",
+    "id": "1-0",
+    "counter": 7,
+    "declared group": "coder",
+    "sent key": KEYS.sent("token"),
+    "gate key": KEYS.gate,
+    "order key": KEYS.order,
+    "meta key": KEYS.meta,
+    "contracts key": KEYS.contracts,
+    "done key": KEYS.done("coder", "k"),
+    "stats key": KEYS.stats("coder"),
+    "delay key": KEYS.delay("coder"),
+    "retry key": KEYS.retry("coder"),
+    "parked key": KEYS.parked("coder"),
+    "dead letter key": KEYS.dead_letters("coder"),
+}
+
+
+def registered() -> dict[str, tuple[str, bool]]:
+    """Each function of the library: the contract above it, and whether it writes nothing."""
+    found = re.findall(
+        r"register_function\{function_name = '(\w+)', callback = (\w+)(?:, flags = \{(.*?)\})?\}", LIBRARY
+    )
+    functions = {}
+    for name, callback, flags in found:
+        above = re.search(rf"((?:^--.*\n)+)local function {callback}\(keys, args\)", LIBRARY, re.MULTILINE)
+        contract = " ".join(re.findall(r"-- (.*)", above[1])) if above else "KEYS: ARGV: ."
+        functions[name] = (contract, "no-writes" in flags)
+    return functions
+
+
+FUNCTIONS = registered()
+
+
+def test_each_function_has_one_builder() -> None:
+    assert sorted(str(command[1]) for command in CALLS) == sorted(FUNCTIONS)
+
+
+@pytest.mark.parametrize("command", CALLS, ids=lambda command: str(command[1]))
+def test_arguments_are_those_of_the_contract(command: Command) -> None:
+    how, name, keys, *rest = command
+    contract, reads_only = FUNCTIONS[str(name)]
+    assert how == "FCALL" or (how == "FCALL_RO" and reads_only)
+    arguments = rest[int(keys) :]
+    listed = contract.partition("ARGV: ")[2].partition(". ")[0]
+    names = [part.rpartition(": ")[2].strip() for part in listed.split(",") if part.strip(" .")]
+    assert len(arguments) == len(names), names
+    for argument, said in zip(arguments, names, strict=True):
+        meaning = said.partition(" or ''")[0]
+        if meaning in MEANING:
+            assert argument == MEANING[meaning], said
+        if choices := re.search(r"\(([\w|]+)\)", said):
+            assert str(argument) in choices[1].split("|"), said
+
+
+def test_reply_codes_are_the_same() -> None:
+    codes = f"{commands.DONE}, {commands.GONE}, {commands.TAKEN}, {commands.TRIMMED}"
+    assert f"local DONE, GONE, TAKEN, TRIMMED = {codes}" in LIBRARY
+
+
+def test_derived_keys_are_the_same() -> None:
+    of_group = {part(KEYS, "") for part in (StreamKeys.retry, StreamKeys.delay, StreamKeys.dead_letters)}
+    of_group |= {KEYS.stats(""), KEYS.parked("")}
+    of_stream = {KEYS.meta, KEYS.gate, KEYS.order, KEYS.contracts}
+    used = set(re.findall(r"base \.\. '(:\w+:?)'", LIBRARY))
+    listed = [set(re.findall(r"'(:\w+:)'", parts)) for parts in re.findall(r"ipairs\(\{(':.*?)\}\)", LIBRARY)]
+    assert {f"{KEYS.base}{suffix}" for suffix in used.union(*listed)} == of_group | of_stream
+    # a stream that is deleted leaves no key of a group
+    assert {f"{KEYS.base}{suffix}" for suffix in listed[-1]} == of_group
+
+
+def test_defaults_of_a_policy_are_those_of_the_resource() -> None:
+    policy, delivery = Consumes("s", "k", "g"), DeliverySpec()
+    assert policy.lease == delivery.lease.milliseconds
+    assert policy.max_deliveries == delivery.max_deliveries
+    assert policy.backoff_initial == delivery.backoff.initial.milliseconds
+    assert policy.backoff_factor == delivery.backoff.factor
+    assert policy.backoff_max == delivery.backoff.max.milliseconds
+    assert (policy.dead_letters, policy.deadline) == (DeadLetterSpec().enabled, delivery.deadline or 0)
+
+
+def test_message_types_of_contracts_are_those_of_messages() -> None:
+    assert {kind.value for kind in contracts.MessageType} == set(get_args(MessageType))
+
+
+@pytest.mark.parametrize("name", ["a", "a-b", "1", "a" * 63, "", "-a", "a-", "A", "a" * 64, "a.b"])
+def test_labels_are_the_same(name: str) -> None:
+    text = next(part for part in get_args(DnsLabel) if hasattr(part, "pattern"))
+    fits = re.match(text.pattern, name) is not None and len(name) <= text.max_length
+    assert (re.fullmatch(DNS_LABEL, name) is not None) == fits
