@@ -24,8 +24,8 @@ from agentstream.protocol.keys import StreamKeys
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.reconcile.context import Rhythm
 from agentstream_operator.reconcile.engine import Engine
+from agentstream_operator.reconcile.state.state import EngineOptions, LoopIntervals
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from support.cluster import MemoryCluster
@@ -69,8 +69,8 @@ async def measure(server: Server, count: int, active: int, interval: float, seco
             for i in range(count)
         ),
     ]
-    rhythm = Rhythm(pulse=interval, quiet=interval, janitor=_NEVER, access=_NEVER, resync=_NEVER, probe=10.0)
-    engine = Engine(broker, cluster, rhythm=rhythm)
+    loops = LoopIntervals(interval, interval, janitor=_NEVER, access=_NEVER, resync=_NEVER)
+    engine = Engine(broker, cluster, EngineOptions(loops=loops, server_timeout=10.0))
     for resource in resources:
         engine.put(resource)
     engine.listed()

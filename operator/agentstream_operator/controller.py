@@ -8,7 +8,7 @@ from typing import Any
 
 import kopf
 
-from agentstream_operator.cluster.kinds import CHILDREN, RESOURCES, ApiKind
+from agentstream_operator.cluster.kinds import OWNED_KINDS, RESOURCES, ApiKind
 from agentstream_operator.cluster.labels import OURS
 
 Tell = Callable[[ApiKind, str | None, dict[str, Any]], None]
@@ -24,7 +24,7 @@ async def watch(tell: Tell, namespaces: Sequence[str] | None, stop: threading.Ev
         stop: ends it.
     """
     registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
-    for kind in (*RESOURCES.values(), *CHILDREN):
+    for kind in (*RESOURCES.values(), *OWNED_KINDS):
         _register(registry, kind, tell)
     kopf.on.login(registry=registry)(_login)
     settings.scanning.disabled = True
@@ -34,7 +34,7 @@ async def watch(tell: Tell, namespaces: Sequence[str] | None, stop: threading.Ev
     settings.queueing.idle_timeout = 0.1
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
-    for kind in CHILDREN:
+    for kind in OWNED_KINDS:
         settings.watching.label_selectors[kind.api_version, kind.plural] = OURS
     await kopf.operator(
         registry=registry,

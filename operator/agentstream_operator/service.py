@@ -18,16 +18,16 @@ from agentstream.errors import AgentStreamError
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.children import Change, OwnedObjects
 from agentstream_operator.cluster.connect import ClusterConnection, connect
 from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kubernetes import KubernetesCluster
 from agentstream_operator.cluster.leader import Leader
+from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.cluster.resource_cache import ResourceCache
-from agentstream_operator.cluster.secrets import ServerAddress
-from agentstream_operator.reconcile.context import Rhythm
+from agentstream_operator.cluster.secret_contents import ServerAddress
 from agentstream_operator.reconcile.engine import Engine
+from agentstream_operator.reconcile.state.state import EngineOptions, LoopIntervals, StatusIntervals
 from agentstream_operator.serve.http import probe_reply, serving
 from agentstream_operator.serve.metrics import Metrics, MetricsSample
 from agentstream_operator.serve.probes import ProbeState, live, ready
@@ -46,7 +46,8 @@ _COLLECTED = (50_000, 20, 100)
 """Thresholds of the garbage collector: with thousands of resources, a full collection blocks the event loop
 for some tenths of a second, and finds next to nothing."""
 
-RHYTHM = Rhythm(quiet=5.0, patience=5.0)
+LOOPS = LoopIntervals(measure_unscaled=5.0)
+STATUS = StatusIntervals(transient=5.0)
 
 
 class FatalError(Exception):
@@ -136,13 +137,17 @@ class _OperatorService:
         engine = self._engine = Engine(
             broker,
             cluster,
-            installation=options.installation,
-            namespaces=options.namespaces,
-            allowed_keys=options.allowed_keys,
-            rhythm=RHYTHM,
-            trouble=await _failure(broker),
-            worked=self._metrics.worked,
+            EngineOptions(
+                installation=options.installation,
+                namespaces=frozenset(options.namespaces) if options.namespaces is not None else None,
+                allowed_keys=tuple(options.allowed_keys),
+                loops=LOOPS,
+                status=STATUS,
+            ),
+            reconciled=self._metrics.reconciled,
         )
+        if (outage := await _outage(broker)) is not None:
+            engine.server_down(outage)
         cache = ResourceCache(self._api, options.namespaces, owned, engine, self._on_change)
         await _fill(cache)
         engine.listed()
@@ -168,15 +173,15 @@ class _OperatorService:
         if engine is None:
             return
         if change.agent is not None:
-            engine.look_at_agent(*change.agent)
+            engine.requeue_agent(*change.agent)
         if change.stream is not None:
-            engine.look_at_stream(change.stream)
+            engine.requeue(change.stream)
         if change.group is None:
             return
-        engine.look_at_group(change.group)
+        engine.requeue(change.group)
         if change.gone is not None:
             _log.info("%s: pod %s has ended", change.group, change.gone.pod)
-            cleanup = asyncio.create_task(engine.departed(change.group, change.gone, for_good=change.deleted))
+            cleanup = asyncio.create_task(engine.pod_gone(change.group, change.gone, for_good=change.deleted))
             self._pod_cleanups.add(cleanup)
             cleanup.add_done_callback(self._pod_cleanups.discard)
 
@@ -211,7 +216,7 @@ def server_of(redis: Endpoint) -> ServerAddress:
     return ServerAddress(f"{parts.scheme}://{shown}:{port}{parts.path}", host, port, authority)
 
 
-async def _failure(broker: Broker) -> str | None:
+async def _outage(broker: Broker) -> str | None:
     """Returns why Redis or Valkey does not answer; None if it does."""
     try:
         async with asyncio.timeout(_PATIENCE):

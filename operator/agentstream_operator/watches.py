@@ -95,7 +95,7 @@ class _Passing:
             try:
                 self._tell(*event)
             except Exception:  # noqa: BLE001 - those after it are of other objects
-                _log.exception("an event of %s was not understood", event[0].plural)
+                _log.exception("could not process a watch event of %s", event[0].plural)
 
 
 def _settle(ended: asyncio.Future[None], failure: BaseException | None) -> None:

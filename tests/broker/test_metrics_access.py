@@ -16,7 +16,7 @@ from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.metrics_api.backlog import Backlogs, BacklogUnknownError
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
-from agentstream_operator.reconcile.state.index import Store
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from support.resources import KEY, TEMPLATE, a_group, a_stream
 from support.servers import Server
 
@@ -64,7 +64,7 @@ async def work(broker: Broker, admin: redis.Redis) -> redis.Redis:
 
 async def backlog(url: str) -> int:
     """What the metrics server would answer."""
-    store, broker = Store(), Broker.of(Endpoint(url), installation="agentstream")
+    store, broker = ResourceIndex(), Broker.of(Endpoint(url), installation="agentstream")
     for resource in (a_stream(), _GROUP):
         store.put(resource)
     backlogs = Backlogs(store, broker)

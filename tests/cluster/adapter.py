@@ -10,13 +10,13 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from agentstream_operator.cluster.api import Api
-from agentstream_operator.cluster.children import OwnedObjects
 from agentstream_operator.cluster.deployment_refs import DeploymentRefs
-from agentstream_operator.cluster.kinds import CHILDREN, RESOURCES
+from agentstream_operator.cluster.kinds import OWNED_KINDS, RESOURCES
 from agentstream_operator.cluster.kubernetes import KubernetesCluster
 from agentstream_operator.cluster.labels import OURS
+from agentstream_operator.cluster.owned_objects import OwnedObjects
 from agentstream_operator.cluster.port import Owner
-from agentstream_operator.cluster.secrets import ServerAddress
+from agentstream_operator.cluster.secret_contents import ServerAddress
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.parse import parse_resource
 from cluster.team import Team
@@ -60,12 +60,12 @@ class Adapter:
     def __init__(self, api: Api, team: Team, redis: ServerAddress = REDIS) -> None:
         self.api = api
         self.team = team
-        self.children = OwnedObjects()
-        self.references = DeploymentRefs(api)
+        self.owned = OwnedObjects()
+        self.deployment_refs = DeploymentRefs(api)
         self.cluster = KubernetesCluster(
             api,
-            self.children,
-            self.references,
+            self.owned,
+            self.deployment_refs,
             server=redis,
             installation="agentstream",
             identity="agentstream-0",
@@ -73,16 +73,16 @@ class Adapter:
 
     async def listed(self) -> Adapter:
         """Knows what there is, as an operator that has just started."""
-        for kind in CHILDREN:
+        for kind in OWNED_KINDS:
             async for found in self.api.list(kind, self.team.namespace, OURS):
-                self.children.put(found)
+                self.owned.put(found)
         return self
 
     def tell(self, kind: str, name: str) -> None:
         """Tells of an object as it is now, as a watch does."""
         found = self.team.get(kind, name)
         assert found is not None
-        self.children.put({**found, "kind": kind})
+        self.owned.put({**found, "kind": kind})
 
     def remove(self, kind: str, name: str) -> None:
         """Deletes an object, and tells of it."""
@@ -91,7 +91,7 @@ class Adapter:
         self.team.delete(kind, name)
         version = int(found["metadata"]["resourceVersion"]) + 1
         gone = {**found["metadata"], "resourceVersion": str(version)}
-        self.children.remove({**found, "kind": kind, "metadata": gone})
+        self.owned.remove({**found, "kind": kind, "metadata": gone})
 
     @property
     def writes(self) -> int:

@@ -161,7 +161,9 @@ async def test_somebody_elses_is_left_alone(adapter: Adapter) -> None:
     adapter.team.kubectl("create", "deployment", "other", "--image=other:1")
     adapter.team.kubectl("autoscale", "deployment", "other", f"--name={NAME}", "--max=3", "--cpu=80%")
     group = a_group(adapter)
-    with pytest.raises(ChildNotOurs, match=f"HorizontalPodAutoscaler {NAME} belongs to somebody else"):
+    with pytest.raises(
+        ChildNotOurs, match=f"HorizontalPodAutoscaler {NAME} exists and was not created by AgentStream"
+    ):
         await adapter.cluster.apply_workload(group, 1)
     await adapter.cluster.delete_autoscaler(group.key)
     assert autoscaler(adapter.team)["spec"]["maxReplicas"] == 3
@@ -172,7 +174,7 @@ async def test_what_the_api_server_refuses_is_told(adapter: Adapter) -> None:
     await adapter.cluster.apply_workload(group, 1)
     wrong = group.spec.autoscaling.model_copy(update={"max_replicas": 0})
     spec = group.spec.model_copy(update={"autoscaling": wrong})
-    with pytest.raises(ClusterRefused, match=f"the HorizontalPodAutoscaler {NAME} is refused"):
+    with pytest.raises(ClusterRefused, match=f"the API server refused HorizontalPodAutoscaler {NAME}"):
         await adapter.cluster.apply_workload(group.model_copy(update={"spec": spec}), 1)
 
 

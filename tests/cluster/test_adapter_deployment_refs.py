@@ -28,7 +28,7 @@ async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
 async def watching(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DeploymentRefs]:
     """References that are looked at all the time."""
     monkeypatch.setattr("agentstream_operator.cluster.deployment_refs._EVERY", 0.01)
-    watch = asyncio.create_task(adapter.references.watch())
+    watch = asyncio.create_task(adapter.deployment_refs.watch())
     yield adapter.references
     assert not watch.done()
     watch.cancel()
@@ -54,7 +54,7 @@ def a_deployment(replicas: int | None = 2) -> Json:
 
 
 async def seen(adapter: Adapter) -> WorkloadSeen | None:
-    return await adapter.references.workload((adapter.team.namespace, "mine"))
+    return await adapter.deployment_refs.workload((adapter.team.namespace, "mine"))
 
 
 async def shows(adapter: Adapter, replicas: int) -> bool:
@@ -113,7 +113,7 @@ async def test_where_nobody_asks_any_more_nobody_looks(adapter: Adapter, watchin
 
 async def test_a_number_that_was_set_shows_at_once(adapter: Adapter) -> None:
     adapter.team.create(a_deployment())
-    await adapter.references.scale((adapter.team.namespace, "mine"), 4)
+    await adapter.deployment_refs.scale((adapter.team.namespace, "mine"), 4)
     assert await shows(adapter, 4)
 
 
@@ -122,7 +122,7 @@ async def test_one_that_is_gone_when_it_is_to_be_scaled_shows_so(adapter: Adapte
     assert await shows(adapter, 2)
     adapter.team.delete("Deployment", "mine")
     with pytest.raises(ApiError) as refused:
-        await adapter.references.scale((adapter.team.namespace, "mine"), 4)
+        await adapter.deployment_refs.scale((adapter.team.namespace, "mine"), 4)
     assert refused.value.code == 404
     assert await seen(adapter) is None
 
@@ -142,7 +142,10 @@ async def test_one_that_another_group_took_over_is_left_alone(
             return str(error)
         return None
 
-    assert await until(refused) == "the Deployment mine runs the consumers of the ConsumerGroup other"
+    assert (
+        await until(refused)
+        == "Deployment mine was created for the ConsumerGroup other; name another Deployment"
+    )
 
 
 async def test_one_that_cannot_be_read_is_asked_for_again(
@@ -153,7 +156,7 @@ async def test_one_that_cannot_be_read_is_asked_for_again(
         adapter = Adapter(server.api, own_team)
         with pytest.raises(ClusterUnavailable, match="deployments is forbidden"):
             await seen(adapter)
-        assert f"the Deployment {own_team.namespace}/mine cannot be read: deployments is" in caplog.text
+        assert f"cannot read Deployment {own_team.namespace}/mine: deployments is" in caplog.text
         assert await seen(adapter) == WorkloadSeen(1, 0)
 
 
@@ -168,7 +171,7 @@ async def test_it_goes_on_looking_while_the_api_server_is_away(
     async with answering(says(200, one(1)), refuses(503, "busy"), says(200, one(2))) as server:
         adapter = Adapter(server.api, own_team)
         assert await shows(adapter, 1)
-        watch = asyncio.create_task(adapter.references.watch())
+        watch = asyncio.create_task(adapter.deployment_refs.watch())
         await until(lambda: shows(adapter, 2))
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)

@@ -175,7 +175,7 @@ async def test_a_deployment_of_somebody_else_is_left_alone(adapter: Adapter) -> 
     adapter.team.create(foreign())
     group = adapter.group(template=a_template())
     with pytest.raises(
-        ChildNotOurs, match=f"the Deployment {NAME} belongs to somebody else: rename or delete"
+        ChildNotOurs, match=f"Deployment {NAME} exists and was not created by AgentStream: rename or delete"
     ):
         await adapter.cluster.apply_workload(group, 1)
     await adapter.cluster.delete_workload(group.key)
@@ -194,7 +194,9 @@ async def test_a_deployment_that_somebody_makes_at_the_same_moment_is_left_alone
         return found
 
     monkeypatch.setattr(Api, "get", get_before)
-    with pytest.raises(ChildNotOurs, match=f"the Deployment {NAME} is not ours: .*conflict"):
+    with pytest.raises(
+        ChildNotOurs, match=f"Deployment {NAME} has fields managed by another client: .*conflict"
+    ):
         await adapter.cluster.apply_workload(group, 1)
     assert there(adapter.team)["spec"]["replicas"] == 7
 
@@ -215,7 +217,7 @@ async def test_a_template_that_makes_no_sense_is_refused_in_the_servers_words(
     adapter: Adapter, template: Json, why: str
 ) -> None:
     group = adapter.group(template=template)
-    with pytest.raises(ClusterRefused, match=f"the Deployment {NAME} is refused: .*{why}"):
+    with pytest.raises(ClusterRefused, match=f"the API server refused Deployment {NAME}: .*{why}"):
         await adapter.cluster.apply_workload(group, 1)
     assert await adapter.cluster.workload(group) is None
 
@@ -295,7 +297,7 @@ async def test_a_named_deployment_that_may_not_be_scaled_so_is_told_of(adapter: 
     adapter.team.create(foreign("mine"))
     group = adapter.group(deploymentRef={"name": "mine"}, replicas=3)
     with pytest.raises(
-        ClusterRefused, match=r"the Deployment mine is refused: .*must be greater than or equal"
+        ClusterRefused, match=r"the API server refused Deployment mine: .*must be greater than or equal"
     ):
         await adapter.cluster.apply_workload(group, -1)
 
@@ -303,5 +305,5 @@ async def test_a_named_deployment_that_may_not_be_scaled_so_is_told_of(adapter: 
 async def test_the_deployment_of_another_group_cannot_be_named(adapter: Adapter) -> None:
     await adapter.cluster.apply_workload(adapter.group(template=a_template()), 1)
     group = adapter.group("thief", deploymentRef={"name": NAME}, replicas=3)
-    with pytest.raises(ChildNotOurs, match=f"{NAME} runs the consumers of the ConsumerGroup coder"):
+    with pytest.raises(ChildNotOurs, match=f"{NAME} was created for the ConsumerGroup coder"):
         await adapter.cluster.workload(group)

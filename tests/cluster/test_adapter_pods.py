@@ -46,11 +46,11 @@ async def test_only_what_changes_is_written(adapter: Adapter) -> None:
     group = adapter.group(template=a_template())
     await pods(adapter, "a", "b", "c")
     before = adapter.writes
-    await adapter.cluster.rank_pods(group, {"a": 4, "b": 1, "gone": 9})
+    await adapter.cluster.set_deletion_costs(group, {"a": 4, "b": 1, "gone": 9})
     assert costs(adapter) == {"a": "3", "b": "1", "c": None}
     assert adapter.writes == before + 2
     await adapter.listed()
-    await adapter.cluster.rank_pods(group, {"a": 7})
+    await adapter.cluster.set_deletion_costs(group, {"a": 7})
     assert costs(adapter) == {"a": "3", "b": "0", "c": None}
     assert adapter.writes == before + 3
 
@@ -60,7 +60,7 @@ async def test_of_a_pod_that_leaves_nothing_is_said(adapter: Adapter) -> None:
     await pods(adapter, "a", "b")
     adapter.team.delete("Pod", "a")
     await adapter.listed()
-    await adapter.cluster.rank_pods(group, {"a": 1, "b": 1})
+    await adapter.cluster.set_deletion_costs(group, {"a": 1, "b": 1})
     assert costs(adapter) == {"a": None, "b": "1"}
 
 
@@ -68,8 +68,8 @@ async def test_what_a_template_says_stays(adapter: Adapter) -> None:
     template = {**a_template(), "metadata": {"annotations": {COST: "7"}}}
     await pods(adapter, "a")
     before = adapter.writes
-    await adapter.cluster.rank_pods(adapter.group(template=template), {"a": 1})
-    await adapter.cluster.rank_pods(adapter.group("other", deploymentRef={"name": "mine"}), {"a": 1})
+    await adapter.cluster.set_deletion_costs(adapter.group(template=template), {"a": 1})
+    await adapter.cluster.set_deletion_costs(adapter.group("other", deploymentRef={"name": "mine"}), {"a": 1})
     assert adapter.writes == before
 
 
@@ -78,7 +78,7 @@ async def test_a_pod_that_has_just_gone_is_nobodys_business(adapter: Adapter) ->
     await pods(adapter, "a", "b")
     adapter.team.change("Pod", "a", {"metadata": {"finalizers": None}})
     adapter.team.kubectl("delete", "pod", "a", "--force", "--grace-period=0")
-    await adapter.cluster.rank_pods(group, {"a": 1, "b": 1})
+    await adapter.cluster.set_deletion_costs(group, {"a": 1, "b": 1})
     assert costs(adapter) == {"b": "1"}
 
 
@@ -91,4 +91,4 @@ async def test_a_refusal_is_told_of(adapter: Adapter, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Api, "merge", forbid)
     with pytest.raises(ApiError, match="pods is forbidden"):
-        await adapter.cluster.rank_pods(group, {"a": 1})
+        await adapter.cluster.set_deletion_costs(group, {"a": 1})

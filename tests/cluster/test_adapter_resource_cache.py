@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agentstream_operator.cluster import api as module
-from agentstream_operator.cluster.children import Change
 from agentstream_operator.cluster.kinds import AGENTSTREAMS, PODS
 from agentstream_operator.cluster.labels import OURS
+from agentstream_operator.cluster.owned_objects import Change
 from agentstream_operator.cluster.resource_cache import Resource, ResourceCache
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.state.index import Store
@@ -41,7 +41,7 @@ class Known(Store):
 
 def inventory_of(adapter: Adapter, known: Known) -> ResourceCache:
     woken: list[Change] = []
-    return ResourceCache(adapter.api, [adapter.team.namespace], adapter.children, known, woken.append)
+    return ResourceCache(adapter.api, [adapter.team.namespace], adapter.owned, known, woken.append)
 
 
 async def test_everything_is_listed_page_by_page(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,34 +67,34 @@ async def test_only_children_with_our_label_are_listed(adapter: Adapter) -> None
 async def test_the_echo_of_a_status_is_known_by_its_version(adapter: Adapter) -> None:
     known = Known()
     adapter.team.create(a_stream())
-    inventory = inventory_of(adapter, known)
-    await inventory.fill()
+    cache = inventory_of(adapter, known)
+    await cache.fill()
     adapter.team.change("AgentStream", "tasks", {"status": {"observedGeneration": 1}}, subresource="/status")
     found = adapter.team.get("AgentStream", "tasks")
     assert found is not None
-    inventory.tell(AGENTSTREAMS, "MODIFIED", found)
+    cache.tell(AGENTSTREAMS, "MODIFIED", found)
     adapter.team.annotate("AgentStream", "tasks", paused="true")
     found = adapter.team.get("AgentStream", "tasks")
     assert found is not None
-    inventory.tell(AGENTSTREAMS, "MODIFIED", found)
+    cache.tell(AGENTSTREAMS, "MODIFIED", found)
     assert known.told == 2
 
 
 async def test_what_no_event_told_of_is_found_by_comparing(adapter: Adapter) -> None:
     known = Known()
     adapter.team.create(a_stream("edited"), a_stream("deleted"), a_stream("anew"))
-    inventory = inventory_of(adapter, known)
-    await inventory.fill()
+    cache = inventory_of(adapter, known)
+    await cache.fill()
     adapter.team.change("AgentStream", "edited", {"spec": {"producers": ["boss"]}})
     adapter.team.delete("AgentStream", "deleted")
     adapter.team.delete("AgentStream", "anew")
     adapter.team.create(a_stream("anew"), a_group(template=a_template()))
-    await inventory.compare(grace=0)
+    await cache.compare(grace=0)
     there = {(s["metadata"]["name"], s["metadata"]["uid"]) for s in adapter.team.list("AgentStream")}
     assert {(s.metadata.name, s.metadata.uid) for s in known.streams.values()} == there
     assert [s.spec.producers for s in known.streams.values() if s.spec.producers] == [("boss",)]
     assert {key.name for key in known.groups} == {"coder"}
-    assert inventory.missed == 4
+    assert cache.missed == 4
 
 
 async def test_children_that_vanished_without_an_event_are_found_by_comparing(adapter: Adapter) -> None:
@@ -105,11 +105,11 @@ async def test_children_that_vanished_without_an_event_are_found_by_comparing(ad
         adapter.team.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     woken: list[Change] = []
     namespace = adapter.team.namespace
-    inventory = ResourceCache(adapter.api, [namespace], adapter.children, Known(), woken.append)
-    await inventory.fill()
+    cache = ResourceCache(adapter.api, [namespace], adapter.owned, Known(), woken.append)
+    await cache.fill()
     adapter.team.delete("Pod", "coder-consumer-5d4f-gone")
     await until(lambda: adapter.team.get("Pod", "coder-consumer-5d4f-gone") is None)
-    await inventory.compare(grace=0)
+    await cache.compare(grace=0)
     coder = ResourceKey("ConsumerGroup", namespace, "coder")
     assert woken == [Change(group=coder, gone=Gone("coder-consumer-5d4f-gone"), deleted=True)]
-    assert list(adapter.children.alive(coder)) == ["coder-consumer-5d4f-stays"]
+    assert list(adapter.owned.alive(coder)) == ["coder-consumer-5d4f-stays"]

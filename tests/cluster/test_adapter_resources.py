@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.finalizers import set_finalizer
 from agentstream_operator.cluster.kinds import ApiKind
+from agentstream_operator.cluster.kubernetes import set_finalizer
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable, Event, Owner
 from agentstream_operator.resources.meta import FINALIZER
 from agentstream_operator.resources.status import (
@@ -100,7 +100,7 @@ async def test_a_status_makes_no_resource(adapter: Adapter) -> None:
 async def test_a_status_that_is_refused_is_told_of(own_team: Team) -> None:
     async with answering(refuses(422, "length: must be a number", "FieldValueInvalid")) as server:
         adapter = Adapter(server.api, own_team)
-        with pytest.raises(ClusterRefused, match=r"the status of AgentStream .*/tasks is refused: length"):
+        with pytest.raises(ClusterRefused, match=r"refused the status of AgentStream .*/tasks: .*length"):
             await adapter.cluster.write_status(adapter.owner(), STATUS)
 
 

@@ -15,7 +15,7 @@ from agentstream_operator.cluster.port import (
     Credentials,
     Owner,
 )
-from agentstream_operator.cluster.secrets import ServerAddress
+from agentstream_operator.cluster.secret_contents import ServerAddress
 from cluster.adapter import REDIS, Adapter, Json, adapter_of
 from cluster.team import Team
 
@@ -110,7 +110,7 @@ async def test_a_secret_that_changed_unheard_is_looked_at_before_it_is_written(a
 async def test_a_secret_that_was_made_unheard_is_taken_up(adapter: Adapter) -> None:
     async with adapter_of(adapter.team) as other:
         await apply(other, other.owner(), password="older")
-    with pytest.raises(ClusterUnavailable, match="changed meanwhile"):
+    with pytest.raises(ClusterUnavailable, match="changed by another client"):
         await apply(adapter, adapter.owner())
     found = await adapter.cluster.credentials(adapter.team.namespace, "coder")
     assert found == credentials_of(adapter, adapter.owner(), password="older")
@@ -119,7 +119,7 @@ async def test_a_secret_that_was_made_unheard_is_taken_up(adapter: Adapter) -> N
 async def test_a_secret_that_was_deleted_unheard_is_made_again_at_the_next_try(adapter: Adapter) -> None:
     await apply(adapter, adapter.owner())
     adapter.team.delete("Secret", NAME)
-    with pytest.raises(ClusterUnavailable, match="changed meanwhile"):
+    with pytest.raises(ClusterUnavailable, match="changed by another client"):
         await apply(adapter, adapter.owner())
     assert await adapter.cluster.credentials(adapter.team.namespace, "coder") is None
     await apply(adapter, adapter.owner())
@@ -129,7 +129,7 @@ async def test_a_secret_that_was_deleted_unheard_is_made_again_at_the_next_try(a
 async def test_a_secret_of_somebody_else_is_left_alone(adapter: Adapter) -> None:
     adapter.team.create(foreign())
     with pytest.raises(
-        ChildNotOurs, match=f"the Secret {NAME} belongs to somebody else: rename or delete it"
+        ChildNotOurs, match=f"Secret {NAME} exists and was not created by AgentStream: rename or delete it"
     ):
         await apply(adapter, adapter.owner())
     await adapter.cluster.delete_credentials(adapter.team.namespace, "coder")
@@ -148,7 +148,7 @@ async def test_a_secret_that_may_not_be_changed_is_told_of(adapter: Adapter) -> 
     await apply(adapter, adapter.owner())
     adapter.team.change("Secret", NAME, {"immutable": True})
     adapter.tell("Secret", NAME)
-    with pytest.raises(ClusterRefused, match=f"the Secret {NAME} is refused: .*field is immutable"):
+    with pytest.raises(ClusterRefused, match=f"the API server refused Secret {NAME}: .*field is immutable"):
         await apply(adapter, adapter.owner(), password="other")
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 
 from agentstream.protocol.signatures import SigningKey, encode_keys
-from agentstream_operator.cluster.children import Change
+from agentstream_operator.cluster.owned_objects import Change
 from agentstream_operator.cluster.port import (
     ChildNotOurs,
     ClusterUnavailable,
@@ -80,7 +80,7 @@ async def test_a_stream_that_is_made_again_takes_over_its_keys(adapter: Adapter)
 async def test_a_secret_of_somebody_else_is_left_alone(adapter: Adapter) -> None:
     body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": NAME}, "stringData": {"a": "b"}}
     adapter.team.create(body)
-    with pytest.raises(ChildNotOurs, match=f"the Secret {NAME} belongs to somebody else"):
+    with pytest.raises(ChildNotOurs, match=f"Secret {NAME} exists and was not created by AgentStream"):
         await apply(adapter, adapter.owner(), OLD)
     assert await adapter.cluster.signing_keys(stream_of(adapter)) is None
 
@@ -89,7 +89,7 @@ async def test_keys_that_were_made_unheard_are_taken_up_and_not_overwritten(adap
     async with adapter_of(adapter.team) as other:
         owner = other.owner()
         wanted = await apply(other, owner, OLD)
-    with pytest.raises(ClusterUnavailable, match="changed meanwhile"):
+    with pytest.raises(ClusterUnavailable, match="changed by another client"):
         await apply(adapter, owner, NEW)
     assert await adapter.cluster.signing_keys(stream_of(adapter)) == wanted
 
@@ -111,10 +111,10 @@ async def test_a_change_of_the_keys_concerns_the_stream(adapter: Adapter) -> Non
     assert found is not None
     wake = Change(stream=stream_of(adapter))
     found = {**found, "kind": "Secret"}
-    assert adapter.children.put(found) is None, "it was known"
-    assert adapter.children.remove(found) == wake
+    assert adapter.owned.put(found) is None, "it was known"
+    assert adapter.owned.remove(found) == wake
     found["metadata"]["resourceVersion"] += "0"
-    assert adapter.children.put(found) == wake
+    assert adapter.owned.put(found) == wake
 
 
 async def apply_agent(adapter: Adapter, owner: Owner, signing: Mapping[str, str]) -> Credentials:

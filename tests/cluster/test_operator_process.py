@@ -153,7 +153,7 @@ async def test_everything_is_back_after_the_server_has_lost_it(
         await until(lambda: client.exists(key) and client.xinfo_groups(key), timeout=30)
     await until(lambda: {"DataLost", "StreamRecreated", "GroupRestored"} <= reasons(own_team))
     shown = own_team.kubectl("get", "events", "--field-selector=reason=DataLost")
-    assert f"the stream {key} vanished: 1 messages had been added" in shown
+    assert f"the stream {key} vanished from the server: 1 added messages are missing" in shown
 
 
 def reasons(team: Team) -> set[str]:

@@ -123,7 +123,7 @@ async def test_consumers_that_crash_are_shown(server: Server) -> None:
 async def test_a_stall_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
-        monkeypatch.setattr("agentstream_operator.reconcile.context.stalled", lambda *_: True)
+        monkeypatch.setattr("agentstream_operator.reconcile.observer.stalled", lambda *_: True)
         await op.event(GROUP.key, ConditionReason.NO_PROGRESS)
 
 
@@ -186,7 +186,7 @@ async def test_the_work_of_every_group_is_told(server: Server, admin: redis.Redi
         assert (work["coder"].stream, work["coder"].desired) == ("tasks", 2)
         assert (work["guest"].signal.known, work["guest"].desired) == (False, None)
         said = ConditionType.SCALING_ACTIVE
-        await until(lambda: op.cluster.says(host.key, said)[2] == "as targetBacklog wants")
+        await until(lambda: op.cluster.says(host.key, said)[2] == "scaled by targetBacklog")
 
 
 async def test_what_was_added_last_and_crashes_is_not_added_to(server: Server, admin: redis.Redis) -> None:
@@ -198,7 +198,7 @@ async def test_what_was_added_last_and_crashes_is_not_added_to(server: Server, a
         op.cluster.workloads[group.key] = WorkloadSeen(1, 0, crashing="exited with 1")
         await op.event(group.key, ConditionReason.CRASH_LOOP)
         admin.xadd(KEY, {"m": "{}"})
-        await until(lambda: "do not run" in op.cluster.says(group.key, ConditionType.SCALING_ACTIVE)[2])
+        await until(lambda: "are not ready" in op.cluster.says(group.key, ConditionType.SCALING_ACTIVE)[2])
         assert op.cluster.workloads[group.key].replicas == 1
         op.cluster.workloads[group.key] = WorkloadSeen(1, 1)
         await until(lambda: op.cluster.workloads[group.key].replicas == 2)

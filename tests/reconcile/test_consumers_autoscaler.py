@@ -116,7 +116,11 @@ async def test_it_goes_with_what_it_scales(server: Server, ended: str) -> None:
     [
         (
             AutoscalerSeen(works=None),
-            ("Unknown", ConditionReason.RECONCILING, "the HorizontalPodAutoscaler has not tried yet"),
+            (
+                "Unknown",
+                ConditionReason.RECONCILING,
+                "waiting for the first evaluation of the HorizontalPodAutoscaler",
+            ),
         ),
         (AutoscalerSeen(works=True), ("True", ConditionReason.AUTOSCALED, "")),
         (

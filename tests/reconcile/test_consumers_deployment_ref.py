@@ -101,7 +101,10 @@ async def test_a_named_deployment_gets_the_replicas_of_the_group(server: Server)
     async with operator(server.url, cluster=cluster) as op:
         await op.put(STREAM, GROUP)
         await until(lambda: replicas(cluster) == 3)
-        assert await says(op, GROUP, SCALING, "False", ConditionReason.NOT_SCALED) == "replicas is 3"
+        assert (
+            await says(op, GROUP, SCALING, "False", ConditionReason.NOT_SCALED)
+            == "autoscaling is not set: replicas is 3"
+        )
         op.declare(a_group(deploymentRef=REF, replicas=1, meta={"generation": 2}))
         await until(lambda: replicas(cluster) == 1)
         assert not cluster.workloads
@@ -130,7 +133,13 @@ async def test_groups_follow_their_backlog_while_anothers_deployment_cannot_be_r
     scaling = {"minReplicas": 1, "maxReplicas": 4, "targetBacklog": 1, "scaleDownAfter": "0s"}
     first = a_group("first", deploymentRef=REF, age=9)
     group = a_group(template=TEMPLATE, startFrom="Beginning", autoscaling=scaling)
-    async with operator(server.url, cluster=cluster, rhythm=replace(FAST, resync=60.0, numbers=60.0)) as op:
+    async with operator(
+        server.url,
+        cluster=cluster,
+        options=replace(
+            FAST, loops=replace(FAST.loops, resync=60.0), status=replace(FAST.status, numbers=60.0)
+        ),
+    ) as op:
         op.declare(STREAM, first)
         await until(lambda: cluster.tries > 0)
         await op.put(group)
@@ -145,7 +154,8 @@ async def test_a_deployment_of_which_nothing_is_said_is_left_as_it_is(server: Se
     async with operator(server.url, cluster=cluster) as op:
         await op.put(STREAM, group)
         assert (
-            await says(op, group, SCALING, "False", ConditionReason.NOT_SCALED) == "replicas is left as it is"
+            await says(op, group, SCALING, "False", ConditionReason.NOT_SCALED)
+            == "autoscaling is not set: replicas is the Deployment's own"
         )
         op.engine.check_all()
         await op.engine.idle()
@@ -170,7 +180,7 @@ async def test_what_somebody_else_set_is_set_back(server: Server) -> None:
         await op.put(STREAM, GROUP)
         await until(lambda: replicas(cluster) == 3)
         cluster.there["mine"] = WorkloadSeen(9, 3)
-        op.engine.look_at_group(GROUP.key)
+        op.engine.requeue(GROUP.key)
         await until(lambda: replicas(cluster) == 3)
 
 
@@ -188,12 +198,12 @@ async def test_a_deployment_that_is_missing_is_told_of_until_it_is_there(server:
     async with operator(server.url, cluster=cluster) as op:
         await op.put(STREAM, GROUP)
         message = await says(op, GROUP, SCALING, "False", ConditionReason.DEPLOYMENT_MISSING)
-        assert message == "there is no Deployment mine: create it, or correct deploymentRef"
+        assert message == "Deployment mine not found: create it, or correct deploymentRef"
         await op.event(GROUP.key, ConditionReason.DEPLOYMENT_MISSING)
         assert op.cluster.ready(GROUP.key)
         assert "scale" not in cluster.writes
         cluster.there["mine"] = WorkloadSeen(1, 1)
-        op.engine.look_at_group(GROUP.key)
+        op.engine.requeue(GROUP.key)
         await until(lambda: replicas(cluster) == 3)
         await says(op, GROUP, SCALING, "False", ConditionReason.NOT_SCALED)
 
@@ -204,7 +214,7 @@ async def test_a_deployment_that_vanishes_is_told_of(server: Server) -> None:
         await op.put(STREAM, GROUP)
         await until(lambda: replicas(cluster) == 3)
         cluster.there.clear()
-        op.engine.look_at_group(GROUP.key)
+        op.engine.requeue(GROUP.key)
         await says(op, GROUP, SCALING, "False", ConditionReason.DEPLOYMENT_MISSING)
 
 
@@ -215,7 +225,7 @@ async def test_the_older_of_two_groups_scales_the_deployment_that_both_name(serv
     async with operator(server.url, cluster=cluster) as op:
         await op.put(STREAM, younger, older)
         message = await says(op, younger, SCALING, "False", ConditionReason.DEPLOYMENT_CLAIMED)
-        assert message == "mine is scaled by the older ConsumerGroup older"
+        assert message == "Deployment mine is already scaled by the older ConsumerGroup older"
         await op.event(younger.key, ConditionReason.DEPLOYMENT_CLAIMED)
         assert op.cluster.ready(younger.key)
         await until(lambda: replicas(cluster) == 2)
@@ -282,7 +292,7 @@ async def test_consumers_that_somebody_edited_are_applied_again(server: Server) 
         await op.put(STREAM, group)
         await until(lambda: group.key in cluster.workloads)
         cluster.workloads[group.key] = WorkloadSeen(1, 1, current=False)
-        op.engine.look_at_group(group.key)
+        op.engine.requeue(group.key)
         await until(lambda: cluster.workloads[group.key].current)
 
 

@@ -53,8 +53,8 @@ async def scaled(op: Operator, replicas: int, group: ConsumerGroup = GROUP) -> N
 
 async def rounds(op: Operator, count: int = 3) -> None:
     """Waits for so many looks at what pods hold: until as many pulses have passed as they take."""
-    passed = asyncio.get_running_loop().time() + count * FAST.ranking
-    measured = op.engine._context.memory.streams[STREAM.key]
+    passed = asyncio.get_running_loop().time() + count * FAST.loops.deletion_costs
+    measured = op.engine._state.memory.streams[STREAM.key]
     await until(lambda: measured.seen_at > passed)
 
 
@@ -83,9 +83,9 @@ async def test_nothing_is_asked_while_nothing_changes(server: Server, admin: red
         await scaled(op, 3)
         await until(lambda: said(op) == {"pod-a": 1})
         await rounds(op)
-        before = op.cluster.writes["rank_pods"]
+        before = op.cluster.writes["set_deletion_costs"]
         await rounds(op)
-        assert op.cluster.writes["rank_pods"] == before
+        assert op.cluster.writes["set_deletion_costs"] == before
 
 
 @pytest.mark.parametrize(
@@ -101,18 +101,18 @@ async def test_nothing_is_said_where_the_autoscaler_lowers_nothing(
         take(admin, "pod-a.1", 4)
         await scaled(op, replicas, group)
         await rounds(op)
-        assert "rank_pods" not in op.cluster.writes
+        assert "set_deletion_costs" not in op.cluster.writes
 
 
 async def test_an_api_server_that_is_away_is_told_later(server: Server, admin: redis.Redis) -> None:
     class Away(MemoryCluster):
         away = True
 
-        async def rank_pods(self, *args: Any) -> None:
+        async def set_deletion_costs(self, *args: Any) -> None:
             if self.away:
                 self.away = False
                 raise ClusterUnavailable("no answer")
-            await super().rank_pods(*args)
+            await super().set_deletion_costs(*args)
 
     async with operator(server.url, cluster=Away()) as op:
         await op.put(STREAM, GROUP)
@@ -132,10 +132,10 @@ async def test_a_group_that_left_the_mode_or_is_gone_is_not_ranked(
         op.declare(of("Direct", generation=2))
         await until(lambda: not op.cluster.autoscalers)
         await rounds(op)
-        before = op.cluster.writes["rank_pods"]
+        before = op.cluster.writes["set_deletion_costs"]
         take(admin, "pod-b.1", 1)
         await rounds(op)
-        assert op.cluster.writes["rank_pods"] == before
+        assert op.cluster.writes["set_deletion_costs"] == before
 
 
 async def test_where_there_are_no_autoscalers_nothing_is_said_all_the_time(
@@ -149,16 +149,16 @@ async def test_where_there_are_no_autoscalers_nothing_is_said_all_the_time(
         await rounds(op)
         # the operator waits for as long as scaleDownAfter, and says it then
         assert op.cluster.workloads[GROUP.key].replicas == 5
-        assert "rank_pods" not in op.cluster.writes
+        assert "set_deletion_costs" not in op.cluster.writes
 
 
 async def test_a_group_that_goes_during_a_round_is_left_out(server: Server, admin: redis.Redis) -> None:
     class Going(MemoryCluster):
-        async def rank_pods(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
+        async def set_deletion_costs(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
             for other in groups:
                 if other.key != group.key:
                     op.engine.remove(other.key)
-            await super().rank_pods(group, held)
+            await super().set_deletion_costs(group, held)
 
     groups = (GROUP, a_group("other", template=TEMPLATE, autoscaling=GROUP.spec.autoscaling))
     async with operator(server.url, cluster=Going()) as op:

@@ -83,7 +83,10 @@ async def test_a_connection_that_breaks_while_a_user_is_written_is_no_failure_of
 @pytest.mark.parametrize("method", ["janitor", "measure", "users"])
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [(ServerRefused("no"), "the server refused: no"), (RuntimeError("a bug"), "could not be measured")],
+    [
+        (ServerRefused("no"), "the server refused a command: no"),
+        (RuntimeError("a bug"), "a background step failed"),
+    ],
 )
 async def test_what_is_done_all_the_time_goes_on_after_a_failure(
     server: Server, caplog: pytest.LogCaptureFixture, method: str, fault: Exception, said: str
@@ -113,7 +116,7 @@ async def test_a_cluster_that_fails_stops_nothing(server: Server, caplog: pytest
         async with operator(server.url, cluster=cluster) as op:
             op.declare(STREAM, a_group(template=TEMPLATE))
             await op.ready(STREAM.key)
-            await until(lambda: "ConsumerGroup team/coder failed" in caplog.text)
+            await until(lambda: "ConsumerGroup team/coder: reconciling failed" in caplog.text)
             cluster.broken = False
             await until(lambda: GROUP.key in cluster.workloads)
 

@@ -64,7 +64,7 @@ async def test_what_a_pod_held_may_be_taken_over_at_once(server: Server, admin: 
         await op.put(STREAM, GROUP)
         held = take(admin, GONE, 3)
         assert claim(admin) == []
-        await op.engine.departed(GROUP.key, Gone(GONE))
+        await op.engine.pod_gone(GROUP.key, Gone(GONE))
         assert claim(admin) == held
 
 
@@ -73,7 +73,7 @@ async def test_what_a_pod_held_of_retries_may_be_taken_over_too(server: Server, 
         await op.put(STREAM, GROUP)
         retry = KEYS.retry("coder")
         held = take(admin, GONE, 2, key=retry)
-        await op.engine.departed(GROUP.key, Gone(GONE))
+        await op.engine.pod_gone(GROUP.key, Gone(GONE))
         assert claim(admin, retry) == held
 
 
@@ -87,7 +87,7 @@ async def test_another_process_gets_the_message_although_its_lease_is_long(
             await planner.send_message(to="coder", type="task_request", payload={"n": 1})
         admin.xreadgroup("coder", f"{GONE}.1", {KEY: ">"})
         async with Agent.connect(Settings(agent="coder", pod=ALIVE, **settings)) as other:
-            await op.engine.departed(GROUP.key, Gone(GONE))
+            await op.engine.pod_gone(GROUP.key, Gone(GONE))
             delivery = await following(other.stream_consume("tasks"))
             async with delivery:
                 assert delivery.message.payload == {"n": 1}
@@ -108,7 +108,7 @@ async def test_consumers_that_live_are_told_at_once(
             asking = asyncio.create_task(following(other.stream_consume("tasks")))
             await until(lambda: any("push" in name for name in server.connections()))
             await until(lambda: any(client["cmd"] == "xreadgroup" for client in admin.client_list()))
-            await op.engine.departed(GROUP.key, Gone(GONE))
+            await op.engine.pod_gone(GROUP.key, Gone(GONE))
             assert await (await asking).ack()
 
 
@@ -117,7 +117,7 @@ async def test_what_a_deleted_pod_takes_while_it_still_runs_is_freed_too(
 ) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
-        await op.engine.departed(GROUP.key, Gone(GONE), for_good=True)
+        await op.engine.pod_gone(GROUP.key, Gone(GONE), for_good=True)
         (held,) = take(admin, GONE)
         await until(lambda: claim(admin) == [held])
 
@@ -130,7 +130,7 @@ async def test_who_is_leaving_for_good_gets_nothing_that_others_held(
         await op.put(STREAM, GROUP)
         held = [*take(admin, GONE), *take(admin, other)]
         for pod in (GONE, other):
-            await op.engine.departed(GROUP.key, Gone(pod), for_good=True)
+            await op.engine.pod_gone(GROUP.key, Gone(pod), for_good=True)
         policy = Consumes("tasks", KEY, group="coder")
 
         def claimed(pod: str) -> list[str]:
@@ -150,12 +150,12 @@ async def test_what_pods_held_that_are_deleted_one_after_the_other_is_freed_toge
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         held = [*take(admin, GONE), *take(admin, other)]
-        first = asyncio.create_task(op.engine.departed(GROUP.key, Gone(GONE), for_good=True))
-        await until(lambda: op.engine._departures._deleted)
+        first = asyncio.create_task(op.engine.pod_gone(GROUP.key, Gone(GONE), for_good=True))
+        await until(lambda: op.engine._pod_cleanup._deleted)
         assert claim(admin) == []
         # the next one is the last
         monkeypatch.setattr(departures, "_TOGETHER", 0)
-        await op.engine.departed(GROUP.key, Gone(other), for_good=True)
+        await op.engine.pod_gone(GROUP.key, Gone(other), for_good=True)
         await first
         assert claim(admin) == held
 
@@ -167,7 +167,7 @@ async def test_what_a_deleted_pod_held_does_not_wait_for_ever_for_others_to_be_d
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         held = take(admin, GONE)
-        await op.engine.departed(GROUP.key, Gone(GONE), for_good=True)
+        await op.engine.pod_gone(GROUP.key, Gone(GONE), for_good=True)
         assert claim(admin) == held
 
 
@@ -197,7 +197,7 @@ async def test_what_a_deleted_pod_renews_again_and_again_is_freed_as_often(
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         (held,) = take(admin, GONE)
-        await op.engine.departed(GROUP.key, Gone(GONE), for_good=True)
+        await op.engine.pod_gone(GROUP.key, Gone(GONE), for_good=True)
         for _ in range(20):
             admin.xclaim(KEY, "coder", f"{GONE}.1", 0, [held], idle=0, justid=True)
             await until(is_free)
@@ -208,11 +208,11 @@ async def test_the_next_process_of_a_pod_that_is_there_keeps_what_it_takes(
 ) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
-        await op.engine.departed(GROUP.key, Gone(GONE))
+        await op.engine.pod_gone(GROUP.key, Gone(GONE))
         (held,) = take(admin, GONE)
         # a pod that was deleted meanwhile would have been freed again before this one
         take(admin, ALIVE)
-        await op.engine.departed(GROUP.key, Gone(ALIVE), for_good=True)
+        await op.engine.pod_gone(GROUP.key, Gone(ALIVE), for_good=True)
         (late,) = take(admin, ALIVE)
         await until(lambda: late in claim(admin))
         assert held not in claim(admin)
@@ -228,12 +228,12 @@ async def test_of_a_pod_that_lives_on_only_the_process_that_ended_is_freed_and_f
         # whoever was started again began at 10 ** 6
         admin.xreadgroup("coder", f"{GONE}.lflt", {KEY: ">"})
         admin.xgroup_createconsumer(KEY, "coder", f"{GONE}.2")
-        await op.engine.departed(GROUP.key, Gone(GONE, 1_000_000))
+        await op.engine.pod_gone(GROUP.key, Gone(GONE, 1_000_000))
         assert consumers(admin) == {f"{GONE}.1", f"{GONE}.lflt"}
         assert claim(admin) == old
         # and nobody looks for it any more although the pod has a consumer
         await until(lambda: consumers(admin) == {f"{GONE}.lflt", "other.1"})
-        await until(lambda: not op.engine._departures._holding)
+        await until(lambda: not op.engine._pod_cleanup._holding)
 
 
 async def test_other_pods_keep_what_they_have(server: Server, admin: redis.Redis) -> None:
@@ -242,7 +242,7 @@ async def test_other_pods_keep_what_they_have(server: Server, admin: redis.Redis
         for pod in (ALIVE, f"{GONE}-2"):
             take(admin, pod)
         held = take(admin, GONE)
-        await op.engine.departed(GROUP.key, Gone(GONE))
+        await op.engine.pod_gone(GROUP.key, Gone(GONE))
         assert claim(admin) == held
         assert consumers(admin) >= {f"{ALIVE}.1", f"{GONE}-2.1"}
 
@@ -256,7 +256,7 @@ async def test_every_group_of_the_agent_is_freed(server: Server, admin: redis.Re
         more = "{team.more}"
         held = [take(admin, GONE, 1, KEY, "host"), take(admin, GONE, 1, more, "guest")]
         take(admin, GONE, 1, more, "other")
-        await op.engine.departed(host.key, Gone(GONE))
+        await op.engine.pod_gone(host.key, Gone(GONE))
         assert [claim(admin, KEY, "host"), claim(admin, more, "guest")] == held
         assert claim(admin, more, "other") == []
 
@@ -269,7 +269,7 @@ async def test_a_group_whose_stream_is_not_declared_is_passed_over(
         await op.put(STREAM, GROUP)
         op.declare(lost)
         held = take(admin, GONE)
-        await op.engine.departed(GROUP.key, Gone(GONE))
+        await op.engine.pod_gone(GROUP.key, Gone(GONE))
         assert claim(admin) == held
 
 
@@ -279,7 +279,7 @@ async def test_a_pod_of_a_group_that_is_not_known_is_nobodys_business(
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         take(admin, GONE)
-        await op.engine.departed(ResourceKey("ConsumerGroup", "team", "ghost"), Gone(GONE))
+        await op.engine.pod_gone(ResourceKey("ConsumerGroup", "team", "ghost"), Gone(GONE))
         assert claim(admin) == []
 
 
@@ -290,8 +290,8 @@ async def test_without_the_server_leases_end_by_themselves(
         await op.put(STREAM, GROUP)
         private_server.kill()
         with caplog.at_level(logging.INFO):
-            await op.engine.departed(GROUP.key, Gone(GONE))
-        assert f"what {GONE} held waits for its leases to end" in caplog.text
+            await op.engine.pod_gone(GROUP.key, Gone(GONE))
+        assert f"could not release the messages of {GONE}" in caplog.text
 
 
 async def test_the_names_of_a_pod_that_held_nothing_are_gone_at_once(
@@ -301,7 +301,7 @@ async def test_the_names_of_a_pod_that_held_nothing_are_gone_at_once(
         await op.put(STREAM, GROUP)
         for name in (f"{GONE}.1", f"{GONE}.2", f"{ALIVE}.1"):
             admin.xgroup_createconsumer(KEY, "coder", name)
-        await op.engine.departed(GROUP.key, Gone(GONE))
+        await op.engine.pod_gone(GROUP.key, Gone(GONE))
         assert consumers(admin) == {f"{ALIVE}.1"}
 
 
@@ -311,12 +311,12 @@ async def test_a_name_that_holds_entries_goes_once_others_have_taken_them(
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         held = take(admin, GONE, 2)
-        await op.engine.departed(GROUP.key, Gone(GONE))
+        await op.engine.pod_gone(GROUP.key, Gone(GONE))
         assert f"{GONE}.1" in consumers(admin)
         assert claim(admin) == held
         await until(lambda: consumers(admin) == {"other.1"})
         # and nobody looks for it any more
-        await until(lambda: not op.engine._departures._holding)
+        await until(lambda: not op.engine._pod_cleanup._holding)
         assert admin.xpending(KEY, "coder")["pending"] == 2
 
 
@@ -324,8 +324,8 @@ async def test_a_name_that_holds_entries_is_not_removed_with_them(server: Server
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         take(admin, GONE)
-        await op.engine.departed(GROUP.key, Gone(GONE))
-        await op.engine._departures._tidy()
+        await op.engine.pod_gone(GROUP.key, Gone(GONE))
+        await op.engine._pod_cleanup._tidy()
         assert f"{GONE}.1" in consumers(admin)
         assert admin.xpending(KEY, "coder")["pending"] == 1
 
@@ -334,9 +334,9 @@ async def test_nobody_looks_for_names_of_a_group_that_is_gone(server: Server, ad
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         take(admin, GONE)
-        await op.engine.departed(GROUP.key, Gone(GONE))
+        await op.engine.pod_gone(GROUP.key, Gone(GONE))
         op.engine.remove(GROUP.key)
-        await until(lambda: not op.engine._departures._holding)
+        await until(lambda: not op.engine._pod_cleanup._holding)
 
 
 class Refusing:
@@ -372,11 +372,11 @@ async def test_a_refusal_does_not_end_the_search(
     async with operator(server.url, broker=broker.around) as op:
         await op.put(STREAM, GROUP)
         take(admin, GONE)
-        await op.engine.departed(GROUP.key, Gone(GONE))
+        await op.engine.pod_gone(GROUP.key, Gone(GONE))
         broker.refuses = True
         with caplog.at_level(logging.INFO):
             await until(lambda: broker.refused > 1)
-        assert "names of consumers that are gone stay for now: no" in caplog.text
+        assert "could not remove consumers of deleted pods yet: no" in caplog.text
         broker.refuses = False
         claim(admin)
         await until(lambda: f"{GONE}.1" not in consumers(admin))
@@ -387,9 +387,9 @@ async def test_while_the_server_is_away_nobody_looks(private_server: Server) -> 
         await op.put(STREAM, GROUP)
         with private_server.admin() as admin:
             take(admin, GONE)
-            await op.engine.departed(GROUP.key, Gone(GONE))
+            await op.engine.pod_gone(GROUP.key, Gone(GONE))
             private_server.kill()
-            await until(lambda: op.engine.health.trouble is not None)
+            await until(lambda: op.engine.health.outage is not None)
             private_server.start()
             claim(admin)
             await until(lambda: f"{GONE}.1" not in consumers(admin))
@@ -413,7 +413,7 @@ async def tidied(op: Operator, admin: redis.Redis, key: str = KEY, group: str = 
         return all(consumer["idle"] > 0 for consumer in admin.xinfo_consumers(key, group))
 
     await until(idle)
-    await op.engine._departures._tidy()
+    await op.engine._pod_cleanup._tidy()
     return consumers(admin, key, group)
 
 

@@ -68,7 +68,7 @@ async def test_status_follows_contracts_that_its_producers_are_told_of(
     server: Server, admin: redis.Redis
 ) -> None:
     contract = {"type": "event", "schema": {"type": "object"}}
-    async with operator(server.url, rhythm=replace(FAST, resync=3600.0)) as op:
+    async with operator(server.url, options=replace(FAST, loops=replace(FAST.loops, resync=3600.0))) as op:
         await op.put(a_stream(producers=["planner"]), a_group())
         await op.put(a_stream(producers=["planner"], contracts=[contract], meta={"generation": 2}))
         await until(lambda: op.cluster.statuses[a_stream().key].observed_generation == 2)
@@ -180,7 +180,7 @@ async def test_a_key_of_another_type_stays_untouched(server: Server, admin: redi
         assert op.cluster.says(stream.key, ConditionType.READY) == (
             "False",
             ConditionReason.WRONG_TYPE,
-            "{team.tasks} is a string, not a stream; it stays untouched",
+            "{team.tasks} is a string, not a stream; left unchanged",
         )
         assert op.cluster.says(group.key, ConditionType.STREAM_READY)[1] == ConditionReason.WRONG_TYPE
         await op.engine.idle()
@@ -238,7 +238,7 @@ async def test_the_older_of_two_streams_has_the_key_and_the_other_takes_over(ser
         assert op.cluster.says(younger.key, ConditionType.CONFLICT) == (
             "True",
             ConditionReason.KEY_CLAIMED,
-            "{shared} belongs to the older AgentStream one/older",
+            "{shared} is already used by the older AgentStream one/older",
         )
         assert op.cluster.reasons(younger.key) == [ConditionReason.KEY_CLAIMED]
         op.engine.remove(older.key)
@@ -264,7 +264,7 @@ async def test_the_key_of_another_installation_stays_untouched(server: Server, a
         op.declare(stream, a_group())
         await until(lambda: stream.key in op.cluster.statuses)
         assert op.cluster.says(stream.key, ConditionType.CONFLICT)[2] == (
-            "{team.tasks} belongs to the installation theirs"
+            "{team.tasks} is already used by the installation theirs"
         )
         await op.delete(stream)
         assert admin.xlen(KEY) == 1
@@ -280,7 +280,7 @@ async def test_the_older_of_two_groups_has_the_name(server: Server) -> None:
         assert op.cluster.says(younger.key, ConditionType.CONFLICT) == (
             "True",
             ConditionReason.GROUP_CLAIMED,
-            "the group g of tasks belongs to the older ConsumerGroup older",
+            "group g of tasks is already used by the older ConsumerGroup older",
         )
 
 
@@ -311,8 +311,12 @@ async def test_an_agent_is_told_that_its_route_is_another_one(server: Server, ad
 
 async def test_an_edit_is_said_to_be_in_effect_once_its_agent_is_written(server: Server) -> None:
     # a state that passes by itself is not worth a write for an hour; what ends it is to be noticed
-    patient = replace(FAST, patience=3600.0, pulse=3600.0, quiet=3600.0, resync=3600.0)
-    async with operator(server.url, rhythm=patient) as op:
+    patient = replace(
+        FAST,
+        loops=replace(FAST.loops, measure=3600.0, measure_unscaled=3600.0, resync=3600.0),
+        status=replace(FAST.status, transient=3600.0),
+    )
+    async with operator(server.url, options=patient) as op:
         await op.put(a_stream(), a_group())
         edited = a_group(meta={"generation": 2}, delivery={"lease": "20s"})
         op.declare(edited)
@@ -339,7 +343,7 @@ async def test_what_the_server_refuses_is_said_in_the_status_and_tried_again(
         op.declare(stream)
         await until(lambda: stream.key in op.cluster.statuses)
         assert (
-            "the server refused: OOM command not allowed"
+            "the server refused a command: OOM command not allowed"
             in op.cluster.says(stream.key, ConditionType.READY)[2]
         )
         admin.config_set("maxmemory", 0)

@@ -68,13 +68,13 @@ async def test_nothing_is_said_where_all_go_or_more_come(server: Server) -> None
                     of(1).key in cluster.workloads and cluster.workloads[of(1).key].replicas == replicas
                 )
             )
-        assert "rank_pods" not in cluster.writes
+        assert "set_deletion_costs" not in cluster.writes
 
 
 class Refusing(MemoryCluster):
     """A cluster that lets nothing be said of pods."""
 
-    async def rank_pods(self, *_: Any) -> None:
+    async def set_deletion_costs(self, *_: Any) -> None:
         raise ClusterRefused("pods is forbidden")
 
 
@@ -86,7 +86,7 @@ async def test_that_it_cannot_be_said_keeps_no_number_as_it_is(
         await op.put(STREAM, of(3))
         op.declare(of(1, generation=2))
         await until(lambda: cluster.workloads[of(1).key].replicas == 1)
-    assert "any consumer may be the first to go: pods is forbidden" in caplog.text
+    assert "scale-in order is arbitrary: pods is forbidden" in caplog.text
 
 
 async def test_that_it_is_not_known_keeps_no_number_as_it_is(
@@ -106,4 +106,4 @@ async def test_that_it_is_not_known_keeps_no_number_as_it_is(
         await op.put(STREAM, of(3))
         op.declare(of(1, generation=2))
         await until(lambda: op.cluster.workloads[of(1).key].replicas == 1)
-    assert "any consumer may be the first to go: no XPENDING" in caplog.text
+    assert "scale-in order is arbitrary: no XPENDING" in caplog.text

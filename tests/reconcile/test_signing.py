@@ -175,8 +175,8 @@ async def test_a_further_rotation_waits_until_nobody_signs_with_the_key_that_goe
         op.declare(a_signed_stream(rotation=5))
         await op.engine.idle()
         assert keys(op) == before
-        now = op.engine._context.now
-        op.engine._context.now = lambda: now() + timedelta(seconds=2 * SPREAD + 1)
+        now = op.engine._state.now
+        op.engine._state.now = lambda: now() + timedelta(seconds=2 * SPREAD + 1)
         op.engine.check_all()
         await until(lambda: keys(op)[1:] == before[:1])
         await until(lambda: given(op, "coder") == given(op, "planner") == keys(op))
@@ -187,7 +187,7 @@ async def test_keys_that_are_lost_are_replaced_and_that_is_told(server: Server) 
         await op.put(a_signed_stream(), GROUP)
         before = keys(op)
         del op.cluster.signing[STREAM]
-        op.engine.look_at_stream(STREAM)
+        op.engine.requeue(STREAM)
         await op.event(STREAM, ConditionReason.SIGNING_KEYS_LOST)
         await until(lambda: given(op, "coder") == given(op, "planner") == keys(op))
         assert keys(op) != before
@@ -201,7 +201,7 @@ async def test_keys_that_somebody_changed_reach_the_agents(server: Server) -> No
         found = op.cluster.signing[STREAM]
         imported = SigningKey("imported", "i" * 43)
         op.cluster.signing[STREAM] = replace(found, keys=(imported,))
-        op.engine.look_at_stream(STREAM)
+        op.engine.requeue(STREAM)
         await until(lambda: given(op, "coder") == given(op, "planner") == ["imported"])
         assert keys(op) == ["imported"]
 
@@ -237,7 +237,7 @@ async def test_keys_that_cannot_be_kept_are_told_of_until_they_can(
                 raise ChildNotOurs("the Secret agentstream-signing.tasks belongs to somebody else")
             await super().apply_signing_keys(keys, owner)
 
-    monkeypatch.setattr("agentstream_operator.reconcile.resources.signing._TRY_AGAIN", 0.05)
+    monkeypatch.setattr("agentstream_operator.reconcile.resources.signing._RETRY", 0.05)
     cluster = Refusing()
     async with operator(server.url, a_signed_stream(), cluster=cluster) as op:
         await until(

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from agentstream.protocol.keys import StreamKeys, default_stream_key, routes_key, user_name
 from agentstream.protocol.routes import decode_route
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.reconcile.context import Rhythm
 from agentstream_operator.reconcile.engine import Engine
+from agentstream_operator.reconcile.state.state import EngineOptions, LoopIntervals, StatusIntervals
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import PAUSED_ANNOTATION, ResourceKey
@@ -27,8 +27,12 @@ from support.declared import Declared
 from support.resources import TEMPLATE, a_group, a_stream
 from support.servers import Server
 
-RHYTHM = Rhythm(pulse=0.01, janitor=0.02, access=0.02, resync=3600, numbers=0.0, patience=0.0)
 SHARED = "{shared}"
+OPTIONS = EngineOptions(
+    allowed_keys=(SHARED,),
+    loops=LoopIntervals(measure=0.01, janitor=0.02, access=0.02, resync=3600),
+    status=StatusIntervals(numbers=0.0, transient=0.0),
+)
 NAMES = st.sampled_from(["a", "b"])
 NAMESPACES = st.sampled_from(["one", "two"])
 AGENTS = st.lists(st.sampled_from(["p", "q", "a"]), unique=True, max_size=2)
@@ -60,9 +64,8 @@ class Reconciling(RuleBasedStateMachine):
         self.engine = Engine(
             Crashing(broker, fuse, BROKER_WRITES),  # type: ignore[arg-type]
             Crashing(self.cluster, fuse, CLUSTER_WRITES),  # type: ignore[arg-type]
-            allowed_keys=[SHARED],
+            OPTIONS,
             random=lambda: 0.0,
-            rhythm=RHYTHM,
         )
         for resource in self.resources.values():
             self.engine.put(self.cluster.as_stored(resource))
@@ -273,9 +276,9 @@ class Reconciling(RuleBasedStateMachine):
                     before = self.footprint()
                     self.engine.check_all()
                     await self.reach_idle()
-                    await self.engine._pulse.clean_up(tuple(self.engine._context.store.streams.values()))
+                    await self.engine._janitor.clean(tuple(self.engine._state.resources.streams.values()))
                     removed = self.remove_deleted()
-                    failing = bool(self.engine._context.queue._failures)
+                    failing = bool(self.engine._queue._failures)
                     quiet = 0 if failing or removed or self.footprint() != before else quiet + 1
                     if failing:
                         await asyncio.sleep(0.02)

@@ -19,7 +19,7 @@ from support.servers import Server
 from support.waiting import until
 
 KEYS = StreamKeys(KEY)
-SLOW = replace(FAST, pulse=3600.0, quiet=3600.0, resync=3600.0)
+SLOW = replace(FAST, loops=replace(FAST.loops, measure=3600.0, measure_unscaled=3600.0, resync=3600.0))
 STREAM = a_stream()
 GROUP = a_group(template=TEMPLATE, autoscaling={})
 ROUND = 0.1
@@ -57,7 +57,7 @@ def waits_for(admin: redis.Redis) -> int:
 
 
 async def test_a_message_wakes_a_group(server: Server, admin: redis.Redis) -> None:
-    async with operator(server.url, rhythm=SLOW) as op:
+    async with operator(server.url, options=SLOW) as op:
         await op.put(STREAM, GROUP)
         await asleep(op, admin, GROUP, keys=2)
         admin.xadd(KEY, {"m": "{}"})
@@ -80,13 +80,13 @@ async def test_what_came_before_the_read_wakes_it_too(server: Server, admin: red
                 admin.xadd(KEY, {"m": "{}"})
             return await self._broker.arrivals(after, seconds)
 
-    async with operator(server.url, rhythm=SLOW, broker=Late) as op:
+    async with operator(server.url, options=SLOW, broker=Late) as op:
         await op.put(STREAM, GROUP)
         await has(op, GROUP, 1)
 
 
 async def test_a_retry_that_anybody_moves_wakes_it(server: Server, admin: redis.Redis) -> None:
-    async with operator(server.url, rhythm=SLOW) as op:
+    async with operator(server.url, options=SLOW) as op:
         await op.put(STREAM, GROUP)
         await asleep(op, admin, GROUP, keys=2)
         admin.xadd(KEYS.retry("coder"), {"m": "{}"})
@@ -94,7 +94,7 @@ async def test_a_retry_that_anybody_moves_wakes_it(server: Server, admin: redis.
 
 
 async def test_a_delayed_retry_wakes_it_when_it_is_due(server: Server, admin: redis.Redis) -> None:
-    async with operator(server.url, rhythm=replace(SLOW, janitor=3600.0)) as op:
+    async with operator(server.url, options=replace(SLOW, loops=replace(SLOW.loops, janitor=3600.0))) as op:
         # known from the first look on
         due = int(admin.time()[0] * 1000) + 3000
         admin.zadd(KEYS.delay("coder"), {DELAYED: due})
@@ -107,7 +107,7 @@ async def test_a_delayed_retry_wakes_it_when_it_is_due(server: Server, admin: re
 async def test_each_of_many_groups_wakes_alone(server: Server, admin: redis.Redis) -> None:
     streams = [a_stream(f"s{n}") for n in range(50)]
     groups = [a_group(f"g{n}", stream=f"s{n}", template=TEMPLATE, autoscaling={}) for n in range(50)]
-    async with operator(server.url, rhythm=SLOW) as op:
+    async with operator(server.url, options=SLOW) as op:
         await op.put(*streams, *groups)
         await asleep(op, admin, *groups, keys=100)
         for number in (7, 49, 0):
@@ -121,7 +121,7 @@ async def test_each_of_many_groups_wakes_alone(server: Server, admin: redis.Redi
 async def test_all_groups_of_a_stream_wake_whoever_is_addressed(server: Server, admin: redis.Redis) -> None:
     others = [a_group(name, template=TEMPLATE, autoscaling={}) for name in ("one", "two")]
     busy = a_group("busy", template=TEMPLATE, replicas=1)
-    async with operator(server.url, rhythm=SLOW) as op:
+    async with operator(server.url, options=SLOW) as op:
         await op.put(STREAM, *others, busy)
         await asleep(op, admin, *others, keys=3)
         admin.xadd(KEY, {"m": '{"to":"nobody"}'})
@@ -134,7 +134,7 @@ async def test_a_message_for_a_group_without_consumers_of_its_own_wakes_those_of
 ) -> None:
     host = a_group("host", agent="coder", template=TEMPLATE, autoscaling={})
     guest = a_group("guest", agent="coder", stream="more")
-    async with operator(server.url, rhythm=SLOW) as op:
+    async with operator(server.url, options=SLOW) as op:
         await op.put(STREAM, a_stream("more"), host, guest)
         await asleep(op, admin, host, keys=4)
         admin.xadd("{team.more}", {"m": "{}"})
@@ -144,7 +144,7 @@ async def test_a_message_for_a_group_without_consumers_of_its_own_wakes_those_of
 async def test_nobody_reads_for_a_group_that_is_another_resources(server: Server, admin: redis.Redis) -> None:
     owner = a_group("owner", stream="more", age=60)
     rival = a_group("rival", stream="more", group="owner", agent="coder")
-    async with operator(server.url, rhythm=SLOW) as op:
+    async with operator(server.url, options=SLOW) as op:
         await op.put(STREAM, a_stream("more"), owner, GROUP)
         op.declare(rival)
         await until(lambda: rival.key in op.cluster.statuses)
@@ -166,7 +166,7 @@ async def test_nobody_reads_for_a_group_that_no_message_wakes(
     server: Server, admin: redis.Redis, group: ConsumerGroup
 ) -> None:
     other = a_group("other", template=TEMPLATE, autoscaling={})
-    async with operator(server.url, rhythm=SLOW) as op:
+    async with operator(server.url, options=SLOW) as op:
         op.declare(group)
         await until(lambda: group.key in op.cluster.statuses)
         await op.put(STREAM, other)
@@ -175,7 +175,7 @@ async def test_nobody_reads_for_a_group_that_no_message_wakes(
 
 async def test_a_group_that_is_gone_is_woken_no_more(server: Server, admin: redis.Redis) -> None:
     other = a_group("other", template=TEMPLATE, autoscaling={})
-    async with operator(server.url, rhythm=SLOW) as op:
+    async with operator(server.url, options=SLOW) as op:
         await op.put(STREAM, GROUP, other)
         await asleep(op, admin, GROUP, other, keys=3)
         await op.delete(GROUP)
@@ -186,7 +186,7 @@ async def test_a_group_that_is_gone_is_woken_no_more(server: Server, admin: redi
 
 
 async def test_after_the_server_was_away_messages_wake_again(private_server: Server) -> None:
-    async with operator(private_server.url, rhythm=replace(SLOW, probe=1.0)) as op:
+    async with operator(private_server.url, options=replace(SLOW, server_timeout=1.0)) as op:
         await op.put(STREAM, GROUP)
         with private_server.admin() as admin:
             await asleep(op, admin, GROUP, keys=2)
@@ -244,10 +244,10 @@ async def test_a_read_that_is_refused_is_tried_again_and_told_of_once(
     broker = Failing()
     broker.read = error
     with caplog.at_level(logging.INFO, logger="agentstream_operator"):
-        async with operator(server.url, rhythm=SLOW, broker=broker.around) as op:
+        async with operator(server.url, options=SLOW, broker=broker.around) as op:
             await op.put(STREAM, GROUP)
             await until(lambda: broker.reads > 3)
-            reported = [r.levelno for r in caplog.records if "no sooner than they are measured" in r.message]
+            reported = [r.levelno for r in caplog.records if "scale-up from zero waits" in r.message]
             assert reported == [level]
             broker.read = None
             admin.xadd(KEY, {"m": "{}"})
@@ -258,7 +258,7 @@ async def test_a_stream_that_cannot_be_measured_leaves_the_others_to_wake(
     server: Server, admin: redis.Redis
 ) -> None:
     broker = Failing()
-    async with operator(server.url, rhythm=SLOW, broker=broker.around) as op:
+    async with operator(server.url, options=SLOW, broker=broker.around) as op:
         await op.put(STREAM, GROUP)
         await asleep(op, admin, GROUP, keys=2)
         broker.look = ServerRefused("busy")
@@ -287,7 +287,7 @@ async def test_a_retry_that_changes_nothing_is_not_read_again_and_again(
             return msgspec.structs.replace(seen, groups=groups)
 
     broker = Hiding()
-    async with operator(server.url, rhythm=SLOW, broker=broker.around) as op:
+    async with operator(server.url, options=SLOW, broker=broker.around) as op:
         await op.put(STREAM, GROUP)
         await asleep(op, admin, GROUP, keys=2)
         measured = broker.measured

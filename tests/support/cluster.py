@@ -96,8 +96,8 @@ class MemoryCluster:
     async def pods(self, group: ConsumerGroup) -> Pods | None:
         return self.running.get(group.key)
 
-    async def rank_pods(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
-        self._count("rank_pods")
+    async def set_deletion_costs(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
+        self._count("set_deletion_costs")
         self.ranked[group.key] = dict(held)
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:

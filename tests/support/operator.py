@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.reconcile.context import Rhythm
 from agentstream_operator.reconcile.engine import Engine
+from agentstream_operator.reconcile.state.state import EngineOptions, LoopIntervals, StatusIntervals
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -19,15 +19,10 @@ from agentstream_operator.resources.status import ConditionReason
 from support.cluster import MemoryCluster
 from support.waiting import until
 
-FAST = Rhythm(
-    pulse=0.02,
-    janitor=0.05,
-    access=0.05,
-    ranking=0.05,
-    resync=2.0,
-    numbers=0.05,
-    patience=0.2,
-    probe=1.0,
+FAST = EngineOptions(
+    loops=LoopIntervals(measure=0.02, janitor=0.05, access=0.05, deletion_costs=0.05, resync=2.0),
+    status=StatusIntervals(numbers=0.05, transient=0.2),
+    server_timeout=1.0,
 )
 Resource = AgentStream | ConsumerGroup
 
@@ -94,7 +89,7 @@ async def operator(
     broker: Any = None,
     allowed_keys: Iterable[str] = (),
     namespaces: Iterable[str] | None = None,
-    rhythm: Rhythm = FAST,
+    options: EngineOptions = FAST,
 ) -> AsyncIterator[Operator]:
     """Runs an operator to which these resources are declared.
 
@@ -106,16 +101,18 @@ async def operator(
         broker: stands between the operator and the server.
         allowed_keys: as in `Engine`.
         namespaces: as in `Engine`.
-        rhythm: as in `Engine`.
+        options: as in `Engine`, but for those two.
     """
     cluster = cluster or MemoryCluster()
     own = await Broker.connect(url, installation="agentstream")
     engine = Engine(
         broker(own) if broker is not None else own,
         cluster,
-        allowed_keys=allowed_keys,
-        namespaces=namespaces,
-        rhythm=rhythm,
+        replace(
+            options,
+            allowed_keys=tuple(allowed_keys),
+            namespaces=frozenset(namespaces) if namespaces is not None else None,
+        ),
     )
     for resource in resources:
         engine.put(cluster.as_stored(resource))

@@ -299,6 +299,16 @@ class Api:
         return data
 
 
+def raise_refusal(error: ApiError, what: str) -> None:
+    """Raises the refusal of an object, unless it is gone or its namespace is being deleted.
+
+    Raises:
+        ClusterRefused: the message says why.
+    """
+    if not error.namespace_ends and error.code != 404:  # noqa: PLR2004
+        raise ClusterRefused(f"the API server refused {what}: {error}") from error
+
+
 _MANAGED = {"fieldManager": FIELD_MANAGER}
 
 
@@ -311,7 +321,7 @@ def _object(data: bytes) -> Json:
         found: Json = msgspec.json.decode(data)
     except msgspec.DecodeError as error:
         said = data.decode(errors="replace")[:_SHOWN]
-        raise ClusterUnavailable(f"the API server does not answer, but something else: {said}") from error
+        raise ClusterUnavailable(f"the API server's answer is not JSON: {said}") from error
     return found
 
 
@@ -324,5 +334,5 @@ def _refuse(code: int, data: bytes) -> None:
     except (msgspec.DecodeError, KeyError, AttributeError, TypeError):
         message, causes = data.decode(errors="replace")[:_SHOWN], ()
     if code in _RETRIED and not message.startswith(_UNREADABLE):
-        raise ClusterUnavailable(f"the API server answers {code}: {message}")
+        raise ClusterUnavailable(f"the API server answered {code}: {message}")
     raise ApiError(code, message, causes)

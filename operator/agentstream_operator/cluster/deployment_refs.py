@@ -7,9 +7,9 @@ import contextlib
 import logging
 
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.children import Place
 from agentstream_operator.cluster.kinds import DEPLOYMENTS
 from agentstream_operator.cluster.labels import GROUP_LABEL, is_ours
+from agentstream_operator.cluster.owned_objects import Place
 from agentstream_operator.cluster.port import ChildNotOurs, ClusterUnavailable, WorkloadSeen
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class DeploymentRefs:
         try:
             found = await self._api.get(DEPLOYMENTS, *place)
         except ApiError as error:
-            _log.warning("the Deployment %s/%s cannot be read: %s", *place, error)
+            _log.warning("cannot read Deployment %s/%s: %s", *place, error)
             raise ClusterUnavailable(str(error)) from error
         if found is None:
             self._seen[place] = None
@@ -75,6 +75,8 @@ class DeploymentRefs:
         if is_ours(found["metadata"]):
             self._seen.pop(place, None)
             owner = found["metadata"]["labels"].get(GROUP_LABEL)
-            raise ChildNotOurs(f"the Deployment {place[1]} runs the consumers of the ConsumerGroup {owner}")
+            raise ChildNotOurs(
+                f"Deployment {place[1]} was created for the ConsumerGroup {owner}; name another Deployment"
+            )
         status = found.get("status") or {}
         self._seen[place] = WorkloadSeen(found["spec"].get("replicas", 1), status.get("readyReplicas", 0))

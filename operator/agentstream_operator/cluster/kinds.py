@@ -43,5 +43,5 @@ RESOURCES = {kind.model.__name__: ApiKind(API_VERSION, kind.model.__name__, kind
 
 AGENTSTREAMS, CONSUMERGROUPS = RESOURCES["AgentStream"], RESOURCES["ConsumerGroup"]
 
-CHILDREN = (SECRETS, DEPLOYMENTS, PODS, AUTOSCALERS)
+OWNED_KINDS = (SECRETS, DEPLOYMENTS, PODS, AUTOSCALERS)
 """What the operator makes, and the pods that come of it."""

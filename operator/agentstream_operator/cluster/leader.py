@@ -86,7 +86,7 @@ class Leader:
                     began = clock()
                     due = began + (_EVERY if await self._try() else _SOON)
         self.leads = False
-        _log.error("the Lease %s could not be renewed", self._name)
+        _log.error("could not renew the Lease %s: leadership is lost", self._name)
 
     async def _try(self) -> bool:
         """Takes the Lease, or renews it. Returns whether it is ours now."""
@@ -95,7 +95,7 @@ class Leader:
             async with asyncio.timeout(_ANSWER):
                 taken = await self._take()
         except _FAILURES as error:
-            _log.warning("the Lease %s: %s", self._name, str(error) or "no answer")
+            _log.warning("could not acquire or renew the Lease %s: %s", self._name, str(error) or "no answer")
             # whatever became of the request, what is there is to be read again
             self._version = ""
             return False

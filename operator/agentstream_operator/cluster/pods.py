@@ -119,7 +119,9 @@ def _process(container: Json) -> dict[str, Any]:
     return {"since": _time((state.get("running") or {}).get("startedAt")), "again": last is not None}
 
 
-async def rank(api: Api, namespace: str, pods: Mapping[str, PodSeen], held: Mapping[str, int]) -> None:
+async def set_deletion_costs(
+    api: Api, namespace: str, pods: Mapping[str, PodSeen], held: Mapping[str, int]
+) -> None:
     """Lets pods that hold less be cheaper to delete, in steps, so that little is written.
 
     Args:
@@ -137,7 +139,7 @@ async def rank(api: Api, namespace: str, pods: Mapping[str, PodSeen], held: Mapp
     await asyncio.gather(*(_set_cost(api, namespace, name, cost) for name, cost in changed.items()))
 
 
-def says_cost(template: Json) -> bool:
+def has_deletion_cost(template: Json) -> bool:
     """Whether a pod template says itself what deleting its pods costs."""
     return COST in ((template.get("metadata") or {}).get("annotations") or {})
 

@@ -198,7 +198,7 @@ class Cluster(Protocol):
         """The pods of a group that has a template; None where whoever knows them tells of each that ends."""
         ...
 
-    async def rank_pods(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
+    async def set_deletion_costs(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
         """Lets pods of a group that hold fewer messages go first when there are to be fewer.
 
         Args:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.children import Change, OwnedObjects
-from agentstream_operator.cluster.kinds import CHILDREN, RESOURCES, ApiKind
+from agentstream_operator.cluster.kinds import OWNED_KINDS, RESOURCES, ApiKind
 from agentstream_operator.cluster.labels import OURS
+from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -55,7 +55,7 @@ class ResourceCache:
     Args:
         api: the API server.
         namespaces: those that are watched; None for all.
-        children: what is known of Secrets, Deployments and pods.
+        owned: what is known of Secrets, Deployments and pods.
         reconciler: who acts on resources.
         wake: called with whom a change of a child concerns.
 
@@ -69,17 +69,17 @@ class ResourceCache:
         self,
         api: Api,
         namespaces: Sequence[str] | None,
-        children: OwnedObjects,
+        owned: OwnedObjects,
         reconciler: ChangeListener,
         wake: Callable[[Change], None],
     ) -> None:
         self._api = api
         self._namespaces: Sequence[str | None] = [None] if namespaces is None else namespaces
-        self._children = children
+        self._owned = owned
         self._reconciler = reconciler
         self._wake = wake
         self._versions: dict[ResourceKey, str] = {}
-        self.events: Counter[str] = Counter({kind.plural: 0 for kind in (*RESOURCES.values(), *CHILDREN)})
+        self.events: Counter[str] = Counter({kind.plural: 0 for kind in (*RESOURCES.values(), *OWNED_KINDS)})
         self.missed = self.missed_lately = 0
 
     async def fill(self) -> None:
@@ -89,9 +89,9 @@ class ResourceCache:
             ApiError: a list is refused.
             ClusterUnavailable: the API server does not answer.
         """
-        for kind in CHILDREN:
+        for kind in OWNED_KINDS:
             for found in await self._list(kind, OURS):
-                self._children.put(found)
+                self._owned.put(found)
         for kind in RESOURCES.values():
             for found in await self._list(kind):
                 self._put(kind, found)
@@ -107,7 +107,7 @@ class ResourceCache:
             else:
                 self._put(kind, found)
             return
-        wake = self._children.remove(found) if deleted else self._children.put(found)
+        wake = self._owned.remove(found) if deleted else self._owned.put(found)
         if wake is not None:
             self._wake(wake)
 
@@ -118,7 +118,7 @@ class ResourceCache:
             try:
                 await self.compare()
             except (ApiError, ClusterUnavailable) as error:
-                _log.warning("what is there could not be compared: %s", error)
+                _log.warning("could not compare the watched objects with a list: %s", error)
 
     async def compare(self, grace: float = _GRACE) -> None:
         """Puts in, or removes, what no event told of.
@@ -135,7 +135,7 @@ class ResourceCache:
             await self._compare(kind, grace)
         missed = self.missed - before
         self.missed_lately = self.missed_lately + missed if missed else 0
-        for kind in CHILDREN:
+        for kind in OWNED_KINDS:
             await self._compare_children(kind)
 
     async def _compare(self, kind: ApiKind, grace: float) -> None:
@@ -153,15 +153,15 @@ class ResourceCache:
 
     async def _compare_children(self, kind: ApiKind) -> None:
         """Takes up children as they are: a watch that begins anew tells of what is there, and of no end."""
-        known = self._children.versions(kind.kind)
+        known = self._owned.versions(kind.kind)
         wakes = []
         for found in await self._list(kind, OURS):
             known.pop((found["metadata"]["namespace"], found["metadata"]["name"]), None)
-            wakes.append(self._children.put(found))
+            wakes.append(self._owned.put(found))
         for place, version in known.items():
             metadata = {"namespace": place[0], "name": place[1], "resourceVersion": version}
             if await self._api.get(kind, *place) is None:
-                wakes.append(self._children.remove({"kind": kind.kind, "metadata": metadata}))
+                wakes.append(self._owned.remove({"kind": kind.kind, "metadata": metadata}))
         for wake in filter(None, wakes):
             self._wake(wake)
 
@@ -203,7 +203,7 @@ class ResourceCache:
         try:
             resource = parse_resource(found)
         except InvalidResource as error:
-            _log.warning("a resource cannot be read, and stays as it was: %s", error)
+            _log.warning("invalid resource; its last valid version stays in effect: %s", error)
             self._reconciler.unreadable(key)
         else:
             self._reconciler.put(resource)

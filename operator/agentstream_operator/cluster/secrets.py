@@ -1,153 +1,129 @@
-"""The Secrets that the operator makes: of agents, and of streams whose messages are signed.
-
-An agent's is laid out as a Service Binding (https://servicebinding.io) and has all that the SDK needs.
-"""
+"""Reads and writes the Secrets of agents and of signing keys."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
 
-from agentstream.errors import SettingsError
-from agentstream.protocol.signatures import decode_keys, encode_keys, entry_name
-from agentstream_operator.cluster.labels import (
-    AGENT_LABEL,
-    MANAGED_BY,
-    MANAGER,
-    STREAM_LABEL,
-    owner_references,
-    secret_name,
-    signing_secret_name,
+from agentstream.protocol.keys import user_name
+from agentstream.protocol.signatures import entry_name
+from agentstream_operator.cluster.api import Api, ApiError, raise_refusal
+from agentstream_operator.cluster.kinds import SECRETS
+from agentstream_operator.cluster.labels import is_ours, secret_name, signing_secret_name
+from agentstream_operator.cluster.owned_objects import OwnedObjects
+from agentstream_operator.cluster.port import (
+    ChildNotOurs,
+    ClusterUnavailable,
+    Credentials,
+    Owner,
+    SigningKeys,
 )
-from agentstream_operator.cluster.port import Credentials, Owner, SigningKeys
-from agentstream_operator.resources.meta import GROUP, ResourceKey
-
-AUTHORITY: Final = "ca.crt"
-"""The entry with who vouches for the server."""
-
-_TYPE = "servicebinding.io/redis"
-_SIGNING_TYPE = f"{GROUP}/signing-keys"
-_KEYS = "keys"
-_SIGNING = entry_name("")
+from agentstream_operator.cluster.secret_contents import (
+    AUTHORITY,
+    ServerAddress,
+    encoded_address,
+    secret,
+    signing_secret,
+)
+from agentstream_operator.resources.meta import ResourceKey
 
 
-@dataclass(frozen=True, slots=True)
-class ServerAddress:
-    """Where agents find the server.
+class Secrets:
+    """Writes the Secrets of an installation.
 
-    Attributes:
-        uri: its address, without credentials.
-        host: its host.
-        port: its port.
-        authority: PEM of who vouches for it, with TLS.
+    Args:
+        api: the API server.
+        owned: the known Secrets.
+        server: where agents find Redis or Valkey.
+        installation: name of the installation.
     """
 
-    uri: str
-    host: str
-    port: int
-    authority: str | None = None
+    def __init__(self, api: Api, owned: OwnedObjects, server: ServerAddress, installation: str) -> None:
+        self._api = api
+        self._owned = owned
+        self._server = server
+        self._address = encoded_address(server)
+        self._installation = installation
 
+    async def credentials(self, namespace: str, agent: str) -> Credentials | None:
+        """Returns the agent's Secret; without owners, so that it is rewritten, if it names another server."""
+        seen = self._owned.secrets.get((namespace, secret_name(agent)))
+        if seen is None or seen.credentials is None or seen.address == self._address:
+            return seen.credentials if seen is not None else None
+        return replace(seen.credentials, owners=frozenset())
 
-def secret(
-    credentials: Credentials, owners: tuple[Owner, ...], server: ServerAddress, installation: str
-) -> dict[str, Any]:
-    """The Secret of an agent, as it is made."""
-    entries = {
-        "type": "redis",
-        "provider": "agentstream",
-        "uri": server.uri,
-        "host": server.host,
-        "port": str(server.port),
-        "namespace": credentials.namespace,
-        "agent": credentials.agent,
-        "installation": installation,
-        "username": credentials.username,
-        "password": credentials.password,
-        **{entry_name(stream): keys for stream, keys in credentials.signing.items()},
-    }
-    if server.authority is not None:
-        entries[AUTHORITY] = server.authority
-    return {
-        "metadata": {
-            "name": secret_name(credentials.agent),
-            "namespace": credentials.namespace,
-            "labels": {MANAGED_BY: MANAGER, AGENT_LABEL: credentials.agent},
-            "ownerReferences": owner_references(owners),
-        },
-        "type": _TYPE,
-        "data": {name: _encoded(text) for name, text in entries.items()},
-    }
-
-
-def credentials_in(found: Mapping[str, Any]) -> Credentials | None:
-    """What a Secret of ours says; None if it lacks what an agent needs."""
-    metadata = found["metadata"]
-    agent = (metadata.get("labels") or {}).get(AGENT_LABEL)
-    try:
-        data = found["data"]
-        username, password = (_decoded(data[entry]) for entry in ("username", "password"))
-        signing = {
-            # what is no text is not what was written, and is written again
-            entry.removeprefix(_SIGNING): base64.b64decode(text).decode(errors="replace")
-            for entry, text in data.items()
-            if entry.startswith(_SIGNING)
+    async def users(self) -> Collection[str]:
+        """Returns the names of the installation's users that have a Secret."""
+        found = [seen.credentials for seen in self._owned.secrets.values() if seen.credentials is not None]
+        # a Secret with another user name belongs to another installation, or was edited
+        return {
+            each.username
+            for each in found
+            if each.username == user_name(self._installation, each.namespace, each.agent)
         }
-    except (KeyError, TypeError, ValueError):
-        return None
-    if agent is None or metadata["name"] != secret_name(agent) or not password:
-        return None
-    owners = frozenset(str(owner["uid"]) for owner in metadata.get("ownerReferences") or ())
-    return Credentials(metadata["namespace"], agent, username, password, owners, signing)
 
+    async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
+        """Creates or updates the agent's Secret; entries added by others stay."""
+        known = self._owned.secrets.get((credentials.namespace, secret_name(credentials.agent)))
+        before = known.credentials.signing if known is not None and known.credentials is not None else ()
+        # the CA certificate of another server must not stay
+        removed = (AUTHORITY, *(entry_name(stream) for stream in before))
+        await self._write(secret(credentials, owners, self._server, self._installation), removed)
 
-def signing_secret(keys: SigningKeys, owner: Owner) -> dict[str, Any]:
-    """The Secret with the keys of a stream, as it is made."""
-    name, namespace = keys.stream.name, keys.stream.namespace
-    return {
-        "metadata": {
-            "name": signing_secret_name(name),
-            "namespace": namespace,
-            "labels": {MANAGED_BY: MANAGER, STREAM_LABEL: name},
-            "ownerReferences": owner_references((owner,)),
-        },
-        "type": _SIGNING_TYPE,
-        "data": {_KEYS: _encoded(encode_keys(keys.keys))},
-    }
+    async def delete_credentials(self, namespace: str, agent: str) -> None:
+        """Deletes the agent's Secret, if the operator created it."""
+        if (namespace, secret_name(agent)) in self._owned.secrets:
+            await self._api.delete(SECRETS, namespace, secret_name(agent))
 
+    async def signing_keys(self, stream: ResourceKey) -> SigningKeys | None:
+        """Returns the signing keys of a stream, if there are any."""
+        seen = self._owned.secrets.get((stream.namespace, signing_secret_name(stream.name)))
+        return seen.keys if seen is not None else None
 
-def signing_keys_in(found: Mapping[str, Any]) -> SigningKeys | None:
-    """What a Secret of ours says of a stream's keys; None if it has none."""
-    metadata = found["metadata"]
-    stream = (metadata.get("labels") or {}).get(STREAM_LABEL)
-    if stream is None or metadata["name"] != signing_secret_name(stream):
-        return None
-    try:
-        keys = decode_keys(_decoded(found["data"][_KEYS]))
-    except (KeyError, TypeError, ValueError, SettingsError):
-        return None
-    owners = [str(owner["uid"]) for owner in metadata.get("ownerReferences") or ()]
-    # one more owner is put right, as another one is
-    owner = owners[0] if len(owners) == 1 else ""
-    return SigningKeys(ResourceKey("AgentStream", metadata["namespace"], stream), keys, owner)
+    async def apply_signing_keys(self, keys: SigningKeys, owner: Owner) -> None:
+        """Creates or updates the Secret with the signing keys of a stream."""
+        await self._write(signing_secret(keys, owner))
 
+    async def _write(self, body: dict[str, Any], removed: Iterable[str] = ()) -> None:
+        """Creates a Secret, or updates the known one and removes entries from it.
 
-def encoded_address(server: ServerAddress) -> tuple[str | None, str | None]:
-    """The address and the authority as a Secret holds them: in base64."""
-    authority = server.authority
-    return _encoded(server.uri), _encoded(authority) if authority is not None else None
+        Raises:
+            ClusterRefused: the API server refused it.
+            ClusterUnavailable: the Secret is not the one that was known.
+        """
+        namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+        known = self._owned.secrets.get((namespace, name))
+        try:
+            if known is None:
+                written = await self._api.create(SECRETS, namespace, body)
+            else:
+                body["metadata"]["resourceVersion"] = str(known.version)
+                body["data"] = {**dict.fromkeys(removed), **body["data"]}
+                written = await self._api.merge(SECRETS, namespace, name, body)
+        except ApiError as error:
+            if error.code in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                await self._read(namespace, name)
+            raise_refusal(error, f"Secret {name}")
+            return
+        self._owned.put(written)
 
+    async def _read(self, namespace: str, name: str) -> None:
+        """Reads a Secret that is not as expected, for the next attempt.
 
-def address_in(found: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The address and the authority that a Secret names, in base64 as it holds them."""
-    data = found.get("data") or {}
-    return data.get("uri"), data.get(AUTHORITY)
-
-
-def _decoded(text: str) -> str:
-    return base64.b64decode(text).decode()
-
-
-def _encoded(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+        Raises:
+            ChildNotOurs: the Secret was not created by the operator.
+            ClusterUnavailable: it is known now; the write has to be repeated.
+        """
+        found = await self._api.get(SECRETS, namespace, name)
+        if found is None:
+            self._owned.secrets.pop((namespace, name), None)
+        elif not is_ours(found["metadata"]):
+            raise ChildNotOurs(
+                f"Secret {name} exists and was not created by AgentStream: rename or delete it, or rename the"
+                " agent or stream"
+            )
+        else:
+            self._owned.put(found)
+        raise ClusterUnavailable(f"Secret {namespace}/{name} was changed by another client")

@@ -9,8 +9,8 @@ from typing import Any
 
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.connect import connect
-from agentstream_operator.cluster.finalizers import set_finalizer
 from agentstream_operator.cluster.kinds import DEPLOYMENTS, RESOURCES, ApiKind
+from agentstream_operator.cluster.kubernetes import set_finalizer
 from agentstream_operator.cluster.port import ClusterUnavailable, Owner
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
 
@@ -59,7 +59,9 @@ async def _stop(api: Api, namespace: str, name: str) -> None:
                     return
                 await asyncio.sleep(_LOOK_EVERY)
     except TimeoutError as error:
-        raise ClusterUnavailable(f"the Deployment {namespace}/{name} still has pods") from error
+        raise ClusterUnavailable(
+            f"Deployment {namespace}/{name} still has pods after {_WITHIN:g} s"
+        ) from error
 
 
 async def _remove(api: Api, namespaces: Sequence[str] | None) -> int:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from agentstream_operator.cluster.api import Api, ApiError
+from agentstream_operator.cluster.api import Api, ApiError, raise_refusal
 from agentstream_operator.cluster.autoscaler import autoscaler, is_as_made
-from agentstream_operator.cluster.children import OwnedObjects
 from agentstream_operator.cluster.deployment import deployment, revision
 from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kinds import AUTOSCALERS, DEPLOYMENTS, ApiKind
 from agentstream_operator.cluster.labels import FIELD_MANAGER, SCALE_MANAGER, deployment_name, is_ours
-from agentstream_operator.cluster.port import ChildNotOurs, ClusterRefused, WorkloadSeen
+from agentstream_operator.cluster.owned_objects import OwnedObjects
+from agentstream_operator.cluster.port import ChildNotOurs, WorkloadSeen
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 
-_NOT_FOUND, _CONFLICT = 404, 409
+_CONFLICT = 409
 
 
 class Workloads:
@@ -24,26 +24,26 @@ class Workloads:
 
     Args:
         api: the API server.
-        children: what is known of Deployments, pods and autoscalers.
-        references: Deployments that are somebody else's.
+        owned: what is known of Deployments, pods and autoscalers.
+        deployment_refs: Deployments that are somebody else's.
     """
 
-    def __init__(self, api: Api, children: OwnedObjects, references: DeploymentRefs) -> None:
+    def __init__(self, api: Api, owned: OwnedObjects, deployment_refs: DeploymentRefs) -> None:
         self._api = api
-        self._children = children
-        self._references = references
+        self._owned = owned
+        self._deployment_refs = deployment_refs
         self._applied: dict[ResourceKey, tuple[str, int]] = {}
 
     async def seen(self, group: ConsumerGroup) -> WorkloadSeen | None:
         """The Deployment of a group, or the one that it names, and who decides its replicas."""
         if group.spec.deployment_ref is not None:
             place = (group.metadata.namespace, group.spec.deployment_ref.name)
-            found = await self._references.workload(place)
+            found = await self._deployment_refs.workload(place)
         else:
-            found = self._children.workload(group.key, current=self._is_current(group.key))
+            found = self._owned.workload(group.key, current=self._is_current(group.key))
         if found is None or not group.leaves_replicas:
             return found
-        known, ours = self._children.autoscaler(group.key), self._children.deployment(group.key)
+        known, ours = self._owned.autoscaler(group.key), self._owned.deployment(group.key)
         held = ours is not None and ours.ours
         as_made = known is not None and is_as_made(known, autoscaler(group))
         return replace(
@@ -70,20 +70,20 @@ class Workloads:
         """Deletes the Deployment of a group, if there is one of ours."""
         self._applied.pop(group, None)
         place = _place(group)
-        if place in self._children.deployments:
+        if place in self._owned.deployments:
             await self._api.delete(DEPLOYMENTS, *place)
-            self._children.deployments.pop(place, None)
+            self._owned.deployments.pop(place, None)
 
     async def delete_autoscaler(self, group: ResourceKey) -> None:
         """Deletes the autoscaler of a group, if there is one of ours."""
         place = _place(group)
-        if place in self._children.autoscalers:
+        if place in self._owned.autoscalers:
             await self._api.delete(AUTOSCALERS, *place)
-            self._children.autoscalers.pop(place, None)
+            self._owned.autoscalers.pop(place, None)
 
     def _is_current(self, group: ResourceKey) -> bool:
         """Whether nobody changed the Deployment's spec since it was applied, as far as that can be told."""
-        known = self._children.deployment(group)
+        known = self._owned.deployment(group)
         if known is None:
             return False
         uid, generation = self._applied.get(group, ("", 0))
@@ -91,9 +91,9 @@ class Workloads:
 
     async def _apply_deployment(self, group: ConsumerGroup, replicas: int) -> None:
         body, key = deployment(group, replicas), group.key
-        if self._children.deployment(key) is None:
+        if self._owned.deployment(key) is None:
             await self._look(DEPLOYMENTS, key)
-        known = self._children.deployment(key)
+        known = self._owned.deployment(key)
         if known is None:
             # the first body has replicas, whoever is to decide them
             await self._write_deployment(key, body, force=False)
@@ -106,10 +106,10 @@ class Workloads:
 
     async def _leave_replicas(self, key: ResourceKey, body: dict[str, Any], replicas: int) -> None:
         """Applies a Deployment but for its replicas, which another manager holds, or they would fall to 1."""
-        known = self._children.deployment(key)
+        known = self._owned.deployment(key)
         if known is not None and (known.ours or known.replicas != replicas):
             await self._hold(key, body["metadata"], replicas)
-            known = self._children.deployment(key)
+            known = self._owned.deployment(key)
         if known is None:
             return
         if known.ours or known.revision != revision(body) or not self._is_current(key):
@@ -140,19 +140,19 @@ class Workloads:
         if reference is None:
             raise ValueError(f"{group.key} names no Deployment")
         place = (group.metadata.namespace, reference.name)
-        known = await self._references.workload(place)
+        known = await self._deployment_refs.workload(place)
         if known is not None and known.replicas == replicas and group.leaves_replicas:
             return
         try:
-            await self._references.scale(place, replicas)
+            await self._deployment_refs.scale(place, replicas)
         except ApiError as error:
-            refused(error, f"the Deployment {reference.name}")
+            raise_refusal(error, f"Deployment {reference.name}")
 
     async def _apply_autoscaler(self, group: ConsumerGroup) -> None:
         body, key = autoscaler(group), group.key
-        if self._children.autoscaler(key) is None:
+        if self._owned.autoscaler(key) is None:
             await self._look(AUTOSCALERS, key)
-        known = self._children.autoscaler(key)
+        known = self._owned.autoscaler(key)
         if known is None or not is_as_made(known, body):
             await self._write(AUTOSCALERS, key, body, force=known is not None)
 
@@ -171,15 +171,15 @@ class Workloads:
             ChildNotOurs: fields of it are somebody else's.
             ClusterRefused: it is refused.
         """
-        what = f"the {kind.kind} {deployment_name(group.name)}"
+        what = f"{kind.kind} {deployment_name(group.name)}"
         try:
             made = await self._api.apply(kind, body, force=force, manager=manager)
         except ApiError as error:
             if error.code == _CONFLICT:
-                raise ChildNotOurs(f"{what} is not ours: {error}") from error
-            refused(error, what)
+                raise ChildNotOurs(f"{what} has fields managed by another client: {error}") from error
+            raise_refusal(error, what)
             return None
-        self._children.put(made)
+        self._owned.put(made)
         return made
 
     async def _look(self, kind: ApiKind, group: ResourceKey) -> None:
@@ -194,19 +194,10 @@ class Workloads:
             return
         if not is_ours(found["metadata"]):
             raise ChildNotOurs(
-                f"the {kind.kind} {name} belongs to somebody else: rename or delete it, or rename the group"
+                f"{kind.kind} {name} exists and was not created by AgentStream: rename or delete it, or"
+                " rename the group"
             )
-        self._children.put(found)
-
-
-def refused(error: ApiError, what: str) -> None:
-    """Raises what a refusal means; none in a namespace that is being deleted, where nothing is to be made.
-
-    Raises:
-        ClusterRefused: the message says why.
-    """
-    if not error.namespace_ends and error.code != _NOT_FOUND:
-        raise ClusterRefused(f"{what} is refused: {error}") from error
+        self._owned.put(found)
 
 
 def _place(group: ResourceKey) -> tuple[str, str]:

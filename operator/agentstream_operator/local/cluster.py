@@ -108,7 +108,7 @@ class LocalCluster:
     async def delete_autoscaler(self, group: ResourceKey) -> None:
         """Does nothing: there are no autoscalers here; mode HPA works as Direct."""
 
-    async def rank_pods(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
+    async def set_deletion_costs(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
         """Makes processes that hold fewer messages stop first."""
         if group.key in self._workloads:
             self._workloads[group.key].set_deletion_costs(held)

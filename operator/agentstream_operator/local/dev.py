@@ -27,6 +27,7 @@ from agentstream_operator.local.server.valkey import OPERATOR, ValkeySettings, h
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.reconcile.report.view import View
+from agentstream_operator.reconcile.state.state import EngineOptions
 
 INSTALLATION = "agentstream"
 _REFRESH = 0.25
@@ -166,10 +167,10 @@ class _Run:
                         catalog,
                         ProcessHost(tasks, reaper, self._screen),
                         # the engine exists before the first process
-                        ended=lambda group, process: engine.departed(group, _gone_now(process)),
+                        ended=lambda group, process: engine.pod_gone(group, _gone_now(process)),
                     )
                     # everything here belongs to one user: any key may be claimed
-                    engine = Engine(broker, cluster, installation=INSTALLATION, allowed_keys=("*",))
+                    engine = Engine(broker, cluster, EngineOptions(INSTALLATION, allowed_keys=("*",)))
                     catalog.attach(engine)
                     engine.listed()
                     reconciling = [

@@ -21,7 +21,7 @@ from agentstream_operator.metrics_api.backlog import Backlogs, BacklogUnknownErr
 from agentstream_operator.metrics_api.documents import Json, MetricValue, StatusError
 from agentstream_operator.metrics_api.request_header import RequestHeaderConfig, UserInfo
 from agentstream_operator.metrics_api.selector import InvalidSelectorError, Selector
-from agentstream_operator.reconcile.state.index import Store
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 
@@ -34,7 +34,7 @@ ConfigSource = Callable[[], RequestHeaderConfig | None]
 
 
 def application(
-    store: Store,
+    store: ResourceIndex,
     backlogs: Backlogs,
     authorizer: Authorizer,
     config: ConfigSource,
@@ -132,7 +132,7 @@ def _parse(text: str) -> Selector:
         raise StatusError(HTTPStatus.BAD_REQUEST, str(error)) from error
 
 
-def _selected(store: Store, namespace: str, wanted: Selector) -> Iterable[ConsumerGroup]:
+def _selected(store: ResourceIndex, namespace: str, wanted: Selector) -> Iterable[ConsumerGroup]:
     """Finds the groups of a namespace that a selector matches."""
     name = wanted.only("group")
     if name is not None:

@@ -13,7 +13,7 @@ from agentstream_operator.broker.observe import Look
 from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.signal import Signal, combine, read_signal
-from agentstream_operator.reconcile.state.index import Store, stream_of
+from agentstream_operator.reconcile.state.index import ResourceIndex, stream_of
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -66,7 +66,7 @@ class Backlogs:
         broker: Redis or Valkey.
     """
 
-    def __init__(self, store: Store, broker: Broker) -> None:
+    def __init__(self, store: ResourceIndex, broker: Broker) -> None:
         self._store = store
         self._broker = broker
         self._samples: dict[ResourceKey, Sample] = {}

@@ -18,7 +18,7 @@ from agentstream_operator.metrics_api.backlog import Backlogs
 from agentstream_operator.metrics_api.certificates import ServingCertificates
 from agentstream_operator.metrics_api.reflector import Reflector
 from agentstream_operator.metrics_api.self_metrics import SelfMetrics, SelfSample
-from agentstream_operator.reconcile.state.index import Store
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.serve.http import HttpServer, listening, probe_reply, serving
 from agentstream_operator.settings import MetricsOptions
 
@@ -52,7 +52,7 @@ class _MetricsService:
     def __init__(self, options: MetricsOptions, connection: ClusterConnection) -> None:
         self._options = options
         self._api = Api(connection.client)
-        self._store = Store(options.allowed_keys)
+        self._store = ResourceIndex(options.allowed_keys)
         self._reflector = Reflector(self._api, options.namespaces, self._store)
         self._certificates = ServingCertificates(options.certificate, options.key)
         self._broker = Broker.of(options.redis, installation=options.installation)

@@ -12,7 +12,7 @@ from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.kinds import RESOURCES, ApiKind
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.cluster.resource_cache import is_same
-from agentstream_operator.reconcile.state.index import Store
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.parse import InvalidResource, parse_resource
 
@@ -31,7 +31,7 @@ class Reflector:
         store: takes the resources.
     """
 
-    def __init__(self, api: Api, namespaces: Sequence[str] | None, store: Store) -> None:
+    def __init__(self, api: Api, namespaces: Sequence[str] | None, store: ResourceIndex) -> None:
         self._api = api
         self._store = store
         scopes = [None] if namespaces is None else namespaces

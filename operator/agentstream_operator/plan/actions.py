@@ -1,6 +1,7 @@
 """Changes to the server, as data: each action says which command carries it out; `Broker.apply` sends it.
 
 Each action is idempotent: carried out twice, or again after a crash, it leaves the same state.
+`str` of an action says in the infinitive what it does, for conditions and logs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ class CreateStream:
         """The command that carries it out."""
         return commands.create_stream(self.key, self.owner)
 
+    def __str__(self) -> str:
+        return f"create the stream {self.key}"
+
 
 @dataclass(frozen=True, slots=True)
 class RecordOwner:
@@ -37,6 +41,9 @@ class RecordOwner:
     def command(self) -> Command:
         """The command that carries it out."""
         return ("HSET", StreamKeys(self.key).meta, *commands.flat(self.owner))
+
+    def __str__(self) -> str:
+        return f"record the owner of {self.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,9 @@ class SetContracts:
         """The command that carries it out."""
         return commands.set_contracts(self.key, self.digest, self.schemas)
 
+    def __str__(self) -> str:
+        return f"write the contracts of {self.key}"
+
 
 @dataclass(frozen=True, slots=True)
 class CreateGroup:
@@ -70,6 +80,9 @@ class CreateGroup:
         """The command that carries it out."""
         return commands.create_group(self.key, self.group, self.start)
 
+    def __str__(self) -> str:
+        return f"create the group {self.group} on {self.key}"
+
 
 @dataclass(frozen=True, slots=True)
 class DestroyGroup:
@@ -82,6 +95,9 @@ class DestroyGroup:
     def command(self) -> Command:
         """The command that carries it out."""
         return commands.destroy_group(self.key, self.group)
+
+    def __str__(self) -> str:
+        return f"remove the group {self.group} from {self.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +112,9 @@ class DeleteStream:
     def command(self) -> Command:
         """The command that carries it out."""
         return commands.delete_stream(self.key, self.groups, only_if_empty=self.only_if_empty)
+
+    def __str__(self) -> str:
+        return f"delete the stream {self.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +137,18 @@ class SetUser:
     password_hashes: tuple[str, ...]
     probes: tuple[Probe, ...] = ()
 
+    def __str__(self) -> str:
+        return f"write the user {self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class DeleteUser:
     """Removes an agent's ACL user and closes its connections."""
 
     name: str
+
+    def __str__(self) -> str:
+        return f"remove the user {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +164,9 @@ class SetRoute:
         """The command that carries it out."""
         return ("HSET", self.routes_key, self.agent, self.route)
 
+    def __str__(self) -> str:
+        return f"write the route of {self.agent}"
+
 
 @dataclass(frozen=True, slots=True)
 class DeleteRoute:
@@ -151,6 +179,9 @@ class DeleteRoute:
     def command(self) -> Command:
         """The command that carries it out."""
         return ("HDEL", self.routes_key, self.agent)
+
+    def __str__(self) -> str:
+        return f"remove the route of {self.agent}"
 
 
 Action = (

@@ -11,7 +11,7 @@ from agentstream.protocol.routes import Consumes, Produces, encode_route
 from agentstream_operator.plan import access
 from agentstream_operator.plan.access import AgentUse, set_user
 from agentstream_operator.plan.actions import Action, DeleteRoute, DeleteUser, SetRoute
-from agentstream_operator.plan.findings import EventNote, Plan
+from agentstream_operator.plan.conditions import EventNote, Plan
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup, DeliverPolicy
 from agentstream_operator.resources.status import ConditionReason
@@ -144,20 +144,20 @@ def plan_agent(given: AgentInput) -> Plan:
     """
     use, written = given.use, given.written
     actions: list[Action] = []
-    notices: tuple[EventNote, ...] = ()
+    events: tuple[EventNote, ...] = ()
     drifted = written is not None and written.fingerprint != given.live
     current = written is not None and (written.use, written.password_hashes) == (use, given.password_hashes)
     if (drifted or not current) and (given.complete or given.live is None):
         wanted = set_user(use, given.installation, given.password_hashes)
         actions.append(wanted)
         if drifted:
-            what = "had vanished" if given.live is None else "had been changed"
-            message = f"the user {wanted.name} {what}; it was put right"
-            notices = (EventNote(ConditionReason.CREDENTIALS_RESTORED, message, warning=True),)
+            what = "was missing" if given.live is None else "had been changed"
+            message = f"restored the ACL user {wanted.name}: it {what} on the server"
+            events = (EventNote(ConditionReason.CREDENTIALS_RESTORED, message, warning=True),)
     encoded = route_of(use, written)
     if encoded != given.route and (given.complete or given.route is None):
         actions.append(SetRoute(routes_key(given.installation, use.namespace), use.agent, encoded))
-    return Plan(actions=tuple(actions), notices=notices)
+    return Plan(actions=tuple(actions), events=events)
 
 
 def route_of(use: AgentUse, written: Written | None) -> bytes:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from agentstream.protocol.keys import StreamKeys
-from agentstream_operator.plan.findings import NO_CONFLICT, ConditionUpdate
+from agentstream_operator.plan.conditions import NO_CONFLICT, ConditionUpdate
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -59,11 +59,13 @@ def stream_conflict(stream: AgentStream, winner: AgentStream | None) -> Conditio
     if winner is None:
         return _conflict(
             ConditionReason.KEY_NOT_ALLOWED,
-            f"{key} is outside the namespace's own keys, which begin with {{{stream.metadata.namespace}.",
+            f"{key} is not allowed: keys of this namespace begin with {{{stream.metadata.namespace}.",
         )
     if winner.key != stream.key:
         other = f"{winner.metadata.namespace}/{winner.metadata.name}"
-        return _conflict(ConditionReason.KEY_CLAIMED, f"{key} belongs to the older AgentStream {other}")
+        return _conflict(
+            ConditionReason.KEY_CLAIMED, f"{key} is already used by the older AgentStream {other}"
+        )
     return NO_CONFLICT
 
 
@@ -72,7 +74,7 @@ def foreign(stream: AgentStream, seen: StreamSeen, installation: str) -> Conditi
     owner = seen.meta.get("installation", installation)
     if owner != installation:
         return _conflict(
-            ConditionReason.KEY_CLAIMED, f"{stream.stream_key} belongs to the installation {owner}"
+            ConditionReason.KEY_CLAIMED, f"{stream.stream_key} is already used by the installation {owner}"
         )
     return NO_CONFLICT
 
@@ -81,11 +83,9 @@ def group_conflict(group: ConsumerGroup, winner: ConsumerGroup) -> ConditionUpda
     """Whether a group is somebody else's; `winner` is who has it."""
     if winner.key == group.key:
         return NO_CONFLICT
-    stream = group.spec.stream_ref.name
-    return _conflict(
-        ConditionReason.GROUP_CLAIMED,
-        f"the group {group.group_name} of {stream} belongs to the older ConsumerGroup {winner.metadata.name}",
-    )
+    name = f"group {group.group_name} of {group.spec.stream_ref.name}"
+    message = f"{name} is already used by the older ConsumerGroup {winner.metadata.name}"
+    return _conflict(ConditionReason.GROUP_CLAIMED, message)
 
 
 def _conflict(reason: ConditionReason, message: str) -> ConditionUpdate:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agentstream_operator.plan.actions import Action, CreateGroup, DestroyGroup
-from agentstream_operator.plan.conflicts import foreign, group_conflict, stream_conflict
-from agentstream_operator.plan.findings import (
+from agentstream_operator.plan.conditions import (
     ALL_WRITTEN,
     IN_SYNC,
     NO_CONFLICT,
@@ -17,10 +16,10 @@ from agentstream_operator.plan.findings import (
     Failure,
     Plan,
     credentials,
-    describe,
     unreachable,
     with_ready,
 )
+from agentstream_operator.plan.conflicts import foreign, group_conflict, stream_conflict
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory, group_retention
 from agentstream_operator.plan.streams import GIVE_UP, managed
@@ -39,7 +38,7 @@ class GroupInput:
         winner: the oldest ConsumerGroup that claims the same group of the same stream.
         stream: the AgentStream that it names, if there is one.
         stream_winner: the oldest AgentStream that claims that stream's key and may have it.
-        why_unreachable: what the server's silence looks like; None while it answers.
+        outage: what the server's silence looks like; None while it answers.
         seen: the stream and its groups; None without a stream and while the server does not answer.
         established: whether the group was there before.
         stream_lost: whether the stream is known to have lost entries since.
@@ -57,7 +56,7 @@ class GroupInput:
     winner: ConsumerGroup
     stream: AgentStream | None
     stream_winner: AgentStream | None = None
-    why_unreachable: str | None = None
+    outage: str | None = None
     seen: StreamSeen | None = None
     established: bool = False
     stream_lost: bool = False
@@ -76,24 +75,24 @@ def plan_group(given: GroupInput) -> Plan:
     if group.deleting:
         return _deletion(given)
     finalizer = destroys(group)
-    if given.why_unreachable is not None:
-        return Plan(findings=unreachable(given.why_unreachable), finalizer=finalizer)
+    if given.outage is not None:
+        return Plan(conditions=unreachable(given.outage), finalizer=finalizer)
     conflict = group_conflict(group, given.winner)
     stream_ready = _stream_ready(given)
     stream = given.stream
     if conflict is not NO_CONFLICT or stream_ready is not STREAM_READY or not (stream and given.seen):
-        return Plan(findings=with_ready((REACHABLE, conflict, stream_ready)), finalizer=finalizer)
+        return Plan(conditions=with_ready((REACHABLE, conflict, stream_ready)), finalizer=finalizer)
     seen = given.seen.groups.get(group.group_name, _ABSENT)
-    actions, notices = _create(given, stream.stream_key, given.seen, seen)
+    actions, events = _create(given, stream.stream_key, given.seen, seen)
     synced = (
         IN_SYNC if given.refused is None else ConditionUpdate(ConditionType.SYNCED, "False", *given.refused)
     )
     if not may_change(group, given.stream):
         synced = _held_back(actions)
-        actions, notices = (), ()
+        actions, events = (), ()
     return Plan(
         actions=actions,
-        findings=with_ready(
+        conditions=with_ready(
             (
                 REACHABLE,
                 synced,
@@ -107,7 +106,7 @@ def plan_group(given: GroupInput) -> Plan:
                 _dead_lettering(group, seen),
             )
         ),
-        notices=notices,
+        events=events,
         finalizer=finalizer,
     )
 
@@ -129,9 +128,9 @@ STREAM_READY = ConditionUpdate(ConditionType.STREAM_READY, "True", ConditionReas
 def _stream_ready(given: GroupInput) -> ConditionUpdate:
     name, stream = given.group.spec.stream_ref.name, given.stream
     if stream is None:
-        return _no_stream(f"there is no AgentStream {name}")
+        return _no_stream(f"AgentStream {name} not found")
     if stream.deleting:
-        return _no_stream(f"the AgentStream {name} is being deleted")
+        return _no_stream(f"AgentStream {name} is being deleted")
     return _on_server(given, stream)
 
 
@@ -139,14 +138,14 @@ def _on_server(given: GroupInput, stream: AgentStream) -> ConditionUpdate:
     """Whether the stream is on the server, and ours."""
     name, seen = stream.metadata.name, given.seen
     if stream_conflict(stream, given.stream_winner) is not NO_CONFLICT:
-        return _no_stream(f"the AgentStream {name} is in conflict")
+        return _no_stream(f"AgentStream {name} has a conflict")
     if seen is None or seen.type == "none":
         return _no_stream(f"the stream {stream.stream_key} does not exist yet")
     if seen.type != "stream":
         message = f"{stream.stream_key} is a {seen.type}, not a stream"
         return ConditionUpdate(ConditionType.STREAM_READY, "False", ConditionReason.WRONG_TYPE, message)
     if foreign(stream, seen, given.installation) is not NO_CONFLICT:
-        return _no_stream(f"the AgentStream {name} is in conflict")
+        return _no_stream(f"AgentStream {name} has a conflict")
     return STREAM_READY
 
 
@@ -171,13 +170,13 @@ def _create(
     where = "its beginning" if start == "0" else f"its checkpoint {start}"
     restored = EventNote(
         ConditionReason.GROUP_RESTORED,
-        f"the group {name} was gone; it resumes {key} at {where}",
+        f"recreated the group {name} on {key} at {where}",
         warning=True,
     )
     if given.stream_lost:
         lost = EventNote(
             ConditionReason.DATA_LOST,
-            f"what the group {name} had not settled went with the stream {key}",
+            f"messages that the group {name} had not settled were lost with the stream {key}",
             warning=True,
         )
         return (CreateGroup(key, name, start),), (lost, restored)
@@ -202,7 +201,7 @@ def _parts(entry: str) -> tuple[int, int]:
 def _held_back(actions: tuple[Action, ...]) -> ConditionUpdate:
     if actions:
         return ConditionUpdate(
-            ConditionType.SYNCED, "False", ConditionReason.PAUSED, f"would {describe(actions)}"
+            ConditionType.SYNCED, "False", ConditionReason.PAUSED, f"would {', '.join(map(str, actions))}"
         )
     return ConditionUpdate(ConditionType.SYNCED, "True", ConditionReason.PAUSED)
 
@@ -223,7 +222,7 @@ def _stalled(given: GroupInput) -> ConditionUpdate:
     if given.group.spec.suspend:
         return ConditionUpdate(ConditionType.STALLED, "False", ConditionReason.SUSPENDED)
     if given.stalled:
-        message = "messages wait, and none has been settled for a while"
+        message = "messages are waiting, but none was settled for three leases (at least one minute)"
         return ConditionUpdate(ConditionType.STALLED, "True", ConditionReason.NO_PROGRESS, message)
     return ConditionUpdate(ConditionType.STALLED, "False", ConditionReason.PROGRESSING)
 
@@ -232,32 +231,30 @@ def _dead_lettering(group: ConsumerGroup, seen: GroupSeen) -> ConditionUpdate:
     if seen.dead == 0:
         return ConditionUpdate(ConditionType.DEAD_LETTERING, "False", ConditionReason.NO_DEAD_LETTERS)
     limit = group.spec.dead_letter.max_length
-    many = f", more than {limit}" if seen.dead > limit else ""
-    message = f"messages have been given up{many}"
+    count = f"more than {limit}" if seen.dead > limit else "some"
+    message = f"the group has {count} dead letters"
     return ConditionUpdate(ConditionType.DEAD_LETTERING, "True", ConditionReason.DEAD_LETTERS, message)
 
 
 def _deletion(given: GroupInput) -> Plan:  # noqa: PLR0911 - one per case
     group, name = given.group, given.group.group_name
-    stays = EventNote(ConditionReason.RETAINED, f"the group {name} stays on the server")
+    stays = EventNote(ConditionReason.RETAINED, f"kept the group {name} on the server")
     if group_conflict(group, given.winner) is not NO_CONFLICT:
-        return Plan(over=True)
+        return Plan(finished=True)
     if not destroys(group):
-        return Plan(notices=(stays,), over=True)
-    if given.why_unreachable is not None:
+        return Plan(events=(stays,), finished=True)
+    if given.outage is not None:
         if group.force_delete or given.deleted_for >= GIVE_UP:
-            message = f"the server does not answer; the group {name}, if it is there, stays"
-            return Plan(notices=(EventNote(ConditionReason.RETAINED, message, warning=True),), over=True)
-        return Plan(findings=unreachable(given.why_unreachable), finalizer=True)
+            message = f"server unreachable: the group {name}, if it exists, was not deleted"
+            return Plan(events=(EventNote(ConditionReason.RETAINED, message, warning=True),), finished=True)
+        return Plan(conditions=unreachable(given.outage), finalizer=True)
     stream = given.stream
     if stream is None or _on_server(given, stream) is not STREAM_READY:
         # what is derived from a stream that is gone went with it, and what is not ours stays
-        return Plan(over=True)
+        return Plan(finished=True)
     action = DestroyGroup(stream.stream_key, name)
     if not may_change(group, stream) and not group.force_delete:
-        paused = ConditionUpdate(
-            ConditionType.SYNCED, "False", ConditionReason.PAUSED, f"would {describe((action,))}"
-        )
-        return Plan(findings=with_ready((REACHABLE, paused)), finalizer=True)
-    deleted = EventNote(ConditionReason.GROUP_DELETED, f"removed the group {name} with its retries")
-    return Plan(actions=(action,), notices=(deleted,), over=True)
+        paused = ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.PAUSED, f"would {action}")
+        return Plan(conditions=with_ready((REACHABLE, paused)), finalizer=True)
+    deleted = EventNote(ConditionReason.GROUP_DELETED, f"deleted the group {name} and its retries")
+    return Plan(actions=(action,), events=(deleted,), finished=True)

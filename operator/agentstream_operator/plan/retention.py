@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from agentstream_operator.plan.findings import ConditionUpdate
+from agentstream_operator.plan.conditions import ConditionUpdate
 from agentstream_operator.plan.observed import JanitorReport, StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -57,6 +57,17 @@ class RetentionHistory:
     def quiet(self) -> bool:
         """Whether there is nothing that passes with time: no limit was reached lately."""
         return not self.report.refusing and self.overrun_at is None and self.shortened_at is None
+
+
+def janitor_actions(report: JanitorReport) -> dict[str, int]:
+    """Returns what a pass of the janitor did, by action, for the operator's metrics."""
+    return {
+        "trimmed": report.trimmed,
+        "trimmed_unread": report.overrun,
+        "retried": report.moved,
+        "dead_lettered": report.expired,
+        "consumers_removed": report.forgotten,
+    }
 
 
 def janitor_spec(stream: AgentStream, groups: Iterable[ConsumerGroup]) -> JanitorSpec:
@@ -116,19 +127,20 @@ def retention_healthy(  # noqa: PLR0911 - one per cause
     report = history.report
     limit = stream.spec.retention.max_length
     if _recent(history.overrun_at, seen.now):
-        return _unhealthy(
-            ConditionReason.TRIMMED_UNSETTLED, "messages that a group had not settled were trimmed"
-        )
+        return _unhealthy(ConditionReason.TRIMMED_UNSETTLED, "trimmed messages that a group had not settled")
     if report.refusing:
-        return _unhealthy(ConditionReason.ADMISSION_CLOSED, f"the limit of {limit} messages is reached")
+        return _unhealthy(
+            ConditionReason.ADMISSION_CLOSED,
+            f"stream full: the limit of {limit} messages, or maxBytes, is reached",
+        )
     if report.held_by is not None:
         return _unhealthy(
             ConditionReason.HELD_BY_GROUP,
-            f"messages older than {stream.spec.retention.min_age} stay for the group {report.held_by}",
+            f"messages older than {stream.spec.retention.min_age} not settled by the group {report.held_by}",
         )
     if _recent(history.shortened_at, seen.now):
         return _unhealthy(
-            ConditionReason.HISTORY_SHORTENED, f"settled messages are kept for {_age(seen)} only"
+            ConditionReason.HISTORY_SHORTENED, f"stream full: settled messages are kept for {_age(seen)} only"
         )
     return _HEALTHY
 
@@ -137,7 +149,7 @@ def group_retention(group: str, history: RetentionHistory | None) -> ConditionUp
     """Whether a group keeps its stream from being trimmed."""
     if history is not None and history.report.held_by == group:
         return _unhealthy(
-            ConditionReason.HELD_BY_GROUP, "messages older than the stream's minAge stay for this group"
+            ConditionReason.HELD_BY_GROUP, "messages older than the stream's minAge not settled by this group"
         )
     return _HEALTHY
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 import msgspec
 from msgspec.structs import replace
 
-from agentstream_operator.plan.observed import StreamSeen
+from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 
 MEMORY = 30.0
 """Seconds after which what was counted has lost most of its weight in a rate."""
@@ -26,6 +26,9 @@ _SATURATED = 0.25
 
 _LONG, _MANY = 5.0, 3
 """Seconds that consumers must have been busy, and entries that they settled, before their pace is known."""
+
+PATIENCE = 60_000
+"""The shortest time in ms without progress that counts as a stall."""
 
 
 class Knowledge(StrEnum):
@@ -209,6 +212,31 @@ def combine(signals: Sequence[Signal]) -> Signal:
             Knowledge.EXACT if total.knowledge is signal.knowledge else Knowledge.BOUNDED,
         )
     return total
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a group is.
+
+    Attributes:
+        settled: entries it has settled.
+        since: when it settled the latest one, or had nothing to do, in ms of the server's clock.
+    """
+
+    settled: int
+    since: int
+
+
+def follow_progress(before: Progress | None, group: GroupSeen, now: int) -> Progress:
+    """The progress after one more observation at `now`, in ms of the server's clock."""
+    settled = group.settled
+    if before is not None and settled == before.settled and group.backlog > 0:
+        return before
+    return Progress(settled, now)
+
+
+def stalled(progress: Progress, group: GroupSeen, lease: int, now: int) -> bool:
+    """Whether messages wait and none was settled for three leases (ms), or a minute if that is longer."""
+    return group.backlog > 0 and now - progress.since > max(3 * lease, PATIENCE)
 
 
 def _age(entry: str | None, now: int) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agentstream_operator.plan.actions import Action, CreateStream, DeleteStream, RecordOwner
-from agentstream_operator.plan.conflicts import foreign, stream_conflict
-from agentstream_operator.plan.contracts import invalid_contract, write_contracts
-from agentstream_operator.plan.findings import (
+from agentstream.protocol.contracts import contracts_digest
+from agentstream_operator.plan.actions import Action, CreateStream, DeleteStream, RecordOwner, SetContracts
+from agentstream_operator.plan.conditions import (
     ALL_WRITTEN,
     IN_SYNC,
     NO_CONFLICT,
@@ -17,10 +17,10 @@ from agentstream_operator.plan.findings import (
     EventNote,
     Plan,
     credentials,
-    describe,
     unreachable,
     with_ready,
 )
+from agentstream_operator.plan.conflicts import foreign, stream_conflict
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory, retention_healthy
 from agentstream_operator.resources.agentstream import AgentStream, ManagementPolicy, StreamDeletion
@@ -44,7 +44,7 @@ class StreamInput:
         agents: how far the users of its producers are.
         history: what the janitor said.
         eviction: the server's eviction policy, if it may evict streams.
-        why_unreachable: what the server's silence looks like.
+        outage: what the server's silence looks like.
         deleted_for: seconds since the deletion.
     """
 
@@ -57,7 +57,7 @@ class StreamInput:
     agents: AgentsState = ALL_WRITTEN
     history: RetentionHistory | None = None
     eviction: str | None = None
-    why_unreachable: str = ""
+    outage: str = ""
     deleted_for: float = 0.0
 
 
@@ -69,26 +69,26 @@ def plan_stream(given: StreamInput) -> Plan:
     finalizer = destroys(stream)
     conflict = stream_conflict(stream, given.winner)
     if seen is None:
-        return Plan(findings=unreachable(given.why_unreachable), finalizer=finalizer)
+        return Plan(conditions=unreachable(given.outage), finalizer=finalizer)
     if conflict is NO_CONFLICT:
         conflict = foreign(stream, seen, given.installation)
     if conflict is not NO_CONFLICT:
-        return Plan(findings=with_ready((REACHABLE, conflict)), finalizer=finalizer)
+        return Plan(conditions=with_ready((REACHABLE, conflict)), finalizer=finalizer)
     if seen.type not in ("none", "stream"):
         return Plan(
-            findings=with_ready((REACHABLE, conflict, _wrong_type(stream, seen))), finalizer=finalizer
+            conditions=with_ready((REACHABLE, conflict, _wrong_type(stream, seen))), finalizer=finalizer
         )
-    actions, notices = _create(given, seen)
+    actions, events = _create(given, seen)
     invalid = invalid_contract(stream)
     if invalid is None:
         actions += write_contracts(stream, seen)
-    synced, actions, notices = _held_back(stream, actions, notices)
+    synced, actions, events = _held_back(stream, actions, events)
     if invalid is not None and managed(stream):
         synced = invalid
     lost = _lost(given, seen)
     return Plan(
         actions=actions,
-        findings=with_ready(
+        conditions=with_ready(
             (
                 REACHABLE,
                 synced,
@@ -97,7 +97,7 @@ def plan_stream(given: StreamInput) -> Plan:
                 conflict,
             )
         ),
-        notices=(*lost, *notices),
+        events=(*lost, *events),
         finalizer=finalizer,
     )
 
@@ -123,26 +123,69 @@ def owner_of(stream: AgentStream, installation: str) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What agents are to know of contracts.
+
+    Attributes:
+        digest: changes whenever they do; empty if there are none.
+        schemas: JSON Schemas by `<type>@<version>`.
+    """
+
+    digest: str
+    schemas: Mapping[str, str]
+
+
+def published(stream: AgentStream) -> Published:
+    """What is to be written for the agents of a stream."""
+    schemas = {contract.field: contract.json_schema.text for contract in stream.spec.contracts}
+    return Published(contracts_digest(schemas), schemas)
+
+
+def invalid_contract(stream: AgentStream) -> ConditionUpdate | None:
+    """What to say of the first contract that is none; None if all are."""
+    for position, contract in enumerate(stream.spec.contracts):
+        if contract.problem is not None:
+            message = f"spec.contracts[{position}]: {contract.problem}"
+            return ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.CONTRACT_INVALID, message)
+    return None
+
+
+def write_contracts(stream: AgentStream, seen: StreamSeen) -> tuple[Action, ...]:
+    """What is to be done for the contracts to be on the server as they are declared."""
+    wanted = published(stream)
+    if wanted.digest == (seen.contracts or ""):
+        return ()
+    return (SetContracts(stream.stream_key, wanted.digest, wanted.schemas),)
+
+
+def digest_after(actions: tuple[Action, ...], seen: StreamSeen) -> str:
+    """The digest of the contracts that are on the server once a plan is carried out."""
+    return next(
+        (action.digest for action in actions if isinstance(action, SetContracts)), seen.contracts or ""
+    )
+
+
 def _create(given: StreamInput, seen: StreamSeen) -> tuple[tuple[Action, ...], tuple[EventNote, ...]]:
     stream = given.stream
     key, owner = stream.stream_key, owner_of(stream, given.installation)
     if seen.type == "none":
-        notice = (
+        event = (
             EventNote(ConditionReason.STREAM_CREATED, f"created the stream {key}")
             if given.added is None
             else EventNote(
-                ConditionReason.STREAM_RECREATED, f"created the stream {key} again, empty", warning=True
+                ConditionReason.STREAM_RECREATED, f"recreated the stream {key}, empty", warning=True
             )
         )
-        return (CreateStream(key, owner),), (notice,)
+        return (CreateStream(key, owner),), (event,)
     if any(seen.meta.get(name) != value for name, value in owner.items()):
         adopted = "installation" not in seen.meta and given.added is None
-        notices = (
+        events = (
             EventNote(
                 ConditionReason.STREAM_ADOPTED, f"adopted the stream {key} with {seen.length} messages"
             ),
         )
-        return (RecordOwner(key, owner),), notices if adopted else ()
+        return (RecordOwner(key, owner),), events if adopted else ()
     return (), ()
 
 
@@ -150,22 +193,22 @@ def _lost(given: StreamInput, seen: StreamSeen) -> tuple[EventNote, ...]:
     if given.added is None or seen.added >= given.added:
         return ()
     key, lost = given.stream.stream_key, given.added - seen.added
-    what = "vanished" if seen.type == "none" else "began anew"
+    what = "vanished from the server" if seen.type == "none" else "was reset"
     return (
         EventNote(
             ConditionReason.DATA_LOST,
-            f"the stream {key} {what}: {lost} messages had been added",
+            f"the stream {key} {what}: {lost} added messages are missing",
             warning=True,
         ),
     )
 
 
 def _held_back(
-    stream: AgentStream, actions: tuple[Action, ...], notices: tuple[EventNote, ...]
+    stream: AgentStream, actions: tuple[Action, ...], events: tuple[EventNote, ...]
 ) -> tuple[ConditionUpdate, tuple[Action, ...], tuple[EventNote, ...]]:
     """What remains of the actions where nothing may be changed, and what `Synced` says of the rest."""
     if managed(stream):
-        return IN_SYNC, actions, notices
+        return IN_SYNC, actions, events
     observing = stream.spec.management_policy is ManagementPolicy.OBSERVE_ONLY
     reason = ConditionReason.OBSERVE_ONLY if observing else ConditionReason.PAUSED
     if observing:
@@ -174,7 +217,11 @@ def _held_back(
     if not actions:
         return ConditionUpdate(ConditionType.SYNCED, "True", reason), (), ()
     reason = ConditionReason.DRIFT if observing else reason
-    return ConditionUpdate(ConditionType.SYNCED, "False", reason, f"would {describe(actions)}"), (), ()
+    return (
+        ConditionUpdate(ConditionType.SYNCED, "False", reason, f"would {', '.join(map(str, actions))}"),
+        (),
+        (),
+    )
 
 
 def _wrong_type(stream: AgentStream, seen: StreamSeen) -> ConditionUpdate:
@@ -182,39 +229,39 @@ def _wrong_type(stream: AgentStream, seen: StreamSeen) -> ConditionUpdate:
         ConditionType.SYNCED,
         "False",
         ConditionReason.WRONG_TYPE,
-        f"{stream.stream_key} is a {seen.type}, not a stream; it stays untouched",
+        f"{stream.stream_key} is a {seen.type}, not a stream; left unchanged",
     )
 
 
 def _deletion(given: StreamInput) -> Plan:
     stream, seen, key = given.stream, given.seen, given.stream.stream_key
-    stays = EventNote(ConditionReason.RETAINED, f"the stream {key} stays on the server")
+    stays = EventNote(ConditionReason.RETAINED, f"kept the stream {key} on the server")
     not_ours = stream_conflict(stream, given.winner) is not NO_CONFLICT
     if not destroys(stream) or not_ours or stream.spec.management_policy is ManagementPolicy.OBSERVE_ONLY:
-        return Plan(notices=() if not_ours else (stays,), over=True)
+        return Plan(events=() if not_ours else (stays,), finished=True)
     if seen is None:
         if stream.force_delete or given.deleted_for >= GIVE_UP:
-            message = f"the server does not answer; the stream {key}, if it is there, stays"
-            return Plan(notices=(EventNote(ConditionReason.RETAINED, message, warning=True),), over=True)
-        return Plan(findings=unreachable(given.why_unreachable), finalizer=True)
+            message = f"server unreachable: the stream {key}, if it exists, was not deleted"
+            return Plan(events=(EventNote(ConditionReason.RETAINED, message, warning=True),), finished=True)
+        return Plan(conditions=unreachable(given.outage), finalizer=True)
     if stream.paused and not stream.force_delete:
         paused = ConditionUpdate(
             ConditionType.SYNCED, "False", ConditionReason.PAUSED, f"would delete the stream {key}"
         )
-        return Plan(findings=with_ready((REACHABLE, paused)), finalizer=True)
+        return Plan(conditions=with_ready((REACHABLE, paused)), finalizer=True)
     if seen.type not in ("none", "stream") or foreign(stream, seen, given.installation) is not NO_CONFLICT:
-        return Plan(over=True)
+        return Plan(finished=True)
     if_empty = stream.spec.deletion_policy is StreamDeletion.DELETE_IF_EMPTY
     groups = tuple(sorted({*given.groups, *seen.groups}))
     return Plan(
         actions=(DeleteStream(key, groups, if_empty),),
-        notices=(EventNote(ConditionReason.STREAM_DELETED, f"deleted the stream {key}"),),
+        events=(EventNote(ConditionReason.STREAM_DELETED, f"deleted the stream {key}"),),
         refused=(
             EventNote(
                 ConditionReason.RETAINED_NOT_EMPTY,
-                f"the stream {key} stays: something in it is unsettled",
+                f"kept the stream {key}: a group has unsettled messages or dead letters",
                 warning=True,
             ),
         ),
-        over=True,
+        finished=True,
     )

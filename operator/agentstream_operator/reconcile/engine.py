@@ -1,4 +1,4 @@
-"""Reconciling: resources are put in here, and they come true on the server and in the cluster."""
+"""The engine: takes resources, and reconciles the server and the cluster with them."""
 
 from __future__ import annotations
 
@@ -7,243 +7,231 @@ import random as randomness
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from enum import StrEnum
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster, ClusterRefused, ClusterUnavailable
 from agentstream_operator.plan.agents import AgentName
-from agentstream_operator.plan.findings import REACHABLE, ConditionUpdate, with_ready
+from agentstream_operator.plan.conditions import REACHABLE, ConditionUpdate, with_ready
 from agentstream_operator.plan.observed import Gone
-from agentstream_operator.reconcile.context import Backend, Context, Rhythm
+from agentstream_operator.reconcile.context import Context
+from agentstream_operator.reconcile.loops.access import AccessWatch
 from agentstream_operator.reconcile.loops.deletion_cost import DeletionCost
+from agentstream_operator.reconcile.loops.janitor import Janitor
 from agentstream_operator.reconcile.loops.monitor import Monitor
 from agentstream_operator.reconcile.loops.pod_cleanup import PodCleanup
+from agentstream_operator.reconcile.loops.server import ServerWatch
 from agentstream_operator.reconcile.loops.wakeup import Wakeup
+from agentstream_operator.reconcile.observer import Observer
 from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
-from agentstream_operator.reconcile.report.health import ConditionCount, OperatorHealth, conditions, health
+from agentstream_operator.reconcile.report.metrics import (
+    ConditionCount,
+    GroupWork,
+    OperatorHealth,
+    count_conditions,
+    health,
+    work,
+)
 from agentstream_operator.reconcile.report.view import View, view
-from agentstream_operator.reconcile.report.work import GroupWork, work
 from agentstream_operator.reconcile.resources.agents import reconcile_agent
 from agentstream_operator.reconcile.resources.groups import reconcile_group
 from agentstream_operator.reconcile.resources.streams import reconcile_stream
-from agentstream_operator.reconcile.state.index import AGENT, Known, Store, agent_key
+from agentstream_operator.reconcile.state.index import AGENT, ResourceIndex, agent_key
 from agentstream_operator.reconcile.state.live_access import LiveAccess
+from agentstream_operator.reconcile.state.state import EngineOptions, State
 from agentstream_operator.reconcile.status import StatusWriter
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.parse import AnyResource
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 
 class Outcome(StrEnum):
-    """How a look at a key went."""
+    """The outcome of reconciling a key."""
 
     SUCCESS = "success"
     RETRY = "retry"
     ERROR = "error"
 
 
-def _unnoticed(kind: str, outcome: Outcome, seconds: float) -> None:
-    """Tells nobody of a look at a key."""
+def _discard(kind: str, outcome: Outcome, seconds: float) -> None:
     del kind, outcome, seconds
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Engine:
-    """Keeps what is on the server and in the cluster as the resources say.
+    """Reconciles the server and the cluster with the resources.
 
     Args:
         broker: the server.
         cluster: where resources, workloads and Secrets live.
-        installation: what the installation's users and routes are named after.
-        namespaces: those that are watched; None for all.
-        allowed_keys: shell patterns of stream keys that any namespace may claim.
-        now: the present time, with a time zone.
-        random: a number in [0, 1), for spreading what would otherwise come at once.
-        rhythm: how often things are done.
-        trouble: why the server does not answer, if it does not from the start.
-        worked: called after each look at a key with its kind, how it went and how many seconds that took.
+        options: what it is responsible for, and its intervals.
+        random: returns a number in [0, 1), to spread work over time.
+        reconciled: called after each key with its kind, the outcome and the duration in seconds.
     """
 
     def __init__(
         self,
         broker: Broker,
         cluster: Cluster,
+        options: EngineOptions | None = None,
         *,
-        installation: str = "agentstream",
-        namespaces: Iterable[str] | None = None,
-        allowed_keys: Iterable[str] = (),
-        now: Callable[[], datetime] = _utc_now,
         random: Callable[[], float] = randomness.random,
-        rhythm: Rhythm | None = None,
-        trouble: str | None = None,
-        worked: Callable[[str, Outcome, float], None] = _unnoticed,
+        reconciled: Callable[[str, Outcome, float], None] = _discard,
     ) -> None:
-        rhythm = rhythm or Rhythm()
+        options = options or EngineOptions()
         self._random = random
-        self._worked = worked
+        self._reconciled = reconciled
+        self._broker = broker
+        access = LiveAccess(broker, options.installation)
+        state = self._state = State(options, ResourceIndex(options.allowed_keys), access)
         queue: WorkQueue[ResourceKey] = WorkQueue(jitter=random)
-        self._context = Context(
-            broker=broker,
-            cluster=cluster,
-            installation=installation,
-            namespaces=frozenset(namespaces) if namespaces is not None else None,
-            now=now,
-            rhythm=rhythm,
-            store=Store(tuple(allowed_keys)),
-            queue=queue,
-            status=StatusWriter(
-                cluster,
-                now,
-                rarely=rhythm.numbers,
-                patience=rhythm.patience,
-                busy=lambda: queue.busy,
-            ),
-            access=LiveAccess(broker, installation),
-            backend=Backend(trouble=trouble),
+        self._queue = queue
+        observer = self._observer = Observer(state, broker, queue)
+        status = StatusWriter(
+            cluster,
+            lambda: state.now(),  # noqa: PLW0108 - looked up at each call
+            rarely=options.status.numbers,
+            patience=options.status.transient,
+            busy=lambda: queue.busy,
         )
-        self._pulse = Monitor(self._context)
-        self._departures = PodCleanup(self._context)
-        self._wakeup = Wakeup(self._context, self._pulse.doubt)
-        self._ranking = DeletionCost(self._context)
+        self._context = Context(state, broker, cluster, queue, status, observer)
+        self._server = ServerWatch(state, broker, queue)
+        self._monitor = Monitor(self._context, self._server)
+        self._janitor = Janitor(state, broker, queue, self._server)
+        self._access = AccessWatch(state, cluster, queue, self._server)
+        self._wakeup = Wakeup(state, broker, observer, queue, self._server)
+        self._pod_cleanup = PodCleanup(state, broker, cluster)
+        self._deletion_cost = DeletionCost(state, broker, cluster)
 
-    def put(self, resource: Known) -> None:
-        """Takes up a new resource, or a change of one."""
-        context, key = self._context, resource.key
-        known = context.store.get(key)
+    def put(self, resource: AnyResource) -> None:
+        """Takes a new or changed resource."""
+        state, key = self._state, resource.key
+        known = state.resources.get(key)
         if known is not None and known.metadata.uid != resource.metadata.uid:
             self.remove(key)
             known = None
         if known is not None and _is_same(known, resource):
-            context.store.readable(key)
+            state.resources.readable(key)
             return
-        affected = context.store.put(resource)
-        if known is None:
-            if isinstance(resource, AgentStream):
-                context.memory.recall_stream(key, resource.status)
-            else:
-                context.memory.recall_group(key, resource.status)
+        affected = state.resources.put(resource)
+        if known is not None:
+            state.memory.reported(resource).finalizer = None
+        elif isinstance(resource, AgentStream):
+            state.memory.recall_stream(key, resource.status)
         else:
-            context.reported(resource).finalizer = None
-        # after a restart, what was acted on before waits for what was not
+            state.memory.recall_group(key, resource.status)
+        # after a restart, resources with an up-to-date status wait for those without
         restarted = known is None and _was_acted_on(resource)
-        self._let_look(affected, Priority.RESYNC if restarted else Priority.EVENT)
-        context.queue.add(key, Priority.RESYNC if restarted else Priority.CHANGE)
+        self._requeue(affected, Priority.RESYNC if restarted else Priority.EVENT)
+        self._queue.add(key, Priority.RESYNC if restarted else Priority.CHANGE)
 
     def remove(self, key: ResourceKey) -> None:
-        """Lets go of a resource that is gone."""
-        context = self._context
-        affected = context.store.remove(key)
-        context.memory.forget(key)
-        context.queue.forget(key)
-        self._let_look(affected, Priority.EVENT)
-        context.queue.add(key, Priority.CHANGE)
+        """Drops a resource that is gone."""
+        affected = self._state.resources.remove(key)
+        self._state.memory.forget(key)
+        self._queue.forget(key)
+        self._requeue(affected, Priority.EVENT)
+        self._queue.add(key, Priority.CHANGE)
 
     def unreadable(self, key: ResourceKey) -> None:
-        """A resource exists that cannot be read: what it was before stays, and nothing is removed for it."""
-        self._context.store.unreadable(key)
+        """Notes a resource that cannot be parsed: it stays as it was, and nothing is removed meanwhile."""
+        self._state.resources.unreadable(key)
 
     def listed(self) -> None:
-        """Everything has been put in once: from now on rights may shrink, and what nobody names may go."""
-        self._context.complete = True
-        self._context.touch({*self._context.store.agents, *self._context.memory.agents}, Priority.RESYNC)
-        self._pulse.relist()
+        """Notes that every resource has been put: from now on rights may shrink and leftovers are removed."""
+        state = self._state
+        state.resources.complete = True
+        self._context.requeue_agents({*state.resources.agents, *state.memory.agents}, Priority.RESYNC)
+        state.access.due.set()
+
+    def server_down(self, outage: str) -> None:
+        """Notes before the start that the server is unreachable, so that statuses report it at once."""
+        self._state.backend.outage = outage
 
     async def run(self) -> None:
         """Reconciles until cancelled."""
-        pulse, queue = self._pulse, self._context.queue
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(queue.run(self._work), name="work")
-                tasks.create_task(pulse.watch_server(), name="watch the server")
-                tasks.create_task(pulse.watch_access(), name="watch users and routes")
-                tasks.create_task(pulse.measure(), name="measure")
-                tasks.create_task(self._wakeup.watch(), name="wake up")
-                tasks.create_task(pulse.clean(), name="clean")
-                tasks.create_task(self._departures.watch(), name="watch departures")
-                tasks.create_task(self._ranking.watch(), name="rank pods")
+                tasks.create_task(self._queue.run(self._work), name="reconcile")
+                tasks.create_task(self._server.watch(), name="probe the server")
+                tasks.create_task(self._access.watch(), name="list users and routes")
+                tasks.create_task(self._monitor.watch(), name="measure streams")
+                tasks.create_task(self._wakeup.watch(), name="wake groups")
+                tasks.create_task(self._janitor.watch(), name="janitor")
+                tasks.create_task(self._pod_cleanup.watch(), name="clean up after pods")
+                tasks.create_task(self._deletion_cost.watch(), name="set pod deletion costs")
                 tasks.create_task(self._resync(), name="resync")
         finally:
-            await self._context.close()
+            await self._observer.close()
 
     async def idle(self) -> None:
-        """Returns when nothing is waiting to be worked on; what is delayed does not count."""
-        context = self._context
-        await context.queue.idle()
-        while context.backend.trouble is None and not context.access.listed.is_set():
-            # once they are listed, agents are queued
-            await context.access.listed.wait()
-            await context.queue.idle()
+        """Waits until no key is queued or being reconciled; delayed keys do not count."""
+        await self._queue.idle()
+        while self._state.backend.outage is None and not self._state.access.listed.is_set():
+            # the listing queues agents
+            await self._state.access.listed.wait()
+            await self._queue.idle()
 
-    async def departed(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
-        """Processes of a group's workload have ended: others may have their messages at once.
+    async def pod_gone(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
+        """Releases the messages of a pod whose processes ended, for other consumers.
 
         Args:
             workload: the group.
             gone: the processes.
-            for_good: whether no pod will have the name of theirs again.
+            for_good: whether the pod was deleted, so that its name is not used again.
         """
-        await self._departures.left(workload, gone, for_good=for_good)
+        await self._pod_cleanup.pod_gone(workload, gone, for_good=for_good)
 
-    def look_at_group(self, key: ResourceKey) -> None:
-        """Something about the consumers of a group changed."""
-        if key in self._context.store.groups:
-            self._context.queue.add(key, Priority.EVENT)
+    def requeue(self, key: ResourceKey) -> None:
+        """Queues a stream or group whose objects in the cluster changed."""
+        if self._state.resources.get(key) is not None:
+            self._queue.add(key, Priority.EVENT)
 
-    def look_at_stream(self, key: ResourceKey) -> None:
-        """Something about the signing keys of a stream changed."""
-        if key in self._context.store.streams:
-            self._context.queue.add(key, Priority.EVENT)
-
-    def look_at_agent(self, namespace: str, agent: str) -> None:
-        """Something about the Secret of an agent changed."""
+    def requeue_agent(self, namespace: str, agent: str) -> None:
+        """Queues an agent whose Secret changed."""
         name = AgentName(namespace, agent)
-        if name in self._context.store.agents:
-            self._context.queue.add(agent_key(name), Priority.EVENT)
+        if name in self._state.resources.agents:
+            self._queue.add(agent_key(name), Priority.EVENT)
 
-    def known(self, key: ResourceKey) -> Known | None:
-        """A resource as it was put in last."""
-        return self._context.store.get(key)
+    def known(self, key: ResourceKey) -> AnyResource | None:
+        """Returns a resource as it was put last."""
+        return self._state.resources.get(key)
 
     @property
     def health(self) -> OperatorHealth:
-        """How it is just now."""
-        return health(self._context)
+        """The present health."""
+        return health(self._state, self._broker, self._queue)
 
     @property
     def conditions(self) -> Counter[ConditionCount]:
-        """How many resources say what in their conditions."""
-        return conditions(self._context)
+        """The number of resources by kind, condition and status."""
+        return count_conditions(self._state)
 
     @property
     def work(self) -> tuple[GroupWork, ...]:
-        """What every group's consumers have to do."""
-        return tuple(work(self._context))
+        """The work of every group."""
+        return tuple(work(self._state))
 
     def check_all(self) -> None:
-        """Looks at everything anew, as a resync does in the course of a minute."""
-        self._pulse.check_all(Priority.RESYNC)
+        """Checks every resource anew, as a resync does in the course of a minute."""
+        self._server.check_all(Priority.RESYNC)
 
     def view(self) -> View:
-        """The numbers as they were measured last."""
-        return view(self._context)
+        """Returns the numbers as of the latest measurement."""
+        return view(self._state)
 
     async def summary(self) -> View:
-        """The numbers as they are now; those of a moment ago if the server does not answer."""
-        await self._pulse.measure_all()
-        return view(self._context)
+        """Measures everything and returns the numbers; the latest ones if the server does not answer."""
+        await self._monitor.measure_all()
+        return view(self._state)
 
-    def _let_look(self, affected: Iterable[ResourceKey], priority: Priority) -> None:
-        context = self._context
+    def _requeue(self, affected: Iterable[ResourceKey], priority: Priority) -> None:
         for key in affected:
             if key.kind == AGENT:
-                context.touch((AgentName(key.namespace, key.name),), priority)
+                self._context.requeue_agents((AgentName(key.namespace, key.name),), priority)
             else:
-                context.queue.add(key, priority)
+                self._queue.add(key, priority)
 
     async def _work(self, key: ResourceKey) -> float | None:
         began, outcome = time.perf_counter(), Outcome.ERROR
@@ -254,7 +242,7 @@ class Engine:
             outcome = Outcome.RETRY
             raise
         finally:
-            self._worked(key.kind, outcome, time.perf_counter() - began)
+            self._reconciled(key.kind, outcome, time.perf_counter() - began)
         return again
 
     async def _reconcile(self, key: ResourceKey) -> float | None:
@@ -265,46 +253,44 @@ class Engine:
                 return await reconcile_group(self._context, key)
             await reconcile_agent(self._context, key)
         except (ConnectionLost, AccessDenied) as error:
-            self._pulse.doubt()
+            self._server.probe_now()
             raise TryAgain(str(error)) from error
         except AgentStreamError as error:
-            await self._refused(key, str(error))
+            await self._report_refusal(key, str(error))
             raise TryAgain(str(error)) from error
         except (ClusterUnavailable, ClusterRefused) as error:
             raise TryAgain(str(error)) from error
         return None
 
-    async def _refused(self, key: ResourceKey, why: str) -> None:
-        """Says in a resource's status that the server refused what was to be done for it."""
-        resource = self._context.store.get(key)
+    async def _report_refusal(self, key: ResourceKey, why: str) -> None:
+        """Writes the server's refusal into the status of a resource."""
+        resource = self._state.resources.get(key)
         if resource is not None:
-            found = ConditionUpdate(
-                ConditionType.SYNCED, "False", ConditionReason.RECONCILING, f"the server refused: {why}"
-            )
-            reported = self._context.reported(resource)
-            await self._context.status.write(resource, reported, with_ready((REACHABLE, found)), {})
+            kind, reason = ConditionType.SYNCED, ConditionReason.RECONCILING
+            refused = ConditionUpdate(kind, "False", reason, f"the server refused a command: {why}")
+            reported = self._state.memory.reported(resource)
+            await self._context.status.write(resource, reported, with_ready((REACHABLE, refused)), {})
 
     async def _resync(self) -> None:
-        """Queues every key once in `rhythm.resync` seconds, ± 10 %, spread evenly."""
-        context = self._context
-        every = context.rhythm.resync
+        """Queues every key once per `resync` interval, ± 10 %, spread evenly."""
+        every = self._state.options.loops.resync
         step = min(1.0, every / 10)
         while True:
-            keys = tuple(context.store.keys())
+            keys = tuple(self._state.resources.keys())
             steps = max(1, round(every * (0.9 + 0.2 * self._random()) / step))
             for part in range(steps):
                 await asyncio.sleep(step)
                 first, end = (len(keys) * bound // steps for bound in (part, part + 1))
-                context.queue_all(keys[first:end], Priority.RESYNC)
+                self._queue.add_all(keys[first:end], Priority.RESYNC)
 
 
-def _was_acted_on(resource: Known) -> bool:
+def _was_acted_on(resource: AnyResource) -> bool:
     status = resource.status
     return status is not None and status.observed_generation == resource.metadata.generation
 
 
-def _is_same(known: Known, resource: Known) -> bool:
-    """Whether nothing changed that a plan depends on: a written status comes back as a change, too."""
+def _is_same(known: AnyResource, resource: AnyResource) -> bool:
+    """Returns whether nothing changed that a plan depends on; a written status comes back as a change."""
     old, new = known.metadata, resource.metadata
     return (
         (old.generation, old.deletion_timestamp, old.creation_timestamp, old.finalizers)

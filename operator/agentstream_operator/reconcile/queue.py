@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import IntEnum
 from typing import Generic, TypeVar
 
@@ -95,6 +95,11 @@ class WorkQueue(Generic[K]):
         self._idle.clear()
         self._wake_one()
 
+    def add_all(self, keys: Iterable[K], priority: Priority) -> None:
+        """Adds several keys."""
+        for key in keys:
+            self.add(key, priority)
+
     def add_later(self, key: K, delay: float, priority: Priority) -> None:
         """Adds a key after `delay` seconds, unless it is due before that anyway."""
         loop = asyncio.get_running_loop()
@@ -146,10 +151,10 @@ class WorkQueue(Generic[K]):
             try:
                 again = await work(key)
             except TryAgain as error:
-                _log.info("%s is tried again: %s", key, error)
+                _log.info("%s: retrying: %s", key, error)
                 self._failed(key)
             except Exception:  # noqa: BLE001 - one key's fault must not stop the others
-                _log.exception("%s failed", key)
+                _log.exception("%s: reconciling failed", key)
                 self._failed(key)
             else:
                 self._failures.pop(key, None)

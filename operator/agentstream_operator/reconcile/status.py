@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from agentstream_operator.cluster.port import Cluster, Event
-from agentstream_operator.plan.findings import ConditionUpdate
-from agentstream_operator.reconcile.state.index import Known, owner_of
+from agentstream_operator.plan.conditions import ConditionUpdate
+from agentstream_operator.reconcile.state.index import owner_of
 from agentstream_operator.reconcile.state.memory import Status, StatusMemory
 from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.parse import AnyResource
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
     Condition,
@@ -50,8 +51,8 @@ _PROMPT = ("replicas", "desired_replicas")
 
 _SOON = 1.0
 _DERIVED = frozenset({"conditions", "observed_generation"})
-_PASSING = frozenset({ConditionReason.RECONCILING})
-_PASSING_AT_FIRST = _PASSING | {ConditionReason.STREAM_MISSING}
+_TRANSIENT = frozenset({ConditionReason.RECONCILING})
+_TRANSIENT_AT_FIRST = _TRANSIENT | {ConditionReason.STREAM_MISSING}
 
 
 def rounded(number: int) -> int:
@@ -90,9 +91,9 @@ class StatusWriter:
 
     async def write(
         self,
-        resource: Known,
+        resource: AnyResource,
         reported: StatusMemory,
-        findings: tuple[ConditionUpdate, ...],
+        updates: tuple[ConditionUpdate, ...],
         numbers: dict[str, Any],
     ) -> float | None:
         """Writes the status if it changed.
@@ -100,7 +101,7 @@ class StatusWriter:
         Args:
             resource: whose status it is.
             reported: what was written before.
-            findings: what the conditions are to say.
+            updates: what the conditions are to say.
             numbers: the other fields.
 
         Returns:
@@ -108,28 +109,28 @@ class StatusWriter:
         """
         status, clock = reported.status, asyncio.get_running_loop().time()
         generation = resource.metadata.generation
-        wait = self._until_settled(reported, findings, clock)
+        wait = self._until_settled(reported, updates, clock)
         if wait > 0:
             return wait
         same = (
-            status is not None and status.observed_generation == generation and findings == reported.findings
+            status is not None and status.observed_generation == generation and updates == reported.conditions
         )
         if same and all(getattr(status, name) == value for name, value in numbers.items()):
             return None
         if status is not None and status.observed_generation == generation:
-            moved = [f[:3] for f in findings] != [f[:3] for f in reported.findings]
+            moved = [f[:3] for f in updates] != [f[:3] for f in reported.conditions]
             scaled = any(numbers[name] != getattr(status, name) for name in _PROMPT if name in numbers)
             wait = reported.written_at + (min(self._rarely, _SOON) if scaled else self._rarely) - clock
             if not moved and wait > 0:
                 return wait
-        await self._alarm(resource, status, findings)
-        conditions = self._conditions(status, findings, generation)
+        await self._alarm(resource, status, updates)
+        conditions = self._conditions(status, updates, generation)
         kind = AgentStreamStatus if isinstance(resource, AgentStream) else ConsumerGroupStatus
         numbers = {**_numbers(status), **numbers}
         new: Status = kind(observed_generation=generation, conditions=conditions, **numbers)
         if new != status:
             await self._cluster.write_status(owner_of(resource), new)
-        reported.status, reported.findings, reported.written_at = new, findings, clock
+        reported.status, reported.conditions, reported.written_at = new, updates, clock
         return None
 
     def is_due(self, reported: StatusMemory, numbers: dict[str, Any]) -> bool:
@@ -142,46 +143,46 @@ class StatusWriter:
         )
 
     def _until_settled(
-        self, reported: StatusMemory, findings: tuple[ConditionUpdate, ...], clock: float
+        self, reported: StatusMemory, updates: tuple[ConditionUpdate, ...], clock: float
     ) -> float:
-        """Seconds for which to wait because others are about to change what the findings say."""
-        passing = _PASSING if reported.status is not None else _PASSING_AT_FIRST
-        if findings[0].kind is not ConditionType.READY or findings[0].reason not in passing:
-            reported.passing_since = None
+        """Seconds for which to wait because others are about to change what the updates say."""
+        transient = _TRANSIENT if reported.status is not None else _TRANSIENT_AT_FIRST
+        if updates[0].kind is not ConditionType.READY or updates[0].reason not in transient:
+            reported.transient_since = None
             return 0.0
-        if reported.passing_since is None or self._busy():
-            reported.passing_since = clock
-        return reported.passing_since + self._patience - clock
+        if reported.transient_since is None or self._busy():
+            reported.transient_since = clock
+        return reported.transient_since + self._patience - clock
 
     async def _alarm(
-        self, resource: Known, status: Status | None, findings: tuple[ConditionUpdate, ...]
+        self, resource: AnyResource, status: Status | None, updates: tuple[ConditionUpdate, ...]
     ) -> None:
         known = {(c.type, c.reason) for c in status.conditions} if status is not None else set()
-        for finding in findings:
+        for update in updates:
             if (
-                finding.reason in _ALARMS
-                and finding.kind is not ConditionType.READY
-                and (finding.kind, finding.reason) not in known
+                update.reason in _ALARMS
+                and update.kind is not ConditionType.READY
+                and (update.kind, update.reason) not in known
             ):
-                message = finding.message or str(finding.kind)
+                message = update.message or str(update.kind)
                 uid = resource.metadata.uid
-                await self._cluster.emit(Event(resource.key, finding.reason, message, warning=True, uid=uid))
+                await self._cluster.emit(Event(resource.key, update.reason, message, warning=True, uid=uid))
 
     def _conditions(
-        self, status: Status | None, findings: tuple[ConditionUpdate, ...], generation: int
+        self, status: Status | None, updates: tuple[ConditionUpdate, ...], generation: int
     ) -> tuple[Condition, ...]:
         before = status.conditions if status is not None else ()
-        if any(f.kind is ConditionType.BACKEND_REACHABLE and f.status == "False" for f in findings):
+        if any(f.kind is ConditionType.BACKEND_REACHABLE and f.status == "False" for f in updates):
             # nothing new is known about the rest
             conditions = before
         else:
-            named = {finding.kind for finding in findings}
+            named = {update.kind for update in updates}
             conditions = tuple(condition for condition in before if condition.type in named)
         now = self._now()
-        for finding in findings:
-            present = find_condition(conditions, finding.kind)
-            if present is None or not _says(present, finding, generation):
-                conditions = set_condition(conditions, *finding, generation, now)
+        for update in updates:
+            present = find_condition(conditions, update.kind)
+            if present is None or not _says(present, update, generation):
+                conditions = set_condition(conditions, *update, generation, now)
         return conditions
 
 
@@ -191,6 +192,6 @@ def _numbers(status: Status | None) -> dict[str, Any]:
     return {name: getattr(status, name) for name in type(status).model_fields if name not in _DERIVED}
 
 
-def _says(condition: Condition, finding: ConditionUpdate, generation: int) -> bool:
+def _says(condition: Condition, update: ConditionUpdate, generation: int) -> bool:
     said = (condition.type, condition.status, condition.reason, condition.message)
-    return said == finding and condition.observed_generation == generation
+    return said == update and condition.observed_generation == generation

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .crd import KINDS, crd
-from .reference import conditions_page
+from .reasons import CONDITIONS, REASONS
 
 _HEAD = "# Generated from operator/agentstream_operator/resources by `make generate`; do not edit.\n"
+
+_PAGE_HEAD = """\
+# Conditions and reasons
+
+<!-- Generated from resources/reasons.py by `make generate`; do not edit. -->
+
+Every AgentStream and ConsumerGroup reports its state as conditions (`kubectl describe`, or
+`kubectl wait --for=condition=Ready`). A condition has a status (`True`, `False`, or `Unknown`) and a reason;
+events and metrics use the same reasons. `lastTransitionTime` moves only when the status does.
+"""
 
 
 def documents() -> dict[str, str]:
@@ -27,6 +37,27 @@ def documents() -> dict[str, str]:
     }
     files["docs/reference/conditions.md"] = conditions_page()
     return files
+
+
+def conditions_page() -> str:
+    """The page as Markdown: one table of the conditions, one of the reasons in alphabetical order."""
+    conditions = [(f"`{kind}`", doc.meaning, f"`{doc.healthy}`") for kind, doc in CONDITIONS.items()]
+    reasons = sorted((f"`{reason}`", doc.meaning, doc.action) for reason, doc in REASONS.items())
+    return "\n".join(
+        [
+            _PAGE_HEAD,
+            "## Conditions\n",
+            *_table(("Condition", "What it says", "When all is well"), conditions),
+            "",
+            "## Reasons\n",
+            *_table(("Reason", "What it means", "What to do"), reasons),
+            "",
+        ]
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def drifted(root: Path) -> list[str]:

@@ -16,7 +16,9 @@ from .meta import API_VERSION
 from .model import BROKEN_RULES, quote
 from .reasons import ConditionReason, ConditionType
 
-_MODELS: Mapping[str, type[AgentStream | ConsumerGroup]] = {
+AnyResource = AgentStream | ConsumerGroup
+
+_MODELS: Mapping[str, type[AnyResource]] = {
     "AgentStream": AgentStream,
     "ConsumerGroup": ConsumerGroup,
 }
@@ -40,7 +42,7 @@ class InvalidResource(ValueError):  # noqa: N818 (it names what is wrong, as its
         self.problems = problems
 
 
-def parse_resource(obj: Mapping[str, Any]) -> AgentStream | ConsumerGroup:
+def parse_resource(obj: Mapping[str, Any]) -> AnyResource:
     """Reads a manifest as the API server would, which has null mean absent, in unknown fields, too.
 
     Conditions that another version of the operator wrote, in words that this one does not know, are left out:
@@ -67,7 +69,7 @@ def parse_resource(obj: Mapping[str, Any]) -> AgentStream | ConsumerGroup:
         raise InvalidResource(subject, _all_problems(model, error)) from None
 
 
-def refused_changes(old: AgentStream | ConsumerGroup, new: AgentStream | ConsumerGroup) -> tuple[str, ...]:
+def refused_changes(old: AnyResource, new: AnyResource) -> tuple[str, ...]:
     """What the API server would say to this change of an existing resource: one line per immutable field."""
     return tuple(
         f"spec{rule.field_path}: {rule.message}"

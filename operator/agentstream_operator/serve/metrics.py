@@ -9,8 +9,7 @@ from prometheus_client import Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from agentstream_operator.reconcile.engine import Outcome
-from agentstream_operator.reconcile.report.health import ConditionCount, OperatorHealth
-from agentstream_operator.reconcile.report.work import GroupWork
+from agentstream_operator.reconcile.report.metrics import ConditionCount, GroupWork, OperatorHealth
 from agentstream_operator.serve.exposition import (
     Exposition,
     api_requests,
@@ -69,7 +68,7 @@ class Metrics:
             registry=self._exposition.registry,
         )
 
-    def worked(self, kind: str, outcome: Outcome, seconds: float) -> None:
+    def reconciled(self, kind: str, outcome: Outcome, seconds: float) -> None:
         """Records a reconciliation."""
         self._durations.labels(kind, outcome).observe(seconds)
         if outcome is Outcome.SUCCESS:
@@ -86,9 +85,11 @@ class Metrics:
             yield gauge("agentstream_queue_depth", "Keys waiting to be reconciled.", health.waiting)
             yield gauge("agentstream_queue_oldest_seconds", "Wait of the first of these keys.", health.oldest)
             yield gauge(
-                "agentstream_redis_up", "Whether Redis or Valkey answers.", int(health.trouble is None)
+                "agentstream_redis_up", "Whether Redis or Valkey answers.", int(health.outage is None)
             )
             yield round_trips(health.round_trips)
+            done = (((action,), count) for action, count in health.janitor.items())
+            yield counters("agentstream_janitor", "Actions of the janitor on all streams.", ("action",), done)
         resources = GaugeMetricFamily(
             "agentstream_resources",
             "Resources by condition and its status.",

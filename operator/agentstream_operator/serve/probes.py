@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agentstream_operator.reconcile.report.health import OperatorHealth
+from agentstream_operator.reconcile.report.metrics import OperatorHealth
 
 STUCK = 300.0
 """Seconds that the oldest key may wait in the queue before the operator counts as stuck."""
@@ -49,6 +49,6 @@ def ready(state: ProbeState) -> str | None:
         return "starting"
     if not state.health.complete:
         return "listing resources"
-    if state.health.trouble is not None:
-        return f"Redis or Valkey does not answer: {state.health.trouble}"
+    if state.health.outage is not None:
+        return f"Redis or Valkey does not answer: {state.health.outage}"
     return live(state)

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentstream_operator.metrics_api.self_metrics import SelfMetrics, SelfSample
 from agentstream_operator.reconcile.engine import Outcome
-from agentstream_operator.reconcile.report.health import OperatorHealth
+from agentstream_operator.reconcile.report.metrics import OperatorHealth
 from agentstream_operator.serve.metrics import Metrics, MetricsSample
 from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
 from unit.chart.variants import EVERYTHING
@@ -33,7 +33,7 @@ EXTERNAL_ALERTS = {"AgentStreamMetricsServerDown", "AgentStreamExternalMetricsFa
 
 def exposed():
     """What the operator and the metrics server tell: every series, and its labels."""
-    health = OperatorHealth(trouble=None, complete=True, waiting=0, oldest=0.0, round_trips=0)
+    health = OperatorHealth(outage=None, complete=True, waiting=0, oldest=0.0, round_trips=0)
     sample = MetricsSample(
         leads=True,
         health=health,

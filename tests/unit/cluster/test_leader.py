@@ -274,7 +274,7 @@ def test_who_cannot_renew_the_lease_has_lost_it_before_anybody_else_may_have_it(
         await second.stop()
 
     run_virtually(main())
-    assert f"the Lease {NAME} could not be renewed" in caplog.text
+    assert f"could not renew the Lease {NAME}" in caplog.text
 
 
 @in_virtual_time

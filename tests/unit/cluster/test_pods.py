@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentstream_operator.cluster.pods import COST, PodSeen, deletion_cost, read_pod, says_cost
+from agentstream_operator.cluster.pods import COST, PodSeen, deletion_cost, has_deletion_cost, read_pod
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import ResourceKey
 from unit.cluster.objects import Json, a_pod, container
@@ -122,4 +122,4 @@ def test_the_cost_grows_by_one_as_what_is_held_doubles(held: int, cost: str) -> 
     ],
 )
 def test_a_template_may_say_itself_what_its_pods_cost(template: Json, *, says: bool) -> None:
-    assert says_cost(template) is says
+    assert has_deletion_cost(template) is says

@@ -16,7 +16,7 @@ from agentstream_operator.metrics_api.authorizer import AccessRequest
 from agentstream_operator.metrics_api.backlog import Backlog, BacklogUnknownError
 from agentstream_operator.metrics_api.documents import StatusError
 from agentstream_operator.metrics_api.request_header import RequestHeaderConfig, UserInfo
-from agentstream_operator.reconcile.state.index import Store
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from support.resources import a_group, a_stream
 
@@ -57,7 +57,7 @@ class Site:
     """The application with some groups."""
 
     def __init__(self, *, trust: RequestHeaderConfig | None = TRUST) -> None:
-        store = Store()
+        store = ResourceIndex()
         store.put(a_stream())
         for name in ("coder", "planner", "lost", "broken"):
             store.put(a_group(name, namespace="lost" if name in {"lost", "broken"} else "team"))

@@ -12,7 +12,7 @@ from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.metrics_api.backlog import Backlogs, BacklogUnknownError
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
-from agentstream_operator.reconcile.state.index import Store
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from support.clock import run_virtually
 from support.resources import TEMPLATE, a_group, a_stream
 
@@ -45,7 +45,7 @@ def asking(test: Any, *resources: Any) -> None:
     """Runs a test in virtual time, with a stream, a group and more."""
 
     async def run() -> None:
-        store = Store()
+        store = ResourceIndex()
         for resource in (a_stream(), CODER, *resources):
             store.put(resource)
         server: Any = Asked()
@@ -67,7 +67,7 @@ async def messages(backlogs: Backlogs, group: Any = CODER) -> int | str:
 
 
 def test_an_answer_serves_all_who_ask_within_a_second() -> None:
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         assert await asyncio.gather(*(messages(backlogs) for _ in range(100))) == [5] * 100
         await asyncio.sleep(0.85)
         assert await messages(backlogs) == 5
@@ -85,7 +85,7 @@ def test_an_answer_serves_all_who_ask_within_a_second() -> None:
 def test_streams_that_are_asked_about_together_are_asked_for_together() -> None:
     others = [a_stream("more"), a_group("planner", stream="more")]
 
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         server.groups |= {"planner": GroupSeen(exists=True, retry_length=7)}
         found = await asyncio.gather(messages(backlogs), messages(backlogs, others[1]))
         assert found == [5, 7]
@@ -95,7 +95,7 @@ def test_streams_that_are_asked_about_together_are_asked_for_together() -> None:
 
 
 def test_a_new_group_is_asked_about_at_once() -> None:
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         await messages(backlogs)
         new = a_group("planner")
         store.put(new)
@@ -109,7 +109,7 @@ def test_a_new_group_is_asked_about_at_once() -> None:
 def test_groups_of_the_agent_without_consumers_count_where_they_are_served() -> None:
     guest = a_group("guest", agent="coder", stream="more")
 
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         # its stream is not there yet
         assert await messages(backlogs) == 5
         store.put(a_stream("more"))
@@ -122,7 +122,7 @@ def test_groups_of_the_agent_without_consumers_count_where_they_are_served() -> 
 def test_a_group_that_nobody_is_to_make_hides_no_other() -> None:
     guest = a_group("guest", agent="coder", stream="more")
 
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         server.groups |= {"guest": GroupSeen(exists=False)}
         assert await messages(backlogs) == 5
         store.put(a_stream("more"))
@@ -133,7 +133,7 @@ def test_a_group_that_nobody_is_to_make_hides_no_other() -> None:
 
 @pytest.mark.parametrize("known", [GroupSeen(exists=False), None], ids=["not made", "not seen"])
 def test_a_group_that_is_not_on_its_stream_is_unknown(known: GroupSeen | None) -> None:
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         server.groups = {} if known is None else {"coder": known}
         assert (
             await messages(backlogs)
@@ -146,7 +146,7 @@ def test_a_group_that_is_not_on_its_stream_is_unknown(known: GroupSeen | None) -
 def test_a_group_without_its_stream_is_unknown() -> None:
     lost = a_group("lost", stream="missing")
 
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         assert (
             await messages(backlogs, lost)
             == "ConsumerGroup team/lost has no stream, or another resource claimed its place"
@@ -161,7 +161,7 @@ def test_a_stream_that_claims_anothers_key_is_not_looked_at() -> None:
         a_group("g", namespace="other", stream="thief"),
     ]
 
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         assert "claimed its place" in str(await messages(backlogs, thief[1]))
         assert server.looks == []
 
@@ -169,7 +169,7 @@ def test_a_stream_that_claims_anothers_key_is_not_looked_at() -> None:
 
 
 def test_while_the_server_is_away_everything_is_unknown_for_a_second() -> None:
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         assert await messages(backlogs) == 5
         await asyncio.sleep(1)
         server.fails = ConnectionLost("gone")
@@ -189,7 +189,7 @@ def test_while_the_server_is_away_everything_is_unknown_for_a_second() -> None:
 def test_one_stream_that_cannot_be_read_hides_no_other() -> None:
     others = [a_stream("more"), a_group("planner", stream="more")]
 
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         server.broken = {"{team.more}"}
         found = await asyncio.gather(messages(backlogs), messages(backlogs, others[1]))
         assert found == [5, "Redis or Valkey does not answer: broken"]
@@ -198,7 +198,7 @@ def test_one_stream_that_cannot_be_read_hides_no_other() -> None:
 
 
 def test_who_gives_up_takes_the_answer_from_nobody() -> None:
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         first, second = (asyncio.create_task(messages(backlogs)) for _ in range(2))
         await asyncio.sleep(0.05)
         first.cancel()
@@ -208,7 +208,7 @@ def test_who_gives_up_takes_the_answer_from_nobody() -> None:
 
 
 def test_streams_that_are_gone_are_forgotten() -> None:
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         store.put(a_stream("more"))
         more = a_group("planner", stream="more")
         store.put(more)
@@ -222,7 +222,7 @@ def test_streams_that_are_gone_are_forgotten() -> None:
 
 
 def test_at_the_end_nobody_waits_for_ever() -> None:
-    async def test(backlogs: Backlogs, server: Asked, store: Store) -> None:
+    async def test(backlogs: Backlogs, server: Asked, store: ResourceIndex) -> None:
         waiting = asyncio.create_task(messages(backlogs))
         await asyncio.sleep(0.05)
         await backlogs.close()

@@ -12,7 +12,7 @@ from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.kinds import ApiKind
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.metrics_api.reflector import Reflector
-from agentstream_operator.reconcile.state.index import Store
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from support.waiting import until
 from unit.cluster.objects import a_resource
 
@@ -74,7 +74,7 @@ class Watching:
     """A store that is kept."""
 
     def __init__(self, api: There, namespaces: list[str] | None = None) -> None:
-        self.store = Store()
+        self.store = ResourceIndex()
         connection: Any = api
         self.declared = Reflector(connection, namespaces, self.store)
 

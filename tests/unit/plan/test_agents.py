@@ -80,16 +80,16 @@ def test_what_is_in_place_needs_nothing() -> None:
 def test_a_new_agent_gets_user_and_then_route() -> None:
     plan = plan_agent(AgentInput("ours", USE, ("hash",)))
     assert plan.actions == (set_user(USE, "ours", ("hash",)), SetRoute(ROUTES, "coder", ROUTE))
-    assert plan.notices == ()
+    assert plan.events == ()
     assert [c.group for c in decode_route(ROUTE).consumes] == ["coder"]
 
 
 def test_a_user_that_vanished_or_was_changed_is_put_right_and_that_is_told() -> None:
-    for live, what in ((None, "had vanished"), ("other", "had been changed")):
+    for live, what in ((None, "was missing"), ("other", "had been changed")):
         plan = plan_agent(replace(IN_PLACE, live=live))
         assert plan.actions == (set_user(USE, "ours", ("hash",)),)
-        assert [notice.reason for notice in plan.notices] == [ConditionReason.CREDENTIALS_RESTORED]
-        assert what in plan.notices[0].message
+        assert [event.reason for event in plan.events] == [ConditionReason.CREDENTIALS_RESTORED]
+        assert what in plan.events[0].message
 
 
 def test_a_new_password_or_use_is_written() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentstream_operator.plan.autoscaler import hpa_or_zero, may_lower
-from agentstream_operator.plan.scaling import Decision, ScalingRule
+from agentstream_operator.plan.scaling import Decision, ScalingRule, hpa_or_zero, may_lower
 from agentstream_operator.plan.signal import UNKNOWN, Signal
 from agentstream_operator.resources.consumergroup import Autoscaling
 

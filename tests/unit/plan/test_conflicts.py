@@ -66,9 +66,9 @@ def test_keys_that_derive_the_same_names_are_one_claim() -> None:
 def test_the_winner_has_no_conflict_and_the_loser_names_it() -> None:
     winner, loser = a_stream("older", "one", key="k"), a_stream(key="k")
     assert stream_conflict(winner, winner).status == "False"
-    finding = stream_conflict(loser, winner)
-    assert (finding.status, finding.reason) == ("True", ConditionReason.KEY_CLAIMED)
-    assert finding.message == "k belongs to the older AgentStream one/older"
+    condition = stream_conflict(loser, winner)
+    assert (condition.status, condition.reason) == ("True", ConditionReason.KEY_CLAIMED)
+    assert condition.message == "k is already used by the older AgentStream one/older"
 
 
 def test_a_key_that_may_not_be_claimed_is_a_conflict() -> None:

@@ -7,10 +7,9 @@ from typing import Any
 import msgspec
 
 from agentstream_operator.plan.actions import CreateStream, SetContracts
-from agentstream_operator.plan.contracts import digest_after, published
-from agentstream_operator.plan.findings import Plan
+from agentstream_operator.plan.conditions import Plan
 from agentstream_operator.plan.observed import StreamSeen
-from agentstream_operator.plan.streams import StreamInput, plan_stream
+from agentstream_operator.plan.streams import StreamInput, digest_after, plan_stream, published
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import PAUSED_ANNOTATION
 from agentstream_operator.resources.status import ConditionReason, ConditionType
@@ -39,7 +38,7 @@ def test_contracts_that_are_not_there_are_written() -> None:
     plan = planned(a_stream(contracts=[EVENT, REQUEST]), PRESENT)
     schemas = {"event@1": '{"required":["doc"],"type":"object"}', "task_request@2": '{"type":"object"}'}
     assert plan.actions == (SetContracts(KEY, digest(EVENT, REQUEST), schemas),)
-    assert plan.findings[0].status == "True"
+    assert plan.conditions[0].status == "True"
 
 
 def test_they_are_written_with_a_new_stream() -> None:
@@ -72,9 +71,12 @@ def test_another_digest_means_other_contracts() -> None:
 def test_what_is_no_contract_leaves_those_before_in_force_and_says_so() -> None:
     plan = planned(a_stream(contracts=[REQUEST, BROKEN]), written(EVENT))
     assert plan.actions == ()
-    assert (plan.findings[0].status, plan.findings[0].reason) == ("False", ConditionReason.CONTRACT_INVALID)
-    assert plan.findings[0].message.startswith("spec.contracts[1]: the schema of event@1 is no JSON Schema")
-    synced = next(finding for finding in plan.findings if finding.kind is ConditionType.SYNCED)
+    assert (plan.conditions[0].status, plan.conditions[0].reason) == (
+        "False",
+        ConditionReason.CONTRACT_INVALID,
+    )
+    assert plan.conditions[0].message.startswith("spec.contracts[1]: the schema of event@1 is no JSON Schema")
+    synced = next(condition for condition in plan.conditions if condition.kind is ConditionType.SYNCED)
     assert synced.reason is ConditionReason.CONTRACT_INVALID
 
 
@@ -87,9 +89,9 @@ def test_contracts_of_a_stream_that_is_only_watched_stay() -> None:
     observed = a_stream(contracts=[EVENT], managementPolicy="ObserveOnly")
     plan = planned(observed, PRESENT)
     assert plan.actions == ()
-    assert plan.findings[0].message == f"would write the contracts of {KEY}"
+    assert plan.conditions[0].message == f"would write the contracts of {KEY}"
     paused = a_stream(contracts=[BROKEN], annotations={PAUSED_ANNOTATION: "true"})
-    assert planned(paused, PRESENT).findings[0].status == "True"
+    assert planned(paused, PRESENT).conditions[0].status == "True"
 
 
 def test_agents_are_told_of_what_is_on_the_server() -> None:

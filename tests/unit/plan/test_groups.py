@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentstream_operator.plan.actions import CreateGroup, DestroyGroup
-from agentstream_operator.plan.findings import ConditionUpdate, Plan
+from agentstream_operator.plan.conditions import ConditionUpdate, Plan
 from agentstream_operator.plan.groups import GroupInput, plan_group, resume_at
 from agentstream_operator.plan.observed import GroupSeen, JanitorReport, StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory
@@ -38,15 +38,15 @@ def planned(
 
 
 def ready(plan: Plan) -> tuple[str, ConditionReason]:
-    return plan.findings[0].status, plan.findings[0].reason
+    return plan.conditions[0].status, plan.conditions[0].reason
 
 
 def found(plan: Plan, kind: ConditionType) -> tuple[str, ConditionReason]:
-    return next((f.status, f.reason) for f in plan.findings if f.kind is kind)
+    return next((f.status, f.reason) for f in plan.conditions if f.kind is kind)
 
 
 def told(plan: Plan) -> list[ConditionReason]:
-    return [notice.reason for notice in plan.notices]
+    return [event.reason for event in plan.events]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_new_group_starts_where_it_is_to(start_from: str, start: str) -> None:
 
 def test_a_group_as_declared_needs_nothing() -> None:
     plan = planned(a_group(), stream(PRESENT), established=True)
-    assert plan == Plan(findings=plan.findings)
+    assert plan == Plan(conditions=plan.conditions)
 
 
 def test_a_group_without_its_retry_stream_gets_one() -> None:
@@ -135,9 +135,9 @@ def test_a_conflict_is_not_touched() -> None:
 
 
 def test_nothing_is_known_of_a_server_that_does_not_answer() -> None:
-    plan = planned(a_group(), None, why_unreachable="refused")
+    plan = planned(a_group(), None, outage="refused")
     assert ready(plan) == ("False", ConditionReason.BACKEND_UNAVAILABLE)
-    assert len(plan.findings) == 2
+    assert len(plan.conditions) == 2
 
 
 @pytest.mark.parametrize(
@@ -189,20 +189,20 @@ def test_a_stall_is_said(
 
 @pytest.mark.parametrize(
     ("dead", "message"),
-    [(0, ""), (1, "messages have been given up"), (3, "messages have been given up, more than 2")],
+    [(0, ""), (1, "the group has some dead letters"), (3, "the group has more than 2 dead letters")],
 )
 def test_dead_letters_are_said(dead: int, message: str) -> None:
     seen = stream(GroupSeen(exists=True, retry_ready=True, dead=dead))
     plan = planned(a_group(deadLetter={"maxLength": 2}), seen)
-    finding = next(f for f in plan.findings if f.kind is ConditionType.DEAD_LETTERING)
-    assert (finding.status, finding.message) == ("True" if dead else "False", message)
+    condition = next(f for f in plan.conditions if f.kind is ConditionType.DEAD_LETTERING)
+    assert (condition.status, condition.message) == ("True" if dead else "False", message)
 
 
 def test_what_scaling_and_retention_say_is_passed_on() -> None:
     scaling = ConditionUpdate(ConditionType.SCALING_ACTIVE, "True", ConditionReason.SCALED_UP)
     history = RetentionHistory(JanitorReport("stream", held_by="coder"))
     plan = planned(a_group(), stream(PRESENT), scaling=scaling, history=history)
-    assert scaling in plan.findings
+    assert scaling in plan.conditions
     assert found(plan, ConditionType.RETENTION_HEALTHY) == ("False", ConditionReason.HELD_BY_GROUP)
 
 
@@ -214,13 +214,13 @@ def test_a_deleted_group_is_destroyed_if_that_is_asked_for() -> None:
     assert planned(a_group(deletionPolicy="Delete"), stream(PRESENT)).finalizer
     plan = planned(deleted(), stream(PRESENT))
     assert plan.actions == (DestroyGroup(KEY, "coder"),)
-    assert plan.over
+    assert plan.finished
     assert told(plan) == [ConditionReason.GROUP_DELETED]
 
 
 def test_a_retained_group_stays() -> None:
     plan = planned(deleted("Retain"), stream(PRESENT))
-    assert plan.over
+    assert plan.finished
     assert not plan.actions
     assert told(plan) == [ConditionReason.RETAINED]
 
@@ -235,7 +235,7 @@ def test_a_retained_group_stays() -> None:
 )
 def test_what_is_not_ours_is_not_destroyed(given: dict[str, Any], of: AgentStream | None) -> None:
     plan = planned(deleted(), stream(PRESENT), of, **given)
-    assert plan.over
+    assert plan.finished
     assert not plan.actions
 
 
@@ -258,6 +258,6 @@ def test_a_paused_deletion_waits_unless_it_is_forced() -> None:
 def test_a_silent_server_holds_a_deletion_for_a_while(
     *, annotations: dict[str, str], seconds: float, over: bool
 ) -> None:
-    plan = planned(deleted(annotations=annotations), None, why_unreachable="refused", deleted_for=seconds)
-    assert plan.over is over
+    plan = planned(deleted(annotations=annotations), None, outage="refused", deleted_for=seconds)
+    assert plan.finished is over
     assert plan.finalizer is not over

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentstream_operator.plan.observed import GroupSeen
-from agentstream_operator.plan.progress import Progress, follow, stalled
+from agentstream_operator.plan.signal import Progress, follow_progress, stalled
 
 
 def group(backlog: int, settled: int = 0, resettled: int = 0) -> GroupSeen:
@@ -15,20 +15,20 @@ def group(backlog: int, settled: int = 0, resettled: int = 0) -> GroupSeen:
 
 
 def test_settling_is_progress() -> None:
-    assert follow(Progress(1, 100), group(5, settled=2), 200) == Progress(2, 200)
-    assert follow(Progress(1, 100), group(5, settled=1, resettled=1), 200) == Progress(2, 200)
+    assert follow_progress(Progress(1, 100), group(5, settled=2), 200) == Progress(2, 200)
+    assert follow_progress(Progress(1, 100), group(5, settled=1, resettled=1), 200) == Progress(2, 200)
 
 
 def test_having_nothing_to_do_is_progress() -> None:
-    assert follow(Progress(1, 100), group(0, settled=1), 200) == Progress(1, 200)
+    assert follow_progress(Progress(1, 100), group(0, settled=1), 200) == Progress(1, 200)
 
 
 def test_a_backlog_of_which_nothing_is_settled_is_none() -> None:
-    assert follow(Progress(1, 100), group(5, settled=1), 200) == Progress(1, 100)
+    assert follow_progress(Progress(1, 100), group(5, settled=1), 200) == Progress(1, 100)
 
 
 def test_the_first_look_begins_the_time() -> None:
-    assert follow(None, group(5), 200) == Progress(0, 200)
+    assert follow_progress(None, group(5), 200) == Progress(0, 200)
 
 
 @pytest.mark.parametrize(

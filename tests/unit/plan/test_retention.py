@@ -64,8 +64,8 @@ def test_losses_are_remembered_beyond_the_report_that_had_them() -> None:
     ],
 )
 def test_the_condition_says_what_is_worst(history: RetentionHistory | None, reason: ConditionReason) -> None:
-    finding = retention_healthy(a_stream(), SEEN, history, None)
-    assert (finding.reason, finding.status) == (
+    condition = retention_healthy(a_stream(), SEEN, history, None)
+    assert (condition.reason, condition.status) == (
         reason,
         "True" if reason is ConditionReason.WITHIN_LIMITS else "False",
     )
@@ -73,17 +73,17 @@ def test_the_condition_says_what_is_worst(history: RetentionHistory | None, reas
 
 def test_a_server_that_may_evict_streams_comes_before_everything() -> None:
     history = RetentionHistory(JanitorReport("stream", refusing=True))
-    finding = retention_healthy(a_stream(), SEEN, history, "allkeys-lru")
-    assert finding.message == "maxmemory-policy is allkeys-lru, not noeviction"
+    condition = retention_healthy(a_stream(), SEEN, history, "allkeys-lru")
+    assert condition.message == "maxmemory-policy is allkeys-lru, not noeviction"
 
 
 @pytest.mark.parametrize(("first", "minutes"), [("700000-0", 5), (None, 0), ("99999999999999-0", 0)])
 def test_a_shortened_history_says_how_far_it_reaches(first: str | None, minutes: int) -> None:
     seen = StreamSeen(now=1_000_000, type="stream", first=first)
-    finding = retention_healthy(
+    condition = retention_healthy(
         a_stream(), seen, RetentionHistory(JanitorReport("stream"), None, 999_999), None
     )
-    assert finding.message == f"settled messages are kept for {minutes} minutes only"
+    assert condition.message == f"stream full: settled messages are kept for {minutes} minutes only"
 
 
 def test_the_group_that_holds_a_stream_back_says_so() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentstream_operator.plan.actions import CreateStream, DeleteStream, RecordOwner
-from agentstream_operator.plan.findings import AgentsState, Failure, Plan
+from agentstream_operator.plan.conditions import AgentsState, Failure, Plan
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.streams import StreamInput, plan_stream
 from agentstream_operator.resources.agentstream import AgentStream
@@ -28,15 +28,15 @@ def planned(stream: AgentStream, seen: StreamSeen | None, **given: Any) -> Plan:
 
 
 def ready(plan: Plan) -> tuple[str, ConditionReason]:
-    return plan.findings[0].status, plan.findings[0].reason
+    return plan.conditions[0].status, plan.conditions[0].reason
 
 
 def reason(plan: Plan, kind: ConditionType) -> ConditionReason:
-    return next(finding.reason for finding in plan.findings if finding.kind is kind)
+    return next(condition.reason for condition in plan.conditions if condition.kind is kind)
 
 
 def told(plan: Plan) -> list[ConditionReason]:
-    return [notice.reason for notice in plan.notices]
+    return [event.reason for event in plan.events]
 
 
 def test_a_stream_that_is_not_there_is_created() -> None:
@@ -48,7 +48,7 @@ def test_a_stream_that_is_not_there_is_created() -> None:
 
 def test_a_stream_as_declared_needs_nothing() -> None:
     plan = planned(a_stream(), PRESENT, added=7)
-    assert plan == Plan(findings=plan.findings)
+    assert plan == Plan(conditions=plan.conditions)
     assert ready(plan) == ("True", ConditionReason.READY)
 
 
@@ -101,8 +101,8 @@ def test_a_stream_of_another_installation_is_not_touched() -> None:
 
 
 def test_nothing_is_known_of_a_server_that_does_not_answer() -> None:
-    plan = planned(a_stream(), None, why_unreachable="refused")
-    assert {finding.kind for finding in plan.findings} == {
+    plan = planned(a_stream(), None, outage="refused")
+    assert {condition.kind for condition in plan.conditions} == {
         ConditionType.READY,
         ConditionType.BACKEND_REACHABLE,
     }
@@ -144,7 +144,7 @@ def test_what_may_not_be_changed_is_only_looked_at(
     changes: dict[str, Any], seen: StreamSeen, expected: tuple[str, ConditionReason]
 ) -> None:
     plan = planned(a_stream(**changes), seen)
-    synced = next(finding for finding in plan.findings if finding.kind is ConditionType.SYNCED)
+    synced = next(condition for condition in plan.conditions if condition.kind is ConditionType.SYNCED)
     assert plan.actions == ()
     assert told(plan) == []
     assert (synced.status, synced.reason) == expected
@@ -171,13 +171,13 @@ def test_deleting_takes_all_groups_that_are_known(*, policy: str, if_empty: bool
     plan = planned(deleted(policy), seen, groups=("coder",))
     assert plan.actions == (DeleteStream(KEY, ("coder", "foreign"), if_empty),)
     assert told(plan) == [ConditionReason.STREAM_DELETED]
-    assert [notice.reason for notice in plan.refused] == [ConditionReason.RETAINED_NOT_EMPTY]
-    assert plan.over
+    assert [event.reason for event in plan.refused] == [ConditionReason.RETAINED_NOT_EMPTY]
+    assert plan.finished
 
 
 def test_a_retained_stream_is_let_go() -> None:
     plan = planned(deleted("Retain"), PRESENT)
-    assert plan.over
+    assert plan.finished
     assert not plan.actions
     assert told(plan) == [ConditionReason.RETAINED]
 
@@ -195,7 +195,7 @@ def test_what_is_not_ours_is_not_deleted(
     stream: AgentStream, seen: StreamSeen, winner: AgentStream | None
 ) -> None:
     plan = planned(stream, seen, winner=winner or stream)
-    assert plan.over
+    assert plan.finished
     assert not plan.actions
 
 
@@ -203,7 +203,7 @@ def test_a_paused_deletion_waits() -> None:
     plan = planned(deleted("Delete", annotations=PAUSED), PRESENT)
     assert plan.finalizer
     assert not plan.actions
-    assert not plan.over
+    assert not plan.finished
 
 
 def test_a_forced_deletion_does_not_mind_the_pause() -> None:
@@ -219,5 +219,5 @@ def test_a_silent_server_holds_a_deletion_for_a_while(
     *, annotations: dict[str, str], seconds: float, over: bool
 ) -> None:
     plan = planned(deleted("Delete", annotations=annotations), None, deleted_for=seconds)
-    assert plan.over is over
+    assert plan.finished is over
     assert plan.finalizer is not over

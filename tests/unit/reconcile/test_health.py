@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agentstream_operator.reconcile.engine import Engine
-from agentstream_operator.reconcile.report.health import OperatorHealth
+from agentstream_operator.reconcile.report.metrics import OperatorHealth
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
     Condition,
@@ -24,9 +24,9 @@ class Silent:
     round_trips = 7
 
 
-def engine(**more: Any) -> Engine:
+def engine() -> Engine:
     broker: Any = Silent()
-    return Engine(broker, MemoryCluster(), **more)
+    return Engine(broker, MemoryCluster())
 
 
 def condition(kind: ConditionType, status: str, reason: ConditionReason) -> Condition:
@@ -43,16 +43,20 @@ REACHABLE = condition(ConditionType.BACKEND_REACHABLE, "True", ConditionReason.R
 
 async def test_an_engine_that_has_not_begun_says_so() -> None:
     found = engine().health
-    assert found == OperatorHealth(trouble=None, complete=False, waiting=0, oldest=0.0, round_trips=7)
+    assert found == OperatorHealth(
+        None, complete=False, waiting=0, oldest=0.0, round_trips=7, janitor=found.janitor
+    )
+    assert set(found.janitor.values()) == {0}
 
 
 async def test_what_waits_is_counted_and_how_long_it_has() -> None:
-    waiting = engine(trouble="refused")
+    waiting = engine()
+    waiting.server_down("refused")
     waiting.put(a_stream(producers=["planner"]))
     waiting.listed()
     found = waiting.health
     # the stream, and its producer
-    assert (found.trouble, found.complete, found.waiting) == ("refused", True, 2)
+    assert (found.outage, found.complete, found.waiting) == ("refused", True, 2)
     assert 0 < found.oldest < 60
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentstream_operator.plan.agents import AgentName
-from agentstream_operator.reconcile.state.index import Store, agent_key
+from agentstream_operator.reconcile.state.index import ResourceIndex, agent_key
 from agentstream_operator.resources.meta import ResourceKey
 from support.resources import TEMPLATE, a_group, a_stream
 
@@ -12,8 +12,8 @@ CODER = agent_key(AgentName("team", "coder"))
 PLANNER = agent_key(AgentName("team", "planner"))
 
 
-def store_of(*resources: object, allowed: tuple[str, ...] = ()) -> Store:
-    store = Store(allowed)
+def store_of(*resources: object, allowed: tuple[str, ...] = ()) -> ResourceIndex:
+    store = ResourceIndex(allowed)
     for resource in resources:
         store.put(resource)
     return store

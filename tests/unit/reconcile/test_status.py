@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agentstream_operator.plan.findings import (
+from agentstream_operator.plan.conditions import (
     IN_SYNC,
     NO_CONFLICT,
     REACHABLE,
@@ -40,10 +40,10 @@ class Case:
         return BORN + timedelta(seconds=asyncio.get_running_loop().time())
 
     async def write(
-        self, findings: tuple[ConditionUpdate, ...], length: int = 0, generation: int = 1
+        self, conditions: tuple[ConditionUpdate, ...], length: int = 0, generation: int = 1
     ) -> float | None:
         stream = a_stream(meta={"generation": generation})
-        return await self.writer.write(stream, self.reported, findings, {"length": length})
+        return await self.writer.write(stream, self.reported, conditions, {"length": length})
 
     @property
     def writes(self) -> int:

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from agentstream_operator.resources.crd import KINDS, crd
-from agentstream_operator.resources.generate import documents, drifted, main
-from agentstream_operator.resources.reference import conditions_page
+from agentstream_operator.resources.generate import conditions_page, documents, drifted, main
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 ROOT = Path(__file__).parents[3]

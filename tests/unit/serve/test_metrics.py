@@ -10,13 +10,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentstream_operator.plan.signal import UNKNOWN, Signal
 from agentstream_operator.reconcile.engine import Outcome
-from agentstream_operator.reconcile.report.health import OperatorHealth
-from agentstream_operator.reconcile.report.work import GroupWork
+from agentstream_operator.reconcile.report.metrics import GroupWork, OperatorHealth
 from agentstream_operator.serve.metrics import Metrics, MetricsSample
 
 NUMBERS = MetricsSample(
     leads=True,
-    health=OperatorHealth(None, complete=True, waiting=3, oldest=1.5, round_trips=42),
+    health=OperatorHealth(None, complete=True, waiting=3, oldest=1.5, round_trips=42, janitor={"trimmed": 5}),
     conditions=Counter({("AgentStream", "Ready", "True"): 2, ("AgentStream", "Ready", "False"): 1}),
     requests=Counter({("patch", "agentstreams", 200): 4, ("get", "secrets", 0): 1}),
     events=Counter({"agentstreams": 9}),
@@ -47,6 +46,7 @@ def test_a_scrape_shows_how_the_operator_is_now() -> None:
         "agentstream_queue_oldest_seconds": 1.5,
         "agentstream_redis_up": 1,
         "agentstream_redis_round_trips_total": 42,
+        "agentstream_janitor_total action=trimmed": 5,
         "agentstream_resources condition=Ready kind=AgentStream status=True": 2,
         "agentstream_resources condition=Ready kind=AgentStream status=False": 1,
         "agentstream_api_requests_total code=200 resource=agentstreams verb=patch": 4,
@@ -66,7 +66,7 @@ def test_numbers_are_read_at_every_scrape() -> None:
 
 def test_a_server_that_does_not_answer_is_down() -> None:
     assert NUMBERS.health is not None
-    down = replace(NUMBERS, health=replace(NUMBERS.health, trouble="refused"))
+    down = replace(NUMBERS, health=replace(NUMBERS.health, outage="refused"))
     assert ours(Metrics(lambda: down))["agentstream_redis_up"] == 0
 
 
@@ -79,9 +79,9 @@ def test_a_standby_says_nothing_of_what_it_does_not_do() -> None:
 
 def test_looks_are_counted_by_how_they_went_and_how_long_they_took() -> None:
     metrics = Metrics(lambda: NUMBERS)
-    metrics.worked("AgentStream", Outcome.SUCCESS, 0.002)
-    metrics.worked("AgentStream", Outcome.SUCCESS, 0.2)
-    metrics.worked("Agent", Outcome.RETRY, 20)
+    metrics.reconciled("AgentStream", Outcome.SUCCESS, 0.002)
+    metrics.reconciled("AgentStream", Outcome.SUCCESS, 0.2)
+    metrics.reconciled("Agent", Outcome.RETRY, 20)
     found = ours(metrics)
     name = "agentstream_reconcile_duration_seconds"
     stream, agent = "kind=AgentStream outcome=success", "kind=Agent outcome=retry"
@@ -95,9 +95,9 @@ def test_looks_are_counted_by_how_they_went_and_how_long_they_took() -> None:
 def test_only_success_counts_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
     metrics = Metrics(lambda: NUMBERS)
-    metrics.worked("AgentStream", Outcome.SUCCESS, 0.1)
-    metrics.worked("ConsumerGroup", Outcome.RETRY, 0.1)
-    metrics.worked("Agent", Outcome.ERROR, 0.1)
+    metrics.reconciled("AgentStream", Outcome.SUCCESS, 0.1)
+    metrics.reconciled("ConsumerGroup", Outcome.RETRY, 0.1)
+    metrics.reconciled("Agent", Outcome.ERROR, 0.1)
     name = "agentstream_reconcile_last_success_timestamp_seconds"
     shown = {key: value for key, value in ours(metrics).items() if key.startswith(name)}
     assert shown == {f"{name} kind=AgentStream": 1_800_000_000}
@@ -111,7 +111,7 @@ def test_a_scrape_shows_what_the_process_uses() -> None:
 
 def test_two_operators_of_one_process_do_not_get_into_each_others_way() -> None:
     first, second = Metrics(lambda: NUMBERS), Metrics(lambda: NUMBERS)
-    first.worked("Agent", Outcome.SUCCESS, 0.1)
+    first.reconciled("Agent", Outcome.SUCCESS, 0.1)
     count = "agentstream_reconcile_duration_seconds_count kind=Agent outcome=success"
     assert count in ours(first)
     assert count not in ours(second)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from agentstream_operator.reconcile.report.health import OperatorHealth
+from agentstream_operator.reconcile.report.metrics import OperatorHealth
 from agentstream_operator.serve.http import probe_reply
 from agentstream_operator.serve.probes import MISSED, STUCK, ProbeState, live, ready
 
 
 def health(
-    *, trouble: str | None = None, complete: bool = True, oldest: float = 0.0, waiting: int = 0
+    *, outage: str | None = None, complete: bool = True, oldest: float = 0.0, waiting: int = 0
 ) -> OperatorHealth:
     """A healthy engine, but for this."""
-    return OperatorHealth(trouble, complete, waiting, oldest, round_trips=7)
+    return OperatorHealth(outage, complete, waiting, oldest, round_trips=7)
 
 
 WELL = ProbeState(leads=True, health=health())
 STANDBY = ProbeState(leads=False)
-UNREACHABLE = ProbeState(leads=True, health=health(trouble="refused"))
+UNREACHABLE = ProbeState(leads=True, health=health(outage="refused"))
 STARTING = ProbeState(leads=True)
 LISTING = ProbeState(leads=True, health=health(complete=False))
 BUSY = ProbeState(leads=True, health=health(waiting=10_000, oldest=STUCK))
@@ -64,7 +64,7 @@ def test_one_that_cannot_work_yet_says_what_it_waits_for(state: ProbeState, why:
 
 
 def test_what_comes_first_is_told_first() -> None:
-    both = ProbeState(leads=True, health=health(trouble="refused", complete=False))
+    both = ProbeState(leads=True, health=health(outage="refused", complete=False))
     assert ready(both) == "listing resources"
 
 

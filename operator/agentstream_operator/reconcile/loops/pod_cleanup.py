@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 from agentstream.errors import AgentStreamError
 from agentstream.protocol.keys import Nudge
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.cluster.port import Cluster
 from agentstream_operator.plan.observed import Gone
-from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.state.index import stream_of
+from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.meta import ResourceKey
 
 _log = logging.getLogger(__name__)
@@ -41,16 +43,20 @@ class PodCleanup:
     """Frees what consumers that are gone hold, and removes their names once they hold nothing.
 
     Args:
-        context: who has a say in it.
+        state: the groups and their streams.
+        broker: the server.
+        cluster: knows the pods of groups.
     """
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, state: State, broker: Broker, cluster: Cluster) -> None:
+        self._state = state
+        self._broker = broker
+        self._cluster = cluster
         self._holding: set[tuple[ResourceKey, Gone]] = set()
         self._lingering: dict[tuple[ResourceKey, Gone], tuple[float, float]] = {}
         self._deleted: dict[ResourceKey, _Deleted] = {}
 
-    async def left(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
+    async def pod_gone(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
         """A pod of a group's workload is gone, or processes of it have ended.
 
         Returns when what it held is free, or will be together with what an earlier one held. Without the
@@ -65,8 +71,8 @@ class PodCleanup:
         if not for_good:
             await self._free(workload, {gone}, for_good=False)
             return
-        pulse, now = self._context.rhythm.pulse, asyncio.get_running_loop().time()
-        self._lingering[workload, gone] = (now + pulse, pulse)
+        interval, now = self._state.options.loops.measure, asyncio.get_running_loop().time()
+        self._lingering[workload, gone] = (now + interval, interval)
         deleted = self._deleted.get(workload)
         if deleted is None:
             deleted = self._deleted[workload] = _Deleted({gone})
@@ -91,27 +97,31 @@ class PodCleanup:
             consumed = tuple(self._consumed(workload))
             freed = await asyncio.gather(
                 *(
-                    self._context.broker.release_pod(*group, gone, for_good=for_good)
+                    self._broker.release_pod(*group, gone, for_good=for_good)
                     for gone in pods
                     for group in consumed
                 )
             )
-            owner = self._context.store.groups.get(workload)
+            owner = self._state.resources.groups.get(workload)
             if any(freed) and owner is not None:
-                await self._context.broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
+                await self._broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
             for gone in pods:
                 await self._remove(workload, gone)
         except AgentStreamError as error:
             names = ", ".join(sorted(gone.pod for gone in pods))
-            _log.info("what %s held waits for its leases to end: %s", names, error)
+            _log.info(
+                "could not release the messages of %s; they are redelivered when their leases expire: %s",
+                names,
+                error,
+            )
 
     async def watch(self) -> None:
         """Removes, again and again, the names of consumers that are gone and hold nothing any more."""
-        loop, rhythm = asyncio.get_running_loop(), self._context.rhythm
-        due = loop.time() + rhythm.resync / 2
+        loop, loops = asyncio.get_running_loop(), self._state.options.loops
+        due = loop.time() + loops.resync / 2
         while True:
-            await asyncio.sleep(rhythm.pulse)
-            if self._context.backend.trouble is not None:
+            await asyncio.sleep(loops.measure)
+            if self._state.backend.outage is not None:
                 continue
             try:
                 await self._free_again(loop.time())
@@ -119,10 +129,10 @@ class PodCleanup:
                 for workload, gone in self._holding - self._lingering.keys():
                     await self._remove(workload, gone)
                 if loop.time() >= due:
-                    due = loop.time() + rhythm.resync
+                    due = loop.time() + loops.resync
                     await self._tidy()
             except AgentStreamError as error:
-                _log.info("names of consumers that are gone stay for now: %s", error)
+                _log.info("could not remove consumers of deleted pods yet: %s", error)
 
     async def _free_again(self, now: float) -> None:
         """Frees what pods that were deleted lately took or renewed since.
@@ -134,22 +144,21 @@ class PodCleanup:
                 await self._free(workload, {gone}, for_good=True)
             if due > now:
                 continue
-            if wait < _LINGER * self._context.rhythm.pulse:
+            if wait < _LINGER * self._state.options.loops.measure:
                 self._lingering[workload, gone] = (now + 2 * wait, 2 * wait)
             else:
                 del self._lingering[workload, gone]
 
     async def _tidy(self) -> None:
         """Looks for consumers whose pods ended unseen, as while this process was down."""
-        context = self._context
-        for group in tuple(context.store.groups.values()):
-            pods = await context.cluster.pods(group) if group.spec.template is not None else None
+        for group in tuple(self._state.resources.groups.values()):
+            pods = await self._cluster.pods(group) if group.spec.template is not None else None
             if pods is None:
                 continue
             silence = _LEASES * group.spec.delivery.lease.milliseconds
             gone = set()
             for key, name in self._consumed(group.key):
-                for consumer in await context.broker.consumers(key, name):
+                for consumer in await self._broker.consumers(key, name):
                     if consumer.idle > silence and pods.has_lost(consumer.pod):
                         gone.add(consumer.pod)
             for pod in gone:
@@ -159,8 +168,8 @@ class PodCleanup:
         """Removes the consumers of processes that are gone; those that hold entries are tried again."""
         remain = False
         for key, group in self._consumed(workload):
-            await self._context.broker.remove_consumers(key, group, gone)
-            consumers = await self._context.broker.consumers(key, group)
+            await self._broker.remove_consumers(key, group, gone)
+            consumers = await self._broker.consumers(key, group)
             remain = remain or any(gone.covers(consumer.name) for consumer in consumers)
         if remain:
             self._holding.add((workload, gone))
@@ -169,11 +178,11 @@ class PodCleanup:
 
     def _consumed(self, workload: ResourceKey) -> Iterator[tuple[str, str]]:
         """Stream key and name of each group that a workload may consume: all of its agent."""
-        store = self._context.store
-        owner = store.groups.get(workload)
+        resources = self._state.resources
+        owner = resources.groups.get(workload)
         if owner is None:
             return
-        for group in store.groups_of_agent(owner):
-            stream = store.streams.get(stream_of(group))
+        for group in resources.groups_of_agent(owner):
+            stream = resources.streams.get(stream_of(group))
             if stream is not None:
                 yield stream.stream_key, group.group_name

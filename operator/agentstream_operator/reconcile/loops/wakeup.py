@@ -11,15 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream.protocol.keys import StreamKeys
-from agentstream_operator.reconcile.context import Context
-from agentstream_operator.reconcile.queue import Priority
-from agentstream_operator.reconcile.resources.consumers import measure_need, scales
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.reconcile.loops.server import ServerWatch
+from agentstream_operator.reconcile.observer import Observer
+from agentstream_operator.reconcile.queue import Priority, WorkQueue
+from agentstream_operator.reconcile.resources.consumers import controls_replicas, decide_replicas
 from agentstream_operator.reconcile.state.index import stream_of
+from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 
@@ -72,13 +75,26 @@ class Wakeup:
     """Lets groups that sleep be decided as soon as there is something for them.
 
     Args:
-        context: who has a say in it.
-        doubt: called when the connection broke.
+        state: the groups and the latest observations.
+        broker: the server.
+        observer: measures the streams on which something arrived.
+        queue: gets the groups to scale.
+        server: probed when the connection broke.
     """
 
-    def __init__(self, context: Context, doubt: Callable[[], None]) -> None:
-        self._context = context
-        self._doubt = doubt
+    def __init__(
+        self,
+        state: State,
+        broker: Broker,
+        observer: Observer,
+        queue: WorkQueue[ResourceKey],
+        server: ServerWatch,
+    ) -> None:
+        self._state = state
+        self._broker = broker
+        self._observer = observer
+        self._queue = queue
+        self._server = server
         self._changes = -1
         self._may_sleep: tuple[tuple[ConsumerGroup, tuple[_Served, ...]], ...] = ()
         self._rebuilt = float("-inf")
@@ -91,7 +107,7 @@ class Wakeup:
         """Reads, again and again."""
         while True:
             try:
-                if self._context.backend.trouble is None:
+                if self._state.backend.outage is None:
                     await self._round()
                     self._refused = False
                     continue
@@ -145,7 +161,7 @@ class Wakeup:
         after = {
             key: watched_key.after or self._passed.get(key, "0-0") for key, watched_key in watched.items()
         }
-        found = await self._context.broker.arrivals(after, seconds)
+        found = await self._broker.arrivals(after, seconds)
         self._passed.update((key, entry) for key, entry in found.items() if watched[key].after is None)
         return found.keys()
 
@@ -155,30 +171,32 @@ class Wakeup:
         Raises:
             AgentStreamError: one of the streams could not be measured; the others were.
         """
-        context = self._context
-        streams = [context.store.streams[key] for key in woken if key in context.store.streams]
-        looks = await asyncio.gather(*map(context.look, streams), return_exceptions=True)
+        state = self._state
+        streams = [state.resources.streams[key] for key in woken if key in state.resources.streams]
+        looks = await asyncio.gather(*map(self._observer.observe, streams), return_exceptions=True)
         for stream, look in zip(streams, looks, strict=True):
             if isinstance(look, BaseException):
                 continue
             for group in self._scaled_to_zero[stream.key]:
-                if context.store.groups.get(group.key) is group and measure_need(context, group).replicas:
-                    context.queue.add(group.key, Priority.WAKE)
+                if state.resources.groups.get(group.key) is group and decide_replicas(state, group).replicas:
+                    self._queue.add(group.key, Priority.WAKE)
             # what the pulse would have noticed, had it measured first
-            context.queue_all((stream.key, *context.store.readers_of(stream.key)), Priority.RESYNC)
+            self._queue.add_all((stream.key, *state.resources.readers_of(stream.key)), Priority.RESYNC)
         for look in looks:
             if isinstance(look, BaseException):
                 raise look
 
     def _asleep(self) -> Iterator[tuple[ConsumerGroup, tuple[_Served, ...]]]:
         """The groups that have no consumers for want of messages."""
-        context = self._context
-        if self._changes != context.store.changes:
-            self._changes = context.store.changes
-            scaled = (group for group in context.store.groups.values() if group.spec.autoscaling is not None)
+        state = self._state
+        if self._changes != state.resources.changes:
+            self._changes = state.resources.changes
+            scaled = (
+                group for group in state.resources.groups.values() if group.spec.autoscaling is not None
+            )
             self._may_sleep = tuple((group, tuple(self._served(group))) for group in scaled)
         for group, served in self._may_sleep:
-            memory = context.memory.groups[group.key]
+            memory = state.memory.groups[group.key]
             decision, workload = memory.decision, memory.workload
             if (
                 workload is not None
@@ -187,21 +205,21 @@ class Wakeup:
                 and not decision.held
                 and decision.replicas == 0
                 and not group.spec.suspend
-                and scales(context, group)
+                and controls_replicas(state, group)
             ):
                 yield group, served
 
     def _served(self, group: ConsumerGroup) -> Iterator[_Served]:
-        store = self._context.store
-        for served in store.served_by(group):
-            stream = store.streams.get(stream_of(served))
+        resources = self._state.resources
+        for served in resources.served_by(group):
+            stream = resources.streams.get(stream_of(served))
             if stream is not None:
                 keys, name = StreamKeys(stream.stream_key), served.group_name
                 yield _Served(served.key, name, stream.key, keys.stream, keys.retry(name))
 
     def _watched_of(self, served: _Served) -> dict[str, WatchedKey]:
         """What is new for a group: on its stream since the last measurement, on its retry stream anything."""
-        remembered = self._context.memory
+        remembered = self._state.memory
         memory, serves = remembered.streams[served.stream], remembered.groups[served.key].serves
         seen = memory.seen
         found = seen.groups.get(served.name) if seen is not None else None
@@ -219,9 +237,13 @@ class Wakeup:
 
     def _failed(self, error: AgentStreamError) -> None:
         if isinstance(error, ConnectionLost):
-            self._doubt()
+            self._server.probe_now()
         elif not self._refused:
             # a key may have turned into something else just now, which the next measurement shows
             level = logging.WARNING if isinstance(error, AccessDenied) else logging.INFO
-            _log.log(level, "groups wake up no sooner than they are measured: %s", error)
+            _log.log(
+                level,
+                "cannot watch for new messages; scale-up from zero waits for the next measurement: %s",
+                error,
+            )
             self._refused = True

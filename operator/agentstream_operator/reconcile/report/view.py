@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agentstream_operator.plan.accounting import Account
-from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.reconcile.state.memory import StatusMemory
+from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionReason, ConditionType, find_condition
 
@@ -87,18 +87,18 @@ class View:
     groups: tuple[GroupView, ...]
 
 
-def view(context: Context) -> View:
+def view(state: State) -> View:
     """The numbers as they were measured last."""
-    store = context.store
+    resources = state.resources
     return View(
-        reachable=context.backend.trouble is None,
-        streams=tuple(_stream(context, key) for key in sorted(store.streams)),
-        groups=tuple(_group(context, key) for key in sorted(store.groups)),
+        reachable=state.backend.outage is None,
+        streams=tuple(_stream(state, key) for key in sorted(resources.streams)),
+        groups=tuple(_group(state, key) for key in sorted(resources.groups)),
     )
 
 
-def _stream(context: Context, key: ResourceKey) -> StreamView:
-    memory, stream = context.memory.streams[key], context.store.streams[key]
+def _stream(state: State, key: ResourceKey) -> StreamView:
+    memory, stream = state.memory.streams[key], state.resources.streams[key]
     seen = memory.shown
     return StreamView(
         key,
@@ -110,9 +110,9 @@ def _stream(context: Context, key: ResourceKey) -> StreamView:
     )
 
 
-def _group(context: Context, key: ResourceKey) -> GroupView:
-    memory, group = context.memory.groups[key], context.store.groups[key]
-    stream = context.memory.streams.get(stream_of(group))
+def _group(state: State, key: ResourceKey) -> GroupView:
+    memory, group = state.memory.groups[key], state.resources.groups[key]
+    stream = state.memory.streams.get(stream_of(group))
     shown = stream.shown if stream is not None else None
     seen = shown.groups.get(group.group_name) if shown is not None else None
     if seen is not None and not seen.exists:

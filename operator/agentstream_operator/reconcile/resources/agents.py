@@ -1,4 +1,4 @@
-"""Reconciles one agent: its Secret, its user, and its route, from all resources that name it."""
+"""Reconciles one agent: its Secret, its ACL user and its route, from all resources that name it."""
 
 from __future__ import annotations
 
@@ -20,73 +20,78 @@ from agentstream_operator.plan.agents import (
     route_of,
     use_of,
 )
-from agentstream_operator.plan.findings import ALL_WRITTEN, CREDENTIALS_APPLIED, Failure
+from agentstream_operator.plan.conditions import ALL_WRITTEN, CREDENTIALS_APPLIED, Failure
 from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.queue import Priority
-from agentstream_operator.reconcile.resources.signing import entries_of
-from agentstream_operator.reconcile.state.index import Known, owner_of, stream_of
+from agentstream_operator.reconcile.resources.signing import signing_entries
+from agentstream_operator.reconcile.state.index import owner_of, stream_of
 from agentstream_operator.reconcile.state.memory import AgentMemory
+from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.parse import AnyResource
 from agentstream_operator.resources.reasons import ConditionReason
 
 _PASSWORD_BYTES = 32
 
 
 async def reconcile_agent(context: Context, key: ResourceKey) -> None:
-    """Writes what an agent needs, or removes what an agent had that no resource names any more.
+    """Writes the Secret, user and route of an agent, or removes them if no resource names it any more.
 
     Raises:
-        AgentStreamError: the server could not be asked, or refused.
+        AgentStreamError: the server failed or refused.
     """
-    name = AgentName(key.namespace, key.name)
-    resources = context.store.named_by(name)
-    if context.backend.trouble is not None or not context.access.listed.is_set():
+    name, state = AgentName(key.namespace, key.name), context.state
+    resources = state.resources.named_by(name)
+    if state.backend.outage is not None or not state.access.listed.is_set():
         return
     if not resources:
         await _remove(context, name)
         return
-    memory = context.memory.agents[name]
+    memory = state.memory.agents[name]
     changes = memory.changes
-    if any(_unknown(context, resource) for resource in resources):
-        # it is called again once they have been looked at
+    if any(_unplanned(state, resource) for resource in resources):
+        # planning them queues the agent again
         return
-    if any(_may_change(context, resource) for resource in resources):
+    if any(_may_change(state, resource) for resource in resources):
         try:
             done = await _write(context, name, memory, resources)
         except ConnectionLost:
             raise
         except AgentStreamError as error:
             memory.failed = Failure(ConditionReason.CREDENTIALS_FAILED, str(error))
-            _let_look(context, resources)
+            _requeue(context, resources)
             raise
         except ClusterRefused as error:
             memory.failed = Failure(error.reason, str(error))
-            _let_look(context, resources)
+            _requeue(context, resources)
             raise
         if not done:
             return
     if memory.followed != changes or memory.failed is not None:
         memory.followed, memory.failed = changes, None
-        _let_look(context, resources)
+        _requeue(context, resources)
 
 
-async def _write(context: Context, name: AgentName, memory: AgentMemory, resources: list[Known]) -> bool:
-    """Writes Secret, user and route. Returns whether they are there: rights only shrink after a full list."""
-    use = _use(context, name, resources)
-    complete = context.complete and name.namespace not in context.store.unreadable_namespaces
-    credentials = await _credentials(context, name, resources, entries_of(context, use), complete=complete)
+async def _write(
+    context: Context, name: AgentName, memory: AgentMemory, resources: list[AnyResource]
+) -> bool:
+    """Writes Secret, user and route. Returns whether all is written: rights shrink after a full list only."""
+    state = context.state
+    use = _use(state, name, resources)
+    complete = state.resources.complete and name.namespace not in state.resources.unreadable_namespaces
+    credentials = await _credentials(context, name, resources, signing_entries(state, use), complete=complete)
     hashes = (hashlib.sha256(credentials.password.encode()).hexdigest(),)
     plan = plan_agent(
         AgentInput(
-            installation=context.installation,
+            installation=state.options.installation,
             use=use,
             password_hashes=hashes,
             written=memory.written,
-            live=context.access.user(name),
-            route=context.access.route(name),
+            live=state.access.user(name),
+            route=state.access.route(name),
             complete=complete,
         )
     )
@@ -94,27 +99,30 @@ async def _write(context: Context, name: AgentName, memory: AgentMemory, resourc
     for action in plan.actions:
         fingerprint = await context.broker.apply(action)
         if isinstance(action, SetUser):
-            context.access.user_set(name, fingerprint)
+            state.access.user_set(name, fingerprint)
             memory.written = Written(use, hashes, fingerprint, route)
         elif isinstance(action, SetRoute):
-            context.access.route_set(name, action.route)
+            state.access.route_set(name, action.route)
             await context.broker.nudge(*name, Nudge.ROUTES)
-    await context.tell(resources[0], plan.notices)
-    return memory.written is not None and (memory.written.use, memory.written.password_hashes) == (
-        use,
-        hashes,
-    )
+    await context.emit(resources[0], plan.events)
+    written = memory.written
+    return written is not None and (written.use, written.password_hashes) == (use, hashes)
 
 
 async def _credentials(
-    context: Context, name: AgentName, resources: list[Known], signing: dict[str, str], *, complete: bool
+    context: Context,
+    name: AgentName,
+    resources: list[AnyResource],
+    signing: dict[str, str],
+    *,
+    complete: bool,
 ) -> Credentials:
-    """The agent's Secret, which is made if there is none; one that exists keeps its password.
+    """Writes the agent's Secret if it differs; an existing one keeps its password.
 
     Until every resource has been listed, it keeps its signing keys, too.
     """
     owners = tuple(owner_of(resource) for resource in resources)
-    username = user_name(context.installation, *name)
+    username = user_name(context.state.options.installation, *name)
     found = await context.cluster.credentials(*name)
     password = secrets.token_urlsafe(_PASSWORD_BYTES) if found is None else found.password
     if found is not None and not complete:
@@ -126,28 +134,29 @@ async def _credentials(
 
 
 async def _remove(context: Context, name: AgentName) -> None:
-    """Removes what an agent had, if it is sure that no resource names it."""
-    watched = context.namespaces is None or name.namespace in context.namespaces
-    if not (context.complete and watched) or name.namespace in context.store.unreadable_namespaces:
+    """Removes the Secret, user and route of an agent, if it is certain that no resource names it."""
+    state, options = context.state, context.state.options
+    watched = options.namespaces is None or name.namespace in options.namespaces
+    if not (state.resources.complete and watched) or name.namespace in state.resources.unreadable_namespaces:
         return
-    # the user goes last: as long as it is there, another process would take this up again
+    # the user goes last: as long as it exists, another process would continue the removal
     await context.cluster.delete_credentials(*name)
     for action in plan_removal(
-        name, context.installation, live=context.access.user(name), route=context.access.route(name)
+        name, options.installation, live=state.access.user(name), route=state.access.route(name)
     ):
         await context.broker.apply(action)
-    context.access.route_set(name, None)
-    context.access.user_set(name, None)
-    context.memory.agents.pop(name, None)
+    state.access.route_set(name, None)
+    state.access.user_set(name, None)
+    state.memory.agents.pop(name, None)
 
 
-def _use(context: Context, name: AgentName, resources: list[Known]) -> AgentUse:
-    memory, streams = context.memory, context.store.streams
+def _use(state: State, name: AgentName, resources: list[AnyResource]) -> AgentUse:
+    memory, streams = state.memory, state.resources.streams
     produces, consumes = [], []
     for resource in resources:
         if isinstance(resource, AgentStream):
             if memory.streams[resource.key].usable:
-                groups = [declared.name for declared in context.store.declared(resource.key)]
+                groups = [declared.name for declared in state.resources.declared(resource.key)]
                 produces.append((resource, groups))
         elif memory.groups[resource.key].serves and stream_of(resource) in streams:
             consumes.append((resource, streams[stream_of(resource)]))
@@ -156,25 +165,27 @@ def _use(context: Context, name: AgentName, resources: list[Known]) -> AgentUse:
     return use_of(name, produces, consumes, contracts)
 
 
-def _unknown(context: Context, resource: Known) -> bool:
-    """Whether a resource was not looked at yet, so that it is not known what it lets its agents do."""
+def _unplanned(state: State, resource: AnyResource) -> bool:
+    """Returns whether a resource has not been planned yet, so that the rights it grants are unknown."""
     if isinstance(resource, AgentStream):
-        return context.memory.streams[resource.key].usable is None
-    return context.memory.groups[resource.key].serves is None
+        return state.memory.streams[resource.key].usable is None
+    return state.memory.groups[resource.key].serves is None
 
 
-def _may_change(context: Context, resource: Known) -> bool:
+def _may_change(state: State, resource: AnyResource) -> bool:
     if isinstance(resource, AgentStream):
         return managed(resource)
-    return may_change(resource, context.store.streams.get(stream_of(resource)))
+    return may_change(resource, state.resources.streams.get(stream_of(resource)))
 
 
-def _let_look(context: Context, resources: list[Known]) -> None:
-    """Lets those resources look again that do not say, or wait to say, that credentials are in place."""
+def _requeue(context: Context, resources: list[AnyResource]) -> None:
+    """Queues the resources whose status does not report the agent's credentials as applied yet."""
+    memory = context.state.memory
     for resource in resources:
+        reported = memory.reported(resource)
         if (
-            CREDENTIALS_APPLIED not in context.reported(resource).findings
-            or context.reported(resource).passing_since is not None
-            or context.memory.state_of(agents_of(resource)) is not ALL_WRITTEN
+            CREDENTIALS_APPLIED not in reported.conditions
+            or reported.transient_since is not None
+            or memory.state_of(agents_of(resource)) is not ALL_WRITTEN
         ):
             context.queue.add(resource.key, Priority.EVENT)

@@ -1,59 +1,66 @@
-"""Has as many consumers of a group run as its backlog wants."""
+"""Scales the consumers of a group, and reports how they are scaled."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 
-from agentstream_operator.cluster.port import AutoscalerSeen, ClusterRefused
-from agentstream_operator.plan.autoscaler import autoscaling, hpa_or_zero
-from agentstream_operator.plan.findings import ConditionUpdate, EventNote, Failure
+from agentstream.errors import AgentStreamError
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.cluster.port import AutoscalerSeen, Cluster, ClusterRefused
+from agentstream_operator.plan.conditions import ConditionUpdate, EventNote, Failure
 from agentstream_operator.plan.groups import may_change
 from agentstream_operator.plan.scaling import (
     Decision,
     Limits,
     ScalingInput,
     ScalingRule,
+    autoscaling,
     decide,
     follow_replicas,
+    hpa_or_zero,
 )
 from agentstream_operator.plan.signal import UNKNOWN, Signal, combine, follow_pace, read_signal
 from agentstream_operator.reconcile.context import Context
-from agentstream_operator.reconcile.resources.scalein import set_deletion_costs
 from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.reconcile.state.memory import GroupMemory
+from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionReason, ConditionStatus, ConditionType
 
-_SAID = {
+_log = logging.getLogger(__name__)
+
+_MESSAGES = {
     ScalingRule.SUSPENDED: "",
     ScalingRule.FIXED: "",
-    ScalingRule.UNKNOWN: "the backlog is not known: the last decision stays",
-    ScalingRule.IDLE: "nothing waits or runs",
-    ScalingRule.BACKLOG: "as targetBacklog wants",
-    ScalingRule.ARRIVALS: "fewer could not keep up with what arrives",
-    ScalingRule.AGE: "as targetAge wants",
+    ScalingRule.UNKNOWN: "backlog unknown: keeping the last number of replicas",
+    ScalingRule.IDLE: "no backlog",
+    ScalingRule.BACKLOG: "scaled by targetBacklog",
+    ScalingRule.ARRIVALS: "scale-down blocked: fewer replicas could not keep up with the arrival rate",
+    ScalingRule.AGE: "scaled by targetAge",
     ScalingRule.STEP: "messages older than targetAge, rate per replica unknown: adding one at a time",
-    ScalingRule.LATER: "fewer would do, but not for as long as scaleDownAfter yet",
-    ScalingRule.MINIMUM: "fewer would do; minReplicas are kept",
-    ScalingRule.MAXIMUM: "more would be needed; there are maxReplicas",
-    ScalingRule.FAILING: "more would be needed, but those that were added last do not run",
+    ScalingRule.LATER: "scale-down pending: scaleDownAfter not elapsed",
+    ScalingRule.MINIMUM: "scale-down limited by minReplicas",
+    ScalingRule.MAXIMUM: "scale-up limited by maxReplicas",
+    ScalingRule.FAILING: "scale-up stopped: the replicas added last are not ready",
 }
-"""What a condition says of each rule."""
+"""The message of `ScalingActive` by rule."""
 
-_AT_REST = (ScalingRule.IDLE, ScalingRule.MINIMUM)
+_IDLE_RULES = (ScalingRule.IDLE, ScalingRule.MINIMUM)
 
 
-def measure_need(context: Context, group: ConsumerGroup) -> Decision:
+def decide_replicas(state: State, group: ConsumerGroup) -> Decision:
     """Decides anew how many consumers a group with a workload should have."""
-    memory, now = context.memory.groups[group.key], asyncio.get_running_loop().time()
-    signal, workload = work_of(context, group), memory.workload
+    memory, now = state.memory.groups[group.key], asyncio.get_running_loop().time()
+    signal, workload = workload_signal(state, group), memory.workload
     if workload is not None:
         crashing = workload.crashing is not None
         memory.replicas = follow_replicas(
             memory.replicas, workload.replicas, workload.ready, now, crashing=crashing
         )
-        measured = context.memory.streams[stream_of(group)].seen_at
+        measured = state.memory.streams[stream_of(group)].seen_at
         memory.pace = follow_pace(memory.pace, signal, workload.ready, measured)
     else:
         memory.replicas = memory.pace = None
@@ -71,37 +78,37 @@ def measure_need(context: Context, group: ConsumerGroup) -> Decision:
     )
     if group.leaves_replicas and _autoscaler(memory) is not None:
         memory.decision = hpa_or_zero(memory.decision, _current(memory))
-    idle = memory.decision.rule in _AT_REST and signal.backlog == 0 and len(memory.decision.needs) == 1
-    memory.rest = _state(context, group) if idle else None
+    idle = memory.decision.rule in _IDLE_RULES and signal.backlog == 0 and len(memory.decision.needs) == 1
+    memory.idle_inputs = _inputs(state, group) if idle else None
     return memory.decision
 
 
-def rests(context: Context, group: ConsumerGroup) -> bool:
-    """Whether all is as it was when a group was found to have nothing to do: another decision is the same."""
-    rest = context.memory.groups[group.key].rest
-    return rest is not None and rest == _state(context, group)
+def is_still_idle(state: State, group: ConsumerGroup) -> bool:
+    """Returns whether a group was idle at its latest decision, and the inputs are still the same."""
+    inputs = state.memory.groups[group.key].idle_inputs
+    return inputs is not None and inputs == _inputs(state, group)
 
 
-def _state(context: Context, group: ConsumerGroup) -> tuple[object, ...]:
-    """What a decision for a group without work depends on."""
-    seen = (context.memory.streams[stream_of(served)].seen for served in context.store.served_by(group))
+def _inputs(state: State, group: ConsumerGroup) -> tuple[object, ...]:
+    """Returns the inputs of a decision for a group without work."""
+    seen = (state.memory.streams[stream_of(served)].seen for served in state.resources.served_by(group))
     digests = (stream.digest if stream is not None else None for stream in seen)
-    return group, context.memory.groups[group.key].workload, *digests
+    return group, state.memory.groups[group.key].workload, *digests
 
 
-def work_of(context: Context, group: ConsumerGroup) -> Signal:
-    """What the consumers of a group have to do: its work, and that of its agent's groups without any."""
-    if context.backend.trouble is not None:
+def workload_signal(state: State, group: ConsumerGroup) -> Signal:
+    """Returns the work of a group's consumers: of the group, and of its agent's groups without a workload."""
+    if state.backend.outage is not None:
         return UNKNOWN
-    served = context.store.served_by(group)
-    memory = context.memory.groups
-    return combine([signal_of(context, g) for g in served if memory[g.key].serves is not False])
+    groups = state.memory.groups
+    served = (g for g in state.resources.served_by(group) if groups[g.key].serves is not False)
+    return combine([group_signal(state, g) for g in served])
 
 
-def signal_of(context: Context, group: ConsumerGroup) -> Signal:
-    """The work of a group, as it was measured last."""
-    memory = context.memory.streams[stream_of(group)]
-    if context.backend.trouble is not None or memory.seen is None:
+def group_signal(state: State, group: ConsumerGroup) -> Signal:
+    """Returns the work of a group as of the latest observation."""
+    memory = state.memory.streams[stream_of(group)]
+    if state.backend.outage is not None or memory.seen is None:
         return UNKNOWN
     return read_signal(memory.seen, group.group_name, memory.arrivals)
 
@@ -119,124 +126,156 @@ def _limits(group: ConsumerGroup) -> Limits | None:
     )
 
 
-def scaling_active(context: Context, group: ConsumerGroup, memory: GroupMemory) -> ConditionUpdate:  # noqa: PLR0911 - one per case
-    """Whether the number of consumers follows the backlog."""
+def scaling_active(state: State, group: ConsumerGroup, memory: GroupMemory) -> ConditionUpdate:  # noqa: PLR0911 - one per case
+    """Returns whether the number of consumers follows the backlog, and why not."""
     spec, decision = group.spec, memory.decision
     if not group.has_workload:
-        return _finding("False", ConditionReason.NOT_SCALED, "there is neither template nor deploymentRef")
+        return _scaling("False", ConditionReason.NOT_SCALED, "neither template nor deploymentRef is set")
     if spec.deployment_ref is not None:
-        first = context.store.scales_deployment(group)
+        name, first = spec.deployment_ref.name, state.resources.scales_deployment(group)
         if first is not None and first is not group:
-            message = f"{spec.deployment_ref.name} is scaled by the older ConsumerGroup {first.metadata.name}"
-            return _finding("False", ConditionReason.DEPLOYMENT_CLAIMED, message)
+            message = f"Deployment {name} is already scaled by the older ConsumerGroup {first.metadata.name}"
+            return _scaling("False", ConditionReason.DEPLOYMENT_CLAIMED, message)
         if memory.missing:
-            message = (
-                f"there is no Deployment {spec.deployment_ref.name}: create it, or correct deploymentRef"
-            )
-            return _finding("False", ConditionReason.DEPLOYMENT_MISSING, message)
+            message = f"Deployment {name} not found: create it, or correct deploymentRef"
+            return _scaling("False", ConditionReason.DEPLOYMENT_MISSING, message)
     if spec.suspend:
-        return _finding("False", ConditionReason.SUSPENDED)
+        return _scaling("False", ConditionReason.SUSPENDED)
     if spec.autoscaling is None:
-        replicas = "left as it is" if _leaves_alone(group) else str(group.fixed_replicas)
-        return _finding("False", ConditionReason.NOT_SCALED, f"replicas is {replicas}")
+        replicas = "the Deployment's own" if _leaves_alone(group) else str(group.fixed_replicas)
+        return _scaling(
+            "False", ConditionReason.NOT_SCALED, f"autoscaling is not set: replicas is {replicas}"
+        )
     if decision is None or decision.held:
-        return _finding("Unknown", ConditionReason.LAG_UNKNOWN, _SAID[ScalingRule.UNKNOWN])
+        return _scaling("Unknown", ConditionReason.LAG_UNKNOWN, _MESSAGES[ScalingRule.UNKNOWN])
     autoscaler = _autoscaler(memory)
     if autoscaler is not None and _current(memory):
         return autoscaling(autoscaler.works, autoscaler.message)
-    return _finding("True", memory.moved, _SAID[decision.rule])
+    return _scaling("True", memory.moved, _MESSAGES[decision.rule])
 
 
-async def run_consumers(context: Context, group: ConsumerGroup, *, in_effect: bool) -> bool:
-    """Applies the template and the number of replicas where they are not how they should be.
+async def reconcile_consumers(context: Context, group: ConsumerGroup, *, in_effect: bool) -> bool:
+    """Applies the template and the number of replicas where they differ.
 
     Consumers first start when the group is in effect, since they need its stream and their credentials;
-    afterwards they stay as they are while it is not.
+    later they stay unchanged while it is not.
 
     Returns:
-        Whether the group's conditions are to say something else than what was planned before.
+        Whether the group's conditions changed, so that it has to be planned again.
 
     Raises:
         ClusterUnavailable: as the port.
     """
-    memory, cluster = context.memory.groups[group.key], context.cluster
-    if not may_change(group, context.store.streams.get(stream_of(group))):
+    state, cluster = context.state, context.cluster
+    memory = state.memory.groups[group.key]
+    if not may_change(group, state.resources.streams.get(stream_of(group))):
         return False
     if group.spec.template is None:
         await cluster.delete_workload(group.key)
-    if not (group.leaves_replicas and _is_its_own(context, group)):
+    if not (group.leaves_replicas and _is_first(state, group)):
         await cluster.delete_autoscaler(group.key)
     if not group.has_workload:
         memory.workload = memory.applied = memory.refused = None
         return False
-    before = _shown(memory)
+    before = _reported(memory)
     try:
-        await _run(context, group, in_effect=in_effect)
+        await _scale(context, group, in_effect=in_effect)
     except ClusterRefused as error:
         memory.refused = Failure(error.reason, str(error))
     else:
         memory.refused = None
     unknown = memory.workload is None and memory.refused is None
     memory.missing = group.spec.deployment_ref is not None and unknown
-    return before != _shown(memory)
+    return before != _reported(memory)
 
 
-def _shown(memory: GroupMemory) -> tuple[object, ...]:
-    """What conditions say of the consumers."""
+def _reported(memory: GroupMemory) -> tuple[object, ...]:
+    """Returns what conditions report of the consumers."""
     workload = memory.workload
     if workload is None:
         return memory.refused, memory.missing
-    decides = workload.autoscaler if workload.replicas else None
-    return memory.refused, memory.missing, workload.crashing, decides
+    return (
+        memory.refused,
+        memory.missing,
+        workload.crashing,
+        workload.autoscaler if workload.replicas else None,
+    )
 
 
-async def _run(context: Context, group: ConsumerGroup, *, in_effect: bool) -> None:
-    memory, cluster = context.memory.groups[group.key], context.cluster
+async def _scale(context: Context, group: ConsumerGroup, *, in_effect: bool) -> None:
+    state, cluster = context.state, context.cluster
+    memory = state.memory.groups[group.key]
     memory.workload = await cluster.workload(group)
     before = _current(memory)
-    if not (in_effect or (group.spec.suspend and before)) or not scales(context, group):
+    if not (in_effect or (group.spec.suspend and before)) or not controls_replicas(state, group):
         return
-    decision = measure_need(context, group)
+    decision = decide_replicas(state, group)
     if before == decision.replicas and _is_applied(memory, group):
         return
     if before is not None and 0 < decision.replicas < before:
-        await set_deletion_costs(context, group)
+        await set_deletion_costs(state, context.broker, cluster, group)
     await cluster.apply_workload(group, decision.replicas)
     memory.applied = (decision.replicas, group.spec)
     memory.workload = await cluster.workload(group)
     if group.spec.autoscaling is not None and before is not None and before != decision.replicas:
-        memory.moved = (
-            ConditionReason.SCALED_UP if decision.replicas > before else ConditionReason.SCALED_DOWN
-        )
-        notice = EventNote(memory.moved, f"from {before} to {decision.replicas} consumers")
-        await context.tell(group, (notice,))
+        up = decision.replicas > before
+        memory.moved = ConditionReason.SCALED_UP if up else ConditionReason.SCALED_DOWN
+        scaled = EventNote(memory.moved, f"from {before} to {decision.replicas} consumers")
+        await context.emit(group, (scaled,))
 
 
-def scales(context: Context, group: ConsumerGroup) -> bool:
-    """Whether there is something whose replicas are this group's to decide."""
+def controls_replicas(state: State, group: ConsumerGroup) -> bool:
+    """Returns whether there is a workload whose replicas this group decides."""
     if group.spec.deployment_ref is None:
         return group.spec.template is not None
-    there = context.memory.groups[group.key].workload is not None
-    return _is_its_own(context, group) and there and not _leaves_alone(group)
+    exists = state.memory.groups[group.key].workload is not None
+    return _is_first(state, group) and exists and not _leaves_alone(group)
 
 
-async def end_consumers(context: Context, group: ResourceKey) -> None:
-    """Stops the consumers of a group that is gone.
+async def delete_consumers(cluster: Cluster, group: ResourceKey) -> None:
+    """Deletes the workload and the autoscaler of a group that is gone.
 
     Raises:
         ClusterUnavailable: as the port.
     """
-    await context.cluster.delete_autoscaler(group)
-    await context.cluster.delete_workload(group)
+    await cluster.delete_autoscaler(group)
+    await cluster.delete_workload(group)
 
 
-def _is_its_own(context: Context, group: ConsumerGroup) -> bool:
-    """Whether no older group scales the Deployment that it names, if it names one."""
-    return context.store.scales_deployment(group) in (None, group)
+async def set_deletion_costs(state: State, broker: Broker, cluster: Cluster, group: ConsumerGroup) -> None:
+    """Sets the pod deletion costs of a group, so that idle consumers go first when it is scaled in.
+
+    A failure is only logged: a consumer that stops hands back its messages anyway.
+
+    Raises:
+        ClusterUnavailable: as the port.
+    """
+    resources = state.resources
+    consumed = [
+        (resources.streams.get(stream_of(other)), other) for other in resources.groups_of_agent(group)
+    ]
+    try:
+        held = await asyncio.gather(
+            *(
+                broker.holdings(stream.stream_key, other.group_name)
+                for stream, other in consumed
+                if stream is not None
+            )
+        )
+        await cluster.set_deletion_costs(group, sum(held, Counter[str]()))
+    except (AgentStreamError, ClusterRefused) as error:
+        _log.warning(
+            "%s: could not set pod deletion costs; scale-in order is arbitrary: %s", group.key, error
+        )
+
+
+def _is_first(state: State, group: ConsumerGroup) -> bool:
+    """Returns whether no older group scales the Deployment of deploymentRef."""
+    return state.resources.scales_deployment(group) in (None, group)
 
 
 def _leaves_alone(group: ConsumerGroup) -> bool:
-    """Whether a group names a Deployment and says nothing of its replicas."""
+    """Returns whether a group has a deploymentRef and does not set its replicas."""
     spec = group.spec
     unscaled = spec.replicas is None and spec.autoscaling is None and not spec.suspend
     return spec.deployment_ref is not None and unscaled
@@ -251,7 +290,7 @@ def _current(memory: GroupMemory) -> int | None:
 
 
 def _is_applied(memory: GroupMemory, group: ConsumerGroup) -> bool:
-    """Whether the consumers are as the spec says, but for their number."""
+    """Returns whether the workload is as the spec says, but for its replicas."""
     if memory.applied is None or memory.workload is None or not memory.workload.current:
         return False
     then, now = memory.applied[1], group.spec
@@ -262,5 +301,5 @@ def _is_applied(memory: GroupMemory, group: ConsumerGroup) -> bool:
     )
 
 
-def _finding(status: ConditionStatus, reason: ConditionReason, message: str = "") -> ConditionUpdate:
+def _scaling(status: ConditionStatus, reason: ConditionReason, message: str = "") -> ConditionUpdate:
     return ConditionUpdate(ConditionType.SCALING_ACTIVE, status, reason, message)

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from agentstream_operator.plan.agents import agents_of
-from agentstream_operator.plan.contracts import digest_after
-from agentstream_operator.plan.findings import NO_CONFLICT, Plan
+from agentstream_operator.plan.conditions import NO_CONFLICT, Plan
 from agentstream_operator.plan.observed import StreamSeen
-from agentstream_operator.plan.streams import StreamInput, plan_stream
+from agentstream_operator.plan.streams import StreamInput, digest_after, plan_stream
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.queue import Priority
-from agentstream_operator.reconcile.resources.signing import keep_keys
+from agentstream_operator.reconcile.resources.signing import reconcile_signing_keys
+from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.reconcile.status import rounded
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
@@ -20,99 +20,101 @@ from agentstream_operator.resources.status import ConditionReason
 
 
 async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
-    """Makes a stream as it is declared.
+    """Reconciles a stream.
 
     Returns:
-        The seconds after which to look again, if that is known.
+        The seconds until the next look, if that is known.
 
     Raises:
-        AgentStreamError: the server could not be asked, or refused.
+        AgentStreamError: the server failed or refused.
     """
-    stream = context.store.streams.get(key)
+    state = context.state
+    stream = state.resources.streams.get(key)
     if stream is None:
         return None
-    seen, plan = await context.decide(stream, lambda seen: _plan(context, stream, seen))
+    seen, plan = await context.observer.decide(stream, lambda seen: _plan(state, stream, seen))
     if plan.finalizer:
-        await context.hold(stream, wanted=True)
-    notices = await context.apply(key, plan)
+        await context.set_finalizer(stream, present=True)
+    events = await context.apply(key, plan)
     rotation = None
     if seen is not None:
         if _usable(seen, plan):
-            # first, so that agents get stream and keys at once
-            rotation = await keep_keys(context, stream)
+            # before the agents are queued, so that they get stream and keys at once
+            rotation = await reconcile_signing_keys(context, stream)
         _remember(context, stream, seen, plan)
-    await context.tell(stream, notices)
+    await context.emit(stream, events)
     if not plan.finalizer:
-        await context.hold(stream, wanted=False)
-    if plan.over:
+        await context.set_finalizer(stream, present=False)
+    if plan.finished:
         return None
-    reported = context.memory.streams[key].reported
+    reported = state.memory.streams[key].reported
     if plan.actions:
-        return context.check_again(stream)
+        return context.recheck(stream)
     reported.rounds = 0
     again = await context.status.write(
-        stream, reported, plan.findings, numbers_of_stream(context, stream, seen)
+        stream, reported, plan.conditions, numbers_of_stream(state, stream, seen)
     )
     return min((wait for wait in (again, rotation) if wait is not None), default=None)
 
 
-def _plan(context: Context, stream: AgentStream, seen: StreamSeen | None) -> Plan:
-    memory = context.memory.streams[stream.key]
-    agents = context.memory.state_of(agents_of(stream))
-    if memory.keys_refused is not None:
-        agents = replace(agents, failed=memory.keys_refused)
+def _plan(state: State, stream: AgentStream, seen: StreamSeen | None) -> Plan:
+    memory = state.memory.streams[stream.key]
+    agents = state.memory.state_of(agents_of(stream))
+    if memory.keys_failure is not None:
+        agents = replace(agents, failed=memory.keys_failure)
     return plan_stream(
         StreamInput(
             stream=stream,
-            installation=context.installation,
-            winner=context.store.winner(stream),
-            groups=tuple(declared.name for declared in context.store.declared(stream.key)),
+            installation=state.options.installation,
+            winner=state.resources.winner(stream),
+            groups=tuple(declared.name for declared in state.resources.declared(stream.key)),
             seen=seen,
             added=memory.added,
             agents=agents,
             history=memory.history,
-            eviction=context.backend.eviction,
-            why_unreachable=context.backend.trouble or "",
-            deleted_for=context.deleted_for(stream),
+            eviction=state.backend.eviction,
+            outage=state.backend.outage or "",
+            deleted_for=state.deleted_for(stream),
         )
     )
 
 
 def _remember(context: Context, stream: AgentStream, seen: StreamSeen, plan: Plan) -> None:
-    """Notes what came of a plan, and lets those look again whom it concerns."""
-    memory = context.memory.streams[stream.key]
+    """Remembers the results of a plan, and queues the groups and agents that depend on them."""
+    resources, groups = context.state.resources, context.state.memory.groups
+    memory = context.state.memory.streams[stream.key]
     usable = _usable(seen, plan)
     if usable:
         memory.added = seen.added
-    elif NO_CONFLICT in plan.findings:
+    elif NO_CONFLICT in plan.conditions:
         memory.added = None
-    readers = context.store.readers_of(stream.key)
-    if any(notice.reason is ConditionReason.DATA_LOST for notice in plan.notices):
+    readers = resources.readers_of(stream.key)
+    if any(event.reason is ConditionReason.DATA_LOST for event in plan.events):
         for reader in readers:
-            context.memory.groups[reader].stream_lost = True
+            groups[reader].stream_lost = True
     if usable != memory.usable or plan.actions:
-        context.queue_all(readers, Priority.EVENT)
+        context.queue.add_all(readers, Priority.EVENT)
     contracts = digest_after(plan.actions, seen)
     if usable and contracts != memory.contracts:
         memory.contracts = contracts
-        context.touch(context.agents_on(stream))
+        context.requeue_agents(resources.agents_on(stream))
     if usable != memory.usable:
         memory.usable = usable
-        context.touch(agents_of(stream))
+        context.requeue_agents(agents_of(stream))
 
 
 def _usable(seen: StreamSeen, plan: Plan) -> bool:
-    """Whether agents may use the stream."""
-    return NO_CONFLICT in plan.findings and (seen.type == "stream" or bool(plan.actions))
+    """Returns whether agents may use the stream."""
+    return NO_CONFLICT in plan.conditions and (seen.type == "stream" or bool(plan.actions))
 
 
-def numbers_of_stream(context: Context, stream: AgentStream, seen: StreamSeen | None) -> dict[str, Any]:
-    """What the status says besides its conditions."""
+def numbers_of_stream(state: State, stream: AgentStream, seen: StreamSeen | None) -> dict[str, Any]:
+    """Returns the fields of the status besides its conditions."""
     if seen is None:
         return {"key": stream.stream_key}
     return {
         "key": stream.stream_key,
         "length": rounded(seen.length),
-        "groups": len(context.store.declared(stream.key)),
+        "groups": len(state.resources.declared(stream.key)),
         "oldest_entry": seen.first,
     }

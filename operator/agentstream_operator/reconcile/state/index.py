@@ -12,11 +12,11 @@ from agentstream_operator.plan.conflicts import claim_of, may_claim, oldest, sen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.parse import AnyResource
 
 AGENT = "Agent"
 """Kind of the keys under which agents are reconciled; there is no such resource."""
 
-Known = AgentStream | ConsumerGroup
 T = TypeVar("T")
 
 
@@ -25,7 +25,7 @@ def agent_key(name: AgentName) -> ResourceKey:
     return ResourceKey(AGENT, name.namespace, name.agent)
 
 
-def owner_of(resource: Known) -> Owner:
+def owner_of(resource: AnyResource) -> Owner:
     """A resource as what belongs to it names it."""
     return Owner(resource.key, resource.metadata.uid)
 
@@ -43,18 +43,20 @@ class ServedGroup(NamedTuple):
     name: str
 
 
-class Store:
+class ResourceIndex:
     """All resources by key, with indexes.
 
     Args:
         allowed: patterns of keys outside their namespace that streams may claim.
 
     Attributes:
-        changes: how often a resource was taken up or forgotten.
+        complete: whether every resource has been listed.
+        changes: counts puts and removals.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         self._allowed = tuple(allowed)
+        self.complete = False
         self.changes = 0
         self.streams: dict[ResourceKey, AgentStream] = {}
         self.groups: dict[ResourceKey, ConsumerGroup] = {}
@@ -66,11 +68,11 @@ class Store:
         self._scaling: defaultdict[tuple[str, str], set[ResourceKey]] = defaultdict(set)
         self._served: dict[ResourceKey, tuple[ConsumerGroup, ...]] = {}
 
-    def get(self, key: ResourceKey) -> Known | None:
+    def get(self, key: ResourceKey) -> AnyResource | None:
         """The resource, if it is known."""
         return self.streams.get(key) or self.groups.get(key)
 
-    def put(self, resource: Known) -> set[ResourceKey]:
+    def put(self, resource: AnyResource) -> set[ResourceKey]:
         """Takes up a resource or its change. Returns the keys of all others whose plans may differ now."""
         key = resource.key
         self.changes += 1
@@ -125,7 +127,7 @@ class Store:
         for name in self._named_by:
             yield agent_key(name)
 
-    def named_by(self, name: AgentName) -> list[Known]:
+    def named_by(self, name: AgentName) -> list[AnyResource]:
         """The resources that name an agent, the oldest first."""
         found = (self.get(key) for key in self._named_by.get(name, ()))
         return sorted((resource for resource in found if resource is not None), key=seniority)
@@ -170,6 +172,11 @@ class Store:
             served = self._served[group.key] = (group, *others)
         return served
 
+    def agents_on(self, stream: AgentStream) -> list[AgentName]:
+        """Returns the agents that produce to a stream or consume it."""
+        readers = (agents_of(self.groups[key])[0] for key in self.readers_of(stream.key))
+        return list(dict.fromkeys((*agents_of(stream), *readers)))
+
     def scales_deployment(self, group: ConsumerGroup) -> ConsumerGroup | None:
         """The oldest group of the namespace that names the same Deployment; None if it names none."""
         if group.spec.deployment_ref is None:
@@ -194,7 +201,7 @@ class Store:
             _discard(self._named_by, name, key)
         return affected
 
-    def _retold(self, before: ConsumerGroup | None, after: Known | None) -> set[ResourceKey]:
+    def _retold(self, before: ConsumerGroup | None, after: AnyResource | None) -> set[ResourceKey]:
         """The producers of broadcast streams that gain or lose a group: they are told of whom to expect."""
         changed = {
             (stream_of(group), group.group_name)
@@ -207,7 +214,7 @@ class Store:
         found = (stream for stream in streams if stream is not None and stream.spec.broadcast)
         return {agent_key(name) for stream in found for name in agents_of(stream)}
 
-    def _related(self, resource: Known) -> set[ResourceKey]:
+    def _related(self, resource: AnyResource) -> set[ResourceKey]:
         """The keys of all whose plans depend on a resource."""
         agents = set(agents_of(resource))
         if isinstance(resource, AgentStream):

@@ -32,7 +32,8 @@ class LiveAccess:
         installation: whose users these are.
 
     Attributes:
-        listed: whether they were listed since the server was last found to be another, or back.
+        listed: set while a listing since the server's last outage or restart exists.
+        due: set when the next listing is due at once.
     """
 
     def __init__(self, broker: Broker, installation: str) -> None:
@@ -40,6 +41,7 @@ class LiveAccess:
         self._installation = installation
         self._live = _Listing()
         self.listed = asyncio.Event()
+        self.due = asyncio.Event()
 
     @property
     def users(self) -> Iterable[str]:

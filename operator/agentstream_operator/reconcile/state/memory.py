@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,14 +13,15 @@ from agentstream.protocol.signatures import Keys
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.plan.accounting import Account, GroupTotals
 from agentstream_operator.plan.agents import AgentName, Written
-from agentstream_operator.plan.findings import ALL_WRITTEN, AgentsState, ConditionUpdate, Failure
-from agentstream_operator.plan.observed import StreamSeen
-from agentstream_operator.plan.progress import Progress
-from agentstream_operator.plan.retention import JanitorSpec, RetentionHistory
+from agentstream_operator.plan.conditions import ALL_WRITTEN, AgentsState, ConditionUpdate, Failure
+from agentstream_operator.plan.observed import JanitorReport, StreamSeen
+from agentstream_operator.plan.retention import JanitorSpec, RetentionHistory, janitor_actions
 from agentstream_operator.plan.scaling import Decision, Replicas
-from agentstream_operator.plan.signal import Pace, Rate
+from agentstream_operator.plan.signal import Pace, Progress, Rate
+from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroupSpec
 from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.parse import AnyResource
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
     ConditionReason,
@@ -38,22 +40,22 @@ class StatusMemory:
 
     Attributes:
         status: the status, if there is one.
-        findings: what its conditions were made of.
+        conditions: what its conditions were made of.
         written_at: when, on the loop's clock.
-        passing_since: since when it would say what is about to change by itself.
+        transient_since: since when it would say what is about to change by itself.
         finalizer: what `set_finalizer` was called with since the resource changed last.
         rounds: how often in a row there was something to do.
     """
 
     status: Status | None = None
-    findings: tuple[ConditionUpdate, ...] = ()
+    conditions: tuple[ConditionUpdate, ...] = ()
     written_at: float = float("-inf")
-    passing_since: float | None = None
+    transient_since: float | None = None
     finalizer: bool | None = None
     rounds: int = 0
 
 
-class Cleaned(NamedTuple):
+class JanitorPass(NamedTuple):
     """A pass of the janitor: when, on the loop's clock, what for, and what was seen of the stream before."""
 
     at: float
@@ -78,7 +80,7 @@ class StreamMemory:
         cleaned: the janitor's latest pass.
         arrivals: how many entries are added per second.
         keys: those with which its messages are signed, as its agents have them or are about to.
-        keys_refused: why they could not be kept.
+        keys_failure: why they could not be kept.
     """
 
     reported: StatusMemory = field(default_factory=StatusMemory)
@@ -90,10 +92,10 @@ class StreamMemory:
     usable: bool | None = None
     contracts: str = ""
     history: RetentionHistory | None = None
-    cleaned: Cleaned | None = None
+    cleaned: JanitorPass | None = None
     arrivals: Rate | None = None
     keys: Keys = ()
-    keys_refused: Failure | None = None
+    keys_failure: Failure | None = None
 
 
 @dataclass(slots=True)
@@ -131,7 +133,7 @@ class GroupMemory:
     replicas: Replicas | None = None
     pace: Pace | None = None
     decision: Decision | None = None
-    rest: tuple[object, ...] | None = None
+    idle_inputs: tuple[object, ...] | None = None
     applied: tuple[int, ConsumerGroupSpec] | None = None
     refused: Failure | None = None
     missing: bool = False
@@ -162,12 +164,20 @@ class AgentMemory:
 
 
 class Memory:
-    """Everything that is remembered; asking for what is not known yet makes it."""
+    """Everything that is remembered; a look-up of an unknown key creates its memory.
+
+    Attributes:
+        streams: of each AgentStream.
+        groups: of each ConsumerGroup.
+        agents: of each agent.
+        janitor: actions of the janitor since the start, counted by name.
+    """
 
     def __init__(self) -> None:
         self.streams: defaultdict[ResourceKey, StreamMemory] = defaultdict(StreamMemory)
         self.groups: defaultdict[ResourceKey, GroupMemory] = defaultdict(GroupMemory)
         self.agents: defaultdict[AgentName, AgentMemory] = defaultdict(AgentMemory)
+        self.janitor = Counter(janitor_actions(JanitorReport("none")))
 
     def recall_stream(self, key: ResourceKey, status: AgentStreamStatus | None) -> None:
         """Takes over what an earlier process wrote: the stream was there if it was in sync."""
@@ -190,6 +200,16 @@ class Memory:
         self.streams.pop(key, None)
         self.groups.pop(key, None)
 
+    def reported(self, resource: AnyResource) -> StatusMemory:
+        """Returns what is remembered of a resource's status."""
+        memories = self.streams if isinstance(resource, AgentStream) else self.groups
+        return memories[resource.key].reported
+
+    def invalidate(self, stream: ResourceKey) -> None:
+        """Drops the observation of a stream that was written to."""
+        memory = self.streams[stream]
+        memory.seen, memory.seen_at = None, asyncio.get_running_loop().time()
+
     def state_of(self, names: Iterable[AgentName]) -> AgentsState:
         """How far the users of these agents are."""
         waiting, failed = [], None
@@ -204,9 +224,9 @@ class Memory:
 def _reported(status: Status | None) -> StatusMemory:
     if status is None:
         return StatusMemory()
-    findings = tuple(ConditionUpdate(c.type, c.status, c.reason, c.message) for c in status.conditions)
+    conditions = tuple(ConditionUpdate(c.type, c.status, c.reason, c.message) for c in status.conditions)
     # what an earlier process wrote is recent: mere numbers wait as if this one had written it
-    return StatusMemory(status, findings, written_at=time.monotonic())
+    return StatusMemory(status, conditions, written_at=time.monotonic())
 
 
 def _was_in_sync(status: Status) -> bool:

@@ -22,7 +22,7 @@ from agentstream_operator.cluster.labels import (
 )
 from agentstream_operator.cluster.pods import PodSeen, read_pod
 from agentstream_operator.cluster.port import Credentials, SigningKeys, WorkloadSeen
-from agentstream_operator.cluster.secrets import address_in, credentials_in, signing_keys_in
+from agentstream_operator.cluster.secret_contents import address_in, credentials_in, signing_keys_in
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import ResourceKey
 
@@ -276,7 +276,7 @@ def _failure(status: Json) -> str | None:
     """Why a Deployment's pods cannot be made: a quota, a policy."""
     for condition in status.get("conditions") or ():
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            return str(condition.get("message", "pods cannot be made"))[:_MESSAGE]
+            return str(condition.get("message", "cannot create pods"))[:_MESSAGE]
     return None
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agentstream_operator.cluster.children import Change, OwnedObjects
 from agentstream_operator.cluster.labels import GROUP_LABEL, MANAGED_BY
+from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import ResourceKey
@@ -28,31 +28,31 @@ AGENT = ("team", "coder")
 SIDE = container("a-side", running={})
 
 
-def children_of(*found: Json) -> OwnedObjects:
-    children = OwnedObjects()
+def owned_by(*found: Json) -> OwnedObjects:
+    owned = OwnedObjects()
     for each in found:
-        children.put(each)
-    return children
+        owned.put(each)
+    return owned
 
 
-def objects(children: OwnedObjects) -> list[object]:
+def objects(owned: OwnedObjects) -> list[object]:
     """All that is known."""
-    return [*children.secrets.values(), *children.deployments.values(), *children.pods.values()]
+    return [*owned.secrets.values(), *owned.deployments.values(), *owned.pods.values()]
 
 
 @pytest.mark.parametrize("version", [6, 7])
 @pytest.mark.parametrize("make", [a_secret, a_deployment, a_pod])
 def test_what_is_not_newer_than_what_is_known_changes_nothing(make: Any, version: int) -> None:
-    children, newer = children_of(make(7)), children_of(make(7))
-    assert children.put(make(version)) is None
-    assert objects(children) == objects(newer)
+    owned, newer = owned_by(make(7)), owned_by(make(7))
+    assert owned.put(make(version)) is None
+    assert objects(owned) == objects(newer)
 
 
 @pytest.mark.parametrize("make", [a_secret, a_deployment, a_pod])
 def test_the_end_of_one_does_not_take_its_successor_with_it(make: Any) -> None:
-    children = children_of(make(9))
-    assert children.remove(make(8)) is None
-    assert len(objects(children)) == 1
+    owned = owned_by(make(9))
+    assert owned.remove(make(8)) is None
+    assert len(objects(owned)) == 1
 
 
 @pytest.mark.parametrize("known", [(), (5,), (5, 7)])
@@ -60,22 +60,22 @@ def test_the_end_of_one_does_not_take_its_successor_with_it(make: Any) -> None:
 def test_the_answer_to_a_write_that_comes_after_the_end_does_not_bring_it_back(
     make: Any, known: tuple[int, ...]
 ) -> None:
-    children = children_of(*map(make, known))
-    children.remove(make(8))
-    assert children.put(make(7)) is None
-    assert objects(children) == []
-    children.put(make(9))
-    assert len(objects(children)) == 1
+    owned = owned_by(*map(make, known))
+    owned.remove(make(8))
+    assert owned.put(make(7)) is None
+    assert objects(owned) == []
+    owned.put(make(9))
+    assert len(objects(owned)) == 1
 
 
 def test_only_so_many_ends_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentstream_operator.cluster.children._ENDS", 2)
-    children = OwnedObjects()
+    monkeypatch.setattr("agentstream_operator.cluster.owned_objects._ENDS", 2)
+    owned = OwnedObjects()
     for name in ("a", "b", "c"):
-        children.remove(a_secret(8, name=name))
+        owned.remove(a_secret(8, name=name))
     for name in ("a", "b", "c"):
-        children.put(a_secret(7, name=name))
-    assert [name for _, name in children.secrets] == ["a"]
+        owned.put(a_secret(7, name=name))
+    assert [name for _, name in owned.secrets] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_only_so_many_ends_are_remembered(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_who_depends_on_what_is_gone_is_concerned(make: Any, concerned: Change) -> None:
-    children = children_of(make(1))
-    assert children.remove(make(2)) == concerned
-    assert objects(children) == []
+    owned = owned_by(make(1))
+    assert owned.remove(make(2)) == concerned
+    assert objects(owned) == []
 
 
 @pytest.mark.parametrize(
@@ -97,30 +97,30 @@ def test_who_depends_on_what_is_gone_is_concerned(make: Any, concerned: Change) 
     [(a_secret, Change(agent=AGENT)), (a_deployment, Change(group=CODER)), (a_pod, Change(group=CODER))],
 )
 def test_what_comes_back_is_taken_up_again(make: Any, concerned: Change) -> None:
-    children = children_of(make(1))
-    children.remove(make(2))
-    assert children.put(make(3)) == concerned
-    assert len(objects(children)) == 1
+    owned = owned_by(make(1))
+    owned.remove(make(2))
+    assert owned.put(make(3)) == concerned
+    assert len(objects(owned)) == 1
 
 
 @pytest.mark.parametrize("make", [a_secret, a_deployment, a_pod])
 def test_what_lost_our_label_is_not_ours_any_more(make: Any) -> None:
-    children, bare = children_of(make(1)), make(2)
+    owned, bare = owned_by(make(1)), make(2)
     del bare["metadata"]["labels"][MANAGED_BY]
-    assert children.put(bare) is not None
-    assert objects(children) == []
+    assert owned.put(bare) is not None
+    assert objects(owned) == []
 
 
 @pytest.mark.parametrize("make", [a_secret, a_deployment, a_pod])
 def test_what_was_never_ours_concerns_nobody(make: Any) -> None:
-    children, foreign = OwnedObjects(), make(1)
+    owned, foreign = OwnedObjects(), make(1)
     foreign["metadata"]["labels"] = None
-    assert children.put(foreign) is None
-    assert objects(children) == []
+    assert owned.put(foreign) is None
+    assert objects(owned) == []
 
 
 def test_a_secret_tells_how_the_agent_logs_in_and_where() -> None:
-    seen = children_of(a_secret()).secrets["team", "agentstream-coder"]
+    seen = owned_by(a_secret()).secrets["team", "agentstream-coder"]
     assert seen.credentials is not None
     assert (seen.credentials.username, seen.credentials.password) == ("agentstream.team.coder", "secret")
     assert seen.address == (a_secret()["data"]["uri"], None)
@@ -131,9 +131,9 @@ def test_a_secret_tells_how_the_agent_logs_in_and_where() -> None:
     [("password", Change(agent=AGENT)), ("uri", Change(agent=AGENT)), ("note", None)],
 )
 def test_an_agent_is_concerned_by_what_it_reads_of_its_secret(entry: str, concerned: Change | None) -> None:
-    children = children_of(a_secret(1))
-    assert children.put(a_secret(2, **{entry: "other"})) == concerned
-    assert children.secrets["team", "agentstream-coder"].version == 2
+    owned = owned_by(a_secret(1))
+    assert owned.put(a_secret(2, **{entry: "other"})) == concerned
+    assert owned.secrets["team", "agentstream-coder"].version == 2
 
 
 def test_a_secret_that_names_no_agent_concerns_nobody() -> None:
@@ -141,23 +141,23 @@ def test_a_secret_that_names_no_agent_concerns_nobody() -> None:
 
 
 def test_a_deployment_shows_how_many_are_wanted_and_ready() -> None:
-    children = children_of(a_deployment(replicas=3, status={"readyReplicas": 2}))
-    assert children.workload(CODER, current=True) == WorkloadSeen(3, 2, None, current=True)
-    assert children.workload(CODER, current=False) == WorkloadSeen(3, 2, None, current=False)
-    assert children.workload(OTHER, current=True) is None
+    owned = owned_by(a_deployment(replicas=3, status={"readyReplicas": 2}))
+    assert owned.workload(CODER, current=True) == WorkloadSeen(3, 2, None, current=True)
+    assert owned.workload(CODER, current=False) == WorkloadSeen(3, 2, None, current=False)
+    assert owned.workload(OTHER, current=True) is None
 
 
 def test_a_deployment_that_says_nothing_of_replicas_wants_one() -> None:
-    children = children_of(a_deployment(replicas=None))
-    assert children.workload(CODER, current=True) == WorkloadSeen(1, 0)
+    owned = owned_by(a_deployment(replicas=None))
+    assert owned.workload(CODER, current=True) == WorkloadSeen(1, 0)
 
 
 def test_a_deployment_without_a_group_is_known_and_concerns_nobody() -> None:
-    children, bare = OwnedObjects(), a_deployment(labels={MANAGED_BY: "agentstream"})
-    assert children.put(bare) is None
-    assert children.deployment(CODER) is not None
-    assert children.remove(bare) is None
-    assert children.deployment(CODER) is None
+    owned, bare = OwnedObjects(), a_deployment(labels={MANAGED_BY: "agentstream"})
+    assert owned.put(bare) is None
+    assert owned.deployment(CODER) is not None
+    assert owned.remove(bare) is None
+    assert owned.deployment(CODER) is None
 
 
 def entry(manager: str, *fields: str, subresource: str | None = None) -> Json:
@@ -182,7 +182,7 @@ def entry(manager: str, *fields: str, subresource: str | None = None) -> Json:
 def test_a_deployment_is_edited_if_somebody_else_owns_a_part_of_its_spec(
     fields: list[Json], *, edited: bool
 ) -> None:
-    seen = children_of(a_deployment(managedFields=fields)).deployment(CODER)
+    seen = owned_by(a_deployment(managedFields=fields)).deployment(CODER)
     assert seen is not None
     assert seen.edited is edited
 
@@ -195,13 +195,13 @@ QUOTA = 'pods "coder-consumer-5f-x" is forbidden: exceeded quota: small'
     [
         ({"type": "ReplicaFailure", "status": "True", "message": QUOTA}, QUOTA),
         ({"type": "ReplicaFailure", "status": "True", "message": "x" * 1000}, "x" * 300),
-        ({"type": "ReplicaFailure", "status": "True"}, "pods cannot be made"),
+        ({"type": "ReplicaFailure", "status": "True"}, "cannot create pods"),
         ({"type": "ReplicaFailure", "status": "False", "message": QUOTA}, None),
         ({"type": "Available", "status": "False", "message": "no"}, None),
     ],
 )
 def test_pods_that_cannot_be_made_are_told_of(condition: Json, why: str | None) -> None:
-    workload = children_of(a_deployment(status={"conditions": [condition]})).workload(CODER, current=True)
+    workload = owned_by(a_deployment(status={"conditions": [condition]})).workload(CODER, current=True)
     assert workload is not None
     assert workload.crashing == why
 
@@ -300,20 +300,20 @@ CREATING = container(waiting={"reason": "ContainerCreating"})
 def test_a_pod_shows_whether_it_is_down_and_why_it_does_not_start(
     status: Json, *, down: bool, stuck: str | None
 ) -> None:
-    seen = children_of(a_pod(**status)).pods["team", "a"]
+    seen = owned_by(a_pod(**status)).pods["team", "a"]
     assert (seen.down, seen.stuck) == (down, stuck)
 
 
 def test_a_pod_whose_containers_are_not_named_is_judged_by_the_first_status() -> None:
     pod = a_pod(containerStatuses=[ENDED])
     pod["spec"] = {}
-    assert children_of(pod).pods["team", "a"].down
+    assert owned_by(pod).pods["team", "a"].down
 
 
 def test_a_pod_goes_down_once_and_comes_up_again() -> None:
-    children = OwnedObjects()
+    owned = OwnedObjects()
     told = [
-        children.put(a_pod(version, containerStatuses=[state]))
+        owned.put(a_pod(version, containerStatuses=[state]))
         for version, state in enumerate((CREATING, RUNNING, RUNNING, ENDED, LOOPING, RUNNING, LOOPING), 1)
     ]
     assert told == [
@@ -333,17 +333,17 @@ def test_a_pod_that_is_down_when_it_is_first_seen_has_gone() -> None:
 
 
 def test_pods_are_alive_unless_they_are_down_or_gone() -> None:
-    children = children_of(
+    owned = owned_by(
         a_pod(1, "a", containerStatuses=[RUNNING]),
         a_pod(1, "b", containerStatuses=[ENDED]),
         a_pod(1, "c", phase="Pending"),
         a_pod(1, "d"),
         a_pod(1, "e", group="other"),
     )
-    children.remove(a_pod(2, "d"))
-    assert set(children.alive(CODER)) == {"a", "c"}
-    assert set(children.alive(OTHER)) == {"e"}
-    assert children.alive(ResourceKey("ConsumerGroup", "team", "ghost")) == {}
+    owned.remove(a_pod(2, "d"))
+    assert set(owned.alive(CODER)) == {"a", "c"}
+    assert set(owned.alive(OTHER)) == {"e"}
+    assert owned.alive(ResourceKey("ConsumerGroup", "team", "ghost")) == {}
 
 
 def test_a_pod_that_is_gone_and_was_not_known_concerns_nobody() -> None:
@@ -351,51 +351,49 @@ def test_a_pod_that_is_gone_and_was_not_known_concerns_nobody() -> None:
 
 
 def test_a_pod_without_a_group_concerns_nobody() -> None:
-    children = children_of(a_pod(group=None))
-    assert not children.pods
+    owned = owned_by(a_pod(group=None))
+    assert not owned.pods
 
 
 def test_a_pod_that_was_let_go_from_its_group_still_counts_as_alive() -> None:
     # as one does to look at it in peace: it still has its messages
-    children = children_of(a_pod(1, containerStatuses=[RUNNING]))
-    assert children.put(a_pod(2, group=None, containerStatuses=[RUNNING])) is None
-    assert set(children.alive(CODER)) == {"a"}
-    assert children.remove(a_pod(3, group=None)) == Change(group=CODER, gone=Gone("a"), deleted=True)
+    owned = owned_by(a_pod(1, containerStatuses=[RUNNING]))
+    assert owned.put(a_pod(2, group=None, containerStatuses=[RUNNING])) is None
+    assert set(owned.alive(CODER)) == {"a"}
+    assert owned.remove(a_pod(3, group=None)) == Change(group=CODER, gone=Gone("a"), deleted=True)
 
 
 def test_a_pod_that_was_given_to_another_group_belongs_to_that() -> None:
-    children = children_of(a_pod(1, containerStatuses=[RUNNING]))
-    assert children.put(a_pod(2, group="other", containerStatuses=[RUNNING])) == Change(group=OTHER)
-    assert (set(children.alive(CODER)), set(children.alive(OTHER))) == (set(), {"a"})
-    assert children.remove(a_pod(3, group="other")) == Change(group=OTHER, gone=Gone("a"), deleted=True)
-    assert children.alive(CODER) == children.alive(OTHER) == {}
+    owned = owned_by(a_pod(1, containerStatuses=[RUNNING]))
+    assert owned.put(a_pod(2, group="other", containerStatuses=[RUNNING])) == Change(group=OTHER)
+    assert (set(owned.alive(CODER)), set(owned.alive(OTHER))) == (set(), {"a"})
+    assert owned.remove(a_pod(3, group="other")) == Change(group=OTHER, gone=Gone("a"), deleted=True)
+    assert owned.alive(CODER) == owned.alive(OTHER) == {}
 
 
 def test_a_workload_tells_of_the_first_of_its_pods_that_does_not_start() -> None:
-    children = children_of(
+    owned = owned_by(
         a_deployment(replicas=3),
         a_pod(1, "c", containerStatuses=[LOOPING]),
         a_pod(1, "b", containerStatuses=[PULLING]),
         a_pod(1, "a", containerStatuses=[RUNNING]),
     )
-    workload = children.workload(CODER, current=True)
+    workload = owned.workload(CODER, current=True)
     assert workload is not None
     assert workload.crashing == 'b: ImagePullBackOff: Back-off pulling image "coder:2"'
 
 
 def test_pods_that_cannot_be_made_come_before_those_that_do_not_start() -> None:
     failure = {"type": "ReplicaFailure", "status": "True", "message": QUOTA}
-    children = children_of(
-        a_deployment(status={"conditions": [failure]}), a_pod(1, containerStatuses=[LOOPING])
-    )
-    workload = children.workload(CODER, current=True)
+    owned = owned_by(a_deployment(status={"conditions": [failure]}), a_pod(1, containerStatuses=[LOOPING]))
+    workload = owned.workload(CODER, current=True)
     assert workload is not None
     assert workload.crashing == QUOTA
 
 
 def test_why_a_pod_does_not_start_is_told_in_few_words() -> None:
     wordy = container(waiting={"reason": "ErrImagePull", "message": "x" * 1000})
-    stuck = children_of(a_pod(containerStatuses=[wordy])).pods["team", "a"].stuck
+    stuck = owned_by(a_pod(containerStatuses=[wordy])).pods["team", "a"].stuck
     assert stuck is not None
     assert len(stuck) == 300
 
@@ -403,4 +401,4 @@ def test_why_a_pod_does_not_start_is_told_in_few_words() -> None:
 def test_labels_name_the_group_of_a_namespace() -> None:
     pod = a_pod()
     pod["metadata"]["labels"][GROUP_LABEL] = "other"
-    assert set(children_of(pod).alive(OTHER)) == {"a"}
+    assert set(owned_by(pod).alive(OTHER)) == {"a"}

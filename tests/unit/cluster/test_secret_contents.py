@@ -9,7 +9,7 @@ import pytest
 
 from agentstream_operator.cluster.labels import AGENT_LABEL, MANAGED_BY
 from agentstream_operator.cluster.port import Credentials, Owner
-from agentstream_operator.cluster.secrets import (
+from agentstream_operator.cluster.secret_contents import (
     ServerAddress,
     address_in,
     credentials_in,

@@ -1,0 +1,153 @@
+"""The Secrets that the operator makes: of agents, and of streams whose messages are signed.
+
+An agent's is laid out as a Service Binding (https://servicebinding.io) and has all that the SDK needs.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agentstream.errors import SettingsError
+from agentstream.protocol.signatures import decode_keys, encode_keys, entry_name
+from agentstream_operator.cluster.labels import (
+    AGENT_LABEL,
+    MANAGED_BY,
+    MANAGER,
+    STREAM_LABEL,
+    owner_references,
+    secret_name,
+    signing_secret_name,
+)
+from agentstream_operator.cluster.port import Credentials, Owner, SigningKeys
+from agentstream_operator.resources.meta import GROUP, ResourceKey
+
+AUTHORITY: Final = "ca.crt"
+"""The entry with who vouches for the server."""
+
+_TYPE = "servicebinding.io/redis"
+_SIGNING_TYPE = f"{GROUP}/signing-keys"
+_KEYS = "keys"
+_SIGNING = entry_name("")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """Where agents find the server.
+
+    Attributes:
+        uri: its address, without credentials.
+        host: its host.
+        port: its port.
+        authority: PEM of who vouches for it, with TLS.
+    """
+
+    uri: str
+    host: str
+    port: int
+    authority: str | None = None
+
+
+def secret(
+    credentials: Credentials, owners: tuple[Owner, ...], server: ServerAddress, installation: str
+) -> dict[str, Any]:
+    """The Secret of an agent, as it is made."""
+    entries = {
+        "type": "redis",
+        "provider": "agentstream",
+        "uri": server.uri,
+        "host": server.host,
+        "port": str(server.port),
+        "namespace": credentials.namespace,
+        "agent": credentials.agent,
+        "installation": installation,
+        "username": credentials.username,
+        "password": credentials.password,
+        **{entry_name(stream): keys for stream, keys in credentials.signing.items()},
+    }
+    if server.authority is not None:
+        entries[AUTHORITY] = server.authority
+    return {
+        "metadata": {
+            "name": secret_name(credentials.agent),
+            "namespace": credentials.namespace,
+            "labels": {MANAGED_BY: MANAGER, AGENT_LABEL: credentials.agent},
+            "ownerReferences": owner_references(owners),
+        },
+        "type": _TYPE,
+        "data": {name: _encoded(text) for name, text in entries.items()},
+    }
+
+
+def credentials_in(found: Mapping[str, Any]) -> Credentials | None:
+    """What a Secret of ours says; None if it lacks what an agent needs."""
+    metadata = found["metadata"]
+    agent = (metadata.get("labels") or {}).get(AGENT_LABEL)
+    try:
+        data = found["data"]
+        username, password = (_decoded(data[entry]) for entry in ("username", "password"))
+        signing = {
+            # what is no text is not what was written, and is written again
+            entry.removeprefix(_SIGNING): base64.b64decode(text).decode(errors="replace")
+            for entry, text in data.items()
+            if entry.startswith(_SIGNING)
+        }
+    except (KeyError, TypeError, ValueError):
+        return None
+    if agent is None or metadata["name"] != secret_name(agent) or not password:
+        return None
+    owners = frozenset(str(owner["uid"]) for owner in metadata.get("ownerReferences") or ())
+    return Credentials(metadata["namespace"], agent, username, password, owners, signing)
+
+
+def signing_secret(keys: SigningKeys, owner: Owner) -> dict[str, Any]:
+    """The Secret with the keys of a stream, as it is made."""
+    name, namespace = keys.stream.name, keys.stream.namespace
+    return {
+        "metadata": {
+            "name": signing_secret_name(name),
+            "namespace": namespace,
+            "labels": {MANAGED_BY: MANAGER, STREAM_LABEL: name},
+            "ownerReferences": owner_references((owner,)),
+        },
+        "type": _SIGNING_TYPE,
+        "data": {_KEYS: _encoded(encode_keys(keys.keys))},
+    }
+
+
+def signing_keys_in(found: Mapping[str, Any]) -> SigningKeys | None:
+    """What a Secret of ours says of a stream's keys; None if it has none."""
+    metadata = found["metadata"]
+    stream = (metadata.get("labels") or {}).get(STREAM_LABEL)
+    if stream is None or metadata["name"] != signing_secret_name(stream):
+        return None
+    try:
+        keys = decode_keys(_decoded(found["data"][_KEYS]))
+    except (KeyError, TypeError, ValueError, SettingsError):
+        return None
+    owners = [str(owner["uid"]) for owner in metadata.get("ownerReferences") or ()]
+    # one more owner is put right, as another one is
+    owner = owners[0] if len(owners) == 1 else ""
+    return SigningKeys(ResourceKey("AgentStream", metadata["namespace"], stream), keys, owner)
+
+
+def encoded_address(server: ServerAddress) -> tuple[str | None, str | None]:
+    """The address and the authority as a Secret holds them: in base64."""
+    authority = server.authority
+    return _encoded(server.uri), _encoded(authority) if authority is not None else None
+
+
+def address_in(found: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The address and the authority that a Secret names, in base64 as it holds them."""
+    data = found.get("data") or {}
+    return data.get("uri"), data.get(AUTHORITY)
+
+
+def _decoded(text: str) -> str:
+    return base64.b64decode(text).decode()
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()

@@ -1,0 +1,107 @@
+"""Runs the janitor over every stream: due retries, trimming, admission."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterable
+
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.plan.retention import (
+    JanitorSpec,
+    janitor_actions,
+    janitor_spec,
+    remember,
+    retention_healthy,
+)
+from agentstream_operator.plan.streams import managed
+from agentstream_operator.reconcile.loops.server import ServerWatch
+from agentstream_operator.reconcile.observer import is_same
+from agentstream_operator.reconcile.queue import Priority, WorkQueue
+from agentstream_operator.reconcile.state.memory import JanitorPass
+from agentstream_operator.reconcile.state.state import State
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.meta import ResourceKey
+
+_IDLE_ROUNDS = 6
+"""Rounds after which the janitor passes over a stream without changes."""
+
+
+class Janitor:
+    """Cleans up streams, and queues those whose retention condition changed.
+
+    Args:
+        state: the streams.
+        broker: the server.
+        queue: gets streams and their groups.
+        server: whether the server answers.
+    """
+
+    def __init__(
+        self, state: State, broker: Broker, queue: WorkQueue[ResourceKey], server: ServerWatch
+    ) -> None:
+        self._state = state
+        self._broker = broker
+        self._queue = queue
+        self._server = server
+
+    async def watch(self) -> None:
+        """Cleans up a part of the streams at a time until cancelled."""
+        loops = self._state.options.loops
+        parts = max(1, round(loops.janitor / loops.measure))
+        for part in itertools.cycle(range(parts)):
+            streams = tuple(self._state.resources.streams.values())[part::parts]
+            await self._server.guard(self.clean(streams))
+            await asyncio.sleep(loops.janitor / parts)
+
+    async def clean(self, streams: Iterable[AgentStream]) -> None:
+        """Cleans up those of the streams that are due and may be trimmed."""
+        memories, now = self._state.memory, asyncio.get_running_loop().time()
+        due = [
+            (stream, spec)
+            for stream in streams
+            if self._may_clean(stream) and self._is_due(stream, spec := self._spec(stream), now)
+        ]
+        passes = (self._broker.janitor(spec) for _, spec in due)
+        reports = await asyncio.gather(*passes, return_exceptions=True)
+        for (stream, spec), report in zip(due, reports, strict=True):
+            if isinstance(report, BaseException):
+                self._server.note_failure(report)
+                continue
+            memories.janitor.update(janitor_actions(report))
+            memory = memories.streams[stream.key]
+            memory.cleaned = JanitorPass(now, spec, memory.seen)
+            memory.history = remember(memory.history, report, memory.now)
+            if memory.seen is not None:
+                update = retention_healthy(stream, memory.seen, memory.history, self._state.backend.eviction)
+                if not any(update[:3] == reported[:3] for reported in memory.reported.conditions):
+                    readers = self._state.resources.readers_of(stream.key)
+                    self._queue.add_all((stream.key, *readers), Priority.RESYNC)
+
+    def _spec(self, stream: AgentStream) -> JanitorSpec:
+        return janitor_spec(stream, [d.group for d in self._state.resources.declared(stream.key)])
+
+    def _is_due(self, stream: AgentStream, spec: JanitorSpec, now: float) -> bool:
+        """Returns whether a stream needs a pass: without changes, only the age of its entries matters."""
+        memory = self._state.memory.streams[stream.key]
+        seen, last = memory.seen, memory.cleaned
+        return (
+            seen is None
+            or last is None
+            or last.seen is None
+            or last.spec != spec
+            or now - last.at >= _IDLE_ROUNDS * self._state.options.loops.janitor
+            or not is_same(seen, last.seen)
+            or any(group.delayed for group in seen.groups.values())
+            or (memory.history is not None and not memory.history.quiet)
+        )
+
+    def _may_clean(self, stream: AgentStream) -> bool:
+        """Returns whether a stream may be trimmed: only if all of its groups are known."""
+        resources = self._state.resources
+        return (
+            resources.complete
+            and stream.metadata.namespace not in resources.unreadable_namespaces
+            and managed(stream)
+            and self._state.memory.streams[stream.key].usable is True
+        )

@@ -1,0 +1,104 @@
+"""Watches whether the server answers, and whether it is still the same process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+
+from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.reconcile.queue import Priority, WorkQueue
+from agentstream_operator.reconcile.state.state import State
+from agentstream_operator.resources.meta import ResourceKey
+
+_log = logging.getLogger(__name__)
+
+_FIRST_RETRY, _LONGEST_RETRY = 0.1, 2.0
+
+
+class ServerWatch:
+    """Probes the server, and runs the steps of other loops only while it answers.
+
+    Args:
+        state: gets the result of each probe.
+        broker: the server.
+        queue: gets every key when the server is lost or comes back.
+    """
+
+    def __init__(self, state: State, broker: Broker, queue: WorkQueue[ResourceKey]) -> None:
+        self._state = state
+        self._broker = broker
+        self._queue = queue
+        self._doubt = asyncio.Event()
+
+    def probe_now(self) -> None:
+        """Probes the server at once, as after a broken connection."""
+        self._doubt.set()
+
+    async def watch(self) -> None:
+        """Probes the server until cancelled."""
+        delay, options = _FIRST_RETRY, self._state.options
+        while True:
+            doubted = self._doubt.is_set()
+            self._doubt.clear()
+            try:
+                async with asyncio.timeout(options.server_timeout):
+                    server = await self._broker.server()
+            except (AgentStreamError, TimeoutError) as error:
+                self._lost(str(error) or f"the server did not answer within {options.server_timeout:g} s")
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _LONGEST_RETRY)
+            else:
+                delay = _FIRST_RETRY
+                eviction = None if server.eviction_policy == "noeviction" else server.eviction_policy
+                self._found(server.run_id, eviction, doubted=doubted)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(options.loops.measure):
+                        await self._doubt.wait()
+
+    async def guard(self, step: Coroutine[None, None, None]) -> None:
+        """Runs a step of a loop if the server answers; logs its failure, so that the loop goes on."""
+        if self._state.backend.outage is not None:
+            step.close()
+            return
+        try:
+            await step
+        except Exception as error:  # noqa: BLE001 - see above
+            self.note_failure(error)
+
+    def note_failure(self, error: BaseException) -> None:
+        """Probes the server after a broken connection; logs any other error."""
+        if isinstance(error, ConnectionLost | AccessDenied):
+            self.probe_now()
+        elif isinstance(error, AgentStreamError):
+            _log.warning("the server refused a command: %s", error)
+        else:
+            _log.error("a background step failed", exc_info=error)
+
+    def check_all(self, priority: Priority) -> None:
+        """Drops all observations and queues every key."""
+        for key in self._state.resources.streams:
+            self._state.memory.invalidate(key)
+        self._state.access.listed.clear()
+        self._state.access.due.set()
+        self._queue.add_all(tuple(self._state.resources.keys()), priority)
+
+    def _lost(self, outage: str) -> None:
+        if self._state.backend.outage is None:
+            _log.warning("server unreachable: %s", outage)
+            self._state.backend.outage = outage
+            self._state.access.listed.clear()
+            self._queue.add_all(tuple(self._state.resources.keys()), Priority.EVENT)
+
+    def _found(self, run_id: str, eviction: str | None, *, doubted: bool) -> None:
+        backend = self._state.backend
+        again = backend.outage is not None or doubted or backend.run_id not in (None, run_id)
+        backend.outage, backend.run_id = None, run_id
+        if backend.eviction != eviction:
+            backend.eviction = eviction
+            self._queue.add_all(tuple(self._state.resources.streams), Priority.EVENT)
+        if again:
+            _log.info("server reachable again: checking every resource")
+            self.check_all(Priority.EVENT)

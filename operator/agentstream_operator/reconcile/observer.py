@@ -1,0 +1,165 @@
+"""Observes streams on the server and updates what is remembered of them and of their groups."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from agentstream.errors import AgentStreamError
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.broker.observe import Look
+from agentstream_operator.plan.accounting import accumulate_account, counters
+from agentstream_operator.plan.conditions import Plan
+from agentstream_operator.plan.observed import StreamSeen
+from agentstream_operator.plan.signal import follow_progress, follow_rate, stalled
+from agentstream_operator.reconcile.queue import Priority, WorkQueue
+from agentstream_operator.reconcile.state.memory import GroupMemory
+from agentstream_operator.reconcile.state.state import State
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import ResourceKey
+
+FRESH = 1.5
+"""Seconds for which an observation may serve a plan that changes nothing."""
+
+
+class Observer:
+    """Observes streams; concurrent callers for one stream share one observation.
+
+    Args:
+        state: where observations are remembered.
+        broker: the server.
+        queue: gets streams that vanished.
+    """
+
+    def __init__(self, state: State, broker: Broker, queue: WorkQueue[ResourceKey]) -> None:
+        self._state = state
+        self._broker = broker
+        self._queue = queue
+        self._waiting: dict[ResourceKey, asyncio.Task[StreamSeen]] = {}
+        self._tasks: set[asyncio.Task[StreamSeen]] = set()
+
+    async def decide(
+        self, stream: AgentStream | None, plan: Callable[[StreamSeen | None], Plan]
+    ) -> tuple[StreamSeen | None, Plan]:
+        """Plans on a recent observation, and on a new one if that plan changes anything.
+
+        Args:
+            stream: the stream to observe, if there is one.
+            plan: plans on an observation; gets None without a stream and while the server does not answer.
+
+        Returns:
+            The observation and the plan.
+
+        Raises:
+            AgentStreamError: as `Broker.observe`.
+        """
+        if stream is None or self._state.backend.outage is not None:
+            return None, plan(None)
+        memory = self._state.memory.streams[stream.key]
+        if memory.seen is not None and asyncio.get_running_loop().time() - memory.seen_at < FRESH:
+            decided = plan(memory.seen)
+            if not decided.actions:
+                return memory.seen, decided
+        seen = await self.observe(stream)
+        return seen, plan(seen)
+
+    async def observe(self, stream: AgentStream) -> StreamSeen:
+        """Observes a stream now.
+
+        Raises:
+            AgentStreamError: as `Broker.observe`.
+        """
+        task = self._waiting.get(stream.key)
+        if task is None:
+            task = asyncio.create_task(self._observe(stream), name=f"observe {stream.stream_key}")
+            self._waiting[stream.key] = task
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        # other callers wait for the same task
+        return await asyncio.shield(task)
+
+    async def _observe(self, stream: AgentStream) -> StreamSeen:
+        # calls until the request is sent share its answer; a later caller may have written meanwhile
+        await asyncio.sleep(0)
+        del self._waiting[stream.key]
+        at = asyncio.get_running_loop().time()
+        seen = await self._broker.observe(stream.stream_key, self._declared(stream))
+        self._remember(stream, seen, at)
+        return seen
+
+    async def observe_all(self, streams: Sequence[AgentStream]) -> list[StreamSeen | AgentStreamError]:
+        """Observes many streams in one round trip; forgets the observation of a stream that fails."""
+        at, remembered = asyncio.get_running_loop().time(), self._state.memory.streams
+        shown = (remembered[stream.key].shown for stream in streams)
+        looks = [Look(s.stream_key, self._declared(s), k) for s, k in zip(streams, shown, strict=True)]
+        found: list[StreamSeen | AgentStreamError]
+        try:
+            found = await self._broker.measure(looks)
+        except AgentStreamError as error:
+            found = [error] * len(streams)
+        for stream, seen in zip(streams, found, strict=True):
+            if not isinstance(seen, AgentStreamError):
+                self._remember(stream, seen, at)
+            elif stream.key in remembered:
+                remembered[stream.key].seen = None
+        return found
+
+    async def close(self) -> None:
+        """Cancels observations under way."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _declared(self, stream: AgentStream) -> list[str]:
+        return [declared.name for declared in self._state.resources.declared(stream.key)]
+
+    def _remember(self, stream: AgentStream, seen: StreamSeen, at: float) -> None:
+        """Remembers an observation requested at a time of the loop's clock, unless a later one is known."""
+        streams, groups = self._state.memory.streams, self._state.memory.groups
+        memory = streams.get(stream.key)
+        if memory is None or at < memory.seen_at:
+            return
+        before, shown = memory.seen, memory.shown
+        memory.seen = memory.shown = seen
+        if shown is not None and shown.type != "none" and seen.type == "none":
+            # reconciling the stream creates it again, whichever loop noticed
+            self._queue.add(stream.key, Priority.EVENT)
+        memory.seen_at, memory.now = at, seen.now
+        memory.arrivals = follow_rate(memory.arrivals, seen.added, at)
+        for key, group, name in self._state.resources.declared(stream.key):
+            if key in groups and name in seen.groups:
+                _update_group(groups[key], group, name, before, seen)
+
+
+def is_same(before: StreamSeen, after: StreamSeen) -> bool:
+    """Returns whether two observations differ in nothing but their time."""
+    return before.digest == after.digest
+
+
+def concerns_plans(before: StreamSeen, after: StreamSeen) -> bool:
+    """Returns whether more changed than the number of entries and the positions of groups."""
+    return after.added < before.added or _facts(before) != _facts(after)
+
+
+def _facts(seen: StreamSeen) -> tuple[object, ...]:
+    """What plans depend on; checkpoints in the meta hash are no part of it."""
+    owner = [seen.meta.get(name) for name in ("installation", "namespace", "name", "uid")]
+    groups = {name: (g.exists, g.retry_ready, g.exact, g.dead > 0) for name, g in seen.groups.items()}
+    return seen.type, seen.contracts, owner, groups
+
+
+def _update_group(
+    memory: GroupMemory, group: ConsumerGroup, name: str, before: StreamSeen | None, after: StreamSeen
+) -> None:
+    found = after.groups[name]
+    memory.progress = follow_progress(memory.progress, found, after.now)
+    lease = group.spec.delivery.lease.milliseconds
+    memory.stalled = stalled(memory.progress, found, lease, after.now) and not group.spec.suspend
+    if memory.counters is not None and before is not None and is_same(before, after):
+        return
+    now = counters(after, found)
+    if memory.counters is not None:
+        memory.account = accumulate_account(memory.account, memory.counters, now)
+    memory.counters = now
