@@ -82,7 +82,7 @@ class Team:
         kind: str,
         name: str,
         condition: Callable[[Json | None], Any],
-        timeout: float = 20.0,  # noqa: ASYNC109 - as `until`
+        timeout: float = 20.0,
     ) -> Json | None:
         """Waits until an object is as it should be. Returns it; None is one that is not there."""
         last: Json | None = None
@@ -95,7 +95,7 @@ class Team:
             raise AssertionError(f"{kind} {name} is still {json.dumps(last, indent=1)}") from None
         raise AssertionError(f"the watch of {kind} {name} has ended")
 
-    async def gone(self, kind: str, name: str, timeout: float = 20.0) -> None:  # noqa: ASYNC109 - as `until`
+    async def gone(self, kind: str, name: str, timeout: float = 20.0) -> None:
         """Waits until there is no such object."""
         await self.until(kind, name, lambda found: found is None, timeout)
 
@@ -112,7 +112,7 @@ class Team:
         status: str,
         reason: str,
         about: str = "Ready",
-        timeout: float = 20.0,  # noqa: ASYNC109 - as `until`
+        timeout: float = 20.0,
     ) -> str:
         """Waits for a condition of the latest generation. Returns its message."""
 
@@ -121,7 +121,7 @@ class Team:
 
         return said(await self.until(kind, name, does, timeout), about)[2]
 
-    async def ready(self, *resources: Json, timeout: float = 20.0) -> None:  # noqa: ASYNC109 - as `until`
+    async def ready(self, *resources: Json, timeout: float = 20.0) -> None:
         """Waits until resources are in effect."""
         for found in resources:
             await self.says(found["kind"], found["metadata"]["name"], "True", "Ready", timeout=timeout)

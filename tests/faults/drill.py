@@ -80,7 +80,7 @@ class Drill:
         self,
         planner: Agent,
         numbers: Iterable[int],
-        timeout: float = 30.0,  # noqa: ASYNC109 - the sender's
+        timeout: float = 30.0,
         **work: Any,
     ) -> list[Any]:
         """Sends messages at the same moment; `work` is what their handlers are to do. Errors are results."""
@@ -145,7 +145,7 @@ class Drill:
         case: str,
         *,
         twice: int = 0,
-        timeout: float = 20.0,  # noqa: ASYNC109 - the deadline is what it is for
+        timeout: float = 20.0,
         renewed: bool = False,
     ) -> Outcome:
         """Waits until everything is settled, and checks what became of every message.

@@ -43,7 +43,7 @@ async def planner(declared: Topology, proxy: Faults) -> AsyncIterator[Agent]:
         yield agent
 
 
-async def send(agent: Agent, n: int, timeout: float = 30.0) -> SentMessage:  # noqa: ASYNC109 - passed on
+async def send(agent: Agent, n: int, timeout: float = 30.0) -> SentMessage:
     return await agent.send_message(to="coder", type="event", payload={"n": n}, timeout=timeout)
 
 
@@ -184,7 +184,7 @@ async def test_what_the_server_remembers_outlives_every_repetition(
 async def test_who_waits_for_ever_sends_once_and_holds_up_nobody(
     planner: Agent,
     wire: Client,
-    timeout: float,  # noqa: ASYNC109 - passed on
+    timeout: float,
 ) -> None:
     async with asyncio.timeout(5):
         await asyncio.gather(send(planner, 1, timeout), send(planner, 2))

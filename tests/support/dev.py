@@ -176,7 +176,7 @@ class Dev:
             self.lines.append(line)
             also.append(line)
 
-    async def line(self, part: str, timeout: float = 20.0) -> str:  # noqa: ASYNC109 - as `until`
+    async def line(self, part: str, timeout: float = 20.0) -> str:
         """The first line with `part` in it."""
         try:
             return await until(lambda: next((line for line in self.lines if part in line), ""), timeout)

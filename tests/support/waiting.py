@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 @overload
-async def until(condition: Callable[[], Awaitable[T]], timeout: float = ...) -> T: ...  # noqa: ASYNC109 - as below
+async def until(condition: Callable[[], Awaitable[T]], timeout: float = ...) -> T: ...
 
 
 @overload
-async def until(condition: Callable[[], T], timeout: float = ...) -> T: ...  # noqa: ASYNC109 - as below
+async def until(condition: Callable[[], T], timeout: float = ...) -> T: ...
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], timeout: float = 10.0) -> T:  # noqa: ASYNC109 - the deadline is what it is for
+async def until(condition: Callable[[], T | Awaitable[T]], timeout: float = 10.0) -> T:
     """Returns the first true value of `condition`, which may be a coroutine function.
 
     Raises:

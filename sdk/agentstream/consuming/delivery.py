@@ -224,7 +224,7 @@ class Delivery(Generic[Payload]):
             return False
         return await self._extend(self, self._entry, seconds)
 
-    async def reply(self, payload: Any, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - as in `send_message`
+    async def reply(self, payload: Any, timeout: float = 30.0) -> None:
         """Answers the message; it is settled by something else.
 
         If its sender waits in `Agent.request`, the answer goes there, and the first of several counts. If

@@ -72,6 +72,8 @@ class Producer:
         payload: Any,
         to: str | None = None,
         reply_to: str | None = None,
+        on_full: OnFull = "wait",
+        timeout: float = DEFAULT_TIMEOUT,
         **options: Unpack[SendOptions],
     ) -> SentMessage:
         """Sends one message. It is on the stream exactly once when this returns.
@@ -80,8 +82,13 @@ class Producer:
             type: `task_request`, `task_result` or `event`.
             payload: the data: a dict, msgspec.Struct, dataclass or pydantic model.
             to: the agent that is to handle it; `broadcast` for all groups of the broadcast stream.
-            reply_to: where an answer is expected.
-            options: as follows; all are optional.
+            reply_to: where a reply is expected.
+            on_full: what to do when the stream is full: `wait` for room until the timeout, `raise`
+                Backpressure at once, or `shed`: drop the event, count it, and return a SentMessage that is
+                `shed`.
+            timeout: seconds to try; up to ten of them for a route that is not declared yet. A batch that is
+                in flight at the deadline gets up to a second more.
+            options: any of the following.
             stream: name of the AgentStream, where several lead to the addressee; alone, for all its groups.
             correlation_id: id of the message that this one answers or belongs to.
             expires_at: when the message expires, in seconds since 1970.
@@ -91,11 +98,6 @@ class Producer:
             once: idempotency key: within an hour, no other message with this key is added to the stream, and
                 sending one returns the entry of the first. So a handler that runs again sends its results
                 once.
-            on_full: what to do when the stream is full: `wait` for room until the timeout (the default),
-                `raise` Backpressure at once, or `shed`: drop the event, count it, and return a SentMessage
-                that is `shed`.
-            timeout: seconds to try, 30 by default; up to ten of them for a route that is not declared yet. A
-                batch that is in flight at the deadline gets up to a second more.
 
         Raises:
             InvalidMessage: an argument does not fit the envelope's schema, or is not an event and to be shed;
@@ -110,14 +112,11 @@ class Producer:
             AccessDenied: the server refused credentials or rights until the deadline.
             ServerRefused: the server refused for another reason until the deadline.
         """
-        to = _addressee(to, options.get("stream"))
-        return await self._sender.send(self._record(to, type, payload, reply_to, **options))
+        one = OutgoingMessage(type=type, payload=payload, to=to, reply_to=reply_to, **options)
+        return await self._sender.send(self._record(one, timeout, on_full))
 
     async def send_many(
-        self,
-        messages: Iterable[OutgoingMessage],
-        *,
-        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
+        self, messages: Iterable[OutgoingMessage], *, timeout: float = DEFAULT_TIMEOUT
     ) -> list[SentMessage]:
         """Sends many messages in few round trips, each as `send_message` does; waits while a stream is full.
 
@@ -130,29 +129,15 @@ class Producer:
                 envelope's schema. None was sent.
             SendFailed: some messages were not sent; `results` says which ones, and why.
         """
-        records = [
-            self._record(
-                _addressee(one.to, one.stream),
-                one.type,
-                one.payload,
-                one.reply_to,
-                stream=one.stream,
-                correlation_id=one.correlation_id,
-                expires_at=one.expires_at,
-                key=one.key,
-                schema_version=one.schema_version,
-                once=one.once,
-                timeout=timeout,
-            )
-            for one in messages
-        ]
-        return await self._sender.send_many(records)
+        return await self._sender.send_many([self._record(one, timeout) for one in messages])
 
     async def broadcast(
         self,
         *,
         type: MessageType,  # noqa: A002 - the envelope's name
         payload: Any,
+        on_full: OnFull = "wait",
+        timeout: float = DEFAULT_TIMEOUT,
         **options: Unpack[SendOptions],
     ) -> Receipt:
         """Sends one message to all groups of a broadcast stream. Returns a receipt of their acknowledgements.
@@ -160,8 +145,10 @@ class Producer:
         Args:
             type: `task_request`, `task_result` or `event`.
             payload: the data: a dict, msgspec.Struct, dataclass or pydantic model.
+            on_full: as of `send_message`; the receipt of an event that was shed expects no groups.
+            timeout: seconds to try.
             options: as of `send_message`; `stream` names the AgentStream, where the agent produces to several
-                broadcast streams. The receipt of an event that was shed expects no groups.
+                broadcast streams.
 
         Raises:
             NoRoute: the agent produces to no broadcast stream, or to several; or the one named is none.
@@ -169,11 +156,11 @@ class Producer:
                 ConnectionLost, AccessDenied, ServerRefused: as `send_message`.
         """
         loop = asyncio.get_running_loop()
-        timeout = options.get("timeout", DEFAULT_TIMEOUT)
         deadline = loop.time() + timeout
         produces = await broadcast_stream(self._directory, options.get("stream"), timeout)
-        options.update({"stream": produces.stream, "timeout": max(deadline - loop.time(), 0)})
-        sent = await self._sender.send(self._record(BROADCAST, type, payload, **options))
+        options["stream"] = produces.stream
+        one = OutgoingMessage(type=type, payload=payload, **options)
+        sent = await self._sender.send(self._record(one, max(deadline - loop.time(), 0), on_full))
         return Receipt(self._write.call, sent, produces)
 
     async def request(
@@ -182,6 +169,7 @@ class Producer:
         to: str,
         payload: Any,
         type: MessageType = "task_request",  # noqa: A002 - the envelope's name
+        timeout: float = REQUEST_TIMEOUT,
         **options: Unpack[MessageOptions],
     ) -> Message:
         """Sends a request and waits for the reply, which a handler gives with `Delivery.reply`.
@@ -193,8 +181,8 @@ class Producer:
             to: the agent that is to reply.
             payload: the data: a dict, msgspec.Struct, dataclass or pydantic model.
             type: `task_request`, `task_result` or `event`.
-            options: as of `send_message`, but for `once` and `on_full`. `timeout` is for how many seconds to
-                wait for the reply, 60 by default; `expires_at` is the end of the timeout by default.
+            timeout: seconds to wait for the reply.
+            options: as of `send_message`, but for `once`; `expires_at` is the end of the timeout by default.
 
         Returns:
             The reply, a `task_result`.
@@ -206,10 +194,10 @@ class Producer:
             InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure, MessageExpired,
                 StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `send_message`.
         """
-        timeout = options.setdefault("timeout", REQUEST_TIMEOUT)
         if options.get("expires_at") is None:
             options["expires_at"] = time.time() + timeout
-        record = self._record(to, type, payload, self._requests.key, **options)
+        one = OutgoingMessage(type=type, payload=payload, to=to, reply_to=self._requests.key, **options)
+        record = self._record(one, timeout)
         asking = self._requests.ask(record, self._sender.send, timeout)
         tracing = spans()
         return await (asking if tracing is None else tracing.asked(record.message, asking))
@@ -259,37 +247,25 @@ class Producer:
         self._mailboxes = [*(m for m in self._mailboxes if not m.is_over), mailbox]
         return Notifications(mailbox)
 
-    def _record(
-        self,
-        to: str,
-        type: MessageType,  # noqa: A002 - the envelope's name
-        payload: Any,
-        reply_to: str | None = None,
-        *,
-        stream: str | None = None,
-        correlation_id: str | None = None,
-        expires_at: float | None = None,
-        key: str | None = None,
-        schema_version: int | None = None,
-        once: str | None = None,
-        on_full: OnFull = "wait",
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> OutgoingRecord:
+    def _record(self, one: OutgoingMessage, timeout: float, on_full: OnFull = "wait") -> OutgoingRecord:
+        if one.to is None and one.stream is None:
+            raise NoRoute("a message needs an addressee, a stream, or both: to= or stream=")
+        version = one.schema_version
         message = Message(
             v=1,
             id=new_id(),
             sender=self.name,
-            to=to,
-            type=type,
-            payload=payload_of(payload),
+            to=one.to or BROADCAST,
+            type=one.type,
+            payload=payload_of(one.payload),
             timestamp=time.time(),
-            correlation_id=correlation_id,
-            reply_to=reply_to,
-            expires_at=expires_at,
-            key=key,
-            schema_version=version_of(payload) if schema_version is None else schema_version,
+            correlation_id=one.correlation_id,
+            reply_to=one.reply_to,
+            expires_at=one.expires_at,
+            key=one.key,
+            schema_version=version_of(one.payload) if version is None else version,
         )
-        return OutgoingRecord(message, stream=stream, once=once, on_full=on_full, timeout=timeout)
+        return OutgoingRecord(message, stream=one.stream, once=one.once, on_full=on_full, timeout=timeout)
 
     def _client(self, role: str, timeout: float = 5.0, **listening: Any) -> Client:
         name = f"agentstream:{self.namespace}.{self.name}:{role}"
@@ -303,9 +279,3 @@ def new_id() -> str:
     """Makes a random UUID (version 4), in a fraction of the time that `uuid.uuid4` takes."""
     digits = f"{random.getrandbits(128):032x}"
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
-
-
-def _addressee(to: str | None, stream: str | None) -> str:
-    if to is None and stream is None:
-        raise NoRoute("a message needs an addressee, a stream, or both: to= or stream=")
-    return to or BROADCAST

@@ -109,7 +109,7 @@ class Receipt:
     async def wait(
         self,
         quorum: float | None = None,
-        timeout: float = 30.0,  # noqa: ASYNC109 - at the deadline it says who is missing
+        timeout: float = 30.0,
     ) -> ReceiptStatus:
         """Waits until enough groups have acknowledged the message. Returns how it stands then.
 
@@ -163,7 +163,7 @@ def groups_needed(quorum: float | None, expected: int) -> int:
 async def broadcast_stream(
     directory: Directory,
     stream: str | None,
-    timeout: float,  # noqa: ASYNC109 - the deadline decides what is repeated
+    timeout: float,
 ) -> Produces:
     """The broadcast stream that an agent produces to, with the groups that are declared now.
 

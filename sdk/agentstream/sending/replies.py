@@ -67,7 +67,7 @@ class Replies:
         request: Message,
         payload: Any,
         policy: Consumes,
-        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the deadline decides what is repeated
+        timeout: float = DEFAULT_TIMEOUT,
         patience: float = ROUTE_PATIENCE,
     ) -> None:
         """Answers a request that came by a group; see `Delivery.reply`.
@@ -126,7 +126,7 @@ class Replies:
         request: Message,
         answer: Message,
         policy: Consumes,
-        timeout: float,  # noqa: ASYNC109 - as above
+        timeout: float,
         *,
         failure: str | None = None,
         trace: bytes = b"",

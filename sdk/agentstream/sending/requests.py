@@ -81,7 +81,7 @@ class Requests:
         self,
         record: OutgoingRecord,
         send: Callable[[OutgoingRecord], Awaitable[Any]],
-        timeout: float,  # noqa: ASYNC109 - at the deadline it says that nobody answered
+        timeout: float,
     ) -> Message:
         """Sends a request and waits for its answer; see `Agent.request`.
 

@@ -54,14 +54,12 @@ class MessageOptions(TypedDict, total=False):
     expires_at: float | None
     key: str | None
     schema_version: int | None
-    timeout: float
 
 
 class SendOptions(MessageOptions, total=False):
-    """Options of `Agent.send_message` and `Agent.broadcast`; see `Agent.send_message`."""
+    """Options of a message that expects no reply; see `Agent.send_message`."""
 
     once: str | None
-    on_full: OnFull
 
 
 class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):

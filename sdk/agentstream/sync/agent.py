@@ -16,7 +16,7 @@ from agentstream.payloads.types import Payload
 from agentstream.protocol.envelope import MessageType
 from agentstream.sending import notifications, receipts
 from agentstream.sending.notifications import DEFAULT_BUFFER, Notification
-from agentstream.sending.sender import DEFAULT_TIMEOUT, OutgoingMessage, SendOptions
+from agentstream.sending.sender import DEFAULT_TIMEOUT, OnFull, OutgoingMessage, SendOptions
 from agentstream.sent import SentMessage
 from agentstream.signals import SIGNAL_EXIT, on_signal
 from agentstream.sync.delivery import SyncDeliveries
@@ -113,9 +113,13 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
         *,
         type: MessageType,  # noqa: A002 - the envelope's name
         payload: Any,
+        on_full: OnFull = "wait",
+        timeout: float = DEFAULT_TIMEOUT,
         **options: Unpack[SendOptions],
     ) -> SyncReceipt:
-        receipt = self._loop.run(self._original.broadcast, type=type, payload=payload, **options)
+        receipt = self._loop.run(
+            self._original.broadcast, type=type, payload=payload, on_full=on_full, timeout=timeout, **options
+        )
         return SyncReceipt(receipt, self._loop)
 
     @mirrors(agent.Agent.request)

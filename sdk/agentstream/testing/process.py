@@ -77,7 +77,7 @@ class AgentProcess:
         """Asks it to end, as Kubernetes does."""
         self._process.send_signal(signal.SIGTERM)
 
-    async def printed(self, text: str, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - says what it printed
+    async def printed(self, text: str, timeout: float = 10.0) -> None:
         """Waits until a text is in its output.
 
         Raises:
@@ -96,7 +96,7 @@ class AgentProcess:
                 raise TimeoutError(f"no {text!r} was printed in {timeout} s, but: {self.output}")
             await asyncio.sleep(_LOOK_EVERY)
 
-    async def ended(self, timeout: float = 10.0) -> int:  # noqa: ASYNC109 - says what it printed
+    async def ended(self, timeout: float = 10.0) -> int:
         """Waits until it has ended. Returns how, as in `subprocess`: minus a signal's number if by that.
 
         Raises:

@@ -263,7 +263,7 @@ class Sandbox:
             raise TypeError(f"{agent.name} cannot be killed: make the agent with Sandbox.agent")
         await agent.crash()
 
-    async def settled(self, stream: str, *, group: str | None = None, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - says what is left
+    async def settled(self, stream: str, *, group: str | None = None, timeout: float = 10.0) -> None:
         """Waits until nothing of a stream is undelivered, pending, delayed or retrying.
 
         Args:
@@ -277,7 +277,7 @@ class Sandbox:
         """
         await self._topology.settled(stream, group, timeout)
 
-    async def messages(self, stream: str, *, at_least: int = 0, timeout: float = 10.0) -> list[Message]:  # noqa: ASYNC109 - says what there is
+    async def messages(self, stream: str, *, at_least: int = 0, timeout: float = 10.0) -> list[Message]:
         """All messages that were sent to a stream, oldest first.
 
         Args:

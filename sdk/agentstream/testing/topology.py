@@ -97,7 +97,7 @@ class Topology:
             raise LookupError(f"no stream {name} is declared here, but {declared}")
         return self._streams[name]
 
-    async def messages(self, name: str, at_least: int, timeout: float) -> list[Message]:  # noqa: ASYNC109 - says what there is
+    async def messages(self, name: str, at_least: int, timeout: float) -> list[Message]:
         """Everything that is on a stream and is a message, oldest first, once it is so many.
 
         Raises:
@@ -120,7 +120,7 @@ class Topology:
         key = StreamKeys(self.stream(name).key).dead_letters(group)
         return [_dead_letter(fields_of(fields)) for _, fields in await self._call("XRANGE", key, "-", "+")]
 
-    async def settled(self, name: str, group: str | None, timeout: float) -> None:  # noqa: ASYNC109 - says what is left
+    async def settled(self, name: str, group: str | None, timeout: float) -> None:
         """Waits until a group, or each group of the stream, has nothing left to do.
 
         Raises:

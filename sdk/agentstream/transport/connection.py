@@ -227,7 +227,7 @@ async def connect(
     name: str,
     queue: Queue,
     *,
-    timeout: float,  # noqa: ASYNC109 - it holds as long as the connection
+    timeout: float,
     channels: Sequence[str] | None,
     on_lost: Callable[[RespProtocol, ConnectionLost], None],
     on_push: Callable[[bytes, bytes], None] | None,

@@ -65,7 +65,7 @@ class FailureLog:
 
 async def retry_until(
     attempt: Callable[[], Awaitable[T]],
-    timeout: float,  # noqa: ASYNC109 - the deadline decides what is repeated
+    timeout: float,
 ) -> T:
     """Repeats what may be repeated until it succeeds.
 
