@@ -29,7 +29,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from agentstream.agent import Agent
-from agentstream.sending.sender import OutgoingMessage
+from agentstream.sending.outgoing import OutgoingMessage
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, builds

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from agentstream.protocol.envelope import Message, message_schema
     from agentstream.protocol.reasons import Reason
     from agentstream.sending.notifications import Notification, Notifications
+    from agentstream.sending.outgoing import MessageOptions, OutgoingMessage, SendOptions
     from agentstream.sending.receipts import Receipt, ReceiptState, ReceiptStatus
-    from agentstream.sending.sender import MessageOptions, OutgoingMessage, SendOptions
     from agentstream.sent import SentMessage
 
 __all__ = [
@@ -116,7 +116,7 @@ _HOMES = {
     "protocol.reasons": ("Reason",),
     "sending.notifications": ("Notification", "Notifications"),
     "sending.receipts": ("Receipt", "ReceiptStatus", "ReceiptState"),
-    "sending.sender": ("MessageOptions", "OutgoingMessage", "SendOptions"),
+    "sending.outgoing": ("MessageOptions", "OutgoingMessage", "SendOptions"),
     "sent": ("SentMessage",),
 }
 _home_of = {name: module for module, names in _HOMES.items() for name in names}

@@ -9,7 +9,7 @@ import pytest
 
 from agentstream.errors import RequestFailed
 from agentstream.protocol.routes import Consumes
-from agentstream.sending.sender import OutgoingMessage
+from agentstream.sending.outgoing import OutgoingMessage
 from agentstream.transport.client import Client
 from agentstream_operator.plan.access import AgentUse, set_user
 from support.servers import Server

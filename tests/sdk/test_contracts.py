@@ -20,7 +20,7 @@ from agentstream.identity.settings import Settings
 from agentstream.payloads.contracts import FREE, Contracts
 from agentstream.protocol.keys import StreamKeys, user_name
 from agentstream.protocol.routes import Produces, decode_route
-from agentstream.sending.sender import OutgoingMessage
+from agentstream.sending.outgoing import OutgoingMessage
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.resources.agentstream import AgentStream

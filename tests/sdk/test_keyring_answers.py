@@ -123,7 +123,7 @@ async def test_who_gets_forged_answers_only_is_told_that_nobody_answered(
         async with await following(deliveries) as delivery:
             for n in range(11):
                 await put(strict, delivery, "m", answer_to(delivery.message, n))
-        with pytest.raises(NoReply, match="11 answers without a valid signature were dropped"):
+        with pytest.raises(NoReply, match="11 replies without a valid signature were dropped"):
             await asking
     said = [record.getMessage() for record in caplog.records if "valid signature" in record.message]
     assert [text.partition("(")[2] for text in said] == ["Unsigned, 1 so far)", "Unsigned, 10 so far)"]
@@ -191,7 +191,7 @@ async def test_where_it_is_only_warned_of_any_answer_is_taken_and_counted(
                 await delivery.reply({"n": 2})
             assert (await asking).payload == {"n": 2}
             assert count(planner, "Unsigned") == 1
-    assert "an answer is taken without a valid signature (Unsigned, 1 so far)" in caplog.text
+    assert "accepted a reply without a valid signature (Unsigned, 1 so far)" in caplog.text
 
 
 async def test_answers_on_streams_without_signatures_are_not_looked_at(signed: Signed) -> None:

@@ -449,7 +449,7 @@ async def test_what_is_no_answer_is_dropped(
         async with delivery:
             await delivery.reply({"n": 1})
         assert (await asking).payload == {"n": 1}
-    assert "no message to the answers" in caplog.text
+    assert "an entry of the reply stream that is no message" in caplog.text
 
 
 async def test_an_answer_lives_as_long_as_whoever_asked_waits(

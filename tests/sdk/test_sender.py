@@ -18,7 +18,7 @@ from agentstream.errors import (
     StreamMissing,
 )
 from agentstream.protocol.envelope import decode
-from agentstream.sending.sender import OutgoingMessage
+from agentstream.sending.outgoing import OutgoingMessage
 from agentstream.sent import SentMessage
 from agentstream.telemetry.counters import SHED
 from agentstream.testing import Faults

@@ -8,7 +8,7 @@ import pytest
 
 from agentstream.errors import Backpressure, InvalidMessage, MessageExpired, NoRoute, SendFailed
 from agentstream.protocol.envelope import decode
-from agentstream.sending.sender import OutgoingMessage
+from agentstream.sending.outgoing import OutgoingMessage
 from agentstream.sent import SentMessage
 from agentstream.testing import Faults
 from agentstream.transport.client import Client

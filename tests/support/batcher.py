@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
+from agentstream.protocol.envelope import Message
 from agentstream.protocol.routes import Produces
-from agentstream.sending.batcher import Batcher, BatchRecord
+from agentstream.sending.batcher import Batcher
+from agentstream.sending.outgoing import OutgoingRecord
 from agentstream.telemetry.counters import Counters
 
 
@@ -17,9 +20,13 @@ def batcher_on(call: Callable[..., Awaitable[Any]], key: str) -> Batcher:
     return Batcher(call, Produces("tasks", key), Counters())
 
 
-def record(data: bytes, timeout: float = 30.0) -> BatchRecord:
-    now = asyncio.get_running_loop().time()
-    return BatchRecord(data, now, now + timeout, None)
+def record(data: bytes, timeout: float = 30.0) -> OutgoingRecord:
+    message = Message(
+        v=1, id=str(uuid.uuid4()), sender="planner", to="coder", type="event", payload={}, timestamp=0
+    )
+    one = OutgoingRecord(message, timeout=timeout)
+    one.data = data
+    return one
 
 
 class Detour:

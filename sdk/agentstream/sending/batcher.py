@@ -8,7 +8,6 @@ and records keep their order.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import secrets
 import time
@@ -23,12 +22,12 @@ from agentstream.errors import (
     ConnectionLost,
     MessageExpired,
     ServerRefused,
-    SettingsError,
     StreamMissing,
     WireClosed,
 )
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Produces
+from agentstream.sending.outgoing import OutgoingRecord
 from agentstream.telemetry.counters import REPEATED, SENDING, Counters
 from agentstream.transport.client import Argument
 from agentstream.transport.retry import Backoff
@@ -55,61 +54,6 @@ class Unanswered(ConnectionLost):
     """No reply until the deadline: sending the message under another number could add it twice."""
 
 
-class BatchRecord:
-    """A record to be added to a stream.
-
-    Args:
-        data: the envelope.
-        since: when the send began, by the event loop's clock.
-        deadline: when the send fails, by the event loop's clock.
-        expires_at: when the message expires, in seconds since 1970.
-
-    Attributes:
-        options: name and value pairs for `as1_add`: `once`, `key`, and further fields of the entry.
-        signature: the field with the signature; empty for none.
-        signed_at: when the record was signed, by the event loop's clock.
-        entry: resolves to the id of the entry.
-    """
-
-    __slots__ = (
-        "_sign",
-        "data",
-        "deadline",
-        "entry",
-        "expires_at",
-        "options",
-        "signature",
-        "signed_at",
-        "since",
-    )
-
-    def __init__(self, data: bytes, since: float, deadline: float, expires_at: float | None) -> None:
-        self.data: bytes = data
-        self.since: float = since
-        self.deadline: float = deadline
-        self.expires_at: float | None = expires_at
-        self.options: Sequence[Argument] = ()
-        self.signature: Sequence[Argument] = ()
-        self.signed_at: float = math.inf
-        self.entry: asyncio.Future[str]
-
-    def sign_with(self, sign: Callable[[], Sequence[Argument]], now: float) -> None:
-        """Signs the record, and keeps the function for `sign_again`.
-
-        Raises:
-            SettingsError: there is no key.
-        """
-        self.signature = sign()
-        self.signed_at = now
-        self._sign = sign
-
-    def sign_again(self, now: float) -> None:
-        """Renews the signature: consumers take an old one for a replay."""
-        # without the key, the old signature is the best there is
-        with contextlib.suppress(SettingsError):
-            self.sign_with(self._sign, now)
-
-
 class Batcher:
     """Adds the records of one stream in batches.
 
@@ -126,8 +70,8 @@ class Batcher:
         self._seconds = counters.histogram(SENDING, produces.stream)
         self._call = call
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[BatchRecord] = deque()
-        self._in_flight: Sequence[BatchRecord] = ()
+        self._queue: deque[OutgoingRecord] = deque()
+        self._in_flight: Sequence[OutgoingRecord] = ()
         self._doubt: Exception | None = None
         self._token = secrets.token_hex(16)
         self._number = 0
@@ -135,7 +79,7 @@ class Batcher:
         self._check: asyncio.TimerHandle | None = None
         self._check_at = math.inf
 
-    def put(self, record: BatchRecord) -> asyncio.Future[str]:
+    def put(self, record: OutgoingRecord) -> asyncio.Future[str]:
         """Queues a record for the next batch. Returns a future with the id of its entry.
 
         The future's errors: after Backpressure, StreamMissing, MessageExpired and refusals of the server, the
@@ -177,14 +121,14 @@ class Batcher:
             most = _MOST
         self._sending = None
 
-    def _next_batch(self, most: int) -> list[BatchRecord]:
-        batch: list[BatchRecord] = []
+    def _next_batch(self, most: int) -> list[OutgoingRecord]:
+        batch: list[OutgoingRecord] = []
         size = 0
         now = time.time()
         queue = self._queue
         while queue and len(batch) < most:
             record = queue[0]
-            if record.expires_at is not None and record.expires_at <= now:
+            if (expiry := record.message.expires_at) is not None and expiry <= now:
                 _fail(record, MessageExpired("expires_at was over before the message could be sent"))
             elif not record.entry.done():
                 size += len(record.data)
@@ -194,7 +138,7 @@ class Batcher:
             queue.popleft()
         return batch
 
-    async def _results(self, batch: list[BatchRecord]) -> Iterable[str | Exception]:
+    async def _results(self, batch: list[OutgoingRecord]) -> Iterable[str | Exception]:
         """Returns the result of each record; repeats the batch until its last record is done."""
         self._number += 1
         backoff = Backoff(0.02, 1.0)
@@ -234,7 +178,7 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - every error is for the callers of `put`
             return error
 
-    def _command(self, batch: list[BatchRecord]) -> tuple[Argument, ...]:
+    def _command(self, batch: list[OutgoingRecord]) -> tuple[Argument, ...]:
         keys, now = self.keys, self._loop.time()
         for record in batch:
             if record.signed_at < now - _SIGNED_FOR:
@@ -244,7 +188,7 @@ class Batcher:
         messages = chain.from_iterable([_arguments(record) for record in batch])
         return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
 
-    def _resolve(self, batch: Iterable[BatchRecord], results: Iterable[str | Exception]) -> None:
+    def _resolve(self, batch: Iterable[OutgoingRecord], results: Iterable[str | Exception]) -> None:
         now = self._loop.time()
         # no results come where every record is done already
         for record, result in zip(batch, results, strict=False):
@@ -280,14 +224,14 @@ class Batcher:
             self._check_deadlines_at(first)
 
 
-def _arguments(record: BatchRecord) -> tuple[Argument, ...]:
+def _arguments(record: OutgoingRecord) -> tuple[Argument, ...]:
     if not record.options and not record.signature:
         return record.data, 0
     options = (*record.options, *record.signature)
     return record.data, len(options), *options
 
 
-def _check(record: BatchRecord, deadline: float, now: float, error: AgentStreamError) -> float:
+def _check(record: OutgoingRecord, deadline: float, now: float, error: AgentStreamError) -> float:
     """Fails a record after its deadline. Returns when to check again."""
     if deadline > now:
         return math.inf if record.entry.done() else deadline
@@ -295,7 +239,7 @@ def _check(record: BatchRecord, deadline: float, now: float, error: AgentStreamE
     return math.inf
 
 
-def _is_done(batch: Iterable[BatchRecord]) -> bool:
+def _is_done(batch: Iterable[OutgoingRecord]) -> bool:
     return all(record.entry.done() for record in batch)
 
 
@@ -303,7 +247,7 @@ def _is_stale(error: Exception) -> bool:
     return isinstance(error, ServerRefused) and str(error).startswith("STALE")
 
 
-def _fail(record: BatchRecord, error: AgentStreamError) -> None:
+def _fail(record: OutgoingRecord, error: AgentStreamError) -> None:
     if not record.entry.done():
         record.entry.set_exception(error)
 

@@ -1,7 +1,7 @@
-"""Notifications: told to whoever listens just now, and to nobody else.
+"""Notifications: published to the processes that listen now (Pub/Sub), and not kept.
 
-They are published, not kept. One that is published while a listener is away, connecting or too slow is lost
-to it, and nobody is told. What must arrive is a message on a stream.
+A listener that is away, connecting or too slow misses them, without an error. Send what must arrive as a
+message.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _log = logging.getLogger("agentstream")
 
 
 class Notification(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent told others.
+    """A notification.
 
     Attributes:
-        sender: the agent that says it sent it; `from` in JSON. Any agent of the namespace could say so.
+        sender: the agent that claims to have sent it; `from` in JSON. It is not verified.
         payload: the data: a JSON object.
         timestamp: when it was sent, in seconds since 1970.
     """
@@ -43,7 +43,7 @@ _decoder = msgspec.json.Decoder(Notification)
 
 
 def notification(sender: str, payload: dict[str, Any]) -> bytes:
-    """The JSON of a notification that is sent now.
+    """Encodes a notification that is sent now.
 
     Raises:
         InvalidMessage: the payload is no JSON object.
@@ -58,19 +58,19 @@ def notification(sender: str, payload: dict[str, Any]) -> bytes:
 
 
 class Mailbox:
-    """What came for one listener and was not taken yet: the newest ones, as many as it holds.
+    """Buffers the notifications of one listener; drops the oldest when it is full.
 
     Args:
         size: how many it holds.
-        on_drop: called when one has to make room for a newer one.
+        on_drop: called for each one that is dropped.
 
     Attributes:
-        dropped: how many had to make room for newer ones.
+        dropped: how many were dropped.
     """
 
     def __init__(self, size: int, on_drop: Callable[[], object]) -> None:
         self._on_drop = on_drop
-        self._kept: deque[bytes] = deque(maxlen=size)
+        self._buffer: deque[bytes] = deque(maxlen=size)
         self._changed = asyncio.Event()
         self._ends: list[Any] = []
         self._over = False
@@ -78,15 +78,15 @@ class Mailbox:
 
     @property
     def is_over(self) -> bool:
-        """Whether it takes nothing more."""
+        """Whether the mailbox was closed."""
         return self._over
 
     def listen(self, subscriptions: Subscriptions, channels: Iterable[str]) -> None:
-        """Takes what is published on these channels from soon on."""
-        self._ends = [subscriptions.listen(channel, self._came) for channel in channels]
+        """Subscribes to channels."""
+        self._ends = [subscriptions.listen(channel, self._receive) for channel in channels]
 
     def end(self) -> None:
-        """Takes nothing more; what is here can still be taken."""
+        """Unsubscribes; what is in the buffer can still be taken."""
         if not self._over:
             self._over = True
             for end in self._ends:
@@ -94,27 +94,27 @@ class Mailbox:
             self._changed.set()
 
     async def take(self) -> bytes | None:
-        """The oldest one; None when there will be no more."""
-        while not self._kept:
+        """Waits for the oldest notification; None when the mailbox is closed and empty."""
+        while not self._buffer:
             if self._over:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        return self._kept.popleft()
+        return self._buffer.popleft()
 
-    def _came(self, data: bytes) -> None:
-        if len(self._kept) == self._kept.maxlen:
+    def _receive(self, data: bytes) -> None:
+        if len(self._buffer) == self._buffer.maxlen:
             self.dropped += 1
             self._on_drop()
-        self._kept.append(data)
+        self._buffer.append(data)
         self._changed.set()
 
 
 class Notifications(AsyncIterator[Notification]):
-    """The notifications to one agent, and to all: an asynchronous iterator that ends when the agent stops.
+    """The notifications to one agent and to all agents: an asynchronous iterator, until the agent stops.
 
-    A listener that is slow keeps the newest ones; those that had to make room are counted, not delivered.
-    Listening ends with `aclose`, where `async with` ends, and soon after nothing refers to it any more.
+    While the iterator is slow, the oldest notifications are dropped and counted. The subscription ends with
+    `aclose`, at the end of `async with`, and soon after the last reference to the iterator is gone.
     """
 
     def __init__(self, mailbox: Mailbox) -> None:
@@ -123,33 +123,33 @@ class Notifications(AsyncIterator[Notification]):
 
     @property
     def dropped(self) -> int:
-        """How many were lost because this listener was slow; those lost on the way are not known."""
+        """How many notifications were dropped because the iterator was slow."""
         return self._mailbox.dropped
 
     async def __anext__(self) -> Notification:
-        """The next notification. It raises nothing but StopAsyncIteration."""
+        """Waits for the next notification. Raises nothing but StopAsyncIteration."""
         while (data := await self._mailbox.take()) is not None:
             try:
                 return _decoder.decode(data)
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                _log.warning("somebody published what is no notification: %s", error)
+                _log.warning("dropped what was published and is no notification: %s", error)
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Ends listening."""
+        """Ends the subscription."""
         self._mailbox.end()
 
     async def __aenter__(self) -> Self:
-        """The notifications; ends listening at the end."""
+        """Returns the iterator; ends the subscription at the end."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends listening."""
+        """Ends the subscription."""
         await self.aclose()
 
     def __del__(self) -> None:
-        """Ends listening for a loop that was left with `break`."""
+        """Ends the subscription of a loop that was left with `break`."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._mailbox.end)

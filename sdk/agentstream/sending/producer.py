@@ -19,19 +19,19 @@ from agentstream.protocol.envelope import BROADCAST, Message, MessageType
 from agentstream.protocol.keys import notify_channel, reply_key, routes_key
 from agentstream.routing.directory import Directory
 from agentstream.sending.notifications import DEFAULT_BUFFER, Mailbox, Notifications, notification
-from agentstream.sending.receipts import Receipt, broadcast_stream
-from agentstream.sending.requests import DEFAULT_TIMEOUT as REQUEST_TIMEOUT
-from agentstream.sending.requests import READ_TIMEOUT as ANSWER_TIMEOUT
-from agentstream.sending.requests import Requests
-from agentstream.sending.sender import (
+from agentstream.sending.outgoing import (
     DEFAULT_TIMEOUT,
     MessageOptions,
     OnFull,
     OutgoingMessage,
     OutgoingRecord,
-    Sender,
     SendOptions,
 )
+from agentstream.sending.receipts import Receipt, broadcast_stream
+from agentstream.sending.requests import DEFAULT_TIMEOUT as REQUEST_TIMEOUT
+from agentstream.sending.requests import READ_TIMEOUT as ANSWER_TIMEOUT
+from agentstream.sending.requests import Requests
+from agentstream.sending.sender import Sender
 from agentstream.sent import SentMessage
 from agentstream.telemetry.counters import NOTIFICATIONS_DROPPED, RECONNECTS, Counters
 from agentstream.telemetry.tracing import spans

@@ -1,4 +1,4 @@
-"""Receipts of broadcasts: which groups have acknowledged a message, and waiting until enough of them have."""
+"""Receipts of broadcasts: which groups have acknowledged a message."""
 
 from __future__ import annotations
 
@@ -21,57 +21,56 @@ from agentstream.transport.retry import Backoff, retry_until
 _FIRST_LOOK, _SELDOM = 0.004, 0.25
 _ROUTE_PATIENCE = 10.0
 _FRESH = 1.0
-"""Seconds for which it may be unknown here that a group was declared, or is not any more."""
+"""Seconds for which the groups of a broadcast stream are cached."""
 
 
 class ReceiptState(StrEnum):
-    """What has become of a broadcast in one group."""
+    """The state of a broadcast in one group."""
 
     ACKNOWLEDGED = "acknowledged"
     PENDING = "pending"
-    """Not delivered yet, or in a handler's hands."""
+    """Not delivered yet, or with a handler."""
     RETRYING = "retrying"
-    """An attempt failed, and another one is to come."""
+    """An attempt failed, and another one will follow."""
     DEAD = "dead"
-    """The group gave it up: it is a dead letter."""
+    """The message is a dead letter of the group."""
     MISSING = "missing"
-    """There is no such group on the server."""
+    """The group does not exist on the server."""
 
 
 class ReceiptStatus(msgspec.Struct, frozen=True):
-    """What has become of a broadcast at one moment.
+    """The state of a broadcast in all groups.
 
     Attributes:
-        groups: how the message stands in each expected group.
+        groups: the state in each expected group, by its name.
     """
 
     groups: dict[str, ReceiptState]
 
     @property
     def acknowledged(self) -> tuple[str, ...]:
-        """The groups that have acknowledged it."""
-        return tuple(
-            group for group, standing in self.groups.items() if standing is ReceiptState.ACKNOWLEDGED
-        )
+        """The groups that have acknowledged the message."""
+        return self._in(ReceiptState.ACKNOWLEDGED)
 
     @property
     def dead(self) -> tuple[str, ...]:
-        """The groups that gave it up."""
-        return tuple(group for group, standing in self.groups.items() if standing is ReceiptState.DEAD)
+        """The groups in which the message is a dead letter."""
+        return self._in(ReceiptState.DEAD)
 
     @property
     def outstanding(self) -> tuple[str, ...]:
-        """The groups that may still acknowledge it."""
-        settled = (ReceiptState.ACKNOWLEDGED, ReceiptState.DEAD)
-        return tuple(group for group, standing in self.groups.items() if standing not in settled)
+        """The groups that may still acknowledge the message."""
+        return self._in(ReceiptState.PENDING, ReceiptState.RETRYING, ReceiptState.MISSING)
+
+    def _in(self, *states: ReceiptState) -> tuple[str, ...]:
+        return tuple(group for group, state in self.groups.items() if state in states)
 
 
 class Receipt:
-    """Who is expected to acknowledge a broadcast, and who has.
+    """Tells which groups have acknowledged a broadcast.
 
-    A group has acknowledged a message once it delivered it and a handler ended well. Nothing is written for
-    that: whoever asks is told what the groups' own state says. It can be asked for as long as the stream's
-    `retention.minAge`.
+    A group has acknowledged a message once a handler ended well. The state is read from what groups keep
+    anyway, for as long as the stream's `retention.minAge`.
 
     Attributes:
         sent: the message.
@@ -87,23 +86,20 @@ class Receipt:
         self._command = ("FCALL_RO", "as1_receipt", 1, keys.stream, sent.entry, *sum(parked, ()))
 
     def __repr__(self) -> str:
-        """Says which message it is of."""
+        """Names the message."""
         return f"<Receipt of {self.sent.id} on {self.sent.stream}, expecting {len(self.expected)} groups>"
 
     async def status(self) -> ReceiptStatus:
-        """How the message stands in each expected group, in one round trip.
+        """Reads the state of the message in each expected group, in one round trip.
 
         Raises:
             ConnectionLost: the server cannot be reached.
             AccessDenied: the agent may not produce to the stream any more.
             ServerRefused: the server refuses for another reason.
         """
-        standings = await self._call(*self._command) if self.expected else ()
+        states = await self._call(*self._command) if self.expected else ()
         return ReceiptStatus(
-            {
-                group: ReceiptState(standing.decode())
-                for group, standing in zip(self.expected, standings, strict=True)
-            }
+            {group: ReceiptState(state.decode()) for group, state in zip(self.expected, states, strict=True)}
         )
 
     async def wait(
@@ -111,17 +107,17 @@ class Receipt:
         quorum: float | None = None,
         timeout: float = 30.0,
     ) -> ReceiptStatus:
-        """Waits until enough groups have acknowledged the message. Returns how it stands then.
+        """Waits until enough groups have acknowledged the message. Returns its state then.
 
         Args:
             quorum: how many groups are enough: a whole number of them, or a share between 0 and 1, rounded up
                 to whole groups; all expected ones if None.
-            timeout: for how many seconds to wait.
+            timeout: seconds to wait.
 
         Raises:
-            QuorumMissed: at the deadline too few have, or so many gave it up that too few can.
-            ConnectionLost, AccessDenied, ServerRefused: until the deadline, the server could not be asked.
-            ValueError: the quorum is neither.
+            QuorumMissed: too few groups acknowledged the message until the deadline, or can still do so.
+            ConnectionLost, AccessDenied, ServerRefused: the server did not tell the state until the deadline.
+            ValueError: the quorum is neither a positive whole number nor a share.
         """
         needed = groups_needed(quorum, len(self.expected))
         loop = asyncio.get_running_loop()
@@ -146,7 +142,7 @@ class Receipt:
 
 
 def groups_needed(quorum: float | None, expected: int) -> int:
-    """How many groups make a quorum.
+    """Returns how many of the expected groups make a quorum.
 
     Raises:
         ValueError: the quorum is neither a positive whole number nor a share between 0 and 1.
@@ -165,11 +161,11 @@ async def broadcast_stream(
     stream: str | None,
     timeout: float,
 ) -> Produces:
-    """The broadcast stream that an agent produces to, with the groups that are declared now.
+    """Finds the broadcast stream that an agent produces to, with the groups that are declared now.
 
     Raises:
         NoRoute: there is none, or more than one.
-        ConnectionLost, AccessDenied, ServerRefused: until the deadline, the routes could not be read.
+        ConnectionLost, AccessDenied, ServerRefused: the routes could not be read until the deadline.
     """
     patience = min(_ROUTE_PATIENCE, timeout)
     directory.forget_older(_FRESH)
@@ -181,9 +177,7 @@ async def broadcast_stream(
 
 def _missed(sent: SentMessage, status: ReceiptStatus, needed: int) -> QuorumMissed:
     others = ", ".join(
-        f"{group} {standing}"
-        for group, standing in status.groups.items()
-        if standing is not ReceiptState.ACKNOWLEDGED
+        f"{group} {state}" for group, state in status.groups.items() if state is not ReceiptState.ACKNOWLEDGED
     )
     acknowledged = len(status.acknowledged)
     return QuorumMissed(

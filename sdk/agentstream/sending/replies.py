@@ -1,8 +1,8 @@
-"""Answers to requests: to the reply stream of whoever asked, or as a message to it.
+"""Replies to requests: on the reply stream of the requester, or as a message to it.
 
-Where an answer goes is said by the request, which anybody may have written. So a key is only written to if it
-is a reply stream of the request's sender in this namespace. Where the request's stream is signed, so is the
-answer, with the keys of that stream.
+A request names its reply stream, and may be forged: a reply goes to that key only if it is a reply stream of
+the request's sender in this namespace. A reply to a request on a signed stream is signed with the stream's
+key.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from agentstream.protocol.keys import reply_key
 from agentstream.protocol.reasons import FLAWS
 from agentstream.protocol.routes import OFF, Consumes
 from agentstream.protocol.signatures import answer_domain
-from agentstream.sending.sender import DEFAULT_TIMEOUT, ROUTE_PATIENCE, OutgoingRecord
+from agentstream.sending.outgoing import DEFAULT_TIMEOUT, ROUTE_PATIENCE, OutgoingRecord
 from agentstream.telemetry.tracing import spans
 from agentstream.transport.retry import retry_until
 
 FAILURE = "e"
-"""The field of an answer that says why a request became a dead letter."""
+"""The field of a reply that says why the request became a dead letter."""
 
-# Seconds for which an answer is kept, however short or long whoever asked said that it would wait.
+# Bounds of the lifetime of a reply in seconds, whatever timeout the requester has.
 _SHORTEST, _LONGEST = 60.0, 86_400.0
 _FAILURE_PATIENCE = 5.0
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
 class Replies:
-    """Answers the requests that one agent handles.
+    """Replies to the requests that one agent handles.
 
     Args:
-        namespace: the agent's namespace.
-        agent: its name.
-        call: sends a command and returns its reply.
-        send: sends a message to the agent that it is addressed to.
-        keyring: the keys of signed streams.
+        namespace: namespace of the agent.
+        agent: name of the agent.
+        call: sends a command and returns the server's answer.
+        send: sends a message to its addressee.
+        keyring: signs replies.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Replies:
         timeout: float = DEFAULT_TIMEOUT,
         patience: float = ROUTE_PATIENCE,
     ) -> None:
-        """Answers a request that came by a group; see `Delivery.reply`.
+        """Replies to a request; see `Delivery.reply`.
 
         Args:
             request: the message.
-            payload: the answer's.
-            policy: of the group.
-            timeout: for how many seconds to try.
-            patience: for how many of them to wait for a route to whoever sent the message.
+            payload: payload of the reply.
+            policy: the policy of the group that delivered the request.
+            timeout: seconds to try.
+            patience: seconds to wait for a route to the sender of the message, within the timeout.
         """
         answer = self._answer_to(request, payload)
         if is_reply_key(request.reply_to, self._namespace, request.sender):
@@ -88,11 +88,11 @@ class Replies:
             await self._send(OutgoingRecord(answer, timeout=timeout, patience=patience))
 
     async def gave_up(self, body: bytes | None, policy: Consumes, reason: str, error: str) -> None:
-        """Tells whoever asked that its request became a dead letter, if it can be told soon.
+        """Tells the requester that its request became a dead letter; tries for some seconds.
 
         Args:
-            body: the request, or any other message.
-            policy: of the group that gave it up.
+            body: the envelope of the request, or of any other message.
+            policy: the policy of the group that dead-lettered it.
             reason: why.
             error: what went wrong, in words.
         """
@@ -100,11 +100,11 @@ class Replies:
             return
         with contextlib.suppress(InvalidMessage, AgentStreamError):
             request = decode(body)
-            # others who read along are not whom it was for
+            # a group with deliverAll also gets the requests of other agents
             if request.to == self._agent and is_reply_key(request.reply_to, self._namespace, request.sender):
                 answer = self._answer_to(request, {"error": error})
                 if reason in FLAWS:
-                    # who made the request up is not to get a signature for it
+                    # a forged request must not yield a signed reply
                     policy = msgspec.structs.replace(policy, signatures=OFF)
                 await self._put(request, answer, policy, _FAILURE_PATIENCE, failure=reason)
 
@@ -131,7 +131,7 @@ class Replies:
         failure: str | None = None,
         trace: bytes = b"",
     ) -> None:
-        """May be repeated: whoever asked takes the first of several answers."""
+        """Adds a reply to its stream. It may be added twice: the requester takes the first one."""
         assert request.reply_to is not None  # noqa: S101 - it is a reply stream
         data, domain = encode(answer), answer_domain(request.reply_to, failure)
         more: tuple[str | bytes, ...] = () if failure is None else (FAILURE, failure)
@@ -142,7 +142,7 @@ class Replies:
         command = ("FCALL", "as1_reply", 1, request.reply_to, lifetime, "m", data, *more)
 
         async def put() -> None:
-            # a key may be on its way
+            # the Secret may still get the key
             await self._call(*command, *self._keyring.signature(policy, data, to=domain))
 
         await retry_until(put, timeout)

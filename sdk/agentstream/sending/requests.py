@@ -1,7 +1,7 @@
-"""Requests: messages whose answer the sender waits for.
+"""Matches replies to the requests of one process.
 
-Each process has a stream of its own for answers. It is read only while somebody waits, from its beginning:
-what was read is trimmed, so nothing else is in it. An answer that nobody waits for is dropped.
+Each process has a reply stream of its own. It is read only while a request is pending, always from the
+beginning: replies are trimmed once they are read. A reply without a pending request is dropped.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from agentstream.protocol.entry import Entry, Source, parse_entry
 from agentstream.protocol.envelope import Message, decode
 from agentstream.protocol.routes import OFF, WARN, Produces
 from agentstream.protocol.signatures import answer_domain
+from agentstream.sending.outgoing import OutgoingRecord
 from agentstream.sending.replies import FAILURE
-from agentstream.sending.sender import OutgoingRecord
 from agentstream.telemetry.counters import ANSWERS_UNVERIFIED, Counters, is_worth_saying
 from agentstream.telemetry.tracing import spans
 from agentstream.transport.client import Client
@@ -30,42 +30,42 @@ from agentstream.transport.retry import Backoff, FailureLog
 DEFAULT_TIMEOUT = 60.0
 _BLOCK = 2_000
 READ_TIMEOUT = _BLOCK / 1000 + 5.0
-"""Seconds after which the connection for answers counts as broken without a reply."""
+"""Seconds without an answer of the server after which the connection for replies counts as broken."""
 
 _PAGE = 500
 _CLOSING_PATIENCE = 2.0
 _log = logging.getLogger("agentstream")
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _Reply(msgspec.Struct, frozen=True):
     message: Message
     failure: str | None
     trace: bytes | None
 
 
-class _Question:
-    """A request that is not answered yet.
+class _PendingRequest:
+    """A request without a reply.
 
     Attributes:
         record: the request.
-        answered: the answer, once it has come.
-        refused: how many answers did not count.
+        reply: resolves to the reply.
+        dropped: how many replies did not count, for want of a valid signature.
     """
 
     def __init__(self, record: OutgoingRecord) -> None:
         self.record = record
-        self.answered: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
-        self.refused = 0
+        self.reply: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
+        self.dropped = 0
 
 
 class Requests:
-    """The requests of one process that are not answered yet.
+    """The pending requests of one process.
 
     Args:
-        key: the stream for answers.
-        client: the connection to read it with; nobody else uses it.
-        keyring: the keys of signed streams.
-        counters: where answers without a valid signature are counted.
+        key: key of the reply stream.
+        client: a connection for blocking reads of that stream.
+        keyring: verifies signatures.
+        counters: counts replies without a valid signature.
     """
 
     def __init__(self, key: str, client: Client, keyring: Keyring, counters: Counters) -> None:
@@ -73,9 +73,9 @@ class Requests:
         self._client = client
         self._keyring = keyring
         self._counters = counters
-        self._waiting: dict[str, _Question] = {}
+        self._pending: dict[str, _PendingRequest] = {}
         self._reading: asyncio.Task[None] | None = None
-        self._failures = FailureLog("read answers to requests")
+        self._failures = FailureLog("read replies to requests")
 
     async def ask(
         self,
@@ -83,55 +83,45 @@ class Requests:
         send: Callable[[OutgoingRecord], Awaitable[Any]],
         timeout: float,
     ) -> Message:
-        """Sends a request and waits for its answer; see `Agent.request`.
-
-        Args:
-            record: the request; answers to it go to this stream.
-            send: sends it.
-            timeout: for how many seconds to wait.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        request, question = record.message, _Question(record)
-        self._waiting[request.id], answered = question, question.answered
-        self._listen()
+        """Sends a request with `send`, and waits for its reply; see `Agent.request`."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        request, pending = record.message, _PendingRequest(record)
+        self._pending[request.id] = pending
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read(), name="read replies")
         try:
             try:
                 await send(record)
             except AgentStreamError:
-                # an answer says that it was sent, whatever the sender was told
-                if not answered.done():
+                # a reply proves that the request was sent, whatever error the sender got
+                if not pending.reply.done():
                     raise
             async with asyncio.timeout_at(deadline):
-                answer = await answered
+                reply = await pending.reply
         except TimeoutError:
-            dropped = f"; {question.refused} answers without a valid signature were dropped"
+            dropped = f"; {pending.dropped} replies without a valid signature were dropped"
             raise NoReply(
                 f"{request.to} did not answer the request {request.id} in {timeout:g} s"
-                f"{dropped if question.refused else ''}"
+                f"{dropped if pending.dropped else ''}"
             ) from None
         finally:
-            del self._waiting[request.id]
+            del self._pending[request.id]
         if (tracing := spans()) is not None:
-            tracing.answered(answer.trace)
-        if answer.failure is not None:
-            why = f"{answer.failure}: {answer.message.payload.get('error', '')}".removesuffix(": ")
+            tracing.answered(reply.trace)
+        if reply.failure is not None:
+            why = f"{reply.failure}: {reply.message.payload.get('error', '')}".removesuffix(": ")
             raise RequestFailed(
-                f"{answer.message.sender} gave the request {request.id} up: {why}", reason=answer.failure
+                f"{reply.message.sender} dead-lettered the request {request.id}: {why}", reason=reply.failure
             )
-        return answer.message
+        return reply.message
 
     async def close(self, unlink: Callable[..., Awaitable[Any]]) -> None:
-        """Ends all waiting with `ConnectionLost`, and removes the stream if the server can be reached.
-
-        Args:
-            unlink: sends a command.
-        """
+        """Fails pending requests with ConnectionLost, and deletes the reply stream if the server answers."""
         if self._reading is None:
             return
-        for question in self._waiting.values():
-            if not question.answered.done():
-                question.answered.set_exception(ConnectionLost("the agent was closed before the answer came"))
+        for pending in self._pending.values():
+            if not pending.reply.done():
+                pending.reply.set_exception(ConnectionLost("the agent was closed before the reply came"))
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         await self._client.close()
@@ -139,19 +129,15 @@ class Requests:
             async with asyncio.timeout(_CLOSING_PATIENCE):
                 await unlink("UNLINK", self.key)
 
-    def _listen(self) -> None:
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read(), name="read answers")
-
     async def _read(self) -> None:
-        """Hands out answers as long as somebody waits for one."""
+        """Reads replies while a request is pending."""
         backoff = Backoff(0.05, 1.0)
-        while self._waiting:
+        while self._pending:
             try:
                 read = ("XREAD", "COUNT", _PAGE, "BLOCK", _BLOCK, "STREAMS", self.key, "0")
                 for _, entries in await self._client.call(*read) or ():
                     for entry_id, fields in entries:
-                        self._came(entry_id.decode(), fields)
+                        self._receive(entry_id.decode(), fields)
                     await self._client.call("XTRIM", self.key, "MINID", _after(entries[-1][0]))
             except AgentStreamError as error:
                 self._failures.failed(error)
@@ -160,48 +146,42 @@ class Requests:
                 backoff.reset()
                 self._failures.recovered()
 
-    def _came(self, entry_id: str, fields: list[bytes]) -> None:
+    def _receive(self, entry_id: str, fields: list[bytes]) -> None:
         entry = parse_entry(Source(self.key, retry=False), entry_id, fields)
         try:
             message = decode(entry.body or b"")
         except InvalidMessage as error:
-            _log.warning("somebody added what is no message to the answers: %s", error)
+            _log.warning("dropped an entry of the reply stream that is no message: %s", error)
             return
-        question = self._waiting.get(message.correlation_id or "")
-        sent_to = None if question is None else question.record.offered_to
-        if question is None or question.answered.done() or sent_to is None:
-            _log.debug("nobody waits for the answer %s of %s", message.id, message.sender)
+        pending = self._pending.get(message.correlation_id or "")
+        sent_to = None if pending is None else pending.record.offered_to
+        if pending is None or pending.reply.done() or sent_to is None:
+            _log.debug("dropped the reply %s of %s: no request is pending", message.id, message.sender)
             return
         said = dict(zip(fields[::2], fields[1::2], strict=True)).get(FAILURE.encode())
         failure = None if said is None else said.decode(errors="replace")
-        if self._counts(sent_to, entry, failure):
-            question.answered.set_result(_Answer(message, failure, entry.trace))
+        if self._accepts(sent_to, entry, failure):
+            pending.reply.set_result(_Reply(message, failure, entry.trace))
         else:
-            question.refused += 1
+            pending.dropped += 1
 
-    def _counts(self, sent_to: Produces, entry: Entry, failure: str | None) -> bool:
-        """Whether an answer is taken, by the policy of the stream that the request was sent to."""
+    def _accepts(self, sent_to: Produces, entry: Entry, failure: str | None) -> bool:
+        """Whether a reply counts, by the signature policy of the stream that the request was sent to."""
         if sent_to.signatures == OFF:
             return True
         flaw = self._keyring.flaw(sent_to.stream, answer_domain(self.key, failure), entry)
         if flaw is None:
             return True
-        count, taken = (
-            self._counters.add(ANSWERS_UNVERIFIED, sent_to.stream, flaw),
-            sent_to.signatures == WARN,
-        )
+        accepted = sent_to.signatures == WARN
+        count = self._counters.add(ANSWERS_UNVERIFIED, sent_to.stream, flaw)
         if is_worth_saying(count):
-            _log.warning(
-                "%s: an answer is %s without a valid signature (%s, %d so far)",
-                sent_to.stream,
-                "taken" if taken else "dropped",
-                flaw,
-                count,
-            )
-        return taken
+            done = "accepted" if accepted else "dropped"
+            text = "%s: %s a reply without a valid signature (%s, %d so far)"
+            _log.warning(text, sent_to.stream, done, flaw, count)
+        return accepted
 
 
 def _after(entry: bytes) -> str:
-    """The smallest id above that of an entry."""
+    """The smallest id above an entry id."""
     milliseconds, _, sequence = entry.decode().partition("-")
     return f"{milliseconds}-{int(sequence) + 1}"

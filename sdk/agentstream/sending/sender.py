@@ -7,9 +7,7 @@ import contextlib
 import math
 from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Any, Literal, TypedDict
-
-import msgspec
+from typing import Any
 
 from agentstream.errors import (
     AgentStreamError,
@@ -25,112 +23,19 @@ from agentstream.errors import (
 )
 from agentstream.identity.keyring import KeyMissing, Keyring
 from agentstream.payloads.contracts import Contracts
-from agentstream.protocol.envelope import Message, MessageType, decode, encode, is_reference, is_unicode
+from agentstream.protocol.envelope import decode
 from agentstream.protocol.routes import OFF, Produces
 from agentstream.routing.directory import Directory
-from agentstream.sending.batcher import Batcher, BatchRecord, Unanswered
+from agentstream.sending.batcher import Batcher, Unanswered
+from agentstream.sending.outgoing import OutgoingRecord
 from agentstream.sent import SentMessage
 from agentstream.telemetry.counters import FAILED, REFUSED, SHED, Counters
 from agentstream.telemetry.tracing import spans
 from agentstream.transport.client import Argument, Client
 from agentstream.transport.retry import Backoff
 
-DEFAULT_TIMEOUT = 30.0
-ROUTE_PATIENCE = 10.0
-"""Seconds to wait for a route that is not declared yet."""
-
 # Errors after which a retry is useless, or could add the message twice.
 _FINAL = (NoRoute, InvalidMessage, SettingsError, MessageExpired, WireClosed, Unanswered)
-
-OnFull = Literal["wait", "raise", "shed"]
-"""What to do with a message when its stream is full."""
-
-
-class MessageOptions(TypedDict, total=False):
-    """Options of every message; see `Agent.send_message`."""
-
-    stream: str | None
-    correlation_id: str | None
-    expires_at: float | None
-    key: str | None
-    schema_version: int | None
-
-
-class SendOptions(MessageOptions, total=False):
-    """Options of a message that expects no reply; see `Agent.send_message`."""
-
-    once: str | None
-
-
-class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One message for `Agent.send_many`; its fields are the arguments of `Agent.send_message`."""
-
-    type: MessageType
-    payload: Any
-    to: str | None = None
-    stream: str | None = None
-    correlation_id: str | None = None
-    reply_to: str | None = None
-    expires_at: float | None = None
-    key: str | None = None
-    schema_version: int | None = None
-    once: str | None = None
-
-
-class OutgoingRecord(BatchRecord):
-    """A message that fits the envelope's schema, with the options of sending it.
-
-    Args:
-        message: the message.
-        stream: name of the AgentStream, if the sender names one.
-        once: idempotency key: within an hour, a stream gets one message with this key.
-        on_full: what to do when the stream is full.
-        timeout: seconds from now until the send fails.
-        patience: seconds to wait for a route that is not declared yet, within the timeout.
-
-    Attributes:
-        produces: the stream that the record was last offered to.
-        trace: the trace context of the sender; empty for none.
-
-    Raises:
-        InvalidMessage: the message or an option is invalid.
-    """
-
-    __slots__ = ("message", "on_full", "once", "patience", "produces", "stream", "trace")
-
-    def __init__(
-        self,
-        message: Message,
-        *,
-        stream: str | None = None,
-        once: str | None = None,
-        on_full: OnFull = "wait",
-        timeout: float = DEFAULT_TIMEOUT,
-        patience: float = ROUTE_PATIENCE,
-    ) -> None:
-        if on_full == "shed" and message.type != "event":
-            raise InvalidMessage(f"only events may be shed, and this is a {message.type}")
-        # the server would refuse the whole batch because of this key
-        if once is not None and not (is_reference(once) and is_unicode(once)):
-            raise InvalidMessage("once= is a string of 1 to 512 characters")
-        now = asyncio.get_running_loop().time()
-        super().__init__(encode(message), now, now + timeout, message.expires_at)
-        self.message: Message = message
-        self.stream: str | None = stream
-        self.once: str | None = once
-        self.on_full: OnFull = on_full
-        self.patience: float = patience
-        self.produces: Produces
-        self.trace: bytes = b""
-
-    @property
-    def offered_to(self) -> Produces | None:
-        """The stream that the record was last offered to; None before the first offer."""
-        return getattr(self, "produces", None)
-
-    def sent(self, entry: str) -> SentMessage:
-        """Returns the result of sending, given the id of the entry; empty if the record was shed."""
-        return SentMessage(self.message.id, self.produces.stream, entry)
 
 
 class Sender:

@@ -16,7 +16,7 @@ from agentstream.payloads.types import Payload
 from agentstream.protocol.envelope import MessageType
 from agentstream.sending import notifications, receipts
 from agentstream.sending.notifications import DEFAULT_BUFFER, Notification
-from agentstream.sending.sender import DEFAULT_TIMEOUT, OnFull, OutgoingMessage, SendOptions
+from agentstream.sending.outgoing import DEFAULT_TIMEOUT, OnFull, OutgoingMessage, SendOptions
 from agentstream.sent import SentMessage
 from agentstream.signals import SIGNAL_EXIT, on_signal
 from agentstream.sync.delivery import SyncDeliveries
@@ -52,7 +52,7 @@ class SyncNotifications(
 ):
     """As `agentstream.Notifications`: an iterator that ends when the agent stops.
 
-    Listening ends with `close`, where `with` ends, and soon after nothing refers to it any more.
+    The subscription ends with `close`, at the end of `with`, and soon after the last reference is gone.
     """
 
     @property

@@ -1,0 +1,142 @@
+"""What a sender hands on: a message with its options, and the record that becomes an entry of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict
+
+import msgspec
+
+from agentstream.errors import InvalidMessage, SettingsError
+from agentstream.protocol.envelope import Message, MessageType, encode, is_reference, is_unicode
+from agentstream.protocol.routes import Produces
+from agentstream.sent import SentMessage
+from agentstream.transport.client import Argument
+
+DEFAULT_TIMEOUT = 30.0
+ROUTE_PATIENCE = 10.0
+"""Seconds to wait for a route that is not declared yet."""
+
+OnFull = Literal["wait", "raise", "shed"]
+"""What to do with a message when its stream is full."""
+
+
+class MessageOptions(TypedDict, total=False):
+    """Options of every message; see `Agent.send_message`."""
+
+    stream: str | None
+    correlation_id: str | None
+    expires_at: float | None
+    key: str | None
+    schema_version: int | None
+
+
+class SendOptions(MessageOptions, total=False):
+    """Options of a message that expects no reply; see `Agent.send_message`."""
+
+    once: str | None
+
+
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """One message for `Agent.send_many`; its fields are the arguments of `Agent.send_message`."""
+
+    type: MessageType
+    payload: Any
+    to: str | None = None
+    stream: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expires_at: float | None = None
+    key: str | None = None
+    schema_version: int | None = None
+    once: str | None = None
+
+
+class OutgoingRecord:
+    """A message that fits the envelope's schema, with the options of sending it.
+
+    Args:
+        message: the message.
+        stream: name of the AgentStream, if the sender names one.
+        once: idempotency key: within an hour, a stream gets one message with this key.
+        on_full: what to do when the stream is full.
+        timeout: seconds from now until the send fails.
+        patience: seconds to wait for a route that is not declared yet, within the timeout.
+
+    Attributes:
+        data: the encoded envelope.
+        since: when the send began, by the event loop's clock.
+        deadline: when the send fails, by the event loop's clock.
+        trace: the trace context of the sender; empty for none.
+        produces: the stream that the record was last offered to.
+        options: name and value pairs for `as1_add`: `once`, `key`, and further fields of the entry.
+        signature: the field with the signature; empty for none.
+        signed_at: when the record was signed, by the event loop's clock.
+        entry: resolves to the id of the entry.
+
+    Raises:
+        InvalidMessage: the message or an option is invalid.
+    """
+
+    __slots__ = (
+        *("_sign", "data", "deadline", "entry", "message", "on_full", "once", "options", "patience"),
+        *("produces", "signature", "signed_at", "since", "stream", "trace"),
+    )
+
+    def __init__(
+        self,
+        message: Message,
+        *,
+        stream: str | None = None,
+        once: str | None = None,
+        on_full: OnFull = "wait",
+        timeout: float = DEFAULT_TIMEOUT,
+        patience: float = ROUTE_PATIENCE,
+    ) -> None:
+        if on_full == "shed" and message.type != "event":
+            raise InvalidMessage(f"only events may be shed, and this is a {message.type}")
+        # the server would refuse the whole batch because of this key
+        if once is not None and not (is_reference(once) and is_unicode(once)):
+            raise InvalidMessage("once= is a string of 1 to 512 characters")
+        self.message: Message = message
+        self.stream: str | None = stream
+        self.once: str | None = once
+        self.on_full: OnFull = on_full
+        self.patience: float = patience
+        self.data: bytes = encode(message)
+        self.since: float = asyncio.get_running_loop().time()
+        self.deadline: float = self.since + timeout
+        self.trace: bytes = b""
+        self.produces: Produces
+        self.options: Sequence[Argument] = ()
+        self.signature: Sequence[Argument] = ()
+        self.signed_at: float = math.inf
+        self.entry: asyncio.Future[str]
+
+    @property
+    def offered_to(self) -> Produces | None:
+        """The stream that the record was last offered to; None before the first offer."""
+        return getattr(self, "produces", None)
+
+    def sent(self, entry: str) -> SentMessage:
+        """Returns the result of sending, given the id of the entry; empty if the record was shed."""
+        return SentMessage(self.message.id, self.produces.stream, entry)
+
+    def sign_with(self, sign: Callable[[], Sequence[Argument]], now: float) -> None:
+        """Signs the record, and keeps the function for `sign_again`.
+
+        Raises:
+            SettingsError: there is no key.
+        """
+        self.signature = sign()
+        self.signed_at = now
+        self._sign = sign
+
+    def sign_again(self, now: float) -> None:
+        """Renews the signature: consumers take an old one for a replay."""
+        # without the key, the old signature is the best there is
+        with contextlib.suppress(SettingsError):
+            self.sign_with(self._sign, now)
