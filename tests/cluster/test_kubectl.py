@@ -114,7 +114,7 @@ def test_scaling_a_group_that_says_how_many_pods(kubectl: Kubectl, spec: dict[st
     [
         (
             {"template": a_template(), "autoscaling": {}},
-            "replicas must be absent where autoscaling is set",
+            "replicas and autoscaling exclude each other",
         ),
         ({}, "replicas and autoscaling need a template or deploymentRef"),
     ],
@@ -133,7 +133,7 @@ def test_a_dry_run_on_the_server_checks_everything_and_stores_nothing(kubectl: K
     assert said.count("created (server dry run)") == 2
     broken = a_group(template=a_template(), replicas=1, autoscaling={})
     said = kubectl.fails("apply", "--dry-run=server", "-f", "-", manifest=broken)
-    assert "replicas must be absent where autoscaling is set" in said
+    assert "replicas and autoscaling exclude each other" in said
     assert kubectl.list("agentstreams") + kubectl.list("consumergroups") == []
 
 

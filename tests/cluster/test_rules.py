@@ -42,13 +42,13 @@ class Rule:
 RULES = [
     Rule(
         "AgentStream.spec.key",
-        "braces may only form one hash tag that is not empty, such as {team-a.tasks}",
+        "braces may only form one non-empty hash tag, such as {team-a.tasks}",
         a_stream(key="a:{b}:c"),
         a_stream(key="{a}{b}"),
     ),
     Rule(
         "AgentStream.spec.key",
-        "a name such as {team-a.tasks}:retry:coder is reserved for what belongs to a stream",
+        "a suffix such as :retry:coder is reserved for keys derived from a stream",
         a_stream(key="{team-a.tasks}:retries:coder"),
         a_stream(key="{team-a.tasks}:retry:coder"),
     ),
@@ -66,19 +66,19 @@ RULES = [
     ),
     Rule(
         "AgentStream.spec.contracts",
-        "there can be only one contract for each type and version",
+        "only one contract per type and version is allowed",
         a_stream(contracts=[*CONTRACTS, {**CONTRACTS[0], "type": "task_request"}]),
         a_stream(contracts=[*CONTRACTS, {**CONTRACTS[0], "version": 49}]),
     ),
     Rule(
         "ConsumerGroup.spec.startFrom",
-        "must be a time that exists, since 1970",
+        "must be an existing time since 1970",
         a_group(startFrom="1970-01-01T00:00:00Z"),
         a_group(startFrom="1970-01-01T00:00:00+00:01"),
     ),
     Rule(
         "ConsumerGroup.spec.startFrom",
-        "must be a time that exists, since 1970",
+        "must be an existing time since 1970",
         a_group(startFrom="2024-02-29T00:00:00Z"),
         a_group(startFrom="2023-02-29T00:00:00Z"),
     ),
@@ -180,25 +180,25 @@ RULES = [
     ),
     Rule(
         "ConsumerGroup.spec",
-        "replicas must be absent where autoscaling is set",
+        "replicas and autoscaling exclude each other",
         a_group(template=TEMPLATE, autoscaling={}),
         a_group(template=TEMPLATE, autoscaling={}, replicas=1),
     ),
     Rule(
         "ConsumerGroup.spec",
-        "replicas and autoscaling need a template or deploymentRef: without one there is nothing to scale",
+        "replicas and autoscaling need a template or deploymentRef",
         a_group(template=TEMPLATE, replicas=0),
         a_group(replicas=0),
     ),
     Rule(
         "ConsumerGroup.spec",
-        "replicas and autoscaling need a template or deploymentRef: without one there is nothing to scale",
+        "replicas and autoscaling need a template or deploymentRef",
         a_group(),
         a_group(autoscaling={}),
     ),
     Rule(
         "ConsumerGroup.spec",
-        "template and deploymentRef exclude each other: consumers are made, or are there",
+        "template and deploymentRef exclude each other",
         a_group(deploymentRef={"name": "coder"}, replicas=1),
         a_group(deploymentRef={"name": "coder"}, template=TEMPLATE),
     ),
@@ -221,7 +221,7 @@ class Change:
 
     @property
     def message(self) -> str:
-        return f"{self.field} cannot be added, changed or removed after creation; create another resource"
+        return f"{self.field} is immutable: create another resource instead"
 
 
 CHANGES = [
@@ -295,7 +295,7 @@ def test_kubectl_says_which_field_is_wrong_and_why(kubectl: Kubectl) -> None:
     assert 'The ConsumerGroup "coder" is invalid:' in said
     assert "spec.delivery.maxDeliveries in body should be greater than or equal to 1" in said
     said = kubectl.fails("apply", "-f", "-", manifest=a_group(template=TEMPLATE, replicas=1, autoscaling={}))
-    assert "spec: Invalid value: replicas must be absent where autoscaling is set" in said
+    assert "spec: Invalid value: replicas and autoscaling exclude each other" in said
     said = kubectl.fails("apply", "--validate=strict", "-f", "-", manifest=a_stream("new", minAge="1h"))
     assert 'strict decoding error: unknown field "spec.minAge"' in said
 

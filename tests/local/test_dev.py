@@ -243,7 +243,7 @@ async def test_changed_manifests_are_taken_up_and_broken_ones_are_not(dev: Dev) 
     await dev.line("what was declared before stays")
     assert "error: m.yaml:" in dev.text
     declare(dev, text.replace("streamRef: {name: tasks}", "streamRef: {name: other}"))
-    await dev.line("streamRef cannot be added, changed or removed after creation")
+    await dev.line("streamRef is immutable")
     declare(dev, text.replace("replicas: 1", "replicas: 2"))
     await dev.line("[coder-1] up")
     declare(dev, a_stream("tasks"))

@@ -1,4 +1,4 @@
-"""The AgentStream resource: one stream, how long it keeps messages, and who may add to it."""
+"""The AgentStream resource: a stream, its retention and its producers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .model import Bool, DnsLabel, Int, Model, Text
 from .rules import Rule, immutable
 from .status import AgentStreamStatus
 
-# any other brace would make Redis hash a different part of the key than the names derived from it
+# with other braces, the names derived from the key would hash to another slot
 _ONE_TAG = "^[^{}]*([{][^{}]+[}][^{}]*)?$"
-# names that keys.py derives from the keys of streams and agents: others may have rights to these
+# names that keys.py derives: agents of another stream may have rights to them
 _DERIVED = "[}].*:((meta|gate|order|contracts)$|(sent|once|done|retry|delay|dlq|stats|parked|reply):)"
 
 StreamKey = Annotated[
@@ -31,19 +31,19 @@ StreamKey = Annotated[
     ),
     Rule(
         cel=f"self.matches('{_ONE_TAG}')",
-        message="braces may only form one hash tag that is not empty, such as {team-a.tasks}",
+        message="braces may only form one non-empty hash tag, such as {team-a.tasks}",
         holds=lambda key: re.fullmatch(_ONE_TAG, key) is not None,
     ),
     Rule(
         cel=f"!self.matches('{_DERIVED}')",
-        message="a name such as {team-a.tasks}:retry:coder is reserved for what belongs to a stream",
+        message="a suffix such as :retry:coder is reserved for keys derived from a stream",
         holds=lambda key: re.search(_DERIVED, key) is None,
     ),
 ]
 
 
 class OnFull(StrEnum):
-    """What happens to history when the stream reaches its limits."""
+    """What gives way when the stream reaches a limit."""
 
     TRIM_ACKNOWLEDGED = "TrimAcknowledged"
     BACKPRESSURE = "Backpressure"
@@ -51,7 +51,7 @@ class OnFull(StrEnum):
 
 
 class StreamDeletion(StrEnum):
-    """What deleting an AgentStream does to the data."""
+    """What happens to the data when the AgentStream is deleted."""
 
     RETAIN = "Retain"
     DELETE = "Delete"
@@ -73,24 +73,25 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Retention(Model):
-    """How long messages are kept, and what happens when there are too many."""
+    """Retention: how long messages are kept, and what happens at a limit."""
 
     min_age: Annotated[Duration, at_least("1s")] = parse_duration("24h")
-    """Messages are kept at least this long after they were sent, such as 24h; unsettled ones longer."""
+    """Minimum time for which messages are kept, such as 24h; unsettled messages are kept longer."""
 
     max_length: Annotated[Int, Field(ge=1, le=1_000_000_000)] = 1_000_000
-    """How many messages the stream may hold before onFull applies."""
+    """Maximum number of messages before onFull applies."""
 
     max_bytes: Annotated[Int, Field(ge=1_048_576, le=9_007_199_254_740_991)] | None = None
-    """How much memory the stream may take before onFull applies, in bytes; absent means no limit."""
+    """Maximum memory of the stream in bytes before onFull applies; no limit if absent."""
 
     on_full: OnFull = OnFull.TRIM_ACKNOWLEDGED
-    """What gives way over a limit. TrimAcknowledged: messages that every group has settled go before minAge.
-    Backpressure: senders wait. TrimOldest: the oldest messages go, settled or not."""
+    """Policy at a limit. TrimAcknowledged: messages that every group has settled are removed before minAge.
+    Backpressure: new messages are refused, and senders wait. TrimOldest: the oldest messages are removed,
+    settled or not."""
 
 
 class SignaturePolicy(StrEnum):
-    """What becomes of messages without a valid signature."""
+    """How messages without a valid signature are treated."""
 
     OFF = "Off"
     WARN = "Warn"
@@ -98,14 +99,14 @@ class SignaturePolicy(StrEnum):
 
 
 class Signing(Model):
-    """Whether messages are signed, and with which keys."""
+    """Signing of messages."""
 
     policy: SignaturePolicy
-    """Off: nothing is signed or checked. Warn: messages without a valid signature are delivered, counted and
-    logged. Require: they become dead letters."""
+    """Off: messages are neither signed nor verified. Warn: messages without a valid signature are delivered,
+    counted and logged. Require: they become dead letters."""
 
     rotation: Annotated[Int, Field(ge=0, le=1_000_000)] = 0
-    """Raise it to have a new key made; the one before stays valid until the next rotation."""
+    """Raise it to create a new key; the previous key stays valid until the next rotation."""
 
 
 def _not_lowered(old: AgentStreamSpec, new: AgentStreamSpec) -> bool:
@@ -113,7 +114,7 @@ def _not_lowered(old: AgentStreamSpec, new: AgentStreamSpec) -> bool:
 
 
 class AgentStreamSpec(Model):
-    """What is wanted of a stream."""
+    """Desired state of a stream."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         immutable("key"),
@@ -129,32 +130,33 @@ class AgentStreamSpec(Model):
     )
 
     key: StreamKey | None = None
-    """The stream's key on the server; {<namespace>.<name>} if absent. Immutable."""
+    """Key of the stream on the server; default {<namespace>.<name>}. Immutable."""
 
     retention: Retention = Retention()
-    """How long messages are kept."""
+    """How long messages are kept, and what happens at a limit."""
 
     producers: Annotated[
         tuple[DnsLabel, ...],
         Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}),
         AfterValidator(_distinct),
     ] = ()
-    """The agents that may add messages."""
+    """Agents that may send to the stream."""
 
     broadcast: Bool = False
-    """Whether messages to everyone go here: each group is then expected to acknowledge them."""
+    """Whether broadcasts are sent to this stream; each of its groups is then expected to acknowledge them."""
 
     signing: Signing | None = None
-    """Whether messages are signed; absent means Off."""
+    """Signing of messages; Off if absent."""
 
     contracts: Annotated[tuple[ContractSpec, ...], Field(max_length=50), ONE_OF_EACH] = ()
-    """What payloads must be. Those of a type that is not named here may be anything."""
+    """Schemas of payloads; payloads of message types without a contract are not validated."""
 
     deletion_policy: StreamDeletion = StreamDeletion.RETAIN
-    """What deleting this resource does to the stream. DeleteIfEmpty: it goes if nothing is unsettled."""
+    """What happens to the stream when this resource is deleted. DeleteIfEmpty: deleted unless a group has
+    unsettled messages or dead letters."""
 
     management_policy: ManagementPolicy = ManagementPolicy.MANAGED
-    """ObserveOnly: the status is kept up to date, and nothing on the server is changed."""
+    """ObserveOnly: the operator updates the status and changes nothing on the server."""
 
 
 class AgentStream(Resource):
@@ -167,10 +169,10 @@ class AgentStream(Resource):
 
     @property
     def stream_key(self) -> str:
-        """The stream's key on the server."""
+        """Key of the stream on the server."""
         return self.spec.key or default_stream_key(self.metadata.namespace, self.metadata.name)
 
     @property
     def signatures(self) -> SignaturePolicy:
-        """What becomes of messages without a valid signature."""
+        """How messages without a valid signature are treated."""
         return SignaturePolicy.OFF if self.spec.signing is None else self.spec.signing.policy

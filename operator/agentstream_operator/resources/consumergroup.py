@@ -1,4 +1,4 @@
-"""The ConsumerGroup resource: who reads a stream, how failures are retried, and what runs the consumers."""
+"""The ConsumerGroup resource: a group of a stream, its retries, and its workload."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from .template import PodTemplate
 
 
 class DeliverPolicy(StrEnum):
-    """Which messages of the stream the group handles."""
+    """Which messages of the stream are delivered to the group."""
 
     ADDRESSED = "Addressed"
     ALL = "All"
 
 
 class GroupDeletion(StrEnum):
-    """What deleting a ConsumerGroup does to the group on the server."""
+    """What happens to the group on the server when the ConsumerGroup is deleted."""
 
     RETAIN = "Retain"
     DELETE = "Delete"
 
 
 class StreamRef(Model):
-    """Names an AgentStream of the same namespace."""
+    """Reference to an AgentStream of the same namespace."""
 
     name: DnsLabel
     """Name of the AgentStream."""
 
 
 class DeploymentRef(Model):
-    """Names a Deployment of the same namespace."""
+    """Reference to a Deployment of the same namespace."""
 
     name: DnsLabel
     """Name of the Deployment."""
 
 
-class Backoff(Model):
-    """How long a message waits before its next attempt: initial, then factor times the wait before."""
+class BackoffSpec(Model):
+    """Delay before the next attempt of a message: initial, then factor times the previous delay."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -56,53 +56,54 @@ class Backoff(Model):
     )
 
     initial: Duration = parse_duration("1s")
-    """Wait after the first failed attempt."""
+    """Delay after the first failed attempt."""
 
     factor: Annotated[Number, Field(ge=1, le=10)] = 2.0
-    """How much longer each further wait is."""
+    """Factor between two delays."""
 
     max: Duration = parse_duration("5m")
-    """The longest wait."""
+    """Maximum delay."""
 
 
 class DeliverySpec(Model):
-    """How a message is handed out, and how often."""
+    """Delivery and retries of messages."""
 
     lease: Annotated[Duration, at_least("1s"), at_most("1h")] = parse_duration("10s")
-    """How long a consumer holds a message without renewing. Consumers renew while their handler runs."""
+    """Time after which a message is redelivered unless its consumer renews the lease, which it does while the
+    handler runs."""
 
     deadline: Annotated[Duration, at_least("1s"), at_most("168h")] | None = None
-    """How long one attempt may take; then its handler is cancelled, and the attempt counts as failed."""
+    """Maximum duration of an attempt; then the handler is cancelled, and the attempt has failed."""
 
     max_deliveries: Annotated[Int, Field(ge=1, le=100)] = 5
-    """How many attempts a message gets before it becomes a dead letter."""
+    """Maximum number of attempts before a message becomes a dead letter."""
 
-    backoff: Backoff = Backoff()
-    """How long a message waits between attempts."""
+    backoff: BackoffSpec = BackoffSpec()
+    """Delays between attempts."""
 
 
 class DeadLetterSpec(Model):
-    """What becomes of messages that are given up."""
+    """Dead letters of the group."""
 
     enabled: Bool = True
-    """Whether messages are ever given up; if not, they are retried for ever, at the longest backoff."""
+    """Whether messages become dead letters; if not, they are retried forever, at the maximum delay."""
 
     min_age: Annotated[Duration, at_least("1s")] = parse_duration("168h")
-    """Dead letters are kept at least this long."""
+    """Minimum time for which dead letters are kept."""
 
     max_length: Annotated[Int, Field(ge=1, le=1_000_000_000)] = 100_000
-    """From how many dead letters on DeadLettering warns. Nothing is removed for it."""
+    """Number of dead letters above which DeadLettering warns; nothing is removed."""
 
 
 class ScalingMode(StrEnum):
-    """Who decides how many pods there are."""
+    """Controller of the replicas."""
 
     DIRECT = "Direct"
     HPA = "HPA"
 
 
 class Autoscaling(Model):
-    """How the number of consumers follows the backlog."""
+    """Autoscaling of the consumers by the backlog."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -118,26 +119,26 @@ class Autoscaling(Model):
     )
 
     mode: ScalingMode = ScalingMode.DIRECT
-    """Direct: the operator. HPA: a HorizontalPodAutoscaler that it makes; to and from zero, the operator."""
+    """Direct: the operator sets the replicas. HPA: a HorizontalPodAutoscaler does, but for zero."""
 
     min_replicas: Annotated[Int, Field(ge=0, le=1_000)] = 0
-    """The fewest pods; with 0 the first message starts one."""
+    """Minimum replicas; with 0, the first message scales the group up from zero."""
 
     max_replicas: Annotated[Int, Field(ge=1, le=1_000)] = 10
-    """The most pods."""
+    """Maximum replicas."""
 
     target_backlog: Annotated[Int, Field(ge=1, le=1_000_000)] = 100
-    """How many waiting and running messages one pod should have."""
+    """Target number of unsettled messages per replica."""
 
     target_age: Annotated[Duration, at_least("1s")] | None = None
-    """How long a message may wait; then there are as many pods as that takes at the speed that they show."""
+    """Target time for which a message waits at most; scales by the measured rate per replica."""
 
     scale_down_after: Duration = parse_duration("30s")
-    """How long fewer pods must have been enough before there are fewer."""
+    """Time for which fewer replicas must have been enough before the group is scaled down."""
 
 
 class ConsumerGroupSpec(Model):
-    """What is wanted of a group."""
+    """Desired state of a group."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         immutable("streamRef"),
@@ -146,12 +147,12 @@ class ConsumerGroupSpec(Model):
         immutable("startFrom"),
         Rule(
             cel="!(has(self.replicas) && has(self.autoscaling))",
-            message="replicas must be absent where autoscaling is set",
+            message="replicas and autoscaling exclude each other",
             holds=lambda spec: spec.replicas is None or spec.autoscaling is None,
         ),
         Rule(
             cel="!(has(self.template) && has(self.deploymentRef))",
-            message="template and deploymentRef exclude each other: consumers are made, or are there",
+            message="template and deploymentRef exclude each other",
             holds=lambda spec: spec.template is None or spec.deployment_ref is None,
         ),
         Rule(
@@ -159,10 +160,7 @@ class ConsumerGroupSpec(Model):
                 "has(self.template) || has(self.deploymentRef)"
                 " || !(has(self.replicas) || has(self.autoscaling))"
             ),
-            message=(
-                "replicas and autoscaling need a template or deploymentRef:"
-                " without one there is nothing to scale"
-            ),
+            message="replicas and autoscaling need a template or deploymentRef",
             holds=lambda spec: (
                 spec.template is not None
                 or spec.deployment_ref is not None
@@ -172,43 +170,43 @@ class ConsumerGroupSpec(Model):
     )
 
     stream_ref: StreamRef
-    """The stream to read. Immutable."""
+    """AgentStream to consume. Immutable."""
 
     group: DnsLabel | None = None
-    """Name of the group on the server; this resource's name if absent. Immutable."""
+    """Name of the group on the server; default: name of this resource. Immutable."""
 
     agent: DnsLabel | None = None
-    """The agent whose identity the consumers have; this resource's name if absent. Immutable."""
+    """Agent whose credentials the consumers use; default: name of this resource. Immutable."""
 
     start_from: StartFrom = "End"
-    """Where a new group starts: Beginning, End, after an entry id, or at an RFC 3339 time. Immutable."""
+    """Start of a new group: Beginning, End, after an entry id, or at an RFC 3339 time. Immutable."""
 
     deliver: DeliverPolicy = DeliverPolicy.ADDRESSED
-    """Addressed: messages to this agent and to everyone. All: every message."""
+    """Addressed: messages to this agent and broadcasts. All: every message."""
 
     delivery: DeliverySpec = DeliverySpec()
-    """How messages are handed out and retried."""
+    """Delivery and retries of messages."""
 
     dead_letter: DeadLetterSpec = DeadLetterSpec()
-    """What becomes of messages that are given up."""
+    """Dead letters of the group."""
 
     template: PodTemplate | None = None
-    """The pods that consume; absent where the agent runs elsewhere."""
+    """Pod template of the consumers; absent if the agent is deployed otherwise."""
 
     deployment_ref: DeploymentRef | None = None
-    """A Deployment that exists and consumes, instead of a template: only its replicas are changed."""
+    """Existing Deployment of the consumers, instead of a template; the operator changes only its replicas."""
 
     replicas: Annotated[Int, Field(ge=0, le=1_000)] | None = None
-    """How many pods; 1 if absent. Must be absent with autoscaling."""
+    """Number of replicas; default 1. Must be absent with autoscaling."""
 
     autoscaling: Autoscaling | None = None
-    """Lets the number of pods follow the backlog."""
+    """Autoscaling by the backlog."""
 
     suspend: Bool = False
-    """Stops all consumers of the template; the group keeps its place."""
+    """Scales the consumers to zero; the group keeps its position."""
 
     deletion_policy: GroupDeletion = GroupDeletion.RETAIN
-    """What deleting this resource does to the group. Retain: a resource created anew resumes where it was."""
+    """What happens to the group when this resource is deleted. Retain: a new resource resumes there."""
 
 
 class ConsumerGroup(Resource):
@@ -221,31 +219,31 @@ class ConsumerGroup(Resource):
 
     @property
     def group_name(self) -> str:
-        """The group's name on the server."""
+        """Name of the group on the server."""
         return self.spec.group or self.metadata.name
 
     @property
     def agent_name(self) -> str:
-        """The agent whose identity the consumers have."""
+        """Agent whose credentials the consumers use."""
         return self.spec.agent or self.metadata.name
 
     @property
     def start_id(self) -> str:
-        """The id to create the group with; what comes after it is delivered."""
+        """Entry id to create the group with; later entries are delivered."""
         return start_id(self.spec.start_from)
 
     @property
     def has_workload(self) -> bool:
-        """Whether it says what runs its consumers."""
+        """Whether the group has a template or a deploymentRef."""
         return self.spec.template is not None or self.spec.deployment_ref is not None
 
     @property
     def leaves_replicas(self) -> bool:
-        """Whether an autoscaler of Kubernetes is to decide how many pods there are, but for none."""
+        """Whether a HorizontalPodAutoscaler sets the replicas above zero."""
         scaling = self.spec.autoscaling
         return scaling is not None and scaling.mode is ScalingMode.HPA
 
     @property
     def fixed_replicas(self) -> int:
-        """How many pods run where the backlog does not decide it."""
+        """Replicas without autoscaling."""
         return 1 if self.spec.replicas is None else self.spec.replicas

@@ -1,7 +1,6 @@
-"""Contracts of a stream: JSON Schemas that the payloads of its messages must fit.
+"""Contracts of a stream: JSON Schemas of the payloads of its messages.
 
-What the API server cannot say of a JSON Schema, the operator says in the stream's status: whether it is one,
-and how large it may be.
+The API server cannot validate a JSON Schema or its size: the operator does, and reports it in the status.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class JsonSchema(Model):
     model_config = ConfigDict(extra="allow")
 
     type: Literal["object"]
-    """Payloads are objects."""
+    """Type of the payload: an object."""
 
     @property
     def text(self) -> str:
@@ -48,37 +47,37 @@ class JsonSchema(Model):
 
 
 class ContractSpec(Model):
-    """What the payloads of one type of message must be."""
+    """Schema of the payloads of a message type."""
 
     type: MessageType
-    """The type of message."""
+    """Message type."""
 
     version: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
-    """The version of the payload's schema, as messages name it."""
+    """Version of the payload schema, as in messages."""
 
     json_schema: Annotated[JsonSchema, Field(alias="schema")]
-    """The JSON Schema (draft 2020-12) that payloads must fit: at most 32 KiB, and no references beyond it."""
+    """JSON Schema (draft 2020-12) of the payloads: at most 32 KiB, without external references."""
 
     @property
     def field(self) -> str:
-        """What agents look it up by: `<type>@<version>`."""
+        """The key `<type>@<version>` by which agents look it up."""
         return field_of(self.type, self.version)
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the JSON Schema; None if nothing is."""
+        """Why the JSON Schema is invalid; None if it is valid."""
         problem = _problem(self.json_schema.text)
         return None if problem is None else f"the schema of {self.field} {problem}"
 
 
 def one_of_each(contracts: Sequence[ContractSpec]) -> bool:
-    """Whether there is one contract at most for each type and version."""
+    """Returns whether there is at most one contract per type and version."""
     return len({contract.field for contract in contracts}) == len(contracts)
 
 
 ONE_OF_EACH = Rule(
     cel="self.all(a, self.exists_one(b, b.type == a.type && b.version == a.version))",
-    message="there can be only one contract for each type and version",
+    message="only one contract per type and version is allowed",
     holds=one_of_each,
 )
 
@@ -87,13 +86,13 @@ ONE_OF_EACH = Rule(
 def _problem(text: str) -> str | None:
     size = len(text.encode())
     if size > MAX_SIZE:
-        return f"has {size:,} bytes; it may have {MAX_SIZE:,}"
+        return f"has {size:,} bytes; the limit is {MAX_SIZE:,}"
     schema = json.loads(text)
     if schema.get("$schema", DIALECT).rstrip("#") != DIALECT:
-        return f"is in another dialect than {DIALECT}"
+        return f"is not written in the dialect {DIALECT}"
     try:
         validator(schema)
     except ValueError as error:
         where = path_of(getattr(error, "instance_path", ()))
-        return f"is no JSON Schema: {str(error).splitlines()[0]} - at `{where}`"
+        return f"is not a valid JSON Schema: {str(error).splitlines()[0]} - at `{where}`"
     return None

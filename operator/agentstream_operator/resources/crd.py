@@ -32,12 +32,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class CrdKind:
-    """What a CRD says besides its schema.
+    """The parts of a CRD besides its schema.
 
     Attributes:
         model: the resource's model.
         plural: its name in URLs and commands.
-        short_name: for those who type a lot.
+        short_name: its abbreviation in commands.
         columns: what `kubectl get` shows.
         scale: paths of the scale subresource, if it has one.
     """
@@ -56,9 +56,9 @@ class CrdKind:
 
 _READY = '.status.conditions[?(@.type=="Ready")]'
 _COMMON_COLUMNS = (
-    Column("Ready", "string", f"{_READY}.status", "Whether the resource is in effect."),
-    Column("Reason", "string", f"{_READY}.reason", "Why it is, or is not."),
-    Column("Age", "date", ".metadata.creationTimestamp", "Since when the resource exists."),
+    Column("Ready", "string", f"{_READY}.status", "Status of the condition Ready."),
+    Column("Reason", "string", f"{_READY}.reason", "Reason of the condition Ready."),
+    Column("Age", "date", ".metadata.creationTimestamp", "Time since the creation."),
 )
 
 KINDS = (
@@ -67,9 +67,9 @@ KINDS = (
         plural="agentstreams",
         short_name="astream",
         columns=(
-            Column("Key", "string", ".status.key", "The stream's key on the server."),
-            Column("Length", "integer", ".status.length", "How many messages it holds, about."),
-            Column("Groups", "integer", ".status.groups", "How many groups read it."),
+            Column("Key", "string", ".status.key", "Key of the stream on the server."),
+            Column("Length", "integer", ".status.length", "Approximate number of messages."),
+            Column("Groups", "integer", ".status.groups", "Number of groups."),
             *_COMMON_COLUMNS,
         ),
     ),
@@ -78,11 +78,11 @@ KINDS = (
         plural="consumergroups",
         short_name="cgroup",
         columns=(
-            Column("Stream", "string", ".spec.streamRef.name", "The AgentStream that it reads."),
-            Column("Group", "string", ".status.group", "The group's name on the server."),
-            Column("Backlog", "integer", ".status.backlog", "How many messages wait or run, about."),
-            Column("Pending", "integer", ".status.pending", "How many of them run."),
-            Column("Replicas", "integer", ".status.replicas", "How many pods there are."),
+            Column("Stream", "string", ".spec.streamRef.name", "AgentStream that the group consumes."),
+            Column("Group", "string", ".status.group", "Name of the group on the server."),
+            Column("Backlog", "integer", ".status.backlog", "Approximate number of unsettled messages."),
+            Column("Pending", "integer", ".status.pending", "Approximate number of pending messages."),
+            Column("Replicas", "integer", ".status.replicas", "Number of ready replicas."),
             *_COMMON_COLUMNS,
         ),
         scale={

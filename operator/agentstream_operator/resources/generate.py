@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from .crd import KINDS, crd
-from .reasons import CONDITIONS, REASONS
+from .reasons import ConditionReason, ConditionType
 
 _HEAD = "# Generated from operator/agentstream_operator/resources by `make generate`; do not edit.\n"
 
@@ -41,16 +41,16 @@ def documents() -> dict[str, str]:
 
 def conditions_page() -> str:
     """The page as Markdown: one table of the conditions, one of the reasons in alphabetical order."""
-    conditions = [(f"`{kind}`", doc.meaning, f"`{doc.healthy}`") for kind, doc in CONDITIONS.items()]
-    reasons = sorted((f"`{reason}`", doc.meaning, doc.action) for reason, doc in REASONS.items())
+    conditions = [(f"`{kind}`", kind.meaning, f"`{kind.healthy}`") for kind in ConditionType]
+    reasons = sorted((f"`{reason}`", reason.meaning, reason.action) for reason in ConditionReason)
     return "\n".join(
         [
             _PAGE_HEAD,
             "## Conditions\n",
-            *_table(("Condition", "What it says", "When all is well"), conditions),
+            *_table(("Condition", "Meaning", "Healthy"), conditions),
             "",
             "## Reasons\n",
-            *_table(("Reason", "What it means", "What to do"), reasons),
+            *_table(("Reason", "Meaning", "Action"), reasons),
             "",
         ]
     )

@@ -25,7 +25,7 @@ class Rule:
 
     Attributes:
         cel: the rule for the API server; `self` is the value, `oldSelf` what it was before.
-        message: what to tell who breaks it.
+        message: the error text.
         holds: the same rule on the parsed value; None if only a change can break it.
         holds_between: the same rule on the parsed (old, new) pair; None if it does not look at the old value.
         field_path: where the API server reports it, relative to the value, such as `.key`.
@@ -86,7 +86,7 @@ def immutable(field: str) -> Rule:
             f"has(self.{field}) == has(oldSelf.{field})"
             f" && (!has(self.{field}) || self.{field} == oldSelf.{field})"
         ),
-        message=f"{field} cannot be added, changed or removed after creation; create another resource",
+        message=f"{field} is immutable: create another resource instead",
         holds_between=unchanged,
         field_path=f".{field}",
     )

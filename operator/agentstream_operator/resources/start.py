@@ -40,7 +40,7 @@ def start_id(start_from: str) -> str:
     try:
         since_epoch = datetime.fromisoformat(start_from) - _EPOCH
     except ValueError:
-        raise ValueError(f"{start_from!r} is not a time that exists") from None
+        raise ValueError(f"{start_from!r} is not an existing time") from None
     if since_epoch < timedelta():
         raise ValueError(f"{start_from!r} is before 1970")
     ms = since_epoch // timedelta(milliseconds=1)
@@ -63,6 +63,6 @@ StartFrom = Annotated[
     # `T` occurs in times only; a date that does not exist makes `timestamp` fail, which refuses the object
     Rule(
         cel="!self.contains('T') || timestamp(self) >= timestamp('1970-01-01T00:00:00Z')",
-        message="must be a time that exists, since 1970",
+        message="must be an existing time since 1970",
     ),
 ]

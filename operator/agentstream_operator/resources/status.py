@@ -1,4 +1,4 @@
-"""The status of resources: conditions that say why, and numbers that say how much."""
+"""The status of resources: conditions and numbers."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ _WORD = WithJsonSchema(
 
 
 class StatusPart(Model):
-    """A part of a status: fields that another version wrote are ignored."""
+    """A part of a status; fields of other versions are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class Condition(StatusPart):
-    """One aspect of the resource's state, as in metav1.Condition."""
+    """A condition as in metav1.Condition."""
 
     type: Annotated[ConditionType, _WORD]
-    """What it is about."""
+    """Type of the condition."""
 
     status: ConditionStatus
-    """Whether it holds."""
+    """Status of the condition."""
 
     reason: Annotated[ConditionReason, _WORD]
-    """Why, in one word of the documented list."""
+    """Reason of the status, from the documented list."""
 
     message: Annotated[str, Field(max_length=MAX_MESSAGE)] = ""
-    """Why, in a sentence."""
+    """Details of the reason."""
 
     observed_generation: Annotated[Int, Field(ge=0)] = 0
-    """The generation of the resource that this is about."""
+    """Generation of the resource that was observed."""
 
     last_transition_time: Annotated[datetime, Field(json_schema_extra={"maxLength": 64})]
-    """Since when the status is what it is."""
+    """Time of the last change of the status."""
 
 
 _Conditions = Annotated[
@@ -76,60 +76,60 @@ _Count = Annotated[Int, Field(ge=0)]
 
 
 class AgentStreamStatus(StatusPart):
-    """What was last seen of a stream; the numbers are rounded and may be half a minute old."""
+    """Observed state of a stream; numbers are rounded and up to half a minute old."""
 
     observed_generation: _Count | None = None
-    """The generation that was acted on last."""
+    """Generation that was reconciled last."""
 
     conditions: _Conditions = Field(default_factory=tuple)
-    """Why the resource is ready or not."""
+    """Conditions of the resource."""
 
     key: Annotated[str, Field(max_length=200)] | None = None
-    """The stream's key on the server."""
+    """Key of the stream on the server."""
 
     length: _Count | None = None
-    """How many messages the stream holds."""
+    """Number of messages on the stream."""
 
     groups: _Count | None = None
-    """How many groups read it."""
+    """Number of groups."""
 
     oldest_entry: Annotated[str, Field(max_length=64)] | None = None
     """Id of the oldest message; its first part is a time in milliseconds."""
 
 
 class ConsumerGroupStatus(StatusPart):
-    """What was last seen of a group; the numbers are rounded and may be half a minute old."""
+    """Observed state of a group; numbers are rounded and up to half a minute old."""
 
     observed_generation: _Count | None = None
-    """The generation that was acted on last."""
+    """Generation that was reconciled last."""
 
     conditions: _Conditions = Field(default_factory=tuple)
-    """Why the resource is ready or not."""
+    """Conditions of the resource."""
 
     group: Annotated[str, Field(max_length=63)] | None = None
-    """The group's name on the server."""
+    """Name of the group on the server."""
 
     replicas: _Count | None = None
-    """How many pods there are."""
+    """Number of ready replicas."""
 
     desired_replicas: _Count | None = None
-    """How many pods are wanted."""
+    """Desired number of replicas."""
 
     selector: Annotated[str, Field(max_length=1_024)] | None = None
     """Label selector of the pods, for the scale subresource."""
 
     backlog: _Count | None = None
-    """How many messages wait or run; absent if it is not known."""
+    """Number of unsettled messages; absent if unknown."""
 
     pending: _Count | None = None
-    """How many of them have been handed to a consumer."""
+    """Number of messages delivered to a consumer and not settled."""
 
     dead_letters: _Count | None = None
-    """How many messages have been given up and are kept."""
+    """Number of dead letters."""
 
 
 def find_condition(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:
-    """The condition of this type, if there is one."""
+    """Returns the condition of a type, if there is one."""
     return next((condition for condition in conditions if condition.type is kind), None)
 
 
@@ -142,16 +142,9 @@ def set_condition(  # noqa: PLR0917 (a condition's fields, in the order of metav
     generation: int,
     now: datetime,
 ) -> tuple[Condition, ...]:
-    """The conditions with one of them set, ordered as `ConditionType` is.
+    """Returns the conditions with one of them set, in the order of `ConditionType`.
 
-    Args:
-        conditions: those there are; one per type.
-        kind: which to set.
-        status: whether it holds.
-        reason: why, in one word.
-        message: why, in a sentence; what exceeds 4096 characters is cut off.
-        generation: the resource's generation that this is about.
-        now: the present time, with a time zone. It becomes the transition time only if `status` changes.
+    A message is cut at 4096 characters. `now` becomes the transition time only if `status` changes.
     """
     before = find_condition(conditions, kind)
     # whole seconds, as Kubernetes writes times

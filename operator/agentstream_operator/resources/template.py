@@ -44,16 +44,16 @@ class Container(Model):
     """Image to run."""
 
     command: tuple[Argument, ...] = Field(max_length=256, default_factory=tuple)
-    """Program and first arguments; the image's entry point if absent."""
+    """Entry point; that of the image if absent."""
 
     args: tuple[Argument, ...] = Field(max_length=256, default_factory=tuple)
-    """Further arguments."""
+    """Arguments of the entry point."""
 
     env: tuple[EnvVar, ...] = Field(max_length=256, default_factory=tuple)
-    """Environment variables; the operator adds those that the SDK needs."""
+    """Environment variables; the operator adds the variables of the SDK."""
 
     working_dir: Annotated[str, Field(max_length=4_096)] | None = None
-    """Directory in which the program starts."""
+    """Working directory."""
 
 
 class PodSpec(Model):
@@ -62,7 +62,7 @@ class PodSpec(Model):
     model_config = _KEPT
 
     containers: Annotated[tuple[Container, ...], Field(min_length=1, max_length=64)]
-    """Containers of the pod; the first one is the agent."""
+    """Containers of the pod; the first one runs the agent."""
 
 
 class PodMetadata(Model):
@@ -76,7 +76,7 @@ class PodMetadata(Model):
 
 
 class PodTemplate(Model):
-    """What to run."""
+    """Pod template of the consumers."""
 
     metadata: PodMetadata = Field(default_factory=PodMetadata)
     """Labels and annotations of the pods."""

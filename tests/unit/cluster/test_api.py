@@ -261,7 +261,7 @@ async def test_an_answer_that_breaks_off_is_none(call: Call) -> None:
 @pytest.mark.parametrize("name", ["get", "list", "create", "merge", "apply"])
 async def test_an_answer_that_is_not_of_the_api_is_none(name: str) -> None:
     async with answering(says(200, "<html>please log in</html>")) as server:
-        with pytest.raises(ClusterUnavailable, match=r"something else: .*please log in"):
+        with pytest.raises(ClusterUnavailable, match=r"not JSON: .*please log in"):
             await CALLS[name](server.api)
 
 

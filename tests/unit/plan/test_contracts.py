@@ -75,7 +75,9 @@ def test_what_is_no_contract_leaves_those_before_in_force_and_says_so() -> None:
         "False",
         ConditionReason.CONTRACT_INVALID,
     )
-    assert plan.conditions[0].message.startswith("spec.contracts[1]: the schema of event@1 is no JSON Schema")
+    assert plan.conditions[0].message.startswith(
+        "spec.contracts[1]: the schema of event@1 is not a valid JSON Schema"
+    )
     synced = next(condition for condition in plan.conditions if condition.kind is ConditionType.SYNCED)
     assert synced.reason is ConditionReason.CONTRACT_INVALID
 

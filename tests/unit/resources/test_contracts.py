@@ -33,15 +33,21 @@ def test_what_is_a_json_schema_has_no_problem(schema: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("schema", "problem"),
     [
-        ({"required": "doc"}, 'is no JSON Schema: the value is not of type "array" - at `$.required`'),
-        ({"properties": {"doc": {"type": "number "}}}, "is no JSON Schema: "),
-        ({"pattern": "("}, "is no JSON Schema: "),
-        ({"$ref": "#/$defs/doc"}, "is no JSON Schema: Pointer '/$defs/doc' does not exist"),
-        ({"$ref": "https://example.com/doc"}, "is no JSON Schema: "),
-        ({"$ref": "file:///etc/passwd"}, "is no JSON Schema: "),
-        ({"$schema": "http://json-schema.org/draft-07/schema#"}, "is in another dialect than https://json"),
-        ({"description": "x" * (MAX_SIZE - 33)}, "has 32,769 bytes; it may have 32,768"),
-        ({"description": "ä" * (MAX_SIZE // 2)}, "has 32,802 bytes; it may have 32,768"),
+        (
+            {"required": "doc"},
+            'is not a valid JSON Schema: the value is not of type "array" - at `$.required`',
+        ),
+        ({"properties": {"doc": {"type": "number "}}}, "is not a valid JSON Schema: "),
+        ({"pattern": "("}, "is not a valid JSON Schema: "),
+        ({"$ref": "#/$defs/doc"}, "is not a valid JSON Schema: Pointer '/$defs/doc' does not exist"),
+        ({"$ref": "https://example.com/doc"}, "is not a valid JSON Schema: "),
+        ({"$ref": "file:///etc/passwd"}, "is not a valid JSON Schema: "),
+        (
+            {"$schema": "http://json-schema.org/draft-07/schema#"},
+            "is not written in the dialect https://json",
+        ),
+        ({"description": "x" * (MAX_SIZE - 33)}, "has 32,769 bytes; the limit is 32,768"),
+        ({"description": "ä" * (MAX_SIZE // 2)}, "has 32,802 bytes; the limit is 32,768"),
     ],
 )
 def test_what_is_none_is_told_why(schema: dict[str, Any], problem: str) -> None:

@@ -54,8 +54,7 @@ CASES = [
     ),
     (
         a_stream(key="{team-a.coder}:reply:0"),
-        STREAM
-        + "spec.key: a name such as {team-a.tasks}:retry:coder is reserved for what belongs to a stream",
+        STREAM + "spec.key: a suffix such as :retry:coder is reserved for keys derived from a stream",
     ),
     (a_stream(producers="planner"), STREAM + "spec.producers: 'planner' is not a list"),
     (a_stream(producers=["a", "b", "a"]), STREAM + "spec.producers: 'a' is listed twice"),
@@ -96,16 +95,16 @@ CASES = [
     ),
     (
         a_group(startFrom="2023-02-29T00:00:00Z"),
-        GROUP + "spec.startFrom: '2023-02-29T00:00:00Z' is not a time that exists",
+        GROUP + "spec.startFrom: '2023-02-29T00:00:00Z' is not an existing time",
     ),
     ({**a_group(), "spec": {}}, GROUP + "spec.streamRef: is required"),
     (
         a_group(replicas=1, autoscaling={}),
         GROUP
-        + "spec: replicas must be absent where autoscaling is set\n"
+        + "spec: replicas and autoscaling exclude each other\n"
         + GROUP
         + "spec: replicas and autoscaling "
-        "need a template or deploymentRef: without one there is nothing to scale",
+        "need a template or deploymentRef",
     ),
     (
         {**a_stream(), "kind": "Widget"},

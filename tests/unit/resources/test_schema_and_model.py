@@ -151,7 +151,7 @@ IMMUTABLE = [
 @pytest.mark.parametrize(("make", "field", "one", "other"), IMMUTABLE)
 def test_an_immutable_field_cannot_be_added_changed_or_removed(make, field, one, other):
     absent, first, second = make(), make(**{field: one}), make(**{field: other})
-    message = f"{field} cannot be added, changed or removed after creation; create another resource"
+    message = f"{field} is immutable: create another resource instead"
     for old, new in [(absent, first), (first, second), (first, absent)]:
         assert refusals(new, old) == [message]
         assert refused_changes(parse_resource(old), parse_resource(new)) == (f"spec.{field}: {message}",)
