@@ -3,14 +3,16 @@ SHELL := /bin/sh
 PYTHON ?= python3
 # the Python at hand is used; none is downloaded
 export UV_PYTHON_DOWNLOADS := never
+# tests start hundreds of Python processes; without bytecode files each would compile all that it imports
+unexport PYTHONDONTWRITEBYTECODE
 UV := $(shell command -v uv 2>/dev/null || echo .bootstrap/bin/uv)
 RUN := $(UV) run --no-sync --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help helm run test coverage lint check generate bench e2e clean
+.PHONY: help helm run test test-all coverage lint check generate bench e2e clean
 
 help: ## List the targets.
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .bootstrap/bin/uv:
 	$(PYTHON) -m venv .bootstrap
@@ -24,7 +26,7 @@ PROJECTS := pyproject.toml sdk/pyproject.toml operator/pyproject.toml uv.lock
 	@touch $@
 
 .venv/dev: $(PROJECTS) | $(filter .bootstrap/bin/uv,$(UV))
-	$(UV) sync --frozen --quiet
+	$(UV) sync --frozen --quiet --compile-bytecode
 	@touch $@ .venv/run
 
 run: .venv/run ## Run the quickstart: manifests to working agents, on an embedded server; leaves report.md.
@@ -41,13 +43,16 @@ helm: $(HELMS) ## Fetch helm 4 and helm 3 into .venv/helm.
 # twice the processors: most of what tests do is to wait for servers
 WORKERS = $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
 
-test: .venv/dev $(HELMS) ## Run all tests on real servers, in parallel.
-	$(RUN) pytest -n $(WORKERS) --maxprocesses 8 -q $(MEASURE)
+test: .venv/dev $(HELMS) ## Run all tests in parallel, on the newest server program.
+	$(RUN) pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -q $(PYTEST)
 
-coverage: MEASURE := --cov --cov-report=term
-coverage: test ## The same, and measure branch coverage, which has a floor.
+test-all: PYTEST += --full
+test-all: test ## Run all tests on every server program and helm version, at full load.
 
-lint: .venv/dev ## Check style, types and the layers of the architecture.
+coverage: PYTEST += --cov --cov-report=term
+coverage: test-all ## Run test-all and measure branch coverage, which has a floor.
+
+lint: .venv/dev ## Check style, types and the import contracts.
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
@@ -55,18 +60,18 @@ lint: .venv/dev ## Check style, types and the layers of the architecture.
 		$(RUN) basedpyright --verifytypes agentstream --ignoreexternal
 	$(RUN) lint-imports
 
-generate: .venv/dev ## Write what is generated: CRDs, message schema, reference pages.
+generate: .venv/dev ## Write the generated files: CRDs, message schema, reference pages.
 	$(RUN) python -m agentstream_operator.resources.generate
 	$(RUN) python -m agentstream.protocol.generate docs/reference/message.schema.json
 
-check: lint coverage ## What CI runs: lint, and all tests with their coverage.
+check: lint coverage ## Run what CI runs: lint, and coverage.
 
-bench: .venv/dev $(HELMS) ## Measure reconciling a thousand resources, also on a real API server.
+bench: .venv/dev $(HELMS) ## Measure reconciling a thousand resources, in memory and on a real API server.
 	$(RUN) python bench/reconcile.py
 	$(RUN) python bench/kubernetes.py
 
-e2e: .venv/dev ## Prove it on a real cluster with the chart in it; E2E holds arguments of pytest.
+e2e: .venv/dev ## Test the chart on a real cluster; E2E holds arguments of pytest.
 	$(RUN) pytest -o testpaths=e2e -o pythonpath=e2e -v $(E2E)
 
-clean: ## Remove what building and running made, but no data of `agentstream dev`.
+clean: ## Remove everything that make made; data of `agentstream dev` stays.
 	rm -rf .venv .bootstrap .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

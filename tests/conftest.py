@@ -18,6 +18,7 @@ from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from support.entries import KEY
+from support.helm import HELMS, Helm
 from support.servers import Build, Server, builds, children
 from support.topology import Topology
 from support.tracing import exporter
@@ -31,6 +32,33 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("agentstream")
+
+# what runs inside the server, and what its access rules mean, is the server's own affair
+ON_EVERY_VERSION = ("functions", "broker")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="run on every server program and helm version, at full load; else mostly on the newest",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the older versions of servers and of helm to CI, except where they are the subject."""
+    if config.getoption("full"):
+        return
+    older = {*builds()[1:], *HELMS[1:]}
+
+    def is_left_out(item: pytest.Item) -> bool:
+        chosen = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        return item.path.parent.name not in ON_EVERY_VERSION and any(
+            isinstance(one, Build | Helm) and one in older for one in chosen
+        )
+
+    config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
+    items[:] = [item for item in items if not is_left_out(item)]
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
+import pytest
 
 from agentstream import Agent
 from agentstream.identity.settings import Settings
 from support.dev import Dev, a_group, a_stream
 from support.waiting import until
 
-MESSAGES = 100_000
 WINDOW = 500
 CONSUMERS = "replicas: 4\n  startFrom: Beginning\n  delivery: {lease: 2s}"
 SINK = """
@@ -63,7 +63,10 @@ async def kill_consumers(dev: Dev, killed: list[int]) -> None:
                 killed.append(oldest.pid)
 
 
-async def test_killed_consumers_and_a_killed_server_lose_nothing(tmp_path: Path) -> None:
+async def test_killed_consumers_and_a_killed_server_lose_nothing(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    messages = 100_000 if request.config.getoption("full") else 30_000
     (tmp_path / "sink.py").write_text(SINK)
     (tmp_path / "m.yaml").write_text(
         a_stream("load", "producers: [source]")
@@ -78,11 +81,11 @@ async def test_killed_consumers_and_a_killed_server_lose_nothing(tmp_path: Path)
         async with Agent.connect(Settings.from_env({"AGENTSTREAM_BINDING": str(binding)})) as source:
             killing = asyncio.create_task(kill_consumers(dev, killed))
             try:
-                for start in range(0, MESSAGES, WINDOW):
-                    if start == MESSAGES // 2:
+                for start in range(0, messages, WINDOW):
+                    if start == messages // 2:
                         dev.server().kill()
                     await send(source, range(start, start + WINDOW))
-                await until(lambda: len(handled(tmp_path)) == MESSAGES, timeout=120)
+                await until(lambda: len(handled(tmp_path)) == messages, timeout=120)
             finally:
                 killing.cancel()
                 await asyncio.gather(killing, return_exceptions=True)
@@ -91,8 +94,8 @@ async def test_killed_consumers_and_a_killed_server_lose_nothing(tmp_path: Path)
         await dev.close()
     counts = handled(tmp_path)
     duplicates = sum(counts.values()) - len(counts)
-    print(f"{MESSAGES} sent, {len(killed)} consumers killed, {duplicates} handled twice; {dev.summary}")  # noqa: T201 - duplicates are allowed, and to be shown
-    assert set(counts) == set(range(MESSAGES))
+    print(f"{messages} sent, {len(killed)} consumers killed, {duplicates} handled twice; {dev.summary}")  # noqa: T201 - duplicates are allowed, and to be shown
+    assert set(counts) == set(range(messages))
     assert killed
     assert dev.summary["total"]["deadLettered"] == 0
     assert dev.summary["total"]["lost"] == 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pickle
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -133,7 +134,7 @@ class Helm:
         Raises:
             Refused: helm did not render.
         """
-        return self.parse(_template(self, json.dumps(values), release, knows))
+        return cast("Rendered", pickle.loads(_rendered(self, json.dumps(values), release, knows)))
 
     @staticmethod
     def parse(text: str) -> Rendered:
@@ -153,9 +154,11 @@ def notes(values: Mapping[str, Any] = EMBEDDED) -> str:
 
 
 @cache
-def _template(helm: Helm, values: str, release: str, knows: tuple[str, ...]) -> str:
+def _rendered(helm: Helm, values: str, release: str, knows: tuple[str, ...]) -> bytes:
+    """The objects as bytes, of which each caller makes copies of its own."""
     known = [part for kind in knows for part in ("--api-versions", kind)]
-    return helm.run("template", release, str(CHART), "-n", NAMESPACE, *_set(values), *known)
+    text = helm.run("template", release, str(CHART), "-n", NAMESPACE, *_set(values), *known)
+    return pickle.dumps(helm.parse(text))
 
 
 def settings(values: Mapping[str, Any]) -> list[str]:
