@@ -80,10 +80,10 @@ async def test_receipts(
 
     announcing = asyncio.create_task(page["announce"](planner))
     await asyncio.gather(announcing, *(acknowledge(group) for group in ("coder", "tester", "writer")))
-    assert capsys.readouterr().out == "all have it: ('coder', 'tester', 'writer')\n"
+    assert capsys.readouterr().out == "acknowledged by all: ('coder', 'tester', 'writer')\n"
     announcing = asyncio.create_task(page["announce_to_most"](planner))
     await asyncio.gather(announcing, *(acknowledge(group) for group in ("coder", "tester")))
-    assert capsys.readouterr().out == "still to come: ('writer',)\n"
+    assert capsys.readouterr().out == "outstanding: ('writer',)\n"
 
 
 async def test_requests(declared: Topology, planner: Agent, page: dict[str, Any]) -> None:

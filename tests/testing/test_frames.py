@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentstream.testing.frames import Frames
+from agentstream.testing.faults import Frames
 
 FRAMES = [
     b"+OK\r\n",

@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar
 
 from agentstream import agent
 from agentstream.handlers.declare import DEFAULT_MAX_WAIT
@@ -16,13 +16,13 @@ from agentstream.payloads.types import Payload
 from agentstream.protocol.envelope import MessageType
 from agentstream.sending import notifications, receipts
 from agentstream.sending.notifications import DEFAULT_BUFFER, Notification
-from agentstream.sending.outgoing import DEFAULT_TIMEOUT, OnFull, OutgoingMessage, SendOptions
+from agentstream.sending.outgoing import DEFAULT_TIMEOUT, OutgoingMessage
 from agentstream.sent import SentMessage
 from agentstream.signals import SIGNAL_EXIT, on_signal
 from agentstream.sync.delivery import SyncDeliveries
 from agentstream.sync.handlers import Exit, adapted
 from agentstream.sync.loop import Ended, LoopThread
-from agentstream.sync.mirror import SyncFace, SyncIterator, mirrors, shares
+from agentstream.sync.mirror import Call, SyncFace, SyncIterator, mirrors, mirrors_by, shares
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
@@ -45,6 +45,10 @@ class SyncReceipt(SyncFace[receipts.Receipt], of=receipts.Receipt):
 
     @mirrors(receipts.Receipt.wait)
     def wait(self) -> None: ...
+
+
+def _receipt(loop: LoopThread, call: Call[receipts.Receipt]) -> SyncReceipt:
+    return SyncReceipt(loop.run(call), loop)
 
 
 class SyncNotifications(
@@ -108,19 +112,8 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
         # the caller's thread iterates: the loop's thread must not wait for a generator
         return self._loop.run(self._original.send_many, list(messages), timeout=timeout)
 
-    def broadcast(
-        self,
-        *,
-        type: MessageType,  # noqa: A002 - the envelope's name
-        payload: Any,
-        on_full: OnFull = "wait",
-        timeout: float = DEFAULT_TIMEOUT,
-        **options: Unpack[SendOptions],
-    ) -> SyncReceipt:
-        receipt = self._loop.run(
-            self._original.broadcast, type=type, payload=payload, on_full=on_full, timeout=timeout, **options
-        )
-        return SyncReceipt(receipt, self._loop)
+    @mirrors_by(_receipt, agent.Agent.broadcast)
+    def broadcast(self) -> None: ...
 
     @mirrors(agent.Agent.request)
     def request(self) -> None: ...

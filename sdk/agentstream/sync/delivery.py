@@ -12,7 +12,7 @@ from agentstream.consuming.once import WEEK
 from agentstream.payloads.types import Payload
 from agentstream.protocol.envelope import Message
 from agentstream.sync.loop import Ended, LoopThread
-from agentstream.sync.mirror import Call, SyncFace, SyncIterator, mirrors
+from agentstream.sync.mirror import Call, SyncFace, SyncIterator, mirrors, mirrors_by
 from agentstream.telemetry.tracing import spans
 
 if TYPE_CHECKING:
@@ -108,19 +108,19 @@ class SyncDelivery(SyncFace[delivery.Delivery[Payload]], Generic[Payload], of=de
     def once(self, key: str, *, ttl: float = WEEK) -> SyncOnce:
         return SyncOnce(self._original.once(key, ttl=ttl), self._loop)
 
-    @mirrors(delivery.Delivery.ack, _settle)
+    @mirrors_by(_settle, delivery.Delivery.ack)
     def ack(self) -> None: ...
 
-    @mirrors(delivery.Delivery.retry, _settle)
+    @mirrors_by(_settle, delivery.Delivery.retry)
     def retry(self) -> None: ...
 
-    @mirrors(delivery.Delivery.dead_letter, _settle)
+    @mirrors_by(_settle, delivery.Delivery.dead_letter)
     def dead_letter(self) -> None: ...
 
-    @mirrors(delivery.Delivery.release, _settle)
+    @mirrors_by(_settle, delivery.Delivery.release)
     def release(self) -> None: ...
 
-    @mirrors(delivery.Delivery.extend, _settle)
+    @mirrors_by(_settle, delivery.Delivery.extend)
     def extend(self) -> None: ...
 
     @mirrors(delivery.Delivery.reply)

@@ -1,4 +1,4 @@
-"""Handlers that get what a thread can use."""
+"""Adapts handlers of the synchronous face, which take a `SyncDelivery`, to the asynchronous agent."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 
 class Exit(BaseException):
-    """A handler asks for the end of the program, which an event loop would take for its own.
+    """Carries SystemExit or KeyboardInterrupt of a handler past the event loop, which would end by it.
 
     Attributes:
-        error: what it raised.
+        error: what the handler raised.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -28,10 +28,10 @@ class Exit(BaseException):
 
 
 def adapted(function: _Handler, loop: LoopThread) -> _Handler:
-    """A handler of the asynchronous face that calls one of the synchronous face.
+    """Wraps a handler so that `agentstream.Agent.on` takes it.
 
-    It shows the parameters that the other one would have, so that what it is to be called with is decided in
-    one place.
+    The wrapper's signature names the asynchronous `Delivery`, so that `Agent.on` decides for both faces what
+    a handler is called with.
 
     Raises:
         TypeError: the function is asynchronous.
@@ -55,7 +55,7 @@ def adapted(function: _Handler, loop: LoopThread) -> _Handler:
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """With the deliveries of the other face; None if it cannot be told, of which `Agent.on` complains."""
+    """Returns the signature with asynchronous deliveries; None if it is unknown: `Agent.on` then says why."""
     try:
         signature = inspect.signature(function, eval_str=True)
     except Exception:  # noqa: BLE001 - whatever annotations may raise
@@ -69,10 +69,10 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _translated(annotation: Any) -> Any:
-    """The annotation that says the same to the other face.
+    """Translates the annotation of a parameter to the asynchronous face.
 
     Raises:
-        TypeError: it says what no thread can use.
+        TypeError: the annotation names the asynchronous `Delivery`.
     """
     origin = typing.get_origin(annotation)
     if delivery.Delivery in (annotation, origin):

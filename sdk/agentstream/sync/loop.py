@@ -1,4 +1,4 @@
-"""The event loop of one synchronous agent, in a thread of its own."""
+"""Runs an event loop in a thread of its own."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _Result = TypeVar("_Result")
 
 
 class Ended(AgentStreamError):  # noqa: N818 - as all errors of the SDK
-    """The agent has ended, or not begun: there is nobody to do it."""
+    """The agent was not entered, has ended, or belongs to another process."""
 
 
 class LoopThread:
-    """Runs the coroutines of one agent for threads that wait for them.
+    """Runs coroutines in an event loop for threads that wait for their results.
 
     Args:
-        name: of the thread.
-        what: what it runs, in a word.
+        name: name of the thread.
+        what: what runs in the loop, for error messages.
     """
 
     def __init__(self, name: str, what: str = "agent") -> None:
@@ -42,19 +42,19 @@ class LoopThread:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the process that it was made in."""
+        """Whether this process made the object; False after a fork."""
         return os.getpid() == self._process
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing can be run any more."""
+        """Whether the loop has ended, or belongs to another process."""
         return self._ended or not self.is_here
 
     def start(self) -> None:
         """Starts the thread.
 
         Raises:
-            Ended: this is another process, or it was started before.
+            Ended: the thread was started before, or this is another process.
         """
         self._check_process()
         if self._thread is not None:
@@ -67,7 +67,7 @@ class LoopThread:
     def run(
         self, work: Callable[_P, Coroutine[Any, Any, _Result]], *args: _P.args, **kwargs: _P.kwargs
     ) -> _Result:
-        """What a coroutine function returns. It is cancelled if a signal's handler interrupts the wait.
+        """Runs a coroutine function, and returns its result. An interrupted wait cancels the coroutine.
 
         Raises:
             Ended: the agent has ended, was not entered, or belongs to another process.
@@ -90,24 +90,24 @@ class LoopThread:
     def complete(
         self, work: Callable[_P, Coroutine[Any, Any, _Result]], *args: _P.args, **kwargs: _P.kwargs
     ) -> _Result:
-        """The same for what is carried out to its end, even if the wait is interrupted."""
+        """Runs a coroutine function to its end, even if the wait is interrupted; see `run`."""
         return _result(self._submit(partial(work, *args, **kwargs)))
 
     def begin(
         self, work: Callable[_P, Coroutine[Any, Any, object]], *args: _P.args, **kwargs: _P.kwargs
     ) -> None:
-        """Has it carried out, unless the agent has ended."""
+        """Starts a coroutine function without waiting for it, unless the loop has ended."""
         with contextlib.suppress(Ended):
             self._submit(partial(work, *args, **kwargs))
 
     def soon(self, call: Callable[[], object]) -> None:
-        """Has something called in the loop, if there still is one. A signal's handler may use it."""
+        """Schedules a call in the loop, if the loop still runs. Safe in a signal handler."""
         if self._loop is not None and self.is_here:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(call)
 
     def end(self) -> None:
-        """Ends the thread: whoever waits gets `Ended`."""
+        """Ends the thread; threads that wait get `Ended`."""
         if self._thread is None or not self.is_here:
             return
         with self._lock:
@@ -118,14 +118,14 @@ class LoopThread:
     def _submit(self, work: Callable[[], Coroutine[Any, Any, _Result]]) -> concurrent.futures.Future[_Result]:
         self._check_process()
         future: concurrent.futures.Future[_Result] = concurrent.futures.Future()
-        # what is submitted before the end is begun by the loop, and so answered or cancelled
+        # the loop begins everything that is submitted before its end, and so completes or cancels it
         with self._lock:
             if self._loop is None or self._ended:
                 what = self._what
                 raise Ended(
                     f"the {what} has ended" if self._loop else f"enter the {what} first: with {what}: …"
                 )
-            # the coroutine is made there: here, a signal could come before it is on its way
+            # the loop's thread makes the coroutine: a signal here could leave one that is never awaited
             try:
                 self._loop.call_soon_threadsafe(_begin, work, future)
             except RuntimeError:
@@ -151,10 +151,10 @@ class LoopThread:
                 finally:
                     with self._lock:
                         self._ended = True
-                    # lets what was submitted before begin, so that it is cancelled with all else
+                    # begin what was submitted before, so that the runner cancels it
                     runner.run(asyncio.sleep(0))
         finally:
-            # there are some only where a loop was broken by what no task may raise, such as SystemExit
+            # only an exception such as SystemExit, which breaks the loop, leaves any
             for future in tuple(self._waiting):
                 future.cancel()
 
@@ -165,27 +165,27 @@ class LoopThread:
 def _begin(
     work: Callable[[], Coroutine[Any, Any, _Result]], future: concurrent.futures.Future[_Result]
 ) -> None:
-    """Carries work out in the running loop, and tells the thread that waits for it."""
+    """Runs a coroutine function in the running loop, and sets the result of a thread's future."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(_awaited(work))
 
-    def told(waited: concurrent.futures.Future[_Result]) -> None:
+    def on_cancel(waited: concurrent.futures.Future[_Result]) -> None:
         if waited.cancelled():
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(task.cancel)
 
-    def done(carried_out: asyncio.Task[_Result]) -> None:
-        error = None if carried_out.cancelled() else carried_out.exception()
-        if carried_out.cancelled():
+    def on_done(completed: asyncio.Task[_Result]) -> None:
+        error = None if completed.cancelled() else completed.exception()
+        if completed.cancelled():
             future.cancel()
         if future.set_running_or_notify_cancel():
             if error is None:
-                future.set_result(carried_out.result())
+                future.set_result(completed.result())
             else:
                 future.set_exception(error)
 
-    task.add_done_callback(done)
-    future.add_done_callback(told)
+    task.add_done_callback(on_done)
+    future.add_done_callback(on_cancel)
 
 
 async def _awaited(work: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:

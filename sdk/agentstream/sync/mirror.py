@@ -13,6 +13,7 @@ from agentstream.sync.loop import Ended, LoopThread
 _P = ParamSpec("_P")
 _Face = TypeVar("_Face")
 _Result = TypeVar("_Result")
+_Returned = TypeVar("_Returned")
 _Original = TypeVar("_Original")
 _Iterated = TypeVar("_Iterated", bound="_Closable")
 
@@ -37,21 +38,24 @@ _WORDS = (
 
 def mirrors(
     original: Callable[Concatenate[Any, _P], Coroutine[Any, Any, _Result]],
-    run: Callable[[LoopThread, Call[_Result]], _Result] = LoopThread.run,
 ) -> Callable[[Callable[[_Face], None]], Callable[Concatenate[_Face, _P], _Result]]:
     """Makes the decorated method call an asynchronous one in the loop's thread, and wait for its result.
 
     The method gets the signature and the docstring of the original; its body is not used.
-
-    Args:
-        original: the asynchronous method.
-        run: has the loop's thread call it.
     """
+    return mirrors_by(LoopThread.run, original)
 
-    def decorate(method: Callable[[_Face], None]) -> Callable[Concatenate[_Face, _P], _Result]:
+
+def mirrors_by(
+    run: Callable[[LoopThread, Call[_Result]], _Returned],
+    original: Callable[Concatenate[Any, _P], Coroutine[Any, Any, _Result]],
+) -> Callable[[Callable[[_Face], None]], Callable[Concatenate[_Face, _P], _Returned]]:
+    """As `mirrors`, with a function that runs the call in the loop's thread, and adapts its result."""
+
+    def decorate(method: Callable[[_Face], None]) -> Callable[Concatenate[_Face, _P], _Returned]:
         name = original.__name__
 
-        def mirror(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _Result:
+        def mirror(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _Returned:
             return run(self._loop, functools.partial(getattr(self._original, name), *args, **kwargs))
 
         return _shown_as(method, original, mirror)

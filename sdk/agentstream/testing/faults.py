@@ -13,48 +13,101 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
 
-from agentstream.testing.frames import Frames
-
 _CHUNK = 1 << 16
+# Types of RESP 2 and 3: https://valkey.io/topics/protocol/
+_BULK = frozenset(b"$=!")
+_AGGREGATES = frozenset(b"*~>")
+_MAP, _ATTRIBUTES = b"%|"
 
 
 def block_loop(seconds: float) -> None:
-    """Blocks the event loop that it is called in, as a handler that never awaits does."""
+    """Blocks the event loop, as a handler that never awaits does."""
     time.sleep(seconds)
 
 
+class Frames:
+    """Splits one direction of a connection into whole commands, or whole replies."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        # where parsing of the first frame goes on, and how many of its values are missing
+        self._position = 0
+        self._missing = 1
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Takes the next bytes and returns the frames that they complete."""
+        self._data += data
+        frames: list[bytes] = []
+        start = 0
+        while (end := self._value_end()) is not None:
+            self._position = end
+            if not self._missing:
+                frames.append(bytes(self._data[start:end]))
+                start, self._missing = end, 1
+        del self._data[:start]
+        self._position -= start
+        return frames
+
+    def _value_end(self) -> int | None:
+        """Returns the end of the next value, or of the head of an aggregate; None if bytes are missing."""
+        line_end = self._data.find(b"\r\n", self._position)
+        if line_end < 0:
+            return None
+        kind, end = self._data[self._position], line_end + 2
+        if kind in _BULK:
+            length = self._number(line_end)
+            if length >= 0:
+                end += length + 2
+            if end > len(self._data):
+                return None
+            self._missing -= 1
+        elif kind in _AGGREGATES:
+            self._missing += max(self._number(line_end), 0) - 1
+        elif kind == _MAP:
+            self._missing += 2 * self._number(line_end) - 1
+        elif kind == _ATTRIBUTES:
+            # the value with these attributes follows
+            self._missing += 2 * self._number(line_end)
+        else:
+            self._missing -= 1
+        return end
+
+    def _number(self, line_end: int) -> int:
+        return int(self._data[self._position + 1 : line_end])
+
+
 class Fault:
-    """A fault that has begun; it lasts until `end` is called, or to the end of `with`."""
+    """A fault in effect; it lasts until `end` is called, or to the end of `with`."""
 
     def __init__(self, end: Callable[[], None]) -> None:
         self._end = end
 
     def end(self) -> None:
-        """Ends it."""
+        """Ends the fault."""
         self._end()
 
     def __enter__(self) -> Self:
-        """The fault."""
+        """Returns the fault."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends it."""
+        """Ends the fault."""
         self.end()
 
 
 class Faults:
-    """The way from agents to a server of the loopback interface, as a context manager.
+    """A proxy between agents and a server on the loopback interface, as a context manager.
 
-    It runs in a thread of its own, so that it works on while the test's event loop is blocked. A fault is in
-    effect for all connections when the call returns.
+    It runs in a thread of its own, also while the test's event loop is blocked. A fault is in effect for all
+    connections when the call returns.
 
     Args:
-        server_port: the server's.
+        server_port: port of the server.
 
     Attributes:
-        port: where agents connect to.
+        port: port of the proxy.
         lost: how many commands and replies were lost on demand.
     """
 
@@ -70,46 +123,46 @@ class Faults:
 
     @property
     def url(self) -> str:
-        """Where agents connect to."""
+        """URL of the proxy."""
         return f"redis://127.0.0.1:{self.port}"
 
     def lose_reply(self, command: str | bytes, times: int = 1) -> None:
-        """Loses the reply to the next command that has this text in it; its connection breaks.
+        """Loses the reply to the next command that contains a text, and breaks its connection.
 
         The server carries the command out, and the agent cannot know. Replies to earlier commands arrive.
 
         Args:
-            command: any part of the command: its name, a key, a message's id.
+            command: any part of the command: its name, a key, the id of a message.
             times: for how many commands.
         """
         self._lose_replies.extend([_bytes(command)] * times)
 
     def lose_command(self, command: str | bytes, times: int = 1) -> None:
-        """Loses the next command that has this text in it before the server has it; its connection breaks.
+        """Loses the next command that contains a text before it reaches the server; breaks its connection.
 
         Args:
-            command: any part of the command: its name, a key, a message's id.
+            command: any part of the command: its name, a key, the id of a message.
             times: how many commands.
         """
         self._lose_commands.extend([_bytes(command)] * times)
 
     def delay(self, seconds: float, jitter: float = 0.0) -> Fault:
-        """From now on, each reply takes longer.
+        """Delays each reply.
 
         Args:
-            seconds: by how much.
+            seconds: the delay.
             jitter: up to how many seconds are added to that, evenly distributed.
         """
         self._latency = (seconds, jitter)
         return Fault(lambda: setattr(self, "_latency", (0.0, 0.0)))
 
     def hold(self) -> Fault:
-        """From now on nothing passes, and nothing breaks: the network is silent until `release`."""
+        """Lets nothing pass, and breaks nothing, until `release`: a silent network."""
         self._call(self._let_flow(flowing=False))
         return Fault(self.release)
 
     def release(self) -> None:
-        """What was held passes, in order, and what comes after it."""
+        """Lets everything pass that `hold` held back, in order."""
         self._call(self._let_flow(flowing=True))
 
     def cut(self) -> None:
@@ -117,7 +170,7 @@ class Faults:
         self._call(self._cut())
 
     def refuse(self) -> Fault:
-        """Breaks all connections, and every new one at once: the server is away until `accept`."""
+        """Breaks all connections, and refuses new ones until `accept`: the server is away."""
         self._refusing = True
         self._call(self._cut())
         return Fault(self.accept)
@@ -127,7 +180,7 @@ class Faults:
         self._refusing = False
 
     def heal(self) -> None:
-        """Ends all faults, those included that were yet to come."""
+        """Ends all faults, those for commands to come included."""
         self._lose_commands.clear()
         self._lose_replies.clear()
         self._latency = (0.0, 0.0)
@@ -147,12 +200,12 @@ class Faults:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Breaks all connections and listens no more."""
+        """Breaks all connections and stops listening."""
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join()
 
     def _call(self, change: Coroutine[Any, Any, None]) -> None:
-        """Has a change made in the proxy's thread, and waits until it is."""
+        """Makes a change in the proxy's thread, and waits for it."""
         asyncio.run_coroutine_threadsafe(change, self._loop).result()
 
     async def _run(self, listening: Future[int]) -> None:
@@ -209,7 +262,7 @@ class Faults:
     async def _commands(
         self, client: asyncio.StreamReader, server: asyncio.StreamWriter, expected: deque[bool]
     ) -> None:
-        """Passes commands on until the client ends, or one is lost; notes whose replies are to be lost."""
+        """Forwards commands until the client ends, or one is lost; marks those whose reply is to be lost."""
         frames = Frames()
         while data := await client.read(_CHUNK):
             for frame in frames.feed(data):
@@ -227,7 +280,7 @@ class Faults:
         expected: deque[bool],
         arriving: asyncio.Queue[tuple[float, bytes]],
     ) -> None:
-        """Sends replies on their way until the server ends, or one is lost."""
+        """Queues replies until the server ends, or one is lost."""
         frames = Frames()
         losing = False
         while not losing and (data := await server.read(_CHUNK)):
@@ -235,7 +288,7 @@ class Faults:
             arrival = self._loop.time() + delay + random.random() * jitter  # noqa: S311 - guards no secret
             passed: list[bytes] = []
             for frame in frames.feed(data):
-                # what a subscriber gets is no reply
+                # without a command expected, the frame is a push message
                 losing = bool(expected) and expected.popleft()
                 if losing:
                     break

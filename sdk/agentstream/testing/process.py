@@ -1,17 +1,80 @@
-"""An agent in a process of its own, which a test may stop, go on with, and kill."""
+"""Processes of a sandbox: agents that a test may pause, resume and kill, and a watchdog that ends them.
+
+The watchdog matters when the test process itself dies, as after `kill -9`: a shell in a session of its own
+reads from a pipe which process groups there are. When the pipe closes, the shell kills the groups that are
+left and removes the directory.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from agentstream.testing.watchdog import Watchdog, kill_group
+_POLL_EVERY = 0.005
+_SCRIPT = r"""
+groups=' '
+while read -r change; do
+  group=${change#?}
+  case $change in
+    +*) groups="$groups$group " ;;
+    -*) groups="${groups%% $group *} ${groups#* $group }" ;;
+  esac
+done
+for group in $groups; do kill -s KILL -- "-$group"; done 2>/dev/null
+rm -rf -- "$1"
+"""
 
-_LOOK_EVERY = 0.005
+
+class Watchdog:
+    """Ends processes and removes a directory when the test process ends.
+
+    Args:
+        directory: the directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - a script of our own
+            ["/bin/sh", "-c", _SCRIPT, "watchdog", str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def watch(self, group: int) -> None:
+        """Adds a process group to those that end with the test process."""
+        self._tell(f"+{group}\n")
+
+    def forget(self, group: int) -> None:
+        """Removes a process group that has ended."""
+        self._tell(f"-{group}\n")
+
+    def close(self) -> None:
+        """Ends the processes, removes the directory, and waits for that."""
+        # the watchdog may have been killed
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+
+    def _tell(self, line: str) -> None:
+        # without the watchdog, only the cleanup after `kill -9` is missing
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(line.encode())
+                self._process.stdin.flush()
+
+
+def kill_group(group: int) -> None:
+    """Kills a process group, if it still exists."""
+    # macOS refuses to signal a group that has only zombies
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
 
 
 class AgentProcess:
@@ -19,9 +82,9 @@ class AgentProcess:
 
     Args:
         command: arguments of the interpreter.
-        environ: its environment.
-        log: the file that takes what it prints.
-        watchdog: ends it if this process cannot.
+        environ: the environment.
+        log: file for the output.
+        watchdog: ends the process with the test process.
     """
 
     def __init__(
@@ -48,64 +111,62 @@ class AgentProcess:
 
     @property
     def returncode(self) -> int | None:
-        """How it ended, as in `subprocess`; None while it runs."""
+        """Exit code, as in `subprocess`; None while the process runs."""
         return self._process.poll()
 
     @property
     def output(self) -> str:
-        """What it has printed up to now, errors included."""
+        """Output up to now, standard error included."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def kill(self) -> None:
-        """Ends it at once, with everything that it started, and waits for it. It can hand nothing back."""
+        """Kills the process and its children, and waits for the end. Nothing is handed back."""
         if not self._killed:
             self._killed = True
             kill_group(self.pid)
-            # its id can be another's once it is waited for
+            # the id may be reused after `wait`
             self._watchdog.forget(self.pid)
             self._process.wait()
 
     def pause(self) -> None:
-        """Stops it where it is: it holds what it has, and does nothing until `resume`."""
+        """Stops the process until `resume` (SIGSTOP); its connections and messages stay with it."""
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Goes on after `pause`."""
+        """Continues after `pause`."""
         self._process.send_signal(signal.SIGCONT)
 
     def terminate(self) -> None:
-        """Asks it to end, as Kubernetes does."""
+        """Sends SIGTERM, as Kubernetes does."""
         self._process.send_signal(signal.SIGTERM)
 
     async def printed(self, text: str, timeout: float = 10.0) -> None:
         """Waits until a text is in its output.
 
         Raises:
-            TimeoutError: it was not within `timeout` seconds; says what was.
-            RuntimeError: the process ended without; says what it printed.
+            TimeoutError: the text was not printed within `timeout` seconds; shows the output.
+            RuntimeError: the process ended without printing the text; shows the output.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = time.monotonic() + timeout
         while True:
             code = self.returncode
             if text in self.output:
                 return
             if code is not None:
                 raise RuntimeError(f"it ended with {code} and had not printed {text!r}, but: {self.output}")
-            if loop.time() >= deadline:
+            if time.monotonic() >= deadline:
                 raise TimeoutError(f"no {text!r} was printed in {timeout} s, but: {self.output}")
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_POLL_EVERY)
 
     async def ended(self, timeout: float = 10.0) -> int:
-        """Waits until it has ended. Returns how, as in `subprocess`: minus a signal's number if by that.
+        """Waits until the process has ended. Returns its exit code, as in `subprocess`: `-N` for signal N.
 
         Raises:
-            TimeoutError: it has not within `timeout` seconds; says what it printed.
+            TimeoutError: the process still runs after `timeout` seconds; shows the output.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = time.monotonic() + timeout
         while (code := self.returncode) is None:
-            if loop.time() >= deadline:
+            if time.monotonic() >= deadline:
                 raise TimeoutError(f"it still runs after {timeout} s, and printed: {self.output}")
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_POLL_EVERY)
         return code

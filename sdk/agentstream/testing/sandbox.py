@@ -1,4 +1,4 @@
-"""A private server with what a test declares on it, agents connected to it, and faults between them."""
+"""The sandbox: a private server, streams and groups on it, agents, and faults between agents and server."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from agentstream.identity.settings import Settings
 from agentstream.protocol import library
 from agentstream.protocol.envelope import Message
 from agentstream.protocol.routes import OFF, Consumes
-from agentstream.testing.bindings import Bindings
-from agentstream.testing.declared import NAMESPACE, DeclaredStream, schemas_of
 from agentstream.testing.faults import Faults
-from agentstream.testing.process import AgentProcess
-from agentstream.testing.server import SandboxError, Server, embedded_binary
-from agentstream.testing.topology import INSTALLATION, DeadLetter, Topology
-from agentstream.testing.watchdog import Watchdog
+from agentstream.testing.process import AgentProcess, Watchdog
+from agentstream.testing.server import Bindings, SandboxError, Server, embedded_binary
+from agentstream.testing.topology import (
+    INSTALLATION,
+    NAMESPACE,
+    DeadLetter,
+    DeclaredStream,
+    Topology,
+    schemas_of,
+)
 from agentstream.transport.client import Argument, Client
 from agentstream.transport.endpoint import Endpoint
 
@@ -42,17 +46,16 @@ class KillableAgent(Agent):
 
 
 class Sandbox:
-    """A real server of a test's own, as an asynchronous context manager.
+    """A private, real server for one test, as an asynchronous context manager.
 
     It listens on the loopback interface and ends with the context, also when the test process is killed.
-    Streams and groups are declared by the test, in place of an operator's resources; every agent has all
-    rights.
+    The test declares streams and groups, in place of the operator; every agent has all rights.
 
     Args:
-        binary: a server's program, if not the embedded Valkey of `agentstream[testing]`.
+        binary: path of a server's program, if not the embedded Valkey of `agentstream[testing]`.
 
     Attributes:
-        faults: what is between the agents and the server.
+        faults: the network between the agents and the server.
         server: the server process.
     """
 
@@ -66,7 +69,7 @@ class Sandbox:
         self._numbers = itertools.count(1)
 
     async def __aenter__(self) -> Self:
-        """The sandbox, with a server that runs.
+        """Starts the server.
 
         Raises:
             SandboxError: there is no server for this platform, or it does not start.
@@ -107,19 +110,19 @@ class Sandbox:
         signed: Literal["Warn", "Require"] | None = None,
         contracts: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        """Makes a stream, as an AgentStream does.
+        """Declares a stream, as an AgentStream does.
 
         Args:
-            name: the stream's.
-            producers: agents that may add to it.
-            broadcast: whether every group is to acknowledge what is added.
-            signed: what becomes of messages without a valid signature; every agent gets the key.
-            contracts: what payloads must be, each as in `spec.contracts` of an AgentStream:
+            name: name of the stream.
+            producers: agents that may send to the stream.
+            broadcast: whether it is a broadcast stream.
+            signed: policy for messages without a valid signature; every agent gets the signing key.
+            contracts: contracts of payloads, each as in `spec.contracts` of an AgentStream:
                 `{"type": "event", "version": 1, "schema": {…}}`.
 
         Raises:
-            ValueError: a contract is none.
-            SettingsError: there are contracts, and what checks them is not installed.
+            ValueError: a contract is invalid.
+            SettingsError: there are contracts, and the library that checks them is not installed.
         """
         schemas = schemas_of(contracts)
         if signed is not None:
@@ -143,21 +146,21 @@ class Sandbox:
         dead_letters: bool = True,
         start: str = "0",
     ) -> None:
-        """Makes a group, as a ConsumerGroup does; only that retries come soon, so that tests are short.
+        """Declares a group, as a ConsumerGroup does, with short retry delays.
 
         Args:
             stream: name of the stream.
             agent: the agent that consumes the group.
-            group: the group's name, if not the agent's.
-            lease: seconds that a delivered message stays with a process that does not renew.
-            deadline: seconds that a handler may take; None for as long as it likes.
+            group: name of the group, by default that of the agent.
+            lease: seconds until another consumer may claim a message whose lease is not renewed.
+            deadline: seconds that a handler may take; None for no limit.
             max_deliveries: attempts after which a message becomes a dead letter.
             backoff: seconds before the second attempt.
-            backoff_factor: by what the delay grows with every further attempt.
+            backoff_factor: factor by which the delay grows with every further attempt.
             backoff_max: the longest delay in seconds.
-            deliver_all: deliver what is addressed to others, too.
-            dead_letters: whether the group gives messages up at all.
-            start: id of the entry after which it begins; `$` for what is added from now on.
+            deliver_all: deliver also what is addressed to other agents.
+            dead_letters: whether the group has dead letters; without them, it retries for ever.
+            start: id of the entry after which the group begins; `$` for the end of the stream.
 
         Raises:
             LookupError: the stream is not declared.
@@ -180,11 +183,11 @@ class Sandbox:
         await self._topology.declare_group(consumes, agent, start)
 
     def agent(self, name: str, *, pod: str | None = None, through: Faults | None = None) -> Agent:
-        """An agent that is connected through the faults, and closed with the sandbox unless it is before.
+        """Makes an agent that connects through the faults, and is closed with the sandbox at the latest.
 
         Args:
-            name: the agent's.
-            pod: its pod, if it is to take over what an earlier agent of the same pod left.
+            name: name of the agent.
+            pod: name of its pod; an agent recovers the messages that an earlier one of the same pod left.
             through: faults of its own, from `more_faults`.
         """
         agent = KillableAgent.connect(self.settings(name, pod=pod, through=through))
@@ -192,7 +195,7 @@ class Sandbox:
         return agent
 
     def settings(self, name: str, *, pod: str | None = None, through: Faults | None = None) -> Settings:
-        """The settings with which `Agent.connect` makes this agent; arguments as in `agent`."""
+        """Returns the settings with which `Agent.connect` makes this agent; arguments as in `agent`."""
         return Settings(
             namespace=NAMESPACE,
             agent=name,
@@ -203,7 +206,7 @@ class Sandbox:
         )
 
     def more_faults(self) -> Faults:
-        """Another way to the server, with faults of its own: for agents that are to be cut off alone."""
+        """Opens another path to the server, with faults of its own, to cut off single agents."""
         faults = self._open.enter_context(Faults(self.server.port))
         self._every_faults.append(faults)
         return faults
@@ -214,7 +217,7 @@ class Sandbox:
             faults.heal()
 
     def environ(self, agent: str, *, pod: str | None = None, through: Faults | None = None) -> dict[str, str]:
-        """The variables with which `Agent.from_env` makes this agent; arguments as in `agent`."""
+        """Returns the variables with which `Agent.from_env` makes this agent; arguments as in `agent`."""
         return {
             "AGENTSTREAM_BINDING": str(self._bindings.make((through or self.faults).url)),
             "AGENTSTREAM_NAMESPACE": NAMESPACE,
@@ -237,7 +240,7 @@ class Sandbox:
         Args:
             program: a file that ends in `.py`, or the name of a module.
             arguments: of the program.
-            agent: the agent's name.
+            agent: name of the agent.
             pod: as in `agent`.
             through: as in `agent`.
             environ: further variables.
@@ -264,35 +267,35 @@ class Sandbox:
         await agent.crash()
 
     async def settled(self, stream: str, *, group: str | None = None, timeout: float = 10.0) -> None:
-        """Waits until nothing of a stream is undelivered, pending, delayed or retrying.
+        """Waits until no message of a stream is undelivered, pending, delayed or retrying.
 
         Args:
             stream: name of the stream.
-            group: the only group to look at; all if None.
-            timeout: for how many seconds to wait.
+            group: name of a group; all groups if None.
+            timeout: seconds to wait.
 
         Raises:
-            TimeoutError: something is left; the message says what.
+            TimeoutError: messages are left; the error says how many.
             LookupError: no such stream or group is declared.
         """
         await self._topology.settled(stream, group, timeout)
 
     async def messages(self, stream: str, *, at_least: int = 0, timeout: float = 10.0) -> list[Message]:
-        """All messages that were sent to a stream, oldest first.
+        """Returns all messages of a stream, oldest first.
 
         Args:
             stream: name of the stream.
             at_least: how many to wait for.
-            timeout: for how many seconds to wait.
+            timeout: seconds to wait.
 
         Raises:
-            TimeoutError: there were fewer; the message says how many.
+            TimeoutError: there were fewer; the error says how many.
             LookupError: the stream is not declared.
         """
         return await self._topology.messages(stream, at_least, timeout)
 
     async def dead_letters(self, stream: str, *, group: str) -> list[DeadLetter]:
-        """What a group gave up, oldest first.
+        """Returns the dead letters of a group, oldest first.
 
         Raises:
             LookupError: the stream is not declared.
@@ -301,7 +304,7 @@ class Sandbox:
 
     async def _call(self, *args: Argument) -> Any:
         if asyncio.get_running_loop() is not self._loop:
-            # otherwise it would wait for ever
+            # the reply would never arrive
             raise SandboxError(
                 "the sandbox is used in another event loop than it was opened in: "
                 "give the test and the fixture the same loop scope"
@@ -309,5 +312,5 @@ class Sandbox:
         return await self._client.call(*args)
 
     def _pod(self, agent: str) -> str:
-        """A name that no other pod has."""
+        """Returns a name that no other pod has."""
         return f"{agent}-{next(self._numbers)}"

