@@ -89,12 +89,14 @@ async def test_a_server_that_is_full_is_a_lost_connection(private_server: Server
 
 async def test_what_speaks_another_protocol_is_a_lost_connection() -> None:
     async with listening(saying(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
-        await refused(Endpoint(f"redis://127.0.0.1:{port}"), ConnectionLost, "what comes is no reply")
+        await refused(
+            Endpoint(f"redis://127.0.0.1:{port}"), ConnectionLost, "sent something that is not RESP"
+        )
 
 
 async def test_a_reply_to_no_command_breaks_the_connection() -> None:
     async with listening(saying(b"+OK\r\n" * 9, staying=True)) as port:
-        await refused(Endpoint(f"redis://127.0.0.1:{port}"), ConnectionLost, "no command waits for")
+        await refused(Endpoint(f"redis://127.0.0.1:{port}"), ConnectionLost, "sent a reply to no command")
 
 
 async def test_a_greeting_that_is_cut_off_is_a_lost_connection() -> None:

@@ -47,7 +47,7 @@ async def test_who_is_cancelled_while_looking_up_takes_nobody_along(
     async with topology.agent("planner", url=proxy.url) as planner:
         with proxy.hold():
             sending = [asyncio.create_task(_send(planner, n)) for n in range(3)]
-            await until(lambda: planner._directory._reads._under_way)
+            await until(lambda: planner._directory._reads._calls)
             sending[0].cancel()
             await asyncio.wait({sending[0]})
         await asyncio.gather(*sending[1:])

@@ -210,7 +210,7 @@ async def test_a_message_that_is_larger_than_the_server_takes_is_an_error_at_onc
     await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder")
     async with topology.agent("planner") as planner:
-        with pytest.raises(InvalidMessage, match="larger than the server takes"):
+        with pytest.raises(InvalidMessage, match="larger than the server's proto-max-bulk-len allows"):
             await planner.send_message(to="coder", type="event", payload={"text": "x" * 1_100_000})
         await planner.send_message(to="coder", type="event", payload={})
         # the first of them broke the connection

@@ -26,13 +26,14 @@ class Listener:
 
     def __init__(self, endpoint: Callable[[], Endpoint], *channels: str, timeout: float = 5.0) -> None:
         self.heard: list[tuple[bytes, bytes]] = []
-        self.wire = Client(
-            endpoint,
-            name="listener",
-            timeout=timeout,
-            channels=lambda: channels,
-            on_push=lambda channel, data: self.heard.append((channel, data)),
-        )
+        self._channels = channels
+        self.wire = Client(endpoint, name="listener", timeout=timeout, listener=self)
+
+    def channels(self) -> tuple[str, ...]:
+        return self._channels
+
+    def pushed(self, channel: bytes, data: bytes) -> None:
+        self.heard.append((channel, data))
 
 
 @pytest.fixture
@@ -114,15 +115,16 @@ async def test_without_any_channel_it_is_a_connection_like_others(server: Server
 
 
 async def test_a_listener_that_fails_harms_nobody(server: Server, wire: Client) -> None:
-    def fail(channel: bytes, data: bytes) -> None:
-        raise ValueError(data.decode())
+    class Failing(Listener):
+        def pushed(self, channel: bytes, data: bytes) -> None:
+            raise ValueError(f"{channel.decode()}: {data.decode()}")
 
     said: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context["exception"]))
-    failing = Client(lambda: Endpoint(server.url), name="failing", channels=lambda: ["one"], on_push=fail)
+    failing = Failing(lambda: Endpoint(server.url), "one").wire
     assert await failing.call("PUBLISH", "one", "wrong") == 1
     assert await failing.call("PING") == b"PONG"
-    await until(lambda: [str(error) for error in said] == ["wrong"])
+    await until(lambda: [str(error) for error in said] == ["one: wrong"])
     assert failing.connects == 1
     await failing.close()
 

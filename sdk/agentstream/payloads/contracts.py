@@ -107,7 +107,7 @@ class Contracts:
         if known is None or (known.digest != stream.contracts and now >= known.good_until):
             # what was asked for by an older route may be what was
             wanted = f"{stream.key} {stream.contracts}"
-            known = await self._fetches.of(wanted, partial(self._fetch, stream, now))
+            known = await self._fetches.do(wanted, partial(self._fetch, stream, now))
         return known.contract
 
     async def _fetch(self, stream: Produces | Consumes, now: float) -> _Fetched:

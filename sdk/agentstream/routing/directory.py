@@ -111,7 +111,7 @@ class Directory:
         route, good_until = self._known.get(agent, (None, 0.0))
         if asyncio.get_running_loop().time() < good_until:
             return route
-        return await self._reads.of(agent, partial(self._read, agent, self._known))
+        return await self._reads.do(agent, partial(self._read, agent, self._known))
 
     async def _read(self, agent: str, known: dict[str, tuple[Route | None, float]]) -> Route | None:
         now = asyncio.get_running_loop().time()

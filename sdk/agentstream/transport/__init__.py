@@ -1,1 +1,1 @@
-"""Speaks RESP to the server: endpoints, connections, subscriptions, error replies, retries."""
+"""Speaks RESP to the server: endpoints, clients, subscriptions, error replies, retries."""

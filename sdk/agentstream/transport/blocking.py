@@ -1,4 +1,4 @@
-"""A connection that blocks, for a thread that asks one question at a time."""
+"""A blocking connection, for a thread that sends one command at a time."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 import hiredis
 
 from agentstream.errors import ConnectionLost
-from agentstream.transport.client import Argument
+from agentstream.protocol.commands import Argument
 from agentstream.transport.endpoint import Endpoint, greeted, handshake
 from agentstream.transport.error_replies import error_from_reply
 
 _CONNECT_TIMEOUT = 5.0
 _READ = 1 << 16
-# What a reader returns while a reply is not complete; None and False are replies.
+# A reader returns this while a reply is incomplete; None and False are replies.
 _INCOMPLETE = object()
 
 
 class BlockingConnection:
-    """A connection that one thread uses, and another one may interrupt. Call `greet` first.
+    """Sends commands for one thread; another one may interrupt it. Call `greet` first.
 
     Args:
-        endpoint: where it leads and who asks.
-        name: what it is called on the server.
+        endpoint: the server and the credentials.
+        name: the connection's name on the server.
         timeout: seconds without a reply after which it counts as broken.
 
     Raises:
@@ -43,10 +43,10 @@ class BlockingConnection:
         self._socket.settimeout(timeout)
 
     def greet(self) -> None:
-        """Has the server know who asks.
+        """Authenticates.
 
         Raises:
-            AgentStreamError: the server refuses, or does not answer. It is closed now.
+            AgentStreamError: the server refuses, or does not answer. The connection is closed then.
         """
         try:
             greeted(self._handshake, self._ask(self._handshake), self._address)
@@ -58,7 +58,7 @@ class BlockingConnection:
         """Sends one command and returns its reply.
 
         Raises:
-            ConnectionLost: no reply; whether the command was carried out is unknown. It is closed now.
+            ConnectionLost: no reply; whether the command was carried out is unknown. It is closed then.
             AgentStreamError: an error reply; see `error_from_reply`.
         """
         try:
@@ -71,16 +71,16 @@ class BlockingConnection:
         return reply
 
     def interrupt(self) -> None:
-        """Has a call that waits in another thread fail at once."""
+        """Makes a call that waits in another thread fail at once."""
         try:
-            # not that of a socket with TLS, which would take its encryption away from under a call
+            # of the plain socket: that of a TLS socket would end the encryption under a call
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         except OSError:
-            # closed already
+            # it is closed already
             return
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes the connection."""
         self._socket.close()
 
     def _ask(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
@@ -113,7 +113,7 @@ def _connect(endpoint: Endpoint, timeout: float) -> socket.socket:
         return connected
     connected = socket.create_connection((target.host, target.port), timeout)
     try:
-        # nothing is gained by waiting for more: each question is one write
+        # each command is one write, so it need not wait for more
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return context.wrap_socket(connected, server_hostname=target.host) if context else connected
     except BaseException:

@@ -1,8 +1,8 @@
-"""One connection to the server, shared by many callers.
+"""One pipelining connection to the server, shared by many callers.
 
-The commands of one event-loop tick leave in one write, whether replies to earlier ones are still to come or
-not. Nothing is ever sent twice: when the connection breaks, every command without a reply fails with
-`ConnectionLost`, and its caller, who alone knows whether the command may be repeated, decides.
+The commands of one event-loop tick leave in one write, without waiting for replies to earlier ones. None is
+sent twice: when the connection breaks, every command without a reply fails with `ConnectionLost`, and its
+caller decides whether it may be repeated.
 """
 
 from __future__ import annotations
@@ -10,31 +10,41 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from agentstream.errors import AgentStreamError, ConnectionLost, WireClosed
-from agentstream.transport.connection import Argument, Queue, RespProtocol, connect
+from agentstream.protocol.commands import Argument
+from agentstream.transport.connection import Queue, RespProtocol, connect
 from agentstream.transport.endpoint import Endpoint
 from agentstream.transport.retry import Backoff, FailureLog
 
 __all__ = ["Argument", "Client"]
 
 
-class Client:
-    """A pipelining connection that is made on first use and made again after it broke.
+class Listener(Protocol):
+    """Receives what is published on channels."""
 
-    With channels it also listens: what is published there is handed to `on_push`, and once connected, or
-    opened, it connects again by itself. What is published meanwhile is lost. Replies are those of RESP 2, and
-    on a wire with channels those of RESP 3: the same from functions in Lua, others from XREADGROUP, say.
+    def channels(self) -> Sequence[str]:
+        """The channels to subscribe to; asked for at every connect."""
+
+    def pushed(self, channel: bytes, data: bytes) -> None:
+        """Takes a published message; called in the event loop."""
+
+
+class Client:
+    """Sends commands over a connection that is made on first use, and again after it broke.
+
+    With a listener it subscribes to channels, too: it then connects again by itself, and misses what is
+    published meanwhile. Replies are those of RESP 2; with a listener those of RESP 3, which are the same for
+    functions in Lua and differ for XREADGROUP, for example.
 
     Args:
-        endpoint: called at every connect, so that changed credentials are taken up.
+        endpoint: called at every connect, so that changed credentials are used.
         name: the connection's name on the server.
         timeout: seconds without a reply after which the connection counts as broken; longer than any blocking
             command that is sent.
-        channels: called at every connect: what to subscribe to.
-        on_push: called in the event loop with channel and data of what is published there.
-        on_reconnect: called when it is connected again after it broke.
+        listener: receives what is published.
+        on_reconnect: called after each connect but the first.
 
     Attributes:
         connects: how often it was connected.
@@ -47,15 +57,13 @@ class Client:
         *,
         name: str,
         timeout: float = 5.0,
-        channels: Callable[[], Sequence[str]] | None = None,
-        on_push: Callable[[bytes, bytes], None] | None = None,
+        listener: Listener | None = None,
         on_reconnect: Callable[[], object] = lambda: None,
     ) -> None:
         self._endpoint = endpoint
         self._name = name
         self._timeout = timeout
-        self._channels = channels
-        self._on_push = on_push
+        self._listener = listener
         self._on_reconnect = on_reconnect
         self._queue: Queue = deque()
         self._due = False
@@ -71,23 +79,23 @@ class Client:
 
     @property
     def round_trips(self) -> int:
-        """How often commands were written to the server."""
+        """How often commands were written to the connection."""
         return self._earlier_writes + (self._connection.writes if self._connection is not None else 0)
 
     async def call(self, command: Argument, *args: Argument) -> Any:
         """Sends one command and returns its reply: bytes, int, None or lists of these.
 
-        A caller that is cancelled before the command leaves takes it back; afterwards it is carried out.
+        If the caller is cancelled before the command leaves, it is not sent; afterwards it is carried out.
 
         Raises:
             ConnectionLost: no reply; whether the command was carried out is unknown.
             AccessDenied: credentials or rights are refused.
-            Backpressure: the add function refuses.
-            StreamMissing: the add function found no stream.
-            InvalidMessage: an argument is larger than the server takes.
+            Backpressure: the stream or the server's memory is full.
+            StreamMissing: there is no such stream to add to.
+            InvalidMessage: an argument is larger than the server's `proto-max-bulk-len`.
             ServerRefused: any other error reply.
             SettingsError: the endpoint cannot be read.
-            TypeError, ValueError: an argument is none that a command can have.
+            TypeError, ValueError: an argument cannot be encoded.
         """
         if self._closed:
             raise WireClosed("the connection is closed")
@@ -100,15 +108,15 @@ class Client:
         return await reply
 
     def open(self) -> None:
-        """Begins to connect, without waiting for a call."""
+        """Starts to connect, before the first call."""
         if self._connection is None and self._connecting is None and not self._closed:
             if self._again is not None:
                 self._again.cancel()
-            self._connecting = asyncio.create_task(self._connect(), name=f"wire {self._name}")
+            self._connecting = asyncio.create_task(self._connect(), name=f"connect {self._name}")
             self._connecting.add_done_callback(self._connected)
 
     async def close(self) -> None:
-        """Closes the connection; what still waits fails with `ConnectionLost`."""
+        """Closes the connection; calls without a reply fail with `ConnectionLost`."""
         self._closed = True
         if self._again is not None:
             self._again.cancel()
@@ -127,14 +135,15 @@ class Client:
             self._connection.flush()
 
     async def _connect(self) -> RespProtocol:
+        listener = self._listener
         return await connect(
             self._endpoint(),
             self._name,
             self._queue,
             timeout=self._timeout,
-            channels=self._channels() if self._channels is not None else None,
+            channels=None if listener is None else listener.channels(),
             on_lost=self._lost,
-            on_push=self._on_push,
+            on_push=None if listener is None else listener.pushed,
         )
 
     def _connected(self, task: asyncio.Task[RespProtocol]) -> None:
@@ -145,9 +154,9 @@ class Client:
             connection = task.result()
             if connection.error is not None:
                 raise connection.error  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001 - whatever it is, callers wait
+        except Exception as error:  # noqa: BLE001 - callers wait for a reply
             self._fail(error)
-            self._listen_again(error)
+            self._connect_later(error)
             return
         self._connection = connection
         self.connects += 1
@@ -158,18 +167,18 @@ class Client:
         connection.flush()
 
     def _lost(self, connection: RespProtocol, error: ConnectionLost) -> None:
-        # one that ends while it is greeted is not the wire's yet
+        # a connection that breaks during the handshake is not this client's yet
         if connection is self._connection:
             self.losses += 1
             self._earlier_writes += connection.writes
             self._connection = None
-            self._listen_again(error)
+            self._connect_later(error)
             if self._queue:
-                # never sent: they may go out on the next connection
+                # these were never sent, so the next connection may send them
                 self._flush()
 
-    def _listen_again(self, error: Exception) -> None:
-        if self._channels is not None and not self._closed:
+    def _connect_later(self, error: Exception) -> None:
+        if self._listener is not None and not self._closed:
             self._failures.failed(error)
             self._again = asyncio.get_running_loop().call_later(self._backoff.next(), self.open)
 

@@ -1,4 +1,4 @@
-"""One connection: commands leave in order, and each reply goes to the command that it answers."""
+"""The RESP protocol on one connection: commands leave in order, and replies are matched to them."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import Any, cast
 import hiredis
 
 from agentstream.errors import ConnectionLost
+from agentstream.protocol.commands import Argument
 from agentstream.transport.endpoint import Endpoint, greeted, handshake
 from agentstream.transport.error_replies import error_from_reply
 
-Argument = bytes | str | int | float
 Queue = deque[tuple[tuple[Argument, ...], "asyncio.Future[Any]"]]
 
 _CONNECT_TIMEOUT = 5.0
-# Bytes that leave in one write: many small commands, and a short while of packing.
+# Bytes that leave in one write: many small commands, which take a short time to encode.
 _WRITE = 1 << 16
-# What a reader returns while a reply is not complete; None and False are replies.
+# A reader returns this while a reply is incomplete; None and False are replies.
 _INCOMPLETE = object()
-# A server that says so is a replica now: where the endpoint leads next time may be the primary.
+# A server that replies so is a replica now; the next connect may reach the primary.
 _DEMOTED = ("READONLY", "MASTERDOWN")
 
 
 class RespProtocol(asyncio.Protocol):
-    """What a `Wire` has while it is connected; `connect` makes one.
+    """Speaks RESP on one connection of a `Client`; `connect` makes one.
 
     Args:
-        queue: where commands wait, each with the future of its reply; they are taken from the left.
-        address: of the server, fit for a log.
+        queue: commands to send, each with the future of its reply; taken from the left.
+        address: of the server, without credentials.
         timeout: seconds without a reply after which the connection counts as broken.
-        on_lost: called once, when it has ended, with the reason.
-        on_push: called with channel and data of what is published; None where nothing is subscribed to.
+        on_lost: called once, with the error, when the connection has ended.
+        on_push: called with channel and data of each published message; None without subscriptions.
 
     Attributes:
-        error: why it has ended; None while it has not.
-        writes: how often something was sent.
+        error: the reason for which the connection has ended; None while it lasts.
+        writes: how often commands were written.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class RespProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._heard = 0.0
-        # how much was still to leave when that was looked at last
+        # bytes in the transport's buffer at the last look
         self._left = 0
         self._greeting = True
         self._full = False
@@ -71,7 +71,7 @@ class RespProtocol(asyncio.Protocol):
         self.writes: int = 0
 
     async def greet(self, commands: Sequence[tuple[str, ...]], channels: Sequence[str]) -> None:
-        """Says the first commands, and subscribes.
+        """Sends the handshake, and subscribes.
 
         Raises:
             AgentStreamError: the server refuses, or the connection is lost.
@@ -80,7 +80,7 @@ class RespProtocol(asyncio.Protocol):
         replies = [self._loop.create_future() for _ in spoken]
         packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
         if channels:
-            # it is answered by pushes, or by an error, which then stands where the reply to PING does
+            # it is answered by pushes, or by an error, which then takes the place of the reply to PING
             packed.append(hiredis.pack_command(("SUBSCRIBE", *channels)))  # type: ignore[arg-type]
             packed.append(hiredis.pack_command(("PING",)))
         self._write(packed, replies)
@@ -88,7 +88,7 @@ class RespProtocol(asyncio.Protocol):
         self._greeting = False
 
     def flush(self) -> None:
-        """Sends what waits in the queue, as far as the transport takes it."""
+        """Sends commands from the queue, as far as the transport takes them."""
         if self._full or self._leaving:
             return
         packed: list[bytes] = []
@@ -97,7 +97,7 @@ class RespProtocol(asyncio.Protocol):
         while self._queue and size < _WRITE:
             args, reply = self._queue.popleft()
             if reply.done():
-                # its caller is gone
+                # its caller was cancelled
                 continue
             try:
                 data = hiredis.pack_command(args)  # type: ignore[arg-type] # its stub knows one argument
@@ -114,7 +114,7 @@ class RespProtocol(asyncio.Protocol):
             self._loop.call_soon(self.flush)
 
     async def close(self) -> None:
-        """Ends the connection at once; what waits for a reply fails with `ConnectionLost`."""
+        """Ends the connection at once; commands without a reply fail with `ConnectionLost`."""
         self._break("the connection is closed")
         await self._closed.wait()
 
@@ -123,7 +123,7 @@ class RespProtocol(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Called by the event loop: gives each reply to the command that has waited the longest."""
+        """Called by the event loop: gives each reply to the command that was sent first."""
         self._heard = self._loop.time()
         try:
             self._reader.feed(data)
@@ -137,14 +137,14 @@ class RespProtocol(asyncio.Protocol):
                 elif not future.done():
                     future.set_result(reply)
         except hiredis.HiredisError as error:
-            self._break(f"{self._address}: what comes is no reply: {error}")
+            self._break(f"{self._address}: the server sent something that is not RESP: {error}")
         except IndexError:
-            self._break(f"{self._address}: a reply came that no command waits for")
+            self._break(f"{self._address}: the server sent a reply to no command")
         if self._leaving and not self._waiting:
-            self._break(f"{self._address}: the server is no primary")
+            self._break(f"{self._address}: the server has become a replica")
 
     def pause_writing(self) -> None:
-        """Called by the event loop: the server reads more slowly than commands come."""
+        """Called by the event loop when the server reads more slowly than commands come."""
         self._full = True
 
     def resume_writing(self) -> None:
@@ -180,11 +180,11 @@ class RespProtocol(asyncio.Protocol):
             self._timer = self._loop.call_at(self._heard + self._timeout, self._overdue)
 
     def _overdue(self) -> None:
-        """One timer serves all commands: it starts over while replies come."""
+        """Breaks the connection if no reply came in time. One timer serves all commands."""
         self._timer = None
         before, self._left = self._left, self._transport.get_write_buffer_size()
         if self._left < before:
-            # what is large takes its time to leave: the other side takes it in
+            # a large command is still being sent, and the server is reading it
             self._heard = self._loop.time()
         if self._loop.time() - self._heard < self._timeout:
             if self._waiting or self._on_push is not None:
@@ -192,7 +192,7 @@ class RespProtocol(asyncio.Protocol):
         elif self._waiting:
             self._break(f"{self._address}: no reply for {self._timeout:g} s")
         elif self._on_push is not None:
-            # nothing was published for a while: is the server still there?
+            # nothing was published for a while: check that the server still answers
             unheeded = self._loop.create_future()
             unheeded.cancel()
             self._write([b"*1\r\n$4\r\nPING\r\n"], [unheeded])
@@ -213,8 +213,10 @@ class RespProtocol(asyncio.Protocol):
             return
         try:
             self._on_push(push[1], push[2])
-        except Exception as error:  # noqa: BLE001 - other callers' replies are behind it
-            self._loop.call_exception_handler({"message": "a published message", "exception": error})
+        except Exception as error:  # noqa: BLE001 - replies to other callers follow it
+            self._loop.call_exception_handler(
+                {"message": "a listener failed to take a published message", "exception": error}
+            )
 
     def _break(self, why: str) -> None:
         self._leaving = True
@@ -232,7 +234,7 @@ async def connect(
     on_lost: Callable[[RespProtocol, ConnectionLost], None],
     on_push: Callable[[bytes, bytes], None] | None,
 ) -> RespProtocol:
-    """A connection on which the server knows who asks; with channels, one that is subscribed to them.
+    """Connects, authenticates, and subscribes to the channels, if there are any.
 
     Raises:
         SettingsError: the endpoint is no address of a server.

@@ -1,4 +1,4 @@
-"""Where the server is, who asks, and what is said first on a new connection."""
+"""Addresses and credentials of servers, and the handshake on a new connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VERSION = "0.1.0"
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """What the URL of an endpoint says.
+    """The parts of an endpoint's URL, with its credentials.
 
     Attributes:
         host: name or address of the server's host; empty for a socket of the file system.
@@ -39,14 +39,14 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where the server is and who asks.
+    """Address of a server, and credentials.
 
     Attributes:
         url: `redis://host:port/db`, `rediss://…` with TLS, or `unix:///path?db=`, each with `user:password@`
-            if need be; what is special in these is percent-encoded.
+            if need be; special characters are percent-encoded.
         username: the ACL user, if not in the URL.
         password: its password, if not in the URL.
-        ca_file: certificate authority of a TLS server.
+        ca_file: file with the CA certificate of a TLS server.
     """
 
     url: str
@@ -55,33 +55,35 @@ class Endpoint(msgspec.Struct, frozen=True):
     ca_file: str | None = None
 
     def __repr__(self) -> str:
-        """Says where, without secrets."""
+        """The address without secrets."""
         return f"Endpoint({self.address})"
 
     @property
     def address(self) -> str:
-        """The URL without credentials, fit for a log."""
+        """The URL without credentials, for logs and errors."""
         who, _, where = self.url.rpartition("@")
         scheme, where = who.partition("://")[0], where.partition("?")[0]
         if "?" in who or "#" in who:
             # the last @ may be one in an option, and what follows it a part of a password
             where = "…"
-        # what begins otherwise may begin with a part of the credentials
+        # another scheme may be a part of the credentials
         return f"{scheme}://{where}" if scheme in (*_TCP, _UNIX) else where
 
     def target(self) -> Target:
-        """What the URL says, with the credentials.
+        """Parses the URL.
 
         Raises:
-            SettingsError: it is no address of a server.
+            SettingsError: the URL is no address of a server.
         """
         try:
             parts = urlsplit(self.url)
             port = parts.port
             options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
         except ValueError:
-            # the message would quote what may be a part of the password
-            raise self._mistake("it cannot be read; percent-encode what is special in the password") from None
+            # the message may quote a part of the password
+            raise self._mistake(
+                "it cannot be parsed; percent-encode special characters in the password"
+            ) from None
         if parts.fragment or options.keys() - {"db"}:
             raise self._mistake("the only option is db=, and `#` must be percent-encoded")
         username = unquote(parts.username or "") if self.username is None else self.username
@@ -103,11 +105,11 @@ class Endpoint(msgspec.Struct, frozen=True):
         )
 
     def tls(self) -> ssl.SSLContext | None:
-        """How to encrypt the connection, with the server's certificate and name checked. None without TLS.
+        """The TLS context, which checks the server's certificate and name; None without TLS.
 
         Raises:
             SettingsError: the URL is no address of a server.
-            OSError: the authority's certificate cannot be read.
+            OSError: the CA certificate cannot be read.
         """
         return ssl.create_default_context(cafile=self.ca_file) if self.target().tls else None
 
@@ -115,7 +117,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         try:
             host.encode("idna")
         except UnicodeError:
-            raise self._mistake("its host is no name") from None
+            raise self._mistake("the host is not a valid name") from None
         return host
 
     def _mistake(self, what: str) -> SettingsError:
@@ -123,12 +125,12 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 def handshake(endpoint: Endpoint, name: str, protocol: int) -> list[tuple[str, ...]]:
-    """The commands that are sent first on a new connection; `greeted` judges the replies.
+    """The first commands on a new connection; `greeted` checks the replies.
 
     Args:
-        endpoint: where it leads and who asks.
-        name: what the connection is called on the server.
-        protocol: version of the protocol, 2 or 3.
+        endpoint: the server and the credentials.
+        name: the connection's name on the server.
+        protocol: version of RESP, 2 or 3.
 
     Raises:
         SettingsError: the endpoint's URL is no address of a server.
@@ -153,12 +155,12 @@ def handshake(endpoint: Endpoint, name: str, protocol: int) -> list[tuple[str, .
 
 
 def greeted(commands: Iterable[tuple[str, ...]], replies: Iterable[object], address: str) -> None:
-    """Judges the replies to `handshake`; where an error came, or none, there is an exception among them.
+    """Checks the replies to `handshake`, among which errors are exceptions.
 
-    What the connection is called does not matter: older servers know less about it.
+    Refused names of the connection and the library are ignored: older servers do not know them all.
 
     Raises:
-        AgentStreamError: the one among the replies, or as `error_from_reply`.
+        AgentStreamError: the error among the replies, as of `error_from_reply`.
     """
     for command, reply in zip(commands, replies, strict=True):
         if isinstance(reply, AgentStreamError):

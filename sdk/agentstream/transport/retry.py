@@ -1,4 +1,4 @@
-"""How long to wait before something is tried again."""
+"""Retries: delays that grow, repeating until a deadline, and logging failures once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _log = logging.getLogger("agentstream")
 
 
 def unit() -> float:
-    """A random number from 0 to 1, for spreading what would otherwise happen at the same time."""
+    """A random number from 0 to 1, for jitter."""
     return random.random()  # noqa: S311 - guards no secret
 
 
 class Backoff:
-    """Delays that double from `first` to `longest` seconds until it works, each cut by half at most."""
+    """Delays that double from `first` to `longest` seconds, each shortened by up to half at random."""
 
     def __init__(self, first: float, longest: float, random_unit: Callable[[], float] = unit) -> None:
         self._first = first
@@ -29,7 +29,7 @@ class Backoff:
         self._next = first
 
     def reset(self) -> None:
-        """It succeeded: the next delay is short again."""
+        """Starts again with the first delay, after a success."""
         self._next = self._first
 
     def next(self) -> float:
@@ -39,10 +39,10 @@ class Backoff:
 
 
 class FailureLog:
-    """The state of something that is tried again and again.
+    """Logs when repeated attempts begin to fail, and when they succeed again.
 
     Args:
-        what: what it is, for the log.
+        what: the action, as it follows "cannot" in the log.
     """
 
     def __init__(self, what: str) -> None:
@@ -50,14 +50,14 @@ class FailureLog:
         self._known = ""
 
     def failed(self, error: Exception) -> None:
-        """It failed. Only a failure of another kind than the last one is logged."""
+        """Logs a failure, unless the last one was of the same kind."""
         kind = f"{type(error).__name__} {str(error).partition(' ')[0]}"
         if kind != self._known:
             self._known = kind
             _log.warning("cannot %s, trying again: %s", self._what, error)
 
     def recovered(self) -> None:
-        """It succeeded."""
+        """Logs the first success after failures."""
         if self._known:
             self._known = ""
             _log.warning("can %s again", self._what)
@@ -67,11 +67,11 @@ async def retry_until(
     attempt: Callable[[], Awaitable[T]],
     timeout: float,
 ) -> T:
-    """Repeats what may be repeated until it succeeds.
+    """Repeats an attempt until it succeeds, or `timeout` seconds are over.
 
     Raises:
-        NoRoute, WireClosed: at once: trying again is of no use.
-        AgentStreamError: that of the last attempt before the deadline.
+        NoRoute, WireClosed: at once, as another attempt would fail, too.
+        AgentStreamError: the error of the last attempt before the deadline.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout

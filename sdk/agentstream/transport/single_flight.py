@@ -1,4 +1,4 @@
-"""What several want at the same time is fetched once."""
+"""Single flight: concurrent callers for one key share one fetch."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ _Result = TypeVar("_Result")
 
 
 class SingleFlight(Generic[_Result]):
-    """What is being fetched just now, by name."""
+    """Shares the result of a fetch with all who ask for the same key while it is under way."""
 
     def __init__(self) -> None:
-        self._under_way: dict[str, asyncio.Future[_Result]] = {}
+        self._calls: dict[str, asyncio.Future[_Result]] = {}
 
-    async def of(self, name: str, fetch: Callable[[], Awaitable[_Result]]) -> _Result:
-        """What `fetch` returns or raises, of the first who asks, for all who ask for the same meanwhile.
+    async def do(self, key: str, fetch: Callable[[], Awaitable[_Result]]) -> _Result:
+        """Returns, or raises, the outcome of the first caller's `fetch` for a key.
 
-        If the first one is cancelled, another one fetches.
+        If the first caller is cancelled, another one fetches.
         """
-        while (others := self._under_way.get(name)) is not None:
+        while (others := self._calls.get(key)) is not None:
             await asyncio.wait({others})
             if not others.cancelled():
                 return others.result()
         own: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
-        self._under_way[name] = own
+        self._calls[key] = own
         try:
             result = await fetch()
         except Exception as error:
             own.set_exception(error)
-            # there may be no others who want to know
+            # no other caller may be there to take the error
             own.exception()
             raise
         else:
             own.set_result(result)
         finally:
-            del self._under_way[name]
+            del self._calls[key]
             own.cancel()
         return result

@@ -1,25 +1,25 @@
-"""What is published to the channels of this agent: one connection for all who listen to any of them.
+"""Subscriptions of one agent: one connection serves all handlers of all channels.
 
-It is made when the first one listens, and lasts until the last one has ended. What is published while it is
-away is lost: a channel carries what only makes things faster, or what is declared lossy.
+It is made for the first handler, and closed after the last one. What is published while it is broken is lost:
+channels carry hints that make things faster, and notifications, which are declared lossy.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agentstream.transport.client import Client
 
 _SILENCE = 15.0
-"""Seconds after which a connection on which nothing comes is asked for a sign of life, and for how long."""
+"""Seconds without a published message after which the connection is checked, and for how long."""
 
 
 class Subscriptions:
-    """The channels that this process listens to.
+    """Calls handlers with what is published on their channels; the `Listener` of its own client.
 
     Args:
-        connect: makes a wire that listens, given `channels`, `on_push` and `timeout` as `Client` takes them.
+        connect: makes a client, given `listener` and `timeout` as `Client` takes them.
     """
 
     def __init__(self, connect: Callable[..., Client]) -> None:
@@ -30,10 +30,10 @@ class Subscriptions:
         self._following: asyncio.Task[None] | None = None
 
     def listen(self, channel: str, handler: Callable[[bytes], None]) -> Callable[[], None]:
-        """Has a handler called in the event loop with whatever is published on a channel from soon on.
+        """Calls a handler in the event loop with each message published on a channel, from soon on.
 
         Returns:
-            What ends that.
+            A function that ends the subscription.
         """
         self._handlers.setdefault(channel, []).append(handler)
         self._follow()
@@ -46,6 +46,15 @@ class Subscriptions:
 
         return end
 
+    def channels(self) -> Sequence[str]:
+        """The channels that the connection subscribes to."""
+        return sorted(self._subscribed)
+
+    def pushed(self, channel: bytes, data: bytes) -> None:
+        """Calls the handlers of a channel."""
+        for handler in tuple(self._handlers.get(channel.decode(), ())):
+            handler(data)
+
     async def close(self) -> None:
         """Closes the connection."""
         self._handlers.clear()
@@ -54,25 +63,18 @@ class Subscriptions:
             await self._following
 
     def _follow(self) -> None:
-        """Lets the connection be as handlers want it, once all of this tick have said so."""
+        """Subscribes to the channels of all handlers, once this tick is over."""
         if self._following is None:
             self._following = asyncio.create_task(self._reconnect(), name="follow channels")
 
     async def _reconnect(self) -> None:
-        # a channel that nobody listens to any more costs nothing until the next connect
+        # a channel without handlers stays subscribed until the next connect, as it costs nothing
         while not self._subscribed >= self._handlers.keys() or (self._client and not self._handlers):
             client, self._client = self._client, None
             if client is not None:
                 await client.close()
             self._subscribed = frozenset(self._handlers)
             if self._subscribed:
-                channels = sorted(self._subscribed)
-                self._client = self._connect(
-                    channels=lambda channels=channels: channels, on_push=self._published, timeout=_SILENCE
-                )
+                self._client = self._connect(listener=self, timeout=_SILENCE)
                 self._client.open()
         self._following = None
-
-    def _published(self, channel: bytes, data: bytes) -> None:
-        for handler in tuple(self._handlers.get(channel.decode(), ())):
-            handler(data)
