@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
@@ -20,6 +20,13 @@ app = typer.Typer(
 )
 
 BAD_INPUT = 2
+Result = TypeVar("Result")
+
+
+def _port(name: str, text: str) -> Any:
+    """Declares an option for a port; 0 is any free one."""
+    return typer.Option(envvar=f"AGENTSTREAM_{name}", min=0, max=65535, help=text)
+
 
 Paths = Annotated[
     list[Path],
@@ -79,7 +86,7 @@ LogFormat = Annotated[
 
 
 @app.command()
-def dev(  # noqa: PLR0917 - the command line names its options
+def dev(
     paths: Paths,
     for_: Annotated[
         str | None, typer.Option("--for", metavar="DURATION", help="Stop after this time, for example 30s.")
@@ -116,8 +123,8 @@ def dev(  # noqa: PLR0917 - the command line names its options
     """
     seconds, idle = _seconds("--for", for_), _seconds("--until-idle", until_idle)
     try:
-        from agentstream_operator.local.dev import DevOptions, run  # noqa: PLC0415
-        from agentstream_operator.local.screen.output import LocalError  # noqa: PLC0415
+        from agentstream_operator.local.dev import DevOptions, run
+        from agentstream_operator.local.screen.output import LocalError
     except ModuleNotFoundError as missing:
         _fail(f"`agentstream dev` needs the package {missing.name}: pip install 'agentstream-operator[dev]'")
     try:
@@ -128,19 +135,14 @@ def dev(  # noqa: PLR0917 - the command line names its options
 
 
 @app.command()
-def operator(  # noqa: PLR0917 - the command line names its options
+def operator(
     redis_url: RedisUrl,
     redis_ca_file: RedisCaFile = None,
     namespace: Namespaces = None,
     installation: Installation = "agentstream",
     allow_key: AllowedKeys = None,
-    metrics_port: Annotated[
-        int, typer.Option(envvar="AGENTSTREAM_METRICS_PORT", min=0, max=65535, help="Port of /metrics.")
-    ] = 8080,
-    health_port: Annotated[
-        int,
-        typer.Option(envvar="AGENTSTREAM_HEALTH_PORT", min=0, max=65535, help="Port of /livez and /readyz."),
-    ] = 8081,
+    metrics_port: Annotated[int, _port("METRICS_PORT", "Port of /metrics.")] = 8080,
+    health_port: Annotated[int, _port("HEALTH_PORT", "Port of /livez and /readyz.")] = 8081,
     log_format: LogFormat = "text",
 ) -> None:
     """Runs the operator: reconciles the AgentStreams and ConsumerGroups of a Kubernetes cluster.
@@ -149,9 +151,10 @@ def operator(  # noqa: PLR0917 - the command line names its options
     holder of the Lease agentstream-INSTALLATION in its own namespace reconciles; the others stand by. SIGTERM
     stops it in order.
     """
-    from agentstream.errors import AgentStreamError  # noqa: PLC0415
-    from agentstream_operator.service import FatalError, run  # noqa: PLC0415
-    from agentstream_operator.settings import OperatorOptions  # noqa: PLC0415
+    from agentstream.errors import AgentStreamError
+    from agentstream_operator.serve.http import ListenError
+    from agentstream_operator.service import FatalError, run
+    from agentstream_operator.settings import OperatorOptions
 
     options = OperatorOptions(
         redis=_endpoint(redis_url, redis_ca_file),
@@ -161,11 +164,12 @@ def operator(  # noqa: PLR0917 - the command line names its options
         metrics_port=metrics_port,
         health_port=health_port,
     )
-    _serve(options, lambda: run(options), log_format, (FatalError, AgentStreamError))
+    _configure(options, log_format)
+    _run(run(options), ListenError, FatalError, AgentStreamError)
 
 
 @app.command()
-def metrics_server(  # noqa: PLR0917 - the command line names its options
+def metrics_server(
     redis_url: RedisUrl,
     tls_directory: Annotated[
         Path,
@@ -181,18 +185,8 @@ def metrics_server(  # noqa: PLR0917 - the command line names its options
     namespace: Namespaces = None,
     installation: Installation = "agentstream",
     allow_key: AllowedKeys = None,
-    port: Annotated[
-        int,
-        typer.Option(
-            envvar="AGENTSTREAM_EXTERNAL_PORT", min=0, max=65535, help="Port of external metrics, with TLS."
-        ),
-    ] = 6443,
-    health_port: Annotated[
-        int,
-        typer.Option(
-            envvar="AGENTSTREAM_HEALTH_PORT", min=0, max=65535, help="Port of /livez, /readyz and /metrics."
-        ),
-    ] = 8081,
+    port: Annotated[int, _port("EXTERNAL_PORT", "Port of external metrics, with TLS.")] = 6443,
+    health_port: Annotated[int, _port("HEALTH_PORT", "Port of /livez, /readyz and /metrics.")] = 8081,
     log_format: LogFormat = "text",
 ) -> None:
     """Runs the metrics server: serves groups' backlogs as external metrics, for autoscaling in mode HPA.
@@ -201,8 +195,9 @@ def metrics_server(  # noqa: PLR0917 - the command line names its options
     users with the right to list the metric. Reads Redis or Valkey itself, and works while the operator is
     down. SIGTERM stops it in order.
     """
-    from agentstream_operator.metrics_api.main import run  # noqa: PLC0415
-    from agentstream_operator.settings import MetricsOptions  # noqa: PLC0415
+    from agentstream_operator.metrics_api.main import run
+    from agentstream_operator.serve.http import ListenError
+    from agentstream_operator.settings import MetricsOptions
 
     options = MetricsOptions(
         redis=_endpoint(redis_url, redis_ca_file),
@@ -214,7 +209,8 @@ def metrics_server(  # noqa: PLR0917 - the command line names its options
         port=port,
         health_port=health_port,
     )
-    _serve(options, lambda: run(options), log_format)
+    _configure(options, log_format)
+    _run(run(options), ListenError)
 
 
 @app.command()
@@ -229,26 +225,18 @@ def remove_finalizers(
 
     For uninstalling. Streams, groups and users on Redis or Valkey are kept.
     """
-    import asyncio  # noqa: PLC0415
+    from agentstream_operator.cluster.api import ApiError
+    from agentstream_operator.cluster.port import ClusterUnavailable
+    from agentstream_operator.cluster.uninstall import uninstall
 
-    from agentstream_operator.cluster.api import ApiError  # noqa: PLC0415
-    from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
-    from agentstream_operator.cluster.port import ClusterUnavailable  # noqa: PLC0415
-    from agentstream_operator.cluster.uninstall import uninstall  # noqa: PLC0415
-
-    try:
-        count = asyncio.run(uninstall(namespace or None, stop_deployment))
-    except NoCluster as error:
-        _fail(str(error))
-    except (ApiError, ClusterUnavailable) as error:
-        _fail(str(error), code=1)
+    count = _run(uninstall(namespace or None, stop_deployment), ApiError, ClusterUnavailable)
     typer.echo(f"{count} finalizer{'' if count == 1 else 's'} removed")
 
 
 @app.command()
 def validate(paths: Paths) -> None:
     """Validates manifests: prints a line for each mistake, and exits with 2 if there are any."""
-    from agentstream_operator.local.manifests.loader import load_manifests  # noqa: PLC0415
+    from agentstream_operator.local.manifests.loader import load_manifests
 
     manifests = load_manifests(paths)
     if manifests.problems:
@@ -260,7 +248,7 @@ def validate(paths: Paths) -> None:
 @app.command()
 def version() -> None:
     """Prints the version of agentstream-operator."""
-    from importlib.metadata import version as installed  # noqa: PLC0415
+    from importlib.metadata import version as installed
 
     typer.echo(installed("agentstream-operator"))
 
@@ -271,41 +259,39 @@ def main() -> None:
 
 
 def _endpoint(url: str, ca_file: Path | None) -> Endpoint:
-    from agentstream.transport.endpoint import Endpoint  # noqa: PLC0415
+    from agentstream.transport.endpoint import Endpoint
 
     return Endpoint(url, ca_file=str(ca_file) if ca_file is not None else None)
 
 
-def _serve(
-    options: OperatorOptions | MetricsOptions,
-    run: Callable[[], Coroutine[Any, Any, None]],
-    log_format: str,
-    failures: tuple[type[Exception], ...] = (),
-) -> None:
-    """Runs a service until it is stopped; prints what prevents it in a line."""
-    import asyncio  # noqa: PLC0415
-
-    from agentstream_operator.cluster.connect import NoCluster  # noqa: PLC0415
-    from agentstream_operator.logs import configure  # noqa: PLC0415
-    from agentstream_operator.serve.http import ListenError  # noqa: PLC0415
-    from agentstream_operator.settings import mistakes  # noqa: PLC0415
+def _configure(options: OperatorOptions | MetricsOptions, log_format: str) -> None:
+    """Checks the options of a service, and configures its logging."""
+    from agentstream_operator.logs import configure
+    from agentstream_operator.settings import mistakes
 
     if wrong := list(mistakes(options)):
         _fail(*wrong)
     configure(log_format)
-    expected: tuple[type[Exception], ...] = (ListenError, *failures)
+
+
+def _run(work: Coroutine[Any, Any, Result], *failures: type[Exception]) -> Result:
+    """Runs a coroutine; prints expected failures in a line."""
+    import asyncio
+
+    from agentstream_operator.cluster.connect import NoCluster
+
     try:
-        asyncio.run(run())
+        return asyncio.run(work)
     except NoCluster as error:
         _fail(str(error))
-    except expected as error:
+    except failures as error:
         _fail(str(error), code=1)
 
 
 def _seconds(option: str, text: str | None) -> float | None:
     if text is None:
         return None
-    from agentstream_operator.resources.duration import parse_duration  # noqa: PLC0415
+    from agentstream_operator.resources.duration import parse_duration
 
     try:
         return parse_duration(text).seconds

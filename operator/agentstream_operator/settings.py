@@ -16,14 +16,7 @@ _SCHEMES = ("redis", "rediss")
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
-    """Options that both services have.
-
-    Attributes:
-        redis: address of Redis or Valkey, with the operator's credentials.
-        namespaces: namespaces to watch; None for all.
-        installation: prefix of the names of its users on the server and of its Lease.
-        allowed_keys: glob patterns of stream keys that any namespace may claim.
-    """
+    """Options of the command line that both services have; `agentstream operator --help` describes them."""
 
     redis: Endpoint
     namespaces: Sequence[str] | None
@@ -33,12 +26,7 @@ class ServiceOptions:
 
 @dataclass(frozen=True, slots=True)
 class OperatorOptions(ServiceOptions):
-    """Options of the operator.
-
-    Attributes:
-        metrics_port: port of /metrics.
-        health_port: port of the probes.
-    """
+    """Options of `agentstream operator`."""
 
     metrics_port: int
     health_port: int
@@ -46,14 +34,7 @@ class OperatorOptions(ServiceOptions):
 
 @dataclass(frozen=True, slots=True)
 class MetricsOptions(ServiceOptions):
-    """Options of the metrics server.
-
-    Attributes:
-        certificate: PEM file with the serving certificate.
-        key: PEM file with its private key.
-        port: port of the external metrics API, with TLS.
-        health_port: port of the probes and of /metrics.
-    """
+    """Options of `agentstream metrics-server`."""
 
     certificate: Path
     key: Path

@@ -38,16 +38,7 @@ _ECHO = 0.5
 
 @dataclass(frozen=True, slots=True)
 class DevOptions:
-    """Options of `agentstream dev`.
-
-    Attributes:
-        paths: files and directories of manifests.
-        data: the data directory.
-        port: port of the server; None for any free one.
-        seconds: duration of the run; None for no limit.
-        until_idle: seconds of idleness, after some work, that end the run; None for no such end.
-        json: whether standard output has only the summary, as JSON.
-    """
+    """Options of the command line, which `agentstream dev --help` describes; times in seconds."""
 
     paths: Sequence[Path]
     data: Path

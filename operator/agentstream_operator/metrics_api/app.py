@@ -26,7 +26,7 @@ from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 
 _log = logging.getLogger(__name__)
-_ROOT = f"/apis/{documents.GROUP_VERSION}"
+_METRIC = f"/apis/{documents.GROUP_VERSION}/namespaces/{{namespace}}/{{metric}}"
 _LONGEST_SELECTOR = 4_096
 
 ConfigSource = Callable[[], RequestHeaderConfig | None]
@@ -60,7 +60,7 @@ def application(
         await authorizer.check(_user(request), AccessRequest(path=path))
         if not documents.accepts_json(accept):
             raise StatusError(HTTPStatus.NOT_ACCEPTABLE, "only application/json is served")
-        return _json(_DOCUMENTS[path]())
+        return _json(documents.DISCOVERY[path])
 
     async def backlog(
         request: Request,
@@ -78,19 +78,10 @@ def application(
             raise StatusError(HTTPStatus.NOT_FOUND, f"no ConsumerGroup in namespace {namespace}{matching}")
         return _json(documents.values(found))
 
-    for path in _DOCUMENTS:
+    for path in documents.DISCOVERY:
         app.add_api_route(path, document, methods=["GET"])
-    app.add_api_route(f"{_ROOT}/namespaces/{{namespace}}/{{metric}}", backlog, methods=["GET"])
+    app.add_api_route(_METRIC, backlog, methods=["GET"])
     return _Authentication(app, config, count_response)
-
-
-_DOCUMENTS: dict[str, Callable[[], Json]] = {
-    "/apis": documents.groups,
-    f"/apis/{documents.GROUP}": documents.group,
-    _ROOT: documents.resources,
-    "/openapi/v2": documents.openapi_v2,
-    "/openapi/v3": documents.openapi_v3,
-}
 
 
 class _Authentication:

@@ -56,7 +56,7 @@ class AccessRequest(NamedTuple):
 
 @dataclass(slots=True)
 class _Decision:
-    allowed: asyncio.Future[bool]
+    review: asyncio.Task[bool]
     until: float = float("inf")
 
 
@@ -75,7 +75,7 @@ class Authorizer:
         self._api = api
         self._now = now
         self._decisions: dict[tuple[UserInfo, AccessRequest], _Decision] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[bool]] = set()
         self.reviews: Counter[str] = Counter()
 
     async def check(self, user: UserInfo, access: AccessRequest) -> None:
@@ -90,7 +90,7 @@ class Authorizer:
         decision = self._decisions.get(key)
         if decision is None or decision.until <= self._now():
             decision = self._start_review(key)
-        if not await asyncio.shield(decision.allowed):
+        if not await asyncio.shield(decision.review):
             raise StatusError(HTTPStatus.FORBIDDEN, f'User "{user.name}" cannot {access}')
 
     async def close(self) -> None:
@@ -103,14 +103,21 @@ class Authorizer:
         self._decisions.pop(key, None)
         while len(self._decisions) >= _CACHE_SIZE:
             del self._decisions[next(iter(self._decisions))]
-        decision = self._decisions[key] = _Decision(asyncio.get_running_loop().create_future())
-        task = asyncio.create_task(self._review(key, decision), name=f"review of {key[0].name}")
+        task = asyncio.create_task(self._review(*key), name=f"review of {key[0].name}")
+        decision = self._decisions[key] = _Decision(task)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._finish(key, decision))
         return decision
 
-    async def _review(self, key: tuple[UserInfo, AccessRequest], decision: _Decision) -> None:
-        user, access = key
+    def _finish(self, key: tuple[UserInfo, AccessRequest], decision: _Decision) -> None:
+        self._tasks.discard(decision.review)
+        # asking for the exception also keeps asyncio from logging that it was never retrieved
+        if not decision.review.cancelled() and decision.review.exception() is None:
+            decision.until = self._now() + (ALLOWED_FOR if decision.review.result() else DENIED_FOR)
+        elif self._decisions.get(key) is decision:
+            del self._decisions[key]
+
+    async def _review(self, user: UserInfo, access: AccessRequest) -> bool:
         spec = {"user": user.name, "groups": list(user.groups), **access.attributes}
         if user.uid:
             spec["uid"] = user.uid
@@ -118,24 +125,11 @@ class Authorizer:
             spec["extra"] = {name: list(values) for name, values in user.extra}
         body = {"apiVersion": ACCESS_REVIEWS.api_version, "kind": ACCESS_REVIEWS.kind, "spec": spec}
         try:
-            made = await self._api.create(ACCESS_REVIEWS, None, body)
-            allowed = made["status"].get("allowed") is True
+            created = await self._api.create(ACCESS_REVIEWS, None, body)
+            allowed = created["status"].get("allowed") is True
         except (ApiError, ClusterUnavailable, KeyError, AttributeError) as error:
             self.reviews["error"] += 1
-            self._forget(key, decision)
-            why = f'SubjectAccessReview of user "{user.name}" failed: {error}'
-            decision.allowed.set_exception(StatusError(HTTPStatus.SERVICE_UNAVAILABLE, why))
-            # without a waiting request asyncio would log that the exception was never retrieved
-            decision.allowed.exception()
-        except asyncio.CancelledError:
-            self._forget(key, decision)
-            decision.allowed.cancel()
-            raise
-        else:
-            self.reviews["allowed" if allowed else "denied"] += 1
-            decision.until = self._now() + (ALLOWED_FOR if allowed else DENIED_FOR)
-            decision.allowed.set_result(allowed)
-
-    def _forget(self, key: tuple[UserInfo, AccessRequest], decision: _Decision) -> None:
-        if self._decisions.get(key) is decision:
-            del self._decisions[key]
+            message = f'SubjectAccessReview of user "{user.name}" failed: {error}'
+            raise StatusError(HTTPStatus.SERVICE_UNAVAILABLE, message) from error
+        self.reviews["allowed" if allowed else "denied"] += 1
+        return allowed

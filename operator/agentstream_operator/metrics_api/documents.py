@@ -28,6 +28,37 @@ _REASONS = {
 }
 
 
+_GROUP = {
+    "name": GROUP,
+    "versions": [{"groupVersion": GROUP_VERSION, "version": VERSION}],
+    "preferredVersion": {"groupVersion": GROUP_VERSION, "version": VERSION},
+}
+
+DISCOVERY: Mapping[str, Json] = {
+    "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_GROUP]},
+    f"/apis/{GROUP}": {"kind": "APIGroup", "apiVersion": "v1", **_GROUP},
+    f"/apis/{GROUP_VERSION}": {
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": GROUP_VERSION,
+        "resources": [
+            {
+                # one name stands for all metrics
+                "name": "externalmetrics",
+                "singularName": "",
+                "namespaced": True,
+                "kind": "ExternalMetricValueList",
+                "verbs": ["get"],
+            }
+        ],
+    },
+    # no schemas: nothing that is served can be written
+    "/openapi/v2": {"swagger": "2.0", "info": {"title": GROUP, "version": VERSION}, "paths": {}},
+    "/openapi/v3": {"paths": {}},
+}
+"""Discovery documents, by path."""
+
+
 class StatusError(Exception):
     """A request that fails; the response is a Kubernetes Status.
 
@@ -70,44 +101,6 @@ def status(code: int, message: str) -> Json:
     }
 
 
-def groups() -> Json:
-    """Builds the list of API groups, with the only one served."""
-    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group()]}
-
-
-def group() -> Json:
-    """Builds the API group."""
-    return {"kind": "APIGroup", "apiVersion": "v1", **_group()}
-
-
-def resources() -> Json:
-    """Builds the resource list of the version: one name stands for all metrics."""
-    return {
-        "kind": "APIResourceList",
-        "apiVersion": "v1",
-        "groupVersion": GROUP_VERSION,
-        "resources": [
-            {
-                "name": "externalmetrics",
-                "singularName": "",
-                "namespaced": True,
-                "kind": "ExternalMetricValueList",
-                "verbs": ["get"],
-            }
-        ],
-    }
-
-
-def openapi_v2() -> Json:
-    """Builds an empty OpenAPI 2 document: nothing that is served can be written."""
-    return {"swagger": "2.0", "info": {"title": GROUP, "version": VERSION}, "paths": {}}
-
-
-def openapi_v3() -> Json:
-    """Builds the OpenAPI 3 index, which lists no documents."""
-    return {"paths": {}}
-
-
 def values(found: Iterable[MetricValue]) -> Json:
     """Builds the list of metric values, one item per group; the autoscaler adds them up."""
     return {
@@ -134,8 +127,3 @@ def accepts_json(accept: str) -> bool:
         and not any(option.strip().startswith("as=") for option in options.split(";"))
         for kind, _, options in ranges
     )
-
-
-def _group() -> Json:
-    version = {"groupVersion": GROUP_VERSION, "version": VERSION}
-    return {"name": GROUP, "versions": [version], "preferredVersion": version}

@@ -17,7 +17,7 @@ from agentstream_operator.metrics_api.authorizer import Authorizer
 from agentstream_operator.metrics_api.backlog import Backlogs
 from agentstream_operator.metrics_api.certificates import ServingCertificates
 from agentstream_operator.metrics_api.reflector import Reflector
-from agentstream_operator.metrics_api.self_metrics import SelfMetrics, SelfSample
+from agentstream_operator.metrics_api.self_metrics import SelfMetrics
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.serve.http import HttpServer, listening, probe_reply, serving
 from agentstream_operator.settings import MetricsOptions
@@ -58,7 +58,7 @@ class _MetricsService:
         self._broker = Broker.of(options.redis, installation=options.installation)
         self._backlogs = Backlogs(self._store, self._broker)
         self._authorizer = Authorizer(self._api, asyncio.get_running_loop().time)
-        self._self_metrics = SelfMetrics(self._sample)
+        self._self_metrics = SelfMetrics(self._store, self._authorizer, self._api, self._broker)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[asyncio.Future[Any]]:
@@ -95,14 +95,6 @@ class _MetricsService:
         An unreachable Redis is no reason: an APIService without endpoints makes clients of other APIs fail.
         """
         return self._certificates.missing if self._reflector.complete else "listing resources"
-
-    def _sample(self) -> SelfSample:
-        return SelfSample(
-            groups=len(self._store.groups),
-            reviews=self._authorizer.reviews,
-            requests=self._api.requests,
-            round_trips=self._broker.round_trips,
-        )
 
 
 async def _cancel(watches: asyncio.Future[Any]) -> None:

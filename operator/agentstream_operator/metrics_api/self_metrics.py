@@ -2,64 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from prometheus_client import Counter
-from prometheus_client.core import Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 
-from agentstream_operator.serve.exposition import Exposition, api_requests, counters, gauge, round_trips
-from agentstream_operator.serve.http import Reply
-
-
-@dataclass(frozen=True, slots=True)
-class SelfSample:
-    """Numbers read at a scrape.
-
-    Attributes:
-        groups: number of ConsumerGroups known.
-        reviews: SubjectAccessReviews, by outcome.
-        requests: requests to the API server, by verb, resource and HTTP status.
-        round_trips: batches of commands sent to Redis or Valkey.
-    """
-
-    groups: int
-    reviews: Mapping[str, int]
-    requests: Mapping[tuple[str, str, int], int]
-    round_trips: int
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.cluster.api import Api
+from agentstream_operator.metrics_api.authorizer import Authorizer
+from agentstream_operator.reconcile.state.index import ResourceIndex
+from agentstream_operator.serve.exposition import Exposition, api_requests, counters, round_trips
 
 
-class SelfMetrics:
-    """Counts responses, and exposes them with a sample of everything else.
+class SelfMetrics(Exposition):
+    """Counts responses; reads everything else at a scrape.
 
     Args:
-        sample: reads the numbers at a scrape.
+        store: has the number of groups.
+        authorizer: counts reviews.
+        api: counts requests to the API server.
+        broker: counts round trips to Redis or Valkey.
     """
 
-    def __init__(self, sample: Callable[[], SelfSample]) -> None:
-        self._sample = sample
-        self._exposition = Exposition(self._families)
+    def __init__(self, store: ResourceIndex, authorizer: Authorizer, api: Api, broker: Broker) -> None:
+        self._store = store
+        self._authorizer = authorizer
+        self._api = api
+        self._broker = broker
+        super().__init__()
         self._responses = Counter(
             "agentstream_external_answers",
             "Responses to requests for external metrics, by HTTP status.",
             ("code",),
-            registry=self._exposition.registry,
+            registry=self._registry,
         )
 
     def count_response(self, code: int) -> None:
         """Counts a response of the external metrics API."""
         self._responses.labels(str(code)).inc()
 
-    def reply(self) -> Reply:
-        """Answers a scrape."""
-        return self._exposition.reply()
-
-    def _families(self) -> Iterator[Metric]:
-        sample = self._sample()
-        yield gauge("agentstream_external_groups", "ConsumerGroups known.", sample.groups)
-        reviews = (((outcome,), count) for outcome, count in sample.reviews.items())
-        yield counters(
-            "agentstream_access_reviews", "SubjectAccessReviews, by outcome.", ("outcome",), reviews
-        )
-        yield api_requests(sample.requests)
-        yield round_trips(sample.round_trips)
+    def collect(self) -> Iterator[Metric]:
+        """Reads the present numbers."""
+        groups = len(self._store.groups)
+        yield GaugeMetricFamily("agentstream_external_groups", "ConsumerGroups known.", value=groups)
+        text = "SubjectAccessReviews, by outcome."
+        reviews = (((outcome,), count) for outcome, count in self._authorizer.reviews.items())
+        yield counters("agentstream_access_reviews", text, ("outcome",), reviews)
+        yield api_requests(self._api.requests)
+        yield round_trips(self._broker.round_trips)

@@ -6,19 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.report.metrics import ConditionCount, GroupWork, OperatorHealth
-from agentstream_operator.serve.exposition import (
-    Exposition,
-    api_requests,
-    counter,
-    counters,
-    gauge,
-    round_trips,
-)
-from agentstream_operator.serve.http import Reply
+from agentstream_operator.serve.exposition import Exposition, api_requests, counters, round_trips
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +36,7 @@ class MetricsSample:
     work: Iterable[GroupWork] = ()
 
 
-class Metrics:
+class Metrics(Exposition):
     """Measures reconciliations, and exposes them with a sample of everything else.
 
     Args:
@@ -53,19 +45,19 @@ class Metrics:
 
     def __init__(self, sample: Callable[[], MetricsSample]) -> None:
         self._sample = sample
-        self._exposition = Exposition(self._families)
+        super().__init__()
         self._durations = Histogram(
             "agentstream_reconcile_duration_seconds",
             "Duration of a reconciliation of a resource or an agent, by outcome.",
             ("kind", "outcome"),
-            registry=self._exposition.registry,
+            registry=self._registry,
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
         self._success = Gauge(
             "agentstream_reconcile_last_success_timestamp_seconds",
             "Time of the last successful reconciliation of a resource of the kind.",
             ("kind",),
-            registry=self._exposition.registry,
+            registry=self._registry,
         )
 
     def reconciled(self, kind: str, outcome: Outcome, seconds: float) -> None:
@@ -74,17 +66,16 @@ class Metrics:
         if outcome is Outcome.SUCCESS:
             self._success.labels(kind).set_to_current_time()
 
-    def reply(self) -> Reply:
-        """Answers a scrape."""
-        return self._exposition.reply()
-
-    def _families(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Metric]:
+        """Computes the metrics of a sample."""
         sample = self._sample()
-        yield gauge("agentstream_leader", "Whether this operator holds the Lease.", int(sample.leads))
+        yield _gauge("agentstream_leader", "Whether this operator holds the Lease.", int(sample.leads))
         if (health := sample.health) is not None:
-            yield gauge("agentstream_queue_depth", "Keys waiting to be reconciled.", health.waiting)
-            yield gauge("agentstream_queue_oldest_seconds", "Wait of the first of these keys.", health.oldest)
-            yield gauge(
+            yield _gauge("agentstream_queue_depth", "Keys waiting to be reconciled.", health.waiting)
+            yield _gauge(
+                "agentstream_queue_oldest_seconds", "Wait of the first of these keys.", health.oldest
+            )
+            yield _gauge(
                 "agentstream_redis_up", "Whether Redis or Valkey answers.", int(health.outage is None)
             )
             yield round_trips(health.round_trips)
@@ -101,7 +92,8 @@ class Metrics:
         yield api_requests(sample.requests)
         events = (((resource,), count) for resource, count in sample.events.items())
         yield counters("agentstream_watch_events", "Watch events received.", ("resource",), events)
-        yield counter("agentstream_watch_missed", "Changes that no watch event announced.", sample.missed)
+        missed = "Changes that no watch event announced."
+        yield CounterMetricFamily("agentstream_watch_missed", missed, value=sample.missed)
         yield from _group_families(sample.work)
 
 
@@ -136,3 +128,7 @@ def _group_families(work: Iterable[GroupWork]) -> Iterator[Metric]:
             oldest.add_metric(labels, max(signal.oldest, signal.oldest_pending))
             arrival.add_metric(labels, signal.arrival)
     yield from (known, desired, speed, undelivered, pending, backlog, oldest, arrival)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentstream_operator.metrics_api.self_metrics import SelfMetrics, SelfSample
+from agentstream_operator.metrics_api.self_metrics import SelfMetrics
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.report.metrics import OperatorHealth
 from agentstream_operator.serve.metrics import Metrics, MetricsSample
@@ -44,9 +45,8 @@ def exposed():
     )
     metrics = Metrics(lambda: sample)
     metrics.worked("AgentStream", Outcome.SUCCESS, 0.1)
-    self_metrics = SelfMetrics(
-        lambda: SelfSample(groups=1, reviews={"allowed": 1}, requests={}, round_trips=0)
-    )
+    counting = SimpleNamespace(groups=range(1), reviews={"allowed": 1}, requests={}, round_trips=0)
+    self_metrics = SelfMetrics(counting, counting, counting, counting)
     self_metrics.count_response(200)
     return {
         sample.name: set(sample.labels)

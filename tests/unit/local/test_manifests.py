@@ -45,7 +45,7 @@ def test_documents_of_a_file_are_read_in_order(tmp_path: Path) -> None:
 
 def test_each_resource_knows_its_place(tmp_path: Path) -> None:
     found = loaded(tmp_path, f"{GROUP}---\n{STREAM}")
-    assert [d.place.line for d in found.declared.values()] == [1, 8]
+    assert [line.line for line in found.lines.values()] == [1, 8]
 
 
 def test_files_of_a_directory_are_read_by_name(tmp_path: Path) -> None:

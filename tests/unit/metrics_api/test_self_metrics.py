@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentstream_operator.metrics_api.self_metrics import SelfMetrics, SelfSample
+from agentstream_operator.metrics_api.self_metrics import SelfMetrics
 
 
 def test_a_scrape_shows_answers_and_what_they_took() -> None:
-    numbers = SelfSample(3, {"allowed": 2}, {("list", "agentstreams", 200): 1}, 7)
-    metrics = SelfMetrics(lambda: numbers)
+    counting: Any = SimpleNamespace(
+        groups=range(3),
+        reviews={"allowed": 2},
+        requests={("list", "agentstreams", 200): 1},
+        round_trips=7,
+    )
+    metrics = SelfMetrics(counting, counting, counting, counting)
     for code in (200, 200, 503):
         metrics.count_response(code)
     status, _, body = metrics.reply()

@@ -12,7 +12,6 @@ from agentstream_operator.cluster.port import Event
 from agentstream_operator.local.manifests.documents import SourceLine
 from agentstream_operator.local.manifests.loader import (
     SUFFIXES,
-    DeclaredResource,
     Manifests,
     load_manifests,
 )
@@ -64,7 +63,7 @@ class Catalog:
         self._metadata = read_metadata(metadata)
         self._output = output
         self._now = now
-        self._declared: dict[ResourceKey, DeclaredResource] = {}
+        self._declared: dict[ResourceKey, Resource] = {}
         self._lines: dict[ResourceKey, SourceLine] = {}
         self._finalizers: set[ResourceKey] = set()
         self._deleting: set[ResourceKey] = set()
@@ -75,19 +74,17 @@ class Catalog:
     def read(self) -> Manifests:
         """Loads the manifests and checks them, also against the present resources; changes nothing."""
         manifests = load_manifests(self._paths)
-        problems = list(manifests.problems)
-        for key, declared in manifests.declared.items():
+        for key, resource in manifests.declared.items():
             before = self._declared.get(key)
             if before is not None:
-                problems += (
-                    f"{declared.place}: {key}: {problem}"
-                    for problem in refused_changes(before.resource, declared.resource)
+                manifests.problems += (
+                    f"{manifests.lines[key]}: {key}: {problem}"
+                    for problem in refused_changes(before, resource)
                 )
-        if not manifests.declared and not problems:
-            problems.append(
-                f"{', '.join(map(str, self._paths))}: declares no AgentStream and no ConsumerGroup"
-            )
-        return Manifests(manifests.declared, problems, manifests.ignored)
+        if not manifests.declared and not manifests.problems:
+            paths = ", ".join(map(str, self._paths))
+            manifests.problems.append(f"{paths}: declares no AgentStream and no ConsumerGroup")
+        return manifests
 
     async def changes(self) -> AsyncIterator[None]:
         """Yields once after each burst of changes to the manifest files."""
@@ -105,8 +102,8 @@ class Catalog:
     def attach(self, engine: Engine) -> None:
         """Passes the declared resources, and from now on their changes, to the engine."""
         self._engine = engine
-        for declared in self._declared.values():
-            engine.put(declared.resource)
+        for resource in self._declared.values():
+            engine.put(resource)
 
     def apply(self, manifests: Manifests) -> None:
         """Stores manifests, and passes new, changed and removed resources to the engine.
@@ -115,24 +112,23 @@ class Catalog:
             LocalError: the metadata cannot be written.
         """
         self._explain_ignored(manifests)
-        resources = [declared.resource for declared in manifests.declared.values()]
         known = dict(self._metadata)
         gone = [key for key in self._declared if key not in manifests.declared]
         for key in gone:
             known.pop(key, None)
-        metadata = assign_metadata(known, resources, self._now())
+        metadata = assign_metadata(known, manifests.declared.values(), self._now())
         if metadata != self._metadata:
             write_metadata(self._file, metadata)
             self._metadata = metadata
         for key in gone:
             self._remove(key)
+        self._lines.update(manifests.lines)
         for key, declared in manifests.declared.items():
-            resource = self._as_stored(declared.resource)
-            self._lines[key] = declared.place
+            resource = self._as_stored(declared)
             before = self._declared.get(key)
-            self._declared[key] = DeclaredResource(resource, declared.place)
+            self._declared[key] = resource
             self._deleting.discard(key)
-            if before is None or before.resource != resource:
+            if before != resource:
                 self._put(resource)
 
     def place(self, key: ResourceKey) -> str:
@@ -161,8 +157,7 @@ class Catalog:
             self._finalizers.discard(key)
         declared = self._declared.get(key)
         if declared is not None:
-            resource = self._as_stored(declared.resource)
-            self._declared[key] = DeclaredResource(resource, declared.place)
+            resource = self._declared[key] = self._as_stored(declared)
             self._put(resource)
         elif key in self._deleting and not present:
             self._forget(key)
@@ -175,7 +170,7 @@ class Catalog:
 
     def _remove(self, key: ResourceKey) -> None:
         """Removes a resource, or marks it as being deleted if it has a finalizer."""
-        resource = self._declared.pop(key).resource
+        resource = self._declared.pop(key)
         self._output.say(f"{key}: no longer declared")
         if key not in self._finalizers:
             self._forget(key)
@@ -205,15 +200,16 @@ class Catalog:
         if manifests.ignored:
             first = next(iter(manifests.ignored.values()))
             self._show_once(f"ignored kinds: {', '.join(sorted(manifests.ignored))} (first at {first})")
-        for key, declared in manifests.declared.items():
-            group = declared.resource
+        for key, group in manifests.declared.items():
             if isinstance(group, ConsumerGroup) and group.spec.template is not None:
                 if any(container.image for container in group.spec.template.spec.containers):
                     self._show_once("container images are ignored: commands run as processes on this machine")
                 if group.leaves_replicas:
                     self._show_once("no HorizontalPodAutoscaler in local mode: mode HPA works as Direct")
                 if len(group.spec.template.spec.containers) > 1:
-                    self._show_once(f"{declared.place}: {key}: only the first container runs in local mode")
+                    self._show_once(
+                        f"{manifests.lines[key]}: {key}: only the first container runs in local mode"
+                    )
 
     def _show_once(self, text: str) -> None:
         if text not in self._shown_once:

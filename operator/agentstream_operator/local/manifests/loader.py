@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentstream_operator.local.manifests.documents import (
@@ -20,47 +20,54 @@ from agentstream_operator.resources.parse import InvalidResource, parse_resource
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 
 
-@dataclass(frozen=True, slots=True)
-class DeclaredResource:
-    """A resource and the line that declares it."""
-
-    resource: AgentStream | ConsumerGroup
-    place: SourceLine
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Manifests:
     """The contents of manifest files.
 
     Attributes:
         declared: the resources, in the order of files and documents.
+        lines: the lines that declare them.
         problems: mistakes, one line each, beginning with file and line.
         ignored: kinds that are not AgentStream's, with the first line of each.
     """
 
-    declared: Mapping[ResourceKey, DeclaredResource]
-    problems: Sequence[str]
-    ignored: Mapping[str, SourceLine]
+    declared: dict[ResourceKey, AgentStream | ConsumerGroup] = field(default_factory=dict)
+    lines: dict[ResourceKey, SourceLine] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    ignored: dict[str, SourceLine] = field(default_factory=dict)
+
+    def add(self, document: Document) -> None:
+        """Adds what a document declares, or what is wrong with it."""
+        kind = _foreign_kind(document)
+        if kind is not None:
+            self.ignored.setdefault(kind, document.place)
+            return
+        try:
+            resource = parse_resource(document.content)
+        except InvalidResource as error:
+            for problem in error.problems:
+                path, _, _ = problem.partition(": ")
+                self.problems.append(f"{document.at(path)}: {error.subject}: {problem}")
+            return
+        key = resource.key
+        if key in self.declared:
+            self.problems.append(f"{document.place}: {key} is declared twice, first at {self.lines[key]}")
+            return
+        self.declared[key], self.lines[key] = resource, document.place
 
 
 def load_manifests(paths: Iterable[Path]) -> Manifests:
     """Loads the given files, and the manifest files directly inside the given directories."""
-    declared: dict[ResourceKey, DeclaredResource] = {}
-    problems: list[str] = []
-    ignored: dict[str, SourceLine] = {}
-    for file in _files(paths, problems):
+    manifests = Manifests()
+    for file in _files(paths, manifests.problems):
         try:
             documents = read_documents(file)
         except UnreadableFileError as error:
-            problems.append(str(error))
+            manifests.problems.append(str(error))
             continue
         for document in (item for whole in documents for item in whole.items()):
-            kind = _foreign_kind(document)
-            if kind is not None:
-                ignored.setdefault(kind, document.place)
-            else:
-                _declare(document, declared, problems)
-    return Manifests(declared, problems, ignored)
+            manifests.add(document)
+    return manifests
 
 
 def _files(paths: Iterable[Path], problems: list[str]) -> list[Path]:
@@ -94,18 +101,3 @@ def _foreign_kind(document: Document) -> str | None:
         return None
     # one of our kinds with a mistyped group is a mistake
     return None if kind in {"AgentStream", "ConsumerGroup"} else kind
-
-
-def _declare(document: Document, declared: dict[ResourceKey, DeclaredResource], problems: list[str]) -> None:
-    try:
-        resource = parse_resource(document.content)
-    except InvalidResource as error:
-        for problem in error.problems:
-            path, _, _ = problem.partition(": ")
-            problems.append(f"{document.at(path)}: {error.subject}: {problem}")
-        return
-    first = declared.get(resource.key)
-    if first is not None:
-        problems.append(f"{document.place}: {resource.key} is declared twice, first at {first.place}")
-        return
-    declared[resource.key] = DeclaredResource(resource, document.place)

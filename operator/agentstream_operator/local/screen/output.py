@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from agentstream_operator.reconcile.report.view import GroupView, View
 from agentstream_operator.resources.meta import ResourceKey
+
+if TYPE_CHECKING:
+    from agentstream_operator.local.screen.table import LiveTable
 
 PROGRESS_EVERY = 5.0
 """Seconds between two lines about the progress of a group."""
@@ -45,19 +48,7 @@ class Output(Protocol):
         ...
 
 
-class Screen(Output, Protocol):
-    """Takes lines, and the state of streams and groups."""
-
-    def show(self, view: View) -> None:
-        """Shows the state."""
-        ...
-
-    def close(self) -> None:
-        """Restores the terminal."""
-        ...
-
-
-def open_screen(file: TextIO, closed: Callable[[], None]) -> Screen:
+def open_screen(file: TextIO, closed: Callable[[], None]) -> Lines | LiveTable:
     """Opens a live table on a terminal, and lines elsewhere.
 
     Args:

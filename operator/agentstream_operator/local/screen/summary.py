@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -72,15 +73,11 @@ def summarise(view: View, seconds: float) -> Summary:
     for group in view.groups:
         stream = (group.resource.namespace, group.stream)
         sent[stream] = max(sent.get(stream, 0), group.account.sent)
-    accounts = [group.account for group in view.groups]
+    counts = ("acknowledged", "skipped", "retried", "dead", "lost")
     total = Account(
         sent=sum(sent.values()),
-        acknowledged=sum(account.acknowledged for account in accounts),
-        skipped=sum(account.skipped for account in accounts),
-        retried=sum(account.retried for account in accounts),
-        dead=sum(account.dead for account in accounts),
-        lost=sum(account.lost for account in accounts),
-        latency=_combine(account.latency for account in accounts),
+        latency=Latency(sum((Counter(g.account.latency.counts) for g in view.groups), Counter())),
+        **{count: sum(getattr(g.account, count) for g in view.groups) for count in counts},
     )
     return Summary(round(seconds, 3), groups, _numbers(total, _waiting(view.groups)))
 
@@ -124,14 +121,6 @@ def _finite(ms: float | None) -> float | None:
 
 def _waiting(groups: Iterable[GroupView]) -> int:
     return sum((group.backlog or 0) + (group.delayed or 0) for group in groups)
-
-
-def _combine(latencies: Iterable[Latency]) -> Latency:
-    counts: dict[float, int] = {}
-    for latency in latencies:
-        for bound, count in latency.counts.items():
-            counts[bound] = counts.get(bound, 0) + count
-    return Latency(counts)
 
 
 def _row(name: str, n: Totals) -> tuple[str, ...]:

@@ -34,6 +34,14 @@ class DataDirectory:
     Args:
         path: the directory; created unless it exists.
 
+    Attributes:
+        path: the absolute path.
+        shown: the path as the user named it.
+        bindings: directory of the agents' bindings.
+        signing: directory of the keys of signed streams.
+        resources: file with the metadata of resources.
+        lock: descriptor of the lock; a process that inherits it shares the lock.
+
     Raises:
         LocalError: on entering: the directory cannot be created, written or locked, or is in use.
     """
@@ -41,27 +49,9 @@ class DataDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.shown = path
-        self._lock = -1
-
-    @property
-    def bindings(self) -> Path:
-        """Directory of the agents' bindings."""
-        return self.path / "bindings"
-
-    @property
-    def signing(self) -> Path:
-        """Directory of the keys of signed streams."""
-        return self.path / "signing"
-
-    @property
-    def resources(self) -> Path:
-        """File with the metadata of resources."""
-        return self.path / "resources.json"
-
-    @property
-    def lock(self) -> int:
-        """Descriptor of the lock; a process that inherits it shares the lock."""
-        return self._lock
+        self.bindings, self.signing = self.path / "bindings", self.path / "signing"
+        self.resources = self.path / "resources.json"
+        self.lock = -1
 
     def password(self) -> str:
         """Reads the operator's password; generated at the first run."""
@@ -78,7 +68,7 @@ class DataDirectory:
             make_private(self.path)
             make_private(self.bindings)
             make_private(self.signing)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self.lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             self._acquire()
             # it contains passwords, and is often inside a Git repository
             write_private(self.path / ".gitignore", "*\n")
@@ -99,9 +89,9 @@ class DataDirectory:
         until = time.monotonic() + _TAKEOVER
         while True:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.pread(self._lock, 20, 0).decode().strip()
+                holder = os.pread(self.lock, 20, 0).decode().strip()
                 if _runs(holder) or time.monotonic() > until:
                     raise LocalError(
                         f"{self.shown} is in use by another `agentstream dev` (process {holder});"
@@ -110,15 +100,15 @@ class DataDirectory:
                 # its owner was killed; the server that shares the lock is about to end
                 time.sleep(0.05)
             else:
-                os.truncate(self._lock, 0)
-                os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+                os.truncate(self.lock, 0)
+                os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
                 return
 
     def _release(self) -> None:
-        if self._lock >= 0:
+        if self.lock >= 0:
             with contextlib.suppress(OSError):
-                os.close(self._lock)
-            self._lock = -1
+                os.close(self.lock)
+            self.lock = -1
 
 
 def _runs(pid: str) -> bool:

@@ -102,7 +102,13 @@ class EmbeddedServer:
             # a killed process could not log the cause
             cause = "" if code == -signal.SIGKILL else f": {self._cause()}"
             self._say(f"valkey ended ({describe_exit(code)}){cause}; restarting it")
-            failures = await self._restart(failures)
+            while self.pid is None:
+                await asyncio.sleep(restart_delay(failures))
+                try:
+                    await self._launch()
+                except LocalError as error:
+                    failures += 1
+                    self._say(f"{error}; trying again in {restart_delay(failures):.1f} s")
             self._say("valkey is back, with its data")
 
     async def stop(self) -> None:
@@ -118,18 +124,6 @@ class EmbeddedServer:
             signal_group(self._process.pid, signal.SIGKILL)
             await self._process.wait()
         await self._ended()
-
-    async def _restart(self, failures: int) -> int:
-        """Starts the server, retrying without limit. Returns the number of failures in a row."""
-        while True:
-            await asyncio.sleep(restart_delay(failures))
-            try:
-                await self._launch()
-            except LocalError as error:
-                failures += 1
-                self._say(f"{error}; trying again in {restart_delay(failures):.1f} s")
-            else:
-                return failures
 
     async def _launch(self) -> None:
         self._tail.clear()
