@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 def _port(name: str, text: str) -> Any:
     """Declares an option for a port; 0 is any free one."""
-    return typer.Option(envvar=f"AGENTSTREAM_{name}", min=0, max=65535, help=text)
+    return typer.Option(envvar=f"AGENTSTREAM_{name}", metavar="PORT", min=0, max=65535, help=text)
 
 
 Paths = Annotated[
@@ -259,8 +259,14 @@ def main() -> None:
 
 
 def _endpoint(url: str, ca_file: Path | None) -> Endpoint:
+    import ssl
+
     from agentstream.transport.endpoint import Endpoint
 
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except (OSError, ValueError) as error:
+        _fail(f"--redis-ca-file: {ca_file} is not a PEM certificate: {error}")
     return Endpoint(url, ca_file=str(ca_file) if ca_file is not None else None)
 
 
@@ -283,7 +289,7 @@ def _run(work: Coroutine[Any, Any, Result], *failures: type[Exception]) -> Resul
     try:
         return asyncio.run(work)
     except NoCluster as error:
-        _fail(str(error))
+        _fail(" ".join(str(error).split()))
     except failures as error:
         _fail(str(error), code=1)
 

@@ -66,7 +66,10 @@ def _mistakes_in_url(url: str) -> Iterator[str]:
         host, port = parts.hostname, parts.port
     except ValueError:
         # the parser's message would quote a part of the password
-        yield f"--redis-url: cannot parse the URL; percent-encode special characters of the password ({form})"
+        yield (
+            "--redis-url: cannot parse the URL: the port is invalid, or the password has special characters that"
+            f" are not percent-encoded ({form})"
+        )
         return
     if parts.scheme not in _SCHEMES or not host:
         yield f"--redis-url: not a redis:// or rediss:// URL with a host ({form})"

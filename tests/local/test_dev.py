@@ -132,7 +132,7 @@ async def test_a_template_without_a_command_is_one_line(dev: Dev) -> None:
     declare(dev, text)
     await dev.start("m.yaml", "--for", "1s")
     assert await dev.wait() == 0
-    assert len([line for line in dev.lines if "the template has no command" in line]) == 1
+    assert len([line for line in dev.lines if "container has no command" in line]) == 1
     assert len([line for line in dev.lines if "images are ignored" in line]) == 1
 
 
@@ -143,7 +143,7 @@ async def test_mode_hpa_is_as_direct_and_that_is_said_once(dev: Dev) -> None:
     await dev.start("m.yaml", "--until-idle", "500ms", "--output", "json")
     assert await dev.wait() == 0
     assert sorted(dev.done) == list(range(20))
-    assert len([line for line in dev.lines if "mode HPA is as Direct" in line]) == 1
+    assert len([line for line in dev.lines if "mode HPA works as Direct" in line]) == 1
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ async def test_changed_manifests_are_taken_up_and_broken_ones_are_not(dev: Dev) 
     await dev.start("m.yaml")
     await dev.line("[coder-0] up")
     declare(dev, text.replace("replicas: 1", "replicas: [1"))
-    await dev.line("what was declared before stays")
+    await dev.line("the changed manifests are not applied")
     assert "error: m.yaml:" in dev.text
     declare(dev, text.replace("streamRef: {name: tasks}", "streamRef: {name: other}"))
     await dev.line("streamRef is immutable")

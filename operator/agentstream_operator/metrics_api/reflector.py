@@ -58,7 +58,7 @@ class Reflector:
                 while True:
                     version = await self._changes(kind, namespace, version)
             except (ApiError, ClusterUnavailable) as error:
-                _log.warning("watch of %s ended, listing again: %s", kind.plural, error)
+                _log.warning("cannot list or watch %s, trying again: %s", kind.plural, error)
             await asyncio.sleep(_RETRY * (0.5 + random.random()))  # noqa: S311 - only spreads load
 
     async def _changes(self, kind: ApiKind, namespace: str | None, version: str) -> str:

@@ -57,6 +57,14 @@ def test_a_wrong_command_line_is_no_traceback(arguments: tuple[str, ...]) -> Non
     assert "Traceback" not in text
 
 
+def test_a_ca_file_that_is_no_certificate_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("no certificate")
+    code, text = run("operator", "--redis-url", "rediss://redis", "--redis-ca-file", str(tmp_path / "ca.crt"))
+    assert code == 2
+    assert text.startswith(f"error: --redis-ca-file: {tmp_path}/ca.crt is not a PEM certificate")
+    assert text.count("\n") == 1
+
+
 def test_missing_parts_of_the_installation_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "agentstream_operator.local.dev", None)
     code, text = run("dev", "m.yaml")

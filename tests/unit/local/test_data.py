@@ -32,6 +32,12 @@ def test_a_data_directory_is_private(tmp_path: Path) -> None:
         assert (data.path / ".gitignore").read_text() == "*\n"
 
 
+def test_a_gitignore_that_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("mine\n")
+    with DataDirectory(tmp_path):
+        assert (tmp_path / ".gitignore").read_text() == "mine\n"
+
+
 def test_a_password_is_made_once(tmp_path: Path) -> None:
     with DataDirectory(tmp_path) as data:
         first = data.password()

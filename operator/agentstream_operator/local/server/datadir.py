@@ -71,7 +71,8 @@ class DataDirectory:
             self.lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             self._acquire()
             # it contains passwords, and is often inside a Git repository
-            write_private(self.path / ".gitignore", "*\n")
+            if not (self.path / ".gitignore").exists():
+                write_private(self.path / ".gitignore", "*\n")
         except OSError as error:
             self._release()
             raise cannot(f"use {self.shown} as data directory", error) from error
