@@ -67,7 +67,7 @@ def _mistakes_in_url(url: str) -> Iterator[str]:
     except ValueError:
         # the parser's message would quote a part of the password
         yield (
-            "--redis-url: cannot parse the URL: the port is invalid, or the password has special characters that"
+            "--redis-url: cannot parse the URL: invalid port, or special characters in the password that"
             f" are not percent-encoded ({form})"
         )
         return

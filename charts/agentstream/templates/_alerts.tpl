@@ -11,30 +11,31 @@ something about the server.
   labels:
     severity: critical
   annotations:
-    summary: No AgentStream operator is at work.
+    summary: No AgentStream operator reconciles.
     description: >-
-      No operator of {{ .Release.Namespace }}/{{ include "agentstream.fullname" . }} has led for 2 minutes. Agents send
-      and consume as before; nothing is scaled, trimmed or repaired, and changes to resources wait.
+      No operator of {{ .Release.Namespace }}/{{ include "agentstream.fullname" . }} has held the Lease for 2 minutes.
+      Agents send and consume as before; streams are not trimmed or repaired, groups not scaled, and changes of
+      resources not applied.
 - alert: AgentStreamRedisDown
   expr: agentstream_leader{ {{- $of -}} } == 1 unless on (namespace, pod) agentstream_redis_up{ {{- $of -}} } == 1
   for: 1m
   labels:
     severity: critical
   annotations:
-    summary: The AgentStream operator does not reach its Redis.
+    summary: The AgentStream operator cannot reach Redis.
     description: >-
-      The server has not answered the operator {{`{{ $labels.namespace }}/{{ $labels.pod }}`}} for a minute. If agents do
-      not reach it either, no message is sent or consumed.
+      Redis has not answered the operator {{`{{ $labels.namespace }}/{{ $labels.pod }}`}} for a minute. If agents cannot
+      reach it either, no messages are sent or consumed.
 - alert: AgentStreamQueueStuck
   expr: max(agentstream_queue_oldest_seconds{ {{- $of -}} }) > {{ .Values.metrics.prometheusRule.queueOldestSeconds }}
   for: 5m
   labels:
     severity: warning
   annotations:
-    summary: The AgentStream operator does not keep up with its work.
+    summary: The queue of the AgentStream operator is stuck.
     description: >-
-      The oldest waiting piece of work is {{`{{ $value | humanizeDuration }}`}} old. Changes to resources take as long
-      to have an effect.
+      The oldest key in the queue has waited {{`{{ $value | humanizeDuration }}`}}. Changes of resources are applied with
+      this delay.
 - alert: AgentStreamResourcesNotReady
   expr: sum by (kind) (max by (kind, status) (agentstream_resources{ {{- $of -}} ,condition="Ready",status!="True"})) > 0
   for: 15m
@@ -43,7 +44,7 @@ something about the server.
   annotations:
     summary: Some AgentStream resources are not ready.
     description: >-
-      {{`{{ $value }} of kind {{ $labels.kind }}`}} have not been Ready for 15 minutes. Their conditions say why.
+      {{`{{ $value }} of kind {{ $labels.kind }}`}} have not been Ready for 15 minutes. Their conditions name the cause.
 - alert: AgentStreamReconcileErrors
   expr: >-
     sum by (kind) (rate(agentstream_reconcile_duration_seconds_count{ {{- $of -}} ,outcome="error"}[10m]))
@@ -52,10 +53,10 @@ something about the server.
   labels:
     severity: warning
   annotations:
-    summary: The AgentStream operator fails at reconciling.
+    summary: Reconciliations of the AgentStream operator fail.
     description: >-
-      {{`{{ $value | humanizePercentage }} of the passes over {{ $labels.kind }}`}} have ended in an error for 15
-      minutes. The operator's log has the reason.
+      {{`{{ $value | humanizePercentage }} of the reconciliations of {{ $labels.kind }}`}} have failed for 15 minutes. The
+      operator's log names the cause.
 {{- if .Values.metricsServer.enabled }}
 {{- $job = printf "%s-metrics-server" (include "agentstream.fullname" .) }}
 {{- $of = default (printf "namespace=%q,job=%q" .Release.Namespace $job) .Values.metrics.prometheusRule.selector }}
@@ -65,10 +66,10 @@ something about the server.
   labels:
     severity: warning
   annotations:
-    summary: No AgentStream metrics server answers.
+    summary: No AgentStream metrics server is running.
     description: >-
       No metrics server of {{ .Release.Namespace }}/{{ include "agentstream.fullname" . }} has been scraped for 5 minutes.
-      If autoscalers do not reach one either, groups with mode HPA keep the number of pods that they have.
+      If autoscalers cannot reach one either, groups with mode HPA keep their number of pods.
 - alert: AgentStreamExternalMetricsFailing
   expr: >-
     sum(rate(agentstream_external_answers_total{ {{- $of -}} ,code=~"5.."}[10m]))
@@ -77,9 +78,9 @@ something about the server.
   labels:
     severity: warning
   annotations:
-    summary: The AgentStream metrics server does not know the backlog of some groups.
+    summary: The AgentStream metrics server cannot read the backlog of some groups.
     description: >-
-      {{`{{ $value | humanizePercentage }} of the answers to autoscalers`}} have been errors for 15 minutes. Groups with
-      mode HPA whose backlog is not known keep the number of pods that they have.
+      {{`{{ $value | humanizePercentage }} of the requests for external metrics`}} have failed for 15 minutes. Groups with
+      mode HPA whose backlog is unknown keep their number of pods.
 {{- end }}
 {{- end -}}

@@ -87,7 +87,7 @@ def test_a_cluster_that_does_not_is_told_what_to_do(helm, name, kind):
     with pytest.raises(Refused) as refused:
         helm.render(values)
 
-    message = f"metrics.{name}.enabled=true, but this cluster has no {kind} (monitoring.coreos.com/v1)"
+    message = f"metrics.{name}.enabled=true, but this cluster has no CRD {kind} (monitoring.coreos.com/v1)"
     assert message in str(refused.value)
     assert "metrics.renderMode" in str(refused.value)
 

@@ -207,10 +207,10 @@ def test_a_user_of_the_platforms_own_may_run_the_pods(helm):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "where are messages to be kept? Set redis.embedded=true"),
+        ({}, "no Redis configured: set redis.embedded=true"),
         (
             {"redis": {"embedded": True, "existingSecret": "mine"}},
-            "redis.embedded and redis.existingSecret exclude each other: leave redis.existingSecret",
+            "redis.embedded and redis.existingSecret exclude each other: unset redis.existingSecret",
         ),
         ({"redis": {"embedded": True, "caKey": "ca.crt"}}, "the embedded Redis has no TLS"),
     ],

@@ -1,4 +1,4 @@
-"""Checks an installation from within: the operator is ready, and the API server knows the resources."""
+"""Checks an installation from inside the cluster: the operator is ready, the API server serves the CRDs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ WANTED = {
 
 
 def operator_is_ready(address: str) -> None:
-    """Fails with what the operator says if it is not ready."""
+    """Fails with the probe's text if the operator is not ready."""
     try:
         with urllib.request.urlopen(f"http://{address}/readyz", timeout=10) as reply:
             print(f"{address}: ready: {reply.read().decode().strip()}")
@@ -29,7 +29,7 @@ def operator_is_ready(address: str) -> None:
 
 
 def resources_are_served() -> None:
-    """Fails if the API server lacks one; any account may ask for what is served."""
+    """Fails if the API server lacks a resource; any account may list what it serves."""
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     request = urllib.request.Request(
         f"https://{f'[{host}]' if ':' in host else host}:{port}/apis/agentstream.dev/v1alpha1",
