@@ -66,10 +66,7 @@ def _mistakes_in_url(url: str) -> Iterator[str]:
         host, port = parts.hostname, parts.port
     except ValueError:
         # the parser's message would quote a part of the password
-        yield (
-            "--redis-url: cannot parse the URL: invalid port, or special characters in the password that"
-            f" are not percent-encoded ({form})"
-        )
+        yield f"--redis-url: cannot parse the URL; percent-encode special characters in the password ({form})"
         return
     if parts.scheme not in _SCHEMES or not host:
         yield f"--redis-url: not a redis:// or rediss:// URL with a host ({form})"

@@ -124,7 +124,7 @@ def test_a_certificate_is_made_once_and_anothers_external_metrics_stay(own_relea
     )
     with pytest.raises(Refused) as refused:
         own_release("upgrade", **wanted)
-    assert "leads to keda/keda-metrics-apiserver, and there can be only one" in str(refused.value)
+    assert "Service keda/keda-metrics-apiserver already serves the APIService" in str(refused.value)
     assert "give ConsumerGroups autoscaling.mode Direct" in str(refused.value)
 
 
