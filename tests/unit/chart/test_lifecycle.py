@@ -127,11 +127,11 @@ def test_an_installation_can_be_tested(helm):
         (EMBEDDED, f"helm test agentstream -n {NAMESPACE}"),
         (EMBEDDED, "is for trials: one pod, no failover. Its volume is kept"),
         (EMBEDDED, "watches all namespaces."),
-        ({**EMBEDDED, "watchNamespaces": ["team-a", "team-b"]}, "watches the namespaces team-a, team-b."),
+        ({**EMBEDDED, "watchNamespaces": ["team-a", "team-b"]}, "watches the namespaces team-a, team-b"),
         ({**EMBEDDED, "watchNamespaces": ["team-a"]}, "metadata: {name: tasks, namespace: team-a}"),
         (
             {"redis": {"embedded": True, "persistence": {"enabled": False}}},
-            "WARNING: it has no volume (redis.persistence.enabled=false): when its pod is deleted, all messages",
+            "WARNING: it has no volume (redis.persistence.enabled=false): when its pod is deleted, all",
         ),
         ({**EXTERNAL, "crds": {"enabled": False}}, "not part of this release (crds.enabled=false)"),
         (
