@@ -7,11 +7,10 @@ import asyncio
 import pytest
 import redis
 
-from agentstream.consuming.commands import GroupCalls
 from agentstream.consuming.hold import DELIVERED, Hold, delivered_holds
 from agentstream.errors import AccessDenied
+from agentstream.protocol.commands import DONE, GroupCalls
 from agentstream.protocol.keys import StreamKeys, notify_channel, nudge_channel, reply_key
-from agentstream.protocol.library import DONE
 from agentstream.protocol.routes import Consumes, Produces, decode_route, encode_route
 from agentstream.transport.client import Argument, Client
 from agentstream.transport.endpoint import Endpoint

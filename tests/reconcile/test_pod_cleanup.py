@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from agentstream.agent import Agent
-from agentstream.consuming.commands import GroupCalls
 from agentstream.errors import ServerRefused
 from agentstream.identity.settings import Settings
+from agentstream.protocol.commands import GroupCalls
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.transport.endpoint import Endpoint

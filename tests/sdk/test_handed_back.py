@@ -6,9 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from agentstream.consuming.commands import GroupCalls
 from agentstream.consuming.hold import CLAIMED, Hold, claimed_holds
-from agentstream.protocol.library import DONE
+from agentstream.protocol.commands import DONE, GroupCalls
 from agentstream.protocol.routes import Consumes
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.observed import Gone

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from agentstream.consuming.commands import Command, GroupCalls
 from agentstream.consuming.hold import Hold
+from agentstream.protocol.commands import Command, GroupCalls
 from agentstream.protocol.entry import Source
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults, block_loop

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agentstream.consuming.commands import GroupCalls
+from agentstream.protocol.commands import GroupCalls
 from agentstream.testing import Faults
 from agentstream.transport.client import Client
 from support.servers import Server

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from agentstream.consuming.commands import GroupCalls
 from agentstream.consuming.deadline import Deadlines
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.fetch import Capacity
@@ -21,8 +20,8 @@ from agentstream.consuming.settling import Settler
 from agentstream.consuming.triage import Defer, Deliver, GiveUp, Skip, is_expired, triage
 from agentstream.errors import AgentStreamError
 from agentstream.identity.keyring import Keyring, Verifier
+from agentstream.protocol.commands import DONE, GroupCalls
 from agentstream.protocol.envelope import Message
-from agentstream.protocol.library import DONE
 from agentstream.protocol.reasons import FLAWS, Reason
 from agentstream.protocol.routes import OFF, Consumes
 from agentstream.sending.replies import Replies

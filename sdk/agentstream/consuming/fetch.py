@@ -14,11 +14,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from agentstream.consuming.commands import Command, GroupCalls
 from agentstream.consuming.hold import DELIVERED, Hold, claimed_holds, delivered_holds
 from agentstream.consuming.leases import Leases
 from agentstream.consuming.liveness import PERIOD, ClaimGuard, LoopLag
 from agentstream.errors import AgentStreamError, ConnectionLost
+from agentstream.protocol.commands import Command, GroupCalls
 from agentstream.transport.client import Client
 from agentstream.transport.error_replies import group_is_gone
 from agentstream.transport.retry import Backoff, FailureLog, unit

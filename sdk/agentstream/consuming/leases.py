@@ -12,8 +12,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from agentstream.consuming.commands import GroupCalls
 from agentstream.consuming.hold import Hold
+from agentstream.protocol.commands import GroupCalls
 from agentstream.protocol.entry import Source
 
 _BATCH = 500

@@ -6,9 +6,10 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from agentstream.errors import AccessDenied, AgentStreamError, EffectInDoubt, WireClosed
+from agentstream.protocol import commands
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.telemetry.counters import IN_DOUBT, GroupCounters
@@ -90,15 +91,15 @@ class Once:
         elif self._first and isinstance(error, Exception):
             await self._note("undone")
 
-    async def _note(self, verb: str) -> int:
+    async def _note(self, verb: Literal["begin", "done", "undone"]) -> int:
         """Repeated until the server answers: noting a thing twice is noting it once."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
         backoff = Backoff(0.05, 1.0)
         while True:
             try:
-                arguments = (self._done_key, self._token, verb, self._lifetime)
-                return int(await self._call("FCALL", "as1_once", 1, self._stream, *arguments))
+                command = commands.once(self._stream, self._done_key, self._token, verb, self._lifetime)
+                return int(await self._call(*command))
             except (AccessDenied, WireClosed):
                 raise
             except AgentStreamError:

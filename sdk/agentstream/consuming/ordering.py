@@ -17,9 +17,9 @@ from bisect import insort
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from agentstream.consuming.commands import GroupCalls
 from agentstream.consuming.hold import Hold
 from agentstream.errors import AgentStreamError
+from agentstream.protocol.commands import GroupCalls
 from agentstream.protocol.entry import NOTHING, position
 from agentstream.transport.retry import Backoff, FailureLog
 

@@ -13,11 +13,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from agentstream.consuming.commands import Command
 from agentstream.consuming.hold import Hold
 from agentstream.consuming.leases import Leases, batches
 from agentstream.errors import AgentStreamError, ConnectionLost
-from agentstream.protocol.library import DONE
+from agentstream.protocol.commands import DONE, Command
 from agentstream.transport.blocking import BlockingConnection
 from agentstream.transport.endpoint import Endpoint
 from agentstream.transport.error_replies import group_is_gone

@@ -13,12 +13,11 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from agentstream.consuming.commands import Command, GroupCalls
 from agentstream.consuming.hold import BEGUN, RELEASABLE, Hold, HoldState
 from agentstream.consuming.leases import Leases, batches
 from agentstream.consuming.once import Once
 from agentstream.errors import AgentStreamError, ConnectionLost, WireClosed
-from agentstream.protocol.library import DONE, GONE, TRIMMED
+from agentstream.protocol.commands import DONE, GONE, TRIMMED, Command, GroupCalls
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes
 from agentstream.sending.replies import Replies

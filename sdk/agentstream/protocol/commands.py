@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Literal, Protocol
 
+from agentstream.protocol.entry import Source
 from agentstream.protocol.keys import StreamKeys, pod_prefix
 from agentstream.protocol.routes import Consumes
 
@@ -27,23 +28,11 @@ REVISION: Command = ("FCALL_RO", "as1_revision", 0)
 """Replies with the revision of the library that the server has."""
 
 
-class EntrySource(Protocol):
-    """One of the two streams that a group reads."""
-
-    @property
-    def key(self) -> str:
-        """Its key on the server."""
-
-    @property
-    def retry(self) -> bool:
-        """Whether it is the group's retry stream."""
-
-
 class PendingEntry(Protocol):
     """An entry that a consumer holds, as far as commands name it."""
 
     @property
-    def source(self) -> EntrySource:
+    def source(self) -> Source:
         """The stream that it is on."""
 
     @property
@@ -107,7 +96,7 @@ def once(
     return ("FCALL", "as1_once", 1, stream, done_key, token, verb, lifetime)
 
 
-class GroupCommands:
+class GroupCalls:
     """The commands of one consumer of a group.
 
     Args:
@@ -115,30 +104,34 @@ class GroupCommands:
         consumer: the consumer's name.
 
     Attributes:
-        group: name of the group.
-        consumer: the consumer's name.
-        retry_key: key of the retry stream.
+        main: the main stream.
+        retries: the group's retry stream.
     """
 
     def __init__(self, policy: Consumes, consumer: str) -> None:
         keys = StreamKeys(policy.key)
-        self.group: str = policy.group
-        self.consumer: str = consumer
-        self.retry_key: str = keys.retry(policy.group)
-        self._stream = policy.key
+        self._group = policy.group
+        self._consumer = consumer
         self._stats = keys.stats(policy.group)
         self._parked = keys.parked(policy.group)
         self._is_broadcast = policy.broadcast
         self._delay = keys.delay(policy.group)
         self._dead_letters = keys.dead_letters(policy.group)
+        self.main: Source = Source(policy.key, retry=False)
+        self.retries: Source = Source(keys.retry(policy.group), retry=True)
 
-    def read(self, sources: Collection[EntrySource], count: int, block: int) -> Command:
+    @property
+    def sources(self) -> tuple[Source, Source]:
+        """The main stream and the retry stream."""
+        return self.main, self.retries
+
+    def read(self, sources: Collection[Source], count: int, block: int) -> Command:
         """Reads up to `count` new entries of each stream; blocks for up to `block` ms until one comes."""
         streams = (*(source.key for source in sources), *(">" for _ in sources))
-        consumer = ("GROUP", self.group, self.consumer)
+        consumer = ("GROUP", self._group, self._consumer)
         return ("XREADGROUP", *consumer, "COUNT", count, "BLOCK", block, "STREAMS", *streams)
 
-    def take(self, source: EntrySource, prefix: str, start: str, count: int) -> Command:
+    def take(self, source: Source, prefix: str, start: str, count: int) -> Command:
         """Claims what this consumer and others of its pod hold, from the id `start` on.
 
         Replies `[next start, or '' at the end, [[id, counter, fields], ...]]`.
@@ -151,31 +144,31 @@ class GroupCommands:
         Past `limit` of the server's clock, only entries that were handed back are claimed. Replies `[moved,
         entries, entries of the retry stream, ms until the next sweep, the server's time]`.
         """
-        keys = (self._stats, self._delay, self.retry_key)
+        keys = (self._stats, self._delay, self.retries.key)
         until = "" if limit is None else limit
-        return self._call("as1_sweep", self._stream, *keys, lease, interval, count, int(now), until)
+        return self._call("as1_sweep", self.main.key, *keys, lease, interval, count, int(now), until)
 
-    def begin(self, source: EntrySource, entries: Iterable[PendingEntry]) -> Command:
+    def begin(self, source: Source, entries: Iterable[PendingEntry]) -> Command:
         """Counts an attempt on each entry. Replies with the new counters; 0 for an entry that was lost."""
         return self._call("as1_begin", source.key, self._stats, int(source.retry), *_held(entries))
 
-    def renew(self, source: EntrySource, entries: Iterable[PendingEntry]) -> Command:
+    def renew(self, source: Source, entries: Iterable[PendingEntry]) -> Command:
         """Renews leases. Replies with a code for each entry."""
         return self._call("as1_renew", source.key, self._stats, int(source.retry), *_held(entries))
 
-    def release(self, source: EntrySource, state: str, entries: Collection[PendingEntry]) -> Command:
+    def release(self, source: Source, state: str, entries: Collection[PendingEntry]) -> Command:
         """Hands back entries that are all `claimed`, `delivered` or `begun`. Replies with a code for each."""
-        where = (self._stats, int(source.retry), self._parked_of(entries), self.retry_key)
+        where = (self._stats, int(source.retry), self._parked_of(entries), self.retries.key)
         return self._call("as1_release", source.key, *where, state, *_held(entries))
 
-    def settle(self, source: EntrySource, outcome: str, entries: Collection[PendingEntry]) -> Command:
+    def settle(self, source: Source, outcome: str, entries: Collection[PendingEntry]) -> Command:
         """Acknowledges entries as `acked` or `skipped`. Replies with a code for each."""
         where = (self._stats, self._parked_of(entries), int(source.retry))
         return self._call("as1_settle", source.key, *where, outcome, *_held(entries))
 
     def retry(self, entry: PendingEntry, delay: int, attempts: int, reason: str, error: str) -> Command:
         """Has an entry delivered again after `delay` ms. Replies with a code."""
-        later = (self._delay, self.retry_key, delay, attempts, reason, error)
+        later = (self._delay, self.retries.key, delay, attempts, reason, error)
         return self._call("as1_retry", entry.source.key, *self._one(entry), *later)
 
     def dead_letter(self, entry: PendingEntry, attempts: int, reason: str, error: str) -> Command:
@@ -185,7 +178,7 @@ class GroupCommands:
 
     def turn(self, predecessors: Iterable[str]) -> Command:
         """Asks which entries the group has finished. Replies with 1 or 0 for each."""
-        return ("FCALL", "as1_turn", 1, self._stream, self.group, self._parked, *predecessors)
+        return ("FCALL", "as1_turn", 1, self.main.key, self._group, self._parked, *predecessors)
 
     def _one(self, entry: PendingEntry) -> Command:
         return (self._stats, self._parked_of((entry,)), int(entry.source.retry), entry.id, entry.counter)
@@ -196,7 +189,7 @@ class GroupCommands:
         return self._parked if is_needed else ""
 
     def _call(self, function: str, key: str, *arguments: Argument) -> Command:
-        return ("FCALL", function, 1, key, self.group, self.consumer, *arguments)
+        return ("FCALL", function, 1, key, self._group, self._consumer, *arguments)
 
 
 def _held(entries: Iterable[PendingEntry]) -> Iterable[Argument]:

@@ -8,9 +8,7 @@ from functools import cache
 from typing import Any
 
 from agentstream.errors import ProtocolError, ServerRefused
-from agentstream.protocol.commands import DONE, GONE, REVISION, TAKEN, TRIMMED
-
-__all__ = ["DONE", "GONE", "TAKEN", "TRIMMED", "load", "revision", "source"]
+from agentstream.protocol.commands import REVISION
 
 # A file sees the local functions of the files before it.
 _FILES = (

@@ -25,11 +25,12 @@ from agentstream.errors import (
     StreamMissing,
     WireClosed,
 )
+from agentstream.protocol import commands
+from agentstream.protocol.commands import Command
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Produces
 from agentstream.sending.outgoing import OutgoingRecord
 from agentstream.telemetry.counters import REPEATED, SENDING, Counters
-from agentstream.transport.client import Argument
 from agentstream.transport.retry import Backoff
 
 # Limits of a batch: records, and bytes unless it has a single record. The first batch is smaller, so that the
@@ -171,22 +172,22 @@ class Batcher:
             return False
         return isinstance(error, ConnectionLost) or self._doubt is not None
 
-    async def _attempt(self, command: tuple[Argument, ...]) -> Sequence[str] | Exception:
+    async def _attempt(self, command: Command) -> Sequence[str] | Exception:
         try:
             reply: bytes = await self._call(*command)
             return reply.decode().split(" ")[1:]
         except Exception as error:  # noqa: BLE001 - every error is for the callers of `put`
             return error
 
-    def _command(self, batch: list[OutgoingRecord]) -> tuple[Argument, ...]:
-        keys, now = self.keys, self._loop.time()
+    def _command(self, batch: list[OutgoingRecord]) -> Command:
+        now = self._loop.time()
         for record in batch:
             if record.signed_at < now - _SIGNED_FOR:
                 record.sign_again(now)
         seconds = max([record.deadline for record in batch]) - now + _GRACE + _REMEMBERED
-        sent = (keys.sent(self._token), self._number, int(min(_LONGEST_REMEMBERED, seconds) * 1000))
+        lifetime = int(min(_LONGEST_REMEMBERED, seconds) * 1000)
         messages = chain.from_iterable([_arguments(record) for record in batch])
-        return ("FCALL", "as1_add", 1, keys.stream, *sent, keys.gate, keys.order, *messages)
+        return commands.add(self.keys, self._token, self._number, lifetime, messages)
 
     def _resolve(self, batch: Iterable[OutgoingRecord], results: Iterable[str | Exception]) -> None:
         now = self._loop.time()
@@ -224,11 +225,10 @@ class Batcher:
             self._check_deadlines_at(first)
 
 
-def _arguments(record: OutgoingRecord) -> tuple[Argument, ...]:
+def _arguments(record: OutgoingRecord) -> Command:
     if not record.options and not record.signature:
         return record.data, 0
-    options = (*record.options, *record.signature)
-    return record.data, len(options), *options
+    return commands.message(record.data, (*record.options, *record.signature))
 
 
 def _check(record: OutgoingRecord, deadline: float, now: float, error: AgentStreamError) -> float:

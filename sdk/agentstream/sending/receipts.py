@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from agentstream.errors import AgentStreamError, NoRoute, QuorumMissed, WireClosed
+from agentstream.protocol import commands
 from agentstream.protocol.envelope import BROADCAST
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Produces
@@ -81,9 +82,7 @@ class Receipt:
         self.sent = sent
         self.expected: tuple[str, ...] = () if sent.shed else produces.groups
         self._call = call
-        keys = StreamKeys(produces.key)
-        parked = ((group, keys.parked(group)) for group in self.expected)
-        self._command = ("FCALL_RO", "as1_receipt", 1, keys.stream, sent.entry, *sum(parked, ()))
+        self._command = commands.receipt(StreamKeys(produces.key), sent.entry, self.expected)
 
     def __repr__(self) -> str:
         """Names the message."""

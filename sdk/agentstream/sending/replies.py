@@ -19,6 +19,7 @@ import msgspec
 from agentstream.errors import AgentStreamError, InvalidMessage
 from agentstream.identity.keyring import Keyring
 from agentstream.payloads.types import payload_of, version_of
+from agentstream.protocol import commands
 from agentstream.protocol.envelope import Message, decode, encode
 from agentstream.protocol.keys import reply_key
 from agentstream.protocol.reasons import FLAWS
@@ -139,7 +140,7 @@ class Replies:
             more += ("t", trace)
         awaited = (request.expires_at or 0) - time.time() + _SHORTEST
         lifetime = round(min(max(awaited, _SHORTEST), _LONGEST) * 1000)
-        command = ("FCALL", "as1_reply", 1, request.reply_to, lifetime, "m", data, *more)
+        command = commands.reply(request.reply_to, lifetime, ("m", data, *more))
 
         async def put() -> None:
             # the Secret may still get the key

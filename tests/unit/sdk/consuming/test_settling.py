@@ -6,12 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from agentstream.consuming.commands import GroupCalls
 from agentstream.consuming.hold import Hold
 from agentstream.consuming.leases import Leases
 from agentstream.consuming.settling import Settler
 from agentstream.errors import ConnectionLost
-from agentstream.protocol.library import DONE
+from agentstream.protocol.commands import DONE, GroupCalls
 from agentstream.protocol.routes import Consumes
 from agentstream.sending.replies import Replies
 from agentstream.telemetry.counters import Counters

@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 
 from agentstream.protocol import commands, library
-from agentstream.protocol.commands import Command, GroupCommands
+from agentstream.protocol.commands import Command, GroupCalls
+from agentstream.protocol.entry import Source
 from agentstream.protocol.envelope import MessageType
 from agentstream.protocol.keys import DNS_LABEL, StreamKeys
 from agentstream.protocol.routes import Consumes
@@ -23,12 +24,6 @@ LIBRARY = library.source()
 
 
 @dataclass
-class Source:
-    key: str
-    retry: bool = False
-
-
-@dataclass
 class Pending:
     source: Source
     id: str = "1-0"
@@ -36,8 +31,8 @@ class Pending:
     after: str | None = "0-1"
 
 
-ENTRY = Pending(Source(KEY))
-GROUP = GroupCommands(Consumes("tasks", KEY, "coder"), "pod.1")
+ENTRY = Pending(Source(KEY, retry=False))
+GROUP = GroupCalls(Consumes("tasks", KEY, "coder"), "pod.1")
 CALLS: list[Command] = [
     commands.REVISION,
     commands.add(KEYS, "token", 1, 2, commands.message(b"data", ("key", "k"))),
