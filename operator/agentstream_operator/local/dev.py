@@ -48,10 +48,6 @@ class DevOptions:
     json: bool
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """The user asked twice to stop."""
-
-
 def run(options: DevOptions) -> int:
     """Runs until asked to stop, and prints the summary.
 
@@ -64,7 +60,8 @@ def run(options: DevOptions) -> int:
     with DataDirectory(options.data) as data:
         try:
             summary = asyncio.run(_Run(options, data).run())
-        except Interrupted:
+        except asyncio.CancelledError:
+            # a second Ctrl-C
             return 130
     try:
         sys.stdout.write(f"{as_json(summary) if options.json else as_text(summary)}\n")
@@ -127,10 +124,6 @@ class _Run:
         try:
             with relayed_logs(self._screen):
                 return await self._serve()
-        except asyncio.CancelledError:
-            if self._killed:
-                raise Interrupted from None
-            raise
         finally:
             self._screen.close()
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api
-from agentstream_operator.cluster.connect import ClusterConnection, connect
+from agentstream_operator.cluster.connect import connect
 from agentstream_operator.metrics_api.app import application
 from agentstream_operator.metrics_api.authorizer import Authorizer
 from agentstream_operator.metrics_api.backlog import Backlogs
@@ -32,69 +31,48 @@ async def run(options: MetricsOptions) -> None:
         NoCluster: no API server is configured.
         ListenError: a port cannot be listened on.
     """
-    stop = asyncio.Event()
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
     connection = await connect()
-    try:
-        async with _MetricsService(options, connection).serving() as failed:
-            stopped = asyncio.create_task(stop.wait())
-            await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if failed.done():
-                failed.result()
-            _log.info("stopping")
-    finally:
-        await connection.close()
+    api = Api(connection.client)
+    index = ResourceIndex(options.allowed_keys)
+    reflector = Reflector(api, options.namespaces, index)
+    certificates = ServingCertificates(options.certificate, options.key)
+    broker = Broker.of(options.redis, installation=options.installation)
+    backlogs = Backlogs(index, broker)
+    authorizer = Authorizer(api, loop.time)
+    metrics = SelfMetrics(index, authorizer, api, broker)
+    app = application(index, backlogs, authorizer, lambda: certificates.config, metrics.count_response)
+    server = HttpServer(app, tls=certificates.context)
 
+    def unready() -> str | None:
+        # an unreachable Redis is no reason: an APIService without endpoints fails clients of other APIs
+        return certificates.missing if reflector.complete else "listing resources"
 
-class _MetricsService:
-    def __init__(self, options: MetricsOptions, connection: ClusterConnection) -> None:
-        self._options = options
-        self._api = Api(connection.client)
-        self._store = ResourceIndex(options.allowed_keys)
-        self._reflector = Reflector(self._api, options.namespaces, self._store)
-        self._certificates = ServingCertificates(options.certificate, options.key)
-        self._broker = Broker.of(options.redis, installation=options.installation)
-        self._backlogs = Backlogs(self._store, self._broker)
-        self._authorizer = Authorizer(self._api, asyncio.get_running_loop().time)
-        self._self_metrics = SelfMetrics(self._store, self._authorizer, self._api, self._broker)
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[asyncio.Future[Any]]:
-        """Serves. Yields a future that is done only if a part of the service fails."""
-        app = application(
-            self._store,
-            self._backlogs,
-            self._authorizer,
-            lambda: self._certificates.config,
-            self._self_metrics.count_response,
+    replies = {
+        "/livez": lambda: probe_reply(None),
+        "/readyz": lambda: probe_reply(unready()),
+        "/metrics": metrics.reply,
+    }
+    async with AsyncExitStack() as stack:
+        for close in (connection.close, broker.close, backlogs.close, authorizer.close):
+            stack.push_async_callback(close)
+        watches = asyncio.gather(
+            reflector.watch(),
+            certificates.watch_files(),
+            certificates.watch_configmap(api, server.drop_connections),
         )
-        server = HttpServer(app, tls=self._certificates.context)
-        async with AsyncExitStack() as stack:
-            for close in (self._broker.close, self._backlogs.close, self._authorizer.close):
-                stack.push_async_callback(close)
-            watches = asyncio.gather(
-                self._reflector.watch(),
-                self._certificates.watch_files(),
-                self._certificates.watch_configmap(self._api, server.drop_connections),
-            )
-            stack.push_async_callback(_cancel, watches)
-            replies = {
-                "/livez": lambda: probe_reply(None),
-                "/readyz": lambda: probe_reply(self._unready()),
-                "/metrics": self._self_metrics.reply,
-            }
-            await stack.enter_async_context(serving(self._options.health_port, replies))
-            await stack.enter_async_context(server.serving(listening(self._options.port)))
-            yield watches
-
-    def _unready(self) -> str | None:
-        """Returns why the service is not ready.
-
-        An unreachable Redis is no reason: an APIService without endpoints makes clients of other APIs fail.
-        """
-        return self._certificates.missing if self._reflector.complete else "listing resources"
+        stack.push_async_callback(_cancel, watches)
+        await stack.enter_async_context(serving(options.health_port, replies))
+        await stack.enter_async_context(server.serving(listening(options.port)))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait((stopped, watches), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if watches.done():
+            # they end only by failing
+            watches.result()
+        _log.info("stopping")
 
 
 async def _cancel(watches: asyncio.Future[Any]) -> None:
