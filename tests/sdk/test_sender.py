@@ -277,6 +277,8 @@ async def test_events_may_be_shed_and_are_counted(declared: Topology, wire: Clie
         assert planner._counters.of(SHED, "tasks") == 2
         with pytest.raises(TypeError, match="on_ful"):
             await planner.send_message(to="coder", type="event", payload={}, on_ful="shed")
+        with pytest.raises(TypeError, match="once="):
+            await planner.request(to="coder", payload={}, once="one")
         with pytest.raises(InvalidMessage, match="only events may be shed"):
             await planner.send_message(to="coder", type="task_request", payload={}, on_full="shed")
 

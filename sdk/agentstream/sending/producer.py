@@ -194,6 +194,8 @@ class Producer:
             InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure, MessageExpired,
                 StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `send_message`.
         """
+        if "once" in options:
+            raise TypeError("a request takes no once=: the reply would be that to the first request")
         if options.get("expires_at") is None:
             options["expires_at"] = time.time() + timeout
         one = OutgoingMessage(type=type, payload=payload, to=to, reply_to=self._requests.key, **options)
