@@ -20,16 +20,12 @@ async def send(sandbox: Sandbox, *payloads: int) -> None:
 
 async def pending(sandbox: Sandbox) -> list[tuple[str, int, int]]:
     """Who holds what is pending, for how many ms without renewal, and at which count."""
-    reply = await sandbox._topology._call("XPENDING", "{test.tasks}", "coder", "-", "+", 100)
+    reply = await sandbox._call("XPENDING", "{test.tasks}", "coder", "-", "+", 100)
     return [(name.decode(), idle, counter) for _, name, idle, counter in reply]
 
 
 async def connections(sandbox: Sandbox) -> list[bytes]:
-    return [
-        line
-        for line in (await sandbox._topology._call("CLIENT", "LIST")).splitlines()
-        if b"test.coder" in line
-    ]
+    return [line for line in (await sandbox._call("CLIENT", "LIST")).splitlines() if b"test.coder" in line]
 
 
 def steps(agent: Agent, done: list[str], go_on: asyncio.Event) -> asyncio.Task[None]:

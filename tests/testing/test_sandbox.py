@@ -125,7 +125,7 @@ async def test_messages_are_waited_for_until_a_deadline(sandbox: Sandbox) -> Non
 
 
 async def test_dead_letters_say_why(sandbox: Sandbox) -> None:
-    await sandbox._topology._call("XADD", "{test.tasks}", "*", "m", "{")
+    await sandbox._call("XADD", "{test.tasks}", "*", "m", "{")
     await send(sandbox, 1, 2)
 
     async def work(delivery: Delivery) -> None:

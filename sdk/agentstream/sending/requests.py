@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -43,6 +44,7 @@ class _Reply(msgspec.Struct, frozen=True):
     trace: bytes | None
 
 
+@dataclass
 class _PendingRequest:
     """A request without a reply.
 
@@ -52,10 +54,9 @@ class _PendingRequest:
         dropped: how many replies did not count, for want of a valid signature.
     """
 
-    def __init__(self, record: OutgoingRecord) -> None:
-        self.record = record
-        self.reply: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
-        self.dropped = 0
+    record: OutgoingRecord
+    reply: asyncio.Future[_Reply]
+    dropped: int = 0
 
 
 class Requests:
@@ -84,8 +85,9 @@ class Requests:
         timeout: float,
     ) -> Message:
         """Sends a request with `send`, and waits for its reply; see `Agent.request`."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        request, pending = record.message, _PendingRequest(record)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        request, pending = record.message, _PendingRequest(record, loop.create_future())
         self._pending[request.id] = pending
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read(), name="read replies")

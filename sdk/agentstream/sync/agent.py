@@ -67,6 +67,13 @@ class SyncNotifications(
         return self._next(self._original.__anext__)
 
 
+def _end(loop: LoopThread, call: Call[None]) -> None:
+    try:
+        loop.run(call)
+    except Exit as end:
+        raise end.error from None
+
+
 class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
     """As `agentstream.Agent`, as a context manager, for any number of threads.
 
@@ -161,23 +168,9 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
     @shares(agent.Agent.upcast)
     def upcast(self) -> None: ...
 
-    def run(self, *, concurrency: int = 64) -> None:
-        """Consumes all streams that have handlers, until the agent stops.
-
-        Handlers run in threads of their own, as many as the concurrency.
-
-        Args:
-            concurrency: how many messages of each stream this process holds at most, and how many handlers
-                run at the same time; at least as many as the largest batch has.
-
-        Raises:
-            ValueError, NoConsumerGroup, SettingsError: as `agentstream.Agent.run`.
-            SystemExit, KeyboardInterrupt: a handler raised it; its message is handed back.
-        """
-        try:
-            self._loop.run(self._original.run, concurrency=concurrency)
-        except Exit as end:
-            raise end.error from None
+    @mirrors_by(_end, agent.Agent.run)
+    def run(self) -> None:
+        """SystemExit, KeyboardInterrupt: a handler raised it; its message is handed back."""
 
     @property
     def is_consuming(self) -> bool:

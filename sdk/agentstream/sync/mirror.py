@@ -41,7 +41,8 @@ def mirrors(
 ) -> Callable[[Callable[[_Face], None]], Callable[Concatenate[_Face, _P], _Result]]:
     """Makes the decorated method call an asynchronous one in the loop's thread, and wait for its result.
 
-    The method gets the signature and the docstring of the original; its body is not used.
+    The method gets the signature and the docstring of the original; its body is not used. A docstring of its
+    own is another entry of "Raises:".
     """
     return mirrors_by(LoopThread.run, original)
 
@@ -165,4 +166,6 @@ def _shown_as(
     functools.update_wrapper(mirror, original)
     mirror.__module__, mirror.__qualname__ = method.__module__, method.__qualname__
     mirror.__doc__ = synchronous(inspect.getdoc(original) or "")
+    if method.__doc__:
+        mirror.__doc__ += f"\n    {method.__doc__}"
     return mirror

@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT, Popen
+from typing import IO, Any
 
 _POLL_EVERY = 0.005
 _SCRIPT = r"""
@@ -40,21 +41,30 @@ class Watchdog:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - a script of our own
+        self._process = Popen(  # noqa: S603 - a script of our own
             ["/bin/sh", "-c", _SCRIPT, "watchdog", str(directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdin=PIPE,
+            stdout=DEVNULL,
+            stderr=DEVNULL,
             start_new_session=True,
         )
 
-    def watch(self, group: int) -> None:
-        """Adds a process group to those that end with the test process."""
-        self._tell(f"+{group}\n")
+    def start(self, command: Sequence[str], output: IO[bytes] | int, **options: Any) -> Popen[bytes]:
+        """Starts a process in a group of its own, which ends with the test process."""
+        process = Popen(  # noqa: S603 - a server, or a program that the test names
+            command, stdin=DEVNULL, stdout=output, stderr=STDOUT, process_group=0, **options
+        )
+        self._tell(f"+{process.pid}\n")
+        return process
 
-    def forget(self, group: int) -> None:
-        """Removes a process group that has ended."""
-        self._tell(f"-{group}\n")
+    def kill(self, process: Popen[bytes]) -> None:
+        """Kills the group of a process, and waits for the process."""
+        # macOS refuses to signal a group that has only zombies
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        # the id may be reused after `wait`
+        self._tell(f"-{process.pid}\n")
+        process.wait()
 
     def close(self) -> None:
         """Ends the processes, removes the directory, and waits for that."""
@@ -68,13 +78,6 @@ class Watchdog:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(line.encode())
                 self._process.stdin.flush()
-
-
-def kill_group(group: int) -> None:
-    """Kills a process group, if it still exists."""
-    # macOS refuses to signal a group that has only zombies
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
 
 
 class AgentProcess:
@@ -94,15 +97,7 @@ class AgentProcess:
         self._watchdog = watchdog
         self._killed = False
         with log.open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - the test names the program
-                [sys.executable, *command],
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-            )
-        watchdog.watch(self.pid)
+            self._process = watchdog.start([sys.executable, *command], output, env=environ)
 
     @property
     def pid(self) -> int:
@@ -123,10 +118,7 @@ class AgentProcess:
         """Kills the process and its children, and waits for the end. Nothing is handed back."""
         if not self._killed:
             self._killed = True
-            kill_group(self.pid)
-            # the id may be reused after `wait`
-            self._watchdog.forget(self.pid)
-            self._process.wait()
+            self._watchdog.kill(self._process)
 
     def pause(self) -> None:
         """Stops the process until `resume` (SIGSTOP); its connections and messages stay with it."""

@@ -8,26 +8,21 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from agentstream.agent import Agent
 from agentstream.identity.settings import Settings
 from agentstream.protocol import library
-from agentstream.protocol.envelope import Message
-from agentstream.protocol.routes import OFF, Consumes
 from agentstream.testing.faults import Faults
 from agentstream.testing.process import AgentProcess, Watchdog
 from agentstream.testing.server import Bindings, SandboxError, Server, embedded_binary
 from agentstream.testing.topology import (
     INSTALLATION,
     NAMESPACE,
-    DeadLetter,
-    DeclaredStream,
     Topology,
-    schemas_of,
 )
 from agentstream.transport.client import Argument, Client
 from agentstream.transport.endpoint import Endpoint
@@ -45,7 +40,7 @@ class KillableAgent(Agent):
         await self.__aexit__(None, None, None)
 
 
-class Sandbox:
+class Sandbox(Topology):
     """A private, real server for one test, as an asynchronous context manager.
 
     It listens on the loopback interface and ends with the context, also when the test process is killed.
@@ -63,6 +58,7 @@ class Sandbox:
     server: Server
 
     def __init__(self, *, binary: str | Path | None = None) -> None:
+        super().__init__()
         self._binary = binary
         self._open = contextlib.AsyncExitStack()
         self._every_faults: list[Faults] = []
@@ -87,7 +83,6 @@ class Sandbox:
             client = Client(lambda: Endpoint(self.server.url), name="agentstream:sandbox")
             opening.push_async_callback(client.close)
             await library.load(client.call)
-            self._topology = Topology(self._call)
             self._client, self._loop = client, asyncio.get_running_loop()
             self._open = opening.pop_all()
         self.faults = self.more_faults()
@@ -100,87 +95,6 @@ class Sandbox:
         # agents hand back their messages when they close
         self.heal()
         await self._open.aclose()
-
-    async def declare_stream(
-        self,
-        name: str,
-        *,
-        producers: Iterable[str] = (),
-        broadcast: bool = False,
-        signed: Literal["Warn", "Require"] | None = None,
-        contracts: Iterable[Mapping[str, Any]] = (),
-    ) -> None:
-        """Declares a stream, as an AgentStream does.
-
-        Args:
-            name: name of the stream.
-            producers: agents that may send to the stream.
-            broadcast: whether it is a broadcast stream.
-            signed: policy for messages without a valid signature; every agent gets the signing key.
-            contracts: contracts of payloads, each as in `spec.contracts` of an AgentStream:
-                `{"type": "event", "version": 1, "schema": {…}}`.
-
-        Raises:
-            ValueError: a contract is invalid.
-            SettingsError: there are contracts, and the library that checks them is not installed.
-        """
-        schemas = schemas_of(contracts)
-        if signed is not None:
-            self._bindings.sign(name)
-        stream = DeclaredStream(name, tuple(producers), broadcast, signed or OFF, schemas)
-        await self._topology.declare_stream(stream)
-
-    async def declare_group(
-        self,
-        stream: str,
-        *,
-        agent: str,
-        group: str | None = None,
-        lease: float = 10.0,
-        deadline: float | None = None,
-        max_deliveries: int = 5,
-        backoff: float = 0.01,
-        backoff_factor: float = 2.0,
-        backoff_max: float = 1.0,
-        deliver_all: bool = False,
-        dead_letters: bool = True,
-        start: str = "0",
-    ) -> None:
-        """Declares a group, as a ConsumerGroup does, with short retry delays.
-
-        Args:
-            stream: name of the stream.
-            agent: the agent that consumes the group.
-            group: name of the group, by default that of the agent.
-            lease: seconds until another consumer may claim a message whose lease is not renewed.
-            deadline: seconds that a handler may take; None for no limit.
-            max_deliveries: attempts after which a message becomes a dead letter.
-            backoff: seconds before the second attempt.
-            backoff_factor: factor by which the delay grows with every further attempt.
-            backoff_max: the longest delay in seconds.
-            deliver_all: deliver also what is addressed to other agents.
-            dead_letters: whether the group has dead letters; without them, it retries for ever.
-            start: id of the entry after which the group begins; `$` for the end of the stream.
-
-        Raises:
-            LookupError: the stream is not declared.
-        """
-        declared = self._topology.stream(stream)
-        consumes = Consumes(
-            stream,
-            declared.key,
-            group or agent,
-            broadcast=declared.broadcast,
-            deliver_all=deliver_all,
-            lease=round(lease * 1000),
-            max_deliveries=max_deliveries,
-            backoff_initial=round(backoff * 1000),
-            backoff_factor=backoff_factor,
-            backoff_max=round(backoff_max * 1000),
-            dead_letters=dead_letters,
-            deadline=round((deadline or 0) * 1000),
-        )
-        await self._topology.declare_group(consumes, agent, start)
 
     def agent(self, name: str, *, pod: str | None = None, through: Faults | None = None) -> Agent:
         """Makes an agent that connects through the faults, and is closed with the sandbox at the latest.
@@ -266,41 +180,8 @@ class Sandbox:
             raise TypeError(f"{agent.name} cannot be killed: make the agent with Sandbox.agent")
         await agent.crash()
 
-    async def settled(self, stream: str, *, group: str | None = None, timeout: float = 10.0) -> None:
-        """Waits until no message of a stream is undelivered, pending, delayed or retrying.
-
-        Args:
-            stream: name of the stream.
-            group: name of a group; all groups if None.
-            timeout: seconds to wait.
-
-        Raises:
-            TimeoutError: messages are left; the error says how many.
-            LookupError: no such stream or group is declared.
-        """
-        await self._topology.settled(stream, group, timeout)
-
-    async def messages(self, stream: str, *, at_least: int = 0, timeout: float = 10.0) -> list[Message]:
-        """Returns all messages of a stream, oldest first.
-
-        Args:
-            stream: name of the stream.
-            at_least: how many to wait for.
-            timeout: seconds to wait.
-
-        Raises:
-            TimeoutError: there were fewer; the error says how many.
-            LookupError: the stream is not declared.
-        """
-        return await self._topology.messages(stream, at_least, timeout)
-
-    async def dead_letters(self, stream: str, *, group: str) -> list[DeadLetter]:
-        """Returns the dead letters of a group, oldest first.
-
-        Raises:
-            LookupError: the stream is not declared.
-        """
-        return await self._topology.dead_letters(stream, group)
+    def _sign(self, stream: str) -> None:
+        self._bindings.sign(stream)
 
     async def _call(self, *args: Argument) -> Any:
         if asyncio.get_running_loop() is not self._loop:

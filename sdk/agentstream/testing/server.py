@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import secrets
 import socket
-import subprocess
 import time
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 
 from agentstream.errors import AgentStreamError
 from agentstream.protocol.signatures import Keys, SigningKey, encode_keys, entry_name
-from agentstream.testing.process import Watchdog, kill_group
+from agentstream.testing.process import Watchdog
 
 _START_WITHIN = 20.0
 _PORTS_TO_TRY = 5
@@ -57,7 +57,7 @@ class Server:
         self._binary = binary
         self._directory = directory
         self._watchdog = watchdog
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Popen[bytes] | None = None
         self._log_file = directory / "server.log"
         self._log_file.touch()
         self._log_start = 0
@@ -91,30 +91,23 @@ class Server:
     def kill(self) -> None:
         """Kills the process, as a crash would."""
         if self._process is not None:
-            kill_group(self._process.pid)
-            # the id may be reused after `wait`
-            self._watchdog.forget(self._process.pid)
-            self._process.wait()
+            self._watchdog.kill(self._process)
             self._process = None
 
     def _launch(self) -> None:
         self._log_start = self._log_file.stat().st_size
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - the embedded server, or the one that the test names
+            self._process = self._watchdog.start(
                 [
                     str(self._binary),
                     *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._directory)),
                     *("--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction"),
                     *("--logfile", str(self._log_file)),
                 ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                process_group=0,
+                DEVNULL,
             )
         except OSError as error:
             raise SandboxError(f"cannot start {self._binary}: {error.strerror}") from error
-        self._watchdog.watch(self._process.pid)
         until = time.monotonic() + _START_WITHIN
         # a ping could reach another server on the same port
         while _READY not in self._log():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Annotated, Any
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -13,7 +15,8 @@ from agentstream.protocol import commands
 from agentstream.protocol.contracts import FIRST_VERSION, contracts_digest, field_of, validator
 from agentstream.protocol.envelope import Message, MessageType, decode
 from agentstream.protocol.keys import StreamKeys, default_stream_key, routes_key
-from agentstream.protocol.routes import Consumes, Produces, Route, encode_route
+from agentstream.protocol.routes import OFF, Consumes, Produces, Route, encode_route
+from agentstream.transport.client import Argument
 
 INSTALLATION, NAMESPACE = "agentstream", "test"
 _POLL_EVERY = 0.005
@@ -108,74 +111,167 @@ class _Observed(msgspec.Struct):
     groups: dict[str, _Left]
 
 
-class Topology:
-    """The streams and groups that are declared on one server.
+class Topology(ABC):
+    """The streams and groups that are declared on one server, and the state of their messages."""
 
-    Args:
-        call: sends a command to the server and returns its reply.
-    """
-
-    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
-        self._call = call
+    def __init__(self) -> None:
         self._streams: dict[str, DeclaredStream] = {}
         self._groups: dict[tuple[str, str], Consumes] = {}
 
-    async def declare_stream(self, stream: DeclaredStream) -> None:
-        """Creates or updates a stream, and the routes of its producers."""
-        owner = {"name": stream.name, "namespace": NAMESPACE}
-        await self._call(*commands.create_stream(stream.key, owner))
-        await self._call(*commands.set_contracts(stream.key, stream.digest, stream.schemas))
-        self._streams[stream.name] = stream
-        await self._write_routes()
+    async def declare_stream(
+        self,
+        name: str,
+        *,
+        producers: Iterable[str] = (),
+        broadcast: bool = False,
+        signed: Literal["Warn", "Require"] | None = None,
+        contracts: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
+        """Declares a stream, as an AgentStream does.
 
-    async def declare_group(self, group: Consumes, agent: str, start: str) -> None:
-        """Creates or updates a group, and the route of its agent."""
-        await self._call(*commands.create_group(group.key, group.group, start))
-        self._groups[agent, group.group] = group
-        await self._write_routes()
-
-    def stream(self, name: str) -> DeclaredStream:
-        """Finds a declared stream.
+        Args:
+            name: name of the stream.
+            producers: agents that may send to the stream.
+            broadcast: whether it is a broadcast stream.
+            signed: policy for messages without a valid signature; every agent gets the signing key.
+            contracts: contracts of payloads, each as in `spec.contracts` of an AgentStream:
+                `{"type": "event", "version": 1, "schema": {…}}`.
 
         Raises:
-            LookupError: no stream of this name is declared.
+            ValueError: a contract is invalid.
+            SettingsError: there are contracts, and the library that checks them is not installed.
         """
-        if name not in self._streams:
-            declared = ", ".join(sorted(self._streams)) or "none"
-            raise LookupError(f"no stream {name} is declared here, but {declared}")
-        return self._streams[name]
+        schemas = schemas_of(contracts)
+        if signed is not None:
+            self._sign(name)
+        stream = DeclaredStream(name, tuple(producers), broadcast, signed or OFF, schemas)
+        owner = {"name": name, "namespace": NAMESPACE}
+        await self._call(*commands.create_stream(stream.key, owner))
+        await self._call(*commands.set_contracts(stream.key, stream.digest, stream.schemas))
+        self._streams[name] = stream
+        await self._write_routes()
 
-    async def messages(self, name: str, at_least: int, timeout: float) -> list[Message]:
-        """Returns the messages on a stream, once there are enough; see `Sandbox.messages`."""
-        key = self.stream(name).key
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+    async def declare_group(
+        self,
+        stream: str,
+        *,
+        agent: str,
+        group: str | None = None,
+        lease: float = 10.0,
+        deadline: float | None = None,
+        max_deliveries: int = 5,
+        backoff: float = 0.01,
+        backoff_factor: float = 2.0,
+        backoff_max: float = 1.0,
+        deliver_all: bool = False,
+        dead_letters: bool = True,
+        start: str = "0",
+    ) -> None:
+        """Declares a group, as a ConsumerGroup does, with short retry delays.
+
+        Args:
+            stream: name of the stream.
+            agent: the agent that consumes the group.
+            group: name of the group, by default that of the agent.
+            lease: seconds until another consumer may claim a message whose lease is not renewed.
+            deadline: seconds that a handler may take; None for no limit.
+            max_deliveries: attempts after which a message becomes a dead letter.
+            backoff: seconds before the second attempt.
+            backoff_factor: factor by which the delay grows with every further attempt.
+            backoff_max: the longest delay in seconds.
+            deliver_all: deliver also what is addressed to other agents.
+            dead_letters: whether the group has dead letters; without them, it retries for ever.
+            start: id of the entry after which the group begins; `$` for the end of the stream.
+
+        Raises:
+            LookupError: the stream is not declared.
+        """
+        declared = self._declared(stream)
+        consumes = Consumes(
+            stream,
+            declared.key,
+            group or agent,
+            broadcast=declared.broadcast,
+            deliver_all=deliver_all,
+            lease=round(lease * 1000),
+            max_deliveries=max_deliveries,
+            backoff_initial=round(backoff * 1000),
+            backoff_factor=backoff_factor,
+            backoff_max=round(backoff_max * 1000),
+            dead_letters=dead_letters,
+            deadline=round((deadline or 0) * 1000),
+        )
+        await self._call(*commands.create_group(declared.key, consumes.group, start))
+        self._groups[agent, consumes.group] = consumes
+        await self._write_routes()
+
+    async def settled(self, stream: str, *, group: str | None = None, timeout: float = 10.0) -> None:
+        """Waits until no message of a stream is undelivered, pending, delayed or retrying.
+
+        Args:
+            stream: name of the stream.
+            group: name of a group; all groups if None.
+            timeout: seconds to wait.
+
+        Raises:
+            TimeoutError: messages are left; the error says how many.
+            LookupError: no such stream or group is declared.
+        """
+        key = self._declared(stream).key
+        groups = [g.group for g in self._groups.values() if g.stream == stream and group in (None, g.group)]
+        if not groups:
+            raise LookupError(f"no group {group or ''} of {stream} is declared here".replace("  ", " "))
+        deadline = time.monotonic() + timeout
+        while left := await self._left(key, groups):
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"{stream} is not settled after {timeout} s: {left}")
+            await asyncio.sleep(_POLL_EVERY)
+
+    async def messages(self, stream: str, *, at_least: int = 0, timeout: float = 10.0) -> list[Message]:
+        """Returns all messages of a stream, oldest first.
+
+        Args:
+            stream: name of the stream.
+            at_least: how many to wait for.
+            timeout: seconds to wait.
+
+        Raises:
+            TimeoutError: there were fewer; the error says how many.
+            LookupError: the stream is not declared.
+        """
+        key = self._declared(stream).key
+        deadline = time.monotonic() + timeout
         while True:
             bodies = [fields_of(fields).get("m") for _, fields in await self._call("XRANGE", key, "-", "+")]
             messages = [message for body in bodies if (message := _message(body)) is not None]
             if len(messages) >= at_least:
                 return messages
-            if loop.time() >= deadline:
-                raise TimeoutError(f"{name} has {len(messages)} messages after {timeout} s, not {at_least}")
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"{stream} has {len(messages)} messages after {timeout} s, not {at_least}")
             await asyncio.sleep(_POLL_EVERY)
 
-    async def dead_letters(self, name: str, group: str) -> list[DeadLetter]:
-        """Returns the dead letters of a group, oldest first."""
-        key = StreamKeys(self.stream(name).key).dead_letters(group)
+    async def dead_letters(self, stream: str, *, group: str) -> list[DeadLetter]:
+        """Returns the dead letters of a group, oldest first.
+
+        Raises:
+            LookupError: the stream is not declared.
+        """
+        key = StreamKeys(self._declared(stream).key).dead_letters(group)
         return [_dead_letter(fields_of(fields)) for _, fields in await self._call("XRANGE", key, "-", "+")]
 
-    async def settled(self, name: str, group: str | None, timeout: float) -> None:
-        """Waits until a group, or each group of the stream, has settled everything; see `Sandbox.settled`."""
-        key = self.stream(name).key
-        groups = [g.group for g in self._groups.values() if g.stream == name and group in (None, g.group)]
-        if not groups:
-            raise LookupError(f"no group {group or ''} of {name} is declared here".replace("  ", " "))
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        while left := await self._left(key, groups):
-            if loop.time() >= deadline:
-                raise TimeoutError(f"{name} is not settled after {timeout} s: {left}")
-            await asyncio.sleep(_POLL_EVERY)
+    @abstractmethod
+    async def _call(self, *args: Argument) -> Any:
+        """Sends a command to the server and returns its reply."""
+
+    @abstractmethod
+    def _sign(self, stream: str) -> None:
+        """Makes the signing key of a stream."""
+
+    def _declared(self, name: str) -> DeclaredStream:
+        if name not in self._streams:
+            declared = ", ".join(sorted(self._streams)) or "none"
+            raise LookupError(f"no stream {name} is declared here, but {declared}")
+        return self._streams[name]
 
     async def _left(self, key: str, groups: Iterable[str]) -> str:
         reply = await self._call(*commands.observe(key, groups, trusts_lag=False))
