@@ -304,7 +304,7 @@ async def test_the_view_has_the_numbers_of_all(server: Server, admin: redis.Redi
         )
         assert stream.rate >= 0
         assert (group.backlog, group.undelivered, group.pending, group.dead) == (2, 1, 1, 0)
-        assert (group.retrying, group.delayed, group.replicas, group.running) == (0, 0, None, None)
+        assert (group.delayed, group.replicas, group.running) == (0, None, None)
         assert group.account.sent == 2
 
 

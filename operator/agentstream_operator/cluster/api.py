@@ -1,7 +1,7 @@
 """Requests to the API server: JSON in and out, over the official client's session and credentials.
 
-The client's own models are left aside: what is sent is built by `cluster`, of what comes back only a few
-fields matter, and turning thousands of objects into models would cost more than all else.
+The client's models are not used: the bodies are built by `cluster`, and converting thousands of objects into
+models would cost more than everything else.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _JSON, _STEPS = "application/json", "application/json-patch+json"
 _PAGE = 500
 _TIMEOUT = 15.0
 _WATCHED = 300
-"""Seconds after which the API server is to end a watch."""
+"""Seconds after which the API server ends a watch."""
 
 _SILENT = 150.0
-"""Seconds without a word after which a watch counts as dead: a bookmark comes about every minute."""
+"""Seconds of silence after which a watch counts as dead: bookmarks come about every minute."""
 
 _SHOWN = 200
 _AT_A_TIME = 32
-"""Requests under way: with more the API server only lets them wait."""
+"""Concurrent requests: the API server would queue more."""
 
-# 410: a list took so long that its moment is over
+# 410: the resource version of a list has expired
 _RETRIED = frozenset({408, 410, 429, 500, 502, 503, 504})
 
 _UNREADABLE = ("failed to create typed patch object", "failed to convert new object")
-"""How the API server begins to say, with code 500, that what is applied makes no sense."""
+"""Beginnings of the messages by which the API server refuses invalid bodies with code 500."""
 
 Json = dict[str, Any]
 
@@ -49,7 +49,7 @@ class ApiError(ClusterRefused):
 
     Attributes:
         code: the HTTP status.
-        causes: why, in words of the API; empty if there are none.
+        causes: the causes of the status, if there are any.
     """
 
     def __init__(self, code: int, message: str, causes: tuple[str, ...] = ()) -> None:
@@ -59,24 +59,26 @@ class ApiError(ClusterRefused):
 
     @property
     def namespace_ends(self) -> bool:
-        """Whether nothing can be made because the namespace is being deleted."""
+        """Whether nothing can be created because the namespace is being deleted."""
         return self.code == 403 and "NamespaceTerminating" in self.causes  # noqa: PLR2004
 
     @property
     def another(self) -> bool:
-        """Whether a JSON patch was meant for an object that is another one by now."""
-        # what is wrong with the object itself would be listed
+        """Whether the test of a JSON patch failed: the object was replaced by another one of its name."""
+        # an invalid object has causes
         return self.code == 422 and not self.causes  # noqa: PLR2004
 
 
 class Api:
-    """The API server.
+    """Sends requests to the API server.
+
+    All methods raise `ApiError` if the request is refused, and `ClusterUnavailable` without an answer.
 
     Args:
         client: the official client, configured.
 
     Attributes:
-        requests: how many requests of which verb on which resource ended with which code.
+        requests: the number of requests by verb, resource and HTTP status (0: no answer).
     """
 
     def __init__(self, client: ApiClient) -> None:
@@ -85,12 +87,7 @@ class Api:
         self.requests: Counter[tuple[str, str, int]] = Counter()
 
     async def get(self, kind: ApiKind, namespace: str, name: str) -> Json | None:
-        """An object, or None if there is none.
-
-        Raises:
-            ApiError: the request is refused.
-            ClusterUnavailable: there is no answer.
-        """
+        """Returns an object, or None if it does not exist."""
         try:
             return _object(await self._send("get", kind, "GET", kind.path(namespace, name)))
         except ApiError as error:
@@ -99,28 +96,13 @@ class Api:
             raise
 
     async def list(self, kind: ApiKind, namespace: str | None, selector: str = "") -> AsyncIterator[Json]:
-        """Every object of a kind, page by page, all of the same moment.
-
-        Args:
-            kind: which.
-            namespace: where; None for everywhere.
-            selector: labels that they must have.
-
-        Raises:
-            ApiError: the request is refused.
-            ClusterUnavailable: there is no answer.
-        """
+        """Yields every object of a kind in a namespace (None: all) with a label selector, in one version."""
         async for page in self._pages(kind, namespace, selector):
             for item in page["items"]:
                 yield {"apiVersion": kind.api_version, "kind": kind.kind, **item}
 
     async def snapshot(self, kind: ApiKind, namespace: str | None) -> tuple[Sequence[Json], str]:
-        """Every object of a kind, and the version of that list, from which `watch` goes on.
-
-        Raises:
-            ApiError: the request is refused.
-            ClusterUnavailable: there is no answer.
-        """
+        """Returns every object of a kind, and the version of the list, for `watch`."""
         found: Sequence[Json] = ()
         version = ""
         async for page in self._pages(kind, namespace):
@@ -132,19 +114,13 @@ class Api:
     async def watch(
         self, kind: ApiKind, namespace: str | None, version: str
     ) -> AsyncIterator[tuple[str, Json]]:
-        """What happens to objects of a kind after a version, until the API server ends the answer.
-
-        Args:
-            kind: which.
-            namespace: where; None for everywhere.
-            version: of a list, or of the latest object that was told of.
+        """Watches a kind from a resource version on, until the API server ends the answer.
 
         Yields:
-            `ADDED`, `MODIFIED` or `DELETED` with the object, or `BOOKMARK` with one that has but a version.
+            `ADDED`, `MODIFIED` or `DELETED` with the object, or `BOOKMARK` with one that has only a version.
 
         Raises:
-            ApiError: the request is refused.
-            ClusterUnavailable: there is no answer, nothing more comes, or the version is too old.
+            ClusterUnavailable: no answer, silence for too long, or the version is too old.
         """
         query = {
             "watch": "1",
@@ -159,36 +135,22 @@ class Api:
             yield event["type"], event["object"]
 
     async def create(self, kind: ApiKind, namespace: str | None, body: Json) -> Json:
-        """Makes an object.
-
-        Raises:
-            ApiError: the request is refused; with code 409 if there is one.
-            ClusterUnavailable: there is no answer.
-        """
+        """Creates an object; `ApiError` with code 409 if it exists."""
         return _object(await self._send("create", kind, "POST", kind.path(namespace), body, query=_MANAGED))
 
     async def merge(self, kind: ApiKind, namespace: str, name: str, body: Json, part: str = "") -> Json:
-        """Changes fields of an object (https://www.rfc-editor.org/rfc/rfc7396).
-
-        Raises:
-            ApiError: the request is refused.
-            ClusterUnavailable: there is no answer.
-        """
+        """Changes fields of an object, or of a subresource, by a merge patch (RFC 7396)."""
         path = kind.path(namespace, name, part)
         return _object(await self._send("patch", kind, "PATCH", path, body, content=MERGE, query=_MANAGED))
 
     async def apply(self, kind: ApiKind, body: Json, *, force: bool, manager: str = FIELD_MANAGER) -> Json:
-        """Makes an object have these fields, by server-side apply.
+        """Applies the fields of an object by server-side apply; `ApiError` with code 409 on a conflict.
 
         Args:
-            kind: which.
-            body: the object with all fields that are ours, with its name and namespace.
-            force: whether fields that are somebody else's become ours.
-            manager: whose fields these are.
-
-        Raises:
-            ApiError: the request is refused; with code 409 if a field is somebody else's.
-            ClusterUnavailable: there is no answer.
+            kind: its kind.
+            body: the object with all fields to own, with its name and namespace.
+            force: whether to take over fields of other managers.
+            manager: the field manager.
         """
         path = kind.path(body["metadata"]["namespace"], body["metadata"]["name"])
         query = {"fieldManager": manager} | ({"force": "true"} if force else {})
@@ -196,14 +158,9 @@ class Api:
         return _object(await self._send("apply", kind, "PATCH", path, body, content=APPLY, query=query))
 
     async def replace_status(self, kind: ApiKind, namespace: str, name: str, uid: str, status: Json) -> None:
-        """Gives an object this status, if it is still the one with this uid.
+        """Replaces the status of the object with this uid; `ApiError.another` if the uid differs.
 
-        Only a JSON patch can ask for that (https://www.rfc-editor.org/rfc/rfc6902): in all other changes of a
-        status the API server passes over the uid.
-
-        Raises:
-            ApiError: the request is refused; `another` if the uid is another one.
-            ClusterUnavailable: there is no answer.
+        Only a JSON patch (RFC 6902) can test the uid: with others the API server ignores it.
         """
         steps: list[Json] = [
             {"op": "test", "path": "/metadata/uid", "value": uid},
@@ -213,12 +170,7 @@ class Api:
         await self._send("patch", kind, "PATCH", path, steps, content=_STEPS, query=_MANAGED)
 
     async def delete(self, kind: ApiKind, namespace: str, name: str) -> None:
-        """Deletes an object, if there is one, and lets what belongs to it follow.
-
-        Raises:
-            ApiError: the request is refused.
-            ClusterUnavailable: there is no answer.
-        """
+        """Deletes an object, if it exists, and its dependents in the background."""
         options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
         try:
             await self._send("delete", kind, "DELETE", kind.path(namespace, name), options)
@@ -237,7 +189,7 @@ class Api:
             query = {**query, "continue": token}
 
     async def _lines(self, kind: ApiKind, path: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
-        """The lines of an answer that goes on."""
+        """Yields the lines of a streaming answer."""
         url = f"{self._client.configuration.host}{quote(path)}?{urlencode(query)}"
         code, rest = 0, b""
         try:
@@ -326,7 +278,7 @@ def _object(data: bytes) -> Json:
 
 
 def _refuse(code: int, data: bytes) -> None:
-    """Raises what an answer with this code and body means."""
+    """Raises the error that an answer with this code and body means."""
     try:
         status = msgspec.json.decode(data)
         message = str(status["message"])

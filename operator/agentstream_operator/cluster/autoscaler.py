@@ -1,4 +1,4 @@
-"""The HorizontalPodAutoscaler of a group in mode HPA: it follows what the metrics server tells."""
+"""Builds and reads the HorizontalPodAutoscaler of a group in mode HPA."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ METRIC: Final = "agentstream-backlog"
 """The external metric; its labels are `group` and `stream`, the names of the resources."""
 
 _LONGEST_WINDOW = 3_600
-"""Seconds: what the API server takes."""
+"""Seconds: the maximum of the API server."""
 
 _AT_ONCE = 1
-"""Seconds in which as many pods may come, or go, as there may be at all: the least there is."""
+"""Seconds in which any number of pods may be added or removed: the minimum of the API server."""
 
 _RESTS = "ScalingDisabled"
 _MESSAGE = 300
@@ -36,12 +36,12 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class AutoscalerObject:
-    """An autoscaler as the API server has it.
+    """An autoscaler on the API server.
 
     Attributes:
         version: its resource version.
-        found: of its fields those that are ours.
-        seen: whether it does its work.
+        found: the fields that the operator owns.
+        seen: whether it works.
     """
 
     version: int
@@ -50,10 +50,7 @@ class AutoscalerObject:
 
 
 def autoscaler(group: ConsumerGroup) -> dict[str, Any]:
-    """The HorizontalPodAutoscaler of a group with autoscaling.
-
-    It rests while there are no pods, and leaves one at least: between none and some the operator decides.
-    """
+    """Builds the HorizontalPodAutoscaler of a group; the operator scales to and from zero."""
     scaling, name = group.spec.autoscaling, deployment_name(group.metadata.name)
     if scaling is None:
         raise ValueError(f"{group.key} has no autoscaling")
@@ -103,12 +100,12 @@ def autoscaler(group: ConsumerGroup) -> dict[str, Any]:
 
 
 def labels(group: ConsumerGroup) -> dict[str, str]:
-    """What the metric of a group is labelled with."""
+    """Returns the labels of a group's metric."""
     return {"group": group.metadata.name, "stream": group.spec.stream_ref.name}
 
 
 def quantity(number: int) -> str:
-    """A number of messages as Kubernetes writes quantities: 2000 is `2k`."""
+    """Formats a number as a Kubernetes quantity: 2000 is `2k`."""
     suffix = 0
     while number and number % 1000 == 0 and suffix + 1 < len(_SUFFIXES):
         number, suffix = number // 1000, suffix + 1
@@ -116,7 +113,7 @@ def quantity(number: int) -> str:
 
 
 def read(found: Json) -> AutoscalerObject:
-    """An autoscaler as it was listed, written or told of."""
+    """Reads an autoscaler that was listed, written or watched."""
     metadata = found["metadata"]
     ours = {
         "metadata": {key: metadata.get(key) for key in ("labels", "ownerReferences")},
@@ -126,7 +123,7 @@ def read(found: Json) -> AutoscalerObject:
 
 
 def is_as_made(known: AutoscalerObject, body: Json) -> bool:
-    """Whether an autoscaler is as `autoscaler` makes it; what the API server adds does not matter."""
+    """Returns whether an autoscaler has all fields of a body; defaults of the API server do not matter."""
     metadata = {key: value for key, value in body["metadata"].items() if key in known.found["metadata"]}
     return _covers(known.found, {"metadata": metadata, "spec": body["spec"]})
 
@@ -142,7 +139,7 @@ def _covers(found: Any, wanted: Any) -> bool:
 
 
 def _seen(status: Json) -> AutoscalerSeen:
-    """Whether an autoscaler does its work, as it says; that it rests at zero pods is as it should be."""
+    """Reads whether an autoscaler works; at zero replicas it is disabled, which is no failure."""
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     able, active = conditions.get("AbleToScale", {}), conditions.get("ScalingActive", {})
     for condition in (able, active):

@@ -21,17 +21,17 @@ _UNUSABLE = (ConfigException, YAMLError, OSError, LookupError, TypeError, ValueE
 
 
 class NoCluster(Exception):  # noqa: N818 - it says what is wrong
-    """Neither a pod's environment nor a kubeconfig says where the API server is; the message tells more."""
+    """Neither the environment of a pod nor a kubeconfig names an API server; the message has the details."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterConnection:
-    """The API server, and where we are in its cluster.
+    """The API server, and this process's place in its cluster.
 
     Attributes:
         client: the official client, configured.
-        in_cluster: whether we run in a pod of it.
-        namespace: ours.
+        in_cluster: whether this process runs in a pod of the cluster.
+        namespace: its namespace.
     """
 
     client: ApiClient
@@ -44,10 +44,10 @@ class ClusterConnection:
 
 
 async def connect() -> ClusterConnection:
-    """Finds the API server; nothing is asked of it yet.
+    """Finds the API server; sends no request yet.
 
     Raises:
-        NoCluster: it cannot be found.
+        NoCluster: no API server is configured.
     """
     configuration = Configuration()
     in_cluster = _is_pod()

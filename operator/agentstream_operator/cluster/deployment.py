@@ -1,4 +1,4 @@
-"""The Deployment of a group's consumers: its template, and what every consumer needs around it."""
+"""Builds the Deployment of a group's consumers: its template, with defaults and what the SDK needs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ _AFTER_LEASE = 5
 
 
 def deployment(group: ConsumerGroup, replicas: int) -> dict[str, Any]:
-    """The Deployment of a group with a template.
+    """Builds the Deployment of a group with a template, whose fields are kept.
 
-    What the template says is kept; where it is silent, the pods are as restricted as the `restricted` pod
-    security standard asks for, and get no token for the API server.
+    By default pods meet the `restricted` pod security standard, and get no API token.
     """
     labels = {
         MANAGED_BY: MANAGER,
@@ -66,7 +65,7 @@ def deployment(group: ConsumerGroup, replicas: int) -> dict[str, Any]:
 
 
 def revision(body: dict[str, Any]) -> str:
-    """The digest of a Deployment as `deployment` makes it, whatever its replicas."""
+    """Returns the digest of a Deployment's body without its replicas."""
     return str(body["metadata"]["annotations"][REVISION])
 
 
@@ -95,7 +94,7 @@ def _pod(group: ConsumerGroup, labels: dict[str, str]) -> dict[str, Any]:
                 spec.get("securityContext"),
                 {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
             ),
-            # who is told to end hands back what it holds; what is cut short leaves that to the lease
+            # on SIGTERM a consumer hands back its messages; if killed, they wait for the lease
             "terminationGracePeriodSeconds": (
                 max(grace, lease + _AFTER_LEASE) if isinstance(grace, int) else grace
             ),
@@ -109,7 +108,7 @@ def _pod(group: ConsumerGroup, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def _agent(container: dict[str, Any]) -> dict[str, Any]:
-    """The container of the agent: it finds its server, knows its pod, and answers probes."""
+    """Adds the binding, the pod's name and probes to the agent's container."""
     given = container.get("env") or []
     named = {variable["name"] for variable in given}
     ours = (
@@ -129,9 +128,9 @@ def _agent(container: dict[str, Any]) -> dict[str, Any]:
 
 
 def _probes(container: dict[str, Any]) -> dict[str, Any]:
-    """Probes that the SDK answers; none where the template has any of its own.
+    """Returns probes that the SDK answers; none if the template has any.
 
-    An agent may take long to start and to turn, so only one that has been stuck for minutes is started again.
+    Handlers may block for a while: only a container that is stuck for minutes is restarted.
     """
     if any(f"{kind}Probe" in container for kind in ("startup", "readiness", "liveness")):
         return {}
@@ -154,14 +153,14 @@ def _secured(container: Any) -> Any:
 
 
 def _completed(given: Any, defaults: dict[str, Any]) -> Any:
-    """What a template says, with defaults where it is silent; nonsense is the API server's to refuse."""
+    """Adds defaults to a mapping of the template; invalid values are left to the API server."""
     if given is None:
         return defaults
     return {**defaults, **given} if isinstance(given, dict) else given
 
 
 def _followed(given: Any, last: dict[str, Any]) -> Any:
-    """A list of a template with one more item; nonsense is the API server's to refuse."""
+    """Appends an item to a list of the template; invalid values are left to the API server."""
     if given is None:
         return [last]
     return [*given, last] if isinstance(given, list) else given

@@ -1,4 +1,4 @@
-"""Deployments that ConsumerGroups name by `deploymentRef`: somebody else's, but for their replicas."""
+"""Deployments that ConsumerGroups name by `deploymentRef`: the operator changes only their replicas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EVERY = 5.0
 
 
 class DeploymentRefs:
-    """How those Deployments run; each that was asked for lately is looked at every few seconds.
+    """Reads those Deployments again every few seconds, as long as they are asked for.
 
     Args:
         api: the API server.
@@ -29,10 +29,10 @@ class DeploymentRefs:
         self._asked: set[Place] = set()
 
     async def workload(self, place: Place) -> WorkloadSeen | None:
-        """How a Deployment runs; None if there is none.
+        """Returns a Deployment's workload; None if it does not exist.
 
         Raises:
-            ChildNotOurs: it is the consumers' Deployment of another ConsumerGroup.
+            ChildNotOurs: it was created for another ConsumerGroup.
             ClusterUnavailable: the API server does not answer.
         """
         self._asked.add(place)
@@ -41,19 +41,14 @@ class DeploymentRefs:
         return self._seen[place]
 
     async def scale(self, place: Place, replicas: int) -> None:
-        """Sets its replicas, and nothing else.
-
-        Raises:
-            ApiError: the request is refused.
-            ClusterUnavailable: the API server does not answer.
-        """
+        """Sets the replicas of a Deployment. Raises as `Api.merge`."""
         try:
             await self._api.merge(DEPLOYMENTS, *place, {"spec": {"replicas": replicas}}, part="scale")
         finally:
             await self._look(place)
 
     async def watch(self) -> None:
-        """Looks at them, again and again."""
+        """Reads the Deployments until cancelled."""
         while True:
             await asyncio.sleep(_EVERY)
             for place in tuple(self._seen.keys() - self._asked):

@@ -1,4 +1,4 @@
-"""The kinds of objects that the operator reads and writes, and where the API server has them."""
+"""The kinds of objects that the operator reads and writes, and their paths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ApiKind:
     plural: str
 
     def path(self, namespace: str | None, name: str = "", part: str = "") -> str:
-        """Where an object is, or a part of it, or all of a namespace, or all of them (None)."""
+        """Returns the path of an object, a subresource, all objects of a namespace, or all (None)."""
         root = "/api/" if "/" not in self.api_version else "/apis/"
         where = f"/namespaces/{namespace}" if namespace is not None else ""
         tail = "".join(f"/{step}" for step in (name, part) if step)

@@ -1,8 +1,8 @@
-"""Only one operator of an installation acts at a time: the one that holds the Lease.
+"""Leader election: only the operator that holds the Lease of an installation acts.
 
-As client-go elects: a Lease that nobody renewed for its duration, by the candidate's own clock, is anybody's
-(https://pkg.go.dev/k8s.io/client-go/tools/leaderelection). The official Python client's lock cannot make a
-Lease in version 37, and ends with the first connection that breaks.
+As in client-go, a Lease that was not renewed for its duration, by the candidate's clock, may be taken over
+(https://pkg.go.dev/k8s.io/client-go/tools/leaderelection). The lock of the official Python client (37) cannot
+create a Lease, and ends with the first broken connection.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from agentstream_operator.cluster.port import ClusterUnavailable
 _log = logging.getLogger(__name__)
 
 DURATION = 8
-"""Seconds after which a Lease that is not renewed is anybody's."""
+"""Seconds without a renewal after which the Lease may be taken over."""
 
 _DEADLINE = 6.0
-"""Seconds without a renewal after which the holder gives up, before anybody else may take over."""
+"""Seconds without a renewal after which the holder stops, before another candidate may take over."""
 
 _EVERY, _SOON = 2.0, 0.5
 _ANSWER = 3.0
@@ -33,16 +33,16 @@ _FAILURES = (ApiError, ClusterUnavailable, TimeoutError)
 
 
 class Leader:
-    """A candidate.
+    """Acquires and renews the Lease.
 
     Args:
         api: the API server.
         namespace: of the Lease.
         name: of the Lease.
-        identity: who we are; the same after a restart in the same pod, which then goes on at once.
+        identity: the holder; a restarted holder resumes at once if it stays the same.
 
     Attributes:
-        leads: whether the Lease is ours.
+        leads: whether this operator holds the Lease.
     """
 
     def __init__(self, api: Api, namespace: str, name: str, identity: str) -> None:
@@ -58,7 +58,7 @@ class Leader:
 
     @asynccontextmanager
     async def leading(self) -> AsyncIterator[asyncio.Task[None]]:
-        """Waits for the Lease, and gives it back afterwards.
+        """Waits for the Lease, and releases it afterwards.
 
         Yields:
             A task that ends when the Lease is lost.
@@ -89,18 +89,18 @@ class Leader:
         _log.error("could not renew the Lease %s: leadership is lost", self._name)
 
     async def _try(self) -> bool:
-        """Takes the Lease, or renews it. Returns whether it is ours now."""
+        """Acquires or renews the Lease. Returns whether this operator holds it."""
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(_ANSWER):
                 taken = await self._take()
         except _FAILURES as error:
             _log.warning("could not acquire or renew the Lease %s: %s", self._name, str(error) or "no answer")
-            # whatever became of the request, what is there is to be read again
+            # the request may have succeeded: read the Lease again
             self._version = ""
             return False
         if taken:
-            # others count from when it was written, which was not before
+            # other candidates count from the write, which came later
             self._renewed_at = began
         return taken
 
@@ -128,7 +128,7 @@ class Leader:
         return True
 
     def _is_free(self, spec: dict[str, Any]) -> bool:
-        """Whether nobody else holds the Lease: nobody has renewed it for as long as it lasts."""
+        """Returns whether the Lease has no holder, or was not renewed for its duration."""
         clock = asyncio.get_running_loop().time()
         holder = spec.get("holderIdentity") or ""
         seen = (holder, spec.get("renewTime", ""))
@@ -148,10 +148,10 @@ class Leader:
         }
 
     async def _release(self) -> None:
-        """Lets the next one have the Lease at once."""
+        """Releases the Lease for the next candidate."""
         with suppress(*_FAILURES):
             async with asyncio.timeout(_ANSWER):
-                # a renewal that was cut short may have been done
+                # a cancelled renewal may have succeeded
                 found = await self._api.get(LEASES, self._namespace, self._name)
                 if found is None or found["spec"].get("holderIdentity") != self._identity:
                     return

@@ -1,4 +1,4 @@
-"""What is known of the objects that the operator made: from one list, and the events since. Does no I/O."""
+"""A cache of the objects that the operator created, from one list and the events since. Does no I/O."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class SecretSeen:
 
     Attributes:
         version: its resource version.
-        credentials: what it says of an agent.
-        address: where it says the server is.
-        keys: what it says of a stream's keys.
+        credentials: the credentials of an agent.
+        address: the server's address and CA certificate.
+        keys: the signing keys of a stream.
     """
 
     version: int
@@ -58,14 +58,14 @@ class DeploymentSeen:
 
     Attributes:
         version: its resource version.
-        uid: another one of the same name has another.
-        generation: counts the changes of its spec.
-        revision: the digest of what was applied.
-        replicas: how many pods are wanted.
-        ready: how many are ready.
-        failure: why pods cannot be made.
-        edited: whether somebody else owns fields of its spec.
-        ours: whether the number of replicas was applied with everything else, and is nobody else's to decide.
+        uid: its uid.
+        generation: counts changes of its spec.
+        revision: the digest of the applied spec.
+        replicas: the desired replicas.
+        ready: the ready replicas.
+        failure: why pods cannot be created.
+        edited: whether another manager owns fields of its spec.
+        ours: whether the operator's own manager owns the replicas.
     """
 
     version: int
@@ -81,14 +81,14 @@ class DeploymentSeen:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Who is concerned by a change.
+    """What a changed object concerns.
 
     Attributes:
         group: the group whose consumers changed.
         agent: namespace and name of the agent whose Secret changed.
         stream: the AgentStream whose signing keys changed.
-        gone: processes of the group that have ended.
-        deleted: whether their pod is there no more, and will not be again.
+        gone: processes of the group that ended.
+        deleted: whether their pod was deleted.
     """
 
     group: ResourceKey | None = None
@@ -99,7 +99,7 @@ class Change:
 
 
 class OwnedObjects:
-    """Secrets, Deployments and pods that carry the operator's label."""
+    """The Secrets, Deployments, autoscalers and pods with the operator's label."""
 
     def __init__(self) -> None:
         self.secrets: dict[Place, SecretSeen] = {}
@@ -110,15 +110,15 @@ class OwnedObjects:
         self._ends: dict[tuple[str, Place], int] = {}
 
     def deployment(self, group: ResourceKey) -> DeploymentSeen | None:
-        """The Deployment of a group."""
+        """Returns the Deployment of a group."""
         return self.deployments.get((group.namespace, deployment_name(group.name)))
 
     def autoscaler(self, group: ResourceKey) -> AutoscalerObject | None:
-        """The autoscaler of a group."""
+        """Returns the autoscaler of a group."""
         return self.autoscalers.get((group.namespace, deployment_name(group.name)))
 
     def workload(self, group: ResourceKey, *, current: bool) -> WorkloadSeen | None:
-        """How the consumers of a group run; `current` is whether nobody else changed their Deployment."""
+        """Returns the workload of a group; `current` is whether its Deployment is as applied."""
         found = self.deployment(group)
         if found is None:
             return None
@@ -127,17 +127,17 @@ class OwnedObjects:
         return WorkloadSeen(found.replicas, found.ready, crashing, current)
 
     def alive(self, group: ResourceKey) -> Mapping[str, PodSeen]:
-        """The pods of a group in which a process may run, by name."""
+        """Returns the pods of a group in which a process may run, by name."""
         found = {place[1]: self.pods[place] for place in self._pods_of.get(group, ())}
         return {name: pod for name, pod in found.items() if not pod.down}
 
     def put(self, found: Json) -> Change | None:
-        """Takes up an object as it was listed, written or told of. Returns whom that concerns, if anybody."""
+        """Stores an object that was listed, written or watched. Returns what it concerns, if anything."""
         kind, place = found["kind"], _place(found)
         if not is_ours(found["metadata"]):
             return self.remove(found)
         if self._ends.get((kind, place), 0) >= _version(found):
-            # the answer to a write that came after the event of a deletion
+            # the answer to a write, after the event of the deletion
             return None
         if kind == SECRETS.kind:
             return self._put_secret(place, found)
@@ -148,17 +148,17 @@ class OwnedObjects:
         return self._put_pod(place, found)
 
     def remove(self, found: Json) -> Change | None:
-        """Forgets an object that is gone. Returns whom that concerns, if anybody."""
+        """Removes a deleted object. Returns what it concerns, if anything."""
         kind, place, version = found["kind"], _place(found), _version(found)
         known = self._of(kind)
         present = known.get(place)
         if present is not None and present.version > version:
-            # another one of that name is there by now
+            # a new object of that name exists
             return None
         self._note_end(kind, place, version)
         if kind == SECRETS.kind:
             self.secrets.pop(place, None)
-            return _wake_for_secret(place, found)
+            return _change_of_secret(place, found)
         group = _group_of(found)
         if kind in (DEPLOYMENTS.kind, AUTOSCALERS.kind):
             known.pop(place, None)
@@ -167,11 +167,11 @@ class OwnedObjects:
         return Change(group=pod.group, gone=Gone(place[1]), deleted=True) if pod is not None else None
 
     def versions(self, kind: str) -> dict[Place, int]:
-        """Which objects of a kind are known, and as of when."""
+        """Returns the resource versions of the known objects of a kind."""
         return {place: found.version for place, found in self._of(kind).items()}
 
     def _note_end(self, kind: str, place: Place, version: int) -> None:
-        """Remembers the latest ends: the answer to a write is only ever a moment late."""
+        """Remembers the latest deletions: the answer to an earlier write may arrive after the event."""
         self._ends.pop((kind, place), None)
         self._ends[kind, place] = version
         if len(self._ends) > _ENDS:
@@ -194,7 +194,7 @@ class OwnedObjects:
         self.secrets[place] = seen
         if known is not None and replace(known, version=seen.version) == seen:
             return None
-        return _wake_for_secret(place, found)
+        return _change_of_secret(place, found)
 
     def _put_deployment(self, place: Place, found: Json) -> Change | None:
         spec, status, metadata = found["spec"], found.get("status") or {}, found["metadata"]
@@ -222,7 +222,7 @@ class OwnedObjects:
             return None
         self.autoscalers[place] = made
         if known is not None and replace(known, version=made.version) == made:
-            # it only tells what it counts
+            # only its current metrics changed
             return None
         group = _group_of(found)
         return Change(group=group) if group is not None else None
@@ -240,7 +240,7 @@ class OwnedObjects:
         return Change(group=group, gone=gone) if gone is not None or seen.tells(known) else None
 
     def _forget_pod(self, place: Place) -> PodSeen | None:
-        """Forgets a pod. Returns what was known of it."""
+        """Removes a pod. Returns what was known of it."""
         pod = self.pods.pop(place, None)
         if pod is not None:
             self._pods_of[pod.group].discard(place)
@@ -263,7 +263,7 @@ def _group_of(found: Json) -> ResourceKey | None:
     return ResourceKey("ConsumerGroup", _place(found)[0], name) if name else None
 
 
-def _wake_for_secret(place: Place, found: Json) -> Change | None:
+def _change_of_secret(place: Place, found: Json) -> Change | None:
     labels = found["metadata"].get("labels") or {}
     if agent := labels.get(AGENT_LABEL):
         return Change(agent=(place[0], agent))
@@ -273,7 +273,7 @@ def _wake_for_secret(place: Place, found: Json) -> Change | None:
 
 
 def _failure(status: Json) -> str | None:
-    """Why a Deployment's pods cannot be made: a quota, a policy."""
+    """Returns why a Deployment's pods cannot be created: a quota, a policy."""
     for condition in status.get("conditions") or ():
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             return str(condition.get("message", "cannot create pods"))[:_MESSAGE]
@@ -281,7 +281,7 @@ def _failure(status: Json) -> str | None:
 
 
 def _is_edited(metadata: Json) -> bool:
-    """Whether somebody else changed the spec; who scales or reports a status does not count."""
+    """Returns whether another manager owns fields of the spec; subresources do not count."""
     return any(
         entry.get("manager") not in _MANAGERS and "f:spec" in (entry.get("fieldsV1") or {})
         for entry in metadata.get("managedFields") or ()

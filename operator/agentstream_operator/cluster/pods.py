@@ -1,4 +1,4 @@
-"""Consumers' pods: what is made of them, and which of them are to go first."""
+"""Consumers' pods: their state, and their deletion costs."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class PodSeen:
 
     Attributes:
         version: its resource version.
-        group: the ConsumerGroup that it belongs to.
-        over: whether no process of it will ever run again.
-        down: whether none runs.
+        group: its ConsumerGroup.
+        over: whether no process of it will run again.
+        down: whether no process runs.
         stuck: why it does not start.
-        since: processes that started before so many ms since 1970 run no more; None if none has ended.
+        since: processes started before that time (ms since 1970) have ended; None if none has.
         again: whether there were any.
         leaving: whether it is being deleted.
-        cost: what its deletion is said to cost.
+        cost: its deletion cost.
     """
 
     version: int
@@ -63,7 +63,7 @@ class PodSeen:
     cost: str | None = None
 
     def tells(self, known: PodSeen | None) -> bool:
-        """Whether this says of the group's consumers what was not known."""
+        """Returns whether the state of the group's consumers changed."""
         if known is None:
             return True
         return (known.group, known.over, known.down, known.stuck) != (
@@ -74,20 +74,20 @@ class PodSeen:
         )
 
     def ended(self, name: str, known: PodSeen | None) -> Gone | None:
-        """What has ended since the pod of this name was seen last: of a new one all that ever ran."""
+        """Returns the processes that ended since the pod was seen last; of a new pod all that ever ran."""
         if self.over:
             return Gone(name) if known is None or not known.over else None
         if self.down and (known is None or not known.down):
             return Gone(name, self.since)
         if self.since is None:
             return None
-        # it was started again: before it was seen at all, between two events or after the end that was told
+        # it restarted: before it was first seen, between two events, or after its end was reported
         before = known.since if known is not None else None
         return Gone(name, self.since) if (self.again if before is None else self.since > before) else None
 
 
 def read_pod(found: Json, group: ResourceKey) -> PodSeen:
-    """What is to be known of a pod."""
+    """Reads the state of a pod."""
     metadata, status = found["metadata"], found.get("status") or {}
     seen = PodSeen(
         version=int(metadata["resourceVersion"]),
@@ -106,14 +106,14 @@ def read_pod(found: Json, group: ResourceKey) -> PodSeen:
 
 
 def _process(container: Json) -> dict[str, Any]:
-    """Whether a container's process runs, and since when no earlier one does."""
+    """Reads whether a container's process runs, and the time before which earlier ones ended."""
     state, last = container.get("state") or {}, (container.get("lastState") or {}).get("terminated")
     waiting, ended = state.get("waiting") or {}, state.get("terminated") or last
     looping = waiting.get("reason") == _LOOPING
     if "terminated" in state or looping or (waiting and ended):
         since = _time((ended or {}).get("finishedAt"))
         if looping and since is not None:
-            # times are whole seconds: whoever started in the same one is the next, but where that has to wait
+            # times are whole seconds: a process started in the same one is the next, unless delayed
             since += _SECOND
         return {"down": True, "since": since}
     return {"since": _time((state.get("running") or {}).get("startedAt")), "again": last is not None}
@@ -122,16 +122,10 @@ def _process(container: Json) -> dict[str, Any]:
 async def set_deletion_costs(
     api: Api, namespace: str, pods: Mapping[str, PodSeen], held: Mapping[str, int]
 ) -> None:
-    """Lets pods that hold less be cheaper to delete, in steps, so that little is written.
-
-    Args:
-        api: the API server.
-        namespace: where the pods are.
-        pods: those of a group, by name.
-        held: how many messages each of them holds, where it holds any.
+    """Sets the deletion costs of pods by the number of messages that each holds; writes changes only.
 
     Raises:
-        ClusterRefused: it is refused.
+        ClusterRefused: the API server refused it.
         ClusterUnavailable: the API server does not answer.
     """
     costs = {name: deletion_cost(held.get(name, 0)) for name, pod in pods.items() if not pod.leaving}
@@ -140,12 +134,12 @@ async def set_deletion_costs(
 
 
 def has_deletion_cost(template: Json) -> bool:
-    """Whether a pod template says itself what deleting its pods costs."""
+    """Returns whether a pod template sets the deletion cost."""
     return COST in ((template.get("metadata") or {}).get("annotations") or {})
 
 
 def deletion_cost(held: int) -> str:
-    """What deleting a pod costs that holds so many messages: nothing if none, one more for twice as many."""
+    """Returns the deletion cost for a number of messages: 0 for none, one more for twice as many."""
     return str(held.bit_length())
 
 
@@ -153,18 +147,18 @@ async def _set_cost(api: Api, namespace: str, name: str, cost: str) -> None:
     try:
         await api.merge(PODS, namespace, name, {"metadata": {"annotations": {COST: cost}}})
     except ApiError as error:
-        # it has just gone
+        # the pod was deleted meanwhile
         if error.code != _NOT_FOUND:
             raise
 
 
 def _stuck(name: str, states: Iterable[Json]) -> str | None:
-    """Why the first of a pod's containers that does not start does not."""
+    """Returns why the first of a pod's containers that does not start does not."""
     for found in states:
         waiting = (found.get("state") or {}).get("waiting") or {}
         reason, why = waiting.get("reason"), waiting.get("message")
         if reason == _LOOPING:
-            # that it is not started again just now is what everybody knows
+            # the end of the container says more than the back-off
             why = _end((found.get("lastState") or {}).get("terminated") or {}) or why
         if reason in _STUCK:
             return ": ".join(filter(None, (name, reason, why)))[:_MESSAGE]
@@ -172,7 +166,7 @@ def _stuck(name: str, states: Iterable[Json]) -> str | None:
 
 
 def _end(last: Json) -> str | None:
-    """How a container ended."""
+    """Describes how a container ended."""
     if "exitCode" not in last:
         return None
     reason, words = last.get("reason", "Error"), str(last.get("message", "")).strip().splitlines()
@@ -186,5 +180,5 @@ def _agent_container(pod: Json) -> str | None:
 
 
 def _time(text: str | None) -> int | None:
-    """A time in ms since 1970."""
+    """Converts a time to ms since 1970."""
     return round(datetime.fromisoformat(text).timestamp() * 1000) if text else None

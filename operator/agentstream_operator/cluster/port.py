@@ -1,4 +1,4 @@
-"""What reconciling needs from the place where resources, workloads and secrets live."""
+"""The port to the place where resources, workloads and Secrets live."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from agentstream_operator.resources.status import AgentStreamStatus, ConditionRe
 
 
 class ClusterUnavailable(Exception):  # noqa: N818 - named like the SDK's errors, after what is wrong
-    """The place where resources live does not answer just now; what was to be done is done again later."""
+    """The cluster does not answer; the operation is retried later."""
 
 
 class ClusterRefused(Exception):  # noqa: N818
-    """Something was refused, and will be again until somebody changes something; the message says what.
+    """The cluster refused a change, and will until the cause is removed; the message names it.
 
     Attributes:
-        reason: what a condition says of it.
+        reason: the reason for a condition.
     """
 
     reason = ConditionReason.TEMPLATE_REFUSED
 
 
 class ChildNotOurs(ClusterRefused):
-    """An object with the name of a child exists and belongs to somebody else."""
+    """An object of the required name exists and was not created by the operator."""
 
     reason = ConditionReason.CHILD_NOT_OURS
 
 
 class Owner(NamedTuple):
-    """A resource that a child belongs to; another one of the same name has another `uid`."""
+    """The resource that an object belongs to; a new resource of the same name has another `uid`."""
 
     key: ResourceKey
     uid: str
@@ -41,15 +41,15 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """How an agent reaches the server: the contents of its Secret.
+    """The contents of an agent's Secret.
 
     Attributes:
         namespace: the agent's namespace.
         agent: its name.
         username: its ACL user.
-        password: the user's password; kept out of every representation.
-        owners: uids of the resources that it belongs to; empty where nothing collects what has no owner.
-        signing: the keys of signed streams, by the streams' names, as text for the SDK.
+        password: the user's password; not part of the representation.
+        owners: uids of the resources that name the agent.
+        signing: encoded keys of signed streams, by the streams' names.
     """
 
     namespace: str
@@ -62,12 +62,12 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class SigningKeys:
-    """The keys with which the messages of a stream are signed.
+    """The signing keys of a stream.
 
     Attributes:
         stream: the AgentStream.
         keys: the newest first.
-        owner: uid of the AgentStream that they belong to.
+        owner: uid of the AgentStream.
     """
 
     stream: ResourceKey
@@ -80,7 +80,7 @@ class AutoscalerSeen:
     """The autoscaler of a group in mode HPA.
 
     Attributes:
-        works: whether it can do its work; None before it first tried.
+        works: whether it can scale; None before its first evaluation.
         message: why it cannot.
     """
 
@@ -90,14 +90,14 @@ class AutoscalerSeen:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadSeen:
-    """The consumers of a group as they run.
+    """The consumers of a group.
 
     Attributes:
-        replicas: how many are wanted at present.
-        ready: how many run.
-        crashing: why the latest one ended or does not start, while it is not started again.
-        current: whether nobody changed since what was applied.
-        autoscaler: who decides how many there are but for none; None where we do.
+        replicas: the desired number.
+        ready: the number that is ready.
+        crashing: why the latest one ended or does not start, while its restart is delayed.
+        current: whether the applied spec is unchanged.
+        autoscaler: the autoscaler that sets the replicas above zero, if there is one.
     """
 
     replicas: int
@@ -112,7 +112,7 @@ class Pods:
     """The pods of a group.
 
     Attributes:
-        prefix: what the names of all pods that there ever were begin with.
+        prefix: the prefix of the names of all its pods, past ones included.
         alive: names of those that may hold messages.
     """
 
@@ -120,7 +120,7 @@ class Pods:
     alive: frozenset[str]
 
     def has_lost(self, pod: str) -> bool:
-        """Whether this is the name of a pod of the group that is there no more."""
+        """Returns whether a pod of this name belonged to the group and is gone."""
         # a Deployment's pods are called after it, its ReplicaSet and themselves
         suffix = pod.removeprefix(self.prefix)
         return suffix != pod and suffix.count("-") == 1 and pod not in self.alive
@@ -128,14 +128,14 @@ class Pods:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a resource, once.
+    """An event of a resource.
 
     Attributes:
         about: the resource.
-        reason: from the closed list.
-        message: one sentence for a person.
-        warning: whether somebody should look.
-        uid: of the resource.
+        reason: the reason.
+        message: one sentence.
+        warning: whether it needs attention.
+        uid: uid of the resource.
     """
 
     about: ResourceKey
@@ -146,75 +146,60 @@ class Event:
 
 
 class Cluster(Protocol):
-    """The port. Every method may be repeated after a crash without harm, and only writes what differs.
+    """The port. Every method may be repeated after a crash, and writes only differences.
 
-    All of them may raise `ClusterUnavailable`, and those that write children `ClusterRefused`.
+    All of them may raise `ClusterUnavailable`; those that write objects also `ClusterRefused`.
     """
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
-        """The agent's Secret, if there is one."""
-        ...
+        """Returns the agent's Secret, if it exists."""
 
     async def users(self) -> Collection[str]:
-        """Names of the installation's users for whom there is a Secret."""
-        ...
+        """Returns the names of the installation's users that have a Secret."""
 
     async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
-        """Writes the agent's Secret, unless one is there that differs only in its owners."""
-        ...
+        """Writes the agent's Secret."""
 
     async def delete_credentials(self, namespace: str, agent: str) -> None:
-        """Removes the agent's Secret."""
-        ...
+        """Deletes the agent's Secret."""
 
     async def signing_keys(self, stream: ResourceKey) -> SigningKeys | None:
-        """The keys of a stream, if there are any."""
-        ...
+        """Returns the signing keys of a stream, if there are any."""
 
     async def apply_signing_keys(self, keys: SigningKeys, owner: Owner) -> None:
-        """Writes the keys of a stream."""
-        ...
+        """Writes the signing keys of a stream."""
 
     async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
-        """The consumers of a group, if there are any or ever were."""
-        ...
+        """Returns the workload of a group, if it exists."""
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
-        """Makes consumers as the template says, so many; with `deploymentRef` only so many.
+        """Applies the template with a number of replicas, or scales the Deployment of deploymentRef.
 
-        In mode HPA it makes an autoscaler, too, where there are such.
+        In mode HPA it applies the autoscaler, too.
         """
-        ...
 
     async def delete_workload(self, group: ResourceKey) -> None:
-        """Stops the consumers of a group."""
-        ...
+        """Deletes the workload of a group."""
 
     async def delete_autoscaler(self, group: ResourceKey) -> None:
-        """Removes the autoscaler of a group, if there is one."""
-        ...
+        """Deletes the autoscaler of a group, if it exists."""
 
     async def pods(self, group: ConsumerGroup) -> Pods | None:
-        """The pods of a group that has a template; None where whoever knows them tells of each that ends."""
-        ...
+        """Returns the pods of a group with a template; None where every end of a process is reported."""
 
     async def set_deletion_costs(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
-        """Lets pods of a group that hold fewer messages go first when there are to be fewer.
+        """Makes pods with fewer messages the first to be removed at a scale-in.
 
         Args:
-            group: the group; without a template nothing of its pods is known, and nothing happens.
-            held: how many each pod holds, by name; one that is not named holds none.
+            group: the group; without a template nothing happens.
+            held: the number of messages by pod; 0 for others.
         """
-        ...
 
     async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
-        """Writes a status that changed, unless the resource is gone, or another one by now."""
-        ...
+        """Writes a changed status, unless the resource is gone or another one by now."""
 
     async def set_finalizer(self, about: Owner, *, present: bool) -> None:
-        """Adds or removes our finalizer, unless the resource is gone, or another one by now."""
-        ...
+        """Adds or removes the operator's finalizer, unless the resource is gone or another one by now."""
 
     async def emit(self, event: Event) -> None:
         """Records an event."""
-        ...

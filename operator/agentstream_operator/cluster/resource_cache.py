@@ -1,4 +1,4 @@
-"""Everything that is there: listed whole before the first write, then told of by events and compared."""
+"""Lists and watches all resources and owned objects, and compares them with lists from time to time."""
 
 from __future__ import annotations
 
@@ -26,43 +26,39 @@ Json = Mapping[str, Any]
 
 _EVERY = 300.0
 _GRACE = 20.0
-"""Seconds that a watch gets to tell of what a list shows."""
+"""Seconds that events get to arrive after a list."""
 
 
 class ChangeListener(Protocol):
-    """Who acts on resources."""
+    """Receives changes of resources."""
 
     def known(self, key: ResourceKey) -> Resource | None:
-        """A resource as it was put in last."""
-        ...
+        """Returns a resource as it was put last."""
 
     def put(self, resource: Resource) -> None:
-        """A resource is new or changed."""
-        ...
+        """Takes a new or changed resource."""
 
     def remove(self, key: ResourceKey) -> None:
-        """A resource is gone."""
-        ...
+        """Drops a resource that is gone."""
 
     def unreadable(self, key: ResourceKey) -> None:
-        """A resource exists that cannot be read."""
-        ...
+        """Notes a resource that cannot be parsed."""
 
 
 class ResourceCache:
-    """Passes on what is there to who acts on it.
+    """Passes changes on to a listener.
 
     Args:
         api: the API server.
-        namespaces: those that are watched; None for all.
-        owned: what is known of Secrets, Deployments and pods.
-        reconciler: who acts on resources.
-        wake: called with whom a change of a child concerns.
+        namespaces: the watched namespaces; None for all.
+        owned: the cache of owned objects.
+        listener: receives changes of resources.
+        on_change: called with each change of an owned object.
 
     Attributes:
-        events: how many events came, by the plural of their kind.
-        missed: changes that a list showed and no event had told of; 0 as long as the watches live.
-        missed_lately: those since a list last showed none.
+        events: the number of watch events, by the plural of their kind.
+        missed: changes that a list showed without an event; 0 as long as the watches work.
+        missed_lately: those since the last list without any.
     """
 
     def __init__(
@@ -70,20 +66,20 @@ class ResourceCache:
         api: Api,
         namespaces: Sequence[str] | None,
         owned: OwnedObjects,
-        reconciler: ChangeListener,
-        wake: Callable[[Change], None],
+        listener: ChangeListener,
+        on_change: Callable[[Change], None],
     ) -> None:
         self._api = api
         self._namespaces: Sequence[str | None] = [None] if namespaces is None else namespaces
         self._owned = owned
-        self._reconciler = reconciler
-        self._wake = wake
+        self._listener = listener
+        self._on_change = on_change
         self._versions: dict[ResourceKey, str] = {}
         self.events: Counter[str] = Counter({kind.plural: 0 for kind in (*RESOURCES.values(), *OWNED_KINDS)})
         self.missed = self.missed_lately = 0
 
     async def fill(self) -> None:
-        """Lists everything once, children before the resources that they belong to.
+        """Lists everything once, owned objects before resources.
 
         Raises:
             ApiError: a list is refused.
@@ -96,23 +92,23 @@ class ResourceCache:
             for found in await self._list(kind):
                 self._put(kind, found)
 
-    def tell(self, kind: ApiKind, change: str | None, found: Json) -> None:
-        """An event: an object was there from the start (None), `ADDED`, `MODIFIED` or `DELETED`."""
+    def tell(self, kind: ApiKind, event: str | None, found: Json) -> None:
+        """Takes an event: None for an object of the initial list, `ADDED`, `MODIFIED` or `DELETED`."""
         self.events[kind.plural] += 1
         found = {**found, "kind": kind.kind}
-        deleted = change == "DELETED"
+        deleted = event == "DELETED"
         if kind.kind in RESOURCES:
             if deleted:
                 self._remove(kind, found)
             else:
                 self._put(kind, found)
             return
-        wake = self._owned.remove(found) if deleted else self._owned.put(found)
-        if wake is not None:
-            self._wake(wake)
+        change = self._owned.remove(found) if deleted else self._owned.put(found)
+        if change is not None:
+            self._on_change(change)
 
     async def watch(self) -> None:
-        """Compares with a list, again and again: a watch may have missed something, for ever."""
+        """Compares with a list from time to time: a watch may have missed an event."""
         while True:
             await asyncio.sleep(_EVERY * (0.9 + 0.2 * random.random()))  # noqa: S311 - only spreads load
             try:
@@ -121,14 +117,10 @@ class ResourceCache:
                 _log.warning("could not compare the watched objects with a list: %s", error)
 
     async def compare(self, grace: float = _GRACE) -> None:
-        """Puts in, or removes, what no event told of.
+        """Takes changes that no event announced. Raises as `fill`.
 
         Args:
-            grace: seconds that events of resources get to come after the list.
-
-        Raises:
-            ApiError: a list is refused.
-            ClusterUnavailable: the API server does not answer.
+            grace: seconds that events get to arrive after the list.
         """
         before = self.missed
         for kind in RESOURCES.values():
@@ -152,21 +144,21 @@ class ResourceCache:
             await self._look(kind, key, listed.get(key))
 
     async def _compare_children(self, kind: ApiKind) -> None:
-        """Takes up children as they are: a watch that begins anew tells of what is there, and of no end."""
+        """Takes all objects of a kind as listed: a restarted watch reports no deletions."""
         known = self._owned.versions(kind.kind)
-        wakes = []
+        changes = []
         for found in await self._list(kind, OURS):
             known.pop((found["metadata"]["namespace"], found["metadata"]["name"]), None)
-            wakes.append(self._owned.put(found))
+            changes.append(self._owned.put(found))
         for place, version in known.items():
             metadata = {"namespace": place[0], "name": place[1], "resourceVersion": version}
             if await self._api.get(kind, *place) is None:
-                wakes.append(self._owned.remove({"kind": kind.kind, "metadata": metadata}))
-        for wake in filter(None, wakes):
-            self._wake(wake)
+                changes.append(self._owned.remove({"kind": kind.kind, "metadata": metadata}))
+        for change in filter(None, changes):
+            self._on_change(change)
 
     async def _look(self, kind: ApiKind, key: ResourceKey, listed: Json | None) -> None:
-        """Takes up what became of a resource, if no event has told of it by now."""
+        """Takes a resource that no event announced during the grace period."""
         known = self._versions.get(key)
         if (
             listed is not None
@@ -196,17 +188,17 @@ class ResourceCache:
         if version is not None and int(version) > int(metadata["resourceVersion"]):
             return
         self._versions[key] = metadata["resourceVersion"]
-        known = self._reconciler.known(key)
+        known = self._listener.known(key)
         if known is not None and is_same(known.metadata, metadata):
-            # above all the echo of a status that was just written
+            # mostly the echo of a status that was just written
             return
         try:
             resource = parse_resource(found)
         except InvalidResource as error:
             _log.warning("invalid resource; its last valid version stays in effect: %s", error)
-            self._reconciler.unreadable(key)
+            self._listener.unreadable(key)
         else:
-            self._reconciler.put(resource)
+            self._listener.put(resource)
 
     def _remove(self, kind: ApiKind, found: Json) -> None:
         key = _key(kind, found)
@@ -216,11 +208,11 @@ class ResourceCache:
 
     def _forget(self, key: ResourceKey) -> None:
         self._versions.pop(key, None)
-        self._reconciler.remove(key)
+        self._listener.remove(key)
 
 
 def is_same(known: ObjectMeta, found: Json) -> bool:
-    """Whether nothing changed that matters: with its generation the spec stays, and a status is our own."""
+    """Returns whether generation (the spec), finalizers, annotations and deletion are unchanged."""
     deleting = known.deletion_timestamp is not None
     return (
         known.uid == found["uid"]

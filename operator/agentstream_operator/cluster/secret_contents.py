@@ -1,6 +1,6 @@
-"""The Secrets that the operator makes: of agents, and of streams whose messages are signed.
+"""Builds and parses the Secrets of agents and of signed streams.
 
-An agent's is laid out as a Service Binding (https://servicebinding.io) and has all that the SDK needs.
+An agent's is laid out as a Service Binding (https://servicebinding.io) with everything that the SDK needs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agentstream_operator.cluster.port import Credentials, Owner, SigningKeys
 from agentstream_operator.resources.meta import GROUP, ResourceKey
 
 AUTHORITY: Final = "ca.crt"
-"""The entry with who vouches for the server."""
+"""The entry with the CA certificate of the server."""
 
 _TYPE = "servicebinding.io/redis"
 _SIGNING_TYPE = f"{GROUP}/signing-keys"
@@ -35,13 +35,13 @@ _SIGNING = entry_name("")
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """Where agents find the server.
+    """The server's address for agents.
 
     Attributes:
-        uri: its address, without credentials.
+        uri: the address, without credentials.
         host: its host.
         port: its port.
-        authority: PEM of who vouches for it, with TLS.
+        authority: the CA certificate (PEM) for TLS.
     """
 
     uri: str
@@ -53,7 +53,7 @@ class ServerAddress:
 def secret(
     credentials: Credentials, owners: tuple[Owner, ...], server: ServerAddress, installation: str
 ) -> dict[str, Any]:
-    """The Secret of an agent, as it is made."""
+    """Builds the Secret of an agent."""
     entries = {
         "type": "redis",
         "provider": "agentstream",
@@ -82,14 +82,14 @@ def secret(
 
 
 def credentials_in(found: Mapping[str, Any]) -> Credentials | None:
-    """What a Secret of ours says; None if it lacks what an agent needs."""
+    """Parses the Secret of an agent; None if it is incomplete."""
     metadata = found["metadata"]
     agent = (metadata.get("labels") or {}).get(AGENT_LABEL)
     try:
         data = found["data"]
         username, password = (_decoded(data[entry]) for entry in ("username", "password"))
         signing = {
-            # what is no text is not what was written, and is written again
+            # an entry that is no text was changed, and is written again
             entry.removeprefix(_SIGNING): base64.b64decode(text).decode(errors="replace")
             for entry, text in data.items()
             if entry.startswith(_SIGNING)
@@ -103,7 +103,7 @@ def credentials_in(found: Mapping[str, Any]) -> Credentials | None:
 
 
 def signing_secret(keys: SigningKeys, owner: Owner) -> dict[str, Any]:
-    """The Secret with the keys of a stream, as it is made."""
+    """Builds the Secret with the signing keys of a stream."""
     name, namespace = keys.stream.name, keys.stream.namespace
     return {
         "metadata": {
@@ -118,7 +118,7 @@ def signing_secret(keys: SigningKeys, owner: Owner) -> dict[str, Any]:
 
 
 def signing_keys_in(found: Mapping[str, Any]) -> SigningKeys | None:
-    """What a Secret of ours says of a stream's keys; None if it has none."""
+    """Parses the Secret with the signing keys of a stream; None if it is invalid."""
     metadata = found["metadata"]
     stream = (metadata.get("labels") or {}).get(STREAM_LABEL)
     if stream is None or metadata["name"] != signing_secret_name(stream):
@@ -128,19 +128,19 @@ def signing_keys_in(found: Mapping[str, Any]) -> SigningKeys | None:
     except (KeyError, TypeError, ValueError, SettingsError):
         return None
     owners = [str(owner["uid"]) for owner in metadata.get("ownerReferences") or ()]
-    # one more owner is put right, as another one is
+    # any other number of owners is corrected
     owner = owners[0] if len(owners) == 1 else ""
     return SigningKeys(ResourceKey("AgentStream", metadata["namespace"], stream), keys, owner)
 
 
 def encoded_address(server: ServerAddress) -> tuple[str | None, str | None]:
-    """The address and the authority as a Secret holds them: in base64."""
+    """Returns address and CA certificate in base64, as in a Secret."""
     authority = server.authority
     return _encoded(server.uri), _encoded(authority) if authority is not None else None
 
 
 def address_in(found: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The address and the authority that a Secret names, in base64 as it holds them."""
+    """Reads address and CA certificate of a Secret, in base64."""
     data = found.get("data") or {}
     return data.get("uri"), data.get(AUTHORITY)
 

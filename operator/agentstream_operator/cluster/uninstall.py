@@ -1,4 +1,4 @@
-"""The end of an installation: what would wait for an operator for ever is let go."""
+"""Uninstalls: stops the operator and removes the finalizers that would wait for it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _LOOK_EVERY = 0.5
 
 
 async def uninstall(namespaces: Sequence[str] | None, deployment: str | None) -> int:
-    """Stops the operator, and takes the finalizers off all resources.
+    """Stops the operator, and removes the finalizers of all resources.
 
     Args:
         namespaces: where; None for everywhere.
-        deployment: the operator's Deployment in our namespace; None if no operator runs.
+        deployment: the operator's Deployment in this namespace; None if none runs.
 
     Returns:
-        How many resources had the finalizer.
+        The number of resources that had the finalizer.
 
     Raises:
         ApiError: a request is refused.
-        ClusterUnavailable: the API server does not answer, or the operator does not end.
-        NoCluster: the API server is not found.
+        ClusterUnavailable: the API server does not answer, or the operator does not stop.
+        NoCluster: no API server is configured.
     """
     connection = await connect()
     api = Api(connection.client)
@@ -78,7 +78,7 @@ async def _remove(api: Api, namespaces: Sequence[str] | None) -> int:
 
 
 async def _all(api: Api, kind: ApiKind, namespace: str | None) -> list[dict[str, Any]]:
-    """Every resource of a kind; none where its CRD is gone already."""
+    """Lists every resource of a kind; none if its CRD is deleted."""
     try:
         return [found async for found in api.list(kind, namespace)]
     except ApiError as error:

@@ -1,4 +1,4 @@
-"""The consumers of a group on Kubernetes: a Deployment, and an autoscaler where the resource asks for one."""
+"""The consumers of a group on Kubernetes: a Deployment, and an autoscaler in mode HPA."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _CONFLICT = 409
 
 
 class Workloads:
-    """What runs the consumers of groups.
+    """Reads and writes the workloads of groups.
 
     Args:
         api: the API server.
-        owned: what is known of Deployments, pods and autoscalers.
-        deployment_refs: Deployments that are somebody else's.
+        owned: the known Deployments, pods and autoscalers.
+        deployment_refs: Deployments that groups name by deploymentRef.
     """
 
     def __init__(self, api: Api, owned: OwnedObjects, deployment_refs: DeploymentRefs) -> None:
@@ -35,7 +35,7 @@ class Workloads:
         self._applied: dict[ResourceKey, tuple[str, int]] = {}
 
     async def seen(self, group: ConsumerGroup) -> WorkloadSeen | None:
-        """The Deployment of a group, or the one that it names, and who decides its replicas."""
+        """Returns the Deployment of a group, created or named by deploymentRef, and its autoscaler."""
         if group.spec.deployment_ref is not None:
             place = (group.metadata.namespace, group.spec.deployment_ref.name)
             found = await self._deployment_refs.workload(place)
@@ -53,10 +53,10 @@ class Workloads:
         )
 
     async def apply(self, group: ConsumerGroup, replicas: int) -> None:
-        """Applies the Deployment of a group, or scales the one that it names, and its autoscaler.
+        """Applies the Deployment of a group, or scales that of deploymentRef, and applies the autoscaler.
 
         Raises:
-            ClusterRefused: something of it is refused, or somebody else's.
+            ClusterRefused: the API server refused it, or the operator did not create the object.
             ClusterUnavailable: the API server does not answer.
         """
         if group.spec.deployment_ref is None:
@@ -67,7 +67,7 @@ class Workloads:
             await self._apply_autoscaler(group)
 
     async def delete(self, group: ResourceKey) -> None:
-        """Deletes the Deployment of a group, if there is one of ours."""
+        """Deletes the Deployment of a group, if the operator created it."""
         self._applied.pop(group, None)
         place = _place(group)
         if place in self._owned.deployments:
@@ -75,14 +75,14 @@ class Workloads:
             self._owned.deployments.pop(place, None)
 
     async def delete_autoscaler(self, group: ResourceKey) -> None:
-        """Deletes the autoscaler of a group, if there is one of ours."""
+        """Deletes the autoscaler of a group, if the operator created it."""
         place = _place(group)
         if place in self._owned.autoscalers:
             await self._api.delete(AUTOSCALERS, *place)
             self._owned.autoscalers.pop(place, None)
 
     def _is_current(self, group: ResourceKey) -> bool:
-        """Whether nobody changed the Deployment's spec since it was applied, as far as that can be told."""
+        """Returns whether the Deployment's spec is unchanged since it was applied, as far as known."""
         known = self._owned.deployment(group)
         if known is None:
             return False
@@ -95,7 +95,7 @@ class Workloads:
             await self._look(DEPLOYMENTS, key)
         known = self._owned.deployment(key)
         if known is None:
-            # the first body has replicas, whoever is to decide them
+            # a new Deployment is created with replicas in any mode
             await self._write_deployment(key, body, force=False)
         elif not group.leaves_replicas:
             applied_before = (known.revision, known.replicas) == (revision(body), replicas)
@@ -105,7 +105,7 @@ class Workloads:
             await self._leave_replicas(key, body, replicas)
 
     async def _leave_replicas(self, key: ResourceKey, body: dict[str, Any], replicas: int) -> None:
-        """Applies a Deployment but for its replicas, which another manager holds, or they would fall to 1."""
+        """Applies a Deployment without its replicas; another manager owns them, or they would fall to 1."""
         known = self._owned.deployment(key)
         if known is not None and (known.ours or known.replicas != replicas):
             await self._hold(key, body["metadata"], replicas)
@@ -117,7 +117,7 @@ class Workloads:
             await self._write_deployment(key, body, force=True)
 
     async def _hold(self, key: ResourceKey, metadata: dict[str, Any], replicas: int) -> None:
-        """Sets the replicas as who holds them while an autoscaler decides: it leaves none as they are."""
+        """Sets the replicas as the manager that owns them while an autoscaler changes them."""
         current = self._is_current(key)
         body = {
             "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
@@ -131,7 +131,7 @@ class Workloads:
         self._note(key, await self._write(DEPLOYMENTS, key, body, force=force))
 
     def _note(self, key: ResourceKey, applied: dict[str, Any] | None) -> None:
-        """Notes that a Deployment is as it was applied."""
+        """Notes that a Deployment is as applied."""
         if applied is not None:
             self._applied[key] = (applied["metadata"]["uid"], applied["metadata"]["generation"])
 
@@ -168,8 +168,8 @@ class Workloads:
         """Applies an object; returns it, or None in a namespace that is being deleted.
 
         Raises:
-            ChildNotOurs: fields of it are somebody else's.
-            ClusterRefused: it is refused.
+            ChildNotOurs: another manager owns fields of it.
+            ClusterRefused: the API server refused it.
         """
         what = f"{kind.kind} {deployment_name(group.name)}"
         try:
@@ -183,10 +183,10 @@ class Workloads:
         return made
 
     async def _look(self, kind: ApiKind, group: ResourceKey) -> None:
-        """Takes up an object that is there and was not known of.
+        """Reads an object that was not known.
 
         Raises:
-            ChildNotOurs: it is somebody else's.
+            ChildNotOurs: the operator did not create it.
         """
         namespace, name = _place(group)
         found = await self._api.get(kind, namespace, name)

@@ -1,10 +1,10 @@
-"""What an agent may do on the server: its ACL rules, what they must come to, and the route it reads.
+"""What an agent may do on the server: its ACL rules, the probes that verify them, and its route.
 
 Least privilege is by selectors (https://valkey.io/topics/acl/#selectors), one for each kind of key: what is
 granted for one kind never holds for another. A flat union would let a producer overwrite its stream with SET
-and a consumer add to what it reads. Functions run with their caller's rights: what they call is granted, too.
+and a consumer add to what it reads. Functions run with their caller's rights: their commands are granted.
 
-The server cannot restrict the name of a group and the arguments of XADD: agents that distrust each other get
+The server cannot restrict the name of a group and the arguments of XADD: agents that distrust each other need
 streams of their own.
 """
 
@@ -36,13 +36,13 @@ _CONSUMER_FUNCTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class AgentUse:
-    """All that the resources together let an agent do.
+    """Everything that the resources let an agent do.
 
     Attributes:
         namespace: the agent's namespace.
         agent: its name.
-        produces: the streams it may add to.
-        consumes: the groups it reads for.
+        produces: the streams it produces to.
+        consumes: the groups it consumes for.
     """
 
     namespace: str
@@ -52,7 +52,7 @@ class AgentUse:
 
 
 def set_user(use: AgentUse, installation: str, password_hashes: tuple[str, ...]) -> SetUser:
-    """The action that gives the agent its user: these rights, and these passwords (SHA-256 in hex)."""
+    """Builds the action that sets the agent's user with these passwords (SHA-256 in hex)."""
     return SetUser(
         name=user_name(installation, use.namespace, use.agent),
         rules=rules(use, installation),
@@ -62,7 +62,7 @@ def set_user(use: AgentUse, installation: str, password_hashes: tuple[str, ...])
 
 
 def route(use: AgentUse) -> Route:
-    """What the agent reads to know its streams."""
+    """Builds the route by which the agent finds its streams."""
     return Route(
         produces=tuple(sorted(set(use.produces), key=msgspec.structs.astuple)),
         consumes=tuple(sorted(set(use.consumes), key=msgspec.structs.astuple)),
@@ -70,7 +70,7 @@ def route(use: AgentUse) -> Route:
 
 
 def rules(use: AgentUse, installation: str) -> tuple[str, ...]:
-    """The arguments of ACL SETUSER but for name and passwords; the same use always gives the same ones."""
+    """Builds the arguments of ACL SETUSER after the name; equal for equal uses."""
     what = route(use)
     selectors = _anybody(use, installation)
     for produces in what.produces:
@@ -85,7 +85,7 @@ def _selector(keys: str, *commands: str) -> str:
 
 
 def _anybody(use: AgentUse, installation: str) -> list[str]:
-    """What any agent may do: look up routes, notify, be notified, ask and answer in its namespace."""
+    """Grants every agent to look up routes, to notify, and to request and reply in its namespace."""
     namespace, agent = use.namespace, use.agent
     notified = [notify_channel(installation, namespace, addressee) for addressee in (agent, BROADCAST)]
     nudged = nudge_channel(installation, namespace, agent)
@@ -135,7 +135,7 @@ def _consumer(consumes: Consumes) -> list[str]:
 
 
 def expectations(use: AgentUse, installation: str) -> tuple[Probe, ...]:
-    """What ACL DRYRUN must answer for the agent's user: what must work, and what must not."""
+    """Builds the ACL DRYRUN probes of the agent's user: what must be allowed, and what must not."""
     foreign = "{agentstream-probe}"
     found = [
         Probe(("HGET", routes_key(installation, use.namespace), use.agent), allowed=True),

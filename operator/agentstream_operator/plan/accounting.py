@@ -1,7 +1,6 @@
-"""What became of a group's messages: sent, acknowledged, given up, lost, and how long they took.
+"""Counts what became of a group's messages: sent, acknowledged, dead-lettered, lost, and their latency.
 
-Counters on the server only grow until the server loses its data, so what happened is gathered from one
-observation to the next: a counter that is below what it was began again.
+Counters on the server only grow until the server loses its data; a counter below its last value started anew.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _BUCKET = "le:"
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long acknowledged messages took from being added to being acknowledged.
+    """Time from the addition of a message to its acknowledgement.
 
     Attributes:
         counts: acknowledged messages by the upper bound of their bucket, in ms.
@@ -28,10 +27,9 @@ class Latency:
     counts: Mapping[float, int] = field(default_factory=dict, hash=False)
 
     def percentile(self, share: float) -> float | None:
-        """The time in ms within which this share (0 to 1) of the messages was acknowledged, if there are any.
+        """Returns the time in ms within which a share (0 to 1) of the messages was acknowledged, if any were.
 
-        It is interpolated within a bucket, so the true one is at most the bucket's bound; infinite in the
-        last one.
+        Interpolated within a bucket: the exact time is at most the bucket's bound; infinite in the last one.
         """
         bounds = sorted(self.counts)
         sums = list(accumulate(self.counts[bound] for bound in bounds))
@@ -48,16 +46,16 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What became of a group's messages since somebody began to look.
+    """What became of a group's messages since the start.
 
     Attributes:
         sent: entries added to its stream.
-        acknowledged: settled by a consumer that did the work.
-        skipped: settled unseen, being addressed to others.
-        retried: attempts that failed and were given another one.
-        dead: given up to the dead-letter stream.
-        lost: accepted, and neither settled nor there any more.
-        latency: of those acknowledged.
+        acknowledged: settled by a consumer that handled them.
+        skipped: settled without handling, as they are addressed to other agents.
+        retried: failed attempts that are repeated.
+        dead: dead letters.
+        lost: accepted, neither settled nor on the server any more.
+        latency: of the acknowledged ones.
     """
 
     sent: int = 0
@@ -71,7 +69,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class GroupTotals:
-    """The counters of one observation of a group, as far as an account needs them."""
+    """The counters of one observation of a group."""
 
     added: int
     acked: int
@@ -87,7 +85,7 @@ _NOTHING = GroupTotals(0, 0, 0, 0, 0, 0, 0, {})
 
 
 def counters(stream: StreamSeen, group: GroupSeen) -> GroupTotals:
-    """Reads the counters out of an observation."""
+    """Reads the counters of an observation."""
     stats = group.stats
 
     def count(name: str) -> int:
@@ -113,7 +111,7 @@ def counters(stream: StreamSeen, group: GroupSeen) -> GroupTotals:
 
 
 def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals) -> Account:
-    """The account after one more observation."""
+    """Returns the account after one more observation."""
     if after.added < before.added:
         # the stream vanished or was made anew: what was unsettled went with it, and the counters may, too
         account, before = replace(account, lost=account.lost + before.unsettled), _NOTHING

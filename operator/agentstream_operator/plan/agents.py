@@ -1,4 +1,4 @@
-"""Which agents there are, what each may do, and what is to be written for it."""
+"""Decides which rights and routes agents get, and what to write for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentstream_operator.resources.status import ConditionReason
 
 
 class AgentName(NamedTuple):
-    """An agent is known by its namespace and name."""
+    """Namespace and name of an agent."""
 
     namespace: str
     agent: str
@@ -29,9 +29,9 @@ class Written:
     """What this process wrote for an agent.
 
     Attributes:
-        use: what its rules and its route were made from.
+        use: the source of its rules and route.
         password_hashes: SHA-256 of its passwords, in hex.
-        fingerprint: what the live user is compared with.
+        fingerprint: the fingerprint of its user.
         route: its field of the routes hash.
     """
 
@@ -43,16 +43,16 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class AgentInput:
-    """All that a plan for an agent depends on.
+    """The input of a plan for an agent.
 
     Attributes:
-        installation: whose operator this is.
-        use: what the agent does, from all resources that name it.
+        installation: the operator's installation.
+        use: everything that the resources let the agent do.
         password_hashes: SHA-256 of the passwords in its Secret, in hex.
         written: what was written for it before.
-        live: fingerprint of the live user; None if there is no such user.
-        route: its field of the routes hash.
-        complete: whether every resource has been listed, so that `use` lacks nothing.
+        live: fingerprint of the live user; None if there is none.
+        route: its live field of the routes hash.
+        complete: whether every resource has been listed, so that `use` is complete.
     """
 
     installation: str
@@ -65,7 +65,7 @@ class AgentInput:
 
 
 def agents_of(resource: AgentStream | ConsumerGroup) -> tuple[AgentName, ...]:
-    """The agents that a resource names."""
+    """Returns the agents that a resource names."""
     namespace = resource.metadata.namespace
     if isinstance(resource, AgentStream):
         return tuple(AgentName(namespace, producer) for producer in resource.spec.producers)
@@ -78,13 +78,13 @@ def use_of(
     consumes: Iterable[tuple[ConsumerGroup, AgentStream]],
     contracts: Mapping[str, str],
 ) -> AgentUse:
-    """What an agent does.
+    """Returns what an agent does.
 
     Args:
         name: the agent.
-        produces: the streams that it may add to, each with the names of its declared groups.
+        produces: the streams it produces to, each with the names of its groups.
         consumes: its groups, each with its stream.
-        contracts: the digests of the streams' contracts, by the streams' names.
+        contracts: digests of contracts by the streams' names.
     """
     return AgentUse(
         namespace=name.namespace,
@@ -110,7 +110,7 @@ def _produces(stream: AgentStream, groups: Iterable[str], contracts: Mapping[str
         stream=stream.metadata.name,
         key=stream.stream_key,
         broadcast=broadcast,
-        # who sends elsewhere awaits no group
+        # only senders of broadcasts wait for groups
         groups=tuple(sorted(groups)) if broadcast else (),
         signatures=stream.signatures,
         contracts=contracts.get(stream.metadata.name, ""),
@@ -138,10 +138,7 @@ def _consumes(group: ConsumerGroup, stream: AgentStream, contracts: Mapping[str,
 
 
 def plan_agent(given: AgentInput) -> Plan:
-    """Decides what is to be written for an agent whose groups exist.
-
-    Until every resource has been listed, a user that exists is left alone: its rules might shrink.
-    """
+    """Plans the user and route of an agent; an existing user changes only once all resources are listed."""
     use, written = given.use, given.written
     actions: list[Action] = []
     events: tuple[EventNote, ...] = ()
@@ -161,7 +158,7 @@ def plan_agent(given: AgentInput) -> Plan:
 
 
 def route_of(use: AgentUse, written: Written | None) -> bytes:
-    """The agent's field of the routes hash, which is what was written as long as the use is the same."""
+    """Returns the agent's field of the routes hash; the written one if the use is unchanged."""
     if written is not None and written.use == use:
         return written.route
     return encode_route(access.route(use))
@@ -170,14 +167,7 @@ def route_of(use: AgentUse, written: Written | None) -> bytes:
 def plan_removal(
     name: AgentName, installation: str, *, live: str | None, route: bytes | None
 ) -> tuple[Action, ...]:
-    """What is to be done for an agent that no resource names.
-
-    Args:
-        name: the agent.
-        installation: whose operator this is.
-        live: fingerprint of its user, if there is one.
-        route: its field of the routes hash, if there is one.
-    """
+    """Plans the removal of an agent that no resource names, given its live user and route."""
     actions: list[Action] = []
     if route is not None:
         actions.append(DeleteRoute(routes_key(installation, name.namespace), name.agent))
@@ -193,14 +183,14 @@ def strays(
     watched: Collection[str] | None,
     unreadable: Collection[str],
 ) -> list[AgentName]:
-    """The agents of an installation that have a user or a Secret, but that no resource names.
+    """Returns the agents with a user or Secret that no resource names.
 
     Args:
-        users: names of users of the installation.
+        users: names of the installation's users.
         installation: the installation.
-        named: the agents that resources name; all of them have been listed.
-        watched: the namespaces that were listed; None for all.
-        unreadable: namespaces with a resource that could not be read, so that who it names is not known.
+        named: all agents that resources name.
+        watched: the watched namespaces; None for all.
+        unreadable: namespaces with an invalid resource, whose agents are unknown.
     """
     found = []
     for user in users:

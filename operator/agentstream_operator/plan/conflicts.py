@@ -1,4 +1,4 @@
-"""Who has a stream key or a group when several resources claim it."""
+"""Decides which of several resources gets a stream key or a group: the oldest."""
 
 from __future__ import annotations
 
@@ -20,23 +20,18 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 def seniority(resource: Resource) -> tuple[datetime, str, str]:
-    """Sorts the oldest resource first; of the same age, by namespace and name."""
+    """Sort key: the oldest resource first, then by namespace and name."""
     meta = resource.metadata
     return (meta.creation_timestamp or _NEVER, meta.namespace, meta.name)
 
 
 def oldest(claimants: Iterable[R]) -> R | None:
-    """The resource that has what all of them claim."""
+    """Returns the oldest resource."""
     return min(claimants, key=seniority, default=None)
 
 
 def may_claim(stream: AgentStream, allowed: Sequence[str]) -> bool:
-    """Whether a namespace may have a key: its own keys begin with `{<namespace>.`.
-
-    Args:
-        stream: who claims.
-        allowed: shell patterns of further keys that every namespace may claim.
-    """
+    """Returns whether a stream's key begins with `{<namespace>.` or matches an allowed shell pattern."""
     key = stream.stream_key
     if key.startswith(f"{{{stream.metadata.namespace}."):
         return True
@@ -44,17 +39,12 @@ def may_claim(stream: AgentStream, allowed: Sequence[str]) -> bool:
 
 
 def claim_of(stream: AgentStream) -> str:
-    """What an AgentStream claims: everything derived from its key. `a` and `{a}` derive the same names."""
+    """Returns the base of the keys derived from a stream's key; `a` and `{a}` derive the same."""
     return StreamKeys(stream.stream_key).base
 
 
 def stream_conflict(stream: AgentStream, winner: AgentStream | None) -> ConditionUpdate:
-    """Whether a stream's key is that of another AgentStream, or of nobody in its namespace.
-
-    Args:
-        stream: who asks.
-        winner: the oldest of those that claim the key and may have it.
-    """
+    """Returns whether the key belongs to `winner`, an older AgentStream, or is not allowed (None)."""
     key = stream.stream_key
     if winner is None:
         return _conflict(
@@ -70,7 +60,7 @@ def stream_conflict(stream: AgentStream, winner: AgentStream | None) -> Conditio
 
 
 def foreign(stream: AgentStream, seen: StreamSeen, installation: str) -> ConditionUpdate:
-    """Whether a stream's key is that of another installation; `seen` is the key."""
+    """Returns whether the observed key belongs to another installation."""
     owner = seen.meta.get("installation", installation)
     if owner != installation:
         return _conflict(
@@ -80,7 +70,7 @@ def foreign(stream: AgentStream, seen: StreamSeen, installation: str) -> Conditi
 
 
 def group_conflict(group: ConsumerGroup, winner: ConsumerGroup) -> ConditionUpdate:
-    """Whether a group is somebody else's; `winner` is who has it."""
+    """Returns whether the group belongs to `winner`, an older ConsumerGroup."""
     if winner.key == group.key:
         return NO_CONFLICT
     name = f"group {group.group_name} of {group.spec.stream_ref.name}"

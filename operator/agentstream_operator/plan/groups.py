@@ -1,4 +1,4 @@
-"""What is to be done for a ConsumerGroup."""
+"""Plans a ConsumerGroup."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 @dataclass(frozen=True, slots=True)
 class GroupInput:
-    """All that a plan for a ConsumerGroup depends on.
+    """The input of a plan for a ConsumerGroup.
 
     Attributes:
-        group: what is declared.
-        installation: whose operator this is.
-        winner: the oldest ConsumerGroup that claims the same group of the same stream.
-        stream: the AgentStream that it names, if there is one.
-        stream_winner: the oldest AgentStream that claims that stream's key and may have it.
-        outage: what the server's silence looks like; None while it answers.
-        seen: the stream and its groups; None without a stream and while the server does not answer.
-        established: whether the group was there before.
-        stream_lost: whether the stream is known to have lost entries since.
-        agents: how far the agent's user is.
-        history: what the janitor said of the stream.
+        group: the resource.
+        installation: the operator's installation.
+        winner: the oldest ConsumerGroup that names the same group of the same stream.
+        stream: its AgentStream, if it exists.
+        stream_winner: the oldest AgentStream that claims the stream's key and may have it.
+        outage: why the server is unreachable; None while it answers.
+        seen: the observed stream; None without a stream and during an outage.
+        established: whether the group existed before.
+        stream_lost: whether the stream lost entries since.
+        agents: the progress of writing the agent's user.
+        history: reports of the janitor on the stream.
         stalled: whether messages wait and none is being settled.
-        scaling: what `ScalingActive` is to say.
+        scaling: the condition `ScalingActive`.
         crashing: why the consumers' processes end, if they do.
-        refused: why its consumers could not be made as they should be.
+        refused: why the workload could not be applied.
         deleted_for: seconds since the deletion.
     """
 
@@ -70,7 +70,7 @@ class GroupInput:
 
 
 def plan_group(given: GroupInput) -> Plan:
-    """Decides what is to be done for a ConsumerGroup, and what its conditions say then."""
+    """Plans the changes of the server for a ConsumerGroup, and its conditions."""
     group = given.group
     if group.deleting:
         return _deletion(given)
@@ -112,12 +112,12 @@ def plan_group(given: GroupInput) -> Plan:
 
 
 def destroys(group: ConsumerGroup) -> bool:
-    """Whether deleting the resource must destroy something, and so has to wait for the operator."""
+    """Returns whether the deletion destroys data, and so has to wait for the operator."""
     return group.spec.deletion_policy is GroupDeletion.DELETE
 
 
 def may_change(group: ConsumerGroup, stream: AgentStream | None) -> bool:
-    """Whether anything may be changed on the server for the group of this stream."""
+    """Returns whether the operator may change the group on the server."""
     return not group.paused and (stream is None or managed(stream))
 
 
@@ -135,7 +135,7 @@ def _stream_ready(given: GroupInput) -> ConditionUpdate:
 
 
 def _on_server(given: GroupInput, stream: AgentStream) -> ConditionUpdate:
-    """Whether the stream is on the server, and ours."""
+    """Returns whether the stream exists on the server and belongs to this installation."""
     name, seen = stream.metadata.name, given.seen
     if stream_conflict(stream, given.stream_winner) is not NO_CONFLICT:
         return _no_stream(f"AgentStream {name} has a conflict")
@@ -161,7 +161,7 @@ def _create(
     if seen.exists:
         if seen.retry_ready:
             return (), ()
-        # the group is there, so where it would start makes no difference
+        # the group exists, so its start makes no difference
         return (CreateGroup(key, name, "0"),), ()
     if checkpoint is None and not given.established:
         created = EventNote(ConditionReason.GROUP_CREATED, f"created the group {name} on {key}")
@@ -184,10 +184,7 @@ def _create(
 
 
 def resume_at(stream: StreamSeen, checkpoint: str | None) -> str:
-    """Where a group comes back: at its checkpoint, or at `0`.
-
-    A stream that ends before the checkpoint is another one, and nothing of it may be skipped.
-    """
+    """Returns where a lost group resumes: at its checkpoint, or at `0` if the stream ends before that."""
     if checkpoint is None or stream.last is None or _parts(checkpoint) > _parts(stream.last):
         return "0"
     return checkpoint
@@ -250,7 +247,7 @@ def _deletion(given: GroupInput) -> Plan:  # noqa: PLR0911 - one per case
         return Plan(conditions=unreachable(given.outage), finalizer=True)
     stream = given.stream
     if stream is None or _on_server(given, stream) is not STREAM_READY:
-        # what is derived from a stream that is gone went with it, and what is not ours stays
+        # keys derived from a deleted stream are deleted with it, and those of others are kept
         return Plan(finished=True)
     action = DestroyGroup(stream.stream_key, name)
     if not may_change(group, stream) and not group.force_delete:

@@ -1,4 +1,4 @@
-"""What was seen of the server, as decisions see it. Ids are entry ids; times are ms of the server's clock."""
+"""Observations of the server. Ids are entry ids; times are ms of the server's clock."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from agentstream.protocol.keys import parse_consumer
 
 
 class GroupSeen(msgspec.Struct, frozen=True):
-    """A group of a stream and what belongs to it.
+    """A group of a stream.
 
     Attributes:
-        exists: whether the group is on the stream.
-        consumers: how many consumers it has.
+        exists: whether the group exists.
+        consumers: number of consumers.
         pending: entries delivered and not settled.
         last: last delivered entry.
-        read: entries read since the stream began, if the server knows.
+        read: entries read since the stream began, if known.
         undelivered: entries not delivered yet.
-        exact: whether `undelivered` is exact, or an estimate.
-        oldest_undelivered: the first entry that was not delivered.
+        exact: whether `undelivered` is exact.
+        oldest_undelivered: the first undelivered entry.
         oldest_pending: the oldest pending entry.
         retry_ready: whether the retry stream and its group exist.
-        retry_length: entries on the retry stream: all of them are unsettled.
+        retry_length: entries on the retry stream, all unsettled.
         retry_pending: those of them that are delivered.
-        delayed: retries that were put off and not moved to the retry stream yet.
+        delayed: retries not moved to the retry stream yet.
         due: those of them that are due.
-        next_due: when the first of them is.
+        next_due: when the first of them is due.
         dead: dead letters.
-        stats: counters kept by settling.
+        stats: counters of settling.
     """
 
     exists: bool
@@ -53,17 +53,17 @@ class GroupSeen(msgspec.Struct, frozen=True):
 
     @property
     def backlog(self) -> int:
-        """Work that waits or runs: undelivered, pending, and everything on the retry stream."""
+        """Unsettled entries: undelivered, pending, and on the retry stream."""
         return self.undelivered + self.pending + self.retry_length
 
     @property
     def settled(self) -> int:
-        """Entries that were settled since the server began to count, retries included."""
+        """Settled entries since the server began to count, retries included."""
         return int(self.stats.get("settled", 0)) + int(self.stats.get("resettled", 0))
 
     @property
     def empty(self) -> bool:
-        """Nothing undelivered, pending, delayed, retrying or dead."""
+        """Whether nothing is undelivered, pending, delayed, retrying or dead."""
         return self.backlog == 0 and self.delayed == 0 and self.dead == 0
 
 
@@ -72,8 +72,8 @@ class ConsumerSeen(msgspec.Struct, frozen=True):
 
     Attributes:
         name: `<pod>.<start of its process>`.
-        pending: entries of the main stream that it holds.
-        idle: ms since it last asked for anything.
+        pending: its pending entries of the main stream.
+        idle: ms since its last command.
     """
 
     name: str
@@ -82,42 +82,42 @@ class ConsumerSeen(msgspec.Struct, frozen=True):
 
     @property
     def pod(self) -> str:
-        """The pod that it runs, or ran, in."""
+        """The pod of the consumer."""
         return parse_consumer(self.name)[0]
 
 
 class Gone(NamedTuple):
-    """Processes that are gone.
+    """Processes that have ended.
 
     Attributes:
-        pod: the pod in which they ran.
-        before: those that started before so many ms since 1970; None for all of the pod.
+        pod: their pod.
+        before: those started before that time (ms since 1970); None for all of the pod.
     """
 
     pod: str
     before: int | None = None
 
     def covers(self, consumer: str) -> bool:
-        """Whether a consumer of this name is one of them."""
+        """Returns whether a consumer of this name was one of them."""
         pod, started = parse_consumer(consumer)
         return pod == self.pod and (self.before is None or started is None or started < self.before)
 
 
 class StreamSeen(msgspec.Struct, frozen=True):
-    """A stream key and all that shares its tag.
+    """A stream key, and the keys derived from it.
 
     Attributes:
         type: the key's type; `none` if it does not exist.
         now: the server's clock.
-        length: entries.
+        length: number of entries.
         added: entries added since the stream began.
         first: the first entry.
-        last: the last id that was generated.
-        gate: the length at which adding is refused.
+        last: the last generated id.
+        gate: the length at which new entries are refused (backpressure).
         contracts: the digest of its contracts; None if it has none.
         meta: the operator's hash: owner and checkpoints.
         groups: every group on the stream and every declared one, by name.
-        digest: stands for all of this but the time.
+        digest: changes with everything but the time.
     """
 
     type: str
@@ -133,7 +133,7 @@ class StreamSeen(msgspec.Struct, frozen=True):
     digest: str = ""
 
     def checkpoint(self, group: str) -> str | None:
-        """Where the janitor last saw the group: before its oldest pending entry, else its last delivered."""
+        """Returns the position of a group at the last janitor pass: before its oldest pending entry."""
         return self.meta.get(f"checkpoint:{group}")
 
 

@@ -1,4 +1,4 @@
-"""What the janitor is to do for a stream, and what its reports say about the stream's health."""
+"""Decides the janitor's arguments, and what its reports mean for the stream's condition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 REMEMBERED = 60_000
-"""For how many ms a loss or a shortened history stays in the condition: a pass may well trim nothing."""
+"""Time in ms for which a condition reports a loss or a shortened history: later passes may trim nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +21,13 @@ class JanitorSpec:
 
     Attributes:
         key: the stream.
-        min_age: ms for which an entry is kept at least.
-        max_length: unsettled entries at which adding is refused.
-        max_bytes: the same in memory of the stream, or 0.
-        on_full: what goes first, as in the resource.
-        groups: of each declared group its name, its lease in ms, and for how many ms dead letters are kept
-            (0: for ever, and none are made of what is pending for too long).
-        broadcast: whether receipts need to know what became a dead letter.
+        min_age: minimum age in ms of trimmed entries.
+        max_length: unsettled entries at which new ones are refused.
+        max_bytes: the same in bytes of the stream, or 0.
+        on_full: the policy, as in the resource.
+        groups: name, lease in ms, and minimum age of dead letters in ms of each declared group (0: kept forever,
+            and entries that are pending for too long become none).
+        broadcast: whether receipts need to know about dead letters.
     """
 
     key: str
@@ -41,7 +41,7 @@ class JanitorSpec:
 
 @dataclass(frozen=True, slots=True)
 class RetentionHistory:
-    """What reports of the recent past said.
+    """Recent reports of the janitor.
 
     Attributes:
         report: the latest one.
@@ -55,7 +55,7 @@ class RetentionHistory:
 
     @property
     def quiet(self) -> bool:
-        """Whether there is nothing that passes with time: no limit was reached lately."""
+        """Whether no limit was reached lately."""
         return not self.report.refusing and self.overrun_at is None and self.shortened_at is None
 
 
@@ -71,7 +71,7 @@ def janitor_actions(report: JanitorReport) -> dict[str, int]:
 
 
 def janitor_spec(stream: AgentStream, groups: Iterable[ConsumerGroup]) -> JanitorSpec:
-    """What the janitor is to do for a stream with these groups."""
+    """Builds the janitor's arguments for a stream with these groups."""
     retention = stream.spec.retention
     return JanitorSpec(
         key=stream.stream_key,
@@ -94,7 +94,7 @@ def janitor_spec(stream: AgentStream, groups: Iterable[ConsumerGroup]) -> Janito
 
 
 def remember(history: RetentionHistory | None, report: JanitorReport, now: int) -> RetentionHistory:
-    """The history with one more report; `now` is in ms of the server's clock."""
+    """Returns the history with one more report; `now` is in ms of the server's clock."""
     overrun_at = history.overrun_at if history else None
     shortened_at = history.shortened_at if history else None
     return RetentionHistory(
@@ -110,12 +110,12 @@ def retention_healthy(  # noqa: PLR0911 - one per cause
     history: RetentionHistory | None,
     eviction: str | None,
 ) -> ConditionUpdate:
-    """Whether messages are kept as long as declared, and adding is not refused.
+    """Returns whether messages are kept as declared and new ones are accepted.
 
     Args:
-        stream: what is declared.
-        seen: the stream.
-        history: what the janitor said, if it has been there yet.
+        stream: the resource.
+        seen: the observed stream.
+        history: reports of the janitor, if there are any.
         eviction: the server's eviction policy, if it may evict streams.
     """
     if eviction is not None:
@@ -146,7 +146,7 @@ def retention_healthy(  # noqa: PLR0911 - one per cause
 
 
 def group_retention(group: str, history: RetentionHistory | None) -> ConditionUpdate:
-    """Whether a group keeps its stream from being trimmed."""
+    """Returns whether a group prevents its stream from being trimmed."""
     if history is not None and history.report.held_by == group:
         return _unhealthy(
             ConditionReason.HELD_BY_GROUP, "messages older than the stream's minAge not settled by this group"
@@ -166,6 +166,6 @@ def _recent(at: int | None, now: int) -> bool:
 
 
 def _age(seen: StreamSeen) -> str:
-    """How old the oldest entry is, in whole minutes."""
+    """Returns the age of the oldest entry in whole minutes."""
     oldest = int(seen.first.partition("-")[0]) if seen.first else seen.now
     return f"{max(seen.now - oldest, 0) // 60_000} minutes"

@@ -1,4 +1,4 @@
-"""How many consumers a group should have. The whole history that the decision needs is part of its input."""
+"""The scaling rule: how many consumers a group should have. All history it needs is part of its input."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from agentstream_operator.resources.consumergroup import Autoscaling
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 Need = tuple[float, int]
-"""When so many replicas were needed last, in seconds, and how many."""
+"""When a number of replicas was needed last, in seconds, and the number."""
 
 _SPARE = 1.1
-"""Fewer consumers must do even for so many times the work before there are fewer."""
+"""Margin of scale-down: fewer replicas must be enough for that many times the work."""
 
 _STEP = 10.0
-"""Seconds between two consumers that are added while nobody knows how fast they are."""
+"""Seconds between two scale-ups by one while the pace is unknown."""
 
 _GRACE = 60.0
-"""Seconds that new consumers get to become ready before they count as failing."""
+"""Seconds after which replicas that are not ready count as failing."""
 
 
 class ScalingRule(StrEnum):
-    """What decided how many consumers there are to be."""
+    """What decided the number of replicas."""
 
     SUSPENDED = "suspend"
     FIXED = "replicas"
@@ -45,13 +45,13 @@ class ScalingRule(StrEnum):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How far and how fast the number of replicas may move.
+    """The limits of autoscaling.
 
     Attributes:
-        minimum: the least replicas; 0 lets an idle group have none.
-        maximum: the most.
-        target_backlog: unsettled entries that one replica is to have at most.
-        down_after: seconds for which fewer must do before there are fewer.
+        minimum: the minimum of replicas.
+        maximum: the maximum of replicas.
+        target_backlog: unsettled entries per replica.
+        down_after: seconds for which fewer replicas must have been enough before scale-down.
         target_age: seconds for which an entry may wait; None for any time.
     """
 
@@ -63,13 +63,13 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Replicas(msgspec.Struct, frozen=True):
-    """How the consumers are.
+    """The state of the consumers.
 
     Attributes:
-        wanted: how many are wanted at present.
-        unready: how many of them are not ready.
-        unready_since: since when no more of them have become ready, on the clock of the decision.
-        crashing: whether some end again and again, or cannot be started.
+        wanted: the desired number.
+        unready: those of them that are not ready.
+        unready_since: when one became ready last, on the decision's clock.
+        crashing: whether some crash repeatedly, or cannot be started.
     """
 
     wanted: int
@@ -81,7 +81,7 @@ class Replicas(msgspec.Struct, frozen=True):
 def follow_replicas(
     before: Replicas | None, wanted: int, ready: int, now: float, *, crashing: bool
 ) -> Replicas:
-    """How the consumers are after one more look at them."""
+    """Returns the state of the consumers after one more observation."""
     unready = max(0, wanted - ready)
     since = before.unready_since if before is not None and before.wanted == wanted else None
     if since is None or (before is not None and unready < before.unready):
@@ -90,23 +90,23 @@ def follow_replicas(
 
 
 class Growth(NamedTuple):
-    """When there came to be more consumers last, and how many more."""
+    """The latest scale-up: when, and by how many."""
 
     at: float
     by: int
 
 
 class ScalingInput(msgspec.Struct, frozen=True):
-    """All that a decision depends on.
+    """The input of a decision.
 
     Attributes:
-        now: seconds on any steady clock, the same for one group's decisions.
-        signal: the work that there is, and whether that is known.
-        replicas: those that there are, or None if there never was a decision.
+        now: seconds on a steady clock, the same for all decisions of a group.
+        signal: the work of the consumers.
+        replicas: the present consumers; None if unknown.
         limits: with autoscaling, else None.
-        pace: entries that a busy consumer settles in a second; None if that is not known.
+        pace: entries per second of a busy consumer; None if unknown.
         fixed: replicas without autoscaling.
-        suspended: whether there are to be none.
+        suspended: whether to scale to zero.
         before: the previous decision.
     """
 
@@ -121,14 +121,14 @@ class ScalingInput(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What is decided.
+    """A decision.
 
     Attributes:
-        replicas: how many consumers there are to be.
-        rule: what decided it.
+        replicas: the number of consumers.
+        rule: the rule that decided it.
         needs: the higher needs of the recent past, falling, for the next decision.
-        growth: when there came to be more last, for the next decision.
-        settled: entries that were settled by then, for the next decision.
+        growth: the latest scale-up, for the next decision.
+        settled: entries settled so far, for the next decision.
     """
 
     replicas: int
@@ -139,17 +139,16 @@ class Decision(msgspec.Struct, frozen=True):
 
     @property
     def held(self) -> bool:
-        """Unknown backlog: the last decision stays."""
+        """Whether the backlog is unknown, so that the last decision stays."""
         return self.rule is ScalingRule.UNKNOWN
 
 
 def decide(given: ScalingInput) -> Decision:
     """Decides how many consumers a group should have.
 
-    More are had at once, but for those that would only fail like the latest. Fewer only after fewer would
-    have done for all of `down_after`, so a group goes to zero only when nothing has been undelivered,
-    pending, due or settled for that long. Where there is no history, as after a restart, what runs counts as
-    needed now.
+    Scales up at once, unless the latest replicas fail. Scales down only after fewer were enough during all of
+    `down_after`, so to zero only if nothing was undelivered, pending, due or settled for that long. Without
+    history, as after a restart, the present replicas count as needed now.
     """
     if given.suspended:
         return Decision(0, ScalingRule.SUSPENDED)
@@ -166,10 +165,10 @@ def decide(given: ScalingInput) -> Decision:
     if not past and current:
         past = ((given.now, current),)
     if past and _moved(given, before):
-        # all that came since the last look is settled; somebody was needed for it
+        # everything that arrived since the last decision is settled, which took a replica
         at, least = past[-1]
         past = (*(p for p in past[:-1] if p[1] > 1), (at, max(least, 1)))
-    # of two equal needs the later one counts, and one that is higher hides those before it
+    # a need hides earlier ones that are not higher
     recent = tuple(p for p in past if p[1] > need and p[0] + limits.down_after > given.now)
     needs = (*recent, (given.now, need))
     replicas = _within(limits, needs[0][1])
@@ -185,18 +184,18 @@ def decide(given: ScalingInput) -> Decision:
 
 
 def _need(given: ScalingInput, limits: Limits, before: Decision) -> tuple[int, ScalingRule]:
-    """How many consumers the work needs now, within the limits, and what says so."""
+    """Returns the number of consumers for the present work, within the limits, and the rule."""
     signal, current = given.signal, given.replicas.wanted if given.replicas is not None else 0
     work = [(0.0, ScalingRule.IDLE)]
     if signal.backlog:
         work.append((signal.backlog / limits.target_backlog, ScalingRule.BACKLOG))
     busy = signal.backlog > 0 or _moved(given, before)
     if busy and given.pace is not None:
-        # fewer than what arrives takes would only let the backlog grow until there are more again
+        # below the arrival rate the backlog would only grow until the next scale-up
         work.append((min(signal.arrival / given.pace, current), ScalingRule.ARRIVALS))
     if busy and limits.target_age is not None:
         if given.pace is not None:
-            # what consumers have already waits no longer
+            # pending entries do not wait any more
             speed = signal.arrival + signal.waiting / limits.target_age
             work.append((speed / given.pace, ScalingRule.AGE))
         elif signal.oldest > limits.target_age:
@@ -213,7 +212,7 @@ def _need(given: ScalingInput, limits: Limits, before: Decision) -> tuple[int, S
 
 
 def _moved(given: ScalingInput, before: Decision) -> bool:
-    """Whether the consumers have settled anything since the last look."""
+    """Returns whether anything was settled since the last decision."""
     return bool(given.replicas and given.replicas.wanted) and before.settled not in (
         None,
         given.signal.settled,
@@ -221,7 +220,7 @@ def _moved(given: ScalingInput, before: Decision) -> bool:
 
 
 def _stepped(given: ScalingInput, growth: Growth | None) -> int:
-    """One more than there are, once those had the time to show what they can do."""
+    """Returns one more than the present replicas, once these had time to show their rate."""
     if given.replicas is None:
         return 1
     soon = growth is not None and given.now - growth.at < _STEP
@@ -229,7 +228,7 @@ def _stepped(given: ScalingInput, growth: Growth | None) -> int:
 
 
 def _fails(there: Replicas, growth: Growth | None, now: float) -> bool:
-    """Whether what was added last does not come to run."""
+    """Returns whether the replicas of the latest scale-up do not become ready."""
     late = there.unready_since is not None and now - there.unready_since >= _GRACE
     added = growth.by if growth is not None else 1
     return (there.crashing or late) and there.unready >= added
@@ -240,26 +239,16 @@ def _within(limits: Limits, replicas: int) -> int:
 
 
 def hpa_or_zero(decision: Decision, current: int | None) -> Decision:
-    """A decision where an autoscaler decides the rest: it does nothing while there are no replicas.
-
-    Args:
-        decision: how many there are to be by the backlog.
-        current: how many are wanted at present, or None if that was never decided.
-    """
+    """Returns a decision for mode HPA: the operator decides between zero and some, the HPA the rest."""
     if decision.replicas == 0 or not current:
         return decision
     return replace(decision, replicas=current)
 
 
 def may_lower(replicas: int, signal: Signal, scaling: Autoscaling) -> bool:
-    """Whether an autoscaler may be about to have fewer pods than there are, but not none.
+    """Returns whether an HPA may be about to scale in, but not to zero.
 
-    It takes the most that it wanted in all of `scaleDownAfter`: until then this was so for as long.
-
-    Args:
-        replicas: how many are wanted at present.
-        signal: what they have to do. While that is not known, it does nothing.
-        scaling: what it was made of.
+    It uses the maximum of all desired numbers during `scaleDownAfter`.
     """
     if not signal.known or replicas <= 1:
         return False
@@ -268,12 +257,7 @@ def may_lower(replicas: int, signal: Signal, scaling: Autoscaling) -> bool:
 
 
 def autoscaling(works: bool | None, message: str) -> ConditionUpdate:  # noqa: FBT001 - as it was seen
-    """What `ScalingActive` says of an autoscaler with something to do.
-
-    Args:
-        works: whether it can do its work; None before it first tried.
-        message: why it cannot.
-    """
+    """Returns `ScalingActive` for an HPA that works, fails (with its message), or was not evaluated (None)."""
     kind = ConditionType.SCALING_ACTIVE
     if works is None:
         waits = "waiting for the first evaluation of the HorizontalPodAutoscaler"

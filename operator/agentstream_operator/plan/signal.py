@@ -1,7 +1,6 @@
-"""What is known of the work that a group's consumers have, and of how fast they do it.
+"""The work of a group's consumers: backlog, age and rates, from counters that the server keeps.
 
-Rates come from counters that the server keeps, so that a measurement that is missed or late loses nothing.
-They are taken by a steady clock of ours, since the server's may jump.
+Late or missed measurements lose nothing. Rates use a steady local clock, since the server's may jump.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from msgspec.structs import replace
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 
 MEMORY = 30.0
-"""Seconds after which what was counted has lost most of its weight in a rate."""
+"""Time constant of arrival rates, in seconds."""
 
 PACE_MEMORY = 120.0
-"""The same for how fast a busy consumer is: that changes with its code, not with the hour."""
+"""Time constant of the pace, in seconds: it changes with the code, not with the hour."""
 
 _SATURATED = 0.25
-"""Once an entry has waited for so many seconds, no consumer had time for it."""
+"""Seconds of waiting from which on the consumers count as saturated."""
 
 _LONG, _MANY = 5.0, 3
-"""Seconds that consumers must have been busy, and entries that they settled, before their pace is known."""
+"""Busy seconds of consumers, and settled entries, before their pace is known."""
 
 PATIENCE = 60_000
 """The shortest time in ms without progress that counts as a stall."""
 
 
 class Knowledge(StrEnum):
-    """How well a group's work is known."""
+    """How well the work of a group is known."""
 
     EXACT = "exact"
     BOUNDED = "bounded"
@@ -43,14 +42,14 @@ class Signal(msgspec.Struct, frozen=True):
     """The work of a group, or of several together.
 
     Attributes:
-        undelivered: entries that no consumer was given, retries included.
-        pending: entries that a consumer was given and has not settled.
-        due: retries that are due and that nobody has moved to the retry stream yet.
-        oldest: seconds since the oldest undelivered entry of the stream was added; 0 without one.
-        oldest_pending: the same of the oldest pending one.
+        undelivered: entries not delivered, retries included.
+        pending: entries delivered and not settled.
+        due: due retries that are not on the retry stream yet.
+        oldest: age in seconds of the oldest undelivered entry; 0 without one.
+        oldest_pending: age in seconds of the oldest pending entry.
         arrival: entries added per second, lately; 0 before that is known.
-        settled: entries that were settled since the server began to count.
-        knowledge: whether `undelivered` is exact, an estimate, or nothing is known and all of this is 0.
+        settled: entries settled since the server began to count.
+        knowledge: whether `undelivered` is exact, an estimate, or everything is unknown and 0.
     """
 
     undelivered: int = 0
@@ -64,17 +63,17 @@ class Signal(msgspec.Struct, frozen=True):
 
     @property
     def backlog(self) -> int:
-        """Everything that waits or runs."""
+        """Unsettled entries."""
         return self.waiting + self.pending
 
     @property
     def waiting(self) -> int:
-        """What no consumer has yet."""
+        """Entries that no consumer has yet."""
         return self.undelivered + self.due
 
     @property
     def known(self) -> bool:
-        """Whether anything is."""
+        """Whether the work is known."""
         return self.knowledge is not Knowledge.UNKNOWN
 
 
@@ -82,13 +81,13 @@ UNKNOWN = Signal(knowledge=Knowledge.UNKNOWN)
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """How fast a counter grows: what was counted and how long that took, both of which fade.
+    """The growth of a counter per second, fading exponentially.
 
     Attributes:
-        at: when the counter was read last, in seconds.
-        count: what it was.
-        events: what was counted.
-        seconds: how long that took.
+        at: time of the last reading, in seconds.
+        count: its value.
+        events: the weighted growth.
+        seconds: the weighted time.
     """
 
     at: float
@@ -98,21 +97,21 @@ class Rate(msgspec.Struct, frozen=True):
 
     @property
     def value(self) -> float | None:
-        """Counted per second; None before that is known."""
+        """Events per second; None before that is known."""
         return self.events / self.seconds if self.seconds > 0 else None
 
 
 def follow_rate(
     before: Rate | None, count: int, at: float, *, times: float = 1.0, memory: float = MEMORY
 ) -> Rate:
-    """A rate after one more reading.
+    """Returns a rate after one more reading.
 
     Args:
-        before: the rate so far; None if there is none.
-        count: what the counter is now. If it is below what it was, it began again: that says nothing.
-        at: when it was read, in seconds of a steady clock.
-        times: how many each second counts for: that many worked at once. With 0, it says nothing.
-        memory: seconds after which what was counted fades.
+        before: the rate so far, if any.
+        count: the counter; one below its last value was reset, and adds nothing.
+        at: time of the reading, in seconds of a steady clock.
+        times: weight of each second: the number of parallel workers; with 0 the reading adds nothing.
+        memory: time constant of the fading, in seconds.
     """
     if before is None:
         return Rate(at, count)
@@ -128,12 +127,12 @@ def follow_rate(
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """How much one consumer settles while it has all that it can do.
+    """The rate of one busy consumer.
 
     Attributes:
-        rate: halves of entries that were handled, and the seconds of consumers that took.
-        saturated: whether there was more than they could do.
-        ready: how many consumers there were.
+        rate: halves of settled entries per second of a consumer.
+        saturated: whether there was more work than the consumers could do.
+        ready: the number of consumers.
     """
 
     rate: Rate
@@ -148,36 +147,30 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 def follow_pace(before: Pace | None, signal: Signal, ready: int, at: float) -> Pace | None:
-    """The pace after one more measurement: only while work waits does a consumer show what it can do.
+    """Returns the pace after one more measurement; only consumers with waiting work show their rate.
 
     Args:
-        before: the pace so far.
-        signal: the work as it is now.
-        ready: how many consumers run.
-        at: when that was measured, in seconds of a steady clock.
+        before: the pace so far, if any.
+        signal: the present work.
+        ready: the number of ready consumers.
+        at: time of the measurement, in seconds of a steady clock.
     """
     if not signal.known:
-        # what happens until it is known again is nobody's pace
+        # what is settled until it is known again does not count
         return replace(before, saturated=False, ready=0) if before is not None else None
     saturated = signal.oldest >= _SATURATED
-    # those that run are half done, more or less: handlers that take minutes show their pace before they end
+    # pending entries count as half done, so that handlers of minutes show a pace before they end
     halves = 2 * signal.settled + signal.pending
     if before is None:
         return Pace(Rate(at, halves), saturated, ready)
-    # those that came to run meanwhile did so for half of the time
+    # consumers that started meanwhile ran for half of the time on average
     ran = (before.ready + ready) / 2 if saturated and before.saturated else 0
     rate = follow_rate(before.rate, halves, at, times=ran, memory=PACE_MEMORY)
     return Pace(rate, saturated, ready)
 
 
 def read_signal(stream: StreamSeen, name: str, arrivals: Rate | None) -> Signal:
-    """The work of a group of a stream; unknown where it is not on the stream.
-
-    Args:
-        stream: what was seen.
-        name: the group.
-        arrivals: the stream's.
-    """
+    """Returns the work of a group; unknown if it is not on the stream. `arrivals` is the stream's rate."""
     group = stream.groups.get(name)
     if group is None or not group.exists:
         return UNKNOWN
@@ -194,7 +187,7 @@ def read_signal(stream: StreamSeen, name: str, arrivals: Rate | None) -> Signal:
 
 
 def combine(signals: Sequence[Signal]) -> Signal:
-    """The work of several groups that the same consumers do; unknown if that of one of them is."""
+    """Returns the work of several groups with the same consumers; unknown if one of them is."""
     if len(signals) == 1:
         return signals[0]
     total = Signal()
@@ -215,11 +208,11 @@ def combine(signals: Sequence[Signal]) -> Signal:
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a group is.
+    """The progress of a group.
 
     Attributes:
-        settled: entries it has settled.
-        since: when it settled the latest one, or had nothing to do, in ms of the server's clock.
+        settled: entries settled so far.
+        since: when the latest one was, or the backlog was empty, in ms of the server's clock.
     """
 
     settled: int
@@ -227,7 +220,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 def follow_progress(before: Progress | None, group: GroupSeen, now: int) -> Progress:
-    """The progress after one more observation at `now`, in ms of the server's clock."""
+    """Returns the progress after an observation at `now`, in ms of the server's clock."""
     settled = group.settled
     if before is not None and settled == before.settled and group.backlog > 0:
         return before
@@ -235,10 +228,10 @@ def follow_progress(before: Progress | None, group: GroupSeen, now: int) -> Prog
 
 
 def stalled(progress: Progress, group: GroupSeen, lease: int, now: int) -> bool:
-    """Whether messages wait and none was settled for three leases (ms), or a minute if that is longer."""
+    """Returns whether there is a backlog and none was settled for three leases (ms), at least a minute."""
     return group.backlog > 0 and now - progress.since > max(3 * lease, PATIENCE)
 
 
 def _age(entry: str | None, now: int) -> float:
-    """Seconds since an entry was added; the server's clock may have been set back since."""
+    """Returns the age of an entry in seconds; at least 0, as the server's clock may be set back."""
     return max(0, now - int(entry.partition("-")[0])) / 1000 if entry is not None else 0.0

@@ -1,8 +1,7 @@
-"""What is to be done for an AgentStream."""
+"""Plans an AgentStream."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentstream.protocol.contracts import contracts_digest
@@ -27,24 +26,24 @@ from agentstream_operator.resources.agentstream import AgentStream, ManagementPo
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 GIVE_UP = 300.0
-"""Seconds after a deletion from which on a server that does not answer holds it no longer."""
+"""Seconds after which a deletion no longer waits for an unreachable server."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamInput:
-    """All that a plan for an AgentStream depends on.
+    """The input of a plan for an AgentStream.
 
     Attributes:
-        stream: what is declared.
-        installation: whose operator this is.
+        stream: the resource.
+        installation: the operator's installation.
         winner: the oldest AgentStream that claims the key and may have it; see `conflicts`.
         groups: names of its declared groups.
-        seen: the key, or None while the server does not answer.
-        added: `seen.added` when it was last seen, or None if it never was there.
-        agents: how far the users of its producers are.
-        history: what the janitor said.
+        seen: the observed stream; None during an outage.
+        added: `seen.added` at the last observation; None if the stream never existed.
+        agents: the progress of writing the users of its producers.
+        history: reports of the janitor.
         eviction: the server's eviction policy, if it may evict streams.
-        outage: what the server's silence looks like.
+        outage: why the server is unreachable.
         deleted_for: seconds since the deletion.
     """
 
@@ -62,7 +61,7 @@ class StreamInput:
 
 
 def plan_stream(given: StreamInput) -> Plan:
-    """Decides what is to be done for an AgentStream, and what its conditions say then."""
+    """Plans the changes of the server for an AgentStream, and its conditions."""
     stream, seen = given.stream, given.seen
     if stream.deleting:
         return _deletion(given)
@@ -103,17 +102,17 @@ def plan_stream(given: StreamInput) -> Plan:
 
 
 def destroys(stream: AgentStream) -> bool:
-    """Whether deleting the resource must destroy something, and so has to wait for the operator."""
+    """Returns whether the deletion destroys data, and so has to wait for the operator."""
     return stream.spec.deletion_policy is not StreamDeletion.RETAIN
 
 
 def managed(stream: AgentStream) -> bool:
-    """Whether anything may be changed for the stream."""
+    """Returns whether the operator may change the stream."""
     return not stream.paused and stream.spec.management_policy is ManagementPolicy.MANAGED
 
 
 def owner_of(stream: AgentStream, installation: str) -> dict[str, str]:
-    """What the stream's meta hash says of whose it is."""
+    """Returns the owner's fields of the stream's meta hash."""
     meta = stream.metadata
     return {
         "installation": installation,
@@ -123,27 +122,14 @@ def owner_of(stream: AgentStream, installation: str) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What agents are to know of contracts.
-
-    Attributes:
-        digest: changes whenever they do; empty if there are none.
-        schemas: JSON Schemas by `<type>@<version>`.
-    """
-
-    digest: str
-    schemas: Mapping[str, str]
-
-
-def published(stream: AgentStream) -> Published:
-    """What is to be written for the agents of a stream."""
+def published(stream: AgentStream) -> SetContracts:
+    """Builds the action that publishes a stream's contracts to its agents."""
     schemas = {contract.field: contract.json_schema.text for contract in stream.spec.contracts}
-    return Published(contracts_digest(schemas), schemas)
+    return SetContracts(stream.stream_key, contracts_digest(schemas), schemas)
 
 
 def invalid_contract(stream: AgentStream) -> ConditionUpdate | None:
-    """What to say of the first contract that is none; None if all are."""
+    """Returns the condition for the first invalid contract; None if all are valid."""
     for position, contract in enumerate(stream.spec.contracts):
         if contract.problem is not None:
             message = f"spec.contracts[{position}]: {contract.problem}"
@@ -152,15 +138,15 @@ def invalid_contract(stream: AgentStream) -> ConditionUpdate | None:
 
 
 def write_contracts(stream: AgentStream, seen: StreamSeen) -> tuple[Action, ...]:
-    """What is to be done for the contracts to be on the server as they are declared."""
+    """Plans the contracts on the server."""
     wanted = published(stream)
     if wanted.digest == (seen.contracts or ""):
         return ()
-    return (SetContracts(stream.stream_key, wanted.digest, wanted.schemas),)
+    return (wanted,)
 
 
 def digest_after(actions: tuple[Action, ...], seen: StreamSeen) -> str:
-    """The digest of the contracts that are on the server once a plan is carried out."""
+    """Returns the digest of the contracts on the server after the actions."""
     return next(
         (action.digest for action in actions if isinstance(action, SetContracts)), seen.contracts or ""
     )
@@ -206,13 +192,13 @@ def _lost(given: StreamInput, seen: StreamSeen) -> tuple[EventNote, ...]:
 def _held_back(
     stream: AgentStream, actions: tuple[Action, ...], events: tuple[EventNote, ...]
 ) -> tuple[ConditionUpdate, tuple[Action, ...], tuple[EventNote, ...]]:
-    """What remains of the actions where nothing may be changed, and what `Synced` says of the rest."""
+    """Returns `Synced` and the remaining actions and events of a stream that may not be changed."""
     if managed(stream):
         return IN_SYNC, actions, events
     observing = stream.spec.management_policy is ManagementPolicy.OBSERVE_ONLY
     reason = ConditionReason.OBSERVE_ONLY if observing else ConditionReason.PAUSED
     if observing:
-        # whose a stream is that is only watched stays unrecorded
+        # no owner is recorded for an observed stream
         actions = tuple(action for action in actions if not isinstance(action, RecordOwner))
     if not actions:
         return ConditionUpdate(ConditionType.SYNCED, "True", reason), (), ()

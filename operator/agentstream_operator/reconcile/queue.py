@@ -1,8 +1,7 @@
-"""The work queue: which key is worked on next, by whom, and when a failed one is tried again.
+"""The work queue: the order of keys, and the delays of retries.
 
-A key waits at most once and is worked on by one worker at a time; what is added meanwhile runs once more
-afterwards. Of the keys that wait, a group with messages and without consumers goes first, a person's change
-before what a change elsewhere brought about, and that before a resync.
+A key is queued at most once and reconciled by one worker at a time; a key added meanwhile runs once more
+afterwards. Groups to scale up from zero go first, then changes of resources, then consequences, then resyncs.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ _log = logging.getLogger(__name__)
 
 
 class TryAgain(Exception):  # noqa: N818 - it says what to do
-    """The key could not be worked on for a reason that is expected; it is tried again later."""
+    """The key could not be reconciled for an expected reason; it is retried after a delay."""
 
 
 class Priority(IntEnum):
-    """Why a key waits; lower goes first."""
+    """Why a key is queued; lower goes first."""
 
     WAKE = 0
     CHANGE = 1
@@ -35,14 +34,14 @@ class Priority(IntEnum):
 
 
 class WorkQueue(Generic[K]):
-    """Keys that wait for one of a number of workers.
+    """A queue of keys with workers.
 
     Args:
-        workers: how many keys are worked on at a time.
-        resyncs: how many of these may be resyncs: what is new must not wait for a turn of many of them.
-        base: seconds before a key that failed is tried again; doubles with every further failure.
-        cap: the longest such delay, in seconds.
-        jitter: a number in [0, 1); delays are spread over their second half by it.
+        workers: keys reconciled at a time.
+        resyncs: how many of them may be resyncs, so that changes never wait for a resync of many keys.
+        base: seconds before the first retry; doubles with every further failure.
+        cap: the maximum delay, in seconds.
+        jitter: returns a number in [0, 1) that spreads delays over their second half.
     """
 
     def __init__(
@@ -70,16 +69,16 @@ class WorkQueue(Generic[K]):
         self._idle.set()
 
     def __len__(self) -> int:
-        """Keys that wait to be worked on now."""
+        """The number of queued keys."""
         return sum(len(keys) for keys in self._ready)
 
     @property
     def busy(self) -> bool:
-        """Whether more keys wait or are worked on than the ordinary brings."""
+        """Whether more keys are queued or reconciled than usual."""
         return len(self) + len(self._active) > _MANY
 
     def add(self, key: K, priority: Priority) -> None:
-        """Lets a key be worked on when its turn comes; a resync leaves a key that failed to its delay."""
+        """Queues a key; a resync does not shorten the delay of a failed key."""
         if priority is Priority.RESYNC and key in self._failures and key in self._delayed:
             return
         self._cancel_delay(key)
@@ -101,7 +100,7 @@ class WorkQueue(Generic[K]):
             self.add(key, priority)
 
     def add_later(self, key: K, delay: float, priority: Priority) -> None:
-        """Adds a key after `delay` seconds, unless it is due before that anyway."""
+        """Queues a key after `delay` seconds, unless it is due earlier."""
         loop = asyncio.get_running_loop()
         due = loop.time() + delay
         present = self._delayed.get(key)
@@ -112,29 +111,29 @@ class WorkQueue(Generic[K]):
         self._delayed[key] = loop.call_at(due, self._due, key, priority)
 
     def forget(self, key: K) -> None:
-        """Drops what is known of a key that exists no more: its failures and its delay."""
+        """Drops the failures and the delay of a key."""
         self._failures.pop(key, None)
         self._cancel_delay(key)
 
     def oldest(self) -> float:
-        """Seconds for which the key that waits for the longest time has waited; 0 if none waits."""
+        """Returns the seconds since the oldest queued key was queued; 0 if none is."""
         added = [next(iter(keys.values())) for keys in self._ready if keys]
         return time.monotonic() - min(added) if added else 0.0
 
     def failures(self, key: K) -> int:
-        """How often in a row the key failed."""
+        """Returns the number of consecutive failures of a key."""
         return self._failures.get(key, 0)
 
     async def idle(self) -> None:
-        """Returns when no key waits or is worked on; delayed keys do not count."""
+        """Waits until no key is queued or being reconciled; delayed keys do not count."""
         await self._idle.wait()
 
     async def run(self, work: Callable[[K], Awaitable[float | None]]) -> None:
-        """Works until cancelled.
+        """Reconciles keys until cancelled.
 
         Args:
-            work: works on one key. It returns the seconds after which to look again, or None; what it raises
-                is logged, and the key is tried again later.
+            work: reconciles a key, and returns the seconds until the next time, or None; an error is logged, and
+                the key retried.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -181,7 +180,7 @@ class WorkQueue(Generic[K]):
         return key
 
     def _next(self) -> Priority | None:
-        """Of which priority the next key is to be; None if no key may be worked on now."""
+        """Returns the priority of the next key; None if no key may be reconciled now."""
         for priority in Priority:
             if self._ready[priority]:
                 full = priority is Priority.RESYNC and len(self._resyncing) >= self._resyncs

@@ -1,4 +1,4 @@
-"""Writing statuses: only what changed, live numbers rounded and rarely; and events when things go wrong."""
+"""Writes statuses: only changes, with rounded numbers at long intervals; and emits events of failures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _ALARMS = frozenset(
 )
 _SIGNIFICANT = 100
 _PROMPT = ("replicas", "desired_replicas")
-"""Numbers that others act on: who scales, and who waits for a rollout."""
+"""Numbers that clients act on, such as `kubectl rollout` and autoscalers."""
 
 _SOON = 1.0
 _DERIVED = frozenset({"conditions", "observed_generation"})
@@ -56,7 +56,7 @@ _TRANSIENT_AT_FIRST = _TRANSIENT | {ConditionReason.STREAM_MISSING}
 
 
 def rounded(number: int) -> int:
-    """A live number as statuses show it: two significant digits."""
+    """Rounds a number down to two significant digits, for a status."""
     if number < _SIGNIFICANT:
         return number
     unit: int = 10 ** (len(str(number)) - 2)
@@ -67,11 +67,11 @@ class StatusWriter:
     """Writes statuses through the port.
 
     Args:
-        cluster: where they go.
-        now: the present time, with a time zone.
-        rarely: seconds between two writes that only bring numbers and messages up to date.
-        patience: seconds for which a state that is about to change by itself is not worth a write.
-        busy: whether there is so much to do that things take longer than that.
+        cluster: the port.
+        now: returns the present time, with a time zone.
+        rarely: seconds between two writes that only refresh numbers and messages.
+        patience: seconds for which a transient state is not written.
+        busy: returns whether so much is queued that transient states last longer.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class StatusWriter:
         """Writes the status if it changed.
 
         Args:
-            resource: whose status it is.
+            resource: the resource.
             reported: what was written before.
-            updates: what the conditions are to say.
+            updates: the conditions.
             numbers: the other fields.
 
         Returns:
-            Seconds after which to look again because a change of numbers was not written yet, or None.
+            The seconds until a delayed write is due, or None.
         """
         status, clock = reported.status, asyncio.get_running_loop().time()
         generation = resource.metadata.generation
@@ -134,7 +134,7 @@ class StatusWriter:
         return None
 
     def is_due(self, reported: StatusMemory, numbers: dict[str, Any]) -> bool:
-        """Whether these numbers are not those that were written, and that was long enough ago."""
+        """Returns whether the numbers differ from the written ones, and the interval has elapsed."""
         status = reported.status
         return (
             status is not None
@@ -145,7 +145,7 @@ class StatusWriter:
     def _until_settled(
         self, reported: StatusMemory, updates: tuple[ConditionUpdate, ...], clock: float
     ) -> float:
-        """Seconds for which to wait because others are about to change what the updates say."""
+        """Returns the seconds to wait before a transient state is written."""
         transient = _TRANSIENT if reported.status is not None else _TRANSIENT_AT_FIRST
         if updates[0].kind is not ConditionType.READY or updates[0].reason not in transient:
             reported.transient_since = None
@@ -173,7 +173,7 @@ class StatusWriter:
     ) -> tuple[Condition, ...]:
         before = status.conditions if status is not None else ()
         if any(f.kind is ConditionType.BACKEND_REACHABLE and f.status == "False" for f in updates):
-            # nothing new is known about the rest
+            # the other conditions stay as they were
             conditions = before
         else:
             named = {update.kind for update in updates}

@@ -1,1 +1,1 @@
-"""The custom resources as models, their conditions and reasons, and what is generated from them."""
+"""The custom resources as models, their conditions and reasons, and the generated files."""

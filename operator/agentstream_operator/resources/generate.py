@@ -1,4 +1,4 @@
-"""Writes what is generated from the models: `python -m agentstream_operator.resources.generate [--check]`."""
+"""Writes the generated files: `python -m agentstream_operator.resources.generate [--check]`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ events and metrics use the same reasons. `lastTransitionTime` moves only when th
 
 
 def documents() -> dict[str, str]:
-    """The generated files: path from the repository's root -> text."""
+    """Returns the generated files: path from the repository's root -> text."""
     definitions = {kind.name: _HEAD + _to_yaml(crd(kind)) for kind in KINDS}
     files = {
         # the chart reads its copies as files, so that braces in them are no templates
@@ -40,7 +40,7 @@ def documents() -> dict[str, str]:
 
 
 def conditions_page() -> str:
-    """The page as Markdown: one table of the conditions, one of the reasons in alphabetical order."""
+    """Renders the reference page of conditions and reasons."""
     conditions = [(f"`{kind}`", kind.meaning, f"`{kind.healthy}`") for kind in ConditionType]
     reasons = sorted((f"`{reason}`", reason.meaning, reason.action) for reason in ConditionReason)
     return "\n".join(
@@ -61,7 +61,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def drifted(root: Path) -> list[str]:
-    """The generated files that are missing under this root, or differ from what would be written."""
+    """Returns the generated files that are missing under a root, or out of date."""
     return [
         path
         for path, text in documents().items()

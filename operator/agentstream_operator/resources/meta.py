@@ -1,4 +1,4 @@
-"""What every resource has: metadata, a key, and the annotations by which people steer the operator."""
+"""Metadata of all resources, their keys, and the annotations that control the operator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FINALIZER = f"{GROUP}/finalizer"
 
 
 class ResourceKey(NamedTuple):
-    """Which resource is meant."""
+    """Identifies a resource."""
 
     kind: str
     namespace: str
@@ -37,7 +37,7 @@ class ResourceKey(NamedTuple):
 
 
 class ObjectMeta(Model):
-    """The metadata that the operator reads; other fields of it are ignored."""
+    """The metadata that the operator reads; other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -67,12 +67,12 @@ class Resource(Model):
 
     @property
     def paused(self) -> bool:
-        """Whether somebody asked to leave everything as it is."""
+        """Whether the operator may change nothing for the resource."""
         return self.metadata.annotations.get(PAUSED_ANNOTATION) == "true"
 
     @property
     def force_delete(self) -> bool:
-        """Whether a deletion is to end even if the server cannot be reached."""
+        """Whether a deletion does not wait for an unreachable server."""
         return self.metadata.annotations.get(FORCE_DELETE_ANNOTATION) == "true"
 
     @property

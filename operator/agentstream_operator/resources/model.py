@@ -1,4 +1,4 @@
-"""What all models share: frozen, no unknown fields, camelCase in manifests, bounded text, strict numbers."""
+"""The base of all models: frozen, no unknown fields, camelCase in manifests, bounded text, strict numbers."""
 
 from __future__ import annotations
 

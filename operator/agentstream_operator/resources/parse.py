@@ -1,4 +1,4 @@
-"""From a manifest to a resource, with errors that say what is wrong, where, and what to write instead."""
+"""Parses manifests; errors name the field, the problem and the correction."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _REASONS = frozenset(str(reason) for reason in ConditionReason)
 
 
 class InvalidResource(ValueError):  # noqa: N818 (it names what is wrong, as its message does)
-    """A manifest that is no resource of ours.
+    """A manifest that is not a valid resource.
 
     Attributes:
-        subject: the resource as far as it can be told: `Kind namespace/name`.
+        subject: the resource as far as known: `Kind namespace/name`.
         problems: one line each, with the path of the field.
     """
 
@@ -43,13 +43,12 @@ class InvalidResource(ValueError):  # noqa: N818 (it names what is wrong, as its
 
 
 def parse_resource(obj: Mapping[str, Any]) -> AnyResource:
-    """Reads a manifest as the API server would, which has null mean absent, in unknown fields, too.
+    """Parses a manifest as the API server would, which treats null as absent, in unknown fields, too.
 
-    Conditions that another version of the operator wrote, in words that this one does not know, are left out:
-    a status is only a report.
+    Conditions of other versions of the operator with unknown types or reasons are dropped.
 
     Raises:
-        InvalidResource: it is of another kind, or a field is missing, unknown or wrong.
+        InvalidResource: the kind is unknown, or a field is missing, unknown or invalid.
     """
     if not isinstance(obj, Mapping):
         raise InvalidResource("Resource default/?", (f"{quote(obj)} is not a map of fields",))
@@ -70,7 +69,7 @@ def parse_resource(obj: Mapping[str, Any]) -> AnyResource:
 
 
 def refused_changes(old: AnyResource, new: AnyResource) -> tuple[str, ...]:
-    """What the API server would say to this change of an existing resource: one line per immutable field."""
+    """Returns the API server's errors for a change of a resource: one line per immutable field."""
     return tuple(
         f"spec{rule.field_path}: {rule.message}"
         for rule in new.spec.rules
@@ -165,7 +164,7 @@ def _text(model: type[BaseModel], detail: ErrorDetails) -> str:
 
 
 def _suggestion(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """Names the field that was probably meant: a similar one here, the same one elsewhere, or all here."""
+    """Suggests a field: a similar one here, the same one elsewhere, or lists all of here."""
     fields = _fields(model)
     *parents, name = (part for part in loc if isinstance(part, str))
     parent = tuple(parents)

@@ -1,8 +1,8 @@
-"""Rules that a schema cannot say, each written once in CEL for the API server and once in Python.
+"""Validation rules beyond a schema, each written once in CEL for the API server and once in Python.
 
-A rule stands either in the `rules` of a model or in the annotation of a field. The API server evaluates the
-CEL text (https://kubernetes.io/docs/reference/using-api/cel/), the models call `holds`; a property test keeps
-the two in step.
+A rule belongs to the `rules` of a model or to the annotation of a field. The API server evaluates the CEL
+text (https://kubernetes.io/docs/reference/using-api/cel/), the models call `holds`; a property test compares
+them.
 """
 
 from __future__ import annotations

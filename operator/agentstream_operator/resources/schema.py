@@ -1,8 +1,8 @@
-"""Turns what pydantic says of a model into a structural schema, the dialect that CRDs are written in.
+"""Converts pydantic's schema of a model into a structural schema, the dialect of CRDs.
 
 Structural (https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/):
-a type on every node, no references, no alternatives for "may be absent". What cannot be said that way is
-refused here instead of by the API server.
+a type on every node, no references, no alternatives for "may be absent". Anything else raises here instead of
+in the API server.
 """
 
 from __future__ import annotations

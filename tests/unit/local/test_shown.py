@@ -27,7 +27,6 @@ def a_group(name: str = "coder", stream: str = "tasks", **changes: object) -> Gr
         backlog=0,
         undelivered=0,
         pending=0,
-        retrying=0,
         delayed=0,
         dead=0,
         replicas=1,

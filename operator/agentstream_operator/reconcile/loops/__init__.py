@@ -1,1 +1,1 @@
-"""Runs what is looked at again and again: measuring, wake-up, deleted pods, deletion costs."""
+"""Runs in the background: server and access checks, measuring, janitor, wake-up, pod cleanup."""

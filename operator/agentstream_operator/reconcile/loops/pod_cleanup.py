@@ -1,4 +1,4 @@
-"""What becomes of the messages of consumers that are gone: others take them up at once."""
+"""Releases the messages of pods that are gone, so that other consumers recover them at once."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ from agentstream_operator.resources.meta import ResourceKey
 _log = logging.getLogger(__name__)
 
 _LEASES = 3
-"""After so many leases of silence a consumer whose pod is not known holds nothing any more by its lease."""
+"""Leases of silence after which a consumer without a known pod counts as gone."""
 
 
 _LINGER = 16
-"""After a wait of so many pulses, and twice as many in all, nothing of a deleted pod is expected any more."""
+"""Longest interval, in rounds, between two releases for a deleted pod; then they end."""
 
 _TOGETHER, _NO_LONGER = 0.25, 1.0
-"""What pods of a workload held that are deleted less than so many seconds apart is freed together, at the
-latest so long after the first of them."""
+"""Seconds between deletions of pods that are released together, and the longest delay of the first."""
 
 
 @dataclass
 class _Deleted:
-    """Pods of a workload that are deleted one right after the other, and whether there is another since."""
+    """Pods of a workload deleted in short succession, and whether another one was since."""
 
     pods: set[Gone]
     another: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class PodCleanup:
-    """Frees what consumers that are gone hold, and removes their names once they hold nothing.
+    """Releases the messages of ended processes, and removes their consumers once these hold none.
 
     Args:
         state: the groups and their streams.
@@ -57,16 +56,15 @@ class PodCleanup:
         self._deleted: dict[ResourceKey, _Deleted] = {}
 
     async def pod_gone(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
-        """A pod of a group's workload is gone, or processes of it have ended.
+        """Releases the messages of processes that ended, together with those of pods deleted just before.
 
-        Returns when what it held is free, or will be together with what an earlier one held. Without the
-        server nothing happens: then the leases end by themselves.
+        During an outage nothing happens: the leases expire.
 
         Args:
             workload: the group.
-            gone: what has ended.
-            for_good: whether no pod will have the name again. Then it is freed some more times: the processes
-                of a pod that was deleted by force live on for a while, and go on reading and renewing.
+            gone: the processes.
+            for_good: whether the pod was deleted. Its messages are then released repeatedly, since the processes
+                of a force-deleted pod go on for a while.
         """
         if not for_good:
             await self._free(workload, {gone}, for_good=False)
@@ -82,7 +80,7 @@ class PodCleanup:
             deleted.another.set()
 
     async def _free_together(self, workload: ResourceKey, deleted: _Deleted, deadline: float) -> None:
-        """Frees what pods held once no other is deleted: that would take it, and die with it."""
+        """Releases once no further pod is deleted: that pod would claim the messages, and end with them."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(TimeoutError):
             while True:
@@ -116,7 +114,7 @@ class PodCleanup:
             )
 
     async def watch(self) -> None:
-        """Removes, again and again, the names of consumers that are gone and hold nothing any more."""
+        """Removes consumers of ended processes without messages until cancelled."""
         loop, loops = asyncio.get_running_loop(), self._state.options.loops
         due = loop.time() + loops.resync / 2
         while True:
@@ -135,9 +133,9 @@ class PodCleanup:
                 _log.info("could not remove consumers of deleted pods yet: %s", error)
 
     async def _free_again(self, now: float) -> None:
-        """Frees what pods that were deleted lately took or renewed since.
+        """Releases what recently deleted pods claimed or renewed since.
 
-        Those of which something is held are looked at in each pulse, the others after ever longer waits.
+        Pods that still hold messages are checked in each round, others after ever longer intervals.
         """
         for (workload, gone), (due, wait) in tuple(self._lingering.items()):
             if due <= now or (workload, gone) in self._holding:
@@ -150,7 +148,7 @@ class PodCleanup:
                 del self._lingering[workload, gone]
 
     async def _tidy(self) -> None:
-        """Looks for consumers whose pods ended unseen, as while this process was down."""
+        """Finds consumers whose pods ended unnoticed, as while this process was down."""
         for group in tuple(self._state.resources.groups.values()):
             pods = await self._cluster.pods(group) if group.spec.template is not None else None
             if pods is None:
@@ -165,7 +163,7 @@ class PodCleanup:
                 await self._remove(group.key, Gone(pod))
 
     async def _remove(self, workload: ResourceKey, gone: Gone) -> None:
-        """Removes the consumers of processes that are gone; those that hold entries are tried again."""
+        """Removes the consumers of ended processes; those with pending entries are retried."""
         remain = False
         for key, group in self._consumed(workload):
             await self._broker.remove_consumers(key, group, gone)
@@ -177,7 +175,7 @@ class PodCleanup:
             self._holding.discard((workload, gone))
 
     def _consumed(self, workload: ResourceKey) -> Iterator[tuple[str, str]]:
-        """Stream key and name of each group that a workload may consume: all of its agent."""
+        """Yields stream key and name of each group of a workload's agent."""
         resources = self._state.resources
         owner = resources.groups.get(workload)
         if owner is None:

@@ -1,9 +1,8 @@
-"""Waking up: one blocking read over the streams of all groups that have no consumers because of no messages.
+"""Scales groups up from zero: one blocking read over the streams of all groups at zero replicas.
 
-Each read lasts for a second at most, so a group that has just fallen asleep is taken in within that time,
-and the measuring of the pulse looks after it until then; see docs/adr/0016-one-read-wakes.md. What a read
-brings only says where to look: the group is decided on a measurement, as ever. A message that is addressed to
-another agent wakes the group as well, since only its consumers can pass over it.
+A read lasts at most a second, so a group that was just scaled to zero is included within that time; until
+then the monitor covers it (docs/adr/0016-one-read-wakes.md). A read only triggers a measurement, which decides.
+A message for another agent wakes a group as well, since only its consumers can skip it.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ from agentstream_operator.resources.meta import ResourceKey
 _log = logging.getLogger(__name__)
 
 _ROUND = 1.0
-"""Seconds for which a read blocks at most, and after which a failed one is tried again."""
+"""Seconds for which a read blocks at most, and after which a failed one is repeated."""
 
 _REST = 10e-6
-"""Seconds of pause after a read for each of its keys, by which its costs grow on both sides."""
+"""Seconds of pause after a read for each of its keys: the costs of a read grow with them."""
 
 
 _LATER = 0.01
-"""Seconds after which what the server had to say has certainly come."""
+"""Seconds by which the server's clock may be read later than ours."""
 
 
 class _Served(NamedTuple):
-    """A group for which the consumers of one that may sleep work: itself, or another of its agent.
+    """A group served by the consumers of a group at zero: the group itself, or another one of its agent.
 
     Attributes:
         key: the ConsumerGroup.
@@ -58,12 +57,12 @@ class _Served(NamedTuple):
 
 
 class WatchedKey(NamedTuple):
-    """What wakes groups: a key on which something comes after an id.
+    """A key whose new entries wake groups.
 
     Attributes:
-        stream: the AgentStream that the key belongs to.
-        after: the id; None for anything that was not seen yet.
-        due: when the first delayed retry is that will come there, on the loop's clock.
+        stream: the AgentStream of the key.
+        after: the id after which entries are new; None for any entry not seen yet.
+        due: when the first delayed retry will arrive there, on the loop's clock.
     """
 
     stream: ResourceKey
@@ -72,12 +71,12 @@ class WatchedKey(NamedTuple):
 
 
 class Wakeup:
-    """Lets groups that sleep be decided as soon as there is something for them.
+    """Queues groups at zero replicas as soon as a message arrives.
 
     Args:
         state: the groups and the latest observations.
         broker: the server.
-        observer: measures the streams on which something arrived.
+        observer: measures the streams with new entries.
         queue: gets the groups to scale.
         server: probed when the connection broke.
     """
@@ -104,7 +103,7 @@ class Wakeup:
         self._refused = False
 
     async def watch(self) -> None:
-        """Reads, again and again."""
+        """Reads until cancelled."""
         while True:
             try:
                 if self._state.backend.outage is None:
@@ -116,7 +115,7 @@ class Wakeup:
             await asyncio.sleep(_ROUND)
 
     async def _round(self) -> None:
-        """Reads once, and lets those groups be decided that it wakes."""
+        """Reads once, and wakes the groups of keys with new entries."""
         now = asyncio.get_running_loop().time()
         if now >= self._rebuilt + _ROUND:
             self._rebuild(now)
@@ -126,16 +125,16 @@ class Wakeup:
             default=now + _ROUND,
         )
         if due > now:
-            heard = await self._read(watched, min(_ROUND, due - now))
+            arrived = await self._read(watched, min(_ROUND, due - now))
         else:
-            heard = {
+            arrived = {
                 key
                 for key, watched_key in watched.items()
                 if watched_key.due is not None and watched_key.due <= now
             }
-        woken = {watched[key].stream for key in heard}
+        woken = {watched[key].stream for key in arrived}
         if woken:
-            # whatever is decided, they are looked at again when this is built again
+            # whatever is decided, the next rebuild includes them again
             self._watched = {
                 key: watched_key for key, watched_key in watched.items() if watched_key.stream not in woken
             }
@@ -143,7 +142,7 @@ class Wakeup:
         await asyncio.sleep(_REST * len(watched))
 
     def _rebuild(self, now: float) -> None:
-        """Looks who sleeps."""
+        """Collects the keys of all groups at zero replicas."""
         self._rebuilt = now
         self._watched, self._scaled_to_zero = {}, defaultdict(list)
         for group, served in self._asleep():
@@ -154,7 +153,7 @@ class Wakeup:
         self._passed = {key: passed for key, passed in self._passed.items() if key in self._watched}
 
     async def _read(self, watched: dict[str, WatchedKey], seconds: float) -> Collection[str]:
-        """The keys on which there is something new after so many seconds at most."""
+        """Returns the keys with new entries after at most so many seconds."""
         if not watched:
             await asyncio.sleep(seconds)
             return ()
@@ -166,7 +165,7 @@ class Wakeup:
         return found.keys()
 
     async def _wake(self, woken: Collection[ResourceKey]) -> None:
-        """Measures streams, and lets those of their groups be decided first that are to have consumers.
+        """Measures streams, and queues first those of their groups that need consumers.
 
         Raises:
             AgentStreamError: one of the streams could not be measured; the others were.
@@ -180,14 +179,14 @@ class Wakeup:
             for group in self._scaled_to_zero[stream.key]:
                 if state.resources.groups.get(group.key) is group and decide_replicas(state, group).replicas:
                     self._queue.add(group.key, Priority.WAKE)
-            # what the pulse would have noticed, had it measured first
+            # the monitor would have queued them at its next measurement
             self._queue.add_all((stream.key, *state.resources.readers_of(stream.key)), Priority.RESYNC)
         for look in looks:
             if isinstance(look, BaseException):
                 raise look
 
     def _asleep(self) -> Iterator[tuple[ConsumerGroup, tuple[_Served, ...]]]:
-        """The groups that have no consumers for want of messages."""
+        """Yields the groups that were scaled to zero."""
         state = self._state
         if self._changes != state.resources.changes:
             self._changes = state.resources.changes
@@ -218,7 +217,7 @@ class Wakeup:
                 yield _Served(served.key, name, stream.key, keys.stream, keys.retry(name))
 
     def _watched_of(self, served: _Served) -> dict[str, WatchedKey]:
-        """What is new for a group: on its stream since the last measurement, on its retry stream anything."""
+        """Returns the keys of a group: its stream after the last measurement, its retry stream."""
         remembered = self._state.memory
         memory, serves = remembered.streams[served.stream], remembered.groups[served.key].serves
         seen = memory.seen
@@ -231,7 +230,7 @@ class Wakeup:
             due = memory.seen_at + (found.next_due - seen.now) / 1000 + _LATER
         return {
             served.stream_key: WatchedKey(served.stream, seen.last),
-            # nothing is left there of what was settled
+            # settled entries are deleted from it
             served.retry_key: WatchedKey(served.stream, None, due),
         }
 
@@ -239,7 +238,7 @@ class Wakeup:
         if isinstance(error, ConnectionLost):
             self._server.probe_now()
         elif not self._refused:
-            # a key may have turned into something else just now, which the next measurement shows
+            # the type of a key may have changed, which the next measurement shows
             level = logging.WARNING if isinstance(error, AccessDenied) else logging.INFO
             _log.log(
                 level,

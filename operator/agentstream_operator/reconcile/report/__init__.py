@@ -1,1 +1,1 @@
-"""Tells people and probes what the operator knows."""
+"""Reports what the engine knows: views, health and metrics."""

@@ -19,11 +19,11 @@ class StreamView:
     Attributes:
         resource: its AgentStream.
         key: its key on the server.
-        length: entries that it holds; None before it was seen.
+        length: number of entries; None before it was observed.
         added: entries added since it began.
         rate: entries added per second, lately.
         ready: whether the resource is in effect.
-        reason: why, or why not.
+        reason: the reason of `Ready`.
     """
 
     resource: ResourceKey
@@ -37,23 +37,22 @@ class StreamView:
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """A group. Counts are None before it was seen.
+    """A group. Counts are None before it was observed.
 
     Attributes:
         resource: its ConsumerGroup.
         stream: name of its AgentStream.
-        backlog: entries that wait or run, with the retries that are due.
-        undelivered: those that no consumer was given.
-        pending: those that a consumer has.
-        retrying: those on the retry stream.
+        backlog: unsettled entries, with due retries.
+        undelivered: entries not delivered.
+        pending: entries delivered and not settled.
         delayed: retries that are not due.
         dead: dead letters.
-        replicas: consumers that are wanted; None if others decide.
-        running: consumers that run.
-        crashing: why the latest one ended, while restarts are being held back.
+        replicas: desired consumers; None if they are not scaled.
+        running: ready consumers.
+        crashing: why the latest one ended, while restarts are delayed.
         ready: whether the resource is in effect.
-        reason: why, or why not.
-        account: what became of its messages since the engine began to look.
+        reason: the reason of `Ready`.
+        account: what became of its messages since the engine started.
     """
 
     resource: ResourceKey
@@ -61,7 +60,6 @@ class GroupView:
     backlog: int | None
     undelivered: int | None
     pending: int | None
-    retrying: int | None
     delayed: int | None
     dead: int | None
     replicas: int | None
@@ -88,7 +86,7 @@ class View:
 
 
 def view(state: State) -> View:
-    """The numbers as they were measured last."""
+    """Returns the numbers as of the latest measurement."""
     resources = state.resources
     return View(
         reachable=state.backend.outage is None,
@@ -125,7 +123,6 @@ def _group(state: State, key: ResourceKey) -> GroupView:
         backlog=seen.backlog if seen is not None else None,
         undelivered=seen.undelivered if seen is not None else None,
         pending=seen.pending if seen is not None else None,
-        retrying=seen.retry_length if seen is not None else None,
         delayed=seen.delayed if seen is not None else None,
         dead=seen.dead if seen is not None else None,
         replicas=memory.applied[0] if memory.applied is not None else None,

@@ -1,1 +1,1 @@
-"""Remembers what is declared and what was found."""
+"""Remembers resources, observations and written access."""

@@ -1,4 +1,4 @@
-"""The resources that are known, and who depends on whom."""
+"""An index of all resources and their relations."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ T = TypeVar("T")
 
 
 def agent_key(name: AgentName) -> ResourceKey:
-    """The key under which an agent is reconciled."""
+    """Returns the key under which an agent is reconciled."""
     return ResourceKey(AGENT, name.namespace, name.agent)
 
 
 def owner_of(resource: AnyResource) -> Owner:
-    """A resource as what belongs to it names it."""
+    """Returns a resource as an owner."""
     return Owner(resource.key, resource.metadata.uid)
 
 
 def stream_of(group: ConsumerGroup) -> ResourceKey:
-    """The AgentStream that a group names."""
+    """Returns the key of a group's AgentStream."""
     return ResourceKey("AgentStream", group.metadata.namespace, group.spec.stream_ref.name)
 
 
 class ServedGroup(NamedTuple):
-    """A group that has its place on a stream: no older resource claims it."""
+    """A group that no older resource claims."""
 
     key: ResourceKey
     group: ConsumerGroup
@@ -44,10 +44,10 @@ class ServedGroup(NamedTuple):
 
 
 class ResourceIndex:
-    """All resources by key, with indexes.
+    """All resources by key, with their relations.
 
     Args:
-        allowed: patterns of keys outside their namespace that streams may claim.
+        allowed: shell patterns of keys that any namespace may claim.
 
     Attributes:
         complete: whether every resource has been listed.
@@ -69,11 +69,11 @@ class ResourceIndex:
         self._served: dict[ResourceKey, tuple[ConsumerGroup, ...]] = {}
 
     def get(self, key: ResourceKey) -> AnyResource | None:
-        """The resource, if it is known."""
+        """Returns a resource, if it is known."""
         return self.streams.get(key) or self.groups.get(key)
 
     def put(self, resource: AnyResource) -> set[ResourceKey]:
-        """Takes up a resource or its change. Returns the keys of all others whose plans may differ now."""
+        """Stores a resource. Returns the keys of all others whose plans may change."""
         key = resource.key
         self.changes += 1
         self._served.clear()
@@ -93,7 +93,7 @@ class ResourceIndex:
         return (affected | self._related(resource)) - {key}
 
     def remove(self, key: ResourceKey) -> set[ResourceKey]:
-        """Forgets a resource. Returns the keys of all whose plans may differ now."""
+        """Removes a resource. Returns the keys of all whose plans may change."""
         self.changes += 1
         self._served.clear()
         self.readable(key)
@@ -103,16 +103,16 @@ class ResourceIndex:
         return affected - {key}
 
     def unreadable(self, key: ResourceKey) -> None:
-        """Notes that a resource exists but could not be read; what was known of it before stays."""
+        """Notes a resource that cannot be parsed; its last version stays."""
         self._unreadable.add(key)
 
     def readable(self, key: ResourceKey) -> None:
-        """Notes that a resource can be read, or is gone."""
+        """Notes that a resource can be parsed, or is gone."""
         self._unreadable.discard(key)
 
     @property
     def unreadable_namespaces(self) -> Collection[str]:
-        """Namespaces in which who names which agent is not known, because a resource could not be read."""
+        """Namespaces with an invalid resource, in which not every use of an agent is known."""
         return {key.namespace for key in self._unreadable}
 
     @property
@@ -121,31 +121,31 @@ class ResourceIndex:
         return self._named_by.keys()
 
     def keys(self) -> Iterator[ResourceKey]:
-        """The keys of everything that is reconciled."""
+        """Yields the keys of everything that is reconciled."""
         yield from self.streams
         yield from self.groups
         for name in self._named_by:
             yield agent_key(name)
 
     def named_by(self, name: AgentName) -> list[AnyResource]:
-        """The resources that name an agent, the oldest first."""
+        """Returns the resources that name an agent, the oldest first."""
         found = (self.get(key) for key in self._named_by.get(name, ()))
         return sorted((resource for resource in found if resource is not None), key=seniority)
 
     def winner(self, stream: AgentStream) -> AgentStream | None:
-        """The oldest AgentStream that claims the same key and may have it; itself if it is gone."""
+        """Returns the oldest AgentStream that claims the same key and may have it; itself if it is gone."""
         if stream.key not in self.streams:
             return stream
         claims = self._claims[claim_of(stream)]
         return oldest(other for key in claims if may_claim(other := self.streams[key], self._allowed))
 
     def group_winner(self, group: ConsumerGroup) -> ConsumerGroup:
-        """The oldest ConsumerGroup that claims the same group of the same stream; itself if it is gone."""
+        """Returns the oldest ConsumerGroup that claims the same group; itself if it is gone."""
         name = group.group_name
         return next((d.group for d in self.declared(stream_of(group)) if d.name == name), group)
 
     def declared(self, stream: ResourceKey) -> tuple[ServedGroup, ...]:
-        """The groups that have their place on a stream, by name."""
+        """Returns the groups of a stream that no older resource claims, by name."""
         found = self._declared.get(stream)
         if found is None:
             oldest_first = sorted((self.groups[key] for key in self._readers.get(stream, ())), key=seniority)
@@ -155,15 +155,15 @@ class ResourceIndex:
         return found
 
     def readers_of(self, stream: ResourceKey) -> Collection[ResourceKey]:
-        """The groups that name a stream."""
+        """Returns the keys of all groups that name a stream."""
         return self._readers.get(stream, ())
 
     def groups_of_agent(self, group: ConsumerGroup) -> list[ConsumerGroup]:
-        """All groups with the same agent as this one, the oldest first."""
+        """Returns all groups with the agent of a group, the oldest first."""
         return [other for other in self.named_by(agents_of(group)[0]) if isinstance(other, ConsumerGroup)]
 
     def served_by(self, group: ConsumerGroup) -> tuple[ConsumerGroup, ...]:
-        """The groups that the consumers of a group work for: itself, and those of its agent without any."""
+        """Returns the groups that a group's consumers serve: itself, and its agent's without a workload."""
         served = self._served.get(group.key)
         if served is None or served[0] is not group:
             own = self.groups_of_agent(group)
@@ -178,14 +178,14 @@ class ResourceIndex:
         return list(dict.fromkeys((*agents_of(stream), *readers)))
 
     def scales_deployment(self, group: ConsumerGroup) -> ConsumerGroup | None:
-        """The oldest group of the namespace that names the same Deployment; None if it names none."""
+        """Returns the oldest group with the same deploymentRef; None without one."""
         if group.spec.deployment_ref is None:
             return None
         rivals = self._scaling[group.metadata.namespace, group.spec.deployment_ref.name]
         return oldest(self.groups[key] for key in rivals)
 
     def _unlink(self, key: ResourceKey) -> set[ResourceKey]:
-        """Takes a resource out of the indexes. Returns the keys of all that it was related to."""
+        """Removes a resource from the relations. Returns the keys of all related ones."""
         resource = self.get(key)
         if resource is None:
             return set()
@@ -202,7 +202,7 @@ class ResourceIndex:
         return affected
 
     def _retold(self, before: ConsumerGroup | None, after: AnyResource | None) -> set[ResourceKey]:
-        """The producers of broadcast streams that gain or lose a group: they are told of whom to expect."""
+        """Returns the producers of broadcast streams that gain or lose a group: their routes list it."""
         changed = {
             (stream_of(group), group.group_name)
             for group in (before, after)
@@ -215,7 +215,7 @@ class ResourceIndex:
         return {agent_key(name) for stream in found for name in agents_of(stream)}
 
     def _related(self, resource: AnyResource) -> set[ResourceKey]:
-        """The keys of all whose plans depend on a resource."""
+        """Returns the keys of all whose plans depend on a resource."""
         agents = set(agents_of(resource))
         if isinstance(resource, AgentStream):
             readers = self._readers.get(resource.key, set())

@@ -1,4 +1,4 @@
-"""The users and routes on the server, as they were listed last and as this process changed them since."""
+"""Users and routes on the server: the latest listing, with this process's changes since."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ V = TypeVar("V")
 
 @dataclass(slots=True)
 class _Listing:
-    """What a listing brought, kept in step with changes made while it was under way."""
+    """A listing, and the agents changed since it began."""
 
     users: dict[str, str] = field(default_factory=dict)
     routes: dict[AgentName, bytes] = field(default_factory=dict)
@@ -25,11 +25,11 @@ class _Listing:
 
 
 class LiveAccess:
-    """Knows the live users and routes of an installation from one listing for all of them.
+    """Knows the users and routes of an installation.
 
     Args:
         broker: the server.
-        installation: whose users these are.
+        installation: the installation.
 
     Attributes:
         listed: set while a listing since the server's last outage or restart exists.
@@ -50,15 +50,15 @@ class LiveAccess:
 
     @property
     def routed(self) -> Iterable[AgentName]:
-        """The agents that have a route."""
+        """The agents with a route."""
         return self._live.routes.keys()
 
     def user(self, name: AgentName) -> str | None:
-        """Fingerprint of an agent's user, if it has one."""
+        """Returns the fingerprint of an agent's user, if it exists."""
         return self._live.users.get(user_name(self._installation, *name))
 
     def route(self, name: AgentName) -> bytes | None:
-        """The agent's field of the routes hash."""
+        """Returns the agent's field of the routes hash."""
         return self._live.routes.get(name)
 
     def user_set(self, name: AgentName, fingerprint: str | None) -> None:
@@ -72,9 +72,7 @@ class LiveAccess:
         self._live.changed.add(name)
 
     async def refresh(self, namespaces: Iterable[str]) -> None:
-        """Lists the users, and the routes of these namespaces and of those that have users.
-
-        Only one call may be under way.
+        """Lists the users, and the routes of these namespaces and of those with users; one call at a time.
 
         Raises:
             AgentStreamError: as `Broker.users`.
@@ -89,7 +87,7 @@ class LiveAccess:
         for namespace, routes in zip(everywhere, tables, strict=True):
             fresh.routes.update((AgentName(namespace, agent), route) for agent, route in routes.items())
         for name in self._live.changed:
-            # what was listed may be older than what was changed meanwhile
+            # the listing may be older than changes made meanwhile
             _set(fresh.users, user_name(self._installation, *name), self.user(name))
             _set(fresh.routes, name, self.route(name))
         self._live = fresh

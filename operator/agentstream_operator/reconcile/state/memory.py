@@ -1,4 +1,4 @@
-"""What the engine remembers of each resource between two looks at it. Nothing has to survive the process."""
+"""What the engine remembers of each resource between two rounds. None of it has to survive the process."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _MOVES = (ConditionReason.SCALED_UP, ConditionReason.SCALED_DOWN)
 
 @dataclass(slots=True)
 class StatusMemory:
-    """What was written last.
+    """The latest written status.
 
     Attributes:
         status: the status, if there is one.
-        conditions: what its conditions were made of.
-        written_at: when, on the loop's clock.
-        transient_since: since when it would say what is about to change by itself.
-        finalizer: what `set_finalizer` was called with since the resource changed last.
-        rounds: how often in a row there was something to do.
+        conditions: the source of its conditions.
+        written_at: when it was written, on the loop's clock.
+        transient_since: since when the state to write is a transient one.
+        finalizer: the finalizer as set since the resource changed last.
+        rounds: consecutive rounds with actions.
     """
 
     status: Status | None = None
@@ -56,7 +56,7 @@ class StatusMemory:
 
 
 class JanitorPass(NamedTuple):
-    """A pass of the janitor: when, on the loop's clock, what for, and what was seen of the stream before."""
+    """A pass of the janitor: time on the loop's clock, arguments, and the observation before it."""
 
     at: float
     spec: JanitorSpec
@@ -69,18 +69,18 @@ class StreamMemory:
 
     Attributes:
         reported: its status.
-        seen: the latest observation, unless something was written since.
-        seen_at: when that was asked for, on the loop's clock.
+        seen: the latest observation, unless the stream was written to since.
+        seen_at: when it was requested, on the loop's clock.
         now: the server's clock then, in ms.
-        shown: the latest observation, whatever was written since.
-        added: `seen.added` when a plan was made last; None if the stream was never there.
+        shown: the latest observation, regardless of writes.
+        added: `seen.added` at the latest plan; None if the stream never existed.
         usable: whether agents may use it; None before the first plan.
         contracts: the digest of its contracts on the server; empty if it has none.
-        history: what the janitor said.
-        cleaned: the janitor's latest pass.
-        arrivals: how many entries are added per second.
-        keys: those with which its messages are signed, as its agents have them or are about to.
-        keys_failure: why they could not be kept.
+        history: reports of the janitor.
+        cleaned: the latest pass of the janitor.
+        arrivals: the rate of new entries.
+        keys: its signing keys, as its agents have them or are about to get them.
+        keys_failure: why they could not be written.
     """
 
     reported: StatusMemory = field(default_factory=StatusMemory)
@@ -105,21 +105,21 @@ class GroupMemory:
     Attributes:
         reported: its status.
         serves: whether its agent may use it; None before the first plan.
-        established: whether the group was seen on its stream, or made there.
+        established: whether the group was seen on its stream, or created there.
         stream_lost: whether the stream lost entries since.
-        progress: how far it is.
-        stalled: whether it does not get on.
-        counters: what its account was brought up to.
-        account: what became of its messages since the engine began to look.
-        replicas: how its consumers were when that was decided last.
-        pace: how much one of them settles.
-        decision: how many consumers it should have.
-        rest: what that was decided on, if there was nothing to do and nothing to wait for.
-        applied: how many were applied, as which spec said.
-        refused: why its consumers could not be made as they should be.
-        missing: whether the Deployment that it names is not there.
-        workload: how its consumers run.
-        moved: which way their number went last.
+        progress: its progress.
+        stalled: whether it makes none.
+        counters: the counters at the latest update of the account.
+        account: what became of its messages since the engine started.
+        replicas: the state of its consumers at the latest decision.
+        pace: the rate of one busy consumer.
+        decision: the latest scaling decision.
+        idle_inputs: the inputs of that decision, if the group was idle.
+        applied: the applied replicas and spec.
+        refused: why the workload could not be applied.
+        missing: whether the Deployment of deploymentRef does not exist.
+        workload: the observed workload.
+        moved: the direction of the latest scaling.
     """
 
     reported: StatusMemory = field(default_factory=StatusMemory)
@@ -146,9 +146,9 @@ class AgentMemory:
     """An agent.
 
     Attributes:
-        changes: how often something changed that concerns it.
-        followed: how many of these changes its Secret, user and route show.
-        failed: why the latest try to write them failed.
+        changes: counts changes that concern it.
+        followed: the count as of the latest write.
+        failed: the failure of the latest write.
         written: what was written.
     """
 
@@ -159,7 +159,7 @@ class AgentMemory:
 
     @property
     def waiting(self) -> bool:
-        """Whether something is still to be written."""
+        """Whether something is to be written."""
         return self.changes != self.followed
 
 
@@ -180,13 +180,13 @@ class Memory:
         self.janitor = Counter(janitor_actions(JanitorReport("none")))
 
     def recall_stream(self, key: ResourceKey, status: AgentStreamStatus | None) -> None:
-        """Takes over what an earlier process wrote: the stream was there if it was in sync."""
+        """Restores the memory of an earlier process: a stream in sync existed."""
         memory = self.streams[key] = StreamMemory(reported=_reported(status))
         if status is not None and _was_in_sync(status):
             memory.added = status.length or 0
 
     def recall_group(self, key: ResourceKey, status: ConsumerGroupStatus | None) -> None:
-        """Takes over what an earlier process wrote: the group was there if it was in sync."""
+        """Restores the memory of an earlier process: a group in sync existed."""
         memory = self.groups[key] = GroupMemory(reported=_reported(status))
         if status is None:
             return
@@ -196,7 +196,7 @@ class Memory:
             memory.moved = scaling.reason
 
     def forget(self, key: ResourceKey) -> None:
-        """Drops a resource that is gone."""
+        """Drops the memory of a resource."""
         self.streams.pop(key, None)
         self.groups.pop(key, None)
 
@@ -211,7 +211,7 @@ class Memory:
         memory.seen, memory.seen_at = None, asyncio.get_running_loop().time()
 
     def state_of(self, names: Iterable[AgentName]) -> AgentsState:
-        """How far the users of these agents are."""
+        """Returns the progress of writing the users of agents."""
         waiting, failed = [], None
         for name in names:
             memory = self.agents[name]
@@ -225,7 +225,7 @@ def _reported(status: Status | None) -> StatusMemory:
     if status is None:
         return StatusMemory()
     conditions = tuple(ConditionUpdate(c.type, c.status, c.reason, c.message) for c in status.conditions)
-    # what an earlier process wrote is recent: mere numbers wait as if this one had written it
+    # the status of an earlier process counts as recent, so that mere numbers wait
     return StatusMemory(status, conditions, written_at=time.monotonic())
 
 
