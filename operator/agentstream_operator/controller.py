@@ -1,4 +1,4 @@
-"""The glue to Kopf: watches that pass on every event. Nothing is decided here, and nothing written."""
+"""Watches resources and owned objects by Kopf, and passes on every event."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import kopf
 from agentstream_operator.cluster.kinds import OWNED_KINDS, RESOURCES, ApiKind
 from agentstream_operator.cluster.labels import OURS
 
-Tell = Callable[[ApiKind, str | None, dict[str, Any]], None]
-"""Takes a kind, what happened to an object of it (None: it was there at the start), and the object."""
+OnEvent = Callable[[ApiKind, str | None, dict[str, Any]], None]
+"""Takes a kind, the event type (None: of the initial list), and the object."""
 
 
-async def watch(tell: Tell, namespaces: Sequence[str] | None, stop: threading.Event) -> None:
-    """Watches our resources everywhere, and what carries our label.
+async def watch(on_event: OnEvent, namespaces: Sequence[str] | None, stop: threading.Event) -> None:
+    """Watches resources, and objects with the operator's label.
 
     Args:
-        tell: called with every event.
+        on_event: called with every event.
         namespaces: where to watch; None for everywhere.
         stop: ends it.
     """
     registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
     for kind in (*RESOURCES.values(), *OWNED_KINDS):
-        _register(registry, kind, tell)
+        _register(registry, kind, on_event)
     kopf.on.login(registry=registry)(_login)
     settings.scanning.disabled = True
     settings.posting.enabled = False
@@ -46,19 +46,19 @@ async def watch(tell: Tell, namespaces: Sequence[str] | None, stop: threading.Ev
     )
 
 
-def _register(registry: kopf.OperatorRegistry, kind: ApiKind, tell: Tell) -> None:
+def _register(registry: kopf.OperatorRegistry, kind: ApiKind, on_event: OnEvent) -> None:
     @kopf.on.event(kind.api_version, kind.plural, id=kind.plural, registry=registry)
     async def seen(event: kopf.RawEvent, **_: object) -> None:
-        tell(kind, event["type"], dict(event["object"]))
+        on_event(kind, event["type"], dict(event["object"]))
 
 
 def _login(**given: Any) -> kopf.ConnectionInfo | None:
-    """As a pod by its service account, else as the official client does by a kubeconfig."""
+    """Logs in by the pod's service account, else by a kubeconfig."""
     return kopf.login_with_service_account(**given) or kopf.login_via_client(**given)
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
-    """Kopf compares every object with what it saw last, and copies it whole for that: no handler needs it."""
+    """Keeps no last version of objects: Kopf would copy each object, and no handler needs it."""
 
     def build(self, **_: Any) -> Any:
         return {}
@@ -71,7 +71,7 @@ class _NoDiffs(kopf.DiffBaseStorage):
 
 
 class _NoProgress(kopf.ProgressStorage):
-    """There is no progress to remember of handlers that only pass on."""
+    """Keeps no progress of handlers: they only pass on events."""
 
     def fetch(self, **_: Any) -> Any:
         return None

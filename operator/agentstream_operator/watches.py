@@ -1,6 +1,6 @@
-"""The watches' own thread, and the way of every event from there into the operator's event loop.
+"""Runs the watches in a thread, and passes their events to the operator's event loop.
 
-Kopf takes every task of its event loop for one of its own and ends it with itself, so it has one to itself.
+Kopf cancels every task of its event loop when it ends, so it has a loop of its own.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from agentstream_operator.cluster.kinds import ApiKind
-from agentstream_operator.controller import Tell, watch
+from agentstream_operator.controller import OnEvent, watch
 
 _log = logging.getLogger(__name__)
 _STOP_WITHIN = 10.0
 
 
 @asynccontextmanager
-async def watching(tell: Tell, namespaces: Sequence[str] | None) -> AsyncIterator[asyncio.Future[None]]:
-    """Watches resources and their children.
+async def watching(
+    on_event: OnEvent, namespaces: Sequence[str] | None
+) -> AsyncIterator[asyncio.Future[None]]:
+    """Watches resources and owned objects.
 
     Args:
-        tell: called in this event loop with every event.
+        on_event: called in this event loop with every event.
         namespaces: where to watch; None for everywhere.
 
     Yields:
@@ -35,13 +37,13 @@ async def watching(tell: Tell, namespaces: Sequence[str] | None) -> AsyncIterato
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     stop = threading.Event()
-    passing = _Passing(loop, tell)
+    passing = _EventQueue(loop, on_event)
 
     def run() -> None:
         failure: BaseException | None = None
         try:
             asyncio.run(watch(passing.take, namespaces, stop))
-        except BaseException as error:  # noqa: BLE001 - it comes to light where it is awaited
+        except BaseException as error:  # noqa: BLE001 - raised where `ended` is awaited
             failure = error
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_settle, ended, failure)
@@ -58,7 +60,7 @@ async def watching(tell: Tell, namespaces: Sequence[str] | None) -> AsyncIterato
 
 @contextmanager
 def _silent(logger: str) -> Iterator[None]:
-    """Says nothing of errors: at its end Kopf closes connections that requests of its own are still on."""
+    """Silences a logger: at its end Kopf closes connections in use, and logs the errors."""
     reported = logging.getLogger(logger)
     level = reported.level
     reported.setLevel(logging.CRITICAL)
@@ -68,12 +70,12 @@ def _silent(logger: str) -> Iterator[None]:
         reported.setLevel(level)
 
 
-class _Passing:
-    """Passes events on, in order: many that come at a time wake the event loop once."""
+class _EventQueue:
+    """Passes events on in order; several at a time wake the event loop once."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tell: Tell) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_event: OnEvent) -> None:
         self._loop = loop
-        self._tell = tell
+        self._on_event = on_event
         self._waiting: deque[tuple[ApiKind, str | None, dict[str, Any]]] = deque()
         self._lock = threading.Lock()
 
@@ -83,7 +85,7 @@ class _Passing:
             self._waiting.append((kind, change, found))
             first = len(self._waiting) == 1
         if first:
-            # the loop may have ended already
+            # the loop may be closed
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._pass_on)
 
@@ -93,8 +95,8 @@ class _Passing:
             self._waiting.clear()
         for event in events:
             try:
-                self._tell(*event)
-            except Exception:  # noqa: BLE001 - those after it are of other objects
+                self._on_event(*event)
+            except Exception:  # noqa: BLE001 - the next events concern other objects
                 _log.exception("could not process a watch event of %s", event[0].plural)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from agentstream_operator import watches
 from agentstream_operator.cluster.kinds import AGENTSTREAMS, ApiKind
-from agentstream_operator.controller import Tell
+from agentstream_operator.controller import OnEvent
 from agentstream_operator.watches import watching
 from support.waiting import until
 
@@ -28,14 +28,14 @@ class Kopf:
         ends: happens in it, given where events go; watching ends with it.
     """
 
-    def __init__(self, ends: Callable[[Tell], None] | None = None) -> None:
+    def __init__(self, ends: Callable[[OnEvent], None] | None = None) -> None:
         self.thread: threading.Thread | None = None
         self.namespaces: Sequence[str] | None = ()
         self.ends = ends
-        self.tell: Tell | None = None
+        self.tell: OnEvent | None = None
         self.stopped = False
 
-    async def watch(self, tell: Tell, namespaces: Sequence[str] | None, stop: threading.Event) -> None:
+    async def watch(self, tell: OnEvent, namespaces: Sequence[str] | None, stop: threading.Event) -> None:
         self.thread, self.namespaces, self.tell = threading.current_thread(), namespaces, tell
         if self.ends is not None:
             self.ends(tell)
@@ -172,7 +172,7 @@ async def test_a_thread_that_hangs_is_not_waited_for_for_ever(
 
 
 async def test_watches_that_fail_say_why(kopf: Kopf) -> None:
-    def fail(tell: Tell) -> None:
+    def fail(tell: OnEvent) -> None:
         raise PermissionError("you may not watch")
 
     kopf.ends = fail
@@ -203,7 +203,7 @@ def test_a_thread_that_outlives_the_event_loop_tells_nobody(
     go = threading.Event()
     told: list[Told] = []
 
-    def late(tell: Tell) -> None:
+    def late(tell: OnEvent) -> None:
         go.wait()
         tell(*an_event(1))
 

@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agentstream_operator.cluster.labels import (
-    AGENT_LABEL,
-    GROUP_LABEL,
-    MANAGED_BY,
-    MANAGER,
-    deployment_name,
-    owner_references,
-)
-from agentstream_operator.cluster.port import AutoscalerSeen, Owner
+from agentstream_operator.cluster.labels import consumer_metadata, deployment_name
+from agentstream_operator.cluster.port import AutoscalerSeen
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 
 METRIC: Final = "agentstream-backlog"
@@ -58,19 +51,7 @@ def autoscaler(group: ConsumerGroup) -> dict[str, Any]:
     every = {"type": "Pods", "value": scaling.max_replicas, "periodSeconds": _AT_ONCE}
     window = min(math.ceil(scaling.scale_down_after.seconds), _LONGEST_WINDOW)
     return {
-        "metadata": {
-            "name": name,
-            "namespace": group.metadata.namespace,
-            "labels": {
-                MANAGED_BY: MANAGER,
-                GROUP_LABEL: group.metadata.name,
-                AGENT_LABEL: group.agent_name,
-            },
-            "ownerReferences": [
-                {**owner, "controller": True}
-                for owner in owner_references([Owner(group.key, group.metadata.uid)])
-            ],
-        },
+        "metadata": consumer_metadata(group),
         "spec": {
             "scaleTargetRef": {
                 "apiVersion": "apps/v1",
@@ -83,10 +64,7 @@ def autoscaler(group: ConsumerGroup) -> dict[str, Any]:
                 {
                     "type": "External",
                     "external": {
-                        "metric": {
-                            "name": METRIC,
-                            "selector": {"matchLabels": labels(group)},
-                        },
+                        "metric": {"name": METRIC, "selector": {"matchLabels": labels(group)}},
                         "target": {"type": "AverageValue", "averageValue": quantity(scaling.target_backlog)},
                     },
                 }

@@ -8,15 +8,11 @@ import math
 from typing import Any, Final
 
 from agentstream_operator.cluster.labels import (
-    AGENT_LABEL,
     GROUP_LABEL,
-    MANAGED_BY,
-    MANAGER,
-    deployment_name,
-    owner_references,
+    consumer_labels,
+    consumer_metadata,
     secret_name,
 )
-from agentstream_operator.cluster.port import Owner
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import GROUP
 
@@ -39,24 +35,11 @@ def deployment(group: ConsumerGroup, replicas: int) -> dict[str, Any]:
 
     By default pods meet the `restricted` pod security standard, and get no API token.
     """
-    labels = {
-        MANAGED_BY: MANAGER,
-        GROUP_LABEL: group.metadata.name,
-        AGENT_LABEL: group.agent_name,
-    }
     body: dict[str, Any] = {
-        "metadata": {
-            "name": deployment_name(group.metadata.name),
-            "namespace": group.metadata.namespace,
-            "labels": labels,
-            "ownerReferences": [
-                {**reference, "controller": True}
-                for reference in owner_references([Owner(group.key, group.metadata.uid)])
-            ],
-        },
+        "metadata": consumer_metadata(group),
         "spec": {
             "selector": {"matchLabels": {GROUP_LABEL: group.metadata.name}},
-            "template": _pod(group, labels),
+            "template": _pod(group),
         },
     }
     body["metadata"]["annotations"] = {REVISION: _digest(body)}
@@ -73,7 +56,7 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _pod(group: ConsumerGroup, labels: dict[str, str]) -> dict[str, Any]:
+def _pod(group: ConsumerGroup) -> dict[str, Any]:
     template = group.spec.template
     if template is None:
         raise ValueError(f"{group.key} has no template")
@@ -85,7 +68,7 @@ def _pod(group: ConsumerGroup, labels: dict[str, str]) -> dict[str, Any]:
     if isinstance(spec.get("initContainers"), list):
         spec["initContainers"] = [_secured(container) for container in spec["initContainers"]]
     return {
-        "metadata": {**metadata, "labels": {**(metadata.get("labels") or {}), **labels}},
+        "metadata": {**metadata, "labels": {**(metadata.get("labels") or {}), **consumer_labels(group)}},
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,

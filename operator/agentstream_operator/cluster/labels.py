@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from agentstream_operator.cluster.port import Owner
+from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import API_VERSION, GROUP
 
 FIELD_MANAGER: Final = "agentstream"
@@ -55,3 +56,19 @@ def owner_references(owners: Iterable[Owner]) -> list[dict[str, Any]]:
         {"apiVersion": API_VERSION, "kind": owner.key.kind, "name": owner.key.name, "uid": owner.uid}
         for owner in owners
     ]
+
+
+def consumer_labels(group: ConsumerGroup) -> dict[str, str]:
+    """Returns the labels of the objects of a group."""
+    return {MANAGED_BY: MANAGER, GROUP_LABEL: group.metadata.name, AGENT_LABEL: group.agent_name}
+
+
+def consumer_metadata(group: ConsumerGroup) -> dict[str, Any]:
+    """Returns the metadata of the Deployment or autoscaler of a group."""
+    owner = owner_references([Owner(group.key, group.metadata.uid)])[0]
+    return {
+        "name": deployment_name(group.metadata.name),
+        "namespace": group.metadata.namespace,
+        "labels": consumer_labels(group),
+        "ownerReferences": [{**owner, "controller": True}],
+    }

@@ -136,8 +136,11 @@ class OwnedObjects:
         kind, place = found["kind"], _place(found)
         if not is_ours(found["metadata"]):
             return self.remove(found)
-        if self._ends.get((kind, place), 0) >= _version(found):
-            # the answer to a write, after the event of the deletion
+        known = self._of(kind).get(place)
+        if max(self._ends.get((kind, place), 0), known.version if known is not None else 0) >= _version(
+            found
+        ):
+            # the answer to a write, after a later event
             return None
         if kind == SECRETS.kind:
             return self._put_secret(place, found)
@@ -159,10 +162,9 @@ class OwnedObjects:
         if kind == SECRETS.kind:
             self.secrets.pop(place, None)
             return _change_of_secret(place, found)
-        group = _group_of(found)
         if kind in (DEPLOYMENTS.kind, AUTOSCALERS.kind):
             known.pop(place, None)
-            return Change(group=group) if group is not None else None
+            return _change_of_group(found)
         pod = self._forget_pod(place)
         return Change(group=pod.group, gone=Gone(place[1]), deleted=True) if pod is not None else None
 
@@ -189,8 +191,6 @@ class OwnedObjects:
     def _put_secret(self, place: Place, found: Json) -> Change | None:
         seen = SecretSeen(_version(found), credentials_in(found), address_in(found), signing_keys_in(found))
         known = self.secrets.get(place)
-        if known is not None and known.version >= seen.version:
-            return None
         self.secrets[place] = seen
         if known is not None and replace(known, version=seen.version) == seen:
             return None
@@ -209,28 +209,21 @@ class OwnedObjects:
             edited=_is_edited(metadata),
             ours=_replicas_are_ours(metadata),
         )
-        known = self.deployments.get(place)
-        if known is not None and known.version >= seen.version:
-            return None
         self.deployments[place] = seen
-        group = _group_of(found)
-        return Change(group=group) if group is not None else None
+        return _change_of_group(found)
 
     def _put_autoscaler(self, place: Place, found: Json) -> Change | None:
         made, known = read_autoscaler(found), self.autoscalers.get(place)
-        if known is not None and known.version >= made.version:
-            return None
         self.autoscalers[place] = made
         if known is not None and replace(known, version=made.version) == made:
             # only its current metrics changed
             return None
-        group = _group_of(found)
-        return Change(group=group) if group is not None else None
+        return _change_of_group(found)
 
     def _put_pod(self, place: Place, found: Json) -> Change | None:
         group = _group_of(found)
         known = self.pods.get(place)
-        if group is None or (known is not None and known.version >= _version(found)):
+        if group is None:
             return None
         seen = read_pod(found, group)
         self._forget_pod(place)
@@ -261,6 +254,11 @@ def _version(found: Json) -> int:
 def _group_of(found: Json) -> ResourceKey | None:
     name = (found["metadata"].get("labels") or {}).get(GROUP_LABEL)
     return ResourceKey("ConsumerGroup", _place(found)[0], name) if name else None
+
+
+def _change_of_group(found: Json) -> Change | None:
+    group = _group_of(found)
+    return Change(group=group) if group is not None else None
 
 
 def _change_of_secret(place: Place, found: Json) -> Change | None:

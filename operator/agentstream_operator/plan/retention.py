@@ -17,7 +17,7 @@ REMEMBERED = 60_000
 
 @dataclass(frozen=True, slots=True)
 class JanitorSpec:
-    """The arguments of one pass of the janitor; see `as1_janitor` in the function library.
+    """The arguments of a pass of the janitor; see `as1_janitor` in the function library.
 
     Attributes:
         key: the stream.
@@ -25,7 +25,7 @@ class JanitorSpec:
         max_length: unsettled entries at which new ones are refused.
         max_bytes: the same in bytes of the stream, or 0.
         on_full: the policy, as in the resource.
-        groups: name, lease in ms, and minimum age of dead letters in ms of each declared group (0: kept forever,
+        groups: name, lease in ms, and minimum age of dead letters in ms of each declared group (0: forever,
             and entries that are pending for too long become none).
         broadcast: whether receipts need to know about dead letters.
     """

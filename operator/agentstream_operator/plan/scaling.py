@@ -257,7 +257,7 @@ def may_lower(replicas: int, signal: Signal, scaling: Autoscaling) -> bool:
 
 
 def autoscaling(works: bool | None, message: str) -> ConditionUpdate:  # noqa: FBT001 - as it was seen
-    """Returns `ScalingActive` for an HPA that works, fails (with its message), or was not evaluated (None)."""
+    """Returns `ScalingActive` for an HPA that works, fails (with its message), or was not evaluated yet."""
     kind = ConditionType.SCALING_ACTIVE
     if works is None:
         waits = "waiting for the first evaluation of the HorizontalPodAutoscaler"

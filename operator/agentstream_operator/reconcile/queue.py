@@ -132,7 +132,7 @@ class WorkQueue(Generic[K]):
         """Reconciles keys until cancelled.
 
         Args:
-            work: reconciles a key, and returns the seconds until the next time, or None; an error is logged, and
+            work: reconciles a key, and returns the seconds until the next, or None; errors are logged and
                 the key retried.
         """
         try:

@@ -11,23 +11,9 @@ from .meta import GROUP, VERSION, Resource
 from .schema import structural_schema
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of `kubectl get`."""
-
-    name: str
-    type: str
-    json_path: str
-    description: str
-
-    def as_manifest(self) -> dict[str, str]:
-        """The column as it stands in a CRD."""
-        return {
-            "name": self.name,
-            "type": self.type,
-            "description": self.description,
-            "jsonPath": self.json_path,
-        }
+def column(name: str, kind: str, path: str, description: str) -> dict[str, str]:
+    """Builds a column of `kubectl get`."""
+    return {"name": name, "type": kind, "description": description, "jsonPath": path}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +31,7 @@ class CrdKind:
     model: type[Resource]
     plural: str
     short_name: str
-    columns: tuple[Column, ...]
+    columns: tuple[dict[str, str], ...]
     scale: dict[str, str] | None = None
 
     @property
@@ -56,9 +42,9 @@ class CrdKind:
 
 _READY = '.status.conditions[?(@.type=="Ready")]'
 _COMMON_COLUMNS = (
-    Column("Ready", "string", f"{_READY}.status", "Status of the condition Ready."),
-    Column("Reason", "string", f"{_READY}.reason", "Reason of the condition Ready."),
-    Column("Age", "date", ".metadata.creationTimestamp", "Time since the creation."),
+    column("Ready", "string", f"{_READY}.status", "Status of the condition Ready."),
+    column("Reason", "string", f"{_READY}.reason", "Reason of the condition Ready."),
+    column("Age", "date", ".metadata.creationTimestamp", "Time since the creation."),
 )
 
 KINDS = (
@@ -67,9 +53,9 @@ KINDS = (
         plural="agentstreams",
         short_name="astream",
         columns=(
-            Column("Key", "string", ".status.key", "Key of the stream on the server."),
-            Column("Length", "integer", ".status.length", "Approximate number of messages."),
-            Column("Groups", "integer", ".status.groups", "Number of groups."),
+            column("Key", "string", ".status.key", "Key of the stream on the server."),
+            column("Length", "integer", ".status.length", "Approximate number of messages."),
+            column("Groups", "integer", ".status.groups", "Number of groups."),
             *_COMMON_COLUMNS,
         ),
     ),
@@ -78,11 +64,11 @@ KINDS = (
         plural="consumergroups",
         short_name="cgroup",
         columns=(
-            Column("Stream", "string", ".spec.streamRef.name", "AgentStream that the group consumes."),
-            Column("Group", "string", ".status.group", "Name of the group on the server."),
-            Column("Backlog", "integer", ".status.backlog", "Approximate number of unsettled messages."),
-            Column("Pending", "integer", ".status.pending", "Approximate number of pending messages."),
-            Column("Replicas", "integer", ".status.replicas", "Number of ready replicas."),
+            column("Stream", "string", ".spec.streamRef.name", "AgentStream that the group consumes."),
+            column("Group", "string", ".status.group", "Name of the group on the server."),
+            column("Backlog", "integer", ".status.backlog", "Approximate number of unsettled messages."),
+            column("Pending", "integer", ".status.pending", "Approximate number of pending messages."),
+            column("Replicas", "integer", ".status.replicas", "Number of ready replicas."),
             *_COMMON_COLUMNS,
         ),
         scale={
@@ -122,7 +108,7 @@ def crd(kind: CrdKind) -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "subresources": subresources,
-                    "additionalPrinterColumns": [column.as_manifest() for column in kind.columns],
+                    "additionalPrinterColumns": list(kind.columns),
                     "schema": {"openAPIV3Schema": _root_schema(kind.model)},
                 }
             ],

@@ -63,7 +63,7 @@ class PodCleanup:
         Args:
             workload: the group.
             gone: the processes.
-            for_good: whether the pod was deleted. Its messages are then released repeatedly, since the processes
+            for_good: whether the pod was deleted. They are then released repeatedly, since the processes
                 of a force-deleted pod go on for a while.
         """
         if not for_good:

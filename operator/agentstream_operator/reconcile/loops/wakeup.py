@@ -1,7 +1,7 @@
 """Scales groups up from zero: one blocking read over the streams of all groups at zero replicas.
 
 A read lasts at most a second, so a group that was just scaled to zero is included within that time; until
-then the monitor covers it (docs/adr/0016-one-read-wakes.md). A read only triggers a measurement, which decides.
+then the monitor covers it (docs/adr/0016-one-read-wakes.md). A read triggers a measurement, which decides.
 A message for another agent wakes a group as well, since only its consumers can skip it.
 """
 
