@@ -146,7 +146,7 @@ async def test_it_waits_for_the_operator_where_the_function_library_is_missing(
 ) -> None:
     work.function_flush()
     with limited(server, work, _rules()) as url:
-        with pytest.raises(BacklogUnknownError, match="the server cannot be asked"):
+        with pytest.raises(BacklogUnknownError, match="Redis or Valkey does not answer"):
             await backlog(url)
         # as the operator does, whatever it asks next
         await broker.observe(KEY, ())
