@@ -1,6 +1,6 @@
 """Durable messages between software agents over Redis and Valkey streams.
 
-Importing the package costs next to nothing: a name is loaded when it is first used.
+Importing the package is cheap: each name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -84,49 +84,34 @@ __all__ = [
     "to_type",
 ]
 
+# modules of the public names; all others are errors
 _HOMES = {
-    "agent": ("Agent",),
-    "consuming.delivery": ("Delivery",),
-    "consuming.session": ("Deliveries",),
-    "errors": (
-        "AccessDenied",
-        "AgentStreamError",
-        "Backpressure",
-        "ConnectionLost",
-        "EffectInDoubt",
-        "InvalidMessage",
-        "InvalidPayload",
-        "MessageExpired",
-        "NoReply",
-        "NoRoute",
-        "NoConsumerGroup",
-        "ProtocolError",
-        "QuorumMissed",
-        "Reject",
-        "RequestFailed",
-        "Retry",
-        "SendFailed",
-        "ServerRefused",
-        "SettingsError",
-        "StreamMissing",
-    ),
-    "identity.settings": ("Settings",),
-    "payloads.types": ("json_schema_of", "to_type"),
-    "protocol.envelope": ("Message", "message_schema"),
-    "protocol.reasons": ("Reason",),
-    "sending.notifications": ("Notification", "Notifications"),
-    "sending.receipts": ("Receipt", "ReceiptStatus", "ReceiptState"),
-    "sending.outgoing": ("MessageOptions", "OutgoingMessage", "SendOptions"),
-    "sent": ("SentMessage",),
+    "Agent": "agent",
+    "Deliveries": "consuming.session",
+    "Delivery": "consuming.delivery",
+    "Message": "protocol.envelope",
+    "MessageOptions": "sending.outgoing",
+    "Notification": "sending.notifications",
+    "Notifications": "sending.notifications",
+    "OutgoingMessage": "sending.outgoing",
+    "Reason": "protocol.reasons",
+    "Receipt": "sending.receipts",
+    "ReceiptState": "sending.receipts",
+    "ReceiptStatus": "sending.receipts",
+    "SendOptions": "sending.outgoing",
+    "SentMessage": "sent",
+    "Settings": "identity.settings",
+    "json_schema_of": "payloads.types",
+    "message_schema": "protocol.envelope",
+    "to_type": "payloads.types",
 }
-_home_of = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used (PEP 562)."""
-    if name not in _home_of:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_home_of[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 

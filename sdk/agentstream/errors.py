@@ -13,12 +13,12 @@ class AgentStreamError(Exception):
 
 
 def error_name(error: AgentStreamError) -> str:
-    """The public name of what an error is."""
+    """The name of the public class of an error."""
     return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
 
 
 class SettingsError(AgentStreamError):
-    """The environment or the mounted Secret does not say how to connect; the message says what is missing."""
+    """The environment or the mounted Secret lacks a setting; the message names it."""
 
 
 class InvalidMessage(AgentStreamError):  # noqa: N818 - a public name says what is wrong
@@ -34,7 +34,7 @@ class InvalidMessage(AgentStreamError):  # noqa: N818 - a public name says what 
 
 
 class InvalidPayload(InvalidMessage):
-    """A payload that does not fit the type its handler wants, or the stream's contract.
+    """A payload that does not fit its handler's type or the stream's contract.
 
     Attributes:
         reason: `InvalidPayload`, `ContractViolated`, or `UnknownVersion` for a schema version that no handler
@@ -46,7 +46,7 @@ class InvalidPayload(InvalidMessage):
 
 
 class ProtocolError(AgentStreamError):
-    """The server holds something that this version cannot read."""
+    """Data on the server that this version cannot read."""
 
 
 class NoRoute(AgentStreamError):  # noqa: N818
@@ -58,18 +58,18 @@ class NoConsumerGroup(AgentStreamError):  # noqa: N818
 
 
 class Backpressure(AgentStreamError):  # noqa: N818
-    """Until the deadline, the stream held as many unsettled entries as it may, or memory was full."""
+    """Until the deadline, the stream had as many unsettled entries as it may, or memory was full."""
 
 
 class MessageExpired(AgentStreamError):  # noqa: N818
-    """A message lost its meaning while it waited to be sent; it was not sent."""
+    """The message's `expires_at` passed before it could be sent; it was not sent."""
 
 
 class SendFailed(AgentStreamError):  # noqa: N818
-    """Some of several messages were not sent, or it is not known whether they were.
+    """Some of several messages were not sent, or it is unknown whether they were.
 
     Attributes:
-        results: of each message, in their order, the SentMessage or the error.
+        results: the SentMessage or the error of each message, in order.
     """
 
     def __init__(self, results: Sequence[SentMessage | BaseException]) -> None:
@@ -92,11 +92,11 @@ class ConnectionLost(AgentStreamError):  # noqa: N818
 
 
 class WireClosed(ConnectionLost):
-    """This side has closed the connection: trying again is of no use."""
+    """This side has closed the connection; another attempt would fail, too."""
 
 
 class ServerRefused(AgentStreamError):  # noqa: N818
-    """The server answered with an error of its own."""
+    """The server replied with another error."""
 
 
 class QuorumMissed(AgentStreamError):  # noqa: N818
@@ -105,7 +105,7 @@ class QuorumMissed(AgentStreamError):  # noqa: N818
     Attributes:
         acknowledged: the groups that have.
         outstanding: the groups that have not yet.
-        dead: the groups that gave the message up.
+        dead: the groups in which the message is a dead letter.
     """
 
     def __init__(
@@ -123,14 +123,14 @@ class QuorumMissed(AgentStreamError):  # noqa: N818
 
 
 class NoReply(AgentStreamError):  # noqa: N818
-    """Nobody answered a request before the deadline."""
+    """No answer to a request came before the deadline."""
 
 
 class RequestFailed(AgentStreamError):  # noqa: N818
-    """Whoever was asked gave the request up.
+    """A request became a dead letter.
 
     Attributes:
-        reason: why the request became a dead letter.
+        reason: the reason of the dead letter.
     """
 
     def __init__(self, message: str, *, reason: str) -> None:
@@ -139,15 +139,15 @@ class RequestFailed(AgentStreamError):  # noqa: N818
 
 
 class EffectInDoubt(AgentStreamError):  # noqa: N818
-    """An earlier attempt began an effect that must not be repeated; whether it came about is not known."""
+    """An earlier attempt began an effect that must not be repeated; it is unknown whether it came about."""
 
 
-class Retry(Exception):  # noqa: N818 - says what is to happen, not that something is wrong
+class Retry(Exception):  # noqa: N818 - names what is to happen
     """Raised in a handler: try the message again later.
 
     Args:
-        reason: why, for whoever reads the dead letter.
-        after: seconds from now; by the group's policy if None.
+        reason: stands in the dead letter.
+        after: seconds from now; None for the delay of the group's policy.
 
     Raises:
         ValueError: `after` is no time.
@@ -161,10 +161,10 @@ class Retry(Exception):  # noqa: N818 - says what is to happen, not that somethi
 
 
 class Reject(Exception):  # noqa: N818 - as above
-    """Raised in a handler: trying the message again is of no use, it becomes a dead letter.
+    """Raised in a handler: move the message to the dead letters, as another attempt would fail, too.
 
     Args:
-        reason: why, for whoever reads the dead letter.
+        reason: stands in the dead letter.
     """
 
     def __init__(self, reason: str) -> None:
@@ -173,6 +173,6 @@ class Reject(Exception):  # noqa: N818 - as above
 
 
 def check_delay(after: float | None) -> None:
-    """What is no time must be found out before it is decided what becomes of a message."""
+    """Raises ValueError if a delay is not a number of seconds."""
     if after is not None and not math.isfinite(after * 1000):
-        raise ValueError(f"after= is a number of seconds, not {after}")
+        raise ValueError(f"after= must be a number of seconds, not {after}")

@@ -1,4 +1,4 @@
-"""Ending when the system asks for it."""
+"""Calls back on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 _ASKING = (signal.SIGTERM, signal.SIGINT)
 SIGNAL_EXIT = 128
-"""The status of a program that a signal ended, less the number of the signal."""
+"""Exit status of a program that a signal ended, minus the number of the signal."""
 
 
 @contextlib.contextmanager
 def on_termination(callback: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Has `callback` called in the running event loop when SIGTERM or SIGINT comes.
+    """Calls `callback` in the running event loop when the first SIGTERM or SIGINT comes.
 
-    Only the first one: the second does what it would have done without this. Signals for which the
-    application has a handler of its own are left alone, and all of them outside the main thread.
+    A second signal has its usual effect. Signals for which the application has a handler of its own are left
+    alone, as are all of them outside the main thread.
     """
     loop = asyncio.get_running_loop()
     with on_signal(lambda number: loop.call_soon_threadsafe(callback, number)):
@@ -29,7 +29,7 @@ def on_termination(callback: Callable[[signal.Signals], None]) -> Iterator[None]
 
 @contextlib.contextmanager
 def on_signal(callback: Callable[[signal.Signals], object]) -> Iterator[None]:
-    """The same without an event loop: `callback` is called in the main thread, wherever that is just then."""
+    """The same without an event loop: calls `callback` in the main thread, between any two instructions."""
     replaced: dict[signal.Signals, Any] = {}
 
     def restore() -> None:
@@ -53,7 +53,7 @@ def on_signal(callback: Callable[[signal.Signals], object]) -> Iterator[None]:
 
 
 def _is_default(handler: Any) -> bool:
-    """Whether nobody but Python and `asyncio.run` decided about a signal."""
+    """Whether the handler is Python's own, or that of `asyncio.run`."""
     if handler in (signal.SIG_DFL, signal.default_int_handler):
         return True
     function = getattr(handler, "func", None)

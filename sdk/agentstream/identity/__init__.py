@@ -1,1 +1,1 @@
-"""Reads who this agent is: settings, credentials and signing keys."""
+"""Reads the agent's settings, credentials and signing keys."""

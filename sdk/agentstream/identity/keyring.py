@@ -1,4 +1,4 @@
-"""The signing keys that an agent has, and the check of what it gets."""
+"""The agent's signing keys, and the verification of received messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentstream.protocol.routes import OFF, WARN, Consumes, Produces
 from agentstream.protocol.signatures import SKEW, WINDOW, Keys, entry_name, key_that_signs, sign, verify
 
 FRESH: Final = 15.0
-"""Seconds for which keys that were read count as those that there are."""
+"""Seconds after which keys are read again."""
 
 _REREAD = 1.0
 _REMEMBERED = 50_000
@@ -25,11 +25,11 @@ class KeyMissing(SettingsError):  # noqa: N818 - named after what is wrong
 
 
 class Keyring:
-    """The keys that an agent has, as they are now: a rotation reaches it without a restart.
+    """The agent's signing keys, read again from time to time: a rotation needs no restart.
 
     Args:
-        read: reads the keys of a stream; raises SettingsError where that cannot be done.
-        clock: seconds that only grow.
+        read: reads the keys of a stream, or raises SettingsError.
+        clock: monotonic seconds.
     """
 
     def __init__(self, read: Callable[[str], Keys], clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class Keyring:
         self._known: dict[str, tuple[Keys, float]] = {}
 
     def keys(self, stream: str) -> Keys:
-        """The keys of a stream, as they were a moment ago; none where they cannot be read.
+        """The keys of a stream, at most `FRESH` seconds old; none if they cannot be read.
 
         Args:
             stream: name of the AgentStream.
@@ -52,7 +52,7 @@ class Keyring:
     def _read_within(self, seconds: float, stream: str) -> Keys:
         keys, read_at = self._known.get(stream, ((), float("-inf")))
         now = self._clock()
-        # what may come at any moment is looked for more often than what may change
+        # a missing key may arrive at any moment, so it is looked for more often
         if now - read_at >= (seconds if keys else min(seconds, _REREAD)):
             try:
                 keys = self._read(stream)
@@ -64,15 +64,15 @@ class Keyring:
     def signature(
         self, stream: Produces | Consumes, body: bytes, now: float | None = None, *, to: str | None = None
     ) -> tuple[str | bytes, ...]:
-        """The fields that a message gets beside `m`: none where the stream is not signed.
+        """Signs a message: the field `s` and its value; nothing if the stream is not signed.
 
-        Where signatures are only warned of, a message whose key has not come yet goes without.
+        On a stream that only warns, messages are sent unsigned until the agent has a key.
 
         Args:
-            stream: whose keys sign.
+            stream: the stream whose keys sign.
             body: the field `m`.
             now: seconds since 1970.
-            to: the key of the stream that the message is for, if that is another one.
+            to: the key of the stream that the message is added to, if it is another one.
 
         Raises:
             KeyMissing: the stream requires signatures, and the agent has no key.
@@ -92,11 +92,11 @@ class Keyring:
         )
 
     def flaw(self, stream: str, key: str, entry: Entry) -> Reason | None:
-        """What is wrong with the signature of an entry; None if it is valid.
+        """Verifies the signature of an entry. Returns the reason if it is not valid, else None.
 
         Args:
             stream: name of the AgentStream whose keys sign.
-            key: what the entry is signed for, on the server.
+            key: the key on the server that the entry is signed for.
             entry: with a body.
         """
         flaw = verify(self.keys(stream), key, entry)
@@ -104,7 +104,7 @@ class Keyring:
 
 
 class Verifier:
-    """Checks the signatures of what one group of this process gets.
+    """Verifies the signatures of messages that a group of this process receives.
 
     Args:
         keyring: the keys.
@@ -119,14 +119,14 @@ class Verifier:
         self._seen: dict[bytes, tuple[str, float]] = {}
 
     def flaw(self, entry: Entry) -> Reason | None:
-        """What is wrong with the signature of an entry with a body; None if it is valid."""
+        """Verifies an entry with a body. Returns the reason if its signature is not valid, else None."""
         flaw = self._keyring.flaw(self._stream, self._key, entry)
         return Reason.REPLAYED if flaw is None and self._is_copy(entry) else flaw
 
     def _is_copy(self, entry: Entry) -> bool:
-        """Whether the message came on another entry already: within the window a copy looks like the first.
+        """Whether the same message came on another entry before: its signature is valid there, too.
 
-        The bytes tell, not the signature: a sender that repeats a call signs again.
+        Bodies are compared, not signatures: a sender that repeats a call signs again.
         """
         digest = hashlib.sha256(entry.body or b"").digest()[:16]
         known = self._seen.get(digest)

@@ -1,7 +1,7 @@
-"""How an agent finds its server and who it is there: from the environment and the mounted Secret.
+"""The agent's settings, from the environment and the mounted Secret.
 
 The Secret follows the Service Binding convention: a directory with one file per entry. It is read again at
-every connect, so that new credentials are taken up without a restart.
+every connect, so that new credentials need no restart.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _LAST_PORT = 65535
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """A directory with one file per entry of the agent's Secret.
+    """The agent's mounted Secret: a directory with one file per entry.
 
     Attributes:
-        directory: where it is mounted.
+        directory: the mount path.
     """
 
     directory: Path
@@ -46,7 +46,7 @@ class Binding(msgspec.Struct, frozen=True):
             raise SettingsError(f"cannot read {path}: {error}") from error
 
     def endpoint(self) -> Endpoint:
-        """Reads where the server is and who asks.
+        """Reads the server's address and the credentials.
 
         Raises:
             SettingsError: an entry is missing or cannot be read.
@@ -67,18 +67,17 @@ class Binding(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Who the agent is, and where its server.
+    """Name of the agent, and address of its server.
 
     Attributes:
         namespace: the namespace of the agent's resources.
         agent: the agent's name in it.
         source: the mounted Secret, or the server's address and credentials themselves.
         installation: the operator's installation, if not the default one.
-        pod: what names the agent's process group: a process takes over at its start what earlier processes of
-            its pod left unsettled, so two that run at the same time need two names.
-        health_port: where probes are answered, if they are to be.
-        signing_keys: keys of signed streams by the streams' names, for use without the mounted Secret, which
-            has them otherwise.
+        pod: names the agent's consumers: a process recovers what earlier processes of its pod left unsettled,
+            so two processes that run at the same time need different names.
+        health_port: the port for probes; None for no probes.
+        signing_keys: keys of signed streams, by the streams' names, in place of those in the mounted Secret.
     """
 
     namespace: str
@@ -90,7 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     signing_keys: Mapping[str, Keys] = msgspec.field(default_factory=dict)
 
     def endpoint(self) -> Endpoint:
-        """Where the server is and who asks, as of now.
+        """The server's address and the credentials, as of now.
 
         Raises:
             SettingsError: the mounted Secret is incomplete.
@@ -98,10 +97,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.source.endpoint() if isinstance(self.source, Binding) else self.source
 
     def keys_of(self, stream: str) -> Keys:
-        """The keys with which messages on a stream are signed, as of now; none if there are none.
+        """The signing keys of a stream, as of now; empty if there are none.
 
         Raises:
-            SettingsError: the mounted Secret has something else in their place.
+            SettingsError: the entry of the mounted Secret is not a list of keys.
         """
         if stream in self.signing_keys or not isinstance(self.source, Binding):
             return self.signing_keys.get(stream, ())
@@ -136,7 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _source(variables: Mapping[str, str]) -> Binding | Endpoint:
-    """Where the variables say that the server's address is."""
+    """The Secret or the address that the environment names."""
     if binding := variables.get("AGENTSTREAM_BINDING"):
         if not Path(binding).is_dir():
             raise SettingsError(f"AGENTSTREAM_BINDING names {binding}, which is no directory")

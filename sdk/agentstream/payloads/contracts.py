@@ -1,8 +1,7 @@
-"""Contracts: what the payloads on a stream must be, as JSON Schemas that are declared with the stream.
+"""Contracts: JSON Schemas of a stream's payloads, which are declared with the stream.
 
-The operator writes them beside the stream, and into the routes what changes whenever they do. They are
-checked where a message is sent and again before a handler gets it, with `jsonschema-rs`, which the extra
-`agentstream[contracts]` installs.
+The operator writes them beside the stream, and their digest into the routes. Messages are checked before they
+are sent and again before they are handled, with `jsonschema-rs` of the extra `agentstream[contracts]`.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes, Produces
 from agentstream.transport.single_flight import SingleFlight
 
-# An agent reads its route again after a while, and the contracts may be newer by then.
+# Seconds for which contracts are used that are newer than the agent's route, which is read again later.
 _GOOD_FOR = 1.0
 
 
 class Contract:
-    """What the payloads on one stream must be.
+    """Checks the payloads on one stream.
 
     Args:
-        schemas: field of the hash -> JSON Schema; see `field_of`.
+        schemas: JSON Schemas by `<type>@<version>`.
 
     Raises:
-        SettingsError: what checks schemas is not installed.
+        SettingsError: `jsonschema-rs` is not installed.
         ValueError: a schema is not valid.
     """
 
@@ -42,14 +41,14 @@ class Contract:
         self._types = {field.partition("@")[0] for field in schemas}
 
     def check(self, message: Message) -> None:
-        """Checks the payload of a message. One of a type that has no contract may be anything.
+        """Checks the payload of a message; a type without contracts may have any payload.
 
         Raises:
             InvalidPayload: it violates the contract; the message says where.
         """
         if message.type not in self._types:
             return
-        from jsonschema_rs import ValidationError  # noqa: PLC0415 - is installed where there are validators
+        from jsonschema_rs import ValidationError  # noqa: PLC0415 - an extra, which validators need
 
         field = field_of(message.type, message.schema_version or FIRST_VERSION)
         if field not in self._validators:
@@ -62,16 +61,16 @@ class Contract:
 
 
 FREE = Contract({})
-"""The contract of streams that have none."""
+"""The contract of streams without contracts."""
 
 
 class _Fetched(NamedTuple):
-    """What the server had.
+    """Contracts that were fetched.
 
     Attributes:
-        digest: of these contracts.
-        contract: what they come to.
-        good_until: until when they hold, by the loop's clock, although the route speaks of others.
+        digest: their digest.
+        contract: checks payloads.
+        good_until: until when they are used although the route has another digest, by the loop's clock.
     """
 
     digest: str
@@ -80,7 +79,7 @@ class _Fetched(NamedTuple):
 
 
 class Contracts:
-    """The contracts of the streams of one agent, fetched when they are needed.
+    """Fetches and caches the contracts of streams.
 
     Args:
         call: sends a command and returns its reply.
@@ -95,17 +94,17 @@ class Contracts:
         """The contract of a stream.
 
         Raises:
-            SettingsError: there is one, and what checks schemas is not installed.
-            StreamMissing: the route speaks of one that is not on the server.
-            ProtocolError: what is there is no JSON Schema.
-            ConnectionLost, AccessDenied, ServerRefused: as `Wire.call`.
+            SettingsError: `jsonschema-rs` is not installed.
+            StreamMissing: the route names contracts that are not on the server.
+            ProtocolError: a contract is not a JSON Schema.
+            ConnectionLost, AccessDenied, ServerRefused: as `Client.call`.
         """
         if not stream.contracts:
             return FREE
         now = asyncio.get_running_loop().time()
         known = self._known.get(stream.key)
         if known is None or (known.digest != stream.contracts and now >= known.good_until):
-            # what was asked for by an older route may be what was
+            # a fetch for an older route may return older contracts
             wanted = f"{stream.key} {stream.contracts}"
             known = await self._fetches.do(wanted, partial(self._fetch, stream, now))
         return known.contract

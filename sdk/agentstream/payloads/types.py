@@ -1,7 +1,7 @@
-"""Payloads as programs like to have them: what may stand for a JSON object, and how it is turned into one.
+"""Types of payloads, and how they are converted to JSON objects and back.
 
 A payload is a JSON object. In programs it may be a `dict`, a `msgspec.Struct`, a dataclass, a `TypedDict` or
-a pydantic model. Pydantic is never imported here: without it loaded, no value can be one of its models.
+a pydantic model. Pydantic is not imported here: before a program loads it, no value can be one of its models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agentstream.errors import InvalidPayload
 from agentstream.protocol.contracts import path_of
 
 if TYPE_CHECKING:
-    # part of every type checker; at run time, a default is of no use
+    # type checkers have it; at run time the default is not needed
     from typing_extensions import TypeVar
 
     Payload = TypeVar("Payload", default=dict[str, Any])
@@ -30,10 +30,10 @@ _RAW = (dict, dict[str, Any], Mapping[str, Any], Any)
 
 
 def payload_of(value: Any) -> dict[str, Any]:
-    """The JSON object that a payload stands for.
+    """Converts a payload to a JSON object.
 
     Raises:
-        InvalidPayload: it stands for none.
+        InvalidPayload: it cannot be converted.
     """
     if isinstance(value, dict):
         return value
@@ -55,7 +55,7 @@ def payload_of(value: Any) -> dict[str, Any]:
 
 
 def version_of(value: Any) -> int | None:
-    """The schema version that a payload's class, or such a class itself, names as `__schema_version__`."""
+    """The `__schema_version__` of a payload's class, or of such a class itself; None without one."""
     version = getattr(value, "__schema_version__", None)
     return version if isinstance(version, int) else None
 
@@ -87,7 +87,7 @@ def to_type(payload: dict[str, Any], payload_type: type[Payload]) -> Payload:
 
 
 def reader_of(payload_type: Any) -> Callable[[dict[str, Any]], Any]:
-    """What turns JSON objects into a type, as `to_type` does.
+    """Makes a function that converts JSON objects to a type, as `to_type` does.
 
     Raises:
         TypeError: the type is none that a payload may have.
@@ -101,7 +101,7 @@ def reader_of(payload_type: Any) -> Callable[[dict[str, Any]], Any]:
         )
     if _is_model(payload_type):
         return lambda payload: _checked(_read_model, payload, payload_type)
-    # says now what msgspec cannot read
+    # raises now if msgspec does not support the type
     msgspec.json.Decoder(payload_type)
     return lambda payload: _checked(_convert, payload, payload_type)
 
@@ -115,7 +115,7 @@ def is_payload_type(annotation: Any) -> bool:
     """Whether payloads may have a type."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
-        # told apart by their tags
+        # a union of tagged structs
         return all(_is_struct(member) for member in typing.get_args(annotation))
     kind = origin or annotation
     return (
@@ -130,7 +130,7 @@ def _convert(payload: dict[str, Any], payload_type: Any) -> Any:
 
 
 def _read_model(payload: dict[str, Any], model: Any) -> Any:
-    # from JSON, lest a strict model refuses the string that a time is in JSON
+    # from JSON, as a strict model would refuse a string for a time
     return model.model_validate_json(msgspec.json.encode(payload))
 
 
@@ -143,7 +143,7 @@ def _checked(read: Callable[[dict[str, Any], Any], Any], payload: dict[str, Any]
 
 
 def _first_problem(error: Exception) -> str:
-    """What is wrong, and where, in the words of msgspec."""
+    """The first problem and its path, in the form of msgspec's messages."""
     if isinstance(error, msgspec.ValidationError):
         return str(error)
     problems = getattr(error, "errors", None)
@@ -163,7 +163,7 @@ def _is_dataclass(kind: Any) -> bool:
 
 
 def _is_typed_dict(kind: Any) -> bool:
-    # those of typing_extensions, too
+    # that of typing_extensions, too
     return isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__total__")
 
 

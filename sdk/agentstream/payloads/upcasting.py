@@ -1,4 +1,4 @@
-"""Payloads of older schema versions, brought step by step to the one that a handler knows."""
+"""Upcasts payloads of older schema versions, step by step, to the version of a handler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentstream.protocol.reasons import Reason
 
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]
 Read = Callable[[Message], Any]
-"""Reads the payload of a message as its handler wants it; raises InvalidMessage if that cannot be."""
+"""Converts the payload of a message to the type and version of its handler, or raises InvalidMessage."""
 
 
 class Upcasters:
@@ -25,11 +25,11 @@ class Upcasters:
         self._steps: dict[tuple[str, int], Upcast] = {}
 
     def add(self, message_type: str, from_version: int, function: Upcast) -> None:
-        """Adds one.
+        """Adds an upcaster.
 
         Raises:
             ValueError: there is one already, or there is no such version.
-            TypeError: the function is asynchronous: nothing may be waited for here.
+            TypeError: the function is asynchronous.
         """
         if from_version < FIRST_VERSION:
             raise ValueError(f"versions are counted from {FIRST_VERSION}")
@@ -40,10 +40,10 @@ class Upcasters:
         self._steps[message_type, from_version] = function
 
     def bring(self, message: Message, version: int) -> dict[str, Any]:
-        """The payload of a message, brought to a version; the message's own stays as it is.
+        """Upcasts a copy of the payload of a message to a version.
 
         Raises:
-            InvalidPayload: no way leads there, or an upcaster failed.
+            InvalidPayload: an upcaster is missing or failed.
         """
         start = message.schema_version or FIRST_VERSION
         if start == version:
@@ -52,7 +52,7 @@ class Upcasters:
         for number, step in enumerate(self._way(message.type, start, version), start):
             try:
                 payload = _stepped(step, payload)
-            except Exception as error:  # whatever goes wrong in it, the payload does not fit
+            except Exception as error:  # an upcaster may raise anything
                 what = f"the upcaster for version {number} of {message.type} failed"
                 raise InvalidPayload(f"{what}: {type(error).__name__}: {error}") from error
         return payload
@@ -74,12 +74,11 @@ class Upcasters:
 
 
 def message_reader(payload_type: Any, version: int | None, upcasters: Upcasters) -> Read:
-    """What reads payloads as one type and version.
+    """Makes a function that converts payloads to one type and version.
 
     Args:
         payload_type: the type.
-        version: the version; if None, the one that the type names, which is the first where it names none.
-            Raw payloads without a version are read whatever theirs is.
+        version: the version; None for the type's own, or the first. Raw payloads are then of any version.
         upcasters: for older ones.
 
     Raises:

@@ -1,1 +1,1 @@
-"""What agents, operator and server agree on: keys, envelopes, entries, routes, the function library."""
+"""Keys, commands, envelopes, entries and routes that agents, operator and server share."""

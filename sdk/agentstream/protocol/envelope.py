@@ -1,6 +1,6 @@
 """The envelope in which agents send each other data: its fields, its JSON, and its published JSON Schema.
 
-What is sent is what the schema says, and nothing else is accepted: both ways are tested against the schema.
+Messages that do not fit the schema are neither sent nor accepted.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ BROADCAST = "broadcast"
 
 VERSION = 1
 
-# Not only `$`, which in Python would let a line break follow.
+# `$` alone would let a line break follow in Python.
 _AGENT = rf"^{DNS_LABEL}(?!\n)$"
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?!\n)$"
 
 MessageType = Literal["task_request", "task_result", "event"]
-# Patterns are in the schema; `decode` looks at them itself, which takes a third of the time.
+# Patterns are in the schema only; `decode` checks them itself, in a third of the time.
 _Agent = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": _AGENT}, max_length=63)]
 _LONGEST_REFERENCE = 512
 _Reference = Annotated[str, msgspec.Meta(min_length=1, max_length=_LONGEST_REFERENCE)]
@@ -33,21 +33,21 @@ _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One message, as it stands on the stream.
+    """A message.
 
     Attributes:
         v: version of the envelope.
         id: UUID of the message, the same on every attempt to deliver it.
         sender: the agent that sent it; `from` in JSON.
         to: the agent that is to handle it, or `broadcast`.
-        type: what kind of message it is.
+        type: the type of message.
         payload: the data: a JSON object.
         timestamp: when it was sent, in seconds since 1970.
         correlation_id: id of the message that this one answers or belongs to.
-        reply_to: where an answer is expected.
-        expires_at: when it loses its meaning, in seconds since 1970; later it becomes a dead letter.
-        key: messages with the same ordering key are handled one after the other in each group.
-        schema_version: version of the payload's schema, where there are several.
+        reply_to: key of the stream on which an answer is expected.
+        expires_at: when the message becomes a dead letter, in seconds since 1970.
+        key: ordering key: each group handles messages with the same one in order.
+        schema_version: version of the payload's schema, if there are several.
     """
 
     v: Annotated[Literal[1], msgspec.Meta(description="version of the envelope")]
@@ -109,10 +109,10 @@ _REPEATED = ("v", "from", "to", "type", "reply_to", "schema_version")
 
 
 def encode(message: Message) -> bytes:
-    """The JSON of a message.
+    """Encodes a message as JSON.
 
     Raises:
-        InvalidMessage: a field does not fit the schema, or the payload holds what JSON cannot.
+        InvalidMessage: a field does not fit the schema, or the payload cannot be encoded.
     """
     try:
         data = _encoder.encode(message)
@@ -120,17 +120,17 @@ def encode(message: Message) -> bytes:
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise InvalidMessage(f"the message is no JSON: {error}") from error
     if not _is_sound(message, data):
-        # takes longer, and says what is wrong
+        # slower, but its error says what is wrong
         decode(data)
     return data
 
 
 def check_numbers(payload: object, data: bytes) -> None:
-    """Sees to it that what is no number is not sent as null, which is what msgspec makes of it.
+    """Refuses NaN and Infinity, which msgspec would encode as null.
 
     Args:
-        payload: what was encoded.
-        data: its JSON, or that of what it is a part of.
+        payload: the payload.
+        data: JSON that contains it.
 
     Raises:
         ValueError: NaN or Infinity is in it.
@@ -156,7 +156,7 @@ def _holds_no_number(value: object) -> bool:
 
 
 def _is_sound(message: Message, data: bytes) -> bool:
-    """Whether a quick look shows that the message fits the schema; if not, only `decode` knows."""
+    """Whether a quick check shows that the message fits the schema; else `decode` must decide."""
     try:
         return (
             _are_sound(
@@ -174,7 +174,7 @@ def _is_sound(message: Message, data: bytes) -> bool:
             and (message.expires_at is None or 0 <= message.expires_at < math.inf)
             and (message.correlation_id is None or is_reference(message.correlation_id))
             and (message.key is None or is_reference(message.key))
-            # what was JSON before (msgspec.Raw) went in unseen
+            # msgspec.Raw is encoded unchecked
             and _syntax.decode(data) is not None
             and (data.isascii() or bool(data.decode()))
         )
@@ -198,17 +198,17 @@ def _is_agent(name: str) -> bool:
 
 
 def is_reference(value: object) -> bool:
-    """Whether a value may stand in the fields that name something of the sender's own."""
+    """Whether a value fits `key`, `correlation_id` and `reply_to`."""
     return isinstance(value, str) and 1 <= len(value) <= _LONGEST_REFERENCE
 
 
 def is_unicode(text: str) -> bool:
-    """Whether all of a text are characters, as half of a surrogate pair is not."""
+    """Whether a text can be encoded: it has no half of a surrogate pair."""
     return text.encode(errors="ignore").decode() == text
 
 
 def decode(data: bytes) -> Message:
-    """Reads the JSON of a message.
+    """Decodes the JSON of a message.
 
     Raises:
         InvalidMessage: it is of a version that this SDK does not know, or does not fit the schema.

@@ -1,4 +1,4 @@
-"""Writes the published JSON Schema of messages, or checks that it is current.
+"""Writes the published JSON Schema of messages, or checks that it is up to date.
 
 `python -m agentstream.protocol.generate docs/reference/message.schema.json [--check]`
 """
@@ -15,10 +15,10 @@ from agentstream.protocol.envelope import message_schema
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the schema to a file; with `--check`, returns 1 if the file differs."""
+    """Writes the schema to a file. Returns 1 if the file differs and `--check` is given."""
     parser = argparse.ArgumentParser(description="Writes the JSON Schema of AgentStream messages.")
     parser.add_argument("path", type=Path, help="the file")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is not current")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is out of date")
     options = parser.parse_args(arguments)
     text = json.dumps(message_schema(), indent=2) + "\n"
     if not options.check:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.path.exists() and options.path.read_text(encoding="utf-8") == text:
         return 0
-    sys.stderr.write(f"{options.path} is not current: run `make generate`\n")
+    sys.stderr.write(f"{options.path} is out of date: run `make generate`\n")
     return 1
 
 

@@ -1,4 +1,4 @@
-"""Why a message becomes a dead letter."""
+"""Reasons of dead letters."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Final
 
 
 class Reason(StrEnum):
-    """Why a message became a dead letter, where the handler gave no reason of its own.
+    """The reason of a dead letter, unless the handler gave one of its own.
 
-    `NO_ROUTE`: it returned an answer, and no stream leads to whoever sent the message.
+    `NO_ROUTE`: the handler returned an answer, and no stream leads to the sender of the message.
     """
 
     MALFORMED = "Malformed"
@@ -30,6 +30,6 @@ FLAWS: Final = {
     Reason.UNSIGNED: "the group takes signed messages only",
     Reason.FORGED: "the signature does not fit the message and its stream",
     Reason.UNKNOWN_KEY: "the message is signed with a key that this agent does not have",
-    Reason.REPLAYED: "the message was signed for another time, or came before: it is a copy",
+    Reason.REPLAYED: "the message is a copy: it was signed at another time, or came on another entry before",
 }
-"""What can be wrong with a signature, in words."""
+"""Explains each reason for which a signature is not valid."""

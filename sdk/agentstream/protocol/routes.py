@@ -1,7 +1,7 @@
-"""What an agent reads to know its streams: one field per agent in the namespace's routes hash.
+"""Routes: the streams that an agent produces to and consumes, in a field of the namespace's routes hash.
 
-The operator writes an agent's route once the groups in it exist; the SDK reads its own at connect and that of
-an addressee when it sends.
+The operator writes an agent's route once its groups exist; the SDK reads the agent's own, and that of the
+addressee of a message.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import msgspec
 from agentstream.errors import ProtocolError
 
 OFF, WARN, REQUIRE = "Off", "Warn", "Require"
-"""What becomes of messages without a valid signature."""
+"""Policies for messages without a valid signature."""
 
 
 class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -20,10 +20,10 @@ class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         stream: name of the AgentStream.
         key: its key on the server.
-        broadcast: whether every group is to acknowledge what is added.
+        broadcast: whether every group is to acknowledge each message.
         groups: on a broadcast stream, the declared groups, sorted.
-        signatures: whether what is added is to be signed: `Off`, `Warn` (once there is a key) or `Require`.
-        contracts: what changes whenever the stream's contracts do; empty where there are none.
+        signatures: whether messages are signed: `Off`, `Warn` (once there is a key) or `Require`.
+        contracts: digest of the stream's contracts; empty if there are none.
     """
 
     stream: str
@@ -35,23 +35,23 @@ class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Consumes(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A group that the agent reads for, and the delivery policy of that group. Times are in milliseconds.
+    """A group that the agent reads, and its delivery policy. Times are in milliseconds.
 
     Attributes:
         stream: name of the AgentStream.
         key: its key on the server.
         group: name of the consumer group.
         broadcast: whether the stream is a broadcast stream.
-        deliver_all: deliver what is addressed to others, too.
-        lease: how long a delivered entry stays with a consumer that does not renew.
+        deliver_all: whether to deliver messages that are addressed to others, too.
+        lease: for how long a consumer holds an entry without renewing.
         max_deliveries: attempts after which a message becomes a dead letter.
         backoff_initial: delay before the second attempt.
-        backoff_factor: by what the delay grows with every further attempt.
+        backoff_factor: the factor by which the delay grows with each further attempt.
         backoff_max: the longest delay.
-        dead_letters: whether the group gives messages up at all; if not, they are retried for ever.
-        deadline: how long a handler may take; 0 for as long as it likes.
-        signatures: what becomes of messages without a valid signature: `Off`, `Warn` or `Require`.
-        contracts: what changes whenever the stream's contracts do; empty where there are none.
+        dead_letters: whether messages become dead letters; if not, they are retried for ever.
+        deadline: for how long a handler may run; 0 for no limit.
+        signatures: policy for messages without a valid signature: `Off`, `Warn` or `Require`.
+        contracts: digest of the stream's contracts; empty if there are none.
     """
 
     stream: str
@@ -82,12 +82,12 @@ _decoder = msgspec.json.Decoder(Route)
 
 
 def encode_route(route: Route) -> bytes:
-    """The value of the agent's field in the routes hash."""
+    """Encodes the value of an agent's field in the routes hash."""
     return _encoder.encode(route)
 
 
 def decode_route(data: bytes) -> Route:
-    """Reads a field of the routes hash.
+    """Decodes a field of the routes hash.
 
     Raises:
         ProtocolError: the field is not a route.
@@ -95,4 +95,4 @@ def decode_route(data: bytes) -> Route:
     try:
         return _decoder.decode(data)
     except msgspec.MsgspecError as error:
-        raise ProtocolError(f"the routes hash holds something that is not a route: {error}") from error
+        raise ProtocolError(f"a field of the routes hash is not a route: {error}") from error

@@ -1,4 +1,4 @@
-"""Signatures: that a message was sent to its stream by one of those who have its keys, and not altered since.
+"""Signs and verifies messages: a valid one was sent to its stream by a holder of its keys, and not altered.
 
 Field `s` of an entry is `<key id>:<seconds since 1970>:<mac>`. The mac is HMAC-SHA256 in base64url over the
 stream's key on the server, that time, and the bytes of field `m` as they stand on the stream: nothing is ever
@@ -35,8 +35,8 @@ class SigningKey(msgspec.Struct, frozen=True):
 
     Attributes:
         id: names the key in signatures.
-        secret: the key itself: the bytes of this text; kept out of every representation.
-        signs_from: when senders begin to use it, in seconds since 1970: it has to be everywhere by then.
+        secret: the key: the bytes of this text; not part of the representation.
+        signs_from: when senders begin to use it, in seconds since 1970: all agents must have it by then.
         rotation: the number of the rotation that it was made for.
     """
 
@@ -75,20 +75,20 @@ def decode_keys(text: str) -> Keys:
     try:
         return _decoder.decode(text)
     except msgspec.MsgspecError:
-        # what that says may quote the text, which is secret
+        # its message may quote the text, which is secret
         raise SettingsError("an entry with signing keys is not a list of keys") from None
 
 
 def key_that_signs(keys: Sequence[SigningKey], now: float) -> SigningKey:
-    """The newest key that is to sign by now; the oldest where this clock says that none is."""
+    """The newest key that is in use by now; the oldest if none is, by this clock."""
     return next((key for key in keys if key.signs_from <= now), keys[-1])
 
 
 def sign(key: SigningKey, stream: str, body: bytes, now: float) -> bytes:
-    """The field `s` of an entry.
+    """Makes the field `s` of an entry.
 
     Args:
-        key: what to sign with.
+        key: the signing key.
         stream: the key of the stream on the server.
         body: the field `m`.
         now: seconds since 1970.
@@ -98,7 +98,7 @@ def sign(key: SigningKey, stream: str, body: bytes, now: float) -> bytes:
 
 
 def verify(keys: Sequence[SigningKey], stream: str, entry: Entry) -> Reason | None:
-    """What is wrong with the signature of an entry; None if it is valid.
+    """Verifies the signature of an entry. Returns the reason if it is not valid, else None.
 
     Args:
         keys: of the stream.
@@ -118,16 +118,16 @@ def verify(keys: Sequence[SigningKey], stream: str, entry: Entry) -> Reason | No
         return Reason.UNKNOWN_KEY
     if not hmac.compare_digest(mac, _mac(key.secret, stream, at, entry.body or b"")):
         return Reason.FORGED
-    # only now is it known that a time stands there
+    # the mac is valid, so `at` is a time
     return None if -SKEW <= entry.added - int(at) <= WINDOW + SKEW else Reason.REPLAYED
 
 
 def answer_domain(key: str, failure: str | None) -> str:
-    """What an answer to a request is signed for, in place of a stream's key.
+    """The text that an answer to a request is signed for, in place of a stream's key.
 
     Args:
-        key: of the stream of whoever asked.
-        failure: why the request became a dead letter; None if it is answered.
+        key: of the requester's reply stream.
+        failure: the reason for which the request became a dead letter; None for an answer.
     """
     return key if failure is None else f"{key}:{failure}"
 
@@ -141,5 +141,5 @@ def _mac(secret: str, stream: str, at: bytes, body: bytes) -> bytes:
 
 @lru_cache(maxsize=256)
 def _keyed(secret: str, stream: str) -> hmac.HMAC:
-    """What all signatures of a stream begin with; neither a stream's key nor a time contains a zero byte."""
+    """The start of all macs of a stream; neither its key nor a time contains a zero byte."""
     return hmac.new(secret.encode(), b"%s\0%s\0" % (_DOMAIN, stream.encode()), hashlib.sha256)

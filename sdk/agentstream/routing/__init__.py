@@ -1,1 +1,1 @@
-"""Looks routes up and chooses among them."""
+"""Looks up routes, and chooses among them."""

@@ -1,4 +1,4 @@
-"""Which stream a message goes to, and which group an agent reads: pure decisions over the routes."""
+"""Chooses the stream for a message, and the group that an agent reads: pure decisions over routes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from agentstream.protocol.routes import Consumes, Produces, Route
 
 
 class SeveralRoutes(NoRoute):
-    """Which of them is meant, no declaration that is still to come will say."""
+    """Several streams fit, so waiting for further declarations is of no use."""
 
 
 def target(sender: str, own: Route | None, to: str, other: Route | None, stream: str | None) -> Produces:
-    """The stream that leads to an addressee.
+    """Chooses the stream that leads to an addressee.
 
     Args:
         sender: name of the agent that sends.
@@ -33,7 +33,7 @@ def target(sender: str, own: Route | None, to: str, other: Route | None, stream:
     if not found:
         raise NoRoute(f"{sender} does not produce to {stream}; it produces to {_names(produced)}")
     if to == BROADCAST:
-        # whoever names the stream means all groups of that one, whatever it is
+        # a stream that is named need not be a broadcast stream
         found = [p for p in found if p.broadcast or stream is not None]
         if not found:
             raise NoRoute(f"{sender} produces to no broadcast stream; it produces to {_names(produced)}")
@@ -44,7 +44,7 @@ def target(sender: str, own: Route | None, to: str, other: Route | None, stream:
             where = f"on {stream}" if stream else f"on what {sender} produces to: {_names(produced)}"
             reads = f"it consumes {_names(consumed)}" if consumed else "it consumes nothing"
             raise NoRoute(f"no group of {to} reads {where}; {reads}")
-        # a stream of its own is the shorter way than one that all read
+        # a stream that only the addressee reads is better than a broadcast stream
         found = [p for p in found if not p.broadcast] or found
     if len(found) > 1:
         raise SeveralRoutes(f"several streams lead to {to}: {_names(found)}; name one with stream=")
@@ -52,7 +52,7 @@ def target(sender: str, own: Route | None, to: str, other: Route | None, stream:
 
 
 def consumed_group(agent: str, own: Route | None, stream: str | None, group: str | None) -> Consumes:
-    """The group that an agent reads on a stream.
+    """Chooses the group that an agent reads on a stream.
 
     Args:
         agent: its name.

@@ -1,4 +1,4 @@
-"""The routes of a namespace as an agent sees them: read when needed, and again when they may have changed."""
+"""The routes of a namespace, cached: read when needed, and again when they may have changed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _Found = TypeVar("_Found", Produces, Consumes)
 
 
 class Directory:
-    """Routes of one namespace.
+    """Looks up routes of one namespace.
 
     Args:
-        client: the connection to read them with.
-        key: the hash that has them.
-        agent: the agent that asks.
+        client: the connection to the server.
+        key: the hash with the routes.
+        agent: this agent.
     """
 
     def __init__(self, client: Client, key: str, agent: str) -> None:
@@ -38,20 +38,20 @@ class Directory:
         self._connects = 0
 
     def forget(self) -> None:
-        """What is known is to be read again: the server refused what it led to, or it has changed."""
-        # what is being read just now may be what was
+        """Empties the cache: a route led to an error, or has changed."""
+        # a read that is under way may return the old route
         self._known = {}
         self._reads = SingleFlight()
         self._targets = {}
 
     def forget_older(self, seconds: float) -> None:
-        """What was read longer ago than this is to be read again."""
+        """Removes routes from the cache that were read longer ago than this."""
         until = asyncio.get_running_loop().time() + _GOOD_FOR - seconds
         self._known = {agent: known for agent, known in self._known.items() if known[1] >= until}
         self._targets = {way: found for way, found in self._targets.items() if found[1] >= until}
 
     async def target(self, to: str, stream: str | None, patience: float) -> Produces:
-        """The stream to add to, waiting up to `patience` seconds for the operator to declare it.
+        """Finds the stream to add to; waits up to `patience` seconds for its declaration.
 
         Raises:
             NoRoute: there is none, or more than one.
@@ -70,14 +70,14 @@ class Directory:
         return await self._patiently(find, patience)
 
     def known(self, to: str, stream: str | None, now: float) -> Produces | None:
-        """What `target` has found, while that is good by the event loop's clock."""
+        """The result of `target` in the cache, if there is a current one."""
         if self._connects != self._client.connects:
             return None
         produces, good_until = self._targets.get((to, stream), (None, 0.0))
         return produces if now < good_until else None
 
     async def consumed(self, stream: str | None, group: str | None, patience: float) -> Consumes:
-        """The group to read, waiting up to `patience` seconds for the operator to declare it.
+        """Finds the group to read; waits up to `patience` seconds for its declaration.
 
         Raises:
             NoConsumerGroup: there is none, or more than one.

@@ -1,6 +1,6 @@
-"""What a pod is asked: by Kubernetes, whether its agents live and are ready; by Prometheus, what they count.
+"""Answers liveness and readiness probes of Kubernetes, and scrapes of Prometheus.
 
-It is answered from a thread with an event loop of its own: an agent whose loop is busy is late, not dead.
+They are answered in a thread with an event loop of its own: an agent with a busy loop is late, not dead.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from agentstream.errors import AgentStreamError, SettingsError
 from agentstream.telemetry import metrics
 
 BLOCKED_LIMIT = 300.0
-"""Seconds without a turn of the event loop after which an agent counts as stuck: its messages have long gone
-to other consumers, and its pod is better started again."""
+"""Seconds without a turn of the event loop after which an agent counts as stuck: other consumers have claimed
+its messages by then, so its pod is restarted."""
 
 _BEAT = 5.0
-# How soon an agent that cannot reach its server looks again.
+# The same while the server cannot be used.
 _BEAT_IN_TROUBLE = 1.0
-# Who connects and asks nothing is not waited for.
+# Seconds for which a client may take to send its request.
 _PATIENCE = 2.0
 _PHRASES = {200: "OK", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
 _TEXT = "text/plain; charset=utf-8"
@@ -35,15 +35,15 @@ _listening: dict[int, _Listener] = {}
 
 
 class Health:
-    """How one agent is, told to probes for as long as it is entered.
+    """Answers probes of one agent while it is entered.
 
-    Agents of one process that name the same port share it; a probe succeeds if it would for each of them.
+    Agents of one process that name the same port share it; a probe succeeds if it does for each of them.
 
     Args:
         agent: name of the agent.
         port: where `GET /livez`, `/readyz` and `/metrics` are answered, on all interfaces.
-        ping: has the server answer.
-        is_stopping: whether the agent takes no more work.
+        ping: sends a command to the server.
+        is_stopping: whether the agent takes no more messages.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Health:
         self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Starts to answer.
+        """Starts to answer probes.
 
         Raises:
             SettingsError: the port cannot be listened on.
@@ -73,7 +73,7 @@ class Health:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Answers no more; the last agent of a port closes it."""
+        """Stops answering; the last agent of a port closes it."""
         with _lock:
             listener = _listening[self._port]
             others = tuple(agent for agent in listener.agents if agent is not self)
@@ -87,19 +87,19 @@ class Health:
             await asyncio.wait({self._beating})
 
     def stuck(self) -> str:
-        """Why the agent counts as dead; empty while it lives."""
+        """The reason for which the agent is not alive; empty if it is."""
         silent = time.monotonic() - self._turned
         if silent < BLOCKED_LIMIT:
             return ""
         return f"{self._agent}: its event loop has been blocked for {silent:.0f} s"
 
     def unready(self) -> str:
-        """Why the agent is not ready; empty if it is."""
+        """The reason for which the agent is not ready; empty if it is."""
         why = "is stopping" if self._is_stopping() else self._failures
         return self.stuck() or (why and f"{self._agent} {why}")
 
     async def _beat(self) -> None:
-        """Notes that the loop turns, and whether the server answers."""
+        """Notes when the loop turns, and whether the server answers."""
         while True:
             self._turned = time.monotonic()
             try:
@@ -115,7 +115,7 @@ class _Listener:
     """Answers on a port for all agents that name it, from a thread of its own.
 
     Attributes:
-        agents: whom it answers for.
+        agents: the agents.
     """
 
     def __init__(self, port: int, *agents: Health) -> None:
@@ -136,12 +136,12 @@ class _Listener:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops answering and frees the port."""
+        """Stops answering, and closes the port."""
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
     def _run(self) -> None:
-        # whoever tells metrics elsewhere has those of agents among them; here it keeps no agent waiting
+        # the default registry then has the metrics also where the program serves it elsewhere
         with contextlib.suppress(ImportError, ValueError):
             metrics.register()
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -183,12 +183,12 @@ class _Listener:
             wrong = [agent.unready() for agent in self.agents]
         else:
             return 404, "ask for /livez, /readyz or /metrics"
-        told = "\n".join(filter(None, wrong))
-        return (503, told) if told else (200, "ok")
+        problems = "\n".join(filter(None, wrong))
+        return (503, problems) if problems else (200, "ok")
 
 
 def _metrics(headers: str) -> tuple[int, str, bytes]:
-    """Status, type and text of what the process's metrics are."""
+    """Status, content type and text for a scrape."""
     accept = ", ".join(
         value.strip()
         for name, _, value in (header.partition(":") for header in headers.split("\r\n"))
@@ -198,6 +198,6 @@ def _metrics(headers: str) -> tuple[int, str, bytes]:
         return 200, *metrics.exposition(accept)
     except ImportError:
         return 404, _TEXT, b"metrics need prometheus_client: install agentstream[metrics]\n"
-    except Exception:  # noqa: BLE001 - others' collectors are asked, too
-        _log.exception("the metrics cannot be told")
-        return 500, _TEXT, b"the metrics cannot be told; the log says why\n"
+    except Exception:  # noqa: BLE001 - it may come from another collector
+        _log.exception("cannot collect metrics")
+        return 500, _TEXT, b"cannot collect metrics: see the log for the error\n"

@@ -1,7 +1,6 @@
-"""The counters of a process's agents, as Prometheus is told them; see docs/metrics.md.
+"""Exports the counters of a process's agents to Prometheus; see docs/metrics.md.
 
-Counting needs nothing but this package. Telling needs `prometheus_client`, which is imported when somebody
-asks.
+Only exporting needs `prometheus_client`, so it is imported at the first export.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _GROUP = ("stream", "group")
 
 
 class MetricKind(StrEnum):
-    """What kind of metric it is, in Prometheus' words."""
+    """The kind of a metric, as Prometheus calls it."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -38,13 +37,13 @@ class MetricKind(StrEnum):
 
 
 class Family(msgspec.Struct, frozen=True):
-    """One of the metrics.
+    """A metric.
 
     Attributes:
-        counted: what it is counted as.
-        kind: what kind it is.
+        counted: name of the counter.
+        kind: the kind of metric.
         labels: its labels, beside those of the agent.
-        text: what it says, in words.
+        text: the help text.
     """
 
     counted: str
@@ -54,49 +53,33 @@ class Family(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Its name, as queries have it."""
+        """The name in Prometheus."""
         name = f"{_PREFIX}_{self.counted}"
         return f"{name}_total" if self.kind is MetricKind.COUNTER else name
 
 
-_HELD = Family("held", MetricKind.GAUGE, (*_GROUP, "state"), "Messages that are held: running or buffered")
+_COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
+_HELD = Family("held", _GAUGE, (*_GROUP, "state"), "Messages with a lease: running or buffered")
 
 FAMILIES: Final = (
-    Family(counters.SENDING, MetricKind.HISTOGRAM, ("stream",), "Seconds from a call to the server's answer"),
-    Family(counters.REFUSED, MetricKind.COUNTER, ("stream", "error"), "Answers that a message was not taken"),
-    Family(counters.FAILED, MetricKind.COUNTER, ("error",), "Messages whose sending ended with an error"),
-    Family(
-        counters.SHED, MetricKind.COUNTER, ("stream",), "Events that were dropped, as their stream was full"
-    ),
-    Family(counters.REPEATED, MetricKind.COUNTER, ("stream",), "Batches sent again, as no answer had come"),
-    Family(counters.RECEIVED, MetricKind.COUNTER, _GROUP, "Deliveries that came in"),
-    Family(
-        counters.SETTLED, MetricKind.COUNTER, (*_GROUP, "outcome", "reason"), "Deliveries that were settled"
-    ),
-    Family(counters.HANDLING, MetricKind.HISTOGRAM, _GROUP, "Seconds for which handlers had messages"),
+    Family(counters.SENDING, _HISTOGRAM, ("stream",), "Seconds from a call to the server's reply"),
+    Family(counters.REFUSED, _COUNTER, ("stream", "error"), "Refusals to take a message"),
+    Family(counters.FAILED, _COUNTER, ("error",), "Messages whose sending ended with an error"),
+    Family(counters.SHED, _COUNTER, ("stream",), "Events dropped because the stream was full"),
+    Family(counters.REPEATED, _COUNTER, ("stream",), "Batches sent again because no reply came"),
+    Family(counters.RECEIVED, _COUNTER, _GROUP, "Deliveries that were read or claimed"),
+    Family(counters.SETTLED, _COUNTER, (*_GROUP, "outcome", "reason"), "Deliveries that were settled"),
+    Family(counters.HANDLING, _HISTOGRAM, _GROUP, "Seconds from handing a message out to settling it"),
     _HELD,
-    Family(counters.LEASES_LOST, MetricKind.COUNTER, _GROUP, "Deliveries lost to other consumers while held"),
-    Family(counters.VERIFIED, MetricKind.COUNTER, _GROUP, "Messages with a valid signature"),
-    Family(
-        counters.UNVERIFIED, MetricKind.COUNTER, (*_GROUP, "reason"), "Messages without a valid signature"
-    ),
-    Family(
-        counters.ANSWERS_UNVERIFIED,
-        MetricKind.COUNTER,
-        ("stream", "reason"),
-        "Answers without a valid signature",
-    ),
-    Family(
-        counters.IN_DOUBT, MetricKind.COUNTER, _GROUP, "Effects of which it was not known if they came about"
-    ),
-    Family(
-        counters.NOTIFICATIONS_DROPPED, MetricKind.COUNTER, (), "Notifications that a slow listener missed"
-    ),
-    Family(
-        counters.RECONNECTS, MetricKind.COUNTER, ("connection",), "Connections made again after they broke"
-    ),
+    Family(counters.LEASES_LOST, _COUNTER, _GROUP, "Deliveries that others claimed before they were settled"),
+    Family(counters.VERIFIED, _COUNTER, _GROUP, "Messages with a valid signature"),
+    Family(counters.UNVERIFIED, _COUNTER, (*_GROUP, "reason"), "Messages without a valid signature"),
+    Family(counters.ANSWERS_UNVERIFIED, _COUNTER, ("stream", "reason"), "Answers without a valid signature"),
+    Family(counters.IN_DOUBT, _COUNTER, _GROUP, "Effects that may or may not have come about"),
+    Family(counters.NOTIFICATIONS_DROPPED, _COUNTER, (), "Notifications that a slow listener missed"),
+    Family(counters.RECONNECTS, _COUNTER, ("connection",), "Reconnects of broken connections"),
 )
-"""All metrics, in the order in which they are told."""
+"""All metrics, in the order of the exposition."""
 
 _lock = threading.Lock()
 _agents: set[Observed] = set()
@@ -105,13 +88,13 @@ _registries: weakref.WeakSet[CollectorRegistry] = weakref.WeakSet()
 
 
 class Observed:
-    """An agent whose counters are told for as long as it is entered, and what it counted ever after.
+    """Exports the counters of an agent from entering on; its counts stay after it has ended.
 
     Args:
         namespace: of the agent.
         agent: its name.
         counted: its counters.
-        holding: stream and group, how many messages handlers have and how many more are held.
+        holding: gives stream and group, messages with handlers, and buffered messages.
     """
 
     def __init__(
@@ -126,21 +109,21 @@ class Observed:
         self.holding = holding
 
     def __enter__(self) -> None:
-        """Begins."""
+        """Starts exporting."""
         with _lock:
             _agents.add(self)
 
     def __exit__(self, *_: object) -> None:
-        """Ends."""
+        """Keeps the counts, and ends."""
         with _lock:
             _agents.discard(self)
             _ended.setdefault(self.key, Counters()).absorb(self.counted)
 
 
 def register(registry: CollectorRegistry | None = None) -> None:
-    """Has a registry tell the metrics of all agents of this process; once, however often it is called.
+    """Registers the metrics of all agents of this process with a registry, once.
 
-    Agents that answer probes see to it for the default registry.
+    Agents that answer probes do so for the default registry.
 
     Args:
         registry: of `prometheus_client`; its default one if None.
@@ -149,7 +132,7 @@ def register(registry: CollectorRegistry | None = None) -> None:
         ImportError: `prometheus_client` is not installed.
         ValueError: the registry has metrics of these names already.
     """
-    from prometheus_client import REGISTRY  # noqa: PLC0415 - only whoever wants metrics needs it
+    from prometheus_client import REGISTRY  # noqa: PLC0415 - an extra
 
     registry = registry or REGISTRY
     with _lock:
@@ -160,7 +143,7 @@ def register(registry: CollectorRegistry | None = None) -> None:
 
 
 def exposition(accept: str) -> tuple[str, bytes]:
-    """What the default registry tells whoever accepts such types: its own type, and the text.
+    """The content type and the text of the default registry, for the `Accept` header of a request.
 
     Raises:
         ImportError: `prometheus_client` is not installed.
@@ -174,20 +157,20 @@ def exposition(accept: str) -> tuple[str, bytes]:
 
 
 class _Collector:
-    """What a registry asks."""
+    """Collects the metrics for a registry."""
 
     def describe(self) -> Iterator[Metric]:
-        """The metrics, without numbers."""
+        """The metrics without values."""
         return iter(_families({}, {}).values())
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of all agents, as they are now."""
+        """The metrics with current values."""
         totals, holding = _gathered()
         return iter(_families(totals, holding).values())
 
 
 def _gathered() -> tuple[dict[tuple[str, str], Counters], dict[tuple[str, ...], int]]:
-    """What each agent has counted, and what it holds; agents of one name count together."""
+    """The counters and the held messages of each agent; agents of one name are added up."""
     totals: dict[tuple[str, str], Counters] = {}
     holding: dict[tuple[str, ...], int] = {}
     with _lock:

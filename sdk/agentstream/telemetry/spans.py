@@ -1,9 +1,9 @@
-"""Spans of messages, and the context that connects those of sender and handler.
+"""Spans of messages, and the trace context that connects sender and handler.
 
 Field `t` of an entry is W3C Trace Context: the value of `traceparent`, and after a semicolon that of
-`tracestate`, if there is one. Nothing vouches for it: it is not signed, and any producer can make it up.
+`tracestate`, if there is one. It is not signed: any producer can make it up.
 
-The names are those of OpenTelemetry's semantic conventions for messaging, as far as they go.
+Attributes follow OpenTelemetry's semantic conventions for messaging where these have a name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class TracedRecord(Protocol):
-    """A message on its way out, as far as its span tells of it.
+    """The parts of an outgoing message that its span needs.
 
     Attributes:
         message: the message.
@@ -46,7 +46,7 @@ class TracedRecord(Protocol):
 
 
 class TracedDelivery(Protocol):
-    """A message in a handler's hands, as far as its span tells of it."""
+    """The parts of a delivery that its span needs."""
 
     @property
     def message(self) -> Message:
@@ -70,10 +70,10 @@ class TracedDelivery(Protocol):
 
 
 class Handling:
-    """The span of what a handler does with one message, or with a batch of them.
+    """The current span while a handler runs for a message or a batch.
 
     Args:
-        span: it; ends with this.
+        span: the span; it ends with the handler.
     """
 
     __slots__ = ("_span", "_token")
@@ -83,18 +83,18 @@ class Handling:
         self._token: Token[Context] = context.attach(trace.set_span_in_context(span))
 
     def __enter__(self) -> None:
-        """The handler begins."""
+        """Called when the handler begins."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """The handler has ended."""
+        """Ends the span."""
         self.end(error)
 
     def end(self, error: BaseException | None, outcome: str = "") -> None:
-        """The handler has ended, in the thread and task in which it began.
+        """Ends the span, in the thread and task in which it began.
 
         Args:
-            error: what it ended with.
-            outcome: what became of the message.
+            error: the handler's exception.
+            outcome: of the delivery.
         """
         context.detach(self._token)
         if isinstance(error, Exception) and not isinstance(error, Retry):
@@ -108,7 +108,7 @@ class Handling:
 
 
 class Spans:
-    """Makes spans, with the provider that the program has."""
+    """Makes spans with the program's tracer provider."""
 
     def __init__(self) -> None:
         self._tracer = trace.get_tracer("agentstream")
@@ -116,7 +116,7 @@ class Spans:
 
     @property
     def wanted(self) -> bool:
-        """Whether the program has a provider, for good once it has one, or runs in somebody's span."""
+        """Whether the program has a tracer provider, or a span is current."""
         if not self._provided:
             self._provided = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
         return self._provided or trace.get_current_span() is not trace.INVALID_SPAN
@@ -138,7 +138,7 @@ class Spans:
     async def sent_many(
         self, records: Sequence[TracedRecord], sending: Coroutine[Any, Any, list[SentMessage]]
     ) -> list[SentMessage]:
-        """The same for many messages: they have one span."""
+        """The same for many messages, in one span."""
         attributes = {**_of("send"), "messaging.batch.message_count": len(records)}
         with self._sending("many", attributes) as span:
             trace_context = carried()
@@ -150,7 +150,7 @@ class Spans:
             return sent
 
     async def asked(self, request: Message, asking: Coroutine[Any, Any, _Result]) -> _Result:
-        """What asking returns, in a span that lasts until the answer comes."""
+        """Awaits a request in a span that lasts until the answer comes."""
         attributes = _of_message(request, "request")
         del attributes["messaging.operation.type"]
         with self._tracer.start_as_current_span(
@@ -160,26 +160,26 @@ class Spans:
 
     @contextmanager
     def answering(self, request: Message) -> Iterator[bytes]:
-        """The span of answering who waits: the field `t` of the answer."""
+        """The span of answering a request; gives the field `t` of the answer."""
         attributes = {**_of("reply"), "messaging.message.conversation_id": request.id}
         with self._sending(request.sender, attributes, "reply"):
             yield carried()
 
     def answered(self, field: bytes | None) -> None:
-        """Links the span of who asked to that of the answer, which may be of another trace."""
+        """Links the requester's span to that of the answer, which may belong to another trace."""
         of_answer = _span_context_of(field)
         if of_answer.is_valid:
             trace.get_current_span().add_link(of_answer)
 
     def continuing(self, field: bytes | None) -> AbstractContextManager[object]:
-        """What is done outside of all spans belongs to the one in a field `t`."""
+        """Makes the span in a field `t` the current one if there is no other."""
         current = trace.get_current_span()
         if not current.get_span_context().is_valid:
             current = NonRecordingSpan(_span_context_of(field))
         return trace.use_span(current, record_exception=False, set_status_on_exception=False)
 
     def handling(self, delivery: TracedDelivery, group: str) -> Handling:
-        """The span of what a handler does with a message: a child of its sender's."""
+        """The span of handling a message: a child of the sender's span."""
         attributes = {
             **_of_message(delivery.message, "process"),
             "messaging.destination.name": delivery.stream,
@@ -196,7 +196,7 @@ class Spans:
         return Handling(span)
 
     def handling_many(self, deliveries: Sequence[TracedDelivery]) -> Handling:
-        """The span of what a handler does with a batch: it is linked to those of the senders."""
+        """The span of handling a batch, with links to the senders' spans."""
         stream = deliveries[0].stream
         attributes = {
             **_of("process"),
@@ -215,7 +215,7 @@ class Spans:
 
 
 def carried() -> bytes:
-    """The field `t` of what is sent just now; empty if nothing is traced."""
+    """The field `t` for the current span; empty without one."""
     carrier: dict[str, str] = {}
     _propagator.inject(carrier)
     parent, state = carrier.get("traceparent", ""), carrier.get("tracestate", "")
@@ -224,7 +224,7 @@ def carried() -> bytes:
 
 
 def _context_of(field: bytes | None) -> Context:
-    """The context in a field `t`: that of no span, if it says nothing that can be read."""
+    """The context in a field `t`; an empty one if it cannot be read."""
     if field is None or len(field) > _LONGEST:
         return Context()
     parent, _, state = field.decode("ascii", errors="replace").partition(";")

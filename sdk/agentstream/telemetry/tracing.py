@@ -1,4 +1,4 @@
-"""Whether this program is traced: what is traced, and how, is in `spans`."""
+"""Loads `spans` if the program is traced."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def spans(field: bytes | None = None) -> Spans | None:
-    """What makes spans; None where nothing is traced: a span that nobody sees costs as much as a send.
+    """The maker of spans; None without tracing, as a span costs as much as sending a message.
 
     Args:
-        field: the trace context of the message that it is about. It is passed on by whoever is not traced.
+        field: the trace context of the message, which is passed on even by programs without tracing.
     """
     found = _installed()
     return found if found is not None and (field is not None or found.wanted) else None
@@ -21,12 +21,9 @@ def spans(field: bytes | None = None) -> Spans | None:
 
 @cache
 def _installed() -> Spans | None:
-    """What makes spans; None where `opentelemetry-api` is not installed.
-
-    It is imported when the first message is sent or handled, not earlier.
-    """
+    """The maker of spans, imported with the first message; None without `opentelemetry-api`."""
     try:
-        from agentstream.telemetry.spans import Spans  # noqa: PLC0415 - as it says
+        from agentstream.telemetry.spans import Spans  # noqa: PLC0415 - an extra
     except ImportError:
         return None
     return Spans()
