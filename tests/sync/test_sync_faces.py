@@ -24,7 +24,7 @@ FACES = [
 ]
 CALLED_ELSE = {"aclose": "close"}
 # of instances, where the other face has properties
-ATTRIBUTES = {"deadline"}
+ATTRIBUTES = {"deadline", "sent", "expected", "name", "namespace"}
 OTHER_WORDS = re.compile(r"async (with|for)|await|StopAsync|aclose|\ba i")
 PROTOCOL = {
     "__aenter__": "__enter__",
@@ -89,6 +89,15 @@ def test_every_public_name_is_documented_in_words_of_this_face() -> None:
         assert kind.__doc__
         assert all(texts.values()), texts
         assert not [name for name, text in texts.items() if OTHER_WORDS.search(text or "")]
+
+
+def test_attributes_of_the_original_are_read_only_and_have_its_types() -> None:
+    for original, mirror in FACES:
+        for name, kind in inspect.get_annotations(mirror).items():
+            source, shown = getattr(original, name, None), vars(mirror)[name]
+            assert isinstance(shown, property)
+            assert shown.fset is None
+            assert source is None or source.fget.__annotations__["return"] == kind
 
 
 def test_help_shows_what_a_method_takes_and_says() -> None:

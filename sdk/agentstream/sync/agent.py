@@ -35,10 +35,8 @@ class SyncReceipt(SyncFace[receipts.Receipt], of=receipts.Receipt):
         expected: the groups that were declared when it was sent.
     """
 
-    def __init__(self, original: receipts.Receipt, loop: LoopThread) -> None:
-        super().__init__(original, loop)
-        self.sent: SentMessage = original.sent
-        self.expected: tuple[str, ...] = original.expected
+    sent: SentMessage
+    expected: tuple[str, ...]
 
     @mirrors(receipts.Receipt.status)
     def status(self) -> None: ...
@@ -59,9 +57,7 @@ class SyncNotifications(
     The subscription ends with `close`, at the end of `with`, and soon after the last reference is gone.
     """
 
-    @property
-    def dropped(self) -> int:
-        return self._original.dropped
+    dropped: int
 
     def __next__(self) -> Notification:
         return self._next(self._original.__anext__)
@@ -86,10 +82,12 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
         namespace: its namespace.
     """
 
+    name: str
+    namespace: str
+    is_consuming: bool
+
     def __init__(self, original: agent.Agent, *, ends_on_signals: bool = False) -> None:
         super().__init__(original, LoopThread(f"agentstream {original.namespace}.{original.name}"))
-        self.name: str = original.name
-        self.namespace: str = original.namespace
         self._ends_on_signals = ends_on_signals
         self._signals = contextlib.ExitStack()
 
@@ -171,10 +169,6 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
     @mirrors_by(_end, agent.Agent.run)
     def run(self) -> None:
         """SystemExit, KeyboardInterrupt: a handler raised it; its message is handed back."""
-
-    @property
-    def is_consuming(self) -> bool:
-        return self._original.is_consuming
 
     def stop(self) -> None:
         self._loop.soon(self._original.stop)

@@ -51,33 +51,20 @@ class SyncDelivery(SyncFace[delivery.Delivery[Payload]], Generic[Payload], of=de
 
     __slots__ = ("_handling",)
 
+    message: Message
+    payload: Payload
+    stream: str
+    group: str
+    entry: str
+    attempt: int
+    fence: int
+    settled: bool
+    outcome: str
+    trace_context: bytes | None
+
     def __init__(self, original: delivery.Delivery[Payload], loop: LoopThread) -> None:
         super().__init__(original, loop)
         self._handling: Handling | None = None
-
-    @property
-    def message(self) -> Message:
-        return self._original.message
-
-    @property
-    def payload(self) -> Payload:
-        return self._original.payload
-
-    @property
-    def stream(self) -> str:
-        return self._original.stream
-
-    @property
-    def group(self) -> str:
-        return self._original.group
-
-    @property
-    def entry(self) -> str:
-        return self._original.entry
-
-    @property
-    def attempt(self) -> int:
-        return self._original.attempt
 
     @property
     def deadline(self) -> float | None:
@@ -85,25 +72,9 @@ class SyncDelivery(SyncFace[delivery.Delivery[Payload]], Generic[Payload], of=de
         return self._original.deadline
 
     @property
-    def fence(self) -> int:
-        return self._original.fence
-
-    @property
     def held(self) -> bool:
         """False once another consumer may have the message, or its deadline has passed."""
         return self._original.held and not self._loop.has_ended
-
-    @property
-    def settled(self) -> bool:
-        return self._original.settled
-
-    @property
-    def outcome(self) -> str:
-        return self._original.outcome
-
-    @property
-    def trace_context(self) -> bytes | None:
-        return self._original.trace_context
 
     def once(self, key: str, *, ttl: float = WEEK) -> SyncOnce:
         return SyncOnce(self._original.once(key, ttl=ttl), self._loop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Coroutine
 from types import FunctionType, TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
@@ -84,7 +85,8 @@ def shares(
 class SyncFace(Generic[_Original]):
     """The synchronous face of an asynchronous object.
 
-    Members of a subclass that have no docstring get that of the original's member.
+    In a subclass, a public annotation is a read-only property: the attribute of the original. Members without
+    a docstring get that of the original's member.
 
     Args:
         original: the object.
@@ -98,8 +100,12 @@ class SyncFace(Generic[_Original]):
         self._loop = loop
 
     def __init_subclass__(cls, of: type | None = None) -> None:
-        """Derives docstrings from the class of the originals."""
+        """Adds the properties, and derives docstrings from `of`, the class of the originals."""
         super().__init_subclass__()
+        for name in inspect.get_annotations(cls):
+            source = getattr(of, name, None)
+            said = f"As `{name}` of the asynchronous face." if source is None else inspect.getdoc(source)
+            setattr(cls, name, property(operator.attrgetter(f"_original.{name}"), doc=said))
         for name, member in vars(cls).items():
             shown = getattr(member, "__func__", member)
             source = getattr(of, _NAMES.get(name, name), None)

@@ -34,21 +34,18 @@ class SyncSandbox(SyncFace[Sandbox], of=Sandbox):
 
     Args:
         binary: path of the server's program, if not the embedded Valkey of `agentstream[testing]`.
+
+    Attributes:
+        faults: the network between the agents and the server.
+        server: the server process.
     """
+
+    faults: Faults
+    server: Server
 
     def __init__(self, *, binary: str | Path | None = None) -> None:
         super().__init__(Sandbox(binary=binary), LoopThread("agentstream sandbox", "sandbox"))
         self._agents = contextlib.ExitStack()
-
-    @property
-    def faults(self) -> Faults:
-        """The network between the agents and the server."""
-        return self._original.faults
-
-    @property
-    def server(self) -> Server:
-        """The server process."""
-        return self._original.server
 
     def __enter__(self) -> Self:
         self._loop.start()
