@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agentstream.consuming.fetch import READ_TIMEOUT
+from agentstream.consuming.group import Consumer, ConsumerConnections, ConsumerIdentity, ConsumerServices
 from agentstream.consuming.renewal import Renewal
-from agentstream.consuming.session import Consumer, Consumption, Deliveries
+from agentstream.consuming.session import Consumption, Deliveries
 from agentstream.handlers.declare import DEFAULT_MAX_WAIT, Handlers, Subscription
 from agentstream.handlers.run import run
 from agentstream.identity.settings import Settings
@@ -51,27 +52,29 @@ class Agent(Producer):
         self._control = self._client("control")
         self._renewal = Renewal(settings.endpoint, f"agentstream:{self.namespace}.{self.name}:renew")
         self._consumer = Consumer(
-            agent=self.name,
-            name=consumer_name(settings.pod, next(_starts)),
-            pod_prefix=pod_prefix(settings.pod),
-            directory=self._directory,
-            write=self._write,
-            control=self._control,
-            subscriptions=self._subscriptions,
-            nudges=nudge_channel(settings.installation, self.namespace, self.name),
-            reading=lambda stream: self._client(f"read-{stream}", READ_TIMEOUT),
-            consumed={},
-            keyring=self._keyring,
-            counters=self._counters,
-            contracts=self._contracts,
-            replies=Replies(
-                self.namespace,
-                self.name,
-                self._write.call,
-                self._sender.send,
-                self._keyring,
+            ConsumerIdentity(
+                agent=self.name,
+                name=consumer_name(settings.pod, next(_starts)),
+                pod_prefix=pod_prefix(settings.pod),
+                nudges=nudge_channel(settings.installation, self.namespace, self.name),
             ),
-            renewal=self._renewal,
+            ConsumerConnections(
+                write=self._write,
+                control=self._control,
+                subscriptions=self._subscriptions,
+                reading=lambda stream: self._client(f"read-{stream}", READ_TIMEOUT),
+            ),
+            ConsumerServices(
+                directory=self._directory,
+                keyring=self._keyring,
+                contracts=self._contracts,
+                replies=Replies(
+                    self.namespace, self.name, self._write.call, self._sender.send, self._keyring
+                ),
+                counters=self._counters,
+                renewal=self._renewal,
+            ),
+            consumed={},
         )
         self._handlers = Handlers()
         self._consumptions: list[Consumption] = []

@@ -106,7 +106,7 @@ class Drill:
     def consume(self, agent: Agent, *, handlers: int = 8, concurrency: int = 64) -> Agent:
         """Has an agent of this process handle messages."""
         deliveries = agent.stream_consume("tasks", concurrency=concurrency)
-        who = agent._consumer.name
+        who = agent._consumer.identity.name
         self._consumers[agent] = [
             asyncio.create_task(handle(deliveries, self.ledger, who)) for _ in range(handlers)
         ]

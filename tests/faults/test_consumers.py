@@ -71,7 +71,7 @@ async def test_an_event_loop_is_blocked_for_three_leases(sandbox: Sandbox, drill
     block_loop(1.5)
     drill.healed()
     await drill.over("event loop blocked for 3 leases")
-    assert {record.who for record in drill.ledger.records("acked")} == {coder._consumer.name}
+    assert {record.who for record in drill.ledger.records("acked")} == {coder._consumer.identity.name}
     assert not drill.ledger.records("refused")
 
 

@@ -292,7 +292,7 @@ class Traffic(RuleBasedStateMachine):
         self.run(self.broker.janitor(JanitorSpec(KEY, 1, 10_000, 0, "TrimAcknowledged", groups)))
 
     async def _dead_hold_nothing(self) -> bool:
-        alive = {consumer.agent._consumer.name for consumer in self.consumers}
+        alive = {consumer.agent._consumer.identity.name for consumer in self.consumers}
         for key in (KEY, KEYS.retry(GROUP)):
             pending = await self.wire.call("XPENDING", key, GROUP, "-", "+", 10_000)
             if any(idle < LEASE * 1000 for _, name, idle, _ in pending if name.decode() not in alive):

@@ -325,7 +325,7 @@ async def test_what_was_over_its_lease_when_it_was_gathered_comes_again(
 
     @coder.on("event", batch_size=3, max_wait=1.0)
     async def handle(batch: list[Delivery[Item]]) -> None:
-        given.extend((delivery.payload.n, delivery._entry.is_overdue) for delivery in batch)
+        given.extend((delivery.payload.n, delivery._attempt.hold.is_overdue) for delivery in batch)
 
     async with Running(coder):
         await until(lambda: len(_held(coder)) == 2)
@@ -359,8 +359,8 @@ def _held(agent: Agent) -> list[Any]:
     return [
         entry
         for consumption in agent._consumptions
-        if consumption._dispatch is not None
-        for entry in consumption._dispatch._running
+        if consumption._dispatcher is not None
+        for entry in consumption._dispatcher._running
     ]
 
 

@@ -59,7 +59,7 @@ async def test_what_no_handler_began_is_handed_back_where_it_is(topology: Topolo
         await planner.send_message(stream="tasks", type="event", payload={"n": 2})
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         assert await (await following(deliveries)).ack()
-        await until(lambda: len(deliveries._consumption._dispatch.leases) == 1)
+        await until(lambda: len(deliveries._consumption._dispatcher.leases) == 1)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         delivery = await following(deliveries)
         assert (delivery.fence, delivery.attempt) == (1, 1)

@@ -584,7 +584,7 @@ async def test_what_a_thread_does_counts_though_its_deadline_is_over(server: Ser
 
     await send(topology, {}, kind="event")
     async with running(coder):
-        await until(lambda: deliveries and deliveries[0]._interrupted is not None)
+        await until(lambda: deliveries and deliveries[0]._attempt.interruption is not None)
         go_on.set()
         await settled(topology, 1)
     assert (await topology.stats(group))["acked"] == 1

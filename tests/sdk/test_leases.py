@@ -32,7 +32,7 @@ async def test_what_could_not_be_renewed_does_not_start_before_it_is_known_to_be
     async with topology.agent("coder", url=proxy.url) as coder:
         async with coder.stream_consume("tasks") as deliveries:
             first = await following(deliveries)
-            leases = deliveries._consumption._dispatch.leases
+            leases = deliveries._consumption._dispatcher.leases
             proxy.refuse()
             loop = asyncio.get_running_loop()
             await until(lambda: max(entry.lease_until for entry in leases.held()) < loop.time())
@@ -94,7 +94,7 @@ async def test_what_comes_back_at_another_count_is_held_anew(
             first = await following(deliveries)
             second, _ = (await topology.pending(group))[1][:2]
             # as if another consumer had begun and released it meanwhile
-            name = coder._consumer.name
+            name = coder._consumer.identity.name
             await wire.call("XCLAIM", group.key, "coder", name, 0, second, "JUSTID", "RETRYCOUNT", 4)
             proxy.cut()
             await until(lambda: coder._control.connects > 1)
@@ -124,7 +124,7 @@ async def test_a_delivery_that_was_lost_before_it_was_fetched_is_passed_over(
         asking = asyncio.create_task(anext(deliveries))
         started_for_nobody(monkeypatch, asking)
         await asyncio.wait({asking})
-        dispatch = deliveries._consumption._dispatch
+        dispatch = deliveries._consumption._dispatcher
         (pending,) = await topology.pending(group)
         await wire.call("XCLAIM", group.key, "coder", "other.1", 0, pending[0], "JUSTID")
         await until(lambda: not len(dispatch.leases))
@@ -162,7 +162,7 @@ async def test_a_route_that_leads_elsewhere_does_not_change_what_is_consumed(
         await until(lambda: sweeps.connects)
         await topology.add_raw(group.key, b"{")
         await until(lambda: topology.dead_letters(group))
-        assert deliveries._consumption._dispatch.policy == group
+        assert deliveries._consumption._dispatcher.policy == group
 
 
 def _fields(struct) -> dict[str, object]:
@@ -198,7 +198,7 @@ async def test_a_lost_lease_cancels_the_handler_and_the_loop_goes_on(
         assert task is not None
         assert task.cancelling() == 0
     assert seen == [1, 2]
-    assert caplog.text.count("was lost while it is handled") == 1
+    assert caplog.text.count("lost the lease of entry") == 1
     assert [name for _, name, *_ in await topology.pending(group)] == ["other.1"]
 
 
@@ -242,7 +242,7 @@ async def test_who_cancels_the_handler_at_the_same_time_wins(topology: Topology,
         working = asyncio.create_task(work())
         await began.wait()
         await take_away(topology, wire, group)
-        deliveries._consumption._dispatch.leases.expire([(delivery._entry, 1)])
+        deliveries._consumption._dispatcher.leases.expire([(delivery._attempt.hold, 1)])
         working.cancel()
         with pytest.raises(asyncio.CancelledError):
             await working

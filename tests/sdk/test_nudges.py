@@ -110,7 +110,7 @@ async def test_a_changed_route_is_read_at_once(topology: Topology, wire: Client)
         topology.routes["coder"] = Route(consumes=(msgspec.structs.replace(group, max_deliveries=1),))
         await topology.write_routes()
         assert await wire.call("PUBLISH", NUDGES, Nudge.ROUTES) == 1
-        await until(lambda: deliveries._consumption._dispatch.policy.max_deliveries == 1)
+        await until(lambda: deliveries._consumption._dispatcher.policy.max_deliveries == 1)
         asking.cancel()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 
@@ -12,6 +13,7 @@ from agentstream.errors import AccessDenied, ConnectionLost, EffectInDoubt
 from agentstream.protocol.routes import Consumes
 from agentstream.telemetry.counters import Counters
 from agentstream.testing import Faults
+from agentstream.testing.sandbox import KillableAgent
 from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology, following
@@ -82,7 +84,7 @@ async def test_a_crash_leaves_it_in_doubt_and_in_the_end_a_dead_letter(
     crashed = topology.agent("coder")
     delivery = await following(crashed.stream_consume("tasks"))
     assert await delivery.once("charge-7").__aenter__()
-    await crashed._crash()
+    await KillableAgent.crash(cast("KillableAgent", crashed))
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         for attempt in (2, 3):
             async with await following(deliveries) as delivery:

@@ -174,7 +174,7 @@ async def test_another_consumer_waits_for_a_retry_and_not_for_a_dead_letter(
 
 
 def _key_order(deliveries: Deliveries[Any]) -> Any:
-    dispatch = deliveries._consumption._dispatch
+    dispatch = deliveries._consumption._dispatcher
     return None if dispatch is None else dispatch._key_order
 
 
@@ -258,7 +258,7 @@ async def test_a_lost_message_is_waited_for_wherever_it_is(
         await wire.call("XCLAIM", group.key, "coder", "other.1", 0, entries[0], "JUSTID")
         await until(lambda: not first.held)
         asking = asyncio.create_task(following(deliveries))
-        dispatch = deliveries._consumption._dispatch
+        dispatch = deliveries._consumption._dispatcher
         assert dispatch is not None
         # asked, and refused
         await until(lambda: (dispatch._key_order.ask_at or 0) > 0)
@@ -319,7 +319,9 @@ async def test_a_server_that_does_not_answer_is_asked_again(
     url = server.url.replace("//", "//agent:secret@")
     async with topology.agent("coder", url=url) as coder, coder.stream_consume("tasks") as deliveries:
         asking = asyncio.create_task(following(deliveries))
-        await until(lambda: any("ask whose turn it is" in record.message for record in caplog.records))
+        await until(
+            lambda: any("ask for finished predecessors" in record.message for record in caplog.records)
+        )
         await wire.call("XACK", group.key, "coder", (await topology.pending(group))[0][0])
         assert not asking.done()
         await wire.call("ACL", "SETUSER", "agent", "+fcall|as1_turn")

@@ -181,7 +181,7 @@ async def test_a_handler_whose_lease_was_lost_is_told_and_cannot_settle(
         await until(lambda: not delivery.held)
         assert not await delivery.ack()
     assert {name for _, name, *_ in await topology.pending(group)} == {"other.1"}
-    assert any("was lost while it is handled" in record.message for record in caplog.records)
+    assert any("lost the lease of entry" in record.message for record in caplog.records)
 
 
 async def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_its_neighbours_do_not(
@@ -281,7 +281,7 @@ async def test_a_key_of_another_type_is_waited_out_without_haste(
     group = await topology.group("tasks", "coder")
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         asking = asyncio.create_task(following(deliveries))
-        await until(lambda: deliveries._consumption._dispatch is not None)
+        await until(lambda: deliveries._consumption._dispatcher is not None)
         await wire.call("DEL", group.key)
         await wire.call("SET", group.key, "x")
         await until(lambda: any("WRONGTYPE" in record.message for record in caplog.records))

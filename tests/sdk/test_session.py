@@ -256,7 +256,7 @@ async def test_what_expires_while_it_waits_for_a_handler_is_not_handled(topology
             first = await following(deliveries)
             # what was read with it is made to expire in the buffer
             consumption = deliveries._consumption
-            (waiting,) = consumption._dispatch._prefetched._ordinary
+            (waiting,) = consumption._dispatcher._prefetched._ordinary
             waiting.message = decode(body_of(waiting.message, expires_at=1.0))
             assert waiting.message.id == message.id
             asking = asyncio.ensure_future(anext(deliveries))
@@ -291,7 +291,7 @@ async def test_from_its_third_attempt_a_message_runs_alone(topology: Topology) -
         assert suspect.attempt == 3
         await send(topology, 2)
         asking: asyncio.Future[Delivery] = asyncio.ensure_future(anext(deliveries))
-        await until(lambda: len(deliveries._consumption._dispatch._prefetched) == 1)
+        await until(lambda: len(deliveries._consumption._dispatcher._prefetched) == 1)
         assert not asking.done()
         assert await suspect.ack()
         assert await (await asking).ack()
@@ -370,7 +370,7 @@ async def test_a_changed_policy_is_followed(topology: Topology, monkeypatch: pyt
         changed = msgspec.structs.replace(group, max_deliveries=1)
         topology.routes["coder"] = Route(consumes=(changed,))
         await topology.write_routes()
-        await until(lambda: deliveries._consumption._dispatch.policy.max_deliveries == 1)
+        await until(lambda: deliveries._consumption._dispatcher.policy.max_deliveries == 1)
         await delivery.retry(after=0)
         await until(lambda: topology.dead_letters(group))
 

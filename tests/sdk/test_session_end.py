@@ -170,7 +170,7 @@ async def test_what_arrives_while_the_reader_is_closed_is_not_stranded(
         for round_ in range(20):
             async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
                 waiting = asyncio.create_task(anext(deliveries))
-                await until(lambda: deliveries._consumption._dispatch is not None)
+                await until(lambda: deliveries._consumption._dispatcher is not None)
                 sending = asyncio.create_task(
                     planner.send_message(to="coder", type="event", payload={"n": round_})
                 )

@@ -64,7 +64,7 @@ async def test_a_group_has_the_policy_that_is_declared(sandbox: Sandbox) -> None
     deliveries = sandbox.agent("tester").stream_consume("tasks", group="tests")
     await send(sandbox, 1)
     async with deliveries, await following(deliveries):
-        policy = deliveries._consumption._dispatch.policy
+        policy = deliveries._consumption._dispatcher.policy
     assert (policy.group, policy.lease, policy.deadline, policy.max_deliveries) == ("tests", 3000, 4000, 2)
     assert (policy.backoff_initial, policy.backoff_factor, policy.backoff_max) == (500, 3, 7000)
     assert (policy.deliver_all, policy.dead_letters, policy.broadcast) == (True, False, False)

@@ -1,9 +1,9 @@
-"""Deliveries that wait for a handler, and which of them may start: a pure decision.
+"""Prefetched entries, and poison isolation: which of them may start is a pure decision.
 
-A message whose attempts end without a word may be one that takes its process down. After two of these it
-therefore runs alone: it starts when nothing else runs, or after waiting for that as long as a lease, and
-nothing else starts before it is settled. What waits behind it for more than a second gives way: other
-processes may have it.
+A poison message takes its process down. So an entry of which two attempts ended unsettled is a suspect and
+runs alone: it starts when nothing else runs, or after waiting for that as long as a lease, and nothing else
+starts before it is settled. Entries that wait behind it for more than a second are handed back, for other
+processes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from agentstream.consuming.hold import Hold
 
@@ -20,7 +21,7 @@ _BEHIND = 1.0
 
 
 class PrefetchQueue:
-    """Deliveries in the order of their arrival, the suspect ones apart.
+    """Holds that wait for a handler, in the order of their arrival; suspects first.
 
     Attributes:
         patience: seconds that a suspect waits for running handlers to end.
@@ -35,7 +36,7 @@ class PrefetchQueue:
         self._blocked_since: float | None = None
 
     def __len__(self) -> int:
-        """How many wait."""
+        """The number of holds that wait."""
         return len(self._ordinary) + len(self._suspect)
 
     @property
@@ -44,9 +45,9 @@ class PrefetchQueue:
         return self._alone is not None or bool(self._suspect)
 
     def changes_at(self, now: float) -> float | None:
-        """When a suspect may start although others run, or others give way to it; None if not by itself.
+        """When a suspect may start although others run, or others give way to it; None if neither is due.
 
-        A suspect that may start already starts when somebody takes it.
+        A suspect that may start already starts with the next `take`.
         """
         if self._blocked_since is None:
             return None
@@ -58,14 +59,14 @@ class PrefetchQueue:
         return min(times, default=None)
 
     def put(self, hold: Hold) -> None:
-        """Adds a delivery."""
+        """Adds a hold."""
         (self._suspect if hold.unsettled_attempts >= ISOLATE_AFTER else self._ordinary).append(hold)
 
     def take(self, running: int, now: float) -> Hold | None:
-        """The delivery that starts next; None if none may.
+        """Removes and returns the hold that starts next; None if none may.
 
         Args:
-            running: how many deliveries have started and are not settled.
+            running: how many holds have started and are not settled.
             now: seconds of any clock that never goes back.
         """
         if self._alone is not None:
@@ -83,20 +84,20 @@ class PrefetchQueue:
         return self._alone
 
     def ended(self, holds: Sequence[Hold]) -> None:
-        """Notes that deliveries that were taken are settled, or could not start."""
+        """Notes that holds that were taken are settled, or could not start."""
         if self._alone in holds:
             self._alone = None
-            self._look_whether_blocked()
+            self._update_blocked()
 
     def discard(self, hold: Hold) -> None:
-        """Removes a delivery that is not held any more."""
+        """Removes a hold that is lost."""
         for queue in (self._ordinary, self._suspect):
             if hold in queue:
                 queue.remove(hold)
-        self._look_whether_blocked()
+        self._update_blocked()
 
     def give_way(self, now: float) -> list[Hold]:
-        """Removes and returns what has waited behind a suspect for so long that others should have it."""
+        """Removes and returns the holds that have waited behind a suspect for too long."""
         if self._blocked_since is None or now < self._blocked_since + _BEHIND:
             return []
         first = [self._suspect.popleft() for _ in range(self._stays)]
@@ -106,77 +107,84 @@ class PrefetchQueue:
         return behind
 
     def clear(self) -> list[Hold]:
-        """Removes and returns everything that waits."""
+        """Removes and returns all holds."""
         holds = [*self._ordinary, *self._suspect]
         self._ordinary.clear()
         self._suspect.clear()
-        self._look_whether_blocked()
+        self._update_blocked()
         return holds
 
     @property
     def _stays(self) -> int:
-        """How many wait that never give way: the suspect that starts next, if none runs."""
+        """The number of suspects that never give way: the one that starts next, if none runs."""
         return int(self._alone is None and bool(self._suspect))
 
-    def _look_whether_blocked(self) -> None:
+    def _update_blocked(self) -> None:
         if not self._suspect:
             self._suspect_since = None
         if not self.is_blocked:
             self._blocked_since = None
 
 
+class Releases(Protocol):
+    """Hands holds back."""
+
+    def release(self, *holds: Hold, patience: float | None) -> Awaitable[None]:
+        """Hands holds back; see `Settler.release`."""
+
+
 class PoisonIsolation:
-    """Looks at a buffer again when a suspect has waited for others long enough, or others for it.
+    """Watches the time limits of a queue: how long a suspect waits for others, and others for a suspect.
 
     Args:
-        buffer: what waits for a handler.
-        release: hands holds back.
-        nudge: tells the group's consumers that there is something to claim.
-        look_again: called when something else may start.
+        queue: the holds that wait for a handler.
+        settler: hands holds back.
+        nudge: tells the group's consumers that there are entries to claim.
+        on_change: called when another hold may start.
     """
 
     def __init__(
         self,
-        buffer: PrefetchQueue,
-        release: Callable[..., Awaitable[None]],
+        queue: PrefetchQueue,
+        settler: Releases,
         nudge: Callable[[], Awaitable[None]],
-        look_again: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
-        self._prefetched = buffer
-        self._release = release
+        self._queue = queue
+        self._settler = settler
         self._nudge = nudge
-        self._look_again = look_again
+        self._on_change = on_change
         self._timer: asyncio.TimerHandle | None = None
         self._releases: set[asyncio.Task[None]] = set()
         self._stopped = False
 
     def watch(self) -> None:
-        """Something started, ended or came."""
+        """Sets the timer anew, as a hold started, ended or arrived."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        when = None if self._stopped else self._prefetched.changes_at(time.monotonic())
+        when = None if self._stopped else self._queue.changes_at(time.monotonic())
         if when is not None:
-            self._timer = asyncio.get_running_loop().call_at(when, self._waited)
+            self._timer = asyncio.get_running_loop().call_at(when, self._timed_out)
 
     def stop(self) -> None:
-        """Looks no more: whatever waits is about to be handed back."""
+        """Stops watching, as all holds in the queue are about to be handed back."""
         self._stopped = True
         self.watch()
 
     async def ended(self) -> None:
-        """Waits until what was to be handed back is, and others know."""
+        """Waits until the holds that gave way are handed back, and other consumers are told."""
         await asyncio.gather(*self._releases)
 
-    def _waited(self) -> None:
-        behind = self._prefetched.give_way(time.monotonic())
+    def _timed_out(self) -> None:
+        behind = self._queue.give_way(time.monotonic())
         if behind:
             task = asyncio.create_task(self._hand_back(behind))
             self._releases.add(task)
             task.add_done_callback(self._releases.discard)
-        self._look_again()
+        self._on_change()
 
     async def _hand_back(self, holds: list[Hold]) -> None:
-        # a server that is away gives them to nobody; given up, each would have lost an attempt
-        await self._release(*holds, patience=None)
+        # while the server is away no other consumer gets them; not handed back, each would lose an attempt
+        await self._settler.release(*holds, patience=None)
         await self._nudge()

@@ -1,15 +1,15 @@
-"""What this process holds of one group, and until when.
+"""The entries of one group that this process holds, and until when.
 
-Whatever is buffered or runs is renewed alike, three times per lease and from a thread of its own, so that
-other consumers' sweeps find only what nobody looks after; see docs/adr/0012-leases-from-a-thread.md. The
-event loop changes what is held, the thread reads it: each of its looks is at a copy.
+All held entries, prefetched or running, are renewed alike, three times per lease and from a thread of its
+own, so that other consumers' sweeps find only entries of consumers that are gone; see
+docs/adr/0012-leases-from-a-thread.md. The event loop changes what is held; the thread reads a copy each time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from agentstream.consuming.hold import Hold
@@ -19,22 +19,32 @@ from agentstream.protocol.entry import Source
 _BATCH = 500
 
 
-def batches(entries: Sequence[Hold]) -> Iterator[tuple[Source, Sequence[Hold]]]:
-    """Entries by the stream they are on, as many at a time as one function call takes."""
+def batches(holds: Sequence[Hold]) -> Iterator[tuple[Source, Sequence[Hold]]]:
+    """Yields holds by the stream that they are on, as many at a time as one function call takes."""
     for retry in (False, True):
-        of_source = [hold for hold in entries if hold.source.retry is retry]
+        of_source = [hold for hold in holds if hold.entry.source.retry is retry]
         for i in range(0, len(of_source), _BATCH):
-            yield of_source[i].source, of_source[i : i + _BATCH]
+            yield of_source[i].entry.source, of_source[i : i + _BATCH]
 
 
 class Renews(Protocol):
-    """What renews leases."""
+    """Renews leases."""
 
     def wake(self) -> None:
-        """There is another rhythm to renew in."""
+        """Looks again, as the interval of renewals has changed."""
 
     def first_acquired(self, leases: Leases) -> None:
-        """So far, nothing of this group was."""
+        """Begins to renew a group of which nothing was held so far."""
+
+
+class HoldListener(Protocol):
+    """Hears how holds end. It is called in the event loop, with holds that `Leases` has dropped."""
+
+    def holds_lost(self, holds: Sequence[Hold]) -> None:
+        """Handles holds that turned out to be lost."""
+
+    def holds_ended(self, holds: Sequence[Hold]) -> None:
+        """Handles holds that are settled, handed back or dropped, still valid or not."""
 
 
 class Leases:
@@ -42,29 +52,30 @@ class Leases:
 
     Args:
         calls: the commands of this consumer.
-        lease: seconds after which an entry that was not renewed may be claimed by others.
-        renewal: renews what is held; woken up when the first entry is.
-        on_lost: called in the event loop with entries that turn out not to be held any more.
+        lease: seconds after which other consumers may claim an entry that was not renewed.
+        renewal: renews the leases.
     """
 
-    def __init__(
-        self, calls: GroupCalls, lease: float, renewal: Renews, on_lost: Callable[[list[Hold]], None]
-    ) -> None:
+    def __init__(self, calls: GroupCalls, lease: float, renewal: Renews) -> None:
         self.calls = calls
         self._lease = lease
         self._renewal = renewal
-        self._on_lost = on_lost
+        self._listener: HoldListener | None = None
         self._loop = asyncio.get_running_loop()
         self._main: dict[str, Hold] = {}
         self._retries: dict[str, Hold] = {}
 
     def __len__(self) -> int:
-        """How many entries are held."""
+        """The number of held entries."""
         return len(self._main) + len(self._retries)
+
+    def listen(self, listener: HoldListener) -> None:
+        """Sets the listener that hears how holds end."""
+        self._listener = listener
 
     @property
     def lease(self) -> float:
-        """Seconds after which an entry that was not renewed may be claimed by others."""
+        """Seconds after which other consumers may claim an entry that was not renewed."""
         return self._lease
 
     @lease.setter
@@ -74,55 +85,64 @@ class Leases:
             self._renewal.wake()
 
     def held(self) -> list[Hold]:
-        """The entries that are held just now. Any thread may ask."""
+        """Returns a copy of all holds. Any thread may call this."""
         return [*self._main.copy().values(), *self._retries.copy().values()]
 
     def acquire(self, hold: Hold) -> bool:
-        """Notes an entry that the server gave to this consumer; False if it is held already."""
-        of_source = self._of(hold)
-        known = of_source.get(hold.id)
+        """Adds a hold. Returns False if the entry is held already; that hold's lease is extended instead."""
+        holds = self._holds_of(hold)
+        known = holds.get(hold.entry.id)
         if known is not None:
             if known.is_busy or known.counter == hold.counter:
                 known.renew(hold.lease_until)
                 return False
             self.expire([(known, known.counter)])
         was_empty = not self._main and not self._retries
-        of_source[hold.id] = hold
+        holds[hold.entry.id] = hold
         if was_empty:
             self._renewal.first_acquired(self)
         return True
 
     def drop(self, hold: Hold) -> None:
-        """Forgets an entry that is settled, or handed back."""
-        of_source = self._of(hold)
-        if of_source.get(hold.id) is hold:
-            del of_source[hold.id]
+        """Removes a hold that has ended."""
+        holds = self._holds_of(hold)
+        if holds.get(hold.entry.id) is hold:
+            del holds[hold.entry.id]
+
+    def end(self, holds: Sequence[Hold]) -> None:
+        """Removes holds that are settled, handed back or dropped, and tells the listener."""
+        for hold in holds:
+            self.drop(hold)
+        if self._listener is not None:
+            self._listener.holds_ended(holds)
 
     def expire_all(self, source: Source) -> None:
-        """The group is gone from a stream, and with it every hold of that which was held."""
-        self.expire([(hold, hold.counter) for hold in self.held() if hold.source == source])
+        """Loses all entries of a stream, as the group is gone from it."""
+        self.expire([(hold, hold.counter) for hold in self.held() if hold.entry.source == source])
 
-    def expire(self, entries: list[tuple[Hold, int]]) -> None:
-        """Entries are not held any more at these delivery counters.
+    def expire(self, holds: list[tuple[Hold, int]]) -> None:
+        """Loses holds that are not valid any more at these delivery counters, and tells the listener.
 
-        What is being settled or begun hears of it from its own command.
+        A hold that a command is under way for is left to the reply of that command.
         """
         lost = [
             hold
-            for hold, counter in entries
-            if not hold.is_busy and hold.counter == counter and self._of(hold).get(hold.id) is hold
+            for hold, counter in holds
+            if not hold.is_busy
+            and hold.counter == counter
+            and self._holds_of(hold).get(hold.entry.id) is hold
         ]
         for hold in lost:
             hold.lose()
             self.drop(hold)
-        if lost:
-            self._on_lost(lost)
+        if lost and self._listener is not None:
+            self._listener.holds_lost(lost)
 
-    def expire_soon(self, entries: list[tuple[Hold, int]]) -> None:
-        """The same, from another thread."""
-        # a loop that is closed has nobody left who would want to know
+    def expire_soon(self, holds: list[tuple[Hold, int]]) -> None:
+        """Does the same from another thread, in the next iteration of the event loop."""
+        # a loop that is closed has no listener left
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self.expire, entries)
+            self._loop.call_soon_threadsafe(self.expire, holds)
 
-    def _of(self, hold: Hold) -> dict[str, Hold]:
-        return self._retries if hold.source.retry else self._main
+    def _holds_of(self, hold: Hold) -> dict[str, Hold]:
+        return self._retries if hold.entry.source.retry else self._main

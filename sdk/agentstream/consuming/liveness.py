@@ -1,9 +1,9 @@
-"""When nobody may be taken for dead: after a silence, and after a leap of the server's clock.
+"""Liveness: when expired leases do not prove that their consumers are gone, and when the event loop lags.
 
-How long ago a lease was renewed the server tells by its clock. While it was away nobody could renew, and when
-its clock leaps ahead all leases look old at once. A consumer notices both alike: the clock shows more than it
-expects. For half a lease it then claims nothing but what was handed back. Who lives renews meanwhile,
-within a third of a lease; see docs/adr/0019-claims-wait-after-a-silence.md.
+The server tells by its clock how long ago a lease was renewed. While the server was away no consumer could
+renew, and when its clock jumps ahead all leases look expired at once. A consumer notices both alike: the
+clock shows more than expected. For half a lease it then claims only entries that were handed back. Live
+consumers renew meanwhile, within a third of a lease; see docs/adr/0019-claims-wait-after-a-silence.md.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from __future__ import annotations
 import asyncio
 import time
 
-# In parts of a lease. Who lives has renewed within the last third, so what makes it look dead takes two.
+# In parts of a lease. Live consumers renew every third, so one that looks gone missed two thirds.
 _TOLERANCE = 1 / 3
 PERIOD = 1 / 2
 
 
 class ClaimGuard:
-    """What a consumer expects of its server's clock: a pure decision. Times are seconds by `time.monotonic`.
+    """Guards claims against a server's clock that shows more than expected. A pure decision.
+
+    Times are seconds by `time.monotonic`.
 
     Args:
-        now: when the consumer began to look for the server.
+        now: when the consumer began to connect to the server.
     """
 
     def __init__(self, now: float) -> None:
@@ -29,7 +31,7 @@ class ClaimGuard:
         self._clock: int | None = None
 
     def limit(self, now: float, lease: float) -> int | None:
-        """Up to which time, in ms of the server's clock, leases may have run out; None for any.
+        """Returns up to which time of the server's clock, in ms, expired leases may be claimed; None for any.
 
         Args:
             now: when the server is asked.
@@ -40,15 +42,15 @@ class ClaimGuard:
         tolerated = _TOLERANCE * lease
         if self._clock is None:
             return None if now <= self._heard_at + tolerated else 0
-        # being late oneself, as where a handler blocks the loop, is no silence
+        # when this process is late itself, as when a handler blocks the loop, the server was not away
         expected = 0 if self._interrupted else now - self._heard_at
         return self._clock + round(1000 * (expected + tolerated))
 
     def heard(self, limit: int | None, clock: int, *, asked: float, now: float, lease: float) -> bool:
-        """Takes what the clock showed. Returns whether a period of grace begins.
+        """Takes the time of the server's clock. Returns whether claims are suspended from now on.
 
         Args:
-            limit: what was given to the server.
+            limit: the limit that the server was given.
             clock: the server's, in ms.
             asked: when the server was asked.
             now: when it answered.
@@ -61,43 +63,43 @@ class ClaimGuard:
         return begins
 
     def interrupted(self) -> None:
-        """The connection was lost, and for how long the server could not be reached is not known."""
+        """Notes that the connection was lost: how long the server could not be reached is not known."""
         self._interrupted = True
 
 
 class LoopLag:
-    """Beats in the event loop. A beat that comes late tells since when the loop stood still, or the process.
+    """Notices when the event loop or the process stands still: the time between two checks is too long.
 
     Args:
-        every: seconds between beats.
+        interval: seconds between checks.
     """
 
-    def __init__(self, every: float) -> None:
-        self._every = every
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
         self._last = time.monotonic()
-        self._held_up_since: float | None = None
+        self._stalled_since: float | None = None
 
-    async def beat(self) -> None:
-        """Beats until cancelled."""
+    async def watch(self) -> None:
+        """Checks until cancelled."""
         while True:
-            self._look()
-            await asyncio.sleep(self._every)
+            self._check()
+            await asyncio.sleep(self._interval)
 
-    def start(self) -> None:
-        """Something is asked for now."""
+    def reset(self) -> None:
+        """Forgets earlier stalls, before a command is sent."""
         self._last = time.monotonic()
-        self._held_up_since = None
+        self._stalled_since = None
 
-    def since(self) -> float:
-        """When, at the earliest, that may have come which is seen now, by `time.monotonic`.
+    def stalled_since(self) -> float:
+        """Returns when a reply that is seen now may have come at the earliest, by `time.monotonic`.
 
-        That is now, give or take two beats, unless the loop was held up since `start`.
+        That is now, give or take two intervals, unless the loop stood still since `reset`.
         """
-        self._look()
-        return self._last if self._held_up_since is None else self._held_up_since
+        self._check()
+        return self._last if self._stalled_since is None else self._stalled_since
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = time.monotonic()
-        if self._held_up_since is None and now - self._last > 2 * self._every:
-            self._held_up_since = self._last
+        if self._stalled_since is None and now - self._last > 2 * self._interval:
+            self._stalled_since = self._last
         self._last = now

@@ -1,4 +1,4 @@
-"""Effects outside that a group must not repeat, though a message may be handled twice: `Delivery.once`."""
+"""Effects outside that must not be repeated, though a message may be handled twice: `Delivery.once`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _DONE, _IN_DOUBT = 0, -1
 
 
 class Once:
-    """An effect that must not be repeated, as an asynchronous context manager; see `Delivery.once`.
+    """Guards an effect that must not be repeated, as an asynchronous context manager; see `Delivery.once`.
 
     Args:
         call: sends a command and returns its reply.
-        policy: of the group that must not repeat it.
+        policy: the policy of the group that must not repeat it.
         key: names the effect.
-        delivery: names the delivery that is to bring it about.
-        ttl: for how many seconds it is known that it came about.
-        counters: where it is counted how often that is in doubt.
+        delivery: names the delivery that brings it about.
+        ttl: for how many seconds it is remembered that it came about.
+        counters: count how often it is in doubt.
     """
 
     def __init__(
@@ -55,21 +55,21 @@ class Once:
         self._first = False
 
     async def __aenter__(self) -> bool:
-        """Whether the effect is still to be brought about.
+        """Returns whether the effect is still to be brought about.
 
         Raises:
             EffectInDoubt: an earlier attempt began it, and whether it came about is not known.
             ConnectionLost, ServerRefused: the server did not answer, or refused, for ten seconds.
             AccessDenied: the server refuses.
         """
-        # nor may the same delivery do it twice, should it not know how its first try ended
+        # the same delivery must not do it twice either, if it does not know how its first try ended
         self._token = f"{self._delivery} {secrets.token_hex(8)}"
         state = await self._note("begin")
         if state == _IN_DOUBT:
             self._counters.add(IN_DOUBT)
             raise EffectInDoubt(
-                f"another delivery began {self._key!r} and did not say how it ended; whether it came about is"
-                " not known"
+                f"another delivery began {self._key!r} and was interrupted; it is not known whether the"
+                " effect came about"
             )
         self._first = state != _DONE
         return self._first
@@ -79,7 +79,7 @@ class Once:
     ) -> None:
         """Notes that the effect came about; by an error, that it did not.
 
-        Whoever is cancelled in it leaves it in doubt, as a crash does: it may have been under way.
+        A cancellation leaves the effect in doubt, as a crash does: it may have been under way.
 
         Raises:
             ConnectionLost, ServerRefused: the server did not answer, or refused, for ten seconds; the next
@@ -92,7 +92,7 @@ class Once:
             await self._note("undone")
 
     async def _note(self, verb: Literal["begin", "done", "undone"]) -> int:
-        """Repeated until the server answers: noting a thing twice is noting it once."""
+        """Notes the state of the effect; repeated until the server answers: a repetition changes nothing."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
         backoff = Backoff(0.05, 1.0)

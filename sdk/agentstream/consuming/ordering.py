@@ -1,11 +1,11 @@
-"""Whose turn it is among entries with ordering keys: a pure decision.
+"""Ordering by key: of the entries with one ordering key, one at a time is handled. A pure decision.
 
 Entries of one key form a lane, in which one at a time is in hand: from when its turn has come until it is
-settled. Every entry names its predecessor. Its turn is when the group has finished that, as this process
-knows if it has just done so itself; where others may have the predecessor, the server has to be asked.
+settled. Every entry names its predecessor. Its turn comes when the group has finished the predecessor. This
+process knows that if it has just done so itself; otherwise it asks the server.
 
-An entry of the retry stream had its turn before it was put off: it waits for nothing but its lane. Whatever
-waits, waits for what was added earlier, so nothing waits in a circle.
+An entry of the retry stream had its turn before it was retried: it waits only for the entry in hand. Entries
+wait only for those that were added earlier, so they never wait in a circle.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from agentstream.protocol.commands import GroupCalls
 from agentstream.protocol.entry import NOTHING, position
 from agentstream.transport.retry import Backoff, FailureLog
 
-# Of so many keys that nothing waits for, the last finished entry is remembered.
+# Number of keys without waiting entries of which the last finished entry is remembered.
 _REMEMBERED = 2_000
 
 
-def _place(entry: Hold) -> tuple[int, int]:
-    return position(entry.entry.origin)
+def _place(hold: Hold) -> tuple[int, int]:
+    return position(hold.entry.origin)
 
 
 class _Lane:
-    """The entries of one key that this process holds.
+    """The holds of one key.
 
     Attributes:
         key: the key.
-        in_hand: the one whose turn it is.
+        in_hand: the hold whose turn it is.
         waiting: the others, oldest first.
-        ask_at: when to ask about the first of these.
-        ask_with_others_at: from when on to do so if others are asked about.
-        backoff: how long to wait when its turn has not come.
+        ask_at: when to ask the server about the first of these.
+        ask_with_others_at: from when to include it if the server is asked about others.
+        backoff: how long to wait before asking again.
     """
 
     __slots__ = ("ask_at", "ask_with_others_at", "backoff", "in_hand", "key", "waiting")
@@ -54,104 +54,104 @@ class _Lane:
 
 
 class KeyOrder:
-    """The entries with ordering keys that this process holds.
+    """The holds of entries with ordering keys.
 
     Args:
-        backoff: makes the delays after which it is asked again whether it is the turn of an entry.
+        backoff: makes the delays after which the server is asked again about an entry.
     """
 
     def __init__(self, backoff: Callable[[], Backoff] = lambda: Backoff(0.002, 0.25)) -> None:
-        self._new_pause = backoff
+        self._new_backoff = backoff
         self._lane_of: dict[Hold, _Lane] = {}
-        self._key_order: dict[str, _Lane] = {}
+        self._lanes: dict[str, _Lane] = {}
         self._asking: dict[_Lane, None] = {}
         self._finished: dict[str, str] = {}
         self._waiting = 0
 
     def __len__(self) -> int:
-        """How many entries wait for their turn."""
+        """The number of holds that wait for their turn."""
         return self._waiting
 
     @property
     def ask_at(self) -> float | None:
-        """When there is something to ask; None if there is not."""
+        """When to ask the server next; None if no hold waits for its answer."""
         return min((lane.ask_at for lane in self._asking), default=None)
 
-    def put(self, entry: Hold) -> bool:
-        """Adds an entry that has a key. Returns whether its turn has come."""
-        key = entry.entry.key
-        lane = self._key_order.get(key)
+    def put(self, hold: Hold) -> bool:
+        """Adds a hold of an entry with a key. Returns whether its turn has come."""
+        key = hold.entry.key
+        lane = self._lanes.get(key)
         if lane is None:
-            lane = self._key_order[key] = _Lane(key)
-        self._lane_of[entry] = lane
-        insort(lane.waiting, entry, key=_place)
+            lane = self._lanes[key] = _Lane(key)
+        self._lane_of[hold] = lane
+        insort(lane.waiting, hold, key=_place)
         self._waiting += 1
-        return lane.waiting[0] is entry and self._go_on(lane) is entry
+        return lane.waiting[0] is hold and self._go_on(lane) is hold
 
-    def leave(self, entry: Hold) -> Hold | None:
-        """Removes an entry that is settled or not held any more. Returns the one whose turn comes by that."""
-        lane = self._lane_of.pop(entry, None)
+    def leave(self, hold: Hold) -> Hold | None:
+        """Removes a hold that is settled or lost. Returns the one whose turn comes by that."""
+        lane = self._lane_of.pop(hold, None)
         if lane is None:
             return None
-        if entry.is_finished:
-            self._remember(lane.key, entry.entry.origin)
-        if lane.in_hand is entry:
+        if hold.is_finished:
+            self._remember(lane.key, hold.entry.origin)
+        if lane.in_hand is hold:
             lane.in_hand = None
         else:
-            was_first = lane.waiting[0] is entry
-            lane.waiting.remove(entry)
+            was_first = lane.waiting[0] is hold
+            lane.waiting.remove(hold)
             self._waiting -= 1
             if not was_first:
                 return None
         return self._go_on(lane)
 
     def due(self, now: float) -> list[Hold]:
-        """The entries for which the server is to be asked whether their predecessors are finished."""
+        """Returns the holds for which to ask the server whether their predecessors are finished."""
         if all(lane.ask_at > now for lane in self._asking):
             return []
         return [lane.waiting[0] for lane in self._asking if lane.ask_with_others_at <= now]
 
-    def answered(self, entry: Hold, now: float, *, finished: bool) -> bool:
-        """Takes an answer, which may be of no use by now. Returns whether the entry's turn has come."""
-        lane = self._lane_of.get(entry)
-        if lane is None or lane not in self._asking or lane.waiting[0] is not entry:
+    def answered(self, hold: Hold, now: float, *, finished: bool) -> bool:
+        """Takes an answer of the server, maybe out of date. Returns whether the hold's turn has come."""
+        lane = self._lane_of.get(hold)
+        if lane is None or lane not in self._asking or lane.waiting[0] is not hold:
             return False
         if finished:
-            self._recover_own(lane)
+            self._take_turn(lane)
         else:
             backoff = lane.backoff.next()
             lane.ask_at, lane.ask_with_others_at = now + backoff, now + backoff / 2
         return finished
 
     def clear(self) -> list[Hold]:
-        """Removes and returns everything that waits; what is in hand stays."""
-        waiting = [entry for lane in self._key_order.values() for entry in lane.waiting]
-        for entry in waiting:
-            del self._lane_of[entry]
-        self._key_order = {lane.key: lane for lane in self._lane_of.values()}
-        for lane in self._key_order.values():
+        """Removes and returns all holds that wait; those in hand stay."""
+        waiting = [hold for lane in self._lanes.values() for hold in lane.waiting]
+        for hold in waiting:
+            del self._lane_of[hold]
+        self._lanes = {lane.key: lane for lane in self._lane_of.values()}
+        for lane in self._lanes.values():
             lane.waiting.clear()
         self._asking.clear()
         self._waiting = 0
         return waiting
 
     def _go_on(self, lane: _Lane) -> Hold | None:
-        """Looks at a lane with another first entry. Returns that if its turn has come."""
+        """Looks at a lane whose first hold has changed. Returns that hold if its turn has come."""
         self._asking.pop(lane, None)
         if lane.in_hand is not None:
             return None
         if not lane.waiting:
-            del self._key_order[lane.key]
+            del self._lanes[lane.key]
             return None
         first = lane.waiting[0]
         if first.source.retry or first.after in (NOTHING, self._finished.get(lane.key)):
-            return self._recover_own(lane)
+            return self._take_turn(lane)
         lane.ask_at = lane.ask_with_others_at = -math.inf
-        lane.backoff = self._new_pause()
+        lane.backoff = self._new_backoff()
         self._asking[lane] = None
         return None
 
-    def _recover_own(self, lane: _Lane) -> Hold:
+    def _take_turn(self, lane: _Lane) -> Hold:
         self._asking.pop(lane, None)
         self._waiting -= 1
         lane.in_hand = lane.waiting.pop(0)
@@ -168,31 +168,31 @@ _BATCH = 500
 
 
 class OrderPoller:
-    """Asks for the entries of one group that wait for their turn.
+    """Asks the server whether the predecessors of waiting entries are finished.
 
     Args:
         call: sends a command and returns its reply.
-        calls: the commands of this consumer.
-        key_order: the entries.
-        on_turn: called with those whose turn has come.
+        commands: of this consumer.
+        key_order: the holds that wait.
+        on_turn: called with the holds whose turn has come.
     """
 
     def __init__(
         self,
         call: Callable[..., Awaitable[Any]],
-        calls: GroupCalls,
+        commands: GroupCalls,
         key_order: KeyOrder,
         on_turn: Callable[[Sequence[Hold]], None],
     ) -> None:
         self._call = call
-        self._calls = calls
+        self._commands = commands
         self._key_order = key_order
         self._on_turn = on_turn
         self._look = asyncio.Event()
-        self._failures = FailureLog(f"ask whose turn it is in {calls.main.key}")
+        self._failures = FailureLog(f"ask for finished predecessors in {commands.main.key}")
 
     def look(self) -> None:
-        """There may be something to ask."""
+        """Looks again, as other holds may wait."""
         self._look.set()
 
     async def run(self) -> None:
@@ -208,25 +208,25 @@ class OrderPoller:
             if due := self._key_order.due(loop.time())[:_BATCH]:
                 await self._ask(due)
 
-    async def _ask(self, entries: Sequence[Hold]) -> None:
-        replies = await self._finished(entries)
+    async def _ask(self, holds: Sequence[Hold]) -> None:
+        replies = await self._finished(holds)
         now = asyncio.get_running_loop().time()
         self._on_turn(
             [
-                entry
-                for entry, finished in zip(entries, replies, strict=True)
-                if self._key_order.answered(entry, now, finished=bool(finished))
+                hold
+                for hold, finished in zip(holds, replies, strict=True)
+                if self._key_order.answered(hold, now, finished=bool(finished))
             ]
         )
 
-    async def _finished(self, entries: Sequence[Hold]) -> Sequence[int]:
-        """Whether the predecessor of each is finished; not, as long as the server does not say so."""
+    async def _finished(self, holds: Sequence[Hold]) -> Sequence[int]:
+        """Asks whether the predecessor of each is finished; 0 for all if the server does not answer."""
         try:
             replies: Sequence[int] = await self._call(
-                *self._calls.turn(entry.after or "" for entry in entries)
+                *self._commands.turn(hold.after or "" for hold in holds)
             )
         except AgentStreamError as error:
             self._failures.failed(error)
-            return [0] * len(entries)
+            return [0] * len(holds)
         self._failures.recovered()
         return replies

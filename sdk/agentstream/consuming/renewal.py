@@ -1,8 +1,8 @@
-"""The thread that renews leases, with a connection of its own: what blocks the event loop loses nothing.
+"""The thread that renews leases, with a connection of its own: what blocks the event loop loses no lease.
 
-Event loop and thread share little. The loop says which groups there are and wakes the thread up when
-something is held again; the thread looks at a copy of what is held, writes how long it is held by now, and
-hands over to the loop what turned out to be lost.
+Event loop and thread share little. The loop says which groups there are, and wakes the thread up when an
+entry is held again. The thread looks at a copy of the holds, extends their leases, and hands lost holds over
+to the loop.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _log = logging.getLogger("agentstream")
 
 
 class Renewal:
-    """Renews the leases of one agent, from the first entry that is held to the end of the agent.
+    """Renews the leases of one agent, from the first hold to the end of the agent.
 
     Args:
         endpoint: called at every connect, so that changed credentials are taken up.
@@ -45,20 +45,20 @@ class Renewal:
         self._closed = False
 
     def add(self, leases: Leases) -> None:
-        """What is held in a group is renewed from now on."""
+        """Starts renewing the leases of a group."""
         self._groups = (*self._groups, leases)
 
     def remove(self, leases: Leases) -> None:
-        """It is not any more."""
+        """Stops renewing the leases of a group."""
         self._groups = tuple(group for group in self._groups if group is not leases)
 
     def wake(self) -> None:
-        """There is another rhythm to renew in."""
+        """Looks again, as the interval of renewals has changed."""
         if not self._closed:
             self._running().wake()
 
     def first_acquired(self, leases: Leases) -> None:
-        """So far, nothing of this group was."""
+        """Wakes the thread up, unless it watches the group anyway."""
         if not self._closed:
             thread = self._running()
             if leases not in thread.watched:
@@ -73,7 +73,7 @@ class Renewal:
         return thread
 
     def close(self) -> None:
-        """Ends the thread; nothing is renewed any more."""
+        """Ends the thread; no lease is renewed any more."""
         self._closed = True
         thread, self._thread = self._thread, None
         if thread is not None and thread.process == os.getpid():
@@ -83,16 +83,16 @@ class Renewal:
 
 
 class RenewalThread(threading.Thread):
-    """The thread, and the connection that it alone uses.
+    """The thread that renews, with a connection that only it uses.
 
     Args:
         endpoint: called at every connect.
         name: the connection's name on the server.
-        groups: what there is to renew.
+        groups: returns the groups to renew.
 
     Attributes:
         process: the id of the process in which it runs.
-        watched: the groups of which it knows that something is held; it looks at them again by itself.
+        watched: the groups with holds that it knows of; it looks at them again by itself.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class RenewalThread(threading.Thread):
         self._ended = False
 
     def wake(self) -> None:
-        """Has it look again."""
+        """Looks again at once."""
         with self._changed:
             self._woken = True
             self._changed.notify()
 
     def end(self) -> None:
-        """Has it end at once, whatever it waits for."""
+        """Ends at once, even while it waits for the server."""
         with self._changed:
             self._ended = True
             self._changed.notify()
@@ -130,7 +130,7 @@ class RenewalThread(threading.Thread):
         while not self._ended:
             try:
                 backoff = self._round()
-            except Exception:  # noqa: BLE001 - a mistake in this package must not cost what is held
+            except Exception:  # noqa: BLE001 - a mistake in this package must not cost leases
                 _log.exception("renewing leases failed")
                 backoff = _PAUSE_AFTER_A_MISTAKE
             with self._changed:
@@ -140,8 +140,8 @@ class RenewalThread(threading.Thread):
         self._disconnect()
 
     def _round(self) -> float | None:
-        """Renews what is due. Returns seconds until something is; None if nothing is held."""
-        # before looking: who holds something while it looks wakes it up
+        """Renews the leases that are due. Returns seconds until the next are; None if no entry is held."""
+        # before looking: a hold that is acquired meanwhile wakes the thread up
         self.watched = ()
         self.watched = groups = tuple(leases for leases in self._groups() if len(leases))
         self._timeout = min((leases.lease / _PER_LEASE for leases in groups), default=_LONGEST_TIMEOUT)
@@ -156,30 +156,30 @@ class RenewalThread(threading.Thread):
         return max(min(due.values()) - time.monotonic(), 0) if due else None
 
     def _renew(self, leases: Leases) -> bool:
-        """Renews what is held of one group. Returns whether the server answered."""
+        """Renews the holds of one group. Returns whether the server answered."""
         now = time.monotonic()
-        # what a command is under way for would be taken for lost
-        due = [entry for entry in leases.held() if not entry.is_busy and now < entry.renew_until]
-        for source, entries in batches(due):
-            held = [(entry, entry.counter) for entry in entries]
+        # a hold that a command is under way for would be taken for lost
+        due = [hold for hold in leases.held() if not hold.is_busy and now < hold.renew_until]
+        for source, holds in batches(due):
+            held = [(hold, hold.counter) for hold in holds]
             asked = time.monotonic()
             try:
-                codes = self._call(leases.calls.renew(source, entries))
+                codes = self._call(leases.calls.renew(source, holds))
             except (AgentStreamError, OSError) as error:
                 if not (isinstance(error, AgentStreamError) and group_is_gone(error)):
                     if not self._ended:
                         self._failures.failed(error)
                     return False
-                codes = [None] * len(entries)
+                codes = [None] * len(holds)
             self._failures.recovered()
             self._note(leases, held, codes, asked)
         return True
 
     @staticmethod
     def _note(leases: Leases, held: list[tuple[Hold, int]], codes: list[int | None], asked: float) -> None:
-        for (entry, _), code in zip(held, codes, strict=True):
+        for (hold, _), code in zip(held, codes, strict=True):
             if code == DONE:
-                entry.renew(asked + leases.lease)
+                hold.renew(asked + leases.lease)
         lost = [one for one, code in zip(held, codes, strict=True) if code != DONE]
         if lost:
             leases.expire_soon(lost)

@@ -1,7 +1,7 @@
-"""Settling: what is done with an entry in the end, each exactly once and only while this consumer holds it.
+"""Settling: each entry is settled exactly once, and only while this consumer holds it.
 
-Acknowledgements of one event-loop tick travel in one function call. A call whose reply was lost is repeated:
-it is fenced by owner and delivery counter, so it cannot do anything twice.
+Acknowledgements of one iteration of the event loop travel in one function call. A call whose reply was lost
+is repeated: it is fenced by consumer and delivery counter, so it cannot take effect twice.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+from agentstream.consuming.fetch import FetchSignals
 from agentstream.consuming.hold import BEGUN, RELEASABLE, Hold, HoldState
 from agentstream.consuming.leases import Leases, batches
 from agentstream.consuming.once import Once
 from agentstream.errors import AgentStreamError, ConnectionLost, WireClosed
-from agentstream.protocol.commands import DONE, GONE, TRIMMED, Command, GroupCalls
+from agentstream.protocol.commands import DONE, GONE, TRIMMED, Command
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes
 from agentstream.sending.replies import Replies
@@ -28,7 +29,7 @@ from agentstream.transport.retry import Backoff, unit
 _RELEASE_PATIENCE = 2.0
 _ERROR_LENGTH = 500
 REJECTED = "Rejected"
-"""What is counted where a handler gave a reason of its own, of which there may be any number."""
+"""Counted for reasons that handlers give, of which there may be any number."""
 
 _REASONS = frozenset(Reason)
 _log = logging.getLogger("agentstream")
@@ -38,167 +39,160 @@ class Settler:
     """Settles the entries of one consumer; `Hold.settled` says when it is done, and whether they were held.
 
     Args:
-        call: sends a command and returns its reply.
-        calls: the commands of this consumer.
-        leases: what is held; settled entries leave it.
-        on_settled: called with entries that are settled or handed back, whether they were still held or not.
-        on_delayed: called with the delay, in seconds, of an entry that was put off.
-        counters: where it is counted what becomes of entries.
-        replies: answers requests, and tells whoever asked what became a dead letter.
+        call: sends a command over the connection for writing, and returns its reply.
+        leases: the held entries; settled ones leave it.
+        counters: count the outcomes.
+        replies: answers requests, and tells their senders which of them became dead letters.
+        signals: has the fetcher look for retries when they are due.
     """
 
     def __init__(
         self,
         call: Callable[..., Awaitable[Any]],
-        calls: GroupCalls,
         leases: Leases,
-        on_settled: Callable[[Sequence[Hold]], None],
-        on_delayed: Callable[[float], None],
-        *,
         counters: GroupCounters,
         replies: Replies,
+        signals: FetchSignals,
     ) -> None:
         self._call = call
-        self._calls = calls
-        self._leases = leases
-        self._on_settled = on_settled
-        self._on_delayed = on_delayed
-        self.counters = counters
-        self.replies = replies
+        self._commands = leases.calls
+        self.leases: Leases = leases
+        self.counters: GroupCounters = counters
+        self.replies: Replies = replies
+        self._signals = signals
         self._waiting: dict[str, list[Hold]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ending = False
 
-    def ack(self, entry: Hold) -> None:
+    def ack(self, hold: Hold) -> None:
         """Acknowledges a handled entry."""
-        self._with_others("acked", entry)
+        self._settle_soon("acked", hold)
 
-    def skip(self, entry: Hold) -> None:
-        """Takes an entry off that is not for this agent."""
-        self._with_others("skipped", entry)
+    def skip(self, hold: Hold) -> None:
+        """Acknowledges an entry that is addressed to other agents."""
+        self._settle_soon("skipped", hold)
 
-    def retry(self, entry: Hold, delay: int, reason: str, error: str) -> None:
-        """Puts an entry off for `delay` ms."""
-        reason, error = _written(reason), _written(error)[:_ERROR_LENGTH]
-        command = self._calls.retry(entry, delay, entry.attempts, reason, error)
-        self._alone(entry, self._put_off(entry, command, delay, "retried"))
+    def retry(self, hold: Hold, delay: int, reason: str, error: str) -> None:
+        """Has an entry delivered again after `delay` ms."""
+        reason, error = _printable(reason), _printable(error)[:_ERROR_LENGTH]
+        command = self._commands.retry(hold, delay, hold.attempts, reason, error)
+        self._settle_alone(hold, self._retry(hold, command, delay, "retried"))
 
-    def defer(self, entry: Hold, delay: int, reason: str, error: str) -> None:
-        """Puts an entry off for `delay` ms that no handler got: no attempt is counted."""
-        command = self._calls.retry(entry, delay, entry.next_attempt - 1, reason, error)
-        self._alone(entry, self._put_off(entry, command, delay, "put_off"))
+    def defer(self, hold: Hold, delay: int, reason: str, error: str) -> None:
+        """Has an entry that no handler got delivered again after `delay` ms; no attempt is counted."""
+        command = self._commands.retry(hold, delay, hold.next_attempt - 1, reason, error)
+        self._settle_alone(hold, self._retry(hold, command, delay, "put_off"))
 
-    def dead_letter(self, entry: Hold, policy: Consumes, reason: str, error: str) -> None:
-        """Makes a dead letter of an entry.
+    def dead_letter(self, hold: Hold, policy: Consumes, reason: str, error: str) -> None:
+        """Makes an entry a dead letter.
 
-        In a group without dead letters it is tried again after the longest delay instead.
+        In a group without dead letters it is delivered again after the longest delay instead.
         """
         if not policy.dead_letters:
-            self.retry(entry, retry_delay(policy, sys.maxsize, unit()), reason, error)
+            self.retry(hold, retry_delay(policy, sys.maxsize, unit()), reason, error)
             return
-        reason, error = _written(reason), _written(error)[:_ERROR_LENGTH]
-        command = self._calls.dead_letter(entry, entry.attempts, reason, error)
-        self._alone(entry, self._give_up(entry, policy, command, reason, error))
+        reason, error = _printable(reason), _printable(error)[:_ERROR_LENGTH]
+        command = self._commands.dead_letter(hold, hold.attempts, reason, error)
+        self._settle_alone(hold, self._dead_letter(hold, policy, command, reason, error))
 
-    def release(self, *entries: Hold, patience: float | None = _RELEASE_PATIENCE) -> asyncio.Future[None]:
+    def release(self, *holds: Hold, patience: float | None = _RELEASE_PATIENCE) -> asyncio.Future[None]:
         """Hands entries back: any consumer may have them at once, and no attempt is counted.
 
-        What a handler has begun goes to the end of the group's retry stream; the rest stays where it is, and
-        may be claimed.
+        An entry that a handler has begun goes to the end of the group's retry stream; others stay where they
+        are, and may be claimed.
 
         Args:
-            entries: what is handed back.
-            patience: seconds after which it is given up; None for as long as the others are settled.
+            holds: of the entries.
+            patience: seconds to try; None to try for as long as when settling.
         """
-        by_state = [(state, [entry for entry in entries if entry.state is state]) for state in RELEASABLE]
-        for entry in entries:
-            entry.start_settling()
-        return self._own(self._release(by_state, patience))
+        by_state = [(state, [hold for hold in holds if hold.state is state]) for state in RELEASABLE]
+        for hold in holds:
+            hold.start_settling()
+        return self._spawn(self._release(by_state, patience))
 
-    def drop_lost(self, entry: Hold) -> None:
-        """Notes that a handler is done with an entry that is not held any more."""
+    def drop_lost(self, hold: Hold) -> None:
+        """Counts a lost entry that its handler has settled, and drops it."""
         self.counters.settled("lost")
-        self._on_settled([entry])
+        self.leases.end([hold])
 
     def once(self, policy: Consumes, key: str, delivery: str, ttl: float) -> Once:
-        """An effect that the group must not repeat; see `Delivery.once`."""
+        """Guards an effect that the group must not repeat; see `Delivery.once`."""
         return Once(self._call, policy, key, delivery, ttl, counters=self.counters)
 
     def hurry(self) -> None:
-        """The end is near: nothing waits for longer than its lease any more for a server that is away."""
+        """From now on, waits for a server that is away for no longer than an entry's lease."""
         self._ending = True
 
     async def drain(self) -> None:
-        """Waits until everything that was begun is done."""
+        """Waits until all entries that are being settled are settled."""
         while self._waiting or self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.sleep(0)
 
-    def _with_others(self, outcome: str, entry: Hold) -> None:
-        entry.start_settling()
+    def _settle_soon(self, outcome: str, hold: Hold) -> None:
+        hold.start_settling()
         waiting = self._waiting.get(outcome)
         if waiting is None:
-            self._waiting[outcome] = [entry]
+            self._waiting[outcome] = [hold]
             asyncio.get_running_loop().call_soon(self._flush, outcome)
         else:
-            waiting.append(entry)
+            waiting.append(hold)
 
     def _flush(self, outcome: str) -> None:
-        for source, entries in batches(self._waiting.pop(outcome)):
-            command = self._calls.settle(source, outcome, entries)
-            self._own(self._settle_batch(command, entries, outcome))
+        for source, holds in batches(self._waiting.pop(outcome)):
+            command = self._commands.settle(source, outcome, holds)
+            self._spawn(self._settle_batch(command, holds, outcome))
 
-    async def _settle_batch(self, command: Command, entries: Sequence[Hold], outcome: str) -> None:
-        codes, repeated = await self._repeated(command, entries)
-        for entry, code in zip(entries, codes or [None] * len(entries), strict=True):
-            entry.settle(was_held=_was_held(entry, code, repeated=repeated), is_finished=code == DONE)
-        self._count(outcome, entries)
-        self._done(entries)
+    async def _settle_batch(self, command: Command, holds: Sequence[Hold], outcome: str) -> None:
+        codes, repeated = await self._repeat(command, holds)
+        for hold, code in zip(holds, codes or [None] * len(holds), strict=True):
+            hold.settle(was_held=_was_held(hold, code, repeated=repeated), is_finished=code == DONE)
+        self._count(outcome, holds)
+        self.leases.end(holds)
 
-    def _alone(self, entry: Hold, work: Coroutine[Any, Any, None]) -> None:
-        entry.start_settling()
-        self._own(work)
+    def _settle_alone(self, hold: Hold, work: Coroutine[Any, Any, None]) -> None:
+        hold.start_settling()
+        self._spawn(work)
 
-    async def _put_off(self, entry: Hold, command: Command, delay: int, outcome: str) -> None:
-        await self._settle_one(entry, command, outcome)
+    async def _retry(self, hold: Hold, command: Command, delay: int, outcome: str) -> None:
+        await self._settle_one(hold, command, outcome)
         if delay:
-            self._on_delayed(delay / 1000)
+            self._signals.look_after(delay / 1000)
 
-    async def _give_up(
-        self, entry: Hold, policy: Consumes, command: Command, reason: str, error: str
+    async def _dead_letter(
+        self, hold: Hold, policy: Consumes, command: Command, reason: str, error: str
     ) -> None:
         known = reason if reason in _REASONS else REJECTED
-        await self._settle_one(entry, command, "dead", known)
-        if entry.was_held:
-            await self.replies.gave_up(entry.entry.body, policy, reason, error)
+        await self._settle_one(hold, command, "dead", known)
+        if hold.was_held:
+            await self.replies.gave_up(hold.entry.body, policy, reason, error)
 
-    async def _settle_one(self, entry: Hold, command: Command, outcome: str, reason: str = "") -> None:
-        code, repeated = await self._repeated(command, [entry])
-        entry.settle(was_held=_was_held(entry, code, repeated=repeated))
-        self._count(outcome, [entry], reason)
-        self._done([entry])
+    async def _settle_one(self, hold: Hold, command: Command, outcome: str, reason: str = "") -> None:
+        code, repeated = await self._repeat(command, [hold])
+        hold.settle(was_held=_was_held(hold, code, repeated=repeated))
+        self._count(outcome, [hold], reason)
+        self.leases.end([hold])
 
     async def _release(self, by_state: list[tuple[HoldState, list[Hold]]], patience: float | None) -> None:
-        for state, entries in by_state:
-            for source, batch in batches(entries):
+        for state, holds in by_state:
+            for source, batch in batches(holds):
                 deadline = None if patience is None else time.monotonic() + patience
-                codes, repeated = await self._repeated(
-                    self._calls.release(source, state, batch), batch, deadline=deadline
-                )
-                for entry, code in zip(batch, codes or [None] * len(batch), strict=True):
+                command = self._commands.release(source, state, batch)
+                codes, repeated = await self._repeat(command, batch, deadline=deadline)
+                for hold, code in zip(batch, codes or [None] * len(batch), strict=True):
                     # after a lost reply a released entry is gone, or pending at another counter
-                    entry.settle(was_held=code is not None and (repeated or code == DONE))
+                    hold.settle(was_held=code is not None and (repeated or code == DONE))
                 if state is BEGUN:
                     self._count("released", batch)
-                self._done(batch)
+                self.leases.end(batch)
 
-    async def _repeated(
-        self, command: Command, entries: Sequence[Hold], *, deadline: float | None = None
+    async def _repeat(
+        self, command: Command, holds: Sequence[Hold], *, deadline: float | None = None
     ) -> tuple[Any, bool]:
         """Sends a command until a reply comes or the deadline is over.
 
-        Without a deadline it gives up when the last lease is over: then others may have the entries. That is
-        so where the server answers; one that is away gives them to nobody.
+        Without a deadline it stops when the last lease is over, as others may then have the entries. That is
+        so only if the server answers: a server that is away gives them to nobody.
 
         Returns its reply, None without one, and whether an earlier reply was lost.
         """
@@ -211,26 +205,24 @@ class Settler:
                 delay, is_lost = backoff.next(), isinstance(error, ConnectionLost)
                 hopeless = group_is_gone(error) or isinstance(error, WireClosed)
                 waits = deadline is None and (is_lost or is_not_ready(error)) and not self._ending
-                until = max(entry.lease_until for entry in entries) if deadline is None else deadline
+                until = max(hold.lease_until for hold in holds) if deadline is None else deadline
                 if hopeless or not (waits or time.monotonic() + delay <= until):
                     _log.warning(
-                        "an entry of %s was not settled and may be delivered again: %s", command[3], error
+                        "cannot settle %d entries of %s; they may be delivered again: %s",
+                        len(holds),
+                        command[3],
+                        error,
                     )
                     return None, repeated
                 repeated = repeated or is_lost
             await asyncio.sleep(delay)
 
-    def _count(self, outcome: str, entries: Sequence[Hold], reason: str = "") -> None:
-        held = sum([bool(entry.was_held) for entry in entries])
-        self.counters.settled(outcome, reason, held=held, lost=len(entries) - held)
+    def _count(self, outcome: str, holds: Sequence[Hold], reason: str = "") -> None:
+        held = sum([bool(hold.was_held) for hold in holds])
+        self.counters.settled(outcome, reason, held=held, lost=len(holds) - held)
 
-    def _done(self, entries: Sequence[Hold]) -> None:
-        for entry in entries:
-            self._leases.drop(entry)
-        self._on_settled(entries)
-
-    def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Runs to its end whatever becomes of the caller."""
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Runs to its end even if the caller is cancelled."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -238,12 +230,13 @@ class Settler:
 
 
 def retry_delay(policy: Consumes, attempt: int, jitter: float) -> int:
-    """The delay in ms after a failed attempt, by the group's policy.
+    """Returns the delay in ms after a failed attempt, by the group's policy.
 
     Args:
         policy: the group's.
         attempt: the attempt that failed, counted from 1.
-        jitter: from 0 to 1; adds up to a quarter, so that what failed together does not return together.
+        jitter: from 0 to 1; adds up to a quarter, so that messages that failed together do not return
+            together.
     """
     # a power of hundreds of attempts is too large for a float
     exponent = min(attempt - 1, 64)
@@ -251,16 +244,16 @@ def retry_delay(policy: Consumes, attempt: int, jitter: float) -> int:
     return int(delay * (1 + jitter / 4))
 
 
-def _written(said: object) -> str:
-    """A reason as it can be written: what a handler gives for one needs not be text, nor Unicode."""
-    return str(said).encode(errors="backslashreplace").decode()
+def _printable(reason: object) -> str:
+    """Makes a reason text that can be encoded: a handler may give any object, or text that is not Unicode."""
+    return str(reason).encode(errors="backslashreplace").decode()
 
 
-def _was_held(entry: Hold, code: int | None, *, repeated: bool) -> bool:
-    """Whether the entry was held; gone after a lost reply means that the lost one had done it.
+def _was_held(hold: Hold, code: int | None, *, repeated: bool) -> bool:
+    """Whether the entry was held; gone after a lost reply means that the lost call had settled it.
 
-    Not so when the lease is over by now: then somebody else can have done it, too.
+    Not so when the lease is over by now: then another consumer may have settled it.
     """
     if code is None:
         return False
-    return code in (DONE, TRIMMED) or (repeated and code == GONE and not entry.is_overdue)
+    return code in (DONE, TRIMMED) or (repeated and code == GONE and not hold.is_overdue)

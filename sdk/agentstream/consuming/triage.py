@@ -1,4 +1,4 @@
-"""What becomes of an entry before any handler sees it: a pure decision."""
+"""Triage: decides what becomes of an entry before any handler gets it. A pure decision."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from agentstream.protocol.routes import OFF, WARN, Consumes
 
 
 class Deliver(msgspec.Struct, frozen=True):
-    """A handler gets the message.
+    """Delivers the message to a handler.
 
     Attributes:
-        message: what it gets.
-        payload: the message's, read as the handler wants it.
-        flaw: what is wrong with the signature, where the group only warns of that.
+        message: the message.
+        payload: the message's payload, as the handler wants it.
+        flaw: what is wrong with the signature, if the group only warns of that.
     """
 
     message: Message
@@ -30,23 +30,28 @@ class Deliver(msgspec.Struct, frozen=True):
 
 
 class Skip(msgspec.Struct, frozen=True):
-    """The message is for other agents: it is settled unseen."""
+    """Acknowledges the message, as it is addressed to other agents."""
 
 
-class GiveUp(msgspec.Struct, frozen=True):
-    """The message cannot be handled, or not any more."""
+class Undeliverable(msgspec.Struct, frozen=True):
+    """Makes the message a dead letter, as it cannot be handled, or not any more.
+
+    Attributes:
+        reason: one of `Reason`.
+        error: what is wrong, in words.
+    """
 
     reason: str
     error: str
 
 
 class Defer(msgspec.Struct, frozen=True):
-    """It cannot be decided yet.
+    """Delivers the message again later, as it cannot be decided yet.
 
     Attributes:
-        delay: seconds until it is looked at again.
-        reason: what it will be given up for if that does not change.
-        error: why.
+        delay: seconds until then.
+        reason: the reason of the dead letter that it becomes if nothing changes.
+        error: what is wrong, in words.
     """
 
     delay: float
@@ -54,7 +59,9 @@ class Defer(msgspec.Struct, frozen=True):
     error: str
 
 
-Verdict = Deliver | Skip | GiveUp | Defer
+EXPIRED = Undeliverable(Reason.EXPIRED, "expires_at passed before a handler was free")
+
+Verdict = Deliver | Skip | Undeliverable | Defer
 
 _KEY_PATIENCE, _KEY_DELAY = 300.0, 30.0
 
@@ -62,52 +69,54 @@ _KEY_PATIENCE, _KEY_DELAY = 300.0, 30.0
 def triage(  # noqa: PLR0911 - one per verdict
     hold: Hold,
     policy: Consumes,
-    agent: str,
     now: float,
     *,
+    agent: str,
     flaw_of: Callable[[Entry], Reason | None],
     read: Callable[[Message], Any],
 ) -> Verdict:
-    """Decides about an entry that was read or claimed.
+    """Decides what becomes of an entry that was read or claimed.
 
     Args:
         hold: of the entry.
         policy: of the group.
-        agent: the name of this agent.
         now: seconds since 1970.
-        flaw_of: what is wrong with an entry's signature.
+        agent: the name of this agent.
+        flaw_of: returns what is wrong with an entry's signature; None if it is valid.
         read: reads the payload of a message as its handler wants it, or raises InvalidMessage.
     """
     entry = hold.entry
     if entry.body is None:
-        return GiveUp(Reason.MALFORMED, "the entry has no field `m`")
+        return Undeliverable(Reason.MALFORMED, "the entry has no field `m`")
     flaw = None if policy.signatures == OFF else flaw_of(entry)
     if flaw is not None and policy.signatures != WARN:
         return _refused(entry, flaw, now)
     try:
         message = decode(entry.body)
     except InvalidMessage as error:
-        return GiveUp(error.reason, str(error))
+        return Undeliverable(error.reason, str(error))
     if not policy.deliver_all and message.to not in (agent, BROADCAST):
         return Skip()
     if message.expires_at is not None and is_expired(message, now):
-        return GiveUp(Reason.EXPIRED, "expires_at was over before a handler was free")
+        return EXPIRED
     if hold.next_attempt > policy.max_deliveries and (policy.dead_letters or hold.state is CLAIMED):
-        return GiveUp(Reason.MAX_DELIVERIES, f"{policy.max_deliveries} attempts began, and none succeeded")
+        return Undeliverable(
+            Reason.MAX_DELIVERIES, f"{policy.max_deliveries} attempts were made, and none succeeded"
+        )
     try:
         return Deliver(message, read(message), flaw)
     except InvalidMessage as error:
-        return GiveUp(error.reason, str(error))
+        return Undeliverable(error.reason, str(error))
 
 
-def _refused(entry: Entry, flaw: Reason, now: float) -> GiveUp | Defer:
-    """What becomes of an entry without a valid signature. A key that is not known may be on its way."""
+def _refused(entry: Entry, flaw: Reason, now: float) -> Undeliverable | Defer:
+    """Decides about an entry without a valid signature. The Secret with an unknown key may still come."""
     age = now - entry.added
     if flaw is Reason.UNKNOWN_KEY and (age < _KEY_PATIENCE or not entry.source.retry):
-        # as long again as it has waited, so that no count of tries has to be kept
+        # doubles its age, so that no count of tries has to be kept
         delay = min(max(age, 1.0), _KEY_DELAY) if entry.source.retry else 1.0
         return Defer(delay, flaw, FLAWS[flaw])
-    return GiveUp(flaw, FLAWS[flaw])
+    return Undeliverable(flaw, FLAWS[flaw])
 
 
 def is_expired(message: Message, now: float) -> bool:

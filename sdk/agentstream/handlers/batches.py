@@ -1,4 +1,4 @@
-"""Batches: deliveries of one handler, gathered until there are enough or the first has waited long enough."""
+"""Batches: messages for one call of a handler, gathered until it is full or the first waited long enough."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from agentstream.consuming.attempt import Attempt
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.isolation import ISOLATE_AFTER
 from agentstream.errors import Reject, Retry
@@ -18,16 +19,16 @@ _log = logging.getLogger("agentstream")
 
 
 class _Batch:
-    """Deliveries on their way to the handler.
+    """The attempts of one batch.
 
     Attributes:
-        deliveries: in the order in which they came.
-        complete: set when nothing is added any more.
+        attempts: in the order in which they came.
+        complete: set when no more are added.
         over: set when all are settled.
     """
 
     def __init__(self) -> None:
-        self.deliveries: list[Delivery[Any]] = []
+        self.attempts: list[Attempt] = []
         self.complete = asyncio.Event()
         self.over = asyncio.Event()
 
@@ -35,16 +36,16 @@ class _Batch:
 class Batches:
     """The batches of one handler.
 
-    Whoever has the first delivery of a batch waits for others and calls the handler; those who have the
-    others wait until that is over. So each holds on to what it has, and no more is asked for than is free. A
-    message that runs alone would wait in vain: it is a batch of its own.
+    The worker with the first message of a batch waits for others and calls the handler; workers with the
+    other messages wait until the call is over. So no more messages are asked for than workers are free. A
+    suspect message, which runs alone, would wait for others in vain: it is a batch of its own.
 
-    A message that is lost or late cancels nothing, for the sake of the others: it shows in `Delivery.held`.
-    The handler is cancelled when all that it has not settled are lost or late.
+    A message that is lost or late does not cancel the call, for the sake of the others: it shows in
+    `Delivery.held`. The call is cancelled when all messages that it has not settled are lost or late.
 
     Args:
         handler: the handler.
-        size: how many deliveries a batch has at most.
+        size: how many messages a batch has at most.
         in_thread: runs functions that block.
     """
 
@@ -55,40 +56,40 @@ class Batches:
         self._filling: _Batch | None = None
         self._closed = False
 
-    async def handle(self, delivery: Delivery[Any]) -> None:
-        """Adds a delivery to a batch. It is settled when this returns."""
-        alone = delivery._entry.unsettled_attempts >= ISOLATE_AFTER  # noqa: SLF001 - a part of it
+    async def handle(self, attempt: Attempt) -> None:
+        """Adds a message to a batch. It is settled when this returns."""
+        alone = attempt.hold.unsettled_attempts >= ISOLATE_AFTER
         batch = None if alone else self._filling
         if batch is not None:
-            self._put(batch, delivery)
+            self._put(batch, attempt)
             await batch.over.wait()
             return
         batch = _Batch()
         if not alone:
             self._filling = batch
-        self._put(batch, delivery, last=alone)
+        self._put(batch, attempt, last=alone)
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._handler.max_wait):
                     await batch.complete.wait()
             self._complete(batch)
-            await self._call(batch.deliveries)
+            await self._call(batch.attempts)
         except asyncio.CancelledError:
             self._complete(batch)
-            await asyncio.gather(*(each.release() for each in batch.deliveries))
+            await asyncio.gather(*(each.release() for each in batch.attempts))
             raise
         finally:
             batch.over.set()
 
     def close(self) -> None:
-        """Nothing more comes: what is gathered waits no longer."""
+        """Has the gathered messages handled at once, as no more come."""
         self._closed = True
         if self._filling is not None:
             self._complete(self._filling)
 
-    def _put(self, batch: _Batch, delivery: Delivery[Any], *, last: bool = False) -> None:
-        batch.deliveries.append(delivery)
-        if last or self._closed or len(batch.deliveries) >= self._size:
+    def _put(self, batch: _Batch, attempt: Attempt, *, last: bool = False) -> None:
+        batch.attempts.append(attempt)
+        if last or self._closed or len(batch.attempts) >= self._size:
             self._complete(batch)
 
     def _complete(self, batch: _Batch) -> None:
@@ -96,49 +97,47 @@ class Batches:
         if self._filling is batch:
             self._filling = None
 
-    async def _call(self, gathered: list[Delivery[Any]]) -> None:
-        """Calls the handler, and settles by how it ends what it left unsettled."""
-        # those that are lost, late or over their leases by now may be others' already
-        deliveries: list[Delivery[Any]] = []
-        late: list[Delivery[Any]] = []
-        for delivery in gathered:
-            (deliveries if delivery._may_begin else late).append(delivery)  # noqa: SLF001 - a part of it
-        await asyncio.gather(*(delivery.release() for delivery in late))
-        if not deliveries:
+    async def _call(self, gathered: list[Attempt]) -> None:
+        """Calls the handler, and settles the messages that it left unsettled by how it ends."""
+        # other consumers may have messages by now that are lost, late or over their leases
+        attempts = [attempt for attempt in gathered if attempt.may_begin]
+        await asyncio.gather(*(attempt.release() for attempt in gathered if attempt not in attempts))
+        if not attempts:
             return
+        deliveries: list[Delivery[Any]] = [Delivery(attempt) for attempt in attempts]
         tracing = spans()
         try:
             with contextlib.nullcontext() if tracing is None else tracing.handling_many(deliveries):
-                await _while_wanted(deliveries, self._handler(self._in_thread, *deliveries))
+                await _while_wanted(attempts, self._handler(self._in_thread, *deliveries))
         except Retry as asked:
-            settling = [delivery.retry(asked.after, asked.reason) for delivery in deliveries]
+            settling = [attempt.retry(asked.after, asked.reason) for attempt in attempts]
         except Reject as refused:
-            settling = [delivery.dead_letter(refused.reason) for delivery in deliveries]
+            settling = [attempt.dead_letter(refused.reason) for attempt in attempts]
         except Exception as error:  # noqa: BLE001 - as after any other handler that fails
-            _log.warning("%r and %d more: failed", deliveries[0], len(deliveries) - 1, exc_info=error)
+            _log.warning("%r and %d more: failed", attempts[0], len(attempts) - 1, exc_info=error)
             reason = f"{type(error).__name__}: {error}"
-            settling = [delivery.retry(reason=reason) for delivery in deliveries]
+            settling = [attempt.retry(reason=reason) for attempt in attempts]
         else:
-            settling = [delivery.ack() for delivery in deliveries]
+            settling = [attempt.ack() for attempt in attempts]
         await asyncio.gather(*settling)
 
 
-async def _while_wanted(deliveries: list[Delivery[Any]], call: Coroutine[Any, Any, Any]) -> None:
-    """Waits for a call of the handler, at most until no message is left to it.
+async def _while_wanted(attempts: list[Attempt], call: Coroutine[Any, Any, Any]) -> None:
+    """Waits for a call of the handler, at most until all its messages are settled, lost or late.
 
     Raises:
-        TimeoutError: none is, and it was cancelled.
+        TimeoutError: they were, and the call was cancelled.
     """
     calling, is_over = asyncio.create_task(call), False
 
     def look() -> None:
         nonlocal is_over
-        if not is_over and not any(delivery._is_wanted for delivery in deliveries):  # noqa: SLF001 - a part of it
+        if not is_over and not any(attempt.is_wanted for attempt in attempts):
             is_over = True
             calling.cancel()
 
-    for delivery in deliveries:
-        delivery._on_interrupted = look  # noqa: SLF001 - the same
+    for attempt in attempts:
+        attempt.on_interrupted = look
     try:
         await asyncio.wait({calling})
     finally:

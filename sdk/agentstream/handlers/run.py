@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from agentstream.consuming.session import Consumption, Deliveries
+from agentstream.consuming.delivery import Delivery
+from agentstream.consuming.session import Consumption
 from agentstream.handlers.batches import Batches
 from agentstream.handlers.declare import Handler, Handlers, Subscription
 from agentstream.payloads.upcasting import Read
@@ -39,18 +40,17 @@ async def _serve(handlers: Handlers, subscription: Subscription, consume: Consum
     threads = _Threads(concurrency)
     batches = {name: Batches(by_type[name], size, threads.run) for name, size in sizes.items()}
     consumption = consume(subscription, handlers.reader(subscription), concurrency)
-    deliveries: Deliveries[Any] = Deliveries(consumption)
 
     async def work() -> None:
         async with asyncio.TaskGroup() as workers:
             for _ in range(concurrency):
-                workers.create_task(_work(deliveries, by_type, batches, threads))
+                workers.create_task(_work(consumption, by_type, batches, threads))
 
     working = asyncio.create_task(work())
     try:
         await asyncio.shield(working)
     except asyncio.CancelledError:
-        await consumption.quiet()
+        await consumption.stop_reading()
         raise
     finally:
         working.cancel()
@@ -60,18 +60,19 @@ async def _serve(handlers: Handlers, subscription: Subscription, consume: Consum
 
 
 async def _work(
-    deliveries: Deliveries[Any], by_type: dict[str, Handler], batches: dict[str, Batches], threads: _Threads
+    consumption: Consumption, by_type: dict[str, Handler], batches: dict[str, Batches], threads: _Threads
 ) -> None:
     """Handles one message after the other."""
-    async for delivery in deliveries:
+    while (attempt := consumption.take() or await consumption.next()) is not None:
+        delivery: Delivery[Any] = Delivery(attempt)
         batch = batches.get(delivery.message.type)
         if batch is not None:
-            await batch.handle(delivery)
+            await batch.handle(attempt)
             continue
         async with delivery:
             answer = await by_type[delivery.message.type](threads.run, delivery)
             if answer is not None:
-                await delivery._returned(answer)  # noqa: SLF001 - what comes of it is no choice of the handler
+                await attempt.answer_returned(answer)
     for batch in batches.values():
         batch.close()
 

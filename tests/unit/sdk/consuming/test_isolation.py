@@ -25,11 +25,11 @@ class Line(PoisonIsolation):
     """
 
     def __init__(self, buffer: PrefetchQueue) -> None:
-        super().__init__(buffer, self._released, self._nudged, self._looked)
+        super().__init__(buffer, self, self._nudged, self._looked)
         self.looks = self.nudges = 0
         self.released: list[Hold] = []
 
-    async def _released(self, *entries: Hold, patience: float | None) -> None:
+    async def release(self, *entries: Hold, patience: float | None) -> None:
         assert patience is None
         self.released += entries
 

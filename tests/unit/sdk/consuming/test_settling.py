@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 
+from agentstream.consuming.fetch import FetchSignals
 from agentstream.consuming.hold import Hold
 from agentstream.consuming.leases import Leases
 from agentstream.consuming.settling import Settler
@@ -23,6 +25,18 @@ class Asleep:
     def wake(self) -> None: ...
 
     def first_acquired(self, leases: Leases) -> None: ...
+
+
+class Ended:
+    """Keeps the holds that have ended."""
+
+    def __init__(self) -> None:
+        self.holds: list[Hold] = []
+
+    def holds_lost(self, holds: Sequence[Hold]) -> None: ...
+
+    def holds_ended(self, holds: Sequence[Hold]) -> None:
+        self.holds += holds
 
 
 class Away:
@@ -48,17 +62,11 @@ async def test_what_gives_way_is_handed_back_whenever_the_server_is_there_again(
     patience: float | None,
 ) -> None:
     calls = GroupCalls(Consumes("tasks", "{t}", group="coder"), "pod.1")
-    settled: list[Hold] = []
-    settler = Settler(
-        Away(2).call,
-        calls,
-        Leases(calls, 0.0, Asleep(), settled.extend),
-        settled.extend,
-        lambda _: None,
-        counters=Counters().group("tasks", "coder"),
-        replies=cast("Replies", None),
-    )
+    leases, ended = Leases(calls, 0.0, Asleep()), Ended()
+    leases.listen(ended)
+    counters, signals = Counters().group("tasks", "coder"), cast("FetchSignals", None)
+    settler = Settler(Away(2).call, leases, counters, cast("Replies", None), signals)
     entry = a_hold()
     await settler.release(entry, patience=patience)
-    assert settled == [entry]
+    assert ended.holds == [entry]
     assert entry.was_held is (patience is None)

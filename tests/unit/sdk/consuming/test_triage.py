@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentstream.consuming.hold import CLAIMED, DELIVERED, Hold
-from agentstream.consuming.triage import Deliver, GiveUp, Skip, Verdict, triage
+from agentstream.consuming.triage import Deliver, Skip, Undeliverable, Verdict, triage
 from agentstream.errors import InvalidMessage
 from agentstream.protocol.envelope import Message, encode
 from agentstream.protocol.routes import Consumes
@@ -39,7 +39,7 @@ def entry(data: bytes, counter: int = 1, attempts: int | None = None, *, started
 
 def decide(read: Hold, policy: Consumes = POLICY) -> Verdict:
     return triage(
-        read, policy, "coder", now=100.0, flaw_of=lambda _: None, read=lambda message: message.payload
+        read, policy, now=100.0, agent="coder", flaw_of=lambda _: None, read=lambda message: message.payload
     )
 
 
@@ -67,13 +67,13 @@ def test_a_group_that_wants_all_gets_what_is_addressed_to_others() -> None:
 )
 def test_what_cannot_be_handled_is_given_up_with_a_reason(data: bytes, reason: str) -> None:
     verdict = decide(entry(data))
-    assert isinstance(verdict, GiveUp)
+    assert isinstance(verdict, Undeliverable)
     assert verdict.reason == reason
 
 
 def test_an_entry_without_a_message_is_malformed() -> None:
     verdict = decide(a_hold("5-0", [b"other", b"1"]))
-    assert isinstance(verdict, GiveUp)
+    assert isinstance(verdict, Undeliverable)
     assert verdict.reason == "Malformed"
 
 
@@ -99,14 +99,14 @@ def test_an_attempt_beyond_the_last_is_not_begun(
     verdict = decide(entry(body(), counter, attempts, started=started))
     assert isinstance(verdict, Deliver) is delivered
     if not delivered:
-        assert isinstance(verdict, GiveUp)
+        assert isinstance(verdict, Undeliverable)
         assert verdict.reason == "MaxDeliveries"
 
 
 def test_without_dead_letters_a_further_attempt_is_begun_after_its_delay() -> None:
     for_ever = Consumes("tasks", "{t}", "coder", max_deliveries=3, dead_letters=False)
     assert isinstance(decide(entry(body(), 1, 9), for_ever), Deliver)
-    assert isinstance(decide(entry(body(), 1, 9, started=False), for_ever), GiveUp)
+    assert isinstance(decide(entry(body(), 1, 9, started=False), for_ever), Undeliverable)
 
 
 def test_the_header_counts_only_on_the_retry_stream() -> None:
@@ -121,7 +121,12 @@ def test_a_header_that_is_none_counts_nothing() -> None:
 
 def test_what_is_delivered_has_its_payload_as_the_handler_wants_it() -> None:
     verdict = triage(
-        entry(body()), POLICY, "coder", now=100.0, flaw_of=lambda _: None, read=lambda message: message.type
+        entry(body()),
+        POLICY,
+        now=100.0,
+        agent="coder",
+        flaw_of=lambda _: None,
+        read=lambda message: message.type,
     )
     assert isinstance(verdict, Deliver)
     assert verdict.payload == "event"
@@ -131,5 +136,5 @@ def test_what_the_handler_cannot_read_is_given_up_with_the_reason_for_that() -> 
     def read(_: Message) -> None:
         raise InvalidMessage("no handler takes event", reason="NoHandler")
 
-    verdict = triage(entry(body()), POLICY, "coder", now=100.0, flaw_of=lambda _: None, read=read)
-    assert verdict == GiveUp("NoHandler", "no handler takes event")
+    verdict = triage(entry(body()), POLICY, now=100.0, agent="coder", flaw_of=lambda _: None, read=read)
+    assert verdict == Undeliverable("NoHandler", "no handler takes event")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentstream.consuming.hold import DELIVERED, Hold
-from agentstream.consuming.triage import Defer, Deliver, GiveUp, triage
+from agentstream.consuming.triage import Defer, Deliver, Undeliverable, triage
 from agentstream.errors import SettingsError
 from agentstream.identity.keyring import Keyring, Verifier
 from agentstream.identity.settings import Binding, Settings
@@ -353,7 +353,12 @@ WARN, REQUIRE = (
 
 def decide(read: Entry, policy: Consumes, flaw: Reason | None, now: float = NOW) -> object:
     return triage(
-        Hold(read, 1, DELIVERED, math.inf), policy, "coder", now, flaw_of=lambda _: flaw, read=lambda _: None
+        Hold(read, 1, DELIVERED, math.inf),
+        policy,
+        now,
+        agent="coder",
+        flaw_of=lambda _: flaw,
+        read=lambda _: None,
     )
 
 
@@ -381,19 +386,19 @@ def test_where_it_is_only_warned_of_a_message_is_delivered(flaw: Reason) -> None
 @pytest.mark.parametrize("flaw", [Reason.UNSIGNED, Reason.FORGED, Reason.REPLAYED])
 def test_where_signatures_are_required_a_message_without_a_valid_one_is_given_up(flaw: Reason) -> None:
     verdict = decide(entry(b"{"), REQUIRE, flaw)
-    assert isinstance(verdict, GiveUp)
+    assert isinstance(verdict, Undeliverable)
     assert verdict.reason == flaw
 
 
 def test_what_is_validly_signed_and_no_message_is_malformed() -> None:
     verdict = decide(entry(b"{"), REQUIRE, None)
-    assert isinstance(verdict, GiveUp)
+    assert isinstance(verdict, Undeliverable)
     assert verdict.reason == Reason.MALFORMED
 
 
 def test_a_policy_that_is_not_known_is_a_strict_one() -> None:
     assert isinstance(
-        decide(entry(), Consumes("tasks", STREAM, "coder", signatures="New"), Reason.FORGED), GiveUp
+        decide(entry(), Consumes("tasks", STREAM, "coder", signatures="New"), Reason.FORGED), Undeliverable
     )
 
 
@@ -405,7 +410,7 @@ def test_a_key_that_is_not_known_is_waited_for(age: float, delay: float | None, 
     read = entry(origin=f"{int(NOW)}000-0" if retried else None)
     verdict = decide(read, REQUIRE, Reason.UNKNOWN_KEY, NOW + age)
     if delay is None:
-        assert isinstance(verdict, GiveUp)
+        assert isinstance(verdict, Undeliverable)
     else:
         assert isinstance(verdict, Defer)
         assert verdict.delay == delay

@@ -1,0 +1,289 @@
+"""An attempt: what a handler is doing with one message, and what ends it; `Delivery` is its public face."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from enum import Enum
+from typing import Any
+
+from agentstream.consuming.hold import Hold
+from agentstream.consuming.once import Once
+from agentstream.consuming.settling import Settler, retry_delay
+from agentstream.errors import NoRoute, Reject, Retry
+from agentstream.protocol.reasons import Reason
+from agentstream.protocol.routes import Consumes
+from agentstream.routing.choose import SeveralRoutes
+from agentstream.transport.retry import unit
+
+_EXPIRED = "expire"
+_DEADLINE_EXCEEDED = "DeadlineExceeded: the handler was not done by its deadline"
+_log = logging.getLogger("agentstream")
+
+
+class Interruption(Enum):
+    """Why a handler is cancelled from outside."""
+
+    LOST = "its lease was lost"
+    DEADLINE = "its deadline is over"
+
+
+class Attempt:
+    """One attempt to handle one message. The first verb settles it; see `Delivery` for what each does.
+
+    Args:
+        hold: of the entry; its handler has begun.
+        policy: the group's policy.
+        settler: settles the entry.
+        extend: moves the deadline of an attempt to so many seconds from now, and returns whether its entry
+            is still held.
+        deadline: when the handler is cancelled, by the event loop's clock in seconds; None for never.
+
+    Attributes:
+        verb: the verb that settled it; empty until then.
+        interruption: why the handler was cancelled from outside; None if it was not.
+        on_interrupted: called when the attempt is interrupted.
+    """
+
+    # most attempts have these values: they are stored once, not in each attempt
+    verb = ""
+    interruption: Interruption | None = None
+    on_interrupted: Callable[[], None] | None = None
+    _task: asyncio.Task[Any] | None = None
+    _cancelling = 0
+    _cancelled = False
+
+    def __init__(
+        self,
+        hold: Hold,
+        policy: Consumes,
+        settler: Settler,
+        extend: Callable[[Attempt, float], Awaitable[bool]],
+        deadline: float | None,
+    ) -> None:
+        self.hold: Hold = hold
+        self.policy: Consumes = policy
+        self.deadline: float | None = deadline
+        self._settler = settler
+        self._extend = extend
+        self._since = time.monotonic()
+
+    def __repr__(self) -> str:
+        """Names the message, without its content."""
+        message, stream = self.hold.message, self.policy.stream
+        return f"<Delivery of {message.type} {message.id} on {stream}, attempt {self.hold.attempts}>"
+
+    @property
+    def held(self) -> bool:
+        """False once it is known that another consumer may have the message."""
+        return not self.hold.is_lost and self.verb != _EXPIRED
+
+    @property
+    def outcome(self) -> str:
+        """The verb that settled the message, or `lost`; empty until it is settled."""
+        return "lost" if self.hold.is_lost or self.hold.was_held is False else self.verb
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether it is certain that no other consumer has the message, for a handler that has not begun."""
+        return self.held and not self.hold.is_overdue
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the handler still decides what becomes of the message."""
+        return not self.verb and self.interruption is None and not self.hold.is_lost
+
+    async def ack(self) -> bool:
+        """Acknowledges the message."""
+        if self._decide("ack"):
+            self._settler.ack(self.hold)
+        return self.verb == "ack" and await self.hold.settled()
+
+    async def retry(self, after: float | None = None, reason: str = "") -> bool:
+        """Has the message delivered again, or makes it a dead letter after the group's last attempt."""
+        if self._decide("retry"):
+            self._try_again(after, reason)
+        return self.verb == "retry" and await self.hold.settled()
+
+    async def dead_letter(self, reason: str) -> bool:
+        """Makes the message a dead letter."""
+        if self._decide("dead_letter"):
+            self._settler.dead_letter(self.hold, self.policy, reason, "")
+        return self.verb == "dead_letter" and await self.hold.settled()
+
+    async def release(self) -> bool:
+        """Hands the message back; no attempt is counted."""
+        if self._decide("release"):
+            self._settler.release(self.hold)
+        return self.verb == "release" and await self.hold.settled()
+
+    async def extend(self, seconds: float) -> bool:
+        """Moves the deadline; returns whether the message is still held and not settled."""
+        return self.is_wanted and await self._extend(self, seconds)
+
+    def once(self, key: str, ttl: float) -> Once:
+        """Guards an effect outside that the group must not repeat."""
+        return self._settler.once(self.policy, key, f"{self.hold.message.id} {self.hold.fence}", ttl)
+
+    async def answer(self, payload: Any, timeout: float) -> None:
+        """Answers the message."""
+        await self._settler.replies.answer(self.hold.message, payload, self.policy, timeout)
+
+    async def answer_returned(self, answer: Any) -> None:
+        """Answers with the value that the handler returned.
+
+        Without a route to the sender the message is retried, as one may still be declared; where several
+        routes lead to the sender it becomes a dead letter.
+        """
+        try:
+            await self._settler.replies.answer(self.hold.message, answer, self.policy, patience=0)
+        except NoRoute as error:
+            is_final = isinstance(error, SeveralRoutes)
+            if not self._decide("dead_letter" if is_final else "retry"):
+                raise
+            sender = self.hold.message.sender
+            remedy = " and send the answer" if is_final else f", declare a stream that leads to {sender}"
+            why = (
+                f"the handler returned an answer, but {error}; return None{remedy},"
+                f" or have {sender} ask with Agent.request"
+            )
+            _log.warning("%r: %s", self, why)
+            if is_final:
+                self._settler.dead_letter(self.hold, self.policy, Reason.NO_ROUTE, why)
+            else:
+                self._try_again(None, why, Reason.NO_ROUTE)
+            await self.hold.settled()
+
+    def enter(self) -> None:
+        """Notes that the current task runs the handler: an interruption cancels this task."""
+        task = self._task = asyncio.current_task()
+        if task is not None:
+            self._cancelling = task.cancelling()
+        if self.interruption is not None:
+            self._cancel()
+
+    async def exit(self, error: BaseException | None) -> bool:
+        """Settles by how the handler ended, unless it has settled. Returns whether the error ends here."""
+        task, self._task = self._task, None
+        if error is None:
+            # a handler that was cancelled and ended normally has not failed
+            self._uncancel(task)
+            if self._decide("ack"):
+                self._settler.ack(self.hold)
+                await self.hold.settled()
+            return False
+        swallowed = self._uncancel(task) and isinstance(error, asyncio.CancelledError)
+        if isinstance(error, Exception):
+            await self._failed(error)
+            return True
+        if not self.verb:
+            is_late = self.interruption is Interruption.DEADLINE
+            await (self.retry(reason=_DEADLINE_EXCEEDED) if is_late else self.release())
+        return swallowed
+
+    def lose(self) -> None:
+        """Interrupts the handler, as the lease is known to be lost."""
+        if not self.verb:
+            self._interrupt(Interruption.LOST)
+
+    def expire(self) -> None:
+        """Interrupts the handler, as its deadline is over."""
+        if self.verb or self.interruption is not None:
+            return
+        _log.warning("%r: was not handled by its deadline", self)
+        self._interrupt(Interruption.DEADLINE)
+        if self._task is None and self._decide(_EXPIRED):
+            self._try_again(None, _DEADLINE_EXCEEDED)
+
+    def _interrupt(self, why: Interruption) -> None:
+        was_interrupted, self.interruption = self.interruption is not None, why
+        if not was_interrupted:
+            self._cancel()
+            if self.on_interrupted is not None:
+                self.on_interrupted()
+
+    def _cancel(self) -> None:
+        """Cancels the handler, unless it has ended by then."""
+        if self._task is None:
+            return
+        if self._task is asyncio.current_task():
+            # it would be cancelled after the block, were there no await in it
+            asyncio.get_running_loop().call_soon(self._cancel)
+        else:
+            self._cancelled = self._task.cancel()
+
+    def _uncancel(self, task: asyncio.Task[Any] | None) -> bool:
+        """Takes back this attempt's cancellation of the task. Returns whether it was the only one."""
+        if task is None or not self._cancelled:
+            return False
+        self._cancelled = False
+        return task.uncancel() <= self._cancelling
+
+    async def _failed(self, error: Exception) -> None:
+        if self.verb:
+            if not isinstance(error, Retry | Reject):
+                _log.error("%r: failed after it was settled", self, exc_info=error)
+        elif isinstance(error, Retry):
+            await self.retry(error.after, error.reason)
+        elif isinstance(error, Reject):
+            await self.dead_letter(error.reason)
+        else:
+            _log.warning("%r: failed", self, exc_info=error)
+            await self.retry(reason=f"{type(error).__name__}: {error}")
+
+    def _try_again(self, after: float | None, reason: str, at_last: str = Reason.MAX_DELIVERIES) -> None:
+        if self.hold.attempts >= self.policy.max_deliveries:
+            self._settler.dead_letter(self.hold, self.policy, at_last, reason)
+            return
+        delay = retry_delay(self.policy, self.hold.attempts, unit()) if after is None else round(after * 1000)
+        self._settler.retry(self.hold, max(delay, 0), "", reason)
+
+    def _decide(self, verb: str) -> bool:
+        """Takes the verb, if it is the first. Returns whether there is something to settle."""
+        if self.verb:
+            return False
+        self.verb = verb
+        self._settler.counters.handling.observe(time.monotonic() - self._since)
+        if self.hold.is_lost:
+            self._settler.drop_lost(self.hold)
+            return False
+        return True
+
+
+class Deadlines:
+    """Watches the deadlines of all running attempts with one timer.
+
+    Args:
+        running: returns the attempts that handlers have.
+    """
+
+    def __init__(self, running: Callable[[], Iterable[Attempt]]) -> None:
+        self._running = running
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, deadline: float) -> None:
+        """Has attempts looked at again at this time of the event loop's clock."""
+        if self._timer is None or deadline < self._timer.when():
+            self.cancel()
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._look)
+
+    def cancel(self) -> None:
+        """Stops watching."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        ahead = []
+        for attempt in list(self._running()):
+            if attempt.deadline is not None:
+                if attempt.deadline > now:
+                    ahead.append(attempt.deadline)
+                else:
+                    attempt.expire()
+        if ahead:
+            self.watch(min(ahead))

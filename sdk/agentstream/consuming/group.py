@@ -1,0 +1,208 @@
+"""The session of one group: the parts that consume it, made from the ports of this process's consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from agentstream.consuming.dispatch import Dispatcher
+from agentstream.consuming.fetch import Fetcher, FetchSignals
+from agentstream.consuming.leases import Leases
+from agentstream.consuming.renewal import Renewal
+from agentstream.consuming.settling import Settler
+from agentstream.consuming.triage import triage
+from agentstream.errors import AgentStreamError
+from agentstream.identity.keyring import Keyring, Verifier
+from agentstream.payloads.contracts import Contracts
+from agentstream.payloads.upcasting import Read
+from agentstream.protocol.commands import GroupCalls
+from agentstream.protocol.keys import Nudge
+from agentstream.protocol.routes import Consumes
+from agentstream.routing.directory import Directory
+from agentstream.sending.replies import Replies
+from agentstream.telemetry.counters import Counters
+from agentstream.transport.client import Client
+from agentstream.transport.subscriptions import Subscriptions
+
+_NUDGE_PATIENCE = 1.0
+
+
+class ConsumerIdentity(NamedTuple):
+    """The names of a consumer.
+
+    Attributes:
+        agent: name of the agent.
+        name: name of the consumer on the server.
+        pod_prefix: prefix of the names of consumers of this process's pod.
+        nudges: the channel on which the agent's processes wake each other up.
+    """
+
+    agent: str
+    name: str
+    pod_prefix: str
+    nudges: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerConnections:
+    """The connections of a consumer.
+
+    Attributes:
+        write: for sending and settling.
+        control: for sweeping, claiming and starting.
+        subscriptions: of channels.
+        reading: makes a connection for blocking reads of a stream.
+    """
+
+    write: Client
+    control: Client
+    subscriptions: Subscriptions
+    reading: Callable[[str], Client]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerServices:
+    """The parts of an agent that its consumer uses.
+
+    Attributes:
+        directory: looks up routes.
+        keyring: the keys of signed streams.
+        contracts: check payloads.
+        replies: answers requests.
+        counters: count what happens to messages.
+        renewal: renews leases.
+    """
+
+    directory: Directory
+    keyring: Keyring
+    contracts: Contracts
+    replies: Replies
+    counters: Counters
+    renewal: Renewal
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """The consumer of one process of an agent.
+
+    Attributes:
+        identity: its names.
+        connections: its connections.
+        services: the parts of the agent that it uses.
+        consumed: the groups that this process consumes by now, by key of the stream and name of the group.
+    """
+
+    identity: ConsumerIdentity
+    connections: ConsumerConnections
+    services: ConsumerServices
+    consumed: dict[tuple[str, str], GroupSession]
+
+
+class GroupSession:
+    """The parts that consume one group, from the first read to the last entry that is settled.
+
+    Args:
+        consumer: the consumer.
+        policy: the group's policy.
+        concurrency: how many messages this process holds at most.
+        read: reads the payload of a message as its handler wants it.
+        refresh: looks up the group's policy.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        policy: Consumes,
+        concurrency: int,
+        read: Read,
+        refresh: Callable[[], Awaitable[None]],
+    ) -> None:
+        identity, connections, services = consumer.identity, consumer.connections, consumer.services
+        self._consumer = consumer
+        self._key = (policy.key, policy.group)
+        self._closed = asyncio.Event()
+        self._reading = connections.reading(policy.stream)
+        self._signals = FetchSignals(self._nudge)
+        leases = Leases(GroupCalls(policy, identity.name), policy.lease / 1000, services.renewal)
+        counters = services.counters.group(policy.stream, policy.group)
+        self._settler = Settler(connections.write.call, leases, counters, services.replies, self._signals)
+        verifier = Verifier(services.keyring, policy.stream, policy.key)
+        self.dispatcher: Dispatcher = Dispatcher(
+            policy,
+            partial(triage, agent=identity.agent, flaw_of=verifier.flaw, read=read),
+            connections.control.call,
+            self._settler,
+            signals=self._signals,
+            concurrency=concurrency,
+        )
+        self._fetcher = Fetcher(
+            reading=self._reading,
+            control=connections.control,
+            sink=self.dispatcher,
+            signals=self._signals,
+            refresh=refresh,
+            pod_prefix=identity.pod_prefix,
+        )
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no more attempts begin."""
+        return self.dispatcher.is_closed
+
+    async def fetch(self, stopping: asyncio.Event) -> BaseException | None:
+        """Fetches until the event is set. Returns the error by which fetching ended otherwise, if it did."""
+        consumer = self._consumer
+        consumer.consumed[self._key] = self
+        self._unlisten = consumer.connections.subscriptions.listen(consumer.identity.nudges, self._nudged)
+        consumer.services.renewal.add(self.dispatcher.leases)
+        work = (self._fetcher.run(), self.dispatcher.order_poller.run(), stopping.wait())
+        self._tasks = [asyncio.ensure_future(each) for each in work]
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        # only a mistake in this package ends fetching or polling by itself
+        return next((task.exception() for task in done if task.exception()), None)
+
+    async def close(self, on_read_end: Callable[[], None]) -> None:
+        """Ends fetching, hands back the entries that no handler has, and waits until all others are settled.
+
+        Args:
+            on_read_end: called when the server can give this process no more entries.
+        """
+        dispatcher, services = self.dispatcher, self._consumer.services
+        dispatcher.close()
+        self._unlisten()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reading.close()
+        handed_back = await self._fetcher.release_strays(self._settler.release) + len(dispatcher.leases)
+        on_read_end()
+        await dispatcher.hand_back()
+        if handed_back:
+            await self._nudge()
+        await dispatcher.ended()
+        services.renewal.remove(dispatcher.leases)
+        del self._consumer.consumed[self._key]
+        self._closed.set()
+
+    async def closed(self) -> None:
+        """Waits until it is closed."""
+        await self._closed.wait()
+
+    async def _nudge(self) -> None:
+        """Tells the agent's consumers that there are entries to claim."""
+        control = self._consumer.connections.control
+        with contextlib.suppress(AgentStreamError, TimeoutError):
+            async with asyncio.timeout(_NUDGE_PATIENCE):
+                await control.call("PUBLISH", self._consumer.identity.nudges, Nudge.SWEEP)
+
+    def _nudged(self, nudge: bytes) -> None:
+        """Acts at once on a change that this process would only notice later."""
+        if nudge == Nudge.SWEEP.encode():
+            self._signals.sweep_now()
+        elif nudge == Nudge.ROUTES.encode():
+            self._consumer.services.directory.forget()
+            self._signals.look_again()
