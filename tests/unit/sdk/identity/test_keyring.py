@@ -364,13 +364,9 @@ def decide(read: Entry, policy: Consumes, flaw: Reason | None, now: float = NOW)
 
 def test_without_a_policy_nothing_is_checked() -> None:
     policy = Consumes("tasks", STREAM, "coder")
+    hold = Hold(entry(), 1, DELIVERED, math.inf)
     verdict = triage(
-        Hold(entry(), 1, DELIVERED, math.inf),
-        policy,
-        "coder",
-        NOW,
-        flaw_of=lambda _: pytest.fail("it was checked"),
-        read=lambda _: None,
+        hold, policy, NOW, agent="coder", flaw_of=lambda _: pytest.fail("it was checked"), read=lambda _: None
     )
     assert isinstance(verdict, Deliver)
     assert verdict.flaw is None
