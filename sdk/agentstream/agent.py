@@ -1,4 +1,4 @@
-"""The agent: what a program sends with and consumes from."""
+"""The agent: a program sends and consumes messages with it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from agentstream.telemetry.metrics import Observed
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 _Upcast = TypeVar("_Upcast", bound=Upcast)
-# Milliseconds since 1970 at which agents of this process started, no two the same.
+# Milliseconds since 1970 at which agents of this process started, each a different number.
 _starts = itertools.count(int(time.time() * 1000))
 
 
 class Agent(Producer):
     """One agent of a namespace, as an asynchronous context manager.
 
-    Nothing is connected before it is needed, and everything is connected again when it breaks: a server that
-    is away delays, it is no error until a deadline is over. Where the settings have a port for probes, the
-    agent answers them from entering to leaving, and connects at once.
+    Connections are made when they are first needed, and again when they break: while the server is away,
+    calls are delayed and fail only when their deadline is over. Where the settings have a port for probes,
+    the agent answers them from entering to leaving, and connects at once.
 
     Attributes:
         name: the agent's name.
@@ -84,10 +84,10 @@ class Agent(Producer):
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """The agent that the environment names; see `Settings.from_env`.
+        """Makes the agent that the environment names; see `Settings.from_env`.
 
-        In the main thread it takes care of SIGTERM and SIGINT: the first one calls `stop`, so that iterations
-        over `stream_consume` end after the message in hand. A program that consumes nothing at that moment is
+        In the main thread it handles SIGTERM and SIGINT: the first one calls `stop`, so that iterations over
+        `stream_consume` end after the current message. A program that consumes nothing at that moment is
         cancelled.
 
         Raises:
@@ -97,7 +97,7 @@ class Agent(Producer):
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
-        """The agent that the settings name. Signals are left to the application."""
+        """Makes the agent that the settings name. Signals are left to the application."""
         return cls(settings, ends_on_signals=False)
 
     def stream_consume(
@@ -108,24 +108,23 @@ class Agent(Producer):
         group: str | None = None,
         concurrency: int = 64,
     ) -> Deliveries[Payload]:
-        """The messages that the agent's group on a stream is to handle, as an asynchronous iterator.
+        """Consumes a stream: returns an asynchronous iterator over the messages of the agent's group.
 
-        Iterate over it from as many tasks as are to work at the same time. A message of which two
-        attempts ended without a word, as by a crash, is handed out alone: the iterator waits until it is
-        settled.
+        Iterate over it from as many tasks as are to work at the same time. A message of which two attempts
+        ended unsettled, as by a crash, is handled alone: the iterator waits until it is settled.
 
         Args:
             stream: name of the AgentStream.
-            payload: what `Delivery.payload` is to be: a msgspec.Struct, dataclass, TypedDict or pydantic
+            payload: the type of `Delivery.payload`: a msgspec.Struct, dataclass, TypedDict or pydantic
                 model, in the version that it names as `__schema_version__`. A message that does not fit
                 becomes a dead letter.
             group: name of the ConsumerGroup, where the agent has several on the stream.
-            concurrency: how many messages this process holds at most, running and read ahead, apart from
+            concurrency: how many messages this process holds at most, running and prefetched, apart from
                 those that wait for others with the same key.
 
         Raises:
             ValueError: the concurrency is not positive.
-            TypeError: no payload has such a type.
+            TypeError: it is no type of payloads.
         """
         _check(concurrency)
         read = message_reader(payload, None, self._handlers.upcasters)
@@ -144,20 +143,20 @@ class Agent(Producer):
         """Declares the decorated function the handler of one type of message; see docs/handlers.md.
 
         It takes (payload), (payload, delivery), (delivery) or (message), as its annotations say.
-        It is asynchronous, or runs in a thread. What it returns is the reply, unless it is None.
+        It is asynchronous, or runs in a thread. Its result is the reply, unless it is None.
 
         Args:
             type: `task_request`, `task_result` or `event`.
             stream: name of the AgentStream; may be left out where the agent consumes only one.
             group: name of the ConsumerGroup, where the agent has several on the stream.
-            version: the version of payloads that it knows; by default that which their type names as
-                `__schema_version__`, or the first.
+            version: the version of payloads that it takes; by default the `__schema_version__` of their type,
+                or the first.
             batch_size: how many messages a call gets at most, in a list; by default one, not in a list.
             max_wait: how many seconds after its first message a batch is handled although it is not full.
 
         Raises:
             ValueError: there is no such type or it has a handler already, or a number is not positive.
-            TypeError: the function takes something else.
+            TypeError: the function's parameters are not those of a handler.
         """
 
         def declare(function: _Handler) -> _Handler:
@@ -179,7 +178,7 @@ class Agent(Producer):
         *,
         from_version: int,
     ) -> Callable[[_Upcast], _Upcast]:
-        """Declares that the decorated function makes the payload of the next version out of an older one.
+        """Declares the decorated function the upcaster of payloads from one version to the next.
 
         Args:
             type: `task_request`, `task_result` or `event`.
@@ -206,7 +205,7 @@ class Agent(Producer):
         Raises:
             ValueError: there are no handlers, or the concurrency is not positive.
             NoConsumerGroup: the agent consumes no such stream or group, or several where none is named.
-            SettingsError: a stream has contracts, and what checks them is not installed.
+            SettingsError: a stream has contracts, and the library that checks them is not installed.
         """
         _check(concurrency)
         await run(self._handlers, self._consume, concurrency)
@@ -221,7 +220,7 @@ class Agent(Producer):
     def stop(self) -> None:
         """Ends all iterations over `stream_consume` and `notifications`.
 
-        What is in hand can be settled, and messages be sent.
+        Messages that handlers have can still be settled, and messages can be sent.
         """
         self._stopping = True
         for mailbox in self._mailboxes:
@@ -230,7 +229,7 @@ class Agent(Producer):
             consumption.stop()
 
     async def __aenter__(self) -> Self:
-        """The agent.
+        """Starts probes, metrics and signal handling.
 
         Raises:
             SettingsError: the port for probes cannot be listened on.
@@ -253,7 +252,7 @@ class Agent(Producer):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Hands back what is not settled, and closes the connections.
+        """Hands back unsettled messages, and closes the connections.
 
         Raises:
             SystemExit: a signal ended the program, which consumed nothing.

@@ -204,8 +204,9 @@ class Delivery(Generic[Payload]):
     async def __aenter__(self) -> Self:
         """Starts handling."""
         self._attempt.enter()
-        tracing = spans(self.trace_context)
-        self._handling = None if tracing is None else tracing.handling(self, self.group)
+        tracing = spans(self._attempt.hold.entry.trace)
+        if tracing is not None:
+            self._handling = tracing.handling(self, self.group)
         return self
 
     async def __aexit__(
@@ -216,4 +217,5 @@ class Delivery(Generic[Payload]):
             return await self._attempt.exit(error)
         finally:
             if self._handling is not None:
-                self._handling.end(error, self.outcome)
+                handling, self._handling = self._handling, None
+                handling.end(error, self.outcome)

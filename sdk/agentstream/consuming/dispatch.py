@@ -106,7 +106,7 @@ class Dispatcher:
         for hold in holds:
             if self.leases.acquire(hold):
                 received += 1
-                if hold.entry.after is None or self._key_order.put(hold):
+                if hold.after is None or self._key_order.put(hold):
                     self._admit(hold)
         if received:
             self._counters.add(RECEIVED, count=received)
@@ -202,12 +202,13 @@ class Dispatcher:
                     hold.entry.origin,
                 )
                 attempt.lose()
-                self._leave_key(hold)
             elif hold in self._running:
                 self._ready.remove(hold)
                 self.holds_ended((hold,))
+                continue
             else:
                 self._prefetched.discard(hold)
+            if hold.after is not None:
                 self._leave_key(hold)
         self._look_again()
 
@@ -215,7 +216,8 @@ class Dispatcher:
         """Makes room for others, as these entries are settled, handed back or lost."""
         for hold in holds:
             self._running.pop(hold, None)
-            self._leave_key(hold)
+            if hold.after is not None:
+                self._leave_key(hold)
         self._prefetched.ended(holds)
         if not self._running:
             self._idle.set()
@@ -228,11 +230,10 @@ class Dispatcher:
 
     def _leave_key(self, hold: Hold) -> None:
         """Lets the next entry with the same ordering key have its turn."""
-        if hold.entry.after is not None:
-            following = self._key_order.leave(hold)
-            if following is not None:
-                self._admit(following)
-            self.order_poller.look()
+        following = self._key_order.leave(hold)
+        if following is not None:
+            self._admit(following)
+        self.order_poller.look()
 
     def _admit(self, hold: Hold) -> None:
         """Decides what becomes of an entry; with an ordering key, when its turn has come."""
@@ -298,7 +299,7 @@ class Dispatcher:
             self._watch(hold, attempt.deadline)
         counter = hold.counter
         try:
-            (code,) = await self._call(*self._commands.renew(hold.entry.source, (hold,)))
+            (code,) = await self._call(*self._commands.renew(hold.source, (hold,)))
         except AgentStreamError as error:
             _log.debug("cannot ask whether entry %s is still held: %s", hold.entry.origin, error)
         else:

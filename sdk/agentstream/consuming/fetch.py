@@ -145,15 +145,10 @@ class FetchSignals:
 
 
 class HoldSink(Protocol):
-    """Takes the entries that are fetched."""
+    """Takes the entries that are fetched, as far as its capacity allows."""
 
-    @property
-    def leases(self) -> Leases:
-        """The held entries."""
-
-    @property
-    def capacity(self) -> Capacity:
-        """How many more may be held."""
+    leases: Leases
+    capacity: Capacity
 
     def accept(self, holds: Iterable[Hold]) -> None:
         """Takes new holds."""

@@ -32,14 +32,7 @@ _NUDGE_PATIENCE = 1.0
 
 
 class ConsumerIdentity(NamedTuple):
-    """The names of a consumer.
-
-    Attributes:
-        agent: name of the agent.
-        name: name of the consumer on the server.
-        pod_prefix: prefix of the names of consumers of this process's pod.
-        nudges: the channel on which the agent's processes wake each other up.
-    """
+    """The names of a consumer; `nudges` is the channel on which the agent's processes wake each other up."""
 
     agent: str
     name: str
@@ -51,11 +44,8 @@ class ConsumerIdentity(NamedTuple):
 class ConsumerConnections:
     """The connections of a consumer.
 
-    Attributes:
-        write: for sending and settling.
-        control: for sweeping, claiming and starting.
-        subscriptions: of channels.
-        reading: makes a connection for blocking reads of a stream.
+    `write` is for sending and settling, `control` for sweeping, claiming and starting; `reading` makes one
+    for blocking reads of a stream.
     """
 
     write: Client
@@ -66,16 +56,7 @@ class ConsumerConnections:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerServices:
-    """The parts of an agent that its consumer uses.
-
-    Attributes:
-        directory: looks up routes.
-        keyring: the keys of signed streams.
-        contracts: check payloads.
-        replies: answers requests.
-        counters: count what happens to messages.
-        renewal: renews leases.
-    """
+    """The parts of an agent that its consumer uses."""
 
     directory: Directory
     keyring: Keyring
@@ -87,14 +68,7 @@ class ConsumerServices:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """The consumer of one process of an agent.
-
-    Attributes:
-        identity: its names.
-        connections: its connections.
-        services: the parts of the agent that it uses.
-        consumed: the groups that this process consumes by now, by key of the stream and name of the group.
-    """
+    """The consumer of one process; `consumed` has its sessions by key of the stream and name of the group."""
 
     identity: ConsumerIdentity
     connections: ConsumerConnections

@@ -54,7 +54,7 @@ class Hold:
     - CLAIMED: delivered before, to a consumer that did not settle it; the attempt that comes next is not
       counted yet. COUNTING: the server is counting it. DELIVERED: it is counted. BEGUN: a handler has it.
     - SETTLING: a command that ends the hold waits to be sent or is under way. SETTLED: the command was
-      answered or given up; `was_held` says whether the hold was still valid.
+      answered or abandoned; `was_held` says whether the hold was still valid.
     - LOST: another consumer may have the entry, or its group is gone.
 
     Invariants: `counter` changes only from COUNTING to DELIVERED, and never decreases. While a command about
@@ -66,7 +66,7 @@ class Hold:
     or counter, the reply to its renewal carries that counter, and the loop ignores a loss at another one.
 
     Attributes:
-        entry: the entry.
+        entry: the entry; `source`, `id` and `after` are copied from it, for commands.
         counter: the delivery counter at which it is held; the server refuses to settle at any other.
         state: how far it has come.
         lease_until: when the lease runs out, by `time.monotonic`, which is the event loop's clock.
@@ -78,8 +78,8 @@ class Hold:
     """
 
     __slots__ = (
-        "_waiters", "counter", "entry", "is_finished", "lease_until", "message", "payload", "renew_until",
-        "state", "was_held",
+        "_waiters", "after", "counter", "entry", "id", "is_finished", "lease_until", "message", "payload",
+        "renew_until", "source", "state", "was_held",
     )  # fmt: skip
 
     message: Message
@@ -87,6 +87,9 @@ class Hold:
 
     def __init__(self, entry: Entry, counter: int, state: HoldState, lease_until: float) -> None:
         self.entry: Entry = entry
+        self.source: Source = entry.source
+        self.id: str = entry.id
+        self.after: str | None = entry.after
         self.counter: int = counter
         self.state: HoldState = state
         self.lease_until: float = lease_until
@@ -97,31 +100,43 @@ class Hold:
 
     def count(self) -> None:
         """Notes that the server is asked to count the attempt."""
-        self._go(COUNTING, CLAIMED)
+        if self.state is not CLAIMED:
+            self._refuse(COUNTING)
+        self.state = COUNTING
 
     def counted(self, counter: int, lease_until: float) -> None:
         """Notes that the attempt is counted, by which the lease was renewed."""
-        self._go(DELIVERED, COUNTING)
+        if self.state is not COUNTING:
+            self._refuse(DELIVERED)
+        self.state = DELIVERED
         self.counter = counter
         self.lease_until = lease_until
 
     def begin(self) -> None:
         """Notes that a handler gets the message."""
-        self._go(BEGUN, DELIVERED)
+        if self.state is not DELIVERED:
+            self._refuse(BEGUN)
+        self.state = BEGUN
 
     def start_settling(self) -> None:
         """Notes that a command which ends the hold is about to be sent."""
-        self._go(SETTLING, *RELEASABLE)
+        if self.state not in RELEASABLE:
+            self._refuse(SETTLING)
+        self.state = SETTLING
 
     def settle(self, *, was_held: bool, is_finished: bool = False) -> None:
         """Notes how settling ended, and wakes up the callers of `settled`."""
-        self._go(SETTLED, SETTLING)
+        if self.state is not SETTLING:
+            self._refuse(SETTLED)
+        self.state = SETTLED
         self.is_finished = is_finished
         self._end(was_held=was_held)
 
     def lose(self) -> None:
         """Notes that the entry is not held any more."""
-        self._go(LOST, CLAIMED, COUNTING, DELIVERED, BEGUN)
+        if self.state not in (*RELEASABLE, COUNTING):
+            self._refuse(LOST)
+        self.state = LOST
         self._end(was_held=False)
 
     def read(self, message: Message, payload: Any) -> None:
@@ -147,21 +162,6 @@ class Hold:
             self._waiters = (*self._waiters, waiter)
             await waiter
         return bool(self.was_held)
-
-    @property
-    def source(self) -> Source:
-        """The stream that the entry is on."""
-        return self.entry.source
-
-    @property
-    def id(self) -> str:
-        """The entry's id on that stream."""
-        return self.entry.id
-
-    @property
-    def after(self) -> str | None:
-        """The entry before it with the same ordering key; None without an ordering key."""
-        return self.entry.after
 
     @property
     def is_busy(self) -> bool:
@@ -198,11 +198,9 @@ class Hold:
         """How often the group was given the message: more at every delivery."""
         return self.entry.earlier_fence + self.counter
 
-    def _go(self, to: HoldState, *sources: HoldState) -> None:
-        if self.state not in sources:
-            self.renew_until = -math.inf
-            raise TransitionError(f"entry {self.entry.id} is {self.state} and cannot become {to}")
-        self.state = to
+    def _refuse(self, state: HoldState) -> None:
+        self.renew_until = -math.inf
+        raise TransitionError(f"entry {self.entry.id} is {self.state} and cannot become {state}")
 
     def _end(self, *, was_held: bool) -> None:
         self.was_held = was_held

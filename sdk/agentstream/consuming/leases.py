@@ -22,9 +22,9 @@ _BATCH = 500
 def batches(holds: Sequence[Hold]) -> Iterator[tuple[Source, Sequence[Hold]]]:
     """Yields holds by the stream that they are on, as many at a time as one function call takes."""
     for retry in (False, True):
-        of_source = [hold for hold in holds if hold.entry.source.retry is retry]
+        of_source = [hold for hold in holds if hold.source.retry is retry]
         for i in range(0, len(of_source), _BATCH):
-            yield of_source[i].entry.source, of_source[i : i + _BATCH]
+            yield of_source[i].source, of_source[i : i + _BATCH]
 
 
 class Renews(Protocol):
@@ -91,14 +91,14 @@ class Leases:
     def acquire(self, hold: Hold) -> bool:
         """Adds a hold. Returns False if the entry is held already; that hold's lease is extended instead."""
         holds = self._holds_of(hold)
-        known = holds.get(hold.entry.id)
+        known = holds.get(hold.id)
         if known is not None:
             if known.is_busy or known.counter == hold.counter:
                 known.renew(hold.lease_until)
                 return False
             self.expire([(known, known.counter)])
         was_empty = not self._main and not self._retries
-        holds[hold.entry.id] = hold
+        holds[hold.id] = hold
         if was_empty:
             self._renewal.first_acquired(self)
         return True
@@ -106,8 +106,8 @@ class Leases:
     def drop(self, hold: Hold) -> None:
         """Removes a hold that has ended."""
         holds = self._holds_of(hold)
-        if holds.get(hold.entry.id) is hold:
-            del holds[hold.entry.id]
+        if holds.get(hold.id) is hold:
+            del holds[hold.id]
 
     def end(self, holds: Sequence[Hold]) -> None:
         """Removes holds that are settled, handed back or dropped, and tells the listener."""
@@ -118,7 +118,7 @@ class Leases:
 
     def expire_all(self, source: Source) -> None:
         """Loses all entries of a stream, as the group is gone from it."""
-        self.expire([(hold, hold.counter) for hold in self.held() if hold.entry.source == source])
+        self.expire([(hold, hold.counter) for hold in self.held() if hold.source == source])
 
     def expire(self, holds: list[tuple[Hold, int]]) -> None:
         """Loses holds that are not valid any more at these delivery counters, and tells the listener.
@@ -128,9 +128,7 @@ class Leases:
         lost = [
             hold
             for hold, counter in holds
-            if not hold.is_busy
-            and hold.counter == counter
-            and self._holds_of(hold).get(hold.entry.id) is hold
+            if not hold.is_busy and hold.counter == counter and self._holds_of(hold).get(hold.id) is hold
         ]
         for hold in lost:
             hold.lose()
@@ -145,4 +143,4 @@ class Leases:
             self._loop.call_soon_threadsafe(self.expire, holds)
 
     def _holds_of(self, hold: Hold) -> dict[str, Hold]:
-        return self._retries if hold.entry.source.retry else self._main
+        return self._retries if hold.source.retry else self._main

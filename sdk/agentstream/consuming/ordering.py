@@ -1,10 +1,10 @@
 """Ordering by key: of the entries with one ordering key, one at a time is handled. A pure decision.
 
-Entries of one key form a lane, in which one at a time is in hand: from when its turn has come until it is
+Entries of one key form a lane, of which one at a time is current: from when its turn has come until it is
 settled. Every entry names its predecessor. Its turn comes when the group has finished the predecessor. This
 process knows that if it has just done so itself; otherwise it asks the server.
 
-An entry of the retry stream had its turn before it was retried: it waits only for the entry in hand. Entries
+An entry of the retry stream had its turn before it was retried: it waits only for the current entry. Entries
 wait only for those that were added earlier, so they never wait in a circle.
 """
 
@@ -36,18 +36,18 @@ class _Lane:
 
     Attributes:
         key: the key.
-        in_hand: the hold whose turn it is.
+        current: the hold whose turn it is.
         waiting: the others, oldest first.
         ask_at: when to ask the server about the first of these.
         ask_with_others_at: from when to include it if the server is asked about others.
         backoff: how long to wait before asking again.
     """
 
-    __slots__ = ("ask_at", "ask_with_others_at", "backoff", "in_hand", "key", "waiting")
+    __slots__ = ("ask_at", "ask_with_others_at", "backoff", "current", "key", "waiting")
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.in_hand: Hold | None = None
+        self.current: Hold | None = None
         self.waiting: list[Hold] = []
         self.ask_at = self.ask_with_others_at = -math.inf
         self.backoff: Backoff
@@ -95,8 +95,8 @@ class KeyOrder:
             return None
         if hold.is_finished:
             self._remember(lane.key, hold.entry.origin)
-        if lane.in_hand is hold:
-            lane.in_hand = None
+        if lane.current is hold:
+            lane.current = None
         else:
             was_first = lane.waiting[0] is hold
             lane.waiting.remove(hold)
@@ -124,7 +124,7 @@ class KeyOrder:
         return finished
 
     def clear(self) -> list[Hold]:
-        """Removes and returns all holds that wait; those in hand stay."""
+        """Removes and returns all holds that wait; current ones stay."""
         waiting = [hold for lane in self._lanes.values() for hold in lane.waiting]
         for hold in waiting:
             del self._lane_of[hold]
@@ -138,7 +138,7 @@ class KeyOrder:
     def _go_on(self, lane: _Lane) -> Hold | None:
         """Looks at a lane whose first hold has changed. Returns that hold if its turn has come."""
         self._asking.pop(lane, None)
-        if lane.in_hand is not None:
+        if lane.current is not None:
             return None
         if not lane.waiting:
             del self._lanes[lane.key]
@@ -154,8 +154,8 @@ class KeyOrder:
     def _take_turn(self, lane: _Lane) -> Hold:
         self._asking.pop(lane, None)
         self._waiting -= 1
-        lane.in_hand = lane.waiting.pop(0)
-        return lane.in_hand
+        lane.current = lane.waiting.pop(0)
+        return lane.current
 
     def _remember(self, key: str, entry_id: str) -> None:
         self._finished.pop(key, None)

@@ -199,7 +199,7 @@ class Consumption:
         """Reads a payload as the handler wants it, after checking it by the stream's contract.
 
         Raises:
-            InvalidMessage: no handler takes the message, or its payload is not what it must be.
+            InvalidMessage: no handler takes the message, or its payload violates contract or type.
         """
         self._contract.check(message)
         return self._read(message)
@@ -208,7 +208,7 @@ class Consumption:
 class Deliveries(AsyncIterator[Delivery[Payload]], Generic[Payload]):
     """The deliveries of one group: iterate over them, from as many tasks as are to work at the same time.
 
-    Iteration ends when the agent stops. Leaving it hands back what was read ahead: at once with `aclose`, or
+    Iteration ends when the agent stops. Leaving it hands back prefetched messages: at once with `aclose`, or
     where `async with` ends, and soon after nothing refers to the iterator any more.
     """
 
@@ -225,7 +225,7 @@ class Deliveries(AsyncIterator[Delivery[Payload]], Generic[Payload]):
         """Waits for the next delivery.
 
         Raises:
-            NoConsumerGroup: the agent consumes no such group; the message says what is declared.
+            NoConsumerGroup: the agent consumes no such group; the error names the declared ones.
             SettingsError: the stream has contracts, and the library that checks them is not installed.
         """
         attempt = self._consumption.take()

@@ -192,7 +192,7 @@ class Settler:
         """Sends a command until a reply comes or the deadline is over.
 
         Without a deadline it stops when the last lease is over, as others may then have the entries. That is
-        so only if the server answers: a server that is away gives them to nobody.
+        so only if the server answers: while it is away, no consumer gets them.
 
         Returns its reply, None without one, and whether an earlier reply was lost.
         """

@@ -1,1 +1,1 @@
-"""Declares handlers and runs them over what is consumed."""
+"""Declares handlers, and runs them with the messages of the streams that they consume."""

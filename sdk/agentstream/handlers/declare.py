@@ -1,4 +1,4 @@
-"""Handlers: which function gets which messages, and in what form. It is decided when they are declared."""
+"""Declaring handlers: which function gets which messages, and in what form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EMPTY = inspect.Parameter.empty
 
 
 class Form(Enum):
-    """What a handler is called with."""
+    """The arguments of a handler."""
 
     PAYLOAD = "payload"
     DELIVERY = "delivery"
@@ -38,7 +38,7 @@ class Form(Enum):
 
 
 class Subscription(NamedTuple):
-    """What handlers are declared for.
+    """The source of a handler's messages.
 
     Attributes:
         stream: name of the AgentStream; None for the only one that the agent consumes.
@@ -53,10 +53,10 @@ class Handler(msgspec.Struct, frozen=True):
     """A function for the messages of one type.
 
     Attributes:
-        function: what is called.
-        form: with what.
+        function: the function.
+        form: its arguments.
         read: reads the payload.
-        blocks: whether it runs in a thread, for it is not asynchronous.
+        blocks: whether it runs in a thread, as it is not asynchronous.
         batch_size: how many messages one call gets at most, in a list; None for one message, not in a list.
         max_wait: how many seconds after its first message a batch is handled although it is not full.
     """
@@ -69,13 +69,13 @@ class Handler(msgspec.Struct, frozen=True):
     max_wait: float
 
     async def __call__(self, in_thread: InThread, *deliveries: Delivery[Any]) -> Any:
-        """What the function returns for these deliveries."""
+        """Calls the function with these deliveries, and returns its result."""
         forms = [self._arguments(delivery) for delivery in deliveries]
         arguments = forms[0] if self.batch_size is None else ([form[0] for form in forms],)
         if not self.blocks:
             return await self.function(*arguments)
         result = await in_thread(self.function, *arguments)
-        # such as that of a decorator around an asynchronous function
+        # as from a decorator around an asynchronous function
         return await result if inspect.isawaitable(result) else result
 
     def _arguments(self, delivery: Delivery[Any]) -> tuple[Any, ...]:
@@ -87,11 +87,7 @@ class Handler(msgspec.Struct, frozen=True):
 
 
 class Handlers:
-    """All handlers of one agent.
-
-    Attributes:
-        upcasters: of the payloads that they get.
-    """
+    """All handlers of one agent, and the upcasters of the payloads that they get."""
 
     def __init__(self) -> None:
         self.upcasters: Upcasters = Upcasters()
@@ -99,11 +95,11 @@ class Handlers:
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:
-        """What there are handlers for."""
+        """The subscriptions that have handlers."""
         return tuple(self._by_type)
 
     def of(self, subscription: Subscription) -> dict[str, Handler]:
-        """The handlers of a subscription by type of message."""
+        """Returns the handlers of a subscription by type of message."""
         return self._by_type[subscription]
 
     def add(
@@ -120,23 +116,23 @@ class Handlers:
 
         Raises:
             ValueError: the type of message is unknown or has a handler already, or a number is not positive.
-            TypeError: the function does not take what a handler may.
+            TypeError: the function's parameters are not those of a handler.
         """
         if message_type not in typing.get_args(MessageType):
             raise ValueError(f"a message is a {', '.join(typing.get_args(MessageType))}, not {message_type}")
         if (batch_size is not None and batch_size < 1) or max_wait <= 0:
             raise ValueError("batch_size and max_wait must be positive")
         if self._by_type and (subscription.stream is None) != (None in {s.stream for s in self._by_type}):
-            raise ValueError("name the stream of all handlers, or of none: then it is the only one")
+            raise ValueError("name the stream of all handlers, or of none if the agent consumes only one")
         known = self._by_type.get(subscription, {})
         if message_type in known:
             raise ValueError(
                 f"{message_type} has a handler already: {_name(known[message_type].function)}; "
-                f"kinds of payload are told apart in one handler"
+                f"use one handler for all kinds of payload of a type"
             )
         form, payload_type = _form(function) if batch_size is None else _batch_form(function)
         if form is Form.MESSAGE and version is not None:
-            raise TypeError(f"{_name(function)}: a message is taken as it is, whatever its version")
+            raise TypeError(f"{_name(function)}: a handler of messages gets all versions; leave out version=")
         try:
             read = message_reader(payload_type, version, self.upcasters)
         except TypeError as error:
@@ -145,7 +141,7 @@ class Handlers:
         self._by_type.setdefault(subscription, {})[message_type] = handler
 
     def reader(self, subscription: Subscription) -> Read:
-        """What reads the payloads of all messages that come by a subscription."""
+        """Returns a function that reads the payloads of all messages of a subscription."""
         by_type = self._by_type[subscription]
 
         def read(message: Message) -> Any:
@@ -160,10 +156,10 @@ class Handlers:
 
 
 def _form(function: Function) -> tuple[Form, Any]:
-    """With what a function is to be called, and the type of the payload.
+    """Returns the arguments of a handler, and the type of its payload.
 
     Raises:
-        TypeError: it takes something else.
+        TypeError: the function's parameters are not those of a handler.
     """
     first, *others = _annotations(function)
     _check_answer(function)
@@ -182,7 +178,7 @@ def _form(function: Function) -> tuple[Form, Any]:
 
 
 def _check_answer(function: Function) -> None:
-    """Raises TypeError if a function says that it returns what no message can carry."""
+    """Raises TypeError if a function is annotated to return a value that no message can carry."""
     returned = inspect.signature(function, eval_str=True).return_annotation
     is_union = typing.get_origin(returned) in (typing.Union, types.UnionType)
     for kind in typing.get_args(returned) if is_union else (returned,):
@@ -195,7 +191,7 @@ def _check_answer(function: Function) -> None:
 
 
 def _batch_form(function: Function) -> tuple[Form, Any]:
-    """The same for a function that takes a list."""
+    """Does the same for a function that takes a list."""
     first, *others = _annotations(function)
     returned = inspect.signature(function, eval_str=True).return_annotation
     if others or not (first in (_EMPTY, list) or typing.get_origin(first) is list):
@@ -216,15 +212,15 @@ def _single(function: Function, annotation: Any) -> tuple[Form, Any]:
 
 
 def _annotations(function: Function) -> list[Any]:
-    """The annotations of what a function has to be given.
+    """Returns the annotations of a function's required parameters.
 
     Raises:
-        TypeError: they cannot be told, or there is nothing.
+        TypeError: they cannot be resolved, or there are none.
     """
     try:
         parameters = inspect.signature(function, eval_str=True).parameters.values()
     except Exception as error:
-        what = f"its annotations cannot be resolved: {error}; define what they name at the top of a module"
+        what = f"its annotations cannot be resolved: {error}; define the names in them at the top of a module"
         raise TypeError(f"{_name(function)}: {what}") from error
     needed = [p for p in parameters if p.kind is not p.KEYWORD_ONLY or p.default is _EMPTY]
     if not needed or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed):

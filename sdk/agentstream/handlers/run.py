@@ -1,4 +1,4 @@
-"""Running handlers: as many at a time as are wanted, on all streams that have some."""
+"""Running handlers: on all streams that have some, up to the concurrency at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from agentstream.handlers.declare import Handler, Handlers, Subscription
 from agentstream.payloads.upcasting import Read
 
 Consume = Callable[[Subscription, Read, int], Consumption]
-"""Begins to consume: what, how its payloads are read, and how many messages are held at most."""
+"""Begins to consume a subscription; takes the reader of its payloads and the concurrency."""
 
 
 async def run(handlers: Handlers, consume: Consume, concurrency: int) -> None:
-    """Runs all handlers until the consuming ends; see `Agent.run`."""
+    """Runs all handlers until the agent stops; see `Agent.run`."""
     if not handlers.subscriptions:
         raise ValueError("there are no handlers: declare some with @agent.on")
     try:
@@ -35,7 +35,7 @@ async def _serve(handlers: Handlers, subscription: Subscription, consume: Consum
     """Runs the handlers of one subscription."""
     by_type = handlers.of(subscription)
     sizes = {name: handler.batch_size for name, handler in by_type.items() if handler.batch_size is not None}
-    # a batch is to be complete without waiting for one of its own
+    # a batch must be able to fill up: each of its messages occupies a worker
     concurrency = max([concurrency, *sizes.values()])
     threads = _Threads(concurrency)
     batches = {name: Batches(by_type[name], size, threads.run) for name, size in sizes.items()}
@@ -62,7 +62,7 @@ async def _serve(handlers: Handlers, subscription: Subscription, consume: Consum
 async def _work(
     consumption: Consumption, by_type: dict[str, Handler], batches: dict[str, Batches], threads: _Threads
 ) -> None:
-    """Handles one message after the other."""
+    """Handles messages one after the other."""
     while (attempt := consumption.take() or await consumption.next()) is not None:
         delivery: Delivery[Any] = Delivery(attempt)
         batch = batches.get(delivery.message.type)
@@ -78,15 +78,15 @@ async def _work(
 
 
 class _Threads:
-    """Threads for handlers that block: as many as may run at a time, started when they are needed."""
+    """Threads for handlers that block: up to the concurrency, started when needed."""
 
     def __init__(self, most: int) -> None:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="handler")
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns, even if the caller is cancelled meanwhile: it cannot be interrupted.
+        """Runs a function, and returns its result even if the caller is cancelled: it cannot be interrupted.
 
-        What it has done by then is not to be done again. Cancelling twice gives it up.
+        What it has done must not be done again. A second cancellation abandons it.
         """
         call = partial(contextvars.copy_context().run, _called, function, *arguments)
         running = asyncio.get_running_loop().run_in_executor(self._pool, call)

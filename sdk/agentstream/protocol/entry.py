@@ -110,7 +110,7 @@ def parse_entry(source: Source, entry_id: str, fields: list[bytes]) -> Entry:
 
 
 def position(entry_id: str) -> tuple[int, int]:
-    """The place of an id in its stream, for sorting; what is no id comes first."""
+    """The place of an id in its stream, for sorting; a text that is no id comes first."""
     found = _ID.fullmatch(entry_id)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
