@@ -52,8 +52,8 @@ class Adapter:
     Attributes:
         api: as above.
         team: as above.
-        children: what it knows of Secrets, Deployments and pods.
-        references: as the operator has them.
+        owned: what it knows of Secrets, Deployments and pods.
+        deployment_refs: as the operator has them.
         cluster: the adapter.
     """
 

@@ -29,7 +29,7 @@ async def watching(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     """References that are looked at all the time."""
     monkeypatch.setattr("agentstream_operator.cluster.deployment_refs._EVERY", 0.01)
     watch = asyncio.create_task(adapter.deployment_refs.watch())
-    yield adapter.references
+    yield adapter.deployment_refs
     assert not watch.done()
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)

@@ -12,7 +12,7 @@ from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.owned_objects import Change
 from agentstream_operator.cluster.resource_cache import Resource, ResourceCache
 from agentstream_operator.plan.observed import Gone
-from agentstream_operator.reconcile.state.index import Store
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.meta import ResourceKey
 from cluster.adapter import Adapter, adapter_of
 from cluster.team import Team
@@ -26,7 +26,7 @@ async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
         yield connected
 
 
-class Known(Store):
+class Known(ResourceIndex):
     """Who acts on resources; counts how often it was told of one."""
 
     told = 0
@@ -39,7 +39,7 @@ class Known(Store):
         return super().put(resource)
 
 
-def inventory_of(adapter: Adapter, known: Known) -> ResourceCache:
+def cache_of(adapter: Adapter, known: Known) -> ResourceCache:
     woken: list[Change] = []
     return ResourceCache(adapter.api, [adapter.team.namespace], adapter.owned, known, woken.append)
 
@@ -48,7 +48,7 @@ async def test_everything_is_listed_page_by_page(adapter: Adapter, monkeypatch: 
     monkeypatch.setattr(module, "_PAGE", 3)
     adapter.team.create(*(a_stream(f"s{number}") for number in range(7)), a_group(streamRef={"name": "s0"}))
     known = Known()
-    await inventory_of(adapter, known).fill()
+    await cache_of(adapter, known).fill()
     assert {key.name for key in known.streams} == {f"s{number}" for number in range(7)}
     assert {key.name for key in known.groups} == {"coder"}
     assert adapter.api.requests["list", "agentstreams", 200] == 3
@@ -67,7 +67,7 @@ async def test_only_children_with_our_label_are_listed(adapter: Adapter) -> None
 async def test_the_echo_of_a_status_is_known_by_its_version(adapter: Adapter) -> None:
     known = Known()
     adapter.team.create(a_stream())
-    cache = inventory_of(adapter, known)
+    cache = cache_of(adapter, known)
     await cache.fill()
     adapter.team.change("AgentStream", "tasks", {"status": {"observedGeneration": 1}}, subresource="/status")
     found = adapter.team.get("AgentStream", "tasks")
@@ -83,7 +83,7 @@ async def test_the_echo_of_a_status_is_known_by_its_version(adapter: Adapter) ->
 async def test_what_no_event_told_of_is_found_by_comparing(adapter: Adapter) -> None:
     known = Known()
     adapter.team.create(a_stream("edited"), a_stream("deleted"), a_stream("anew"))
-    cache = inventory_of(adapter, known)
+    cache = cache_of(adapter, known)
     await cache.fill()
     adapter.team.change("AgentStream", "edited", {"spec": {"producers": ["boss"]}})
     adapter.team.delete("AgentStream", "deleted")

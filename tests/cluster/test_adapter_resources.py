@@ -184,7 +184,7 @@ async def test_a_resource_that_never_rests_is_tried_again_later(
 ) -> None:
     owner = adapter.owner()
     changing(adapter, monkeypatch, 5, {})
-    with pytest.raises(ClusterUnavailable, match=r"AgentStream .*/tasks is changed by others all the time"):
+    with pytest.raises(ClusterUnavailable, match=r"finalizer of AgentStream .*/tasks: 5 conflicts"):
         await set_finalizer(adapter.api, owner, present=True)
 
 
@@ -260,4 +260,4 @@ async def test_an_event_that_cannot_be_written_stops_nothing(
         adapter = Adapter(server.api, own_team)
         with caplog.at_level(logging.INFO):
             await adapter.cluster.emit(happened(adapter))
-    assert "the event was not written: " in caplog.text
+    assert "could not write the event: " in caplog.text

@@ -98,7 +98,7 @@ async def test_a_secret_gets_its_owners_and_keeps_what_others_put_into_it(adapte
 async def test_a_secret_that_changed_unheard_is_looked_at_before_it_is_written(adapter: Adapter) -> None:
     wanted = await apply(adapter, adapter.owner())
     adapter.team.change("Secret", NAME, {"stringData": {"password": "other"}})
-    with pytest.raises(ClusterUnavailable, match=f"the Secret {adapter.team.namespace}/{NAME} changed"):
+    with pytest.raises(ClusterUnavailable, match=f"Secret {adapter.team.namespace}/{NAME} was changed"):
         await apply(adapter, adapter.owner())
     assert entries(adapter.team)["password"] == "other"
     found = await adapter.cluster.credentials(adapter.team.namespace, "coder")

@@ -312,7 +312,7 @@ def test_kubectl_explains_every_field(kubectl: Kubectl) -> None:
         for name in node.get("properties", {}):
             assert name in said
     said = kubectl("explain", "consumergroups.spec.template.spec.containers.command")
-    assert "the image's entry point if absent" in " ".join(said.split())
+    assert "Entry point; that of the image if absent" in " ".join(said.split())
 
 
 # the emulation, by which models and schema are compared in unit tests

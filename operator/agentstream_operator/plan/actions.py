@@ -8,16 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from agentstream.protocol import commands
 from agentstream.protocol.commands import Command
 from agentstream.protocol.keys import StreamKeys
 
 
+class _Action:
+    """Describes itself by its words, which are formatted with the action."""
+
+    __slots__ = ()
+    words: ClassVar[str]
+
+    def __str__(self) -> str:
+        return self.words.format(self)
+
+
 @dataclass(frozen=True, slots=True)
-class CreateStream:
+class CreateStream(_Action):
     """Creates an empty stream if there is no key, and records its owner."""
 
+    words = "create the stream {0.key}"
     key: str
     owner: Mapping[str, str] = field(hash=False)
 
@@ -26,14 +38,12 @@ class CreateStream:
         """The command that carries it out."""
         return commands.create_stream(self.key, self.owner)
 
-    def __str__(self) -> str:
-        return f"create the stream {self.key}"
-
 
 @dataclass(frozen=True, slots=True)
-class RecordOwner:
+class RecordOwner(_Action):
     """Writes the owner's fields into the stream's meta hash."""
 
+    words = "record the owner of {0.key}"
     key: str
     owner: Mapping[str, str] = field(hash=False)
 
@@ -42,18 +52,16 @@ class RecordOwner:
         """The command that carries it out."""
         return ("HSET", StreamKeys(self.key).meta, *commands.flat(self.owner))
 
-    def __str__(self) -> str:
-        return f"record the owner of {self.key}"
-
 
 @dataclass(frozen=True, slots=True)
-class SetContracts:
+class SetContracts(_Action):
     """Replaces the contracts of a stream.
 
     `digest` changes with the contracts, and is empty if there are none; `schemas` are JSON Schemas by
     `<type>@<version>`.
     """
 
+    words = "write the contracts of {0.key}"
     key: str
     digest: str
     schemas: Mapping[str, str] = field(hash=False)
@@ -63,14 +71,12 @@ class SetContracts:
         """The command that carries it out."""
         return commands.set_contracts(self.key, self.digest, self.schemas)
 
-    def __str__(self) -> str:
-        return f"write the contracts of {self.key}"
-
 
 @dataclass(frozen=True, slots=True)
-class CreateGroup:
+class CreateGroup(_Action):
     """Creates a group and its retry stream if they are missing. `start` is `0`, `$` or an entry id."""
 
+    words = "create the group {0.group} on {0.key}"
     key: str
     group: str
     start: str
@@ -80,14 +86,12 @@ class CreateGroup:
         """The command that carries it out."""
         return commands.create_group(self.key, self.group, self.start)
 
-    def __str__(self) -> str:
-        return f"create the group {self.group} on {self.key}"
-
 
 @dataclass(frozen=True, slots=True)
-class DestroyGroup:
+class DestroyGroup(_Action):
     """Removes a group with its retries, delays and counters; dead letters stay."""
 
+    words = "remove the group {0.group} from {0.key}"
     key: str
     group: str
 
@@ -96,14 +100,12 @@ class DestroyGroup:
         """The command that carries it out."""
         return commands.destroy_group(self.key, self.group)
 
-    def __str__(self) -> str:
-        return f"remove the group {self.group} from {self.key}"
-
 
 @dataclass(frozen=True, slots=True)
-class DeleteStream:
+class DeleteStream(_Action):
     """Deletes a stream and all keys derived from it; `only_if_empty` keeps one with unsettled entries."""
 
+    words = "delete the stream {0.key}"
     key: str
     groups: tuple[str, ...]
     only_if_empty: bool
@@ -112,9 +114,6 @@ class DeleteStream:
     def command(self) -> Command:
         """The command that carries it out."""
         return commands.delete_stream(self.key, self.groups, only_if_empty=self.only_if_empty)
-
-    def __str__(self) -> str:
-        return f"delete the stream {self.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,35 +125,32 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class SetUser:
+class SetUser(_Action):
     """Sets an agent's ACL user to exactly these rules, atomically, and verifies the probes.
 
     `password_hashes` are SHA-256 in hex. `plan.access.set_user` makes one.
     """
 
+    words = "write the user {0.name}"
     name: str
     rules: tuple[str, ...]
     password_hashes: tuple[str, ...]
     probes: tuple[Probe, ...] = ()
 
-    def __str__(self) -> str:
-        return f"write the user {self.name}"
-
 
 @dataclass(frozen=True, slots=True)
-class DeleteUser:
+class DeleteUser(_Action):
     """Removes an agent's ACL user and closes its connections."""
 
+    words = "remove the user {0.name}"
     name: str
-
-    def __str__(self) -> str:
-        return f"remove the user {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
-class SetRoute:
+class SetRoute(_Action):
     """Writes an agent's field of the namespace's routes hash."""
 
+    words = "write the route of {0.agent}"
     routes_key: str
     agent: str
     route: bytes
@@ -164,14 +160,12 @@ class SetRoute:
         """The command that carries it out."""
         return ("HSET", self.routes_key, self.agent, self.route)
 
-    def __str__(self) -> str:
-        return f"write the route of {self.agent}"
-
 
 @dataclass(frozen=True, slots=True)
-class DeleteRoute:
+class DeleteRoute(_Action):
     """Removes an agent's field of the namespace's routes hash."""
 
+    words = "remove the route of {0.agent}"
     routes_key: str
     agent: str
 
@@ -179,9 +173,6 @@ class DeleteRoute:
     def command(self) -> Command:
         """The command that carries it out."""
         return ("HDEL", self.routes_key, self.agent)
-
-    def __str__(self) -> str:
-        return f"remove the route of {self.agent}"
 
 
 Action = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from agentstream.protocol.keys import routes_key, user_name
@@ -15,6 +16,8 @@ from agentstream_operator.plan.conditions import EventNote, Plan
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup, DeliverPolicy
 from agentstream_operator.resources.status import ConditionReason
+
+_by_stream, _by_group = attrgetter("stream"), attrgetter("stream", "group")
 
 
 class AgentName(NamedTuple):
@@ -89,18 +92,8 @@ def use_of(
     return AgentUse(
         namespace=name.namespace,
         agent=name.agent,
-        produces=tuple(
-            sorted(
-                (_produces(stream, groups, contracts) for stream, groups in produces),
-                key=lambda p: p.stream,
-            )
-        ),
-        consumes=tuple(
-            sorted(
-                (_consumes(group, stream, contracts) for group, stream in consumes),
-                key=lambda c: (c.stream, c.group),
-            )
-        ),
+        produces=tuple(sorted((_produces(*use, contracts) for use in produces), key=_by_stream)),
+        consumes=tuple(sorted((_consumes(*use, contracts) for use in consumes), key=_by_group)),
     )
 
 

@@ -61,11 +61,6 @@ class GroupSeen(msgspec.Struct, frozen=True):
         """Settled entries since the server began to count, retries included."""
         return int(self.stats.get("settled", 0)) + int(self.stats.get("resettled", 0))
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is undelivered, pending, delayed, retrying or dead."""
-        return self.backlog == 0 and self.delayed == 0 and self.dead == 0
-
 
 class ConsumerSeen(msgspec.Struct, frozen=True):
     """A consumer of a group.

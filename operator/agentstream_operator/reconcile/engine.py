@@ -174,13 +174,7 @@ class Engine:
             await self._queue.idle()
 
     async def pod_gone(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
-        """Releases the messages of a pod whose processes ended, for other consumers.
-
-        Args:
-            workload: the group.
-            gone: the processes.
-            for_good: whether the pod was deleted, so that its name is not used again.
-        """
+        """Releases the messages of processes that ended. See `PodCleanup.pod_gone`."""
         await self._pod_cleanup.pod_gone(workload, gone, for_good=for_good)
 
     def requeue(self, key: ResourceKey) -> None:

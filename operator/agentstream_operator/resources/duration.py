@@ -1,4 +1,4 @@
-"""Durations as Go and Kubernetes write them: `24h`, `1h30m`, `500ms`."""
+"""Durations in the format of Go and Kubernetes: `24h`, `1h30m`, `500ms`."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def _validate(value: Any) -> Duration:
 
 
 def parse_duration(text: str) -> Duration:
-    """Reads a duration: whole numbers with the units `h`, `m`, `s` and `ms`, added up.
+    """Parses a duration: whole numbers with the units `h`, `m`, `s` and `ms`, added up.
 
     Raises:
-        ValueError: it is no such text, or longer than ten years.
+        ValueError: the text is no duration, or it is longer than ten years.
     """
     if not isinstance(text, str) or len(text) > MAX_LENGTH or not re.fullmatch(PATTERN, text):
         raise ValueError(f"{quote(text)} is not a duration (write e.g. 24h, 1h30m)")
@@ -89,7 +89,7 @@ def parse_duration(text: str) -> Duration:
 
 
 def format_duration(duration: Duration) -> str:
-    """Writes a duration with the largest units first: 90 minutes are `1h30m`."""
+    """Formats a duration with the largest units first: 90 minutes are `1h30m`."""
     rest = duration.milliseconds
     parts = []
     for unit, length in _UNITS.items():
@@ -100,20 +100,12 @@ def format_duration(duration: Duration) -> str:
 
 
 def at_least(text: str) -> Rule:
-    """A rule for a duration field: not shorter than this."""
-    limit = parse_duration(text)
-    return Rule(
-        cel=f"duration(self) >= duration('{text}')",
-        message=f"must be at least {text}",
-        holds=lambda duration: duration >= limit,
-    )
+    """Builds the rule that a duration is not shorter than this."""
+    cel, limit = f"duration(self) >= duration('{text}')", parse_duration(text)
+    return Rule(cel, f"must be at least {text}", lambda duration: duration >= limit)
 
 
 def at_most(text: str) -> Rule:
-    """A rule for a duration field: not longer than this."""
-    limit = parse_duration(text)
-    return Rule(
-        cel=f"duration(self) <= duration('{text}')",
-        message=f"must be at most {text}",
-        holds=lambda duration: duration <= limit,
-    )
+    """Builds the rule that a duration is not longer than this."""
+    cel, limit = f"duration(self) <= duration('{text}')", parse_duration(text)
+    return Rule(cel, f"must be at most {text}", lambda duration: duration <= limit)

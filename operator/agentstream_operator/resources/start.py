@@ -1,4 +1,4 @@
-"""Where a new group starts to read: `Beginning`, `End`, an entry id or a time."""
+"""The start of a new group: `Beginning`, `End`, an entry id or a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LAST_SEQUENCE = 2**64 - 1
 
 
 def start_id(start_from: str) -> str:
-    """The id to create the group with: what comes after it is delivered (XGROUP CREATE).
+    """Returns the id for XGROUP CREATE; later entries are delivered.
 
     A time becomes the last possible id before it, so that entries of that very millisecond are included.
 

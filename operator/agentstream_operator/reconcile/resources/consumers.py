@@ -155,16 +155,13 @@ def scaling_active(state: State, group: ConsumerGroup, memory: GroupMemory) -> C
 
 
 async def reconcile_consumers(context: Context, group: ConsumerGroup, *, in_effect: bool) -> bool:
-    """Applies the template and the number of replicas where they differ.
+    """Applies the template and the number of replicas where they differ. Raises as the port.
 
-    Consumers first start when the group is in effect, since they need its stream and their credentials;
-    later they stay unchanged while it is not.
+    Consumers first start when the group is in effect, since they need its stream and their credentials; later
+    they stay unchanged while it is not.
 
     Returns:
         Whether the group's conditions changed, so that it has to be planned again.
-
-    Raises:
-        ClusterUnavailable: as the port.
     """
     state, cluster = context.state, context.cluster
     memory = state.memory.groups[group.key]
@@ -233,11 +230,7 @@ def controls_replicas(state: State, group: ConsumerGroup) -> bool:
 
 
 async def delete_consumers(cluster: Cluster, group: ResourceKey) -> None:
-    """Deletes the workload and the autoscaler of a group that is gone.
-
-    Raises:
-        ClusterUnavailable: as the port.
-    """
+    """Deletes the workload and the autoscaler of a group that is gone. Raises as the port."""
     await cluster.delete_autoscaler(group)
     await cluster.delete_workload(group)
 
@@ -245,10 +238,8 @@ async def delete_consumers(cluster: Cluster, group: ResourceKey) -> None:
 async def set_deletion_costs(state: State, broker: Broker, cluster: Cluster, group: ConsumerGroup) -> None:
     """Sets the pod deletion costs of a group, so that idle consumers go first when it is scaled in.
 
-    A failure is only logged: a consumer that stops hands back its messages anyway.
-
-    Raises:
-        ClusterUnavailable: as the port.
+    A failure of the server is only logged: a consumer that stops hands back its messages anyway. Raises
+    `ClusterUnavailable` as the port.
     """
     resources = state.resources
     consumed = [

@@ -27,10 +27,7 @@ from agentstream_operator.resources.meta import GROUP, ResourceKey
 
 
 async def reconcile_group(context: Context, key: ResourceKey) -> float | None:
-    """Reconciles a group on the server, its consumers and its status.
-
-    Returns:
-        The seconds until the next look, if that is known.
+    """Reconciles a group, its consumers and its status. Returns the seconds until the next time, if known.
 
     Raises:
         AgentStreamError: the server failed or refused.

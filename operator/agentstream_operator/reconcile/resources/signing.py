@@ -26,8 +26,7 @@ _RETRY = 10.0
 async def reconcile_signing_keys(context: Context, stream: AgentStream) -> float | None:
     """Creates missing keys of a signed stream, and queues its agents if the keys changed.
 
-    Returns:
-        The seconds until the next look, if that is known.
+    Returns the seconds until the next time, if known.
     """
     signing = stream.spec.signing
     if signing is None or signing.policy is SignaturePolicy.OFF or not managed(stream):

@@ -20,10 +20,7 @@ from agentstream_operator.resources.status import ConditionReason
 
 
 async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
-    """Reconciles a stream.
-
-    Returns:
-        The seconds until the next look, if that is known.
+    """Reconciles a stream. Returns the seconds until the next time, if known.
 
     Raises:
         AgentStreamError: the server failed or refused.
