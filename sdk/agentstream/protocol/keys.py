@@ -104,7 +104,7 @@ class StreamKeys:
 
     @property
     def meta(self) -> str:
-        """Hash of the operator: who owns the stream, and each group's checkpoint."""
+        """Hash of the operator: the owner of the stream, and each group's checkpoint."""
         return f"{self.base}:meta"
 
     @property

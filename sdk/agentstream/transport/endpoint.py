@@ -61,9 +61,9 @@ class Endpoint(msgspec.Struct, frozen=True):
     @property
     def address(self) -> str:
         """The URL without credentials, for logs and errors."""
-        who, _, where = self.url.rpartition("@")
-        scheme, where = who.partition("://")[0], where.partition("?")[0]
-        if "?" in who or "#" in who:
+        before, _, where = self.url.rpartition("@")
+        scheme, where = before.partition("://")[0], where.partition("?")[0]
+        if "?" in before or "#" in before:
             # the last @ may be one in an option, and what follows it a part of a password
             where = "…"
         # another scheme may be a part of the credentials
