@@ -281,7 +281,7 @@ def test_the_example_of_the_page_runs() -> None:
     (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(example, PAGE, "exec"), names)
-    assert "# TYPE agentstream_client_settled_total counter" in names["told"]()
+    assert "# TYPE agentstream_client_settled_total counter" in names["exposition"]()
 
 
 def test_a_histogram_counts_up_to_its_bounds() -> None:
