@@ -10,6 +10,7 @@ import signal
 import socket
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -148,7 +149,7 @@ class _OperatorService:
         )
         if (outage := await _outage(broker)) is not None:
             engine.server_down(outage)
-        cache = ResourceCache(self._api, options.namespaces, owned, engine, self._on_change)
+        cache = ResourceCache(self._api, options.namespaces, owned, engine, partial(self._on_change, engine))
         await _fill(cache)
         engine.listed()
         self._cache = cache
@@ -167,11 +168,8 @@ class _OperatorService:
                     task.cancel()
                 await asyncio.gather(*work, *self._pod_cleanups, return_exceptions=True)
 
-    def _on_change(self, change: Change) -> None:
+    def _on_change(self, engine: Engine, change: Change) -> None:
         """Reconciles the resource or agent that a changed Secret, Deployment or pod belongs to."""
-        engine = self._engine
-        if engine is None:
-            return
         if change.agent is not None:
             engine.requeue_agent(*change.agent)
         if change.stream is not None:
@@ -212,7 +210,9 @@ def server_of(redis: Endpoint) -> ServerAddress:
     parts = urlsplit(redis.url)
     host, port = parts.hostname or "localhost", parts.port or _PORT
     shown = f"[{host}]" if ":" in host else host
-    authority = Path(redis.ca_file).read_text(encoding="ascii") if redis.ca_file is not None else None
+    # comments beside the certificates may be in any encoding
+    file = Path(redis.ca_file) if redis.ca_file is not None else None
+    authority = file.read_text(encoding="utf-8", errors="replace") if file is not None else None
     return ServerAddress(f"{parts.scheme}://{shown}:{port}{parts.path}", host, port, authority)
 
 
@@ -241,11 +241,8 @@ async def _fill(cache: ResourceCache) -> None:
             _log.warning("cannot list resources, trying again in %g s: %s", _RETRY, error)
             await asyncio.sleep(_RETRY)
         except ApiError as error:
-            hint = (
-                "install the CRDs"
-                if error.code == HTTPStatus.NOT_FOUND
-                else "check the roles of the operator"
-            )
+            missing = error.code == HTTPStatus.NOT_FOUND
+            hint = "install the CRDs" if missing else "check the roles of the operator"
             raise FatalError(f"cannot list resources: {error}; {hint}") from error
         else:
             return

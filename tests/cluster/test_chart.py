@@ -125,7 +125,7 @@ def test_a_certificate_is_made_once_and_anothers_external_metrics_stay(own_relea
     with pytest.raises(Refused) as refused:
         own_release("upgrade", **wanted)
     assert "Service keda/keda-metrics-apiserver already serves the APIService" in str(refused.value)
-    assert "give ConsumerGroups autoscaling.mode Direct" in str(refused.value)
+    assert "autoscaling.mode: Direct in ConsumerGroups" in str(refused.value)
 
 
 def test_a_release_changes_and_goes(release, kubectl, namespace, name):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agentstream.transport.endpoint import Endpoint
+from agentstream_operator.service import server_of
 from agentstream_operator.settings import MetricsOptions, OperatorOptions, mistakes
 
 GOOD = OperatorOptions(
@@ -58,3 +59,9 @@ def test_the_metrics_server_has_the_same_options_and_ports_of_its_own() -> None:
     ]
     (line,) = mistakes(replace(good, installation="a.b"))
     assert line.startswith("--installation: 'a.b' is not a DNS label")
+
+
+def test_a_ca_file_may_have_comments_in_any_encoding(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_bytes("# Zürich\n".encode("latin-1"))
+    server = server_of(Endpoint("rediss://o:s3cret@redis.example", ca_file=str(tmp_path / "ca.crt")))
+    assert (server.uri, server.authority) == ("rediss://redis.example:6379", "# Z\ufffdrich\n")

@@ -1,13 +1,13 @@
-{{/* Whether nobody but the Secret knows where the server is: "true" or nothing. */}}
+{{/* Renders "true" if the address of Redis is only in the Secret, else nothing. */}}
 {{- define "agentstream.redisIsAnywhere" -}}
 {{- if and .Values.redis.existingSecret (not (or .Values.networkPolicy.redisPorts .Values.networkPolicy.redisTo)) -}}
 true
 {{- end -}}
 {{- end -}}
 
-{{/* To names, and to the API server. */}}
+{{/* Egress to DNS and the API server. */}}
 {{- define "agentstream.egressToCluster" -}}
-# names; OpenShift's servers listen on 5353
+# DNS; OpenShift's servers listen on 5353
 - ports:
     {{- range $port := list 53 5353 }}
     - port: {{ $port }}
@@ -23,9 +23,9 @@ true
     {{- end }}
 {{- end -}}
 
-{{/* To Redis or Valkey, where that is known. */}}
+{{/* Egress to Redis or Valkey, if its address is in the values. */}}
 {{- define "agentstream.egressToRedis" -}}
-# the server
+# Redis or Valkey
 {{- if .Values.redis.embedded }}
 - to:
     - podSelector:

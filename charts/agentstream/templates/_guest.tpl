@@ -1,4 +1,4 @@
-{{/* What pods that run once share: where and as whom they run. */}}
+{{/* Common pod spec of hooks and tests: node, user, ServiceAccount. */}}
 {{- define "agentstream.guestPod" -}}
 {{- with .Values.imagePullSecrets -}}
 imagePullSecrets:
@@ -22,7 +22,7 @@ tolerations:
 {{- end }}
 {{- end -}}
 
-{{/* And their containers. */}}
+{{/* Common spec of their containers. */}}
 {{- define "agentstream.guestContainer" -}}
 image: {{ include "agentstream.image" (dict "image" .Values.image "tag" .Chart.AppVersion) | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}

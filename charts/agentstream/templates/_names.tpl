@@ -17,13 +17,13 @@ hash to it, and the longest suffix here is as long as that of a Job's pod.
 {{- end -}}
 {{- end -}}
 
-{{/* What tells the objects of this release from those of others; never changes. */}}
+{{/* Selector labels of this release; immutable. */}}
 {{- define "agentstream.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "agentstream.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{/* The labels of every object but a part of it. */}}
+{{/* Labels of all objects, without the component. */}}
 {{- define "agentstream.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "agentstream.selectorLabels" . }}
@@ -44,7 +44,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* The metrics server's ServiceAccount; where none is made it is the operator's. */}}
+{{/* The metrics server's ServiceAccount; the operator's if none is created. */}}
 {{- define "agentstream.metricsAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- printf "%s-metrics-server" (include "agentstream.fullname" .) -}}
@@ -53,7 +53,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* The ServiceAccount of the hook; without rights of its own it is the operator's. */}}
+{{/* The ServiceAccount of the hook; the operator's if no roles are created. */}}
 {{- define "agentstream.hookServiceAccountName" -}}
 {{- if .Values.rbac.create -}}
 {{- printf "%s-pre-delete" (include "agentstream.fullname" .) -}}
@@ -62,7 +62,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* The Secret that says where the server is. */}}
+{{/* The Secret with the URL of Redis or Valkey. */}}
 {{- define "agentstream.redisSecretName" -}}
 {{- if .Values.redis.embedded -}}
 {{- printf "%s-redis" (include "agentstream.fullname" .) -}}
@@ -71,12 +71,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* The Secret by which the metrics server finds it. */}}
+{{/* The Secret with the URL for the metrics server. */}}
 {{- define "agentstream.metricsRedisSecretName" -}}
 {{- default (include "agentstream.redisSecretName" .) .Values.metricsServer.redis.existingSecret -}}
 {{- end -}}
 
-{{/* A reference to an image: (dict "image" VALUES "tag" DEFAULT). */}}
+{{/* An image reference: (dict "image" VALUES "tag" DEFAULT). */}}
 {{- define "agentstream.image" -}}
 {{- if .image.digest -}}
 {{- printf "%s@%s" .image.repository .image.digest -}}

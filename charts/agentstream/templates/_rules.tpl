@@ -1,4 +1,4 @@
-{{/* What the operator does to resources and their children. */}}
+{{/* The operator's rules for resources and their children. */}}
 {{- define "agentstream.operatorRules" -}}
 - apiGroups: [agentstream.dev]
   resources: [agentstreams, consumergroups]
@@ -6,11 +6,11 @@
 - apiGroups: [agentstream.dev]
   resources: [agentstreams/status, consumergroups/status]
   verbs: [patch]
-# one per agent: how it reaches the server; one per signed stream: its keys
+# one per agent with its binding, and one per signed stream with its keys
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create, patch, delete]
-# when a consumer's pod is gone, its messages are handed on at once; when there are to be fewer, idle ones go first
+# releases the messages of deleted pods, and sets pod deletion costs
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]
@@ -29,14 +29,14 @@
   verbs: [get, list, watch, create, patch, delete]
 {{- end -}}
 
-{{/* What the metrics server reads. */}}
+{{/* The metrics server's rules. */}}
 {{- define "agentstream.metricsServerRules" -}}
 - apiGroups: [agentstream.dev]
   resources: [agentstreams, consumergroups]
   verbs: [list, watch]
 {{- end -}}
 
-{{/* What removing the finalizers takes. */}}
+{{/* Rules for removing the finalizers. */}}
 {{- define "agentstream.hookRules" -}}
 - apiGroups: [agentstream.dev]
   resources: [agentstreams, consumergroups]

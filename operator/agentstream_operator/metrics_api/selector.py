@@ -16,7 +16,7 @@ _REQUIREMENT = re.compile(
     rf"|(?P<key>{_KEY})(?:\s*(?P<operator>==|=|!=)\s*(?P<value>{_VALUE})"
     rf"|\s+(?P<set>in|notin)\s*\((?P<values>[^()]*)\))?)\s*(?:,|$)"
 )
-_ONE = re.compile(rf"\s*({_VALUE})\s*")
+_ONE = re.compile(_VALUE)
 
 
 class InvalidSelectorError(ValueError):
@@ -84,15 +84,10 @@ def _requirement(match: re.Match[str]) -> Requirement:
     if match["absent"]:
         return Requirement(match["missing"], None, negative=True)
     if match["set"]:
-        values = [_ONE.fullmatch(value) for value in match["values"].split(",")]
-        wrong = next(
-            (text for text, value in zip(match["values"].split(","), values, strict=True) if not value), None
-        )
-        if wrong is not None:
+        values = [value.strip() for value in match["values"].split(",")]
+        if (wrong := next((value for value in values if not _ONE.fullmatch(value)), None)) is not None:
             raise InvalidSelectorError(f"not a label value: {wrong[:200]!r}")
-        return Requirement(
-            match["key"], frozenset(v[1] for v in values if v), negative=match["set"] == "notin"
-        )
+        return Requirement(match["key"], frozenset(values), negative=match["set"] == "notin")
     if match["operator"]:
         return Requirement(match["key"], frozenset((match["value"],)), negative=match["operator"] == "!=")
     return Requirement(match["key"], None, negative=False)

@@ -44,7 +44,7 @@ def exposed():
         missed=0,
     )
     metrics = Metrics(lambda: sample)
-    metrics.worked("AgentStream", Outcome.SUCCESS, 0.1)
+    metrics.reconciled("AgentStream", Outcome.SUCCESS, 0.1)
     counting = SimpleNamespace(groups=range(1), reviews={"allowed": 1}, requests={}, round_trips=0)
     self_metrics = SelfMetrics(counting, counting, counting, counting)
     self_metrics.count_response(200)

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Asks the server for a sign of life, as the operator. Usage: ping.sh live|ready
-#   ready: it takes commands, though it may refuse some, and then says why
-#   live: it answers, though it may still be loading its data
+# Probes Redis as the operator's user. Usage: ping.sh live|ready
+#   ready: accepts commands; some may be rejected with an error
+#   live: answers; may still be loading its data
 set -eu
 REDISCLI_AUTH=$(cat /etc/agentstream/credentials/password)
 export REDISCLI_AUTH

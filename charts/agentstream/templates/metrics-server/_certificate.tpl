@@ -4,7 +4,7 @@
 {{- end -}}
 
 {{/*
-The metrics server's certificate, its key and who signed it, as JSON of the Secret's data: what the Secret has, else new
+The metrics server's certificate, its key and CA, as JSON of the Secret's data: what the Secret has, else new
 ones, the same wherever a template of this rendering asks for them.
 */}}
 {{- define "agentstream.metricsTls" -}}
