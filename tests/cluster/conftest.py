@@ -62,7 +62,7 @@ def kubectl(api_server: ApiServer, namespace: str) -> Kubectl:
 @pytest.fixture
 def unique() -> str:
     """A part of a name that no other test has."""
-    return f"t{next(_numbers)}"
+    return f"t{next(_numbers)}{_WORKER}"
 
 
 @pytest.fixture(scope="session")

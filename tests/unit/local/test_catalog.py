@@ -119,7 +119,7 @@ def test_an_immutable_field_cannot_change(case: Case) -> None:
     )
     problem = case.catalog.read().problems[0]
     assert problem.startswith(
-        f"{case.file}:6: ConsumerGroup default/coder: spec.streamRef: streamRef cannot be"
+        f"{case.file}:6: ConsumerGroup default/coder: spec.streamRef: streamRef is immutable"
     )
 
 
