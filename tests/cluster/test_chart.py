@@ -229,7 +229,7 @@ async def test_the_hook_has_the_rights_that_it_needs(api_server, kubectl, namesp
         stderr=asyncio.subprocess.STDOUT,
     )
     # there is no controller here to see what the hook wants
-    await until(lambda: kubectl.get("deployment", RELEASE)["spec"]["replicas"] == 0)
+    await until(lambda: kubectl.get("deployment", RELEASE)["spec"]["replicas"] == 0, timeout=60)
     generation = kubectl.get("deployment", RELEASE)["metadata"]["generation"]
     status = json.dumps({"status": {"observedGeneration": generation}})
     kubectl("patch", "deployment", RELEASE, "--subresource=status", "--type=merge", "-p", status)
