@@ -284,7 +284,7 @@ def test_the_same_type_may_have_handlers_on_several_streams() -> None:
 def test_a_message_is_taken_whatever_its_version() -> None:
     async def handle(message: Message) -> None: ...
 
-    with pytest.raises(TypeError, match="a message is taken as it is"):
+    with pytest.raises(TypeError, match="a handler of messages gets all versions"):
         offline().on("event", version=2)(handle)
 
 
