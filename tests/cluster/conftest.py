@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 
+from cluster.adapter import Adapter, adapter_of
 from cluster.team import Team
 from support.apiserver import ApiServer, NoProgramsError, private_server, shared_server
 from support.deployed import Deployed, grant
@@ -106,6 +107,13 @@ async def operator(shared_operator: Deployed) -> AsyncIterator[Deployed]:
 def team(operator: Deployed, api_server: ApiServer) -> Team:
     """The namespace that the shared operator serves; other tests have resources there, too."""
     return Team(api_server, operator.home)
+
+
+@pytest.fixture
+async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
+    """The operator's adapter for the namespace of the test."""
+    async with adapter_of(own_team) as connected:
+        yield connected
 
 
 Deploy = Callable[..., Deployed]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,12 +15,6 @@ from unit.resources.manifests import a_template
 NAME = "coder-consumer"
 WAITS = AutoscalerSeen(works=None)
 HPA = "HorizontalPodAutoscaler"
-
-
-@pytest.fixture
-async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
-    async with adapter_of(own_team) as connected:
-        yield connected
 
 
 def a_group(adapter: Adapter, image: str = "coder:1", **scaling: Any) -> ConsumerGroup:

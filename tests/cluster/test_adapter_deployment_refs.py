@@ -12,16 +12,10 @@ from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kinds import DEPLOYMENTS
 from agentstream_operator.cluster.labels import GROUP_LABEL, MANAGED_BY
 from agentstream_operator.cluster.port import ChildNotOurs, ClusterUnavailable, WorkloadSeen
-from cluster.adapter import Adapter, Json, adapter_of
+from cluster.adapter import Adapter, Json
 from cluster.team import Team
 from support.waiting import until
 from unit.cluster.answers import answering, refuses, says
-
-
-@pytest.fixture
-async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
-    async with adapter_of(own_team) as connected:
-        yield connected
 
 
 @pytest.fixture

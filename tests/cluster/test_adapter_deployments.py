@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,12 +20,6 @@ from cluster.team import Team
 from unit.resources.manifests import a_template
 
 NAME = "coder-consumer"
-
-
-@pytest.fixture
-async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
-    async with adapter_of(own_team) as connected:
-        yield connected
 
 
 def there(team: Team) -> Json:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.pods import COST
-from cluster.adapter import Adapter, adapter_of
-from cluster.team import Team
+from cluster.adapter import Adapter
 from unit.resources.manifests import a_template
-
-
-@pytest.fixture
-async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
-    async with adapter_of(own_team) as connected:
-        yield connected
 
 
 async def pods(adapter: Adapter, *names: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from agentstream_operator.cluster import api as module
@@ -14,16 +12,9 @@ from agentstream_operator.cluster.resource_cache import Resource, ResourceCache
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.meta import ResourceKey
-from cluster.adapter import Adapter, adapter_of
-from cluster.team import Team
+from cluster.adapter import Adapter
 from support.waiting import until
 from unit.resources.manifests import a_group, a_stream, a_template
-
-
-@pytest.fixture
-async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
-    async with adapter_of(own_team) as connected:
-        yield connected
 
 
 class Known(ResourceIndex):

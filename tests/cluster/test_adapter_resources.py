@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +20,7 @@ from agentstream_operator.resources.status import (
     ConditionType,
     ConsumerGroupStatus,
 )
-from cluster.adapter import Adapter, Json, adapter_of
+from cluster.adapter import Adapter, Json
 from cluster.team import Team
 from unit.cluster.answers import Answer, answering, refuses, says
 
@@ -34,12 +33,6 @@ READY = Condition(
     last_transition_time=datetime(2026, 1, 1, tzinfo=UTC),
 )
 STATUS = AgentStreamStatus(observed_generation=1, conditions=(READY,), length=7)
-
-
-@pytest.fixture
-async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
-    async with adapter_of(own_team) as connected:
-        yield connected
 
 
 def stream(team: Team) -> Json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -21,12 +20,6 @@ from cluster.team import Team
 
 NAME = "agentstream-coder"
 SECURE = ServerAddress("rediss://redis.example:6380", "redis.example", 6380, "-----BEGIN CERTIFICATE-----")
-
-
-@pytest.fixture
-async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
-    async with adapter_of(own_team) as connected:
-        yield connected
 
 
 def credentials_of(adapter: Adapter, *owners: Owner, password: str = "secret") -> Credentials:

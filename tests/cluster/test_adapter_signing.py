@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 
 import pytest
 
@@ -18,16 +18,9 @@ from agentstream_operator.cluster.port import (
 )
 from agentstream_operator.resources.meta import ResourceKey
 from cluster.adapter import Adapter, adapter_of
-from cluster.team import Team
 
 NAME = "agentstream-signing.tasks"
 OLD, NEW = SigningKey("old", "o" * 43, 1, 0), SigningKey("new", "n" * 43, 121, 1)
-
-
-@pytest.fixture
-async def adapter(own_team: Team) -> AsyncIterator[Adapter]:
-    async with adapter_of(own_team) as connected:
-        yield connected
 
 
 def stream_of(adapter: Adapter) -> ResourceKey:

@@ -18,22 +18,20 @@ from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology, wire: Client) -> Topology:
     """`planner` produces to `tasks` and `news`, and `coder` consumes both."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    await declared.stream("news", "planner", broadcast=True)
-    await declared.group("tasks", "coder", max_deliveries=2)
-    await declared.group("news", "coder", broadcast=True)
-    for agent in declared.routes:
-        route = declared.route(agent)
+    await topology.stream("news", "planner", broadcast=True)
+    await topology.group("tasks", "coder", max_deliveries=2)
+    await topology.group("news", "coder", broadcast=True)
+    for agent in topology.routes:
+        route = topology.route(agent)
         use = AgentUse(NAMESPACE, agent, route.produces, route.consumes)
         user = set_user(use, "agentstream", (hashlib.sha256(b"secret").hexdigest(),))
         await wire.call(
             "ACL", "SETUSER", user.name, *user.rules, *(f"#{one}" for one in user.password_hashes)
         )
     await wire.call("ACL", "LOG", "RESET")
-    return declared
+    return topology
 
 
 def url_of(server: Server, agent: str) -> str:

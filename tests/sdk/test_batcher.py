@@ -27,10 +27,8 @@ TASKS = "{test.tasks}"
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Client) -> Topology:
+async def declared(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
-    topology = Topology(wire, server.url)
-    await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder")
     return topology
 

@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from agentstream.transport.client import Client
-from support.servers import Server
 from support.topology import NAMESPACE, Topology, following, numbers
 from support.waiting import until
 
@@ -18,13 +17,11 @@ EXCEEDED = b"DeadlineExceeded: the handler was not done by its deadline"
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, in which one message waits."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    async with declared.agent("planner") as planner:
+    async with topology.agent("planner") as planner:
         await planner.send_message(stream="tasks", type="event", payload={"n": 1})
-    return declared
+    return topology
 
 
 async def test_a_late_handler_is_cancelled_and_its_message_tried_again_until_it_is_dead(

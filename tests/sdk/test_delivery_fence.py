@@ -6,19 +6,16 @@ import pytest
 
 from agentstream.protocol.keys import StreamKeys
 from agentstream.transport.client import Client
-from support.servers import Server
 from support.topology import Topology, following
 from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, in which one message waits."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    async with declared.agent("planner") as planner:
+    async with topology.agent("planner") as planner:
         await planner.send_message(stream="tasks", type="event", payload={"n": 1})
-    return declared
+    return topology
 
 
 async def test_it_grows_with_retries_and_releases_but_attempts_only_with_retries(topology: Topology) -> None:

@@ -9,19 +9,16 @@ import pytest
 from agentstream.agent import Agent
 from agentstream.errors import AgentStreamError, ConnectionLost, NoRoute
 from agentstream.testing import Faults
-from agentstream.transport.client import Client
 from support.servers import Server
 from support.topology import Topology
 from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    await declared.group("tasks", "coder")
-    return declared
+    await topology.group("tasks", "coder")
+    return topology
 
 
 def lookups(server: Server) -> int:

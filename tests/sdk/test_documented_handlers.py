@@ -16,10 +16,8 @@ import pytest
 import yaml
 
 from agentstream.agent import Agent
-from agentstream.transport.client import Client
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.parse import parse_resource
-from support.servers import Server
 from support.topology import Topology
 from support.waiting import until
 
@@ -40,9 +38,7 @@ def page() -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Client) -> Topology:
-    topology = Topology(wire, server.url)
-    await topology.stream("tasks", "planner")
+async def declared(topology: Topology) -> Topology:
     await topology.group("tasks", "coder")
     return topology
 

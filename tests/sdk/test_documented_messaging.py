@@ -13,7 +13,6 @@ import pytest
 from agentstream.agent import Agent
 from agentstream.protocol.keys import notify_channel
 from agentstream.transport.client import Client
-from support.servers import Server
 from support.topology import Topology, following
 from support.waiting import until
 
@@ -31,9 +30,7 @@ def page() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Client) -> Topology:
-    topology = Topology(wire, server.url)
-    await topology.stream("tasks", "planner")
+async def declared(topology: Topology) -> Topology:
     await topology.stream("news", "planner", broadcast=True)
     await topology.group("tasks", "coder", max_deliveries=1)
     for group in ("coder", "tester", "writer"):

@@ -16,17 +16,10 @@ from agentstream.testing import Faults
 from agentstream.transport.client import Client
 from support.monitor import sent_meanwhile
 from support.servers import Server
-from support.topology import NAMESPACE, Topology, following, numbers
+from support.topology import NAMESPACE, Topology, following, numbers, send
 from support.waiting import until
 
 NUDGES = nudge_channel("agentstream", NAMESPACE, "coder")
-
-
-async def send(topology: Topology, *payloads: int) -> None:
-    async with topology.agent("planner") as planner:
-        await asyncio.gather(
-            *(planner.send_message(to="coder", type="event", payload={"n": n}) for n in payloads)
-        )
 
 
 async def abandoned(topology: Topology, group: Consumes, count: int, *, retries: bool = False) -> None:

@@ -49,12 +49,10 @@ class Model(pydantic.BaseModel):
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, and `coder` consumes it."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    await declared.group("tasks", "coder")
-    return declared
+    await topology.group("tasks", "coder")
+    return topology
 
 
 @asynccontextmanager

@@ -21,16 +21,10 @@ from agentstream_operator.broker.broker import Broker
 from support.entries import spec
 from support.monitor import sent_meanwhile
 from support.servers import Server, free_port
-from support.topology import NAMESPACE, Topology, following, numbers
+from support.topology import NAMESPACE, Topology, following, numbers, send
 from support.waiting import until
 
 GROUP = Consumes("tasks", "{test.tasks}", group="coder")
-
-
-async def send(topology: Topology, *payloads: int) -> None:
-    async with topology.agent("planner") as planner:
-        for n in payloads:
-            await planner.send_message(to="coder", type="event", payload={"n": n})
 
 
 async def test_a_consumer_with_nothing_to_do_sends_fewer_than_two_commands_a_second(

@@ -14,14 +14,8 @@ from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults, block_loop
 from agentstream.transport.client import Client
 from support.servers import Server
-from support.topology import Topology, following, started_for_nobody
+from support.topology import Topology, following, send, started_for_nobody
 from support.waiting import until
-
-
-async def send(topology: Topology, *payloads: int) -> None:
-    async with topology.agent("planner") as planner:
-        for n in payloads:
-            await planner.send_message(to="coder", type="event", payload={"n": n})
 
 
 async def test_what_could_not_be_renewed_does_not_start_before_it_is_known_to_be_held(

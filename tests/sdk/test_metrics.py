@@ -22,7 +22,7 @@ from agentstream.telemetry.metrics import FAMILIES
 from agentstream.testing import Faults
 from agentstream.transport.client import Client
 from support.probes import ask
-from support.servers import Server, free_port
+from support.servers import free_port
 from support.topology import Topology, following
 from support.waiting import until
 
@@ -31,12 +31,10 @@ ROW = re.compile(r"^\| `(agentstream_client_\w+)` \| (\w+) \| (.*?)\| (.+) \|$",
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    await declared.group("tasks", "coder", max_deliveries=2)
-    return declared
+    await topology.group("tasks", "coder", max_deliveries=2)
+    return topology
 
 
 class Told:

@@ -18,25 +18,17 @@ from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream.transport.subscriptions import Subscriptions
 from support.servers import Server
-from support.topology import NAMESPACE, Topology, following, numbers
+from support.topology import NAMESPACE, Topology, following, numbers, send
 from support.waiting import until
 
 NUDGES = nudge_channel("agentstream", NAMESPACE, "coder")
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client, monkeypatch: pytest.MonkeyPatch) -> Topology:
+async def topology(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> Topology:
     """`planner` produces to `tasks`. Without a nudge nobody looks for what is stalled."""
     monkeypatch.setattr("agentstream.consuming.fetch._SWEEP_INTERVAL", 3_600_000)
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    return declared
-
-
-async def send(topology: Topology, *payloads: int) -> None:
-    async with topology.agent("planner") as planner:
-        for n in payloads:
-            await planner.send_message(to="coder", type="event", payload={"n": n})
+    return topology
 
 
 async def listeners(topology: Topology, channel: str = NUDGES) -> int:

@@ -15,7 +15,6 @@ from agentstream.telemetry.counters import Counters
 from agentstream.testing import Faults
 from agentstream.testing.sandbox import KillableAgent
 from agentstream.transport.client import Client
-from support.servers import Server
 from support.topology import Topology, following
 from support.waiting import until
 
@@ -24,12 +23,10 @@ COUNTERS = Counters().group("tasks", "coder")
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    await declared.group("tasks", "coder", max_deliveries=3)
-    return declared
+    await topology.group("tasks", "coder", max_deliveries=3)
+    return topology
 
 
 async def send(topology: Topology, count: int = 1) -> None:

@@ -22,11 +22,9 @@ GROUPS = ("coder", "tester", "writer")
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Client) -> Topology:
+async def declared(topology: Topology) -> Topology:
     """`planner` produces to the broadcast stream `news`, which three groups read, and to `tasks`."""
-    topology = Topology(wire, server.url)
     await topology.stream("news", "planner", broadcast=True)
-    await topology.stream("tasks", "planner")
     for group in GROUPS:
         await topology.group("news", group, broadcast=True, max_deliveries=2)
     return topology

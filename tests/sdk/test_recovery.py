@@ -16,15 +16,8 @@ from agentstream.testing import Faults
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server
-from support.topology import NAMESPACE, Topology, following, numbers
+from support.topology import NAMESPACE, Topology, following, numbers, send
 from support.waiting import until
-
-
-async def send(topology: Topology, *payloads: int) -> None:
-    async with topology.agent("planner") as planner:
-        await asyncio.gather(
-            *(planner.send_message(to="coder", type="event", payload={"n": n}) for n in payloads)
-        )
 
 
 def dies_with(topology: Topology, pod: str, script: str) -> None:

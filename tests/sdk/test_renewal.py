@@ -22,7 +22,7 @@ from agentstream.testing import Faults
 from agentstream.transport.blocking import BlockingConnection
 from agentstream.transport.client import Argument, Client
 from support.servers import Server
-from support.topology import NAMESPACE, Topology, following, numbers
+from support.topology import NAMESPACE, Topology, following, numbers, send
 from support.waiting import until
 
 PROGRAM = """
@@ -37,12 +37,6 @@ async def main():
         {work}
 asyncio.run(main())
 """
-
-
-async def send(topology: Topology, *payloads: int) -> None:
-    async with topology.agent("planner") as planner:
-        for n in payloads:
-            await planner.send_message(to="coder", type="event", payload={"n": n})
 
 
 class Program:

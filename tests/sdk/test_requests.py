@@ -28,10 +28,8 @@ TOKEN = "0123456789abcdef" * 2
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Client) -> Topology:
+async def declared(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes and `auditor` reads along."""
-    topology = Topology(wire, server.url)
-    await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder", max_deliveries=2)
     return topology
 

@@ -30,10 +30,8 @@ from support.waiting import until
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Client) -> Topology:
+async def declared(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes, and to the broadcast stream `news`."""
-    topology = Topology(wire, server.url)
-    await topology.stream("tasks", "planner")
     await topology.stream("news", "planner", broadcast=True)
     await topology.group("tasks", "coder")
     return topology

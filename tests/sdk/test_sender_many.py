@@ -12,16 +12,13 @@ from agentstream.sending.outgoing import OutgoingMessage
 from agentstream.sent import SentMessage
 from agentstream.testing import Faults
 from agentstream.transport.client import Client
-from support.servers import Server
 from support.topology import Topology, fields_of
 from support.waiting import until
 
 
 @pytest.fixture
-async def declared(server: Server, wire: Client) -> Topology:
+async def declared(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes, and to the broadcast stream `news`."""
-    topology = Topology(wire, server.url)
-    await topology.stream("tasks", "planner")
     await topology.stream("news", "planner", broadcast=True)
     await topology.group("tasks", "coder")
     return topology

@@ -25,15 +25,13 @@ CLAIMABLE = 86_000_000
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes; ten messages wait."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    await declared.group("tasks", "coder", lease=60_000)
-    async with declared.agent("planner") as planner:
+    await topology.group("tasks", "coder", lease=60_000)
+    async with topology.agent("planner") as planner:
         for n in range(10):
             await planner.send_message(to="coder", type="event", payload={"n": n})
-    return declared
+    return topology
 
 
 @pytest.fixture

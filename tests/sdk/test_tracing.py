@@ -16,19 +16,16 @@ from agentstream import Backpressure, OutgoingMessage, Reject, Retry, sync
 from agentstream.consuming.delivery import Delivery
 from agentstream.telemetry import spans
 from agentstream.transport.client import Client
-from support.servers import Server
 from support.topology import Topology, fields_of, following
 from support.tracing import is_child, spans_of
 from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    await declared.group("tasks", "coder", max_deliveries=3)
-    return declared
+    await topology.group("tasks", "coder", max_deliveries=3)
+    return topology
 
 
 async def test_handling_is_a_child_of_sending(topology: Topology, exported: InMemorySpanExporter) -> None:

@@ -15,20 +15,16 @@ from opentelemetry.trace import SpanKind, StatusCode
 from agentstream import Delivery, Message, NoReply, OutgoingMessage, Reject, RequestFailed, sync
 from agentstream.agent import Agent
 from agentstream.telemetry import tracing
-from agentstream.transport.client import Client
-from support.servers import Server
 from support.topology import Topology, following
 from support.tracing import is_child, spans_of
 from support.waiting import until
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    await declared.group("tasks", "coder")
-    return declared
+    await topology.group("tasks", "coder")
+    return topology
 
 
 def leads_to(asking: ReadableSpan, reply: ReadableSpan) -> bool:

@@ -163,6 +163,14 @@ def body_of(message: Message, **changes: Any) -> bytes:
     return msgspec.json.encode({**msgspec.to_builtins(message), **changes})
 
 
+async def send(topology: Topology, *payloads: int) -> None:
+    """Sends events with these numbers from `planner` to `coder`, at one moment and in this order."""
+    async with topology.agent("planner") as planner:
+        await asyncio.gather(
+            *(planner.send_message(to="coder", type="event", payload={"n": n}) for n in payloads)
+        )
+
+
 async def numbers(deliveries: AsyncIterator[Delivery], count: int) -> list[int]:
     """Handles `count` messages and returns the numbers in their payloads."""
     seen: list[int] = []

@@ -8,18 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from agentstream.sync import Agent
-from agentstream.transport.client import Client
-from support.servers import Server
 from support.topology import Topology
 
 
 @pytest.fixture
-async def topology(server: Server, wire: Client) -> Topology:
+async def topology(topology: Topology) -> Topology:
     """`planner` produces to `tasks`, which `coder` consumes."""
-    declared = Topology(wire, server.url)
-    await declared.stream("tasks", "planner")
-    await declared.group("tasks", "coder", max_deliveries=2)
-    return declared
+    await topology.group("tasks", "coder", max_deliveries=2)
+    return topology
 
 
 @pytest.fixture
