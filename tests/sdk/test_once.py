@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
 
 import pytest
 
@@ -78,10 +77,10 @@ async def test_a_crash_leaves_it_in_doubt_and_in_the_end_a_dead_letter(
 ) -> None:
     await send(topology)
     consumes = topology.routes["coder"].consumes[0]
-    crashed = topology.agent("coder")
+    crashed = KillableAgent.connect(topology.settings("coder"))
     delivery = await following(crashed.stream_consume("tasks"))
     assert await delivery.once("charge-7").__aenter__()
-    await KillableAgent.crash(cast("KillableAgent", crashed))
+    await crashed.crash()
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         for attempt in (2, 3):
             async with await following(deliveries) as delivery:

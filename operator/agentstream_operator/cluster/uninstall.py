@@ -44,9 +44,12 @@ async def uninstall(namespaces: Sequence[str] | None, deployment: str | None) ->
 
 
 async def _stop(api: Api, namespace: str, name: str) -> None:
-    if await api.get(DEPLOYMENTS, namespace, name) is None:
-        return
-    await api.merge(DEPLOYMENTS, namespace, name, {"spec": {"replicas": 0}}, part="scale")
+    try:
+        await api.merge(DEPLOYMENTS, namespace, name, {"spec": {"replicas": 0}}, part="scale")
+    except ApiError as error:
+        if error.code == HTTPStatus.NOT_FOUND:
+            return
+        raise
     try:
         async with asyncio.timeout(_WITHIN):
             while True:
