@@ -25,12 +25,9 @@ class AccessNotEnforced(AgentStreamError):  # noqa: N818 - named like the SDK's 
 
 
 class Users:
-    """The users of one installation on one server.
+    """The users of one installation on one server; their names start with it.
 
-    Args:
-        client: the connection to the server, with the right to change users.
-        installation: their names start with it.
-        save_delay: seconds from a change to saving, so that many changes are saved together.
+    A change is saved `save_delay` seconds later, so that many changes are saved together.
     """
 
     def __init__(self, client: BrokerClient, installation: str, *, save_delay: float = 1.0) -> None:

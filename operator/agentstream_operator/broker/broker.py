@@ -36,12 +36,8 @@ class Broker:
     """Reads and changes what streams, groups and agents have on the server; `connect` makes one.
 
     Calls of one event-loop tick leave in one write. A broken connection fails the calls that are under way
-    and is made again by the next one. All methods raise `AgentStreamError`, as `Client.call` does.
-
-    Args:
-        client: commands of all kinds.
-        waiting: a connection of its own for `arrivals`, which blocks it.
-        installation: the operator's installation: users' names start with it.
+    and is made again by the next one. `arrivals` blocks a connection of its own, `waiting`. All methods raise
+    `AgentStreamError`, as `Client.call` does.
     """
 
     def __init__(self, client: BrokerClient, waiting: Client, installation: str) -> None:
@@ -149,14 +145,9 @@ class Broker:
         return await observe.consumers(self._client, key, group)
 
     async def arrivals(self, after: Mapping[str, str], seconds: float) -> Mapping[str, str]:
-        """Waits until one of many streams has an entry that comes after a given id.
+        """Waits until one of many streams has an entry after the id given for its key; it need not exist.
 
-        Args:
-            after: the id for each stream key. A stream need not exist.
-            seconds: for how long to wait, at most 5. The server looks at its clock ten times a second.
-
-        Returns:
-            The first such entry of each stream that has one, by key; empty if none came in time.
+        Waits at most 5 seconds. Returns the first such entry of each stream that has one, by key.
         """
         block = max(1, math.ceil(seconds * 1000))
         # https://redis.io/docs/latest/commands/xread/
@@ -172,11 +163,7 @@ class Broker:
     async def release_pod(self, key: str, group: str, gone: Gone, *, for_good: bool = False) -> int:
         """Makes entries claimable at once that processes which are gone still hold. Returns their number.
 
-        Args:
-            key: of the stream.
-            group: name of the group.
-            gone: the processes.
-            for_good: no pod will have the name again, so that processes of it claim nothing any more.
+        `for_good`: no pod will have the name again, so that processes of it claim nothing any more.
         """
         return int(await self._client.call(*commands.release_pod(key, group, *gone, for_good=for_good)))
 

@@ -24,12 +24,9 @@ _decoder = msgspec.json.Decoder(StreamSeen)
 
 
 class Look(NamedTuple):
-    """A stream to read the state of.
+    """A stream to read the state of, with retries, dead letters and counters of these groups.
 
-    Attributes:
-        key: its key.
-        groups: the groups whose retries, dead letters and counters are read, too.
-        known: the state that was read before: if it has not changed, it is neither sent nor decoded again.
+    If the known state has not changed, it is neither sent nor decoded again.
     """
 
     key: str

@@ -32,11 +32,7 @@ end
 
 
 class BrokerClient:
-    """Sends commands, and loads the function library if the server has lost it.
-
-    Args:
-        client: the connection, with an administrator's rights.
-    """
+    """Sends commands as an administrator, and loads the function library if the server has lost it."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -84,11 +80,7 @@ class BrokerClient:
 
 
 async def inspect(client: BrokerClient, *, trusts_lag: bool) -> ServerSeen:
-    """Reads which process answers, and its eviction policy.
-
-    Args:
-        client: the connection to the server.
-        trusts_lag: whether the lag that this server reports is right; see `probe_lag`.
+    """Reads which process answers, and its eviction policy; see `probe_lag` for `trusts_lag`.
 
     Raises:
         AgentStreamError: as `Client.call`.

@@ -46,13 +46,8 @@ def make_private(directory: Path) -> None:
 class BindingFiles:
     """One directory per agent, laid out as a Service Binding for Kubernetes.
 
-    The SDK reads the directory at every connect, so running agents see changes. Passwords are only here, not
-    in arguments or environments.
-
-    Args:
-        root: directory of the bindings.
-        port: port of the server on the loopback interface.
-        installation: name of the installation.
+    The server has the port on the loopback interface. The SDK reads the directory at every connect,
+    so running agents see changes. Passwords are only here, not in arguments or environments.
     """
 
     def __init__(self, root: Path, *, port: int, installation: str) -> None:
@@ -127,11 +122,7 @@ class _StoredKeys(msgspec.Struct, frozen=True):
 
 
 class SigningFiles:
-    """One file per signed stream. It stays with the messages when the stream is no longer declared.
-
-    Args:
-        root: directory of the files.
-    """
+    """One file per signed stream. It stays with the messages when the stream is no longer declared."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

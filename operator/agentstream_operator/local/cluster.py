@@ -20,12 +20,7 @@ from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGro
 class LocalCluster:
     """Keeps bindings in place of Secrets, and runs processes in place of Deployments.
 
-    Args:
-        bindings: the agents' bindings.
-        signing: the keys of signed streams.
-        catalog: the declared resources.
-        host: runs the processes.
-        ended: called with group and process name after a process has ended.
+    Calls `ended` with group and process name after a process has ended.
     """
 
     def __init__(

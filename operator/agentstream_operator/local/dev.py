@@ -73,11 +73,7 @@ def run(options: DevOptions) -> int:
 
 
 class IdleDetector:
-    """Detects that there was nothing to do for a while, after some messages were processed.
-
-    Args:
-        seconds: duration of the idleness.
-    """
+    """Detects that there was nothing to do for some seconds, after some messages were processed."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -85,12 +81,7 @@ class IdleDetector:
         self._before: object = None
 
     def reached(self, view: View, now: float) -> bool:
-        """Tells whether everything has been idle for so long.
-
-        Args:
-            view: the present state.
-            now: seconds on a monotonic clock.
-        """
+        """Tells whether everything has been idle for so long; `now` in seconds on a monotonic clock."""
         present = (
             tuple(stream.added for stream in view.streams),
             tuple(group.account for group in view.groups),

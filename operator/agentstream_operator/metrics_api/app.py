@@ -40,15 +40,7 @@ def application(
     config: ConfigSource,
     count_response: Callable[[int], object] = lambda _: None,
 ) -> ASGIApp:
-    """Builds the application.
-
-    Args:
-        store: the resources known.
-        backlogs: measures the backlog of groups.
-        authorizer: decides which users may read what.
-        config: the request-header configuration, by which users are authenticated.
-        count_response: called with the HTTP status of every response.
-    """
+    """Builds the application; `count_response` is called with the HTTP status of every response."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(StatusError, _on_status_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

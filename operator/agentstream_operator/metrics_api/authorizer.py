@@ -63,12 +63,7 @@ class _Decision:
 class Authorizer:
     """Single flight: concurrent requests of one user for one thing share one SubjectAccessReview.
 
-    Args:
-        api: the API server.
-        now: seconds on a monotonic clock.
-
-    Attributes:
-        reviews: number of reviews, by outcome: `allowed`, `denied` or `error`.
+    Times are seconds on a monotonic clock. `reviews` counts by outcome: `allowed`, `denied` or `error`.
     """
 
     def __init__(self, api: Api, now: Callable[[], float]) -> None:

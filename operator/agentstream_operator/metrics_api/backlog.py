@@ -30,12 +30,7 @@ class BacklogUnknownError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The backlog of a group.
-
-    Attributes:
-        messages: number of messages undelivered, pending or due for a retry.
-        at: time of the measurement.
-    """
+    """Number of messages undelivered, pending or due for a retry, at the time of the measurement."""
 
     messages: int
     at: datetime
@@ -43,13 +38,9 @@ class Backlog:
 
 @dataclass(slots=True)
 class Sample:
-    """A measurement of a stream, finished or running.
+    """A measurement of a stream and of these groups, finished or running.
 
-    Attributes:
-        groups: names of the groups measured.
-        requested: seconds on the loop's clock.
-        observed: the state of the stream and its groups, or why it is unknown.
-        at: time of the reply.
+    `requested` is in seconds on the loop's clock, `at` the time of the reply.
     """
 
     groups: tuple[str, ...]
@@ -59,12 +50,7 @@ class Sample:
 
 
 class Backlogs:
-    """Measures the backlog of groups.
-
-    Args:
-        store: the resources known.
-        broker: Redis or Valkey.
-    """
+    """Measures the backlog of groups."""
 
     def __init__(self, store: ResourceIndex, broker: Broker) -> None:
         self._store = store

@@ -22,11 +22,7 @@ FILE_POLL, CONFIGMAP_POLL = 2.0, 10.0
 
 
 class ServingCertificates:
-    """Certificate and key from two files, and the client CA from the request-header configuration.
-
-    Args:
-        certificate: PEM file with the server's certificate and its chain.
-        key: PEM file with its private key.
+    """Certificate chain and key from two PEM files, and the client CA from the request-header configuration.
 
     Attributes:
         config: the request-header configuration; None before it has been read.
@@ -94,10 +90,7 @@ class ServingCertificates:
     ) -> None:
         """Reads the request-header configuration periodically; never returns.
 
-        Args:
-            api: the API server.
-            changed: called when the client CA has changed, so that open connections may be closed.
-            every: seconds between two reads.
+        Calls `changed` when the client CA has changed, so that open connections may be closed.
         """
         while True:
             try:

@@ -60,12 +60,7 @@ DISCOVERY: Mapping[str, Json] = {
 
 
 class StatusError(Exception):
-    """A request that fails; the response is a Kubernetes Status.
-
-    Attributes:
-        code: the HTTP status.
-        message: the cause.
-    """
+    """A request that fails; the response is a Kubernetes Status."""
 
     def __init__(self, code: HTTPStatus, message: str) -> None:
         super().__init__(message)
@@ -75,13 +70,7 @@ class StatusError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MetricValue:
-    """The backlog of a group as an external metric.
-
-    Attributes:
-        labels: labels of the metric.
-        value: number of messages.
-        timestamp: time of the measurement.
-    """
+    """The backlog of a group as an external metric, at the time of its measurement."""
 
     labels: Mapping[str, str]
     value: int

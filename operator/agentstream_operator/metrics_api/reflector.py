@@ -23,13 +23,7 @@ Json = Mapping[str, Any]
 
 
 class Reflector:
-    """Lists and watches resources, and mirrors them in a store.
-
-    Args:
-        api: the API server.
-        namespaces: namespaces to watch; None for all.
-        store: takes the resources.
-    """
+    """Lists and watches resources in some namespaces, or in all (None), and mirrors them in a store."""
 
     def __init__(self, api: Api, namespaces: Sequence[str] | None, store: ResourceIndex) -> None:
         self._api = api

@@ -30,14 +30,7 @@ class InvalidConfigMapError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class UserInfo:
-    """The authenticated user of a request.
-
-    Attributes:
-        name: the user name.
-        groups: groups that the user belongs to.
-        uid: distinguishes users who had the same name at different times.
-        extra: further attributes of the user.
-    """
+    """The authenticated user of a request; the uid differs for users of one name at different times."""
 
     name: str
     groups: tuple[str, ...] = ()
@@ -53,9 +46,6 @@ class RequestHeaderConfig:
         client_ca: PEM of the CA of their client certificates.
         allowed_names: common names that these may have; any if empty.
         user_headers: headers with the user name; the first one present counts.
-        group_headers: headers with the user's groups.
-        uid_headers: headers with the user's uid.
-        extra_prefixes: prefixes of headers with further attributes.
     """
 
     client_ca: str
@@ -68,9 +58,7 @@ class RequestHeaderConfig:
     def authenticate(self, peer: Collection[str] | None, headers: Iterable[tuple[bytes, bytes]]) -> UserInfo:
         """Returns the user for whom a front proxy sends a request.
 
-        Args:
-            peer: common names in the client certificate; None without a certificate.
-            headers: of the request, with names in lower case.
+        Takes the common names in its client certificate (None without one), and headers in lower case.
 
         Raises:
             StatusError: 401: the request is not from a front proxy, or names no user.

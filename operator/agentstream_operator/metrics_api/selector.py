@@ -25,13 +25,7 @@ class InvalidSelectorError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A requirement on the label of one key.
-
-    Attributes:
-        key: the label's key.
-        values: values that match; None for any.
-        negative: whether the label must be absent or have none of these values.
-    """
+    """A requirement on one label: to have one of the values (any if None), or, if negative, not to."""
 
     key: str
     values: frozenset[str] | None

@@ -15,14 +15,7 @@ from agentstream_operator.serve.exposition import Exposition, api_requests, coun
 
 
 class SelfMetrics(Exposition):
-    """Counts responses; reads everything else at a scrape.
-
-    Args:
-        store: has the number of groups.
-        authorizer: counts reviews.
-        api: counts requests to the API server.
-        broker: counts round trips to Redis or Valkey.
-    """
+    """Counts responses; reads everything else at a scrape."""
 
     def __init__(self, store: ResourceIndex, authorizer: Authorizer, api: Api, broker: Broker) -> None:
         self._store = store

@@ -29,10 +29,7 @@ class ListenError(OSError):
 
 
 def listening(port: int) -> socket.socket:
-    """Opens a socket on all interfaces, for IPv6 and IPv4 with one port where there is IPv6.
-
-    Args:
-        port: 0 for any free port.
+    """Opens a socket on all interfaces, for IPv6 and IPv4 with one port where there is IPv6; 0: any free one.
 
     Raises:
         ListenError: the port is in use, or not permitted.
@@ -47,14 +44,9 @@ def listening(port: int) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def serving(port: int, replies: Mapping[str, Callable[[], Reply]]) -> AsyncIterator[int]:
-    """Answers GET requests over plain HTTP on all interfaces.
+    """Answers GET requests over plain HTTP on all interfaces, by path. Yields the port: for 0, any free one.
 
-    Args:
-        port: 0 for any free port.
-        replies: by path; called in the event loop for each request.
-
-    Yields:
-        The port.
+    Calls the reply of the path in the event loop for each request.
 
     Raises:
         ListenError: the port is in use, or not permitted.
@@ -68,13 +60,10 @@ async def serving(port: int, replies: Mapping[str, Callable[[], Reply]]) -> Asyn
 
 
 class HttpServer:
-    """Serves an ASGI application.
+    """Serves an ASGI application, over plain HTTP or with TLS.
 
-    Args:
-        app: finds in the state `peer` of a request the common names of the verified client certificate;
-            None without one.
-        tls: server certificate and accepted client certificates; None for plain HTTP.
-        graceful_shutdown: seconds that running requests get to finish.
+    The state `peer` of a request has the common names of the verified client certificate, None without one.
+    Running requests get `graceful_shutdown` seconds to finish.
     """
 
     def __init__(

@@ -15,16 +15,10 @@ from agentstream_operator.serve.exposition import Exposition, api_requests, coun
 
 @dataclass(frozen=True, slots=True)
 class MetricsSample:
-    """Numbers read at a scrape.
+    """Numbers read at a scrape; `health` is None before the engine runs.
 
-    Attributes:
-        leads: whether the operator holds the Lease.
-        health: state of the engine; None before it runs.
-        conditions: number of resources, by kind, condition and status.
-        requests: requests to the API server, by verb, resource and HTTP status.
-        events: watch events, by resource.
-        missed: changes found by listing that no watch event had announced.
-        work: backlog and scaling of each group.
+    Counts requests to the API server by verb, resource and HTTP status, watch events by resource, and in
+    `missed` the changes found by listing that no watch event had announced.
     """
 
     leads: bool
@@ -37,11 +31,7 @@ class MetricsSample:
 
 
 class Metrics(Exposition):
-    """Measures reconciliations, and exposes them with a sample of everything else.
-
-    Args:
-        sample: reads the numbers at a scrape.
-    """
+    """Measures reconciliations, and exposes them with a sample of everything else."""
 
     def __init__(self, sample: Callable[[], MetricsSample]) -> None:
         self._sample = sample

@@ -15,14 +15,7 @@ MISSED = 3
 
 @dataclass(frozen=True, slots=True)
 class ProbeState:
-    """State of the operator that its probes look at.
-
-    Attributes:
-        leads: whether it holds the Lease; a standby waits for it.
-        health: state of the engine; None before it runs.
-        missed: changes in a row that no watch event announced.
-        watching: whether the watches run.
-    """
+    """State of the operator that its probes look at; `missed` counts changes in a row without an event."""
 
     leads: bool
     health: OperatorHealth | None = None

@@ -41,14 +41,7 @@ _DEBOUNCE_MS = 200
 
 
 class Catalog:
-    """The resources that the manifests declare.
-
-    Args:
-        paths: files and directories of manifests.
-        metadata: file for uids, ages and generations.
-        output: takes lines for the user.
-        now: returns the current time, with a time zone.
-    """
+    """The resources that the manifests declare, with uids, ages and generations from the file `metadata`."""
 
     def __init__(
         self,

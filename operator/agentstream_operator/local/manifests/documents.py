@@ -42,13 +42,7 @@ class UnreadableFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document of a file.
-
-    Attributes:
-        place: its first line.
-        content: its content as plain Python values.
-        node: its content as YAML nodes, which have lines.
-    """
+    """A document: its first line, and its content as plain values and as YAML nodes, which have lines."""
 
     place: SourceLine
     content: Any

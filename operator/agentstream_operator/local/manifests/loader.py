@@ -25,8 +25,6 @@ class Manifests:
     """The contents of manifest files.
 
     Attributes:
-        declared: the resources, in the order of files and documents.
-        lines: the lines that declare them.
         problems: mistakes, one line each, beginning with file and line.
         ignored: kinds that are not AgentStream's, with the first line of each.
     """

@@ -23,10 +23,7 @@ class StoredMetadata(msgspec.Struct, frozen=True):
     """Assigned metadata of a resource.
 
     Attributes:
-        kind: kind of the resource.
-        namespace: namespace of the resource.
-        name: name of the resource.
-        uid: its identity; changes when the resource is removed and declared again.
+        uid: changes when the resource is removed and declared again.
         created: time of its first declaration, different for all resources.
         generation: version of its spec, from 1 on.
         spec: its spec as JSON.

@@ -22,15 +22,7 @@ _REFERENCE = re.compile(r"\$(\$\([A-Za-z_][A-Za-z0-9_.-]*\))|\$\(([A-Za-z_][A-Za
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command of a consumer.
-
-    Attributes:
-        arguments: the program and its arguments.
-        environment: the whole environment, without passwords.
-        binding: directory of the agent's binding.
-        directory: working directory.
-        grace: seconds between SIGTERM and SIGKILL.
-    """
+    """A command with its whole environment; `grace` is the seconds between SIGTERM and SIGKILL."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(hash=False, repr=False)
@@ -57,11 +49,7 @@ def command_of(
 ) -> Command | None:
     """Builds the command of a group's consumers; None if its template has none.
 
-    Args:
-        group: a group with a template.
-        binding: directory of the agent's binding.
-        folder: directory of the group's manifest; stands for the image's working directory.
-        surroundings: environment of this process, which the agents inherit.
+    The folder of the manifest stands for the image's working directory. The agents inherit the surroundings.
     """
     template = group.spec.template
     if template is None:

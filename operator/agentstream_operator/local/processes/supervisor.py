@@ -41,12 +41,9 @@ def describe_exit(code: int) -> str:
 
 
 class Pipe:
-    """A pipe that a process writes to and we read from.
+    """A pipe that a process writes to (`inlet`, which is closed here once reading begins) and we read from.
 
     With `asyncio.subprocess.PIPE`, `Process.wait` would last until every inheritor of the pipe has ended.
-
-    Attributes:
-        inlet: descriptor for the process; ours is closed once reading begins.
     """
 
     def __init__(self) -> None:
@@ -87,15 +84,8 @@ class Pipe:
 class SupervisedProcess:
     """A process that is started again whenever it ends, until it is stopped.
 
-    Args:
-        name: name of the process, and of the pod that it stands for.
-        command: the program.
-        output: takes its lines.
-        reaper: kills the process if `agentstream dev` is killed.
-        ended: called with the name after each end.
-
-    Attributes:
-        failure: why it keeps ending or cannot be started; None while it runs.
+    Has the name of the pod that it stands for. Calls `ended` with the name after each end.
+    `failure` says why it keeps ending or cannot be started.
     """
 
     def __init__(

@@ -16,13 +16,7 @@ from agentstream_operator.local.screen.output import Output
 
 @dataclass(frozen=True, slots=True)
 class ProcessHost:
-    """What processes run with.
-
-    Attributes:
-        tasks: supervises them.
-        reaper: kills them if `agentstream dev` is killed.
-        output: takes their lines.
-    """
+    """What processes run with."""
 
     tasks: asyncio.TaskGroup
     reaper: Reaper
@@ -30,13 +24,7 @@ class ProcessHost:
 
 
 class Workload:
-    """The processes of one group.
-
-    Args:
-        name: name of the group; process number 2 is `<name>-2`.
-        host: runs the processes.
-        ended: called with a process's name after it has ended.
-    """
+    """The processes of one group; number 2 is `<group>-2`. Calls `ended` with the name after an end."""
 
     def __init__(self, name: str, host: ProcessHost, ended: Callable[[str], Awaitable[None]]) -> None:
         self._name = name

@@ -22,8 +22,7 @@ PROGRESS_EVERY = 5.0
 class LocalError(Exception):
     """The user's input or the state of the machine prevents `agentstream dev`; shown without a traceback.
 
-    Attributes:
-        lines: one problem per line, each complete in itself.
+    Each line is a problem, complete in itself.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -49,12 +48,7 @@ class Output(Protocol):
 
 
 def open_screen(file: TextIO, closed: Callable[[], None]) -> Lines | LiveTable:
-    """Opens a live table on a terminal, and lines elsewhere.
-
-    Args:
-        file: standard output or standard error.
-        closed: called when lines can no longer be written.
-    """
+    """Opens a live table on a terminal, and lines elsewhere; calls `closed` when writing lines fails."""
     if file.isatty():
         from rich.console import Console  # noqa: PLC0415 - only needed on a terminal
 
@@ -81,13 +75,7 @@ def progress(group: GroupView) -> str:
 
 
 class Lines:
-    """Writes lines to a file.
-
-    Args:
-        file: takes the lines.
-        closed: called when they can no longer be written, as after the reader of a pipe has ended.
-        clock: seconds on a monotonic clock.
-    """
+    """Writes lines to a file; calls `closed` when it cannot, as after the reader of a pipe has ended."""
 
     def __init__(self, file: TextIO, *, closed: Callable[[], None], clock: Callable[[], float]) -> None:
         self._file = file

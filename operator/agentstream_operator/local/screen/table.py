@@ -17,11 +17,7 @@ _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
 class LiveTable:
-    """Shows lines that scroll above a table of streams and groups.
-
-    Args:
-        console: the terminal.
-    """
+    """Shows lines that scroll above a table of streams and groups."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

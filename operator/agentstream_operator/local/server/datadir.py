@@ -31,16 +31,8 @@ _TAKEOVER = 8.0
 class DataDirectory:
     """Creates and locks a data directory; a context manager.
 
-    Args:
-        path: the directory; created unless it exists.
-
-    Attributes:
-        path: the absolute path.
-        shown: the path as the user named it.
-        bindings: directory of the agents' bindings.
-        signing: directory of the keys of signed streams.
-        resources: file with the metadata of resources.
-        lock: descriptor of the lock; a process that inherits it shares the lock.
+    Errors name the directory as the user did (`shown`). A process that inherits the descriptor `lock` shares
+    the lock.
 
     Raises:
         LocalError: on entering: the directory cannot be created, written or locked, or is in use.

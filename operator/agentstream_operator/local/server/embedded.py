@@ -51,12 +51,8 @@ def pick_port(port: int | None) -> int:
 class EmbeddedServer:
     """A Valkey process that is restarted until it is stopped.
 
-    Args:
-        settings: its settings.
-        shown: the data directory as the user named it.
-        lock: descriptor of the data directory's lock, which the process inherits.
-        reaper: kills the process if `agentstream dev` is killed.
-        say: shows a line.
+    The process inherits the descriptor `lock` of the data directory's lock. `shown` is the directory as the
+    user named it.
     """
 
     def __init__(

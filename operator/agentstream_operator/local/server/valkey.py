@@ -20,15 +20,7 @@ READY = "Ready to accept connections"
 
 @dataclass(frozen=True, slots=True)
 class ValkeySettings:
-    """Settings of the server.
-
-    Attributes:
-        binary: the program.
-        directory: its data directory.
-        port: its port on the loopback interface.
-        memory: limit for its data, in bytes.
-        password: password of the user `OPERATOR`.
-    """
+    """Settings of the server; `memory` limits its data, in bytes, `password` is of the user `OPERATOR`."""
 
     binary: Path
     directory: Path
@@ -121,13 +113,7 @@ _BIND = re.compile(r"(?:bind|listen): (?P<why>.+)$")
 
 
 def explain(line: str, directory: Path, port: int) -> str | None:
-    """Explains a log line that reports a problem; None for other lines.
-
-    Args:
-        line: the log line.
-        directory: the data directory as the user named it.
-        port: the server's port.
-    """
+    """Explains a log line that reports a problem, naming the directory as the user did; None for others."""
     found = _PREFIX.match(line)
     text = found["text"] if found else line
     if _SHORT in text:
