@@ -36,14 +36,7 @@ _CONSUMER_FUNCTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class AgentUse:
-    """Everything that the resources let an agent do.
-
-    Attributes:
-        namespace: the agent's namespace.
-        agent: its name.
-        produces: the streams it produces to.
-        consumes: the groups it consumes for.
-    """
+    """Everything that the resources let an agent do."""
 
     namespace: str
     agent: str

@@ -18,11 +18,7 @@ _BUCKET = "le:"
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Time from the addition of a message to its acknowledgement.
-
-    Attributes:
-        counts: acknowledged messages by the upper bound of their bucket, in ms.
-    """
+    """Acknowledged messages by the time since their addition: by the upper bound of a bucket, in ms."""
 
     counts: Mapping[float, int] = field(default_factory=dict, hash=False)
 
@@ -46,25 +42,15 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What became of a group's messages since the start.
-
-    Attributes:
-        sent: entries added to its stream.
-        acknowledged: settled by a consumer that handled them.
-        skipped: settled without handling, as they are addressed to other agents.
-        retried: failed attempts that are repeated.
-        dead: dead letters.
-        lost: accepted, neither settled nor on the server any more.
-        latency: of the acknowledged ones.
-    """
+    """What became of a group's messages since the start."""
 
     sent: int = 0
     acknowledged: int = 0
-    skipped: int = 0
-    retried: int = 0
+    skipped: int = 0  # addressed to other agents, so settled without handling
+    retried: int = 0  # failed attempts that are repeated
     dead: int = 0
-    lost: int = 0
-    latency: Latency = field(default_factory=Latency)
+    lost: int = 0  # accepted, neither settled nor on the server any more
+    latency: Latency = field(default_factory=Latency)  # of the acknowledged ones
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,42 +29,25 @@ class AgentName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What this process wrote for an agent.
-
-    Attributes:
-        use: the source of its rules and route.
-        password_hashes: SHA-256 of its passwords, in hex.
-        fingerprint: the fingerprint of its user.
-        route: its field of the routes hash.
-    """
+    """What this process wrote for an agent."""
 
     use: AgentUse
-    password_hashes: tuple[str, ...]
-    fingerprint: str | None
-    route: bytes
+    password_hashes: tuple[str, ...]  # SHA-256 in hex
+    fingerprint: str | None  # of the user
+    route: bytes  # the field of the routes hash
 
 
 @dataclass(frozen=True, slots=True)
 class AgentInput:
-    """The input of a plan for an agent.
-
-    Attributes:
-        installation: the operator's installation.
-        use: everything that the resources let the agent do.
-        password_hashes: SHA-256 of the passwords in its Secret, in hex.
-        written: what was written for it before.
-        live: fingerprint of the live user; None if there is none.
-        route: its live field of the routes hash.
-        complete: whether every resource has been listed, so that `use` is complete.
-    """
+    """The input of a plan for an agent."""
 
     installation: str
     use: AgentUse
-    password_hashes: tuple[str, ...]
-    written: Written | None = None
-    live: str | None = None
-    route: bytes | None = None
-    complete: bool = True
+    password_hashes: tuple[str, ...]  # of its Secret; SHA-256 in hex
+    written: Written | None = None  # by this process, before
+    live: str | None = None  # fingerprint of the live user
+    route: bytes | None = None  # the live field of the routes hash
+    complete: bool = True  # whether every resource has been listed, so that `use` is complete
 
 
 def agents_of(resource: AgentStream | ConsumerGroup) -> tuple[AgentName, ...]:
@@ -81,13 +64,9 @@ def use_of(
     consumes: Iterable[tuple[ConsumerGroup, AgentStream]],
     contracts: Mapping[str, str],
 ) -> AgentUse:
-    """Returns what an agent does.
+    """Returns what an agent does: streams with the names of their groups, groups with their streams.
 
-    Args:
-        name: the agent.
-        produces: the streams it produces to, each with the names of its groups.
-        consumes: its groups, each with its stream.
-        contracts: digests of contracts by the streams' names.
+    `contracts` are digests by the streams' names.
     """
     return AgentUse(
         namespace=name.namespace,
@@ -178,12 +157,8 @@ def strays(
 ) -> list[AgentName]:
     """Returns the agents with a user or Secret that no resource names.
 
-    Args:
-        users: names of the installation's users.
-        installation: the installation.
-        named: all agents that resources name.
-        watched: the watched namespaces; None for all.
-        unreadable: namespaces with an invalid resource, whose agents are unknown.
+    `watched` are the watched namespaces (None: all); the agents of `unreadable` ones, which have an
+    invalid resource, are unknown.
     """
     found = []
     for user in users:

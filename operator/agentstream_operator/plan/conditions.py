@@ -31,22 +31,16 @@ class EventNote(NamedTuple):
 class Plan:
     """Lists what to do for a resource and what to report then.
 
-    Attributes:
-        actions: changes of the server, in this order.
-        conditions: the conditions once the actions are done. While the server does not answer, conditions
-            not listed stay as they are; otherwise the list is complete.
-        events: emitted after the actions.
-        refused: emitted instead if an action refused itself, as a deletion of a stream that is not empty.
-        finalizer: whether the resource is to carry the finalizer.
-        finished: whether the resource is being deleted and nothing else remains to be done for it.
+    The conditions hold once the actions are done. While the server does not answer, conditions not listed
+    stay as they are; otherwise the list is complete.
     """
 
-    actions: tuple[Action, ...] = ()
+    actions: tuple[Action, ...] = ()  # in this order
     conditions: tuple[ConditionUpdate, ...] = ()
-    events: tuple[EventNote, ...] = ()
-    refused: tuple[EventNote, ...] = ()
-    finalizer: bool = False
-    finished: bool = False
+    events: tuple[EventNote, ...] = ()  # emitted after the actions
+    refused: tuple[EventNote, ...] = ()  # emitted instead if a deletion refused a stream that is not empty
+    finalizer: bool = False  # whether the resource is to carry the finalizer
+    finished: bool = False  # whether it is being deleted and nothing else remains to be done for it
 
 
 class Failure(NamedTuple):
@@ -58,15 +52,10 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AgentsState:
-    """The progress of writing the users of a resource's agents.
+    """The progress of writing the users of a resource's agents."""
 
-    Attributes:
-        waiting: agents whose user, rules or Secret are not written yet.
-        failed: the failure of one of them.
-    """
-
-    waiting: tuple[str, ...] = ()
-    failed: Failure | None = None
+    waiting: tuple[str, ...] = ()  # agents whose user, rules or Secret are not written yet
+    failed: Failure | None = None  # of one of them
 
 
 ALL_WRITTEN = AgentsState()

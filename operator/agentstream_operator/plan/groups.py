@@ -30,43 +30,24 @@ from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 @dataclass(frozen=True, slots=True)
 class GroupInput:
-    """The input of a plan for a ConsumerGroup.
-
-    Attributes:
-        group: the resource.
-        installation: the operator's installation.
-        winner: the oldest ConsumerGroup that names the same group of the same stream.
-        stream: its AgentStream, if it exists.
-        stream_winner: the oldest AgentStream that claims the stream's key and may have it.
-        outage: why the server is unreachable; None while it answers.
-        seen: the observed stream; None without a stream and during an outage.
-        established: whether the group existed before.
-        stream_lost: whether the stream lost entries since.
-        agents: the progress of writing the agent's user.
-        history: reports of the janitor on the stream.
-        stalled: whether messages wait and none is being settled.
-        scaling: the condition `ScalingActive`.
-        crashing: why the consumers' processes end, if they do.
-        refused: why the workload could not be applied.
-        deleted_for: seconds since the deletion.
-    """
+    """The input of a plan for a ConsumerGroup."""
 
     group: ConsumerGroup
     installation: str
-    winner: ConsumerGroup
+    winner: ConsumerGroup  # the oldest that names the same group of the same stream
     stream: AgentStream | None
-    stream_winner: AgentStream | None = None
-    outage: str | None = None
-    seen: StreamSeen | None = None
-    established: bool = False
-    stream_lost: bool = False
+    stream_winner: AgentStream | None = None  # the oldest that claims the key and may have it
+    outage: str | None = None  # why the server is unreachable
+    seen: StreamSeen | None = None  # None without a stream and during an outage
+    established: bool = False  # whether the group existed before
+    stream_lost: bool = False  # whether the stream lost entries since
     agents: AgentsState = ALL_WRITTEN
-    history: RetentionHistory | None = None
-    stalled: bool = False
-    scaling: ConditionUpdate | None = None
-    crashing: str | None = None
-    refused: Failure | None = None
-    deleted_for: float = 0.0
+    history: RetentionHistory | None = None  # of the stream
+    stalled: bool = False  # whether messages wait and none is being settled
+    scaling: ConditionUpdate | None = None  # the condition `ScalingActive`
+    crashing: str | None = None  # why the consumers' processes end, if they do
+    refused: Failure | None = None  # why the workload could not be applied
+    deleted_for: float = 0.0  # seconds since the deletion
 
 
 def plan_group(given: GroupInput) -> Plan:

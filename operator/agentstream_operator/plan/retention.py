@@ -17,41 +17,28 @@ REMEMBERED = 60_000
 
 @dataclass(frozen=True, slots=True)
 class JanitorSpec:
-    """The arguments of a pass of the janitor; see `as1_janitor` in the function library.
+    """The arguments of a pass of the janitor, times in ms; see `as1_janitor` in the function library.
 
-    Attributes:
-        key: the stream.
-        min_age: minimum age in ms of trimmed entries.
-        max_length: unsettled entries at which new ones are refused.
-        max_bytes: the same in bytes of the stream, or 0.
-        on_full: the policy, as in the resource.
-        groups: name, lease in ms, and minimum age of dead letters in ms of each declared group (0: forever,
-            and entries that are pending for too long become none).
-        broadcast: whether receipts need to know about dead letters.
+    `groups` are name, lease, and minimum age of dead letters of each declared group (0: forever, and entries
+    that are pending for too long become none).
     """
 
     key: str
     min_age: int
-    max_length: int
-    max_bytes: int
-    on_full: str
+    max_length: int  # unsettled entries at which new ones are refused
+    max_bytes: int  # the same in bytes of the stream, or 0
+    on_full: str  # the policy, as in the resource
     groups: tuple[tuple[str, int, int], ...]
-    broadcast: bool = False
+    broadcast: bool = False  # whether receipts need to know about dead letters
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionHistory:
-    """Recent reports of the janitor.
+    """Recent reports of the janitor."""
 
-    Attributes:
-        report: the latest one.
-        overrun_at: when unsettled entries were trimmed last, in ms of the server's clock.
-        shortened_at: when the history was shortened last.
-    """
-
-    report: JanitorReport
-    overrun_at: int | None = None
-    shortened_at: int | None = None
+    report: JanitorReport  # the latest one
+    overrun_at: int | None = None  # when unsettled entries were trimmed last, in ms of the server's clock
+    shortened_at: int | None = None  # when the history was shortened last
 
     @property
     def quiet(self) -> bool:
@@ -112,11 +99,7 @@ def retention_healthy(  # noqa: PLR0911 - one per cause
 ) -> ConditionUpdate:
     """Returns whether messages are kept as declared and new ones are accepted.
 
-    Args:
-        stream: the resource.
-        seen: the observed stream.
-        history: reports of the janitor, if there are any.
-        eviction: the server's eviction policy, if it may evict streams.
+    `eviction` is the server's eviction policy, if it may evict streams.
     """
     if eviction is not None:
         return _unhealthy(

@@ -45,37 +45,22 @@ class ScalingRule(StrEnum):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """The limits of autoscaling.
-
-    Attributes:
-        minimum: the minimum of replicas.
-        maximum: the maximum of replicas.
-        target_backlog: unsettled entries per replica.
-        down_after: seconds for which fewer replicas must have been enough before scale-down.
-        target_age: seconds for which an entry may wait; None for any time.
-    """
+    """The limits of autoscaling."""
 
     minimum: int
     maximum: int
-    target_backlog: int
-    down_after: float
-    target_age: float | None = None
+    target_backlog: int  # unsettled entries per replica
+    down_after: float  # seconds for which fewer replicas must have been enough
+    target_age: float | None = None  # seconds for which an entry may wait
 
 
 class Replicas(msgspec.Struct, frozen=True):
-    """The state of the consumers.
-
-    Attributes:
-        wanted: the desired number.
-        unready: those of them that are not ready.
-        unready_since: when one became ready last, on the decision's clock.
-        crashing: whether some crash repeatedly, or cannot be started.
-    """
+    """The state of the consumers."""
 
     wanted: int
-    unready: int = 0
-    unready_since: float | None = None
-    crashing: bool = False
+    unready: int = 0  # of the wanted ones
+    unready_since: float | None = None  # when one became ready last, on the decision's clock
+    crashing: bool = False  # whether some crash repeatedly, or cannot be started
 
 
 def follow_replicas(
@@ -97,45 +82,26 @@ class Growth(NamedTuple):
 
 
 class ScalingInput(msgspec.Struct, frozen=True):
-    """The input of a decision.
+    """The input of a decision."""
 
-    Attributes:
-        now: seconds on a steady clock, the same for all decisions of a group.
-        signal: the work of the consumers.
-        replicas: the present consumers; None if unknown.
-        limits: with autoscaling, else None.
-        pace: entries per second of a busy consumer; None if unknown.
-        fixed: replicas without autoscaling.
-        suspended: whether to scale to zero.
-        before: the previous decision.
-    """
-
-    now: float
+    now: float  # seconds on a steady clock, the same for all decisions of a group
     signal: Signal = UNKNOWN
-    replicas: Replicas | None = None
-    limits: Limits | None = None
-    pace: float | None = None
-    fixed: int = 1
-    suspended: bool = False
+    replicas: Replicas | None = None  # the present consumers, if known
+    limits: Limits | None = None  # with autoscaling
+    pace: float | None = None  # entries per second of a busy consumer, if known
+    fixed: int = 1  # replicas without autoscaling
+    suspended: bool = False  # whether to scale to zero
     before: Decision | None = None
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """A decision.
-
-    Attributes:
-        replicas: the number of consumers.
-        rule: the rule that decided it.
-        needs: the higher needs of the recent past, falling, for the next decision.
-        growth: the latest scale-up, for the next decision.
-        settled: entries settled so far, for the next decision.
-    """
+    """A decision on the number of consumers, with what the next one needs to know of the past."""
 
     replicas: int
     rule: ScalingRule
-    needs: tuple[Need, ...] = ()
-    growth: Growth | None = None
-    settled: int | None = None
+    needs: tuple[Need, ...] = ()  # the higher needs of the recent past, falling
+    growth: Growth | None = None  # the latest scale-up
+    settled: int | None = None  # entries settled so far
 
     @property
     def held(self) -> bool:

@@ -39,27 +39,16 @@ class Knowledge(StrEnum):
 
 
 class Signal(msgspec.Struct, frozen=True):
-    """The work of a group, or of several together.
+    """The work of a group, or of several together."""
 
-    Attributes:
-        undelivered: entries not delivered, retries included.
-        pending: entries delivered and not settled.
-        due: due retries that are not on the retry stream yet.
-        oldest: age in seconds of the oldest undelivered entry; 0 without one.
-        oldest_pending: age in seconds of the oldest pending entry.
-        arrival: entries added per second, lately; 0 before that is known.
-        settled: entries settled since the server began to count.
-        knowledge: whether `undelivered` is exact, an estimate, or everything is unknown and 0.
-    """
-
-    undelivered: int = 0
-    pending: int = 0
-    due: int = 0
-    oldest: float = 0.0
-    oldest_pending: float = 0.0
-    arrival: float = 0.0
-    settled: int = 0
-    knowledge: Knowledge = Knowledge.EXACT
+    undelivered: int = 0  # retries included
+    pending: int = 0  # delivered and not settled
+    due: int = 0  # retries that are not on the retry stream yet
+    oldest: float = 0.0  # age in seconds of the oldest undelivered entry; 0 without one
+    oldest_pending: float = 0.0  # the same of pending ones
+    arrival: float = 0.0  # entries added per second, lately; 0 before that is known
+    settled: int = 0  # entries since the server began to count
+    knowledge: Knowledge = Knowledge.EXACT  # how well `undelivered` is known; if not at all, all is 0
 
     @property
     def backlog(self) -> int:
@@ -81,19 +70,12 @@ UNKNOWN = Signal(knowledge=Knowledge.UNKNOWN)
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """The growth of a counter per second, fading exponentially.
+    """The growth of a counter per second, fading exponentially."""
 
-    Attributes:
-        at: time of the last reading, in seconds.
-        count: its value.
-        events: the weighted growth.
-        seconds: the weighted time.
-    """
-
-    at: float
-    count: int
-    events: float = 0.0
-    seconds: float = 0.0
+    at: float  # time of the last reading, in seconds
+    count: int  # its value
+    events: float = 0.0  # the weighted growth
+    seconds: float = 0.0  # the weighted time
 
     @property
     def value(self) -> float | None:
@@ -104,14 +86,10 @@ class Rate(msgspec.Struct, frozen=True):
 def follow_rate(
     before: Rate | None, count: int, at: float, *, times: float = 1.0, memory: float = MEMORY
 ) -> Rate:
-    """Returns a rate after one more reading.
+    """Returns a rate after one more reading, at a time in seconds of a steady clock.
 
-    Args:
-        before: the rate so far, if any.
-        count: the counter; one below its last value was reset, and adds nothing.
-        at: time of the reading, in seconds of a steady clock.
-        times: weight of each second: the number of parallel workers; with 0 the reading adds nothing.
-        memory: time constant of the fading, in seconds.
+    A counter below its last value was reset, and adds nothing. `times` is the weight of each second: the
+    number of parallel workers; with 0 the reading adds nothing. `memory` is the time constant in seconds.
     """
     if before is None:
         return Rate(at, count)
@@ -127,17 +105,11 @@ def follow_rate(
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """The rate of one busy consumer.
+    """The rate of one busy consumer."""
 
-    Attributes:
-        rate: halves of settled entries per second of a consumer.
-        saturated: whether there was more work than the consumers could do.
-        ready: the number of consumers.
-    """
-
-    rate: Rate
-    saturated: bool
-    ready: int
+    rate: Rate  # halves of settled entries per second of a consumer
+    saturated: bool  # whether there was more work than the consumers could do
+    ready: int  # the number of consumers
 
     @property
     def value(self) -> float | None:
@@ -149,11 +121,7 @@ class Pace(msgspec.Struct, frozen=True):
 def follow_pace(before: Pace | None, signal: Signal, ready: int, at: float) -> Pace | None:
     """Returns the pace after one more measurement; only consumers with waiting work show their rate.
 
-    Args:
-        before: the pace so far, if any.
-        signal: the present work.
-        ready: the number of ready consumers.
-        at: time of the measurement, in seconds of a steady clock.
+    `ready` is the number of ready consumers, `at` the time in seconds of a steady clock.
     """
     if not signal.known:
         # what is settled until it is known again does not count
@@ -208,15 +176,10 @@ def combine(signals: Sequence[Signal]) -> Signal:
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The progress of a group.
+    """The progress of a group."""
 
-    Attributes:
-        settled: entries settled so far.
-        since: when the latest one was, or the backlog was empty, in ms of the server's clock.
-    """
-
-    settled: int
-    since: int
+    settled: int  # entries settled so far
+    since: int  # when the latest one was, or the backlog was empty, in ms of the server's clock
 
 
 def follow_progress(before: Progress | None, group: GroupSeen, now: int) -> Progress:

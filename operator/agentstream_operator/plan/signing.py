@@ -14,12 +14,9 @@ LIVE: Final = 2
 
 
 def due_in(keys: Keys, rotation: int, now: float) -> float | None:
-    """Returns the seconds until a new key is due; None if none is.
+    """Returns the seconds until a new key is due, if one is.
 
-    Args:
-        keys: the present keys, the newest first.
-        rotation: the desired rotation number.
-        now: seconds since 1970.
+    `keys` has the newest first, `rotation` is the desired rotation number, `now` counts seconds since 1970.
     """
     if not keys:
         return 0.0

@@ -31,33 +31,19 @@ GIVE_UP = 300.0
 
 @dataclass(frozen=True, slots=True)
 class StreamInput:
-    """The input of a plan for an AgentStream.
-
-    Attributes:
-        stream: the resource.
-        installation: the operator's installation.
-        winner: the oldest AgentStream that claims the key and may have it; see `conflicts`.
-        groups: names of its declared groups.
-        seen: the observed stream; None during an outage.
-        added: `seen.added` at the last observation; None if the stream never existed.
-        agents: the progress of writing the users of its producers.
-        history: reports of the janitor.
-        eviction: the server's eviction policy, if it may evict streams.
-        outage: why the server is unreachable.
-        deleted_for: seconds since the deletion.
-    """
+    """The input of a plan for an AgentStream."""
 
     stream: AgentStream
     installation: str
-    winner: AgentStream | None
-    groups: tuple[str, ...] = ()
-    seen: StreamSeen | None = None
-    added: int | None = None
-    agents: AgentsState = ALL_WRITTEN
+    winner: AgentStream | None  # the oldest that claims the key and may have it; see `conflicts`
+    groups: tuple[str, ...] = ()  # names of the declared ones
+    seen: StreamSeen | None = None  # None during an outage
+    added: int | None = None  # `seen.added` at the last observation; None if the stream never existed
+    agents: AgentsState = ALL_WRITTEN  # of its producers
     history: RetentionHistory | None = None
-    eviction: str | None = None
-    outage: str = ""
-    deleted_for: float = 0.0
+    eviction: str | None = None  # the server's eviction policy, if it may evict streams
+    outage: str = ""  # why the server is unreachable
+    deleted_for: float = 0.0  # seconds since the deletion
 
 
 def plan_stream(given: StreamInput) -> Plan:
