@@ -45,12 +45,7 @@ Json = dict[str, Any]
 
 
 class ApiError(ClusterRefused):
-    """The API server refused a request.
-
-    Attributes:
-        code: the HTTP status.
-        causes: the causes of the status, if there are any.
-    """
+    """The API server refused a request with an HTTP status, for causes that the answer may list."""
 
     def __init__(self, code: int, message: str, causes: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -73,12 +68,7 @@ class Api:
     """Sends requests to the API server.
 
     All methods raise `ApiError` if the request is refused, and `ClusterUnavailable` without an answer.
-
-    Args:
-        client: the official client, configured.
-
-    Attributes:
-        requests: the number of requests by verb, resource and HTTP status (0: no answer).
+    `requests` counts them by verb, resource and HTTP status (0: no answer).
     """
 
     def __init__(self, client: ApiClient) -> None:
@@ -103,11 +93,10 @@ class Api:
 
     async def snapshot(self, kind: ApiKind, namespace: str | None) -> tuple[Sequence[Json], str]:
         """Returns every object of a kind, and the version of the list, for `watch`."""
-        found: Sequence[Json] = ()
+        found: list[Json] = []
         version = ""
         async for page in self._pages(kind, namespace):
-            items = ({"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page["items"])
-            found = (*found, *items)
+            found += ({"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page["items"])
             version = version or page["metadata"]["resourceVersion"]
         return found, version
 
@@ -116,11 +105,8 @@ class Api:
     ) -> AsyncIterator[tuple[str, Json]]:
         """Watches a kind from a resource version on, until the API server ends the answer.
 
-        Yields:
-            `ADDED`, `MODIFIED` or `DELETED` with the object, or `BOOKMARK` with one that has only a version.
-
-        Raises:
-            ClusterUnavailable: no answer, silence for too long, or the version is too old.
+        Yields `ADDED`, `MODIFIED` or `DELETED` with the object, or `BOOKMARK` with a version only.
+        Raises `ClusterUnavailable` also after a long silence, and if the version is too old.
         """
         query = {
             "watch": "1",
@@ -144,13 +130,9 @@ class Api:
         return _object(await self._send("patch", kind, "PATCH", path, body, content=MERGE, query=_MANAGED))
 
     async def apply(self, kind: ApiKind, body: Json, *, force: bool, manager: str = FIELD_MANAGER) -> Json:
-        """Applies the fields of an object by server-side apply; `ApiError` with code 409 on a conflict.
+        """Applies an object with all fields to own by server-side apply.
 
-        Args:
-            kind: its kind.
-            body: the object with all fields to own, with its name and namespace.
-            force: whether to take over fields of other managers.
-            manager: the field manager.
+        `force` takes over fields of other managers; without it, a conflict is an `ApiError` with code 409.
         """
         path = kind.path(body["metadata"]["namespace"], body["metadata"]["name"])
         query = {"fieldManager": manager} | ({"force": "true"} if force else {})
@@ -252,11 +234,7 @@ class Api:
 
 
 def raise_refusal(error: ApiError, what: str) -> None:
-    """Raises the refusal of an object, unless it is gone or its namespace is being deleted.
-
-    Raises:
-        ClusterRefused: the message says why.
-    """
+    """Raises `ClusterRefused` for an object, unless it is gone or its namespace is being deleted."""
     if not error.namespace_ends and error.code != 404:  # noqa: PLR2004
         raise ClusterRefused(f"the API server refused {what}: {error}") from error
 

@@ -29,13 +29,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class AutoscalerObject:
-    """An autoscaler on the API server.
-
-    Attributes:
-        version: its resource version.
-        found: the fields that the operator owns.
-        seen: whether it works.
-    """
+    """An autoscaler on the API server: its resource version, the fields that the operator owns, its state."""
 
     version: int
     found: Json

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _POOL = 64
-# the client takes a kubeconfig for what it should be until it meets what it is not
+# the client does not validate a kubeconfig: an invalid one fails wherever a field is read
 _UNUSABLE = (ConfigException, YAMLError, OSError, LookupError, TypeError, ValueError)
 
 
@@ -26,16 +26,12 @@ class NoCluster(Exception):  # noqa: N818 - it says what is wrong
 
 @dataclass(frozen=True, slots=True)
 class ClusterConnection:
-    """The API server, and this process's place in its cluster.
-
-    Attributes:
-        client: the official client, configured.
-        in_cluster: whether this process runs in a pod of the cluster.
-        namespace: its namespace.
-    """
+    """The API server, and this process's namespace in its cluster."""
 
     client: ApiClient
     in_cluster: bool
+    """Whether this process runs in a pod of the cluster."""
+
     namespace: str
 
     async def close(self) -> None:

@@ -7,12 +7,7 @@ import json
 import math
 from typing import Any, Final
 
-from agentstream_operator.cluster.labels import (
-    GROUP_LABEL,
-    consumer_labels,
-    consumer_metadata,
-    secret_name,
-)
+from agentstream_operator.cluster.labels import GROUP_LABEL, consumer_labels, consumer_metadata, secret_name
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import GROUP
 
@@ -37,10 +32,7 @@ def deployment(group: ConsumerGroup, replicas: int) -> dict[str, Any]:
     """
     body: dict[str, Any] = {
         "metadata": consumer_metadata(group),
-        "spec": {
-            "selector": {"matchLabels": {GROUP_LABEL: group.metadata.name}},
-            "template": _pod(group),
-        },
+        "spec": {"selector": {"matchLabels": {GROUP_LABEL: group.metadata.name}}, "template": _pod(group)},
     }
     body["metadata"]["annotations"] = {REVISION: _digest(body)}
     body["spec"]["replicas"] = replicas

@@ -10,13 +10,7 @@ from agentstream_operator.resources.meta import API_VERSION
 
 @dataclass(frozen=True, slots=True)
 class ApiKind:
-    """A kind.
-
-    Attributes:
-        api_version: its group and version.
-        kind: its name in manifests.
-        plural: its name in paths.
-    """
+    """A kind of the API: its group and version, its name in manifests, and its plural in paths."""
 
     api_version: str
     kind: str
@@ -39,9 +33,9 @@ CONFIGMAPS = ApiKind("v1", "ConfigMap", "configmaps")
 ACCESS_REVIEWS = ApiKind("authorization.k8s.io/v1", "SubjectAccessReview", "subjectaccessreviews")
 LEASES = ApiKind("coordination.k8s.io/v1", "Lease", "leases")
 RESOURCES = {kind.model.__name__: ApiKind(API_VERSION, kind.model.__name__, kind.plural) for kind in KINDS}
-"""Our own kinds, by name."""
+"""The custom resources, by kind."""
 
 AGENTSTREAMS, CONSUMERGROUPS = RESOURCES["AgentStream"], RESOURCES["ConsumerGroup"]
 
 OWNED_KINDS = (SECRETS, DEPLOYMENTS, PODS, AUTOSCALERS)
-"""What the operator makes, and the pods that come of it."""
+"""The kinds of the objects that the operator creates, and of their pods."""

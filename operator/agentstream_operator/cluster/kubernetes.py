@@ -14,13 +14,7 @@ from agentstream_operator.cluster.kinds import EVENTS, RESOURCES
 from agentstream_operator.cluster.labels import deployment_name
 from agentstream_operator.cluster.owned_objects import OwnedObjects
 from agentstream_operator.cluster.pods import has_deletion_cost, set_deletion_costs
-from agentstream_operator.cluster.port import (
-    ClusterRefused,
-    ClusterUnavailable,
-    Event,
-    Owner,
-    Pods,
-)
+from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable, Event, Owner, Pods
 from agentstream_operator.cluster.secret_contents import ServerAddress
 from agentstream_operator.cluster.secrets import Secrets
 from agentstream_operator.cluster.workloads import Workloads
@@ -40,13 +34,7 @@ _LOG_ONLY = frozenset({ConditionReason.STREAM_CREATED, ConditionReason.GROUP_CRE
 class KubernetesCluster:
     """Reads and writes Secrets, workloads, statuses, finalizers and events through the API server.
 
-    Args:
-        api: the API server.
-        owned: the known Secrets, Deployments and pods.
-        deployment_refs: Deployments that groups name by deploymentRef.
-        server: where agents find Redis or Valkey.
-        installation: name of the installation.
-        identity: the reporter of events: the operator's pod.
+    `server` is the address for agents; `identity` is the reporter of events: the operator's pod.
     """
 
     def __init__(
@@ -81,7 +69,7 @@ class KubernetesCluster:
             await set_deletion_costs(self._api, group.metadata.namespace, self._owned.alive(group.key), held)
 
     async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
-        """Replaces a status, unless the resource is gone or another one."""
+        """Replaces a status, unless the resource is gone or was replaced."""
         key, uid = about
         try:
             await self._api.replace_status(
@@ -97,13 +85,8 @@ class KubernetesCluster:
 
     async def emit(self, event: Event) -> None:
         """Logs an event and writes it, unless it is for the log only; a failure to write is only logged."""
-        _log.log(
-            logging.WARNING if event.warning else logging.INFO,
-            "%s: %s: %s",
-            event.about,
-            event.reason,
-            event.message,
-        )
+        level = logging.WARNING if event.warning else logging.INFO
+        _log.log(level, "%s: %s: %s", event.about, event.reason, event.message)
         if event.reason in _LOG_ONLY:
             return
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -134,11 +117,9 @@ class KubernetesCluster:
 
 
 async def set_finalizer(api: Api, about: Owner, *, present: bool) -> None:
-    """Adds or removes the operator's finalizer, unless the resource is gone or another one by now.
+    """Adds or removes the operator's finalizer, unless the resource is gone or was replaced.
 
-    Raises:
-        ApiError: the API server refused the change.
-        ClusterUnavailable: the API server does not answer, or every attempt conflicted.
+    Raises as `Api.merge`, and `ClusterUnavailable` if every attempt conflicted.
     """
     key, uid = about
     kind = RESOURCES[key.kind]

@@ -33,16 +33,9 @@ _FAILURES = (ApiError, ClusterUnavailable, TimeoutError)
 
 
 class Leader:
-    """Acquires and renews the Lease.
+    """Acquires and renews a Lease; a restarted holder with the same identity resumes at once.
 
-    Args:
-        api: the API server.
-        namespace: of the Lease.
-        name: of the Lease.
-        identity: the holder; a restarted holder resumes at once if it stays the same.
-
-    Attributes:
-        leads: whether this operator holds the Lease.
+    `leads` is whether this operator holds the Lease.
     """
 
     def __init__(self, api: Api, namespace: str, name: str, identity: str) -> None:
@@ -58,11 +51,7 @@ class Leader:
 
     @asynccontextmanager
     async def leading(self) -> AsyncIterator[asyncio.Task[None]]:
-        """Waits for the Lease, and releases it afterwards.
-
-        Yields:
-            A task that ends when the Lease is lost.
-        """
+        """Waits for the Lease, yields a task that ends when the Lease is lost, and releases it afterwards."""
         while not await self._try():  # noqa: ASYNC110 - the API server raises no event
             await asyncio.sleep(_EVERY)
         self.leads = True

@@ -37,65 +37,38 @@ _ENDS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class SecretSeen:
-    """A Secret of an agent or a stream.
-
-    Attributes:
-        version: its resource version.
-        credentials: the credentials of an agent.
-        address: the server's address and CA certificate.
-        keys: the signing keys of a stream.
-    """
+    """A Secret of an agent or a stream."""
 
     version: int
     credentials: Credentials | None
-    address: tuple[str | None, str | None]
+    address: tuple[str | None, str | None]  # the server's address and CA certificate, in base64
     keys: SigningKeys | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentSeen:
-    """A group's Deployment.
-
-    Attributes:
-        version: its resource version.
-        uid: its uid.
-        generation: counts changes of its spec.
-        revision: the digest of the applied spec.
-        replicas: the desired replicas.
-        ready: the ready replicas.
-        failure: why pods cannot be created.
-        edited: whether another manager owns fields of its spec.
-        ours: whether the operator's own manager owns the replicas.
-    """
+    """A group's Deployment."""
 
     version: int
     uid: str
     generation: int
-    revision: str | None
+    revision: str | None  # the digest of the applied spec
     replicas: int
     ready: int
-    failure: str | None
-    edited: bool
-    ours: bool
+    failure: str | None  # why pods cannot be created
+    edited: bool  # another manager owns fields of its spec
+    ours: bool  # the operator's own manager owns the replicas
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a changed object concerns.
+    """The resource or agent that a changed object belongs to."""
 
-    Attributes:
-        group: the group whose consumers changed.
-        agent: namespace and name of the agent whose Secret changed.
-        stream: the AgentStream whose signing keys changed.
-        gone: processes of the group that ended.
-        deleted: whether their pod was deleted.
-    """
-
-    group: ResourceKey | None = None
-    agent: Place | None = None
-    stream: ResourceKey | None = None
-    gone: Gone | None = None
-    deleted: bool = False
+    group: ResourceKey | None = None  # its consumers changed
+    agent: Place | None = None  # its Secret changed
+    stream: ResourceKey | None = None  # its signing keys changed
+    gone: Gone | None = None  # processes of the group that ended
+    deleted: bool = False  # their pod was deleted
 
 
 class OwnedObjects:
@@ -137,9 +110,8 @@ class OwnedObjects:
         if not is_ours(found["metadata"]):
             return self.remove(found)
         known = self._of(kind).get(place)
-        if max(self._ends.get((kind, place), 0), known.version if known is not None else 0) >= _version(
-            found
-        ):
+        latest = max(self._ends.get((kind, place), 0), known.version if known is not None else 0)
+        if latest >= _version(found):
             # the answer to a write, after a later event
             return None
         if kind == SECRETS.kind:
@@ -158,7 +130,11 @@ class OwnedObjects:
         if present is not None and present.version > version:
             # a new object of that name exists
             return None
-        self._note_end(kind, place, version)
+        # remember the latest deletions: the answer to an earlier write may arrive after the event
+        self._ends.pop((kind, place), None)
+        self._ends[kind, place] = version
+        if len(self._ends) > _ENDS:
+            del self._ends[next(iter(self._ends))]
         if kind == SECRETS.kind:
             self.secrets.pop(place, None)
             return _change_of_secret(place, found)
@@ -171,13 +147,6 @@ class OwnedObjects:
     def versions(self, kind: str) -> dict[Place, int]:
         """Returns the resource versions of the known objects of a kind."""
         return {place: found.version for place, found in self._of(kind).items()}
-
-    def _note_end(self, kind: str, place: Place, version: int) -> None:
-        """Remembers the latest deletions: the answer to an earlier write may arrive after the event."""
-        self._ends.pop((kind, place), None)
-        self._ends[kind, place] = version
-        if len(self._ends) > _ENDS:
-            del self._ends[next(iter(self._ends))]
 
     def _of(self, kind: str) -> dict[Place, Any]:
         known: dict[str, dict[Place, Any]] = {
@@ -198,7 +167,7 @@ class OwnedObjects:
 
     def _put_deployment(self, place: Place, found: Json) -> Change | None:
         spec, status, metadata = found["spec"], found.get("status") or {}, found["metadata"]
-        seen = DeploymentSeen(
+        self.deployments[place] = DeploymentSeen(
             version=_version(found),
             uid=metadata["uid"],
             generation=metadata.get("generation", 0),
@@ -209,7 +178,6 @@ class OwnedObjects:
             edited=_is_edited(metadata),
             ours=_replicas_are_ours(metadata),
         )
-        self.deployments[place] = seen
         return _change_of_group(found)
 
     def _put_autoscaler(self, place: Place, found: Json) -> Change | None:

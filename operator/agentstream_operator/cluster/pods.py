@@ -38,40 +38,22 @@ _SECOND = 1000
 
 @dataclass(frozen=True, slots=True)
 class PodSeen:
-    """A consumer's pod.
-
-    Attributes:
-        version: its resource version.
-        group: its ConsumerGroup.
-        over: whether no process of it will run again.
-        down: whether no process runs.
-        stuck: why it does not start.
-        since: processes started before that time (ms since 1970) have ended; None if none has.
-        again: whether there were any.
-        leaving: whether it is being deleted.
-        cost: its deletion cost.
-    """
+    """A consumer's pod."""
 
     version: int
     group: ResourceKey
-    over: bool = False
-    down: bool = False
-    stuck: str | None = None
-    since: int | None = None
-    again: bool = False
-    leaving: bool = False
+    over: bool = False  # no process of it will run again
+    down: bool = False  # no process runs
+    stuck: str | None = None  # why it does not start
+    since: int | None = None  # processes started before that time (ms since 1970) have ended
+    again: bool = False  # there were any
+    leaving: bool = False  # it is being deleted
     cost: str | None = None
 
     def tells(self, known: PodSeen | None) -> bool:
         """Returns whether the state of the group's consumers changed."""
-        if known is None:
-            return True
-        return (known.group, known.over, known.down, known.stuck) != (
-            self.group,
-            self.over,
-            self.down,
-            self.stuck,
-        )
+        state = (self.group, self.over, self.down, self.stuck)
+        return known is None or (known.group, known.over, known.down, known.stuck) != state
 
     def ended(self, name: str, known: PodSeen | None) -> Gone | None:
         """Returns the processes that ended since the pod was seen last; of a new pod all that ever ran."""
@@ -122,12 +104,7 @@ def _process(container: Json) -> dict[str, Any]:
 async def set_deletion_costs(
     api: Api, namespace: str, pods: Mapping[str, PodSeen], held: Mapping[str, int]
 ) -> None:
-    """Sets the deletion costs of pods by the number of messages that each holds; writes changes only.
-
-    Raises:
-        ClusterRefused: the API server refused it.
-        ClusterUnavailable: the API server does not answer.
-    """
+    """Sets the deletion costs of pods by the number of messages that each holds; writes changes only."""
     costs = {name: deletion_cost(held.get(name, 0)) for name, pod in pods.items() if not pod.leaving}
     changed = {name: cost for name, cost in costs.items() if (pods[name].cost or "0") != cost}
     await asyncio.gather(*(_set_cost(api, namespace, name, cost) for name, cost in changed.items()))

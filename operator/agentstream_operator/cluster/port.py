@@ -17,11 +17,7 @@ class ClusterUnavailable(Exception):  # noqa: N818 - named like the SDK's errors
 
 
 class ClusterRefused(Exception):  # noqa: N818
-    """The cluster refused a change, and will until the cause is removed; the message names it.
-
-    Attributes:
-        reason: the reason for a condition.
-    """
+    """The cluster refuses a change until the cause that the message names is removed."""
 
     reason = ConditionReason.TEMPLATE_REFUSED
 
@@ -41,34 +37,19 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The contents of an agent's Secret.
-
-    Attributes:
-        namespace: the agent's namespace.
-        agent: its name.
-        username: its ACL user.
-        password: the user's password; not part of the representation.
-        owners: uids of the resources that name the agent.
-        signing: encoded keys of signed streams, by the streams' names.
-    """
+    """The contents of an agent's Secret; `signing` has the encoded keys of signed streams by their names."""
 
     namespace: str
     agent: str
     username: str
     password: str = field(repr=False)
-    owners: frozenset[str] = frozenset()
+    owners: frozenset[str] = frozenset()  # uids of the resources that name the agent
     signing: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKeys:
-    """The signing keys of a stream.
-
-    Attributes:
-        stream: the AgentStream.
-        keys: the newest first.
-        owner: uid of the AgentStream.
-    """
+    """The signing keys of a stream, the newest first; `owner` is the uid of the AgentStream."""
 
     stream: ResourceKey
     keys: Keys
@@ -77,44 +58,26 @@ class SigningKeys:
 
 @dataclass(frozen=True, slots=True)
 class AutoscalerSeen:
-    """The autoscaler of a group in mode HPA.
+    """The autoscaler of a group in mode HPA: whether it can scale, and why it cannot."""
 
-    Attributes:
-        works: whether it can scale; None before its first evaluation.
-        message: why it cannot.
-    """
-
-    works: bool | None
+    works: bool | None  # None before its first evaluation
     message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadSeen:
-    """The consumers of a group.
-
-    Attributes:
-        replicas: the desired number.
-        ready: the number that is ready.
-        crashing: why the latest one ended or does not start, while its restart is delayed.
-        current: whether the applied spec is unchanged.
-        autoscaler: the autoscaler that sets the replicas above zero, if there is one.
-    """
+    """The consumers of a group: the numbers of desired and of ready replicas, and their state."""
 
     replicas: int
     ready: int
-    crashing: str | None = None
-    current: bool = True
+    crashing: str | None = None  # why the latest one ended or does not start, while its restart is delayed
+    current: bool = True  # the applied spec is unchanged
     autoscaler: AutoscalerSeen | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Pods:
-    """The pods of a group.
-
-    Attributes:
-        prefix: the prefix of the names of all its pods, past ones included.
-        alive: names of those that may hold messages.
-    """
+    """The pods of a group: the prefix of all their names, and the names of those that may hold messages."""
 
     prefix: str
     alive: frozenset[str]
@@ -128,15 +91,7 @@ class Pods:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event of a resource.
-
-    Attributes:
-        about: the resource.
-        reason: the reason.
-        message: one sentence.
-        warning: whether it needs attention.
-        uid: uid of the resource.
-    """
+    """An event of a resource with this `uid`."""
 
     about: ResourceKey
     reason: ConditionReason
@@ -173,10 +128,7 @@ class Cluster(Protocol):
         """Returns the workload of a group, if it exists."""
 
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
-        """Applies the template with a number of replicas, or scales the Deployment of deploymentRef.
-
-        In mode HPA it applies the autoscaler, too.
-        """
+        """Applies the template or scales the Deployment of deploymentRef; in mode HPA also the autoscaler."""
 
     async def delete_workload(self, group: ResourceKey) -> None:
         """Deletes the workload of a group."""
@@ -188,18 +140,13 @@ class Cluster(Protocol):
         """Returns the pods of a group with a template; None where every end of a process is reported."""
 
     async def set_deletion_costs(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
-        """Makes pods with fewer messages the first to be removed at a scale-in.
-
-        Args:
-            group: the group; without a template nothing happens.
-            held: the number of messages by pod; 0 for others.
-        """
+        """Makes pods that hold fewer messages (by name; default 0) the first to be removed at a scale-in."""
 
     async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
-        """Writes a changed status, unless the resource is gone or another one by now."""
+        """Writes a changed status, unless the resource is gone or was replaced."""
 
     async def set_finalizer(self, about: Owner, *, present: bool) -> None:
-        """Adds or removes the operator's finalizer, unless the resource is gone or another one by now."""
+        """Adds or removes the operator's finalizer, unless the resource is gone or was replaced."""
 
     async def emit(self, event: Event) -> None:
         """Records an event."""

@@ -46,14 +46,7 @@ class ChangeListener(Protocol):
 
 
 class ResourceCache:
-    """Passes changes on to a listener.
-
-    Args:
-        api: the API server.
-        namespaces: the watched namespaces; None for all.
-        owned: the cache of owned objects.
-        listener: receives changes of resources.
-        on_change: called with each change of an owned object.
+    """Passes changes in the watched namespaces (None: all) on to a listener.
 
     Attributes:
         events: the number of watch events, by the plural of their kind.
@@ -79,12 +72,7 @@ class ResourceCache:
         self.missed = self.missed_lately = 0
 
     async def fill(self) -> None:
-        """Lists everything once, owned objects before resources.
-
-        Raises:
-            ApiError: a list is refused.
-            ClusterUnavailable: the API server does not answer.
-        """
+        """Lists everything once, owned objects before resources. Raises as `Api.list`."""
         for kind in OWNED_KINDS:
             for found in await self._list(kind, OURS):
                 self._owned.put(found)
@@ -117,11 +105,7 @@ class ResourceCache:
                 _log.warning("could not compare the watched objects with a list: %s", error)
 
     async def compare(self, grace: float = _GRACE) -> None:
-        """Takes changes that no event announced. Raises as `fill`.
-
-        Args:
-            grace: seconds that events get to arrive after the list.
-        """
+        """Takes changes that no event announced, `grace` seconds after the list. Raises as `fill`."""
         before = self.missed
         for kind in RESOURCES.values():
             await self._compare(kind, grace)
@@ -132,15 +116,12 @@ class ResourceCache:
 
     async def _compare(self, kind: ApiKind, grace: float) -> None:
         listed = {_key(kind, found): found for found in await self._list(kind)}
-        astray = {
-            key
-            for key, found in listed.items()
-            if self._versions.get(key) != found["metadata"]["resourceVersion"]
-        }
-        astray |= {key for key in self._versions if key.kind == kind.kind} - listed.keys()
-        if astray:
+        versions = {key: found["metadata"]["resourceVersion"] for key, found in listed.items()}
+        differing = {key for key, version in versions.items() if self._versions.get(key) != version}
+        differing |= {key for key in self._versions if key.kind == kind.kind} - listed.keys()
+        if differing:
             await asyncio.sleep(grace)
-        for key in astray:
+        for key in differing:
             await self._look(kind, key, listed.get(key))
 
     async def _compare_children(self, kind: ApiKind) -> None:
@@ -159,12 +140,8 @@ class ResourceCache:
 
     async def _look(self, kind: ApiKind, key: ResourceKey, listed: Json | None) -> None:
         """Takes a resource that no event announced during the grace period."""
-        known = self._versions.get(key)
-        if (
-            listed is not None
-            and known is not None
-            and int(known) >= int(listed["metadata"]["resourceVersion"])
-        ):
+        known = int(self._versions.get(key, -1))
+        if listed is not None and known >= int(listed["metadata"]["resourceVersion"]):
             return
         found = await self._api.get(kind, key.namespace, key.name)
         if found is None:
@@ -184,8 +161,7 @@ class ResourceCache:
 
     def _put(self, kind: ApiKind, found: Json) -> None:
         key, metadata = _key(kind, found), found["metadata"]
-        version = self._versions.get(key)
-        if version is not None and int(version) > int(metadata["resourceVersion"]):
+        if int(self._versions.get(key, -1)) > int(metadata["resourceVersion"]):
             return
         self._versions[key] = metadata["resourceVersion"]
         known = self._listener.known(key)
@@ -202,8 +178,7 @@ class ResourceCache:
 
     def _remove(self, kind: ApiKind, found: Json) -> None:
         key = _key(kind, found)
-        version = self._versions.get(key)
-        if version is not None and int(version) <= int(found["metadata"]["resourceVersion"]):
+        if key in self._versions and int(self._versions[key]) <= int(found["metadata"]["resourceVersion"]):
             self._forget(key)
 
     def _forget(self, key: ResourceKey) -> None:

@@ -35,19 +35,12 @@ _SIGNING = entry_name("")
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """The server's address for agents.
-
-    Attributes:
-        uri: the address, without credentials.
-        host: its host.
-        port: its port.
-        authority: the CA certificate (PEM) for TLS.
-    """
+    """The server's address for agents, without credentials."""
 
     uri: str
     host: str
     port: int
-    authority: str | None = None
+    authority: str | None = None  # the CA certificate (PEM) for TLS
 
 
 def secret(

@@ -31,14 +31,7 @@ from agentstream_operator.resources.meta import ResourceKey
 
 
 class Secrets:
-    """Writes the Secrets of an installation.
-
-    Args:
-        api: the API server.
-        owned: the known Secrets.
-        server: where agents find Redis or Valkey.
-        installation: name of the installation.
-    """
+    """Reads and writes the Secrets of an installation, with the server's address for agents."""
 
     def __init__(self, api: Api, owned: OwnedObjects, server: ServerAddress, installation: str) -> None:
         self._api = api
@@ -50,9 +43,13 @@ class Secrets:
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         """Returns the agent's Secret; without owners, so that it is rewritten, if it names another server."""
         seen = self._owned.secrets.get((namespace, secret_name(agent)))
-        if seen is None or seen.credentials is None or seen.address == self._address:
-            return seen.credentials if seen is not None else None
-        return replace(seen.credentials, owners=frozenset())
+        if seen is None or seen.credentials is None:
+            return None
+        return (
+            seen.credentials
+            if seen.address == self._address
+            else replace(seen.credentials, owners=frozenset())
+        )
 
     async def users(self) -> Collection[str]:
         """Returns the names of the installation's users that have a Secret."""
@@ -89,9 +86,7 @@ class Secrets:
     async def _write(self, body: dict[str, Any], removed: Iterable[str] = ()) -> None:
         """Creates a Secret, or updates the known one and removes entries from it.
 
-        Raises:
-            ClusterRefused: the API server refused it.
-            ClusterUnavailable: the Secret is not the one that was known.
+        Raises `ClusterRefused`, and `ClusterUnavailable` if another client changed the Secret meanwhile.
         """
         namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
         known = self._owned.secrets.get((namespace, name))
@@ -110,11 +105,9 @@ class Secrets:
         self._owned.put(written)
 
     async def _read(self, namespace: str, name: str) -> None:
-        """Reads a Secret that is not as expected, for the next attempt.
+        """Reads a Secret that is not as expected, and raises `ClusterUnavailable`: the write is repeated.
 
-        Raises:
-            ChildNotOurs: the Secret was not created by the operator.
-            ClusterUnavailable: it is known now; the write has to be repeated.
+        Raises `ChildNotOurs` if the Secret was not created by the operator.
         """
         found = await self._api.get(SECRETS, namespace, name)
         if found is None:

@@ -19,14 +19,9 @@ _LOOK_EVERY = 0.5
 
 
 async def uninstall(namespaces: Sequence[str] | None, deployment: str | None) -> int:
-    """Stops the operator, and removes the finalizers of all resources.
+    """Stops the operator's Deployment, if there is one, and removes the finalizers of all resources.
 
-    Args:
-        namespaces: where; None for everywhere.
-        deployment: the operator's Deployment in this namespace; None if none runs.
-
-    Returns:
-        The number of resources that had the finalizer.
+    Returns the number of resources that had the finalizer in these namespaces (None: all).
 
     Raises:
         ApiError: a request is refused.

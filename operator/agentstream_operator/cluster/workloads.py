@@ -20,13 +20,7 @@ _CONFLICT = 409
 
 
 class Workloads:
-    """Reads and writes the workloads of groups.
-
-    Args:
-        api: the API server.
-        owned: the known Deployments, pods and autoscalers.
-        deployment_refs: Deployments that groups name by deploymentRef.
-    """
+    """Reads and writes the workloads of groups."""
 
     def __init__(self, api: Api, owned: OwnedObjects, deployment_refs: DeploymentRefs) -> None:
         self._api = api
@@ -53,12 +47,7 @@ class Workloads:
         )
 
     async def apply(self, group: ConsumerGroup, replicas: int) -> None:
-        """Applies the Deployment of a group, or scales that of deploymentRef, and applies the autoscaler.
-
-        Raises:
-            ClusterRefused: the API server refused it, or the operator did not create the object.
-            ClusterUnavailable: the API server does not answer.
-        """
+        """Applies the Deployment of a group, or scales that of deploymentRef, and applies the autoscaler."""
         if group.spec.deployment_ref is None:
             await self._apply_deployment(group, replicas)
         else:
@@ -167,9 +156,7 @@ class Workloads:
     ) -> dict[str, Any] | None:
         """Applies an object; returns it, or None in a namespace that is being deleted.
 
-        Raises:
-            ChildNotOurs: another manager owns fields of it.
-            ClusterRefused: the API server refused it.
+        Raises `ClusterRefused`, and `ChildNotOurs` if another manager owns fields of it.
         """
         what = f"{kind.kind} {deployment_name(group.name)}"
         try:
@@ -183,11 +170,7 @@ class Workloads:
         return made
 
     async def _look(self, kind: ApiKind, group: ResourceKey) -> None:
-        """Reads an object that was not known.
-
-        Raises:
-            ChildNotOurs: the operator did not create it.
-        """
+        """Reads an object that was not known; raises `ChildNotOurs` if the operator did not create it."""
         namespace, name = _place(group)
         found = await self._api.get(kind, namespace, name)
         if found is None:

@@ -18,21 +18,13 @@ def column(name: str, kind: str, path: str, description: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class CrdKind:
-    """The parts of a CRD besides its schema.
-
-    Attributes:
-        model: the resource's model.
-        plural: its name in URLs and commands.
-        short_name: its abbreviation in commands.
-        columns: what `kubectl get` shows.
-        scale: paths of the scale subresource, if it has one.
-    """
+    """The parts of a CRD besides its schema."""
 
     model: type[Resource]
     plural: str
     short_name: str
-    columns: tuple[dict[str, str], ...]
-    scale: dict[str, str] | None = None
+    columns: tuple[dict[str, str], ...]  # the columns of `kubectl get`
+    scale: dict[str, str] | None = None  # paths of the scale subresource, if it has one
 
     @property
     def name(self) -> str:
@@ -81,7 +73,7 @@ KINDS = (
 
 
 def crd(kind: CrdKind) -> dict[str, Any]:
-    """The CustomResourceDefinition (apiextensions.k8s.io/v1) of a kind."""
+    """Builds the CustomResourceDefinition (apiextensions.k8s.io/v1) of a kind."""
     name = kind.model.__name__
     subresources: dict[str, Any] = {"status": {}}
     if kind.scale is not None:
@@ -117,7 +109,7 @@ def crd(kind: CrdKind) -> dict[str, Any]:
 
 
 def _root_schema(model: type[Resource]) -> dict[str, Any]:
-    """The schema of a whole resource. The API server knows metadata; only its name may be restricted here."""
+    """Builds the schema of a resource; of the metadata, a CRD may only restrict the name."""
     schema = structural_schema(model)
     properties = schema["properties"]
     out: dict[str, Any] = {"description": schema["description"], "type": "object"}

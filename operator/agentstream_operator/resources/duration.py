@@ -16,7 +16,7 @@ from .rules import Rule
 PATTERN = "^([0-9]+(ms|s|m|h))+$"
 MAX_LENGTH = 32
 LONGEST = "87600h"
-"""Ten years; what CEL can represent ends at 292."""
+"""Ten years; CEL represents at most 292."""
 
 _UNITS = {"h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 _PART = re.compile("([0-9]+)(ms|s|m|h)")
@@ -25,14 +25,7 @@ _LONGEST_MS = 87_600 * _UNITS["h"]
 
 @dataclass(frozen=True, order=True, slots=True)
 class Duration:
-    """A length of time, exact to the millisecond.
-
-    Attributes:
-        milliseconds: its length; from 0 to ten years.
-
-    Raises:
-        ValueError: the length is negative or above ten years.
-    """
+    """A length of time, exact to the millisecond; `ValueError` if it is negative or above ten years."""
 
     milliseconds: int
 
@@ -59,13 +52,8 @@ class Duration:
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """A string with a pattern; `format: duration` would promise fractions and signs, too."""
-        out: JsonSchemaValue = {
-            "type": "string",
-            "minLength": 2,
-            "maxLength": MAX_LENGTH,
-            "pattern": PATTERN,
-        }
+        """Describes a string with a pattern; `format: duration` would promise fractions and signs, too."""
+        out: JsonSchemaValue = {"type": "string", "minLength": 2, "maxLength": MAX_LENGTH, "pattern": PATTERN}
         at_most(LONGEST).add_to(out)
         return out
 
@@ -75,11 +63,7 @@ def _validate(value: Any) -> Duration:
 
 
 def parse_duration(text: str) -> Duration:
-    """Parses a duration: whole numbers with the units `h`, `m`, `s` and `ms`, added up.
-
-    Raises:
-        ValueError: the text is no duration, or it is longer than ten years.
-    """
+    """Parses a sum of whole numbers with the units `h`, `m`, `s` and `ms`; `ValueError` if it is invalid."""
     if not isinstance(text, str) or len(text) > MAX_LENGTH or not re.fullmatch(PATTERN, text):
         raise ValueError(f"{quote(text)} is not a duration (write e.g. 24h, 1h30m)")
     total = sum(int(count) * _UNITS[unit] for count, unit in _PART.findall(text))

@@ -70,22 +70,14 @@ def drifted(root: Path) -> list[str]:
 
 
 def write(root: Path) -> None:
-    """Writes the generated files under this root.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Writes the generated files under this root."""
     for path, text in documents().items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the files, or with `--check` only compares them.
-
-    Returns:
-        the exit code: 1 if `--check` found a file that differs.
-    """
+    """Writes the files, or with `--check` compares them. Returns the exit code: 1 if a file differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file differs")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository's root (default: .)")
@@ -100,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes equal parts out each time: a manifest with anchors is hard to read."""
+    """Writes equal parts without anchors, which are hard to read in a manifest."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """No anchors at all."""
+        """Returns True: no anchors."""
         del data
         return True
 

@@ -22,7 +22,7 @@ FORCE_DELETE_ANNOTATION = f"{GROUP}/force-delete"
 """`true`: a deletion does not wait for the server."""
 
 FINALIZER = f"{GROUP}/finalizer"
-"""Stands on resources whose deletion must destroy something."""
+"""The finalizer of resources whose deletion removes something from the server."""
 
 
 class ResourceKey(NamedTuple):

@@ -32,11 +32,7 @@ def _add_rules(schema: dict[str, Any], model: type[Any]) -> None:
 
 
 class Model(BaseModel):
-    """A frozen part of a resource: camelCase in manifests, snake_case here; unknown fields are refused.
-
-    Attributes:
-        rules: what must hold between fields; also part of the generated schema.
-    """
+    """A frozen part of a resource: camelCase in manifests, snake_case here; unknown fields are refused."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -51,6 +47,7 @@ class Model(BaseModel):
     )
 
     rules: ClassVar[tuple[Rule, ...]] = ()
+    """Rules about several fields; also part of the generated schema."""
 
     @model_validator(mode="after")
     def _obey_rules(self) -> Self:
@@ -60,36 +57,26 @@ class Model(BaseModel):
         return self
 
     def as_manifest(self) -> dict[str, Any]:
-        """This part as it stands in a manifest: JSON types, camelCase, fields without a value left out."""
+        """Returns this part as in a manifest: JSON types, camelCase, without fields that have no value."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def quote(value: object) -> str:
-    """A value as error messages show it: quoted if it is text, and not longer than a line."""
+    """Formats a value for an error message: text is quoted, and long values are cut."""
     text = repr(value)
     return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 1]}…"
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Constrains a string field by a pattern that both RE2 and Python understand.
+    """Constrains a non-empty string field by a pattern that both RE2 and Python understand."""
 
-    Attributes:
-        pattern: the pattern, anchored at both ends.
-        max_length: in characters; at least 1 is needed.
-        what: what the pattern describes, for the error message.
-    """
-
-    pattern: str
+    pattern: str  # anchored at both ends
     max_length: int
-    what: str
+    what: str  # a description of the pattern, for the error message
 
     def check(self, value: str) -> str:
-        """Returns the value.
-
-        Raises:
-            ValueError: it is empty, too long or does not match.
-        """
+        """Returns the value; `ValueError` if it is empty, too long or does not match."""
         if not 1 <= len(value) <= self.max_length or not re.fullmatch(self.pattern, value):
             raise ValueError(f"{quote(value)} is not {self.what}")
         return value

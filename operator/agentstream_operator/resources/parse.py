@@ -18,18 +18,13 @@ from .reasons import ConditionReason, ConditionType
 
 AnyResource = AgentStream | ConsumerGroup
 
-_MODELS: Mapping[str, type[AnyResource]] = {
-    "AgentStream": AgentStream,
-    "ConsumerGroup": ConsumerGroup,
-}
-
-
+_MODELS: Mapping[str, type[AnyResource]] = {"AgentStream": AgentStream, "ConsumerGroup": ConsumerGroup}
 _TYPES = frozenset(str(kind) for kind in ConditionType)
 _REASONS = frozenset(str(reason) for reason in ConditionReason)
 
 
 class InvalidResource(ValueError):  # noqa: N818 (it names what is wrong, as its message does)
-    """A manifest that is not a valid resource.
+    """A manifest is not a valid resource.
 
     Attributes:
         subject: the resource as far as known: `Kind namespace/name`.
@@ -85,7 +80,7 @@ def _subject(obj: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it: no fields that are null, times as text, one kind of number.
+    """Converts a value to plain JSON: no fields that are null, times as text, whole numbers as integers.
 
     YAML reads an unquoted time as such, and the API server keeps `maxLength: 1e6` as it was written.
     """
@@ -178,7 +173,7 @@ def _suggestion(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
 
 
 def _fields(model: type[BaseModel], parent: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The path of every field of a model, list positions left out."""
+    """Returns the path of every field of a model, without list positions."""
     paths = []
     for field in model.model_fields.values():
         path = (*parent, field.alias or "")

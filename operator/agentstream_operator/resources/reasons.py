@@ -10,15 +10,10 @@ from typing import Self
 
 
 class ConditionType(StrEnum):
-    """The condition types, in the order in which a status lists them.
+    """The condition types, in the order in which a status lists them."""
 
-    Attributes:
-        meaning: what the condition says when it is true.
-        healthy: its status when all is well.
-    """
-
-    meaning: str
-    healthy: str
+    meaning: str  # of the status True
+    healthy: str  # the status without a problem
 
     def __new__(cls, value: str, meaning: str, healthy: str = "True") -> Self:
         """Creates a type from its name, its meaning and its healthy status."""
@@ -46,12 +41,7 @@ _READ = "Read the message"
 
 
 class ConditionReason(StrEnum):
-    """The reasons of conditions and events.
-
-    Attributes:
-        meaning: what the reason means.
-        action: what to do about it.
-    """
+    """The reasons of conditions and events, with the action to take."""
 
     meaning: str
     action: str

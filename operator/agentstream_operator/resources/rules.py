@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -21,21 +22,13 @@ VALIDATIONS = "x-kubernetes-validations"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Something that must be true of a value, or of a change to it.
+    """A condition on a value, or on a change of it."""
 
-    Attributes:
-        cel: the rule for the API server; `self` is the value, `oldSelf` what it was before.
-        message: the error text.
-        holds: the same rule on the parsed value; None if only a change can break it.
-        holds_between: the same rule on the parsed (old, new) pair; None if it does not look at the old value.
-        field_path: where the API server reports it, relative to the value, such as `.key`.
-    """
-
-    cel: str
+    cel: str  # for the API server; `self` is the value, `oldSelf` the previous one
     message: str
-    holds: Callable[[Any], bool] | None = None
-    holds_between: Callable[[Any, Any], bool] | None = None
-    field_path: str | None = None
+    holds: Callable[[Any], bool] | None = None  # on the parsed value
+    holds_between: Callable[[Any, Any], bool] | None = None  # on the parsed (old, new) pair
+    field_path: str | None = None  # where the API server reports it, relative to the value, such as `.key`
 
     def add_to(self, schema: dict[str, Any]) -> None:
         """Appends this rule to the validations of a schema node, in place."""
@@ -45,11 +38,7 @@ class Rule:
         schema.setdefault(VALIDATIONS, []).append(entry)
 
     def check(self, value: Any) -> Any:
-        """Returns the value.
-
-        Raises:
-            ValueError: the rule does not hold; the text is the rule's message.
-        """
+        """Returns the value; `ValueError` with the rule's message if the rule does not hold."""
         if self.holds is not None and not self.holds(value):
             raise ValueError(self.message)
         return value
@@ -68,25 +57,18 @@ class Rule:
 
 
 def immutable(field: str) -> Rule:
-    """A rule for a model: an optional field can neither be added, changed nor removed after creation.
+    """Builds a model's rule that an optional field is neither added, changed nor removed after creation.
 
     It belongs to the model, not to the field: the API server does not evaluate a rule of a field that is
     absent before or after the change.
-
-    Args:
-        field: the field's name in manifests.
     """
-    attribute = to_snake(field)
-
-    def unchanged(old: Any, new: Any) -> bool:
-        return bool(getattr(old, attribute) == getattr(new, attribute))
-
+    value = attrgetter(to_snake(field))
     return Rule(
         cel=(
             f"has(self.{field}) == has(oldSelf.{field})"
             f" && (!has(self.{field}) || self.{field} == oldSelf.{field})"
         ),
         message=f"{field} is immutable: create another resource instead",
-        holds_between=unchanged,
+        holds_between=lambda old, new: bool(value(old) == value(new)),
         field_path=f".{field}",
     )

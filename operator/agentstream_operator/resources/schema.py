@@ -41,15 +41,11 @@ _REF = "#/$defs/"
 
 
 class SchemaError(TypeError):
-    """A model says something that a CRD cannot."""
+    """A model cannot be expressed as the schema of a CRD."""
 
 
 def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The model's schema in the form that a CRD takes; keys are in a stable order.
-
-    Raises:
-        SchemaError: the model has a union, refers to itself, or is otherwise not expressible.
-    """
+    """Builds a model's schema for a CRD, keys in a stable order; `SchemaError` for a union or a cycle."""
     schema = model.model_json_schema(by_alias=True, mode="validation", schema_generator=_Generator)
     return _Converter(schema.get("$defs", {})).convert(schema, (model.__name__,), frozenset())
 
@@ -58,23 +54,19 @@ class _Generator(GenerateJsonSchema):
     """Writes defaults as manifests have them, and keeps fields in the order of the models."""
 
     def encode_default(self, dft: Any) -> Any:
-        """A field's default in JSON."""
+        """Converts the default of a field to JSON."""
         if isinstance(dft, Model):
             return dft.as_manifest()
         return str(dft) if isinstance(dft, Duration) else super().encode_default(dft)
 
     def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:
-        """The value as it is."""
+        """Returns the value unsorted."""
         del parent_key
         return value
 
 
 class _Converter:
-    """Converts the nodes of one schema.
-
-    Attributes:
-        defs: the definitions that its references name.
-    """
+    """Converts the nodes of one schema with the definitions that its references name."""
 
     def __init__(self, defs: Mapping[str, Any]) -> None:
         self._defs = defs
@@ -82,13 +74,7 @@ class _Converter:
     def convert(
         self, original: Mapping[str, Any], path: tuple[str, ...], within: frozenset[str]
     ) -> dict[str, Any]:
-        """One node and what is below it.
-
-        Args:
-            original: the node as pydantic wrote it.
-            path: where it stands, for error messages.
-            within: the definitions that it is part of.
-        """
+        """Converts a node and the nodes below it; `within` are the definitions that contain it."""
         node, within = self._flatten(original, path, within)
         where = ".".join(path)
         unknown = node.keys() - _DROPPED - set(_KEPT) - {"properties", "items", "const"}
@@ -117,7 +103,7 @@ class _Converter:
     def _flatten(
         self, original: Mapping[str, Any], path: tuple[str, ...], within: frozenset[str]
     ) -> tuple[dict[str, Any], frozenset[str]]:
-        """Resolves references and `anyOf: [X, null]`; what stands beside them wins over what they bring."""
+        """Resolves references and `anyOf: [X, null]`; keys beside them take precedence."""
         node = dict(original)
         while "$ref" in node or "anyOf" in node:
             if "$ref" in node:

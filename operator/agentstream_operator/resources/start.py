@@ -23,13 +23,8 @@ _LAST_SEQUENCE = 2**64 - 1
 def start_id(start_from: str) -> str:
     """Returns the id for XGROUP CREATE; later entries are delivered.
 
-    A time becomes the last possible id before it, so that entries of that very millisecond are included.
-
-    Args:
-        start_from: `Beginning`, `End`, an entry id (`<ms>-<sequence>`) or an RFC 3339 time since 1970.
-
-    Raises:
-        ValueError: the time does not exist or is before 1970.
+    A time becomes the last possible id before it, so that entries of that very millisecond are included;
+    `ValueError` if the time does not exist or is before 1970.
     """
     if start_from == "Beginning":
         return "0"

@@ -1,7 +1,7 @@
-"""The pod template of a consumer: the few fields that the operator reads, everything else kept as it is.
+"""The pod template of a consumer: the fields that the operator reads; all others are kept unchanged.
 
-The API server checks a pod template when the Deployment is made from it; repeating its schema here would only
-lag behind it. Nothing here has a default in the schema, or the API server would write it into each template.
+The API server validates a pod template when the Deployment is created. No field has a default in the schema,
+or the API server would write it into each template.
 """
 
 from __future__ import annotations
