@@ -16,13 +16,7 @@ OnEvent = Callable[[ApiKind, str | None, dict[str, Any]], None]
 
 
 async def watch(on_event: OnEvent, namespaces: Sequence[str] | None, stop: threading.Event) -> None:
-    """Watches resources, and objects with the operator's label.
-
-    Args:
-        on_event: called with every event.
-        namespaces: where to watch; None for everywhere.
-        stop: ends it.
-    """
+    """Watches resources and labelled objects until `stop` is set; `namespaces` None means everywhere."""
     registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
     for kind in (*RESOURCES.values(), *OWNED_KINDS):
         _register(registry, kind, on_event)

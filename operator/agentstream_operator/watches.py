@@ -25,11 +25,9 @@ _STOP_WITHIN = 10.0
 async def watching(
     on_event: OnEvent, namespaces: Sequence[str] | None
 ) -> AsyncIterator[asyncio.Future[None]]:
-    """Watches resources and owned objects.
+    """Watches resources and owned objects; `namespaces` None means everywhere.
 
-    Args:
-        on_event: called in this event loop with every event.
-        namespaces: where to watch; None for everywhere.
+    `on_event` is called in this event loop with every event.
 
     Yields:
         A future that is done when watching has ended, which it never does by itself unless it fails.

@@ -24,16 +24,7 @@ _ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Holds the ports of a reconciler.
-
-    Attributes:
-        state: everything that is known.
-        broker: the server.
-        cluster: where resources, workloads and Secrets live.
-        queue: keys to reconcile.
-        status: writes statuses.
-        observer: observes streams.
-    """
+    """Holds the ports of a reconciler."""
 
     state: State
     broker: Broker

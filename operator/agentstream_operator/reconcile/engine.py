@@ -62,12 +62,8 @@ def _discard(kind: str, outcome: Outcome, seconds: float) -> None:
 class Engine:
     """Reconciles the server and the cluster with the resources.
 
-    Args:
-        broker: the server.
-        cluster: where resources, workloads and Secrets live.
-        options: what it is responsible for, and its intervals.
-        random: returns a number in [0, 1), to spread work over time.
-        reconciled: called after each key with its kind, the outcome and the duration in seconds.
+    `random` returns a number in [0, 1), to spread work over time. `reconciled` is called after each key with
+    its kind, the outcome and the duration in seconds.
     """
 
     def __init__(

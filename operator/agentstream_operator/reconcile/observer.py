@@ -44,9 +44,7 @@ class Observer:
     ) -> tuple[StreamSeen | None, Plan]:
         """Plans on a recent observation, and on a new one if that plan changes anything.
 
-        Args:
-            stream: the stream to observe, if there is one.
-            plan: plans on an observation; gets None without a stream and while the server does not answer.
+        Plans on None without a stream and while the server does not answer. Returns observation and plan.
 
         Returns:
             The observation and the plan.

@@ -131,9 +131,8 @@ class WorkQueue(Generic[K]):
     async def run(self, work: Callable[[K], Awaitable[float | None]]) -> None:
         """Reconciles keys until cancelled.
 
-        Args:
-            work: reconciles a key, and returns the seconds until the next, or None; errors are logged and
-                the key retried.
+        `work` reconciles a key, and returns the seconds until the next time, or None; errors are logged and
+        the key retried.
         """
         try:
             async with asyncio.TaskGroup() as group:

@@ -96,13 +96,7 @@ class StatusWriter:
         updates: tuple[ConditionUpdate, ...],
         numbers: dict[str, Any],
     ) -> float | None:
-        """Writes the status if it changed.
-
-        Args:
-            resource: the resource.
-            reported: what was written before.
-            updates: the conditions.
-            numbers: the other fields.
+        """Writes the status if it changed: conditions, and numbers as the other fields.
 
         Returns:
             The seconds until a delayed write is due, or None.

@@ -62,8 +62,7 @@ class AccessWatch:
     def _drifted(self, users: Collection[str]) -> set[AgentName]:
         """Returns the agents whose user or route differs from what was written, or should not exist.
 
-        Args:
-            users: names of the users with a Secret: the server may have lost the user itself.
+        `users` are those with a Secret: the server may have lost the user itself.
         """
         state = self._state
         access, resources = state.access, state.resources

@@ -32,12 +32,7 @@ _BATCH = 250
 
 
 class Monitor:
-    """Measures streams and workloads.
-
-    Args:
-        context: the ports of a reconciler.
-        server: whether the server answers.
-    """
+    """Measures streams and workloads."""
 
     def __init__(self, context: Context, server: ServerWatch) -> None:
         self._context = context

@@ -58,13 +58,8 @@ class PodCleanup:
     async def pod_gone(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
         """Releases the messages of processes that ended, together with those of pods deleted just before.
 
-        During an outage nothing happens: the leases expire.
-
-        Args:
-            workload: the group.
-            gone: the processes.
-            for_good: whether the pod was deleted. They are then released repeatedly, since the processes
-                of a force-deleted pod go on for a while.
+        During an outage nothing happens: the leases expire. `for_good` says that the pod was deleted: it is
+        then released repeatedly, since the processes of a force-deleted pod go on for a while.
         """
         if not for_good:
             await self._free(workload, {gone}, for_good=False)

@@ -39,35 +39,21 @@ _LATER = 0.01
 
 
 class _Served(NamedTuple):
-    """A group served by the consumers of a group at zero: the group itself, or another one of its agent.
+    """A group served by the consumers of a group at zero: the group itself, or another one of its agent."""
 
-    Attributes:
-        key: the ConsumerGroup.
-        name: the group's name on its stream.
-        stream: the AgentStream.
-        stream_key: its key.
-        retry_key: the key of the group's retry stream.
-    """
-
-    key: ResourceKey
-    name: str
-    stream: ResourceKey
+    key: ResourceKey  # of the ConsumerGroup
+    name: str  # on its stream
+    stream: ResourceKey  # the AgentStream
     stream_key: str
     retry_key: str
 
 
 class WatchedKey(NamedTuple):
-    """A key whose new entries wake groups.
+    """A key whose new entries wake groups."""
 
-    Attributes:
-        stream: the AgentStream of the key.
-        after: the id after which entries are new; None for any entry not seen yet.
-        due: when the first delayed retry will arrive there, on the loop's clock.
-    """
-
-    stream: ResourceKey
-    after: str | None
-    due: float | None = None
+    stream: ResourceKey  # the AgentStream of the key
+    after: str | None  # the id after which entries are new; None for any entry not seen yet
+    due: float | None = None  # when the first delayed retry will arrive there, on the loop's clock
 
 
 class Wakeup:

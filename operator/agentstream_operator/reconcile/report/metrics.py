@@ -22,23 +22,14 @@ ConditionCount = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class OperatorHealth:
-    """The health of an engine.
+    """The health of an engine."""
 
-    Attributes:
-        outage: why the server is unreachable; None while it answers.
-        complete: whether every resource has been listed.
-        waiting: the number of queued keys.
-        oldest: seconds since the oldest of them was queued.
-        round_trips: round trips to the server since the start.
-        janitor: actions of the janitor on all streams since the start, by name.
-    """
-
-    outage: str | None
-    complete: bool
-    waiting: int
-    oldest: float
-    round_trips: int
-    janitor: Mapping[str, int] = field(default_factory=dict)
+    outage: str | None  # why the server is unreachable
+    complete: bool  # whether every resource has been listed
+    waiting: int  # the number of queued keys
+    oldest: float  # seconds since the oldest of them was queued
+    round_trips: int  # to the server since the start
+    janitor: Mapping[str, int] = field(default_factory=dict)  # its actions since the start, by name
 
 
 def health(state: State, broker: Broker, queue: WorkQueue[ResourceKey]) -> OperatorHealth:
@@ -65,23 +56,14 @@ def count_conditions(state: State) -> Counter[ConditionCount]:
 
 
 class GroupWork(msgspec.Struct, frozen=True):
-    """The work of a ConsumerGroup.
-
-    Attributes:
-        namespace: its namespace.
-        stream: name of its AgentStream.
-        group: its name.
-        signal: the work as of the latest observation.
-        pace: entries per second of a busy consumer, if known.
-        desired: the desired replicas, if the group has a workload.
-    """
+    """The work of a ConsumerGroup."""
 
     namespace: str
     stream: str
     group: str
-    signal: Signal
-    pace: float | None
-    desired: int | None
+    signal: Signal  # as of the latest observation
+    pace: float | None  # entries per second of a busy consumer, if known
+    desired: int | None  # the desired replicas, if the group has a workload
 
 
 def work(state: State) -> Iterator[GroupWork]:

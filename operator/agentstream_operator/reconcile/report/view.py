@@ -14,71 +14,39 @@ from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 @dataclass(frozen=True, slots=True)
 class StreamView:
-    """A stream.
-
-    Attributes:
-        resource: its AgentStream.
-        key: its key on the server.
-        length: number of entries; None before it was observed.
-        added: entries added since it began.
-        rate: entries added per second, lately.
-        ready: whether the resource is in effect.
-        reason: the reason of `Ready`.
-    """
+    """An AgentStream; counts are None before it was observed."""
 
     resource: ResourceKey
-    key: str
+    key: str  # on the server
     length: int | None
-    added: int | None
-    rate: float
-    ready: bool
-    reason: ConditionReason
+    added: int | None  # since it began
+    rate: float  # entries added per second, lately
+    ready: bool  # whether the resource is in effect
+    reason: ConditionReason  # of `Ready`
 
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """A group. Counts are None before it was observed.
-
-    Attributes:
-        resource: its ConsumerGroup.
-        stream: name of its AgentStream.
-        backlog: unsettled entries, with due retries.
-        undelivered: entries not delivered.
-        pending: entries delivered and not settled.
-        delayed: retries that are not due.
-        dead: dead letters.
-        replicas: desired consumers; None if they are not scaled.
-        running: ready consumers.
-        crashing: why the latest one ended, while restarts are delayed.
-        ready: whether the resource is in effect.
-        reason: the reason of `Ready`.
-        account: what became of its messages since the engine started.
-    """
+    """A ConsumerGroup; counts are None before it was observed."""
 
     resource: ResourceKey
-    stream: str
-    backlog: int | None
+    stream: str  # name of its AgentStream
+    backlog: int | None  # unsettled entries, with due retries
     undelivered: int | None
-    pending: int | None
-    delayed: int | None
-    dead: int | None
-    replicas: int | None
-    running: int | None
-    crashing: str | None
-    ready: bool
-    reason: ConditionReason
-    account: Account
+    pending: int | None  # delivered and not settled
+    delayed: int | None  # retries that are not due
+    dead: int | None  # dead letters
+    replicas: int | None  # desired consumers; None if they are not scaled
+    running: int | None  # ready consumers
+    crashing: str | None  # why the latest one ended, while restarts are delayed
+    ready: bool  # whether the resource is in effect
+    reason: ConditionReason  # of `Ready`
+    account: Account  # since the engine started
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything, sorted by name.
-
-    Attributes:
-        reachable: whether the server answers.
-        streams: the streams.
-        groups: the groups.
-    """
+    """Everything, sorted by name; `reachable` says whether the server answers."""
 
     reachable: bool
     streams: tuple[StreamView, ...]

@@ -46,18 +46,13 @@ class ServedGroup(NamedTuple):
 class ResourceIndex:
     """All resources by key, with their relations.
 
-    Args:
-        allowed: shell patterns of keys that any namespace may claim.
-
-    Attributes:
-        complete: whether every resource has been listed.
-        changes: counts puts and removals.
+    Any namespace may claim keys that match the shell patterns `allowed`.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         self._allowed = tuple(allowed)
-        self.complete = False
-        self.changes = 0
+        self.complete = False  # whether every resource has been listed
+        self.changes = 0  # counts puts and removals
         self.streams: dict[ResourceKey, AgentStream] = {}
         self.groups: dict[ResourceKey, ConsumerGroup] = {}
         self._unreadable: set[ResourceKey] = set()

@@ -25,22 +25,15 @@ class _Listing:
 
 
 class LiveAccess:
-    """Knows the users and routes of an installation.
-
-    Args:
-        broker: the server.
-        installation: the installation.
-
-    Attributes:
-        listed: set while a listing since the server's last outage or restart exists.
-        due: set when the next listing is due at once.
-    """
+    """Knows the users and routes of an installation."""
 
     def __init__(self, broker: Broker, installation: str) -> None:
         self._broker = broker
         self._installation = installation
         self._live = _Listing()
+        # set while a listing since the server's last outage or restart exists
         self.listed = asyncio.Event()
+        # set when the next listing is due at once
         self.due = asyncio.Event()
 
     @property

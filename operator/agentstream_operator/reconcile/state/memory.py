@@ -36,23 +36,14 @@ _MOVES = (ConditionReason.SCALED_UP, ConditionReason.SCALED_DOWN)
 
 @dataclass(slots=True)
 class StatusMemory:
-    """The latest written status.
-
-    Attributes:
-        status: the status, if there is one.
-        conditions: the source of its conditions.
-        written_at: when it was written, on the loop's clock.
-        transient_since: since when the state to write is a transient one.
-        finalizer: the finalizer as set since the resource changed last.
-        rounds: consecutive rounds with actions.
-    """
+    """The latest written status."""
 
     status: Status | None = None
-    conditions: tuple[ConditionUpdate, ...] = ()
-    written_at: float = float("-inf")
-    transient_since: float | None = None
-    finalizer: bool | None = None
-    rounds: int = 0
+    conditions: tuple[ConditionUpdate, ...] = ()  # the source of the written ones
+    written_at: float = float("-inf")  # on the loop's clock
+    transient_since: float | None = None  # since when the state to write is a transient one
+    finalizer: bool | None = None  # as set since the resource changed last
+    rounds: int = 0  # consecutive rounds with actions
 
 
 class JanitorPass(NamedTuple):
@@ -65,96 +56,53 @@ class JanitorPass(NamedTuple):
 
 @dataclass(slots=True)
 class StreamMemory:
-    """An AgentStream.
-
-    Attributes:
-        reported: its status.
-        seen: the latest observation, unless the stream was written to since.
-        seen_at: when it was requested, on the loop's clock.
-        now: the server's clock then, in ms.
-        shown: the latest observation, regardless of writes.
-        added: `seen.added` at the latest plan; None if the stream never existed.
-        usable: whether agents may use it; None before the first plan.
-        contracts: the digest of its contracts on the server; empty if it has none.
-        history: reports of the janitor.
-        cleaned: the latest pass of the janitor.
-        arrivals: the rate of new entries.
-        keys: its signing keys, as its agents have them or are about to get them.
-        keys_failure: why they could not be written.
-    """
+    """What is remembered of an AgentStream."""
 
     reported: StatusMemory = field(default_factory=StatusMemory)
-    seen: StreamSeen | None = None
-    seen_at: float = float("-inf")
-    now: int = 0
-    shown: StreamSeen | None = None
-    added: int | None = None
-    usable: bool | None = None
-    contracts: str = ""
+    seen: StreamSeen | None = None  # the latest observation, unless the stream was written to since
+    seen_at: float = float("-inf")  # when it was requested, on the loop's clock
+    now: int = 0  # the server's clock then, in ms
+    shown: StreamSeen | None = None  # the latest observation, regardless of writes
+    added: int | None = None  # `seen.added` at the latest plan; None if the stream never existed
+    usable: bool | None = None  # whether agents may use it; None before the first plan
+    contracts: str = ""  # their digest on the server; empty if it has none
     history: RetentionHistory | None = None
-    cleaned: JanitorPass | None = None
-    arrivals: Rate | None = None
-    keys: Keys = ()
-    keys_failure: Failure | None = None
+    cleaned: JanitorPass | None = None  # the latest pass of the janitor
+    arrivals: Rate | None = None  # of new entries
+    keys: Keys = ()  # as its agents have them or are about to get them
+    keys_failure: Failure | None = None  # why they could not be written
 
 
 @dataclass(slots=True)
 class GroupMemory:
-    """A ConsumerGroup.
-
-    Attributes:
-        reported: its status.
-        serves: whether its agent may use it; None before the first plan.
-        established: whether the group was seen on its stream, or created there.
-        stream_lost: whether the stream lost entries since.
-        progress: its progress.
-        stalled: whether it makes none.
-        counters: the counters at the latest update of the account.
-        account: what became of its messages since the engine started.
-        replicas: the state of its consumers at the latest decision.
-        pace: the rate of one busy consumer.
-        decision: the latest scaling decision.
-        idle_inputs: the inputs of that decision, if the group was idle.
-        applied: the applied replicas and spec.
-        refused: why the workload could not be applied.
-        missing: whether the Deployment of deploymentRef does not exist.
-        workload: the observed workload.
-        moved: the direction of the latest scaling.
-    """
+    """What is remembered of a ConsumerGroup."""
 
     reported: StatusMemory = field(default_factory=StatusMemory)
-    serves: bool | None = None
-    established: bool = False
-    stream_lost: bool = False
+    serves: bool | None = None  # whether its agent may use it; None before the first plan
+    established: bool = False  # whether the group was seen on its stream, or created there
+    stream_lost: bool = False  # whether the stream lost entries since
     progress: Progress | None = None
     stalled: bool = False
-    counters: GroupTotals | None = None
-    account: Account = field(default_factory=Account)
-    replicas: Replicas | None = None
+    counters: GroupTotals | None = None  # at the latest update of the account
+    account: Account = field(default_factory=Account)  # since the engine started
+    replicas: Replicas | None = None  # at the latest decision
     pace: Pace | None = None
     decision: Decision | None = None
-    idle_inputs: tuple[object, ...] | None = None
-    applied: tuple[int, ConsumerGroupSpec] | None = None
-    refused: Failure | None = None
-    missing: bool = False
+    idle_inputs: tuple[object, ...] | None = None  # of the latest decision, if the group was idle
+    applied: tuple[int, ConsumerGroupSpec] | None = None  # replicas and spec
+    refused: Failure | None = None  # why the workload could not be applied
+    missing: bool = False  # whether the Deployment of deploymentRef does not exist
     workload: WorkloadSeen | None = None
-    moved: ConditionReason = ConditionReason.SCALE_HELD
+    moved: ConditionReason = ConditionReason.SCALE_HELD  # the direction of the latest scaling
 
 
 @dataclass(slots=True)
 class AgentMemory:
-    """An agent.
+    """What is remembered of an agent."""
 
-    Attributes:
-        changes: counts changes that concern it.
-        followed: the count as of the latest write.
-        failed: the failure of the latest write.
-        written: what was written.
-    """
-
-    changes: int = 1
-    followed: int = 0
-    failed: Failure | None = None
+    changes: int = 1  # counts changes that concern it
+    followed: int = 0  # the count as of the latest write
+    failed: Failure | None = None  # of the latest write
     written: Written | None = None
 
     @property
@@ -164,19 +112,13 @@ class AgentMemory:
 
 
 class Memory:
-    """Everything that is remembered; a look-up of an unknown key creates its memory.
-
-    Attributes:
-        streams: of each AgentStream.
-        groups: of each ConsumerGroup.
-        agents: of each agent.
-        janitor: actions of the janitor since the start, counted by name.
-    """
+    """Everything that is remembered; a look-up of an unknown key creates its memory."""
 
     def __init__(self) -> None:
         self.streams: defaultdict[ResourceKey, StreamMemory] = defaultdict(StreamMemory)
         self.groups: defaultdict[ResourceKey, GroupMemory] = defaultdict(GroupMemory)
         self.agents: defaultdict[AgentName, AgentMemory] = defaultdict(AgentMemory)
+        # actions of the janitor since the start, by name
         self.janitor = Counter(janitor_actions(JanitorReport("none")))
 
     def recall_stream(self, key: ResourceKey, status: AgentStreamStatus | None) -> None:

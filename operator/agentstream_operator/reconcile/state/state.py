@@ -14,72 +14,43 @@ from agentstream_operator.resources.parse import AnyResource
 
 @dataclass(frozen=True, slots=True)
 class LoopIntervals:
-    """Seconds between two rounds of each loop.
+    """Seconds between two rounds of each loop."""
 
-    Attributes:
-        measure: measurements of a stream whose backlog scales consumers.
-        measure_unscaled: measurements of any other stream.
-        janitor: passes of the janitor over a stream.
-        access: listings of users and routes.
-        deletion_costs: updates of the pod deletion costs of groups in mode HPA.
-        resync: checks of a resource, ± 10 %.
-    """
-
-    measure: float = 1.0
-    measure_unscaled: float = 1.0
-    janitor: float = 5.0
-    access: float = 5.0
-    deletion_costs: float = 5.0
-    resync: float = 60.0
+    measure: float = 1.0  # of a stream whose backlog scales consumers
+    measure_unscaled: float = 1.0  # of any other stream
+    janitor: float = 5.0  # passes over a stream
+    access: float = 5.0  # listings of users and routes
+    deletion_costs: float = 5.0  # of the pods of groups in mode HPA
+    resync: float = 60.0  # checks of a resource, ± 10 %
 
 
 @dataclass(frozen=True, slots=True)
 class StatusIntervals:
-    """Seconds by which status writes are delayed.
+    """Seconds by which status writes are delayed."""
 
-    Attributes:
-        numbers: between two writes that only refresh numbers and messages.
-        transient: for a state that is about to change by itself.
-    """
-
-    numbers: float = 30.0
-    transient: float = 1.0
+    numbers: float = 30.0  # between two writes that only refresh numbers and messages
+    transient: float = 1.0  # for a state that is about to change by itself
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """The options of an engine.
+    """The options of an engine."""
 
-    Attributes:
-        installation: the prefix of the installation's users and routes.
-        namespaces: the watched namespaces; None for all.
-        allowed_keys: shell patterns of stream keys that any namespace may claim.
-        loops: intervals of the loops.
-        status: delays of status writes.
-        server_timeout: seconds without an answer after which the server counts as unreachable.
-    """
-
-    installation: str = "agentstream"
-    namespaces: frozenset[str] | None = None
-    allowed_keys: tuple[str, ...] = ()
+    installation: str = "agentstream"  # the prefix of its users and routes
+    namespaces: frozenset[str] | None = None  # the watched ones; None for all
+    allowed_keys: tuple[str, ...] = ()  # shell patterns of keys that any namespace may claim
     loops: LoopIntervals = LoopIntervals()
     status: StatusIntervals = StatusIntervals()
-    server_timeout: float = 3.0
+    server_timeout: float = 3.0  # seconds without an answer after which the server counts as unreachable
 
 
 @dataclass(slots=True)
 class Backend:
-    """The server as of the latest probe.
+    """The server as of the latest probe."""
 
-    Attributes:
-        outage: why the server is unreachable; None while it answers.
-        run_id: identifies the process that answered.
-        eviction: its maxmemory-policy, if that may evict streams.
-    """
-
-    outage: str | None = None
-    run_id: str | None = None
-    eviction: str | None = None
+    outage: str | None = None  # why the server is unreachable
+    run_id: str | None = None  # identifies the process that answered
+    eviction: str | None = None  # its maxmemory-policy, if that may evict streams
 
 
 def _utc_now() -> datetime:
@@ -88,16 +59,7 @@ def _utc_now() -> datetime:
 
 @dataclass(slots=True)
 class State:
-    """Holds everything an engine knows.
-
-    Attributes:
-        options: the engine's options.
-        resources: all resources, indexed.
-        access: users and routes on the server.
-        memory: what is remembered of each resource.
-        backend: the server.
-        now: returns the present time, with a time zone.
-    """
+    """Holds everything an engine knows; `now` returns the present time, with a time zone."""
 
     options: EngineOptions
     resources: ResourceIndex
