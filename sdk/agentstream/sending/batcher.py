@@ -56,13 +56,7 @@ class Unanswered(ConnectionLost):
 
 
 class Batcher:
-    """Adds the records of one stream in batches.
-
-    Args:
-        call: sends a command and returns its reply; see `Client.call`.
-        produces: the stream.
-        counters: counts repeated batches and measures how long records take.
-    """
+    """Adds the records of one stream in batches; `call` sends a command (see `Client.call`)."""
 
     def __init__(self, call: Callable[..., Awaitable[Any]], produces: Produces, counters: Counters) -> None:
         self.keys: StreamKeys = StreamKeys(produces.key)

@@ -11,7 +11,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -58,28 +57,15 @@ def notification(sender: str, payload: dict[str, Any]) -> bytes:
 
 
 class Mailbox:
-    """Buffers the notifications of one listener; drops the oldest when it is full.
-
-    Args:
-        size: how many it holds.
-        on_drop: called for each one that is dropped.
-
-    Attributes:
-        dropped: how many were dropped.
-    """
+    """Buffers the notifications of one listener; when it is full, drops and counts the oldest ones."""
 
     def __init__(self, size: int, on_drop: Callable[[], object]) -> None:
         self._on_drop = on_drop
         self._buffer: deque[bytes] = deque(maxlen=size)
         self._changed = asyncio.Event()
         self._ends: list[Any] = []
-        self._over = False
+        self.is_over: bool = False
         self.dropped: int = 0
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the mailbox was closed."""
-        return self._over
 
     def listen(self, subscriptions: Subscriptions, channels: Iterable[str]) -> None:
         """Subscribes to channels."""
@@ -87,8 +73,8 @@ class Mailbox:
 
     def end(self) -> None:
         """Unsubscribes; what is in the buffer can still be taken."""
-        if not self._over:
-            self._over = True
+        if not self.is_over:
+            self.is_over = True
             for end in self._ends:
                 end()
             self._changed.set()
@@ -96,7 +82,7 @@ class Mailbox:
     async def take(self) -> bytes | None:
         """Waits for the oldest notification; None when the mailbox is closed and empty."""
         while not self._buffer:
-            if self._over:
+            if self.is_over:
                 return None
             self._changed.clear()
             await self._changed.wait()
@@ -143,9 +129,7 @@ class Notifications(AsyncIterator[Notification]):
         """Returns the iterator; ends the subscription at the end."""
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Ends the subscription."""
         await self.aclose()
 

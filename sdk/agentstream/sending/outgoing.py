@@ -58,24 +58,10 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
 class OutgoingRecord:
     """A message that fits the envelope's schema, with the options of sending it.
 
-    Args:
-        message: the message.
-        stream: name of the AgentStream, if the sender names one.
-        once: idempotency key: within an hour, a stream gets one message with this key.
-        on_full: what to do when the stream is full.
-        timeout: seconds from now until the send fails.
-        patience: seconds to wait for a route that is not declared yet, within the timeout.
-
-    Attributes:
-        data: the encoded envelope.
-        since: when the send began, by the event loop's clock.
-        deadline: when the send fails, by the event loop's clock.
-        trace: the trace context of the sender; empty for none.
-        produces: the stream that the record was last offered to.
-        options: name and value pairs for `as1_add`: `once`, `key`, and further fields of the entry.
-        signature: the field with the signature; empty for none.
-        signed_at: when the record was signed, by the event loop's clock.
-        entry: resolves to the id of the entry.
+    `once` is an idempotency key: within an hour, a stream gets one message with it. `timeout` and `patience`
+    are seconds: until the send fails, and to wait for a route that is not declared yet. `since`, `deadline`
+    and `signed_at` are times of the event loop's clock. `options` are name and value pairs for `as1_add`:
+    `once`, `key`, and further fields of the entry. `entry` resolves to the id of the entry.
 
     Raises:
         InvalidMessage: the message or an option is invalid.

@@ -101,11 +101,7 @@ class Receipt:
             {group: ReceiptState(state.decode()) for group, state in zip(self.expected, states, strict=True)}
         )
 
-    async def wait(
-        self,
-        quorum: float | None = None,
-        timeout: float = 30.0,
-    ) -> ReceiptStatus:
+    async def wait(self, quorum: float | None = None, timeout: float = 30.0) -> ReceiptStatus:
         """Waits until enough groups have acknowledged the message. Returns its state then.
 
         Args:
@@ -155,11 +151,7 @@ def groups_needed(quorum: float | None, expected: int) -> int:
     raise ValueError(f"a quorum is a number of groups, or a share between 0 and 1, not {quorum!r}")
 
 
-async def broadcast_stream(
-    directory: Directory,
-    stream: str | None,
-    timeout: float,
-) -> Produces:
+async def broadcast_stream(directory: Directory, stream: str | None, timeout: float) -> Produces:
     """Finds the broadcast stream that an agent produces to, with the groups that are declared now.
 
     Raises:

@@ -12,6 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -38,30 +39,15 @@ _FAILURE_PATIENCE = 5.0
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
+@dataclass(frozen=True, slots=True)
 class Replies:
-    """Replies to the requests that one agent handles.
+    """Replies to the requests that one agent handles."""
 
-    Args:
-        namespace: namespace of the agent.
-        agent: name of the agent.
-        call: sends a command and returns the server's answer.
-        send: sends a message to its addressee.
-        keyring: signs replies.
-    """
-
-    def __init__(
-        self,
-        namespace: str,
-        agent: str,
-        call: Callable[..., Awaitable[Any]],
-        send: Callable[[OutgoingRecord], Awaitable[Any]],
-        keyring: Keyring,
-    ) -> None:
-        self._namespace = namespace
-        self._agent = agent
-        self._call = call
-        self._send = send
-        self._keyring = keyring
+    namespace: str
+    agent: str
+    call: Callable[..., Awaitable[Any]]
+    send: Callable[[OutgoingRecord], Awaitable[Any]]
+    keyring: Keyring
 
     async def answer(
         self,
@@ -71,38 +57,26 @@ class Replies:
         timeout: float = DEFAULT_TIMEOUT,
         patience: float = ROUTE_PATIENCE,
     ) -> None:
-        """Replies to a request; see `Delivery.reply`.
-
-        Args:
-            request: the message.
-            payload: payload of the reply.
-            policy: the policy of the group that delivered the request.
-            timeout: seconds to try.
-            patience: seconds to wait for a route to the sender of the message, within the timeout.
-        """
+        """Replies to a request that a group with this policy delivered; see `Delivery.reply`."""
         answer = self._answer_to(request, payload)
-        if is_reply_key(request.reply_to, self._namespace, request.sender):
+        if is_reply_key(request.reply_to, self.namespace, request.sender):
             tracing = spans()
             with contextlib.nullcontext(b"") if tracing is None else tracing.answering(request) as carried:
                 await self._put(request, answer, policy, timeout, trace=carried)
         else:
-            await self._send(OutgoingRecord(answer, timeout=timeout, patience=patience))
+            await self.send(OutgoingRecord(answer, timeout=timeout, patience=patience))
 
     async def gave_up(self, body: bytes | None, policy: Consumes, reason: str, error: str) -> None:
         """Tells the requester that its request became a dead letter; tries for some seconds.
 
-        Args:
-            body: the envelope of the request, or of any other message.
-            policy: the policy of the group that dead-lettered it.
-            reason: why.
-            error: what went wrong, in words.
+        The body may be the envelope of any message; only a request has a requester.
         """
         if body is None or b'"reply_to"' not in body:
             return
         with contextlib.suppress(InvalidMessage, AgentStreamError):
             request = decode(body)
             # a group with deliverAll also gets the requests of other agents
-            if request.to == self._agent and is_reply_key(request.reply_to, self._namespace, request.sender):
+            if request.to == self.agent and is_reply_key(request.reply_to, self.namespace, request.sender):
                 answer = self._answer_to(request, {"error": error})
                 if reason in FLAWS:
                     # a forged request must not yield a signed reply
@@ -113,7 +87,7 @@ class Replies:
         return Message(
             v=1,
             id=str(uuid.uuid4()),
-            sender=self._agent,
+            sender=self.agent,
             to=request.sender,
             type="task_result",
             payload=payload_of(payload),
@@ -144,7 +118,7 @@ class Replies:
 
         async def put() -> None:
             # the Secret may still get the key
-            await self._call(*command, *self._keyring.signature(policy, data, to=domain))
+            await self.call(*command, *self.keyring.signature(policy, data, to=domain))
 
         await retry_until(put, timeout)
 

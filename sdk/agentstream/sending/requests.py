@@ -46,13 +46,7 @@ class _Reply(msgspec.Struct, frozen=True):
 
 @dataclass
 class _PendingRequest:
-    """A request without a reply.
-
-    Attributes:
-        record: the request.
-        reply: resolves to the reply.
-        dropped: how many replies did not count, for want of a valid signature.
-    """
+    """A request without a reply; `dropped` counts replies without a valid signature."""
 
     record: OutgoingRecord
     reply: asyncio.Future[_Reply]
@@ -60,14 +54,7 @@ class _PendingRequest:
 
 
 class Requests:
-    """The pending requests of one process.
-
-    Args:
-        key: key of the reply stream.
-        client: a connection for blocking reads of that stream.
-        keyring: verifies signatures.
-        counters: counts replies without a valid signature.
-    """
+    """The pending requests of one process; `client` is for blocking reads of its reply stream, `key`."""
 
     def __init__(self, key: str, client: Client, keyring: Keyring, counters: Counters) -> None:
         self.key = key
@@ -79,10 +66,7 @@ class Requests:
         self._failures = FailureLog("read replies to requests")
 
     async def ask(
-        self,
-        record: OutgoingRecord,
-        send: Callable[[OutgoingRecord], Awaitable[Any]],
-        timeout: float,
+        self, record: OutgoingRecord, send: Callable[[OutgoingRecord], Awaitable[Any]], timeout: float
     ) -> Message:
         """Sends a request with `send`, and waits for its reply; see `Agent.request`."""
         loop = asyncio.get_running_loop()

@@ -39,15 +39,7 @@ _FINAL = (NoRoute, InvalidMessage, SettingsError, MessageExpired, WireClosed, Un
 
 
 class Sender:
-    """Sends the messages of one agent.
-
-    Args:
-        client: the connection to send over.
-        directory: looks up routes.
-        keyring: signs for streams with signatures.
-        counters: counts refusals, failures and retries.
-        contracts: checks payloads.
-    """
+    """Sends the messages of one agent."""
 
     def __init__(
         self, client: Client, directory: Directory, keyring: Keyring, counters: Counters, contracts: Contracts

@@ -19,11 +19,7 @@ from agentstream.protocol import library
 from agentstream.testing.faults import Faults
 from agentstream.testing.process import AgentProcess, Watchdog
 from agentstream.testing.server import Bindings, SandboxError, Server, embedded_binary
-from agentstream.testing.topology import (
-    INSTALLATION,
-    NAMESPACE,
-    Topology,
-)
+from agentstream.testing.topology import INSTALLATION, NAMESPACE, Topology
 from agentstream.transport.client import Argument, Client
 from agentstream.transport.endpoint import Endpoint
 
