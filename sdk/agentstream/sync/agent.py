@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agentstream import agent
@@ -186,9 +185,7 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
             self._signals.enter_context(on_signal(self._asked_to_end))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Hands back what is not settled, closes the connections, and ends the thread."""
         self._close()
 

@@ -22,14 +22,10 @@ class Ended(AgentStreamError):  # noqa: N818 - as all errors of the SDK
 
 
 class LoopThread:
-    """Runs coroutines in an event loop for threads that wait for their results.
-
-    Args:
-        name: name of the thread.
-        what: what runs in the loop, for error messages.
-    """
+    """Runs coroutines in an event loop for threads that wait for their results."""
 
     def __init__(self, name: str, what: str = "agent") -> None:
+        """Takes the name of the thread, and what runs in the loop, for error messages."""
         self._name = name
         self._what = what
         self._process = os.getpid()
@@ -147,7 +143,7 @@ class LoopThread:
                 self._loop = runner.get_loop()
                 ready.set()
                 try:
-                    runner.run(self._until_ended())
+                    runner.run(self._end.wait())
                 finally:
                     with self._lock:
                         self._ended = True
@@ -157,9 +153,6 @@ class LoopThread:
             # only an exception such as SystemExit, which breaks the loop, leaves any
             for future in tuple(self._waiting):
                 future.cancel()
-
-    async def _until_ended(self) -> None:
-        await self._end.wait()
 
 
 def _begin(

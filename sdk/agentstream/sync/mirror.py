@@ -6,7 +6,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Coroutine
-from types import FunctionType, TracebackType
+from types import FunctionType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from agentstream.sync.loop import Ended, LoopThread
@@ -48,11 +48,18 @@ def mirrors(
     return mirrors_by(LoopThread.run, original)
 
 
+def shares(
+    original: Callable[Concatenate[Any, _P], _Result],
+) -> Callable[[Callable[[_Face], None]], Callable[Concatenate[_Face, _P], _Result]]:
+    """Makes the decorated method call another one that is not asynchronous, in the caller's thread."""
+    return mirrors_by(lambda _, call: call(), original)
+
+
 def mirrors_by(
-    run: Callable[[LoopThread, Call[_Result]], _Returned],
-    original: Callable[Concatenate[Any, _P], Coroutine[Any, Any, _Result]],
+    run: Callable[[LoopThread, Callable[[], _Result]], _Returned],
+    original: Callable[Concatenate[Any, _P], _Result],
 ) -> Callable[[Callable[[_Face], None]], Callable[Concatenate[_Face, _P], _Returned]]:
-    """As `mirrors`, with a function that runs the call in the loop's thread, and adapts its result."""
+    """As `mirrors`, with a function that makes the call, and adapts its result."""
 
     def decorate(method: Callable[[_Face], None]) -> Callable[Concatenate[_Face, _P], _Returned]:
         name = original.__name__
@@ -65,32 +72,11 @@ def mirrors_by(
     return decorate
 
 
-def shares(
-    original: Callable[Concatenate[Any, _P], _Result],
-) -> Callable[[Callable[[_Face], None]], Callable[Concatenate[_Face, _P], _Result]]:
-    """Makes the decorated method call another one that is not asynchronous, in the caller's thread."""
-
-    def decorate(method: Callable[[_Face], None]) -> Callable[Concatenate[_Face, _P], _Result]:
-        name = original.__name__
-
-        def mirror(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _Result:
-            result: _Result = getattr(self._original, name)(*args, **kwargs)
-            return result
-
-        return _shown_as(method, original, mirror)
-
-    return decorate
-
-
 class SyncFace(Generic[_Original]):
     """The synchronous face of an asynchronous object.
 
     In a subclass, a public annotation is a read-only property: the attribute of the original. Members without
     a docstring get that of the original's member.
-
-    Args:
-        original: the object.
-        loop: runs its coroutines.
     """
 
     __slots__ = ("_loop", "_original")
@@ -136,9 +122,7 @@ class SyncIterator(SyncFace[_Iterated]):
         """Returns the iterator; closes it at the end."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Closes the iterator."""
         self.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from agentstream.sync import Agent
@@ -56,9 +55,7 @@ class SyncSandbox(SyncFace[Sandbox], of=Sandbox):
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             # agents hand back their messages when they close
             self.heal()

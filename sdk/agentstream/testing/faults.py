@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, Self
 
 _CHUNK = 1 << 16
@@ -90,9 +89,7 @@ class Fault:
         """Returns the fault."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Ends the fault."""
         self.end()
 
@@ -197,9 +194,7 @@ class Faults:
         self.port = listening.result()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Breaks all connections and stops listening."""
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join()

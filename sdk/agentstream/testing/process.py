@@ -34,11 +34,7 @@ rm -rf -- "$1"
 
 
 class Watchdog:
-    """Ends processes and removes a directory when the test process ends.
-
-    Args:
-        directory: the directory.
-    """
+    """Ends processes and removes a directory when the test process ends."""
 
     def __init__(self, directory: Path) -> None:
         self._process = Popen(  # noqa: S603 - a script of our own

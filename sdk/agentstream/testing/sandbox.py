@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from agentstream.agent import Agent
@@ -84,9 +83,7 @@ class Sandbox(Topology):
         self.faults = self.more_faults()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Ends all faults, closes the agents, and ends the processes and the server."""
         # agents hand back their messages when they close
         self.heal()

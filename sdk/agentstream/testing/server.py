@@ -126,12 +126,6 @@ class Bindings:
     """The Secrets of a sandbox's agents: directories with a file for each entry, as Kubernetes mounts them.
 
     Every agent has the signing keys of all streams, also of those declared later.
-
-    Args:
-        directory: parent of the directories.
-
-    Attributes:
-        keys: the signing keys by name of the stream.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -23,15 +23,7 @@ _POLL_EVERY = 0.005
 
 
 class DeclaredStream(msgspec.Struct, frozen=True):
-    """A stream that a test declares.
-
-    Attributes:
-        name: name of the stream.
-        producers: agents that may add to the stream.
-        broadcast: whether it is a broadcast stream.
-        signatures: policy for messages without a valid signature: `Off`, `Warn` or `Require`.
-        schemas: JSON Schemas of payloads, by `<type>@<version>`.
-    """
+    """A stream that a test declares, with the JSON Schemas of payloads by `<type>@<version>`."""
 
     name: str
     producers: tuple[str, ...]
@@ -88,23 +80,17 @@ class DeadLetter(msgspec.Struct, frozen=True):
     entry: str
 
 
-class _Left(msgspec.Struct):
+class _Left(msgspec.Struct, rename={"retrying": "retry_length"}):
     """What a group has not settled, as the function library reports it."""
 
     undelivered: int = 0
     pending: int = 0
-    retry_length: int = 0
+    retrying: int = 0
     delayed: int = 0
 
     def __str__(self) -> str:
         """Lists what is left; empty if nothing is."""
-        counts = {
-            "undelivered": self.undelivered,
-            "pending": self.pending,
-            "retrying": self.retry_length,
-            "delayed": self.delayed,
-        }
-        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return ", ".join(f"{count} {what}" for what, count in msgspec.structs.asdict(self).items() if count)
 
 
 class _Observed(msgspec.Struct):
@@ -294,13 +280,9 @@ def routes_of(
     by_name = {stream.name: stream for stream in streams}
     for stream in by_name.values():
         named = sorted(group.group for group in groups.values() if group.stream == stream.name)
+        expected = tuple(named) if stream.broadcast else ()
         route = Produces(
-            stream.name,
-            stream.key,
-            stream.broadcast,
-            tuple(named) if stream.broadcast else (),
-            stream.signatures,
-            stream.digest,
+            stream.name, stream.key, stream.broadcast, expected, stream.signatures, stream.digest
         )
         for producer in stream.producers:
             produces.setdefault(producer, []).append(route)
