@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from agentstream.consuming.hold import Hold
+from agentstream.consuming.hold import LOST, Hold
 from agentstream.consuming.once import Once
 from agentstream.consuming.settling import Settler, retry_delay
 from agentstream.errors import NoRoute, Reject, Retry
@@ -30,45 +31,26 @@ class Interruption(Enum):
     DEADLINE = "its deadline is over"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Attempt:
     """One attempt to handle one message. The first verb settles it; see `Delivery` for what each does.
 
-    Args:
-        hold: of the entry; its handler has begun.
-        policy: the group's policy.
-        settler: settles the entry.
-        extend: moves the deadline of an attempt to so many seconds from now, and returns whether its entry
-            is still held.
-        deadline: when the handler is cancelled, by the event loop's clock in seconds; None for never.
-
-    Attributes:
-        verb: the verb that settled it; empty until then.
-        interruption: why the handler was cancelled from outside; None if it was not.
-        on_interrupted: called when the attempt is interrupted.
+    `_extend` moves the deadline to so many seconds from now, and returns whether the entry is still held. The
+    handler is cancelled at `deadline` of the event loop's clock. `verb` is empty until one settles it.
     """
 
-    # most attempts have these values: they are stored once, not in each attempt
-    verb = ""
-    interruption: Interruption | None = None
-    on_interrupted: Callable[[], None] | None = None
-    _task: asyncio.Task[Any] | None = None
-    _cancelling = 0
-    _cancelled = False
-
-    def __init__(
-        self,
-        hold: Hold,
-        policy: Consumes,
-        settler: Settler,
-        extend: Callable[[Attempt, float], Awaitable[bool]],
-        deadline: float | None,
-    ) -> None:
-        self.hold: Hold = hold
-        self.policy: Consumes = policy
-        self.deadline: float | None = deadline
-        self._settler = settler
-        self._extend = extend
-        self._since = time.monotonic()
+    hold: Hold
+    policy: Consumes
+    _settler: Settler
+    _extend: Callable[[Attempt, float], Awaitable[bool]]
+    deadline: float | None
+    verb: str = field(default="", init=False)
+    interruption: Interruption | None = field(default=None, init=False)
+    on_interrupted: Callable[[], None] | None = field(default=None, init=False)
+    _since: float = field(default_factory=time.monotonic, init=False)
+    _task: asyncio.Task[Any] | None = field(default=None, init=False)
+    _cancelling: int = field(default=0, init=False)
+    _cancelled: bool = field(default=False, init=False)
 
     def __repr__(self) -> str:
         """Names the message, without its content."""
@@ -78,12 +60,12 @@ class Attempt:
     @property
     def held(self) -> bool:
         """False once it is known that another consumer may have the message."""
-        return not self.hold.is_lost and self.verb != _EXPIRED
+        return self.hold.state is not LOST and self.verb != _EXPIRED
 
     @property
     def outcome(self) -> str:
         """The verb that settled the message, or `lost`; empty until it is settled."""
-        return "lost" if self.hold.is_lost or self.hold.was_held is False else self.verb
+        return "lost" if self.hold.was_held is False else self.verb
 
     @property
     def may_begin(self) -> bool:
@@ -93,7 +75,7 @@ class Attempt:
     @property
     def is_wanted(self) -> bool:
         """Whether the handler still decides what becomes of the message."""
-        return not self.verb and self.interruption is None and not self.hold.is_lost
+        return not self.verb and self.interruption is None and self.hold.state is not LOST
 
     async def ack(self) -> bool:
         """Acknowledges the message."""
@@ -125,7 +107,8 @@ class Attempt:
 
     def once(self, key: str, ttl: float) -> Once:
         """Guards an effect outside that the group must not repeat."""
-        return self._settler.once(self.policy, key, f"{self.hold.message.id} {self.hold.fence}", ttl)
+        delivery = f"{self.hold.message.id} {self.hold.fence}"
+        return Once(self._settler.call, self.policy, key, delivery, ttl, counters=self._settler.counters)
 
     async def answer(self, payload: Any, timeout: float) -> None:
         """Answers the message."""
@@ -168,8 +151,9 @@ class Attempt:
         """Settles by how the handler ended, unless it has settled. Returns whether the error ends here."""
         task, self._task = self._task, None
         if error is None:
-            # a handler that was cancelled and ended normally has not failed
-            self._uncancel(task)
+            if self._cancelled:
+                # a handler that was cancelled and ended normally has not failed
+                self._uncancel(task)
             if self._decide("ack"):
                 self._settler.ack(self.hold)
                 await self.hold.settled()
@@ -246,18 +230,14 @@ class Attempt:
             return False
         self.verb = verb
         self._settler.counters.handling.observe(time.monotonic() - self._since)
-        if self.hold.is_lost:
+        if self.hold.state is LOST:
             self._settler.drop_lost(self.hold)
             return False
         return True
 
 
 class Deadlines:
-    """Watches the deadlines of all running attempts with one timer.
-
-    Args:
-        running: returns the attempts that handlers have.
-    """
+    """Watches the deadlines of all attempts that handlers have with one timer."""
 
     def __init__(self, running: Callable[[], Iterable[Attempt]]) -> None:
         self._running = running
@@ -278,12 +258,9 @@ class Deadlines:
     def _look(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        ahead = []
-        for attempt in list(self._running()):
-            if attempt.deadline is not None:
-                if attempt.deadline > now:
-                    ahead.append(attempt.deadline)
-                else:
-                    attempt.expire()
-        if ahead:
+        running = [(attempt.deadline, attempt) for attempt in self._running() if attempt.deadline is not None]
+        for deadline, attempt in running:
+            if deadline <= now:
+                attempt.expire()
+        if ahead := [deadline for deadline, _ in running if deadline > now]:
             self.watch(min(ahead))

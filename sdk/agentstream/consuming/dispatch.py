@@ -11,7 +11,7 @@ from typing import Any
 
 from agentstream.consuming.attempt import Attempt, Deadlines
 from agentstream.consuming.fetch import Capacity, FetchSignals
-from agentstream.consuming.hold import DELIVERED, Hold
+from agentstream.consuming.hold import DELIVERED, LOST, Hold
 from agentstream.consuming.isolation import PoisonIsolation, PrefetchQueue
 from agentstream.consuming.leases import Leases, batches
 from agentstream.consuming.ordering import KeyOrder, OrderPoller
@@ -29,21 +29,10 @@ _log = logging.getLogger("agentstream")
 
 
 class Dispatcher:
-    """The entries of one group on their way through this process.
+    """The entries of one group on their way through this process, at most `concurrency` at a time.
 
-    Args:
-        policy: the group's policy.
-        triage: decides what becomes of a hold by a policy, at a time in seconds since 1970.
-        call: sends a command over the connection for control, and returns its reply.
-        settler: settles entries.
-        signals: tells the fetcher what else to look for.
-        concurrency: how many entries this process holds at most.
-
-    Attributes:
-        policy: the group's policy.
-        leases: the held entries.
-        capacity: how many more may be held.
-        order_poller: asks whose turn it is among entries with ordering keys.
+    `triage` decides what becomes of a hold by a policy, at a time in seconds since 1970. `call` sends a
+    command over the connection for control.
     """
 
     def __init__(
@@ -80,7 +69,7 @@ class Dispatcher:
         self._to_start: list[Hold] = []
         self._starting = 0
         self._starts: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self.is_closed: bool = False
         self._idle = asyncio.Event()
         self._failures = FailureLog(f"start deliveries of {policy.key}")
 
@@ -90,15 +79,11 @@ class Dispatcher:
         running = len(self._running)
         return running, max(len(self.leases) - running, 0)
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether no more attempts begin."""
-        return self._closed
-
     def follow(self, policy: Consumes) -> None:
         """Takes up a changed policy of the same group."""
         self.policy = policy
-        self.leases.lease = self._prefetched.patience = policy.lease / 1000
+        self._prefetched.patience = policy.lease / 1000
+        self.leases.change(self._prefetched.patience)
 
     def accept(self, holds: Iterable[Hold]) -> None:
         """Acquires fetched entries, and decides what becomes of each."""
@@ -116,7 +101,7 @@ class Dispatcher:
 
     def take(self) -> Attempt | None:
         """Begins and returns the next attempt, if one can begin just now."""
-        if self._closed:
+        if self.is_closed:
             return None
         while self._ready:
             ready = self._ready.popleft()
@@ -146,7 +131,7 @@ class Dispatcher:
 
     async def next(self) -> Attempt | None:
         """Waits for the next attempt; None when there will be no more. A cancelled caller loses nothing."""
-        while (attempt := self.take()) is None and not self._closed:
+        while (attempt := self.take()) is None and not self.is_closed:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:
@@ -162,7 +147,7 @@ class Dispatcher:
 
     def close(self) -> None:
         """Begins no more attempts."""
-        self._closed = True
+        self.is_closed = True
         self._isolation.stop()
         self._settler.hurry()
         self._wake(len(self._waiters))
@@ -305,7 +290,7 @@ class Dispatcher:
         else:
             if code != DONE:
                 self.leases.expire([(hold, counter)])
-        return not (hold.is_lost or attempt.verb)
+        return hold.state is not LOST and not attempt.verb
 
     def _look_again(self) -> None:
         """Has fetcher, isolation and waiters look again, as one of them may go on now."""

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from agentstream.consuming.hold import DELIVERED, Hold, claimed_holds, delivered_holds
@@ -46,22 +47,18 @@ _AHEAD, _AHEAD_PER_SLOT = 256, 4
 _BLOCK_CROWDED = 100
 
 
+@dataclass(slots=True, eq=False)
 class Capacity:
     """How many more entries this process may hold.
 
-    Args:
-        total: the limit. Entries that wait for their predecessors do not count: the predecessors need room.
-        leases: the held entries.
-        prefetched: those that wait for a handler.
-        key_order: those that wait for their predecessors.
+    Entries that wait for their predecessors do not count in the total: the predecessors need room.
     """
 
-    def __init__(self, total: int, leases: Leases, prefetched: PrefetchQueue, key_order: KeyOrder) -> None:
-        self._total = total
-        self._leases = leases
-        self._prefetched = prefetched
-        self._key_order = key_order
-        self._changed = asyncio.Event()
+    _total: int
+    _leases: Leases
+    _prefetched: PrefetchQueue
+    _key_order: KeyOrder
+    _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def changed(self) -> None:
         """Wakes up those that wait for capacity, as an entry was settled or handed out."""
@@ -92,10 +89,7 @@ class Capacity:
         return self._unheld
 
     async def wait_for_room(self) -> int:
-        """Waits until fetching is worthwhile: half is free, or no entry waits for a handler.
-
-        Returns how many entries may be fetched.
-        """
+        """Waits until half is free, or no entry waits for a handler. Returns how many may be fetched."""
         while not (self.free and (2 * self.free >= self._total or not len(self._prefetched))):
             self._changed.clear()
             await self._changed.wait()
@@ -105,19 +99,14 @@ class Capacity:
 class FetchSignals:
     """Tells the fetcher of one group what else to look for.
 
-    Args:
-        nudge: tells the group's consumers in other processes that there are entries to claim.
-
-    Attributes:
-        in_doubt: whether the server may think that this consumer owns entries that it does not know of.
-        sweep_at_once: whether the next sweep claims entries although another consumer has just swept.
-        look: set when the next sweep is due at once.
+    `nudge` tells the group's consumers in other processes that there are entries to claim.
     """
 
     def __init__(self, nudge: Callable[[], Awaitable[None]]) -> None:
         self.nudge = nudge
+        # whether the server may think that this consumer owns entries that it does not know of
         self.in_doubt = True
-        # entries may have become due or stalled while no consumer was there
+        # even if another consumer has just swept: entries may have become due while no consumer was there
         self.sweep_at_once = True
         self.look = asyncio.Event()
         self.look.set()
@@ -157,13 +146,8 @@ class HoldSink(Protocol):
 class Fetcher:
     """Fetches entries of one group.
 
-    Args:
-        reading: the connection for blocking reads, used for nothing else.
-        control: the connection for everything else.
-        sink: takes the entries.
-        signals: says what else to look for.
-        refresh: looks up the group's policy; awaited before each sweep and recovery.
-        pod_prefix: prefix of the names of consumers of this process's pod.
+    `reading` is the connection for blocking reads, `control` that for everything else. `refresh` looks up the
+    group's policy, before each sweep and recovery.
     """
 
     def __init__(
@@ -322,10 +306,8 @@ class Fetcher:
         _, stalled, stalled_retries, wait, *clock = await self._claim(command)
         now = time.monotonic()
         if clock and self._claim_guard.heard(limit, clock[0], asked=asked, now=now, lease=lease):
-            _log.info(
-                "%s: not claiming for half a lease: the server was away or its clock jumped",
-                self._commands.main.key,
-            )
+            what = "not claiming for half a lease: the server was away or its clock jumped"
+            _log.info("%s: %s", self._commands.main.key, what)
             asyncio.get_running_loop().call_later(PERIOD * lease, self._signals.sweep_now)
         until = asked + self._leases.lease
         self._accept(claimed_holds(stalled, self._commands.main, until))

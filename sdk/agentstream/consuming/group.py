@@ -77,15 +77,7 @@ class Consumer:
 
 
 class GroupSession:
-    """The parts that consume one group, from the first read to the last entry that is settled.
-
-    Args:
-        consumer: the consumer.
-        policy: the group's policy.
-        concurrency: how many messages this process holds at most.
-        read: reads the payload of a message as its handler wants it.
-        refresh: looks up the group's policy.
-    """
+    """The parts that consume one group, from the first read to the last entry that is settled."""
 
     def __init__(
         self,
@@ -98,7 +90,7 @@ class GroupSession:
         identity, connections, services = consumer.identity, consumer.connections, consumer.services
         self._consumer = consumer
         self._key = (policy.key, policy.group)
-        self._closed = asyncio.Event()
+        self.closed: asyncio.Event = asyncio.Event()
         self._reading = connections.reading(policy.stream)
         self._signals = FetchSignals(self._nudge)
         leases = Leases(GroupCalls(policy, identity.name), policy.lease / 1000, services.renewal)
@@ -122,11 +114,6 @@ class GroupSession:
             pod_prefix=identity.pod_prefix,
         )
 
-    @property
-    def is_stopping(self) -> bool:
-        """Whether no more attempts begin."""
-        return self.dispatcher.is_closed
-
     async def fetch(self, stopping: asyncio.Event) -> BaseException | None:
         """Fetches until the event is set. Returns the error by which fetching ended otherwise, if it did."""
         consumer = self._consumer
@@ -142,8 +129,7 @@ class GroupSession:
     async def close(self, on_read_end: Callable[[], None]) -> None:
         """Ends fetching, hands back the entries that no handler has, and waits until all others are settled.
 
-        Args:
-            on_read_end: called when the server can give this process no more entries.
+        Calls `on_read_end` when the server can give this process no more entries.
         """
         dispatcher, services = self.dispatcher, self._consumer.services
         dispatcher.close()
@@ -160,11 +146,7 @@ class GroupSession:
         await dispatcher.ended()
         services.renewal.remove(dispatcher.leases)
         del self._consumer.consumed[self._key]
-        self._closed.set()
-
-    async def closed(self) -> None:
-        """Waits until it is closed."""
-        await self._closed.wait()
+        self.closed.set()
 
     async def _nudge(self) -> None:
         """Tells the agent's consumers that there are entries to claim."""

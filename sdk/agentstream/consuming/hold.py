@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -68,11 +67,9 @@ class Hold:
     Attributes:
         entry: the entry; `source`, `id` and `after` are copied from it, for commands.
         counter: the delivery counter at which it is held; the server refuses to settle at any other.
-        state: how far it has come.
         lease_until: when the lease runs out, by `time.monotonic`, which is the event loop's clock.
         renew_until: when renewing ends although this process is alive, by the same clock.
-        message: the message, once its body was read.
-        payload: the message's payload, as its handler wants it.
+        message, payload: what the body says, and how the handler wants it; set once the body was read.
         was_held: whether it was still held when it was settled; None before that.
         is_finished: whether it is known that its group has finished the entry.
     """
@@ -130,14 +127,16 @@ class Hold:
             self._refuse(SETTLED)
         self.state = SETTLED
         self.is_finished = is_finished
-        self._end(was_held=was_held)
+        self.was_held = was_held
+        self._wake()
 
     def lose(self) -> None:
         """Notes that the entry is not held any more."""
         if self.state not in (*RELEASABLE, COUNTING):
             self._refuse(LOST)
         self.state = LOST
-        self._end(was_held=False)
+        self.was_held = False
+        self._wake()
 
     def read(self, message: Message, payload: Any) -> None:
         """Keeps what the body says, for the handler."""
@@ -169,11 +168,6 @@ class Hold:
         return self.state is COUNTING or self.state is SETTLING
 
     @property
-    def is_lost(self) -> bool:
-        """Whether it is known that this consumer does not hold the entry any more."""
-        return self.state is LOST
-
-    @property
     def is_overdue(self) -> bool:
         """Whether renewing failed for so long that another consumer may have claimed the entry."""
         return self.lease_until < time.monotonic()
@@ -186,7 +180,7 @@ class Hold:
     @property
     def next_attempt(self) -> int:
         """The number of the attempt that comes next or runs, counted from 1."""
-        return self.attempts + (self.state is CLAIMED)
+        return self.entry.earlier + self.counter + (self.state is CLAIMED)
 
     @property
     def unsettled_attempts(self) -> int:
@@ -202,20 +196,17 @@ class Hold:
         self.renew_until = -math.inf
         raise TransitionError(f"entry {self.entry.id} is {self.state} and cannot become {state}")
 
-    def _end(self, *, was_held: bool) -> None:
-        self.was_held = was_held
+    def _wake(self) -> None:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
 
-def delivered_holds(reply: Any, sources: tuple[Source, ...], lease_until: float) -> Iterator[Hold]:
-    """Yields holds of the entries in a reply of XREADGROUP: each is its first delivery, which counts one."""
-    for entry in read_entries(reply, sources):
-        yield Hold(entry, 1, DELIVERED, lease_until)
+def delivered_holds(reply: Any, sources: tuple[Source, ...], lease_until: float) -> list[Hold]:
+    """Returns holds of the entries in a reply of XREADGROUP: each is its first delivery, which counts one."""
+    return [Hold(entry, 1, DELIVERED, lease_until) for entry in read_entries(reply, sources)]
 
 
-def claimed_holds(reply: Any, source: Source, lease_until: float) -> Iterator[Hold]:
-    """Yields holds of the entries in a reply of the take or sweep function."""
-    for entry, counter in claimed_entries(reply, source):
-        yield Hold(entry, counter, CLAIMED, lease_until)
+def claimed_holds(reply: Any, source: Source, lease_until: float) -> list[Hold]:
+    """Returns holds of the entries in a reply of the take or sweep function."""
+    return [Hold(entry, counter, CLAIMED, lease_until) for entry, counter in claimed_entries(reply, source)]

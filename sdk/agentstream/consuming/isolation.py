@@ -21,13 +21,10 @@ _BEHIND = 1.0
 
 
 class PrefetchQueue:
-    """Holds that wait for a handler, in the order of their arrival; suspects first.
-
-    Attributes:
-        patience: seconds that a suspect waits for running handlers to end.
-    """
+    """Holds that wait for a handler, in the order of their arrival; suspects first."""
 
     def __init__(self, patience: float) -> None:
+        # seconds that a suspect waits for running handlers to end
         self.patience = patience
         self._ordinary: deque[Hold] = deque()
         self._suspect: deque[Hold] = deque()
@@ -65,9 +62,7 @@ class PrefetchQueue:
     def take(self, running: int, now: float) -> Hold | None:
         """Removes and returns the hold that starts next; None if none may.
 
-        Args:
-            running: how many holds have started and are not settled.
-            now: seconds of any clock that never goes back.
+        As many as `running` have started and are not settled. `now` is by any clock that never goes back.
         """
         if self._alone is not None:
             return None
@@ -136,11 +131,8 @@ class Releases(Protocol):
 class PoisonIsolation:
     """Watches the time limits of a queue: how long a suspect waits for others, and others for a suspect.
 
-    Args:
-        queue: the holds that wait for a handler.
-        settler: hands holds back.
-        nudge: tells the group's consumers that there are entries to claim.
-        on_change: called when another hold may start.
+    `nudge` tells the group's consumers that there are entries to claim. Calls `on_change` when another hold
+    may start.
     """
 
     def __init__(

@@ -50,15 +50,12 @@ class HoldListener(Protocol):
 class Leases:
     """The entries of one group that this process holds.
 
-    Args:
-        calls: the commands of this consumer.
-        lease: seconds after which other consumers may claim an entry that was not renewed.
-        renewal: renews the leases.
+    `lease` is in seconds: after so long other consumers may claim an entry that was not renewed.
     """
 
     def __init__(self, calls: GroupCalls, lease: float, renewal: Renews) -> None:
         self.calls = calls
-        self._lease = lease
+        self.lease: float = lease
         self._renewal = renewal
         self._listener: HoldListener | None = None
         self._loop = asyncio.get_running_loop()
@@ -73,15 +70,10 @@ class Leases:
         """Sets the listener that hears how holds end."""
         self._listener = listener
 
-    @property
-    def lease(self) -> float:
-        """Seconds after which other consumers may claim an entry that was not renewed."""
-        return self._lease
-
-    @lease.setter
-    def lease(self, lease: float) -> None:
-        if lease != self._lease:
-            self._lease = lease
+    def change(self, lease: float) -> None:
+        """Renews from now on as often as leases of so many seconds need."""
+        if lease != self.lease:
+            self.lease = lease
             self._renewal.wake()
 
     def held(self) -> list[Hold]:

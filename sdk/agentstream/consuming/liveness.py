@@ -19,10 +19,7 @@ PERIOD = 1 / 2
 class ClaimGuard:
     """Guards claims against a server's clock that shows more than expected. A pure decision.
 
-    Times are seconds by `time.monotonic`.
-
-    Args:
-        now: when the consumer began to connect to the server.
+    Times are seconds by `time.monotonic`, but for those of the server's clock, which are milliseconds.
     """
 
     def __init__(self, now: float) -> None:
@@ -31,12 +28,7 @@ class ClaimGuard:
         self._clock: int | None = None
 
     def limit(self, now: float, lease: float) -> int | None:
-        """Returns up to which time of the server's clock, in ms, expired leases may be claimed; None for any.
-
-        Args:
-            now: when the server is asked.
-            lease: seconds.
-        """
+        """Returns up to which time of the server's clock expired leases may be claimed; None for any."""
         if now < self._ends:
             return 0
         tolerated = _TOLERANCE * lease
@@ -47,15 +39,7 @@ class ClaimGuard:
         return self._clock + round(1000 * (expected + tolerated))
 
     def heard(self, limit: int | None, clock: int, *, asked: float, now: float, lease: float) -> bool:
-        """Takes the time of the server's clock. Returns whether claims are suspended from now on.
-
-        Args:
-            limit: the limit that the server was given.
-            clock: the server's, in ms.
-            asked: when the server was asked.
-            now: when it answered.
-            lease: seconds.
-        """
+        """Takes the server's clock, asked with a limit. Returns whether claims are suspended from now on."""
         begins = asked >= self._ends and limit is not None and clock > limit
         if begins:
             self._ends = now + PERIOD * lease
@@ -68,11 +52,7 @@ class ClaimGuard:
 
 
 class LoopLag:
-    """Notices when the event loop or the process stands still: the time between two checks is too long.
-
-    Args:
-        interval: seconds between checks.
-    """
+    """Notices when the event loop or the process stands still: the time between two checks is too long."""
 
     def __init__(self, interval: float) -> None:
         self._interval = interval

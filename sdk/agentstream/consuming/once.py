@@ -23,13 +23,7 @@ _DONE, _IN_DOUBT = 0, -1
 class Once:
     """Guards an effect that must not be repeated, as an asynchronous context manager; see `Delivery.once`.
 
-    Args:
-        call: sends a command and returns its reply.
-        policy: the policy of the group that must not repeat it.
-        key: names the effect.
-        delivery: names the delivery that brings it about.
-        ttl: for how many seconds it is remembered that it came about.
-        counters: count how often it is in doubt.
+    `delivery` names the delivery that brings it about; for `ttl` seconds it is remembered that it came about.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ import contextlib
 import math
 from bisect import insort
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentstream.consuming.hold import Hold
@@ -31,34 +32,24 @@ def _place(hold: Hold) -> tuple[int, int]:
     return position(hold.entry.origin)
 
 
+@dataclass(slots=True, eq=False)
 class _Lane:
-    """The holds of one key.
+    """The holds of one key: the one whose turn it is, and those that wait, oldest first.
 
-    Attributes:
-        key: the key.
-        current: the hold whose turn it is.
-        waiting: the others, oldest first.
-        ask_at: when to ask the server about the first of these.
-        ask_with_others_at: from when to include it if the server is asked about others.
-        backoff: how long to wait before asking again.
+    The server is asked about the first of these at `ask_at`, and from `ask_with_others_at` on if it is asked
+    about others anyway.
     """
 
-    __slots__ = ("ask_at", "ask_with_others_at", "backoff", "current", "key", "waiting")
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.current: Hold | None = None
-        self.waiting: list[Hold] = []
-        self.ask_at = self.ask_with_others_at = -math.inf
-        self.backoff: Backoff
+    key: str
+    current: Hold | None = None
+    waiting: list[Hold] = field(default_factory=list)
+    ask_at: float = -math.inf
+    ask_with_others_at: float = -math.inf
+    backoff: Backoff = field(init=False)
 
 
 class KeyOrder:
-    """The holds of entries with ordering keys.
-
-    Args:
-        backoff: makes the delays after which the server is asked again about an entry.
-    """
+    """The holds of entries with ordering keys."""
 
     def __init__(self, backoff: Callable[[], Backoff] = lambda: Backoff(0.002, 0.25)) -> None:
         self._new_backoff = backoff
@@ -170,11 +161,7 @@ _BATCH = 500
 class OrderPoller:
     """Asks the server whether the predecessors of waiting entries are finished.
 
-    Args:
-        call: sends a command and returns its reply.
-        commands: of this consumer.
-        key_order: the holds that wait.
-        on_turn: called with the holds whose turn has come.
+    Calls `on_turn` with the holds whose turn has come.
     """
 
     def __init__(
@@ -211,13 +198,8 @@ class OrderPoller:
     async def _ask(self, holds: Sequence[Hold]) -> None:
         replies = await self._finished(holds)
         now = asyncio.get_running_loop().time()
-        self._on_turn(
-            [
-                hold
-                for hold, finished in zip(holds, replies, strict=True)
-                if self._key_order.answered(hold, now, finished=bool(finished))
-            ]
-        )
+        answers = zip(holds, map(bool, replies), strict=True)
+        self._on_turn([hold for hold, done in answers if self._key_order.answered(hold, now, finished=done)])
 
     async def _finished(self, holds: Sequence[Hold]) -> Sequence[int]:
         """Asks whether the predecessor of each is finished; 0 for all if the server does not answer."""

@@ -32,9 +32,7 @@ _log = logging.getLogger("agentstream")
 class Renewal:
     """Renews the leases of one agent, from the first hold to the end of the agent.
 
-    Args:
-        endpoint: called at every connect, so that changed credentials are taken up.
-        name: the connection's name on the server.
+    Calls `endpoint` at every connect, so that changed credentials are taken up.
     """
 
     def __init__(self, endpoint: Callable[[], Endpoint], name: str) -> None:
@@ -85,14 +83,7 @@ class Renewal:
 class RenewalThread(threading.Thread):
     """The thread that renews, with a connection that only it uses.
 
-    Args:
-        endpoint: called at every connect.
-        name: the connection's name on the server.
-        groups: returns the groups to renew.
-
-    Attributes:
-        process: the id of the process in which it runs.
-        watched: the groups with holds that it knows of; it looks at them again by itself.
+    It runs in the process with the id `process`, and looks again by itself at groups in `watched`.
     """
 
     def __init__(

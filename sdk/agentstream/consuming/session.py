@@ -25,15 +25,7 @@ _ROUTE_PATIENCE = 10.0
 
 
 class Consumption:
-    """One group that this process consumes.
-
-    Args:
-        consumer: the consumer.
-        stream: name of the AgentStream; None for the only one that the agent consumes.
-        group: name of the group, where the agent has several on the stream.
-        concurrency: how many messages this process holds at most.
-        read: reads the payload of a message as its handler wants it.
-    """
+    """One group that this process consumes; without a name, the only stream and group of the agent."""
 
     def __init__(
         self, consumer: Consumer, stream: str | None, group: str | None, concurrency: int, read: Read
@@ -164,11 +156,11 @@ class Consumption:
         earlier = self._consumer.consumed.get((policy.key, policy.group))
         if earlier is None:
             return
-        if not earlier.is_stopping:
+        if not earlier.dispatcher.is_closed:
             raise AgentStreamError(
                 f"this process consumes {policy.stream} already: iterate over that in several tasks"
             )
-        await earlier.closed()
+        await earlier.closed.wait()
 
     async def _consume(self, policy: Consumes) -> None:
         session = GroupSession(self._consumer, policy, self._concurrency, self._payload, self._refresh)

@@ -16,7 +16,6 @@ from typing import Any
 from agentstream.consuming.fetch import FetchSignals
 from agentstream.consuming.hold import BEGUN, RELEASABLE, Hold, HoldState
 from agentstream.consuming.leases import Leases, batches
-from agentstream.consuming.once import Once
 from agentstream.errors import AgentStreamError, ConnectionLost, WireClosed
 from agentstream.protocol.commands import DONE, GONE, TRIMMED, Command
 from agentstream.protocol.reasons import Reason
@@ -38,12 +37,7 @@ _log = logging.getLogger("agentstream")
 class Settler:
     """Settles the entries of one consumer; `Hold.settled` says when it is done, and whether they were held.
 
-    Args:
-        call: sends a command over the connection for writing, and returns its reply.
-        leases: the held entries; settled ones leave it.
-        counters: count the outcomes.
-        replies: answers requests, and tells their senders which of them became dead letters.
-        signals: has the fetcher look for retries when they are due.
+    `call` sends a command over the connection for writing.
     """
 
     def __init__(
@@ -54,7 +48,7 @@ class Settler:
         replies: Replies,
         signals: FetchSignals,
     ) -> None:
-        self._call = call
+        self.call: Callable[..., Awaitable[Any]] = call
         self._commands = leases.calls
         self.leases: Leases = leases
         self.counters: GroupCounters = counters
@@ -99,11 +93,7 @@ class Settler:
         """Hands entries back: any consumer may have them at once, and no attempt is counted.
 
         An entry that a handler has begun goes to the end of the group's retry stream; others stay where they
-        are, and may be claimed.
-
-        Args:
-            holds: of the entries.
-            patience: seconds to try; None to try for as long as when settling.
+        are, and may be claimed. `patience` is in seconds; None to try for as long as when settling.
         """
         by_state = [(state, [hold for hold in holds if hold.state is state]) for state in RELEASABLE]
         for hold in holds:
@@ -114,10 +104,6 @@ class Settler:
         """Counts a lost entry that its handler has settled, and drops it."""
         self.counters.settled("lost")
         self.leases.end([hold])
-
-    def once(self, policy: Consumes, key: str, delivery: str, ttl: float) -> Once:
-        """Guards an effect that the group must not repeat; see `Delivery.once`."""
-        return Once(self._call, policy, key, delivery, ttl, counters=self.counters)
 
     def hurry(self) -> None:
         """From now on, waits for a server that is away for no longer than an entry's lease."""
@@ -200,7 +186,7 @@ class Settler:
         repeated = False
         while True:
             try:
-                return await self._call(*command), repeated
+                return await self.call(*command), repeated
             except AgentStreamError as error:
                 delay, is_lost = backoff.next(), isinstance(error, ConnectionLost)
                 hopeless = group_is_gone(error) or isinstance(error, WireClosed)

@@ -16,13 +16,7 @@ from agentstream.protocol.routes import OFF, WARN, Consumes
 
 
 class Deliver(msgspec.Struct, frozen=True):
-    """Delivers the message to a handler.
-
-    Attributes:
-        message: the message.
-        payload: the message's payload, as the handler wants it.
-        flaw: what is wrong with the signature, if the group only warns of that.
-    """
+    """Delivers the message to a handler; `flaw` is of its signature, if the group only warns of that."""
 
     message: Message
     payload: Any
@@ -34,24 +28,16 @@ class Skip(msgspec.Struct, frozen=True):
 
 
 class Undeliverable(msgspec.Struct, frozen=True):
-    """Makes the message a dead letter, as it cannot be handled, or not any more.
-
-    Attributes:
-        reason: one of `Reason`.
-        error: what is wrong, in words.
-    """
+    """Makes the message a dead letter, as it cannot be handled, or not any more."""
 
     reason: str
     error: str
 
 
 class Defer(msgspec.Struct, frozen=True):
-    """Delivers the message again later, as it cannot be decided yet.
+    """Delivers the message again after `delay` seconds, as it cannot be decided yet.
 
-    Attributes:
-        delay: seconds until then.
-        reason: the reason of the dead letter that it becomes if nothing changes.
-        error: what is wrong, in words.
+    The reason is that of the dead letter that it becomes if nothing changes.
     """
 
     delay: float
@@ -75,15 +61,10 @@ def triage(  # noqa: PLR0911 - one per verdict
     flaw_of: Callable[[Entry], Reason | None],
     read: Callable[[Message], Any],
 ) -> Verdict:
-    """Decides what becomes of an entry that was read or claimed.
+    """Decides what becomes of an entry that was read or claimed, `now` in seconds since 1970.
 
-    Args:
-        hold: of the entry.
-        policy: of the group.
-        now: seconds since 1970.
-        agent: the name of this agent.
-        flaw_of: returns what is wrong with an entry's signature; None if it is valid.
-        read: reads the payload of a message as its handler wants it, or raises InvalidMessage.
+    `flaw_of` returns what is wrong with an entry's signature. `read` reads the payload of a message as its
+    handler wants it, or raises InvalidMessage.
     """
     entry = hold.entry
     if entry.body is None:
@@ -100,9 +81,8 @@ def triage(  # noqa: PLR0911 - one per verdict
     if message.expires_at is not None and is_expired(message, now):
         return EXPIRED
     if hold.next_attempt > policy.max_deliveries and (policy.dead_letters or hold.state is CLAIMED):
-        return Undeliverable(
-            Reason.MAX_DELIVERIES, f"{policy.max_deliveries} attempts were made, and none succeeded"
-        )
+        what = f"{policy.max_deliveries} attempts were made, and none succeeded"
+        return Undeliverable(Reason.MAX_DELIVERIES, what)
     try:
         return Deliver(message, read(message), flaw)
     except InvalidMessage as error:

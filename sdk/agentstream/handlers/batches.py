@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentstream.consuming.attempt import Attempt
@@ -18,19 +19,13 @@ from agentstream.telemetry.tracing import spans
 _log = logging.getLogger("agentstream")
 
 
+@dataclass(slots=True, eq=False)
 class _Batch:
-    """The attempts of one batch.
+    """The attempts of one batch: `complete` is set when no more are added, `over` when all are settled."""
 
-    Attributes:
-        attempts: in the order in which they came.
-        complete: set when no more are added.
-        over: set when all are settled.
-    """
-
-    def __init__(self) -> None:
-        self.attempts: list[Attempt] = []
-        self.complete = asyncio.Event()
-        self.over = asyncio.Event()
+    attempts: list[Attempt] = field(default_factory=list)
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Batches:
@@ -42,11 +37,6 @@ class Batches:
 
     A message that is lost or late does not cancel the call, for the sake of the others: it shows in
     `Delivery.held`. The call is cancelled when all messages that it has not settled are lost or late.
-
-    Args:
-        handler: the handler.
-        size: how many messages a batch has at most.
-        in_thread: runs functions that block.
     """
 
     def __init__(self, handler: Handler, size: int, in_thread: InThread) -> None:

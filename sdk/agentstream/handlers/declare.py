@@ -38,28 +38,14 @@ class Form(Enum):
 
 
 class Subscription(NamedTuple):
-    """The source of a handler's messages.
-
-    Attributes:
-        stream: name of the AgentStream; None for the only one that the agent consumes.
-        group: name of the ConsumerGroup; None for the only one that the agent has there.
-    """
+    """The source of a handler's messages; without a name, the only stream and group of the agent."""
 
     stream: str | None
     group: str | None
 
 
 class Handler(msgspec.Struct, frozen=True):
-    """A function for the messages of one type.
-
-    Attributes:
-        function: the function.
-        form: its arguments.
-        read: reads the payload.
-        blocks: whether it runs in a thread, as it is not asynchronous.
-        batch_size: how many messages one call gets at most, in a list; None for one message, not in a list.
-        max_wait: how many seconds after its first message a batch is handled although it is not full.
-    """
+    """A function for the messages of one type; see `Agent.on`. One that blocks runs in a thread."""
 
     function: Function
     form: Form

@@ -17,25 +17,14 @@ _ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One of the two streams that a group reads.
-
-    Attributes:
-        key: its key on the server.
-        retry: whether it is the group's retry stream rather than the main stream.
-    """
+    """One of the two streams that a group reads: the main stream or its retry stream."""
 
     key: str
     retry: bool
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Field `x` of an entry of a retry stream.
-
-    Attributes:
-        origin: the id of the entry on the main stream.
-        attempts: attempts so far.
-        fence: deliveries so far; None if equal to the attempts.
-    """
+    """Field `x` of an entry of a retry stream; `fence` counts deliveries, None if equal to the attempts."""
 
     origin: str | None = None
     attempts: float = 0
@@ -53,16 +42,12 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """An entry of a stream.
 
     Attributes:
-        source: the stream it was read from.
-        id: its id on that stream.
+        id: its id on the stream that it was read from.
         origin: its id on the main stream, the same for every attempt.
-        body: the message; None if the entry has none.
-        signature: the message's signature, if it is signed.
         trace: the trace context of the sender, if the sender is traced.
         after: the entry that was added before it with the same ordering key, `NOTHING` for the first; None
             without an ordering key.
-        earlier: attempts on earlier entries of the same message.
-        earlier_fence: deliveries of earlier entries of the same message.
+        earlier, earlier_fence: attempts on, and deliveries of, earlier entries of the same message.
     """
 
     source: Source
