@@ -87,9 +87,8 @@ class Engine:
         status = StatusWriter(
             cluster,
             lambda: state.now(),  # noqa: PLW0108 - looked up at each call
-            rarely=options.status.numbers,
-            patience=options.status.transient,
-            busy=lambda: queue.busy,
+            options.status,
+            lambda: queue.busy,
         )
         self._context = Context(state, broker, cluster, queue, status, observer)
         self._server = ServerWatch(state, broker, queue)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
@@ -23,21 +24,15 @@ FRESH = 1.5
 """Seconds for which an observation may serve a plan that changes nothing."""
 
 
+@dataclass(slots=True)
 class Observer:
-    """Observes streams; concurrent callers for one stream share one observation.
+    """Observes streams; concurrent callers for one stream share one observation."""
 
-    Args:
-        state: where observations are remembered.
-        broker: the server.
-        queue: gets streams that vanished.
-    """
-
-    def __init__(self, state: State, broker: Broker, queue: WorkQueue[ResourceKey]) -> None:
-        self._state = state
-        self._broker = broker
-        self._queue = queue
-        self._waiting: dict[ResourceKey, asyncio.Task[StreamSeen]] = {}
-        self._tasks: set[asyncio.Task[StreamSeen]] = set()
+    state: State
+    broker: Broker
+    queue: WorkQueue[ResourceKey]
+    _waiting: dict[ResourceKey, asyncio.Task[StreamSeen]] = field(default_factory=dict, init=False)
+    _tasks: set[asyncio.Task[StreamSeen]] = field(default_factory=set, init=False)
 
     async def decide(
         self, stream: AgentStream | None, plan: Callable[[StreamSeen | None], Plan]
@@ -52,9 +47,9 @@ class Observer:
         Raises:
             AgentStreamError: as `Broker.observe`.
         """
-        if stream is None or self._state.backend.outage is not None:
+        if stream is None or self.state.backend.outage is not None:
             return None, plan(None)
-        memory = self._state.memory.streams[stream.key]
+        memory = self.state.memory.streams[stream.key]
         if memory.seen is not None and asyncio.get_running_loop().time() - memory.seen_at < FRESH:
             decided = plan(memory.seen)
             if not decided.actions:
@@ -82,18 +77,18 @@ class Observer:
         await asyncio.sleep(0)
         del self._waiting[stream.key]
         at = asyncio.get_running_loop().time()
-        seen = await self._broker.observe(stream.stream_key, self._declared(stream))
+        seen = await self.broker.observe(stream.stream_key, self._declared(stream))
         self._remember(stream, seen, at)
         return seen
 
     async def observe_all(self, streams: Sequence[AgentStream]) -> list[StreamSeen | AgentStreamError]:
         """Observes many streams in one round trip; forgets the observation of a stream that fails."""
-        at, remembered = asyncio.get_running_loop().time(), self._state.memory.streams
+        at, remembered = asyncio.get_running_loop().time(), self.state.memory.streams
         shown = (remembered[stream.key].shown for stream in streams)
         looks = [Look(s.stream_key, self._declared(s), k) for s, k in zip(streams, shown, strict=True)]
         found: list[StreamSeen | AgentStreamError]
         try:
-            found = await self._broker.measure(looks)
+            found = await self.broker.measure(looks)
         except AgentStreamError as error:
             found = [error] * len(streams)
         for stream, seen in zip(streams, found, strict=True):
@@ -111,11 +106,11 @@ class Observer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _declared(self, stream: AgentStream) -> list[str]:
-        return [declared.name for declared in self._state.resources.declared(stream.key)]
+        return [declared.name for declared in self.state.resources.declared(stream.key)]
 
     def _remember(self, stream: AgentStream, seen: StreamSeen, at: float) -> None:
         """Remembers an observation requested at a time of the loop's clock, unless a later one is known."""
-        streams, groups = self._state.memory.streams, self._state.memory.groups
+        streams, groups = self.state.memory.streams, self.state.memory.groups
         memory = streams.get(stream.key)
         if memory is None or at < memory.seen_at:
             return
@@ -123,10 +118,10 @@ class Observer:
         memory.seen = memory.shown = seen
         if shown is not None and shown.type != "none" and seen.type == "none":
             # reconciling the stream creates it again, whichever loop noticed
-            self._queue.add(stream.key, Priority.EVENT)
+            self.queue.add(stream.key, Priority.EVENT)
         memory.seen_at, memory.now = at, seen.now
         memory.arrivals = follow_rate(memory.arrivals, seen.added, at)
-        for key, group, name in self._state.resources.declared(stream.key):
+        for key, group, name in self.state.resources.declared(stream.key):
             if key in groups and name in seen.groups:
                 _update_group(groups[key], group, name, before, seen)
 

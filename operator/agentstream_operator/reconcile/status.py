@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from agentstream_operator.cluster.port import Cluster, Event
 from agentstream_operator.plan.conditions import ConditionUpdate
 from agentstream_operator.reconcile.state.index import owner_of
 from agentstream_operator.reconcile.state.memory import Status, StatusMemory
+from agentstream_operator.reconcile.state.state import StatusIntervals
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.parse import AnyResource
 from agentstream_operator.resources.status import (
@@ -63,31 +65,18 @@ def rounded(number: int) -> int:
     return number // unit * unit
 
 
+@dataclass(slots=True)
 class StatusWriter:
     """Writes statuses through the port.
 
-    Args:
-        cluster: the port.
-        now: returns the present time, with a time zone.
-        rarely: seconds between two writes that only refresh numbers and messages.
-        patience: seconds for which a transient state is not written.
-        busy: returns whether so much is queued that transient states last longer.
+    `now` returns the present time, with a time zone; `busy` whether so much is queued that
+    transient states last longer.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        now: Callable[[], datetime],
-        *,
-        rarely: float,
-        patience: float,
-        busy: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._cluster = cluster
-        self._now = now
-        self._rarely = rarely
-        self._patience = patience
-        self._busy = busy
+    cluster: Cluster
+    now: Callable[[], datetime]
+    intervals: StatusIntervals
+    busy: Callable[[], bool] = lambda: False
 
     async def write(
         self,
@@ -102,7 +91,7 @@ class StatusWriter:
             The seconds until a delayed write is due, or None.
         """
         status, clock = reported.status, asyncio.get_running_loop().time()
-        generation = resource.metadata.generation
+        rarely, generation = self.intervals.numbers, resource.metadata.generation
         wait = self._until_settled(reported, updates, clock)
         if wait > 0:
             return wait
@@ -114,7 +103,7 @@ class StatusWriter:
         if status is not None and status.observed_generation == generation:
             moved = [f[:3] for f in updates] != [f[:3] for f in reported.conditions]
             scaled = any(numbers[name] != getattr(status, name) for name in _PROMPT if name in numbers)
-            wait = reported.written_at + (min(self._rarely, _SOON) if scaled else self._rarely) - clock
+            wait = reported.written_at + (min(rarely, _SOON) if scaled else rarely) - clock
             if not moved and wait > 0:
                 return wait
         await self._alarm(resource, status, updates)
@@ -123,7 +112,7 @@ class StatusWriter:
         numbers = {**_numbers(status), **numbers}
         new: Status = kind(observed_generation=generation, conditions=conditions, **numbers)
         if new != status:
-            await self._cluster.write_status(owner_of(resource), new)
+            await self.cluster.write_status(owner_of(resource), new)
         reported.status, reported.conditions, reported.written_at = new, updates, clock
         return None
 
@@ -132,7 +121,7 @@ class StatusWriter:
         status = reported.status
         return (
             status is not None
-            and asyncio.get_running_loop().time() - reported.written_at >= self._rarely
+            and asyncio.get_running_loop().time() - reported.written_at >= self.intervals.numbers
             and any(getattr(status, name) != value for name, value in numbers.items())
         )
 
@@ -144,9 +133,9 @@ class StatusWriter:
         if updates[0].kind is not ConditionType.READY or updates[0].reason not in transient:
             reported.transient_since = None
             return 0.0
-        if reported.transient_since is None or self._busy():
+        if reported.transient_since is None or self.busy():
             reported.transient_since = clock
-        return reported.transient_since + self._patience - clock
+        return reported.transient_since + self.intervals.transient - clock
 
     async def _alarm(
         self, resource: AnyResource, status: Status | None, updates: tuple[ConditionUpdate, ...]
@@ -160,7 +149,7 @@ class StatusWriter:
             ):
                 message = update.message or str(update.kind)
                 uid = resource.metadata.uid
-                await self._cluster.emit(Event(resource.key, update.reason, message, warning=True, uid=uid))
+                await self.cluster.emit(Event(resource.key, update.reason, message, warning=True, uid=uid))
 
     def _conditions(
         self, status: Status | None, updates: tuple[ConditionUpdate, ...], generation: int
@@ -172,7 +161,7 @@ class StatusWriter:
         else:
             named = {update.kind for update in updates}
             conditions = tuple(condition for condition in before if condition.type in named)
-        now = self._now()
+        now = self.now()
         for update in updates:
             present = find_condition(conditions, update.kind)
             if present is None or not _says(present, update, generation):

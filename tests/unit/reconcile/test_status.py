@@ -16,6 +16,7 @@ from agentstream_operator.plan.conditions import (
     with_ready,
 )
 from agentstream_operator.reconcile.state.memory import StatusMemory
+from agentstream_operator.reconcile.state.state import StatusIntervals
 from agentstream_operator.reconcile.status import StatusWriter, rounded
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.clock import run_virtually
@@ -34,7 +35,7 @@ class Case:
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
         self.reported = StatusMemory()
-        self.writer = StatusWriter(self.cluster, self.now, rarely=30, patience=1)
+        self.writer = StatusWriter(self.cluster, self.now, StatusIntervals(numbers=30, transient=1))
 
     def now(self) -> datetime:
         return BORN + timedelta(seconds=asyncio.get_running_loop().time())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from agentstream_operator.cluster.port import Cluster
 from agentstream_operator.plan.agents import AgentName, strays
@@ -16,33 +17,24 @@ from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.meta import ResourceKey
 
 
+@dataclass(slots=True)
 class AccessWatch:
-    """Lists users and routes, and queues the agents whose access drifted.
+    """Lists users and routes, and queues the agents whose access drifted."""
 
-    Args:
-        state: the written and the live access.
-        cluster: knows the Secrets of agents.
-        queue: gets agents.
-        server: whether the server answers.
-    """
-
-    def __init__(
-        self, state: State, cluster: Cluster, queue: WorkQueue[ResourceKey], server: ServerWatch
-    ) -> None:
-        self._state = state
-        self._cluster = cluster
-        self._queue = queue
-        self._server = server
+    state: State
+    cluster: Cluster
+    queue: WorkQueue[ResourceKey]
+    server: ServerWatch
 
     async def watch(self) -> None:
         """Lists users and routes until cancelled."""
-        due = self._state.access.due
+        due = self.state.access.due
         while True:
             due.clear()
-            await self._server.guard(self.list_access())
+            await self.server.guard(self.list_access())
             with contextlib.suppress(TimeoutError):
                 # not wait_for, which in Python 3.11 loses a cancellation that comes with the event
-                async with asyncio.timeout(self._state.options.loops.access):
+                async with asyncio.timeout(self.state.options.loops.access):
                     await due.wait()
 
     async def list_access(self) -> None:
@@ -51,20 +43,20 @@ class AccessWatch:
         Raises:
             AgentStreamError: the server failed or refused.
         """
-        state = self._state
+        state = self.state
         first = not state.access.listed.is_set()
         await state.access.refresh({name.namespace for name in state.resources.agents})
-        drifted = self._drifted(await self._cluster.users())
+        drifted = self._drifted(await self.cluster.users())
         if first:
-            self._queue.add_all(map(agent_key, state.memory.agents), Priority.RESYNC)
-        self._queue.add_all(map(agent_key, drifted), Priority.EVENT)
+            self.queue.add_all(map(agent_key, state.memory.agents), Priority.RESYNC)
+        self.queue.add_all(map(agent_key, drifted), Priority.EVENT)
 
     def _drifted(self, users: Collection[str]) -> set[AgentName]:
         """Returns the agents whose user or route differs from what was written, or should not exist.
 
         `users` are those with a Secret: the server may have lost the user itself.
         """
-        state = self._state
+        state = self.state
         access, resources = state.access, state.resources
         found = {name for name, memory in state.memory.agents.items() if not self._in_place(name, memory)}
         if resources.complete:
@@ -77,10 +69,10 @@ class AccessWatch:
         return found
 
     def _in_place(self, name: AgentName, memory: AgentMemory) -> bool:
-        access, written = self._state.access, memory.written
+        access, written = self.state.access, memory.written
         return (
             not memory.waiting
-            and name in self._state.resources.agents
+            and name in self.state.resources.agents
             and (
                 written is None
                 or (access.user(name) == written.fingerprint and access.route(name) == written.route)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster, ClusterUnavailable
@@ -17,37 +18,31 @@ from agentstream_operator.resources.meta import ResourceKey
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
 class DeletionCost:
-    """Sets the deletion costs of groups in mode HPA that may be scaled in, whenever their streams changed.
+    """Sets the deletion costs of groups in mode HPA that may be scaled in, whenever their streams changed."""
 
-    Args:
-        state: the groups and their workloads.
-        broker: knows how many messages each consumer holds.
-        cluster: sets the costs.
-    """
-
-    def __init__(self, state: State, broker: Broker, cluster: Cluster) -> None:
-        self._state = state
-        self._broker = broker
-        self._cluster = cluster
-        self._changes = -1
-        self._autoscaled: tuple[ConsumerGroup, ...] = ()
-        self._digests: dict[ResourceKey, tuple[str, ...]] = {}
+    state: State
+    broker: Broker
+    cluster: Cluster
+    _changes: int = field(default=-1, init=False)
+    _autoscaled: tuple[ConsumerGroup, ...] = field(default=(), init=False)
+    _digests: dict[ResourceKey, tuple[str, ...]] = field(default_factory=dict, init=False)
 
     async def watch(self) -> None:
         """Updates deletion costs until cancelled."""
         while True:
-            await asyncio.sleep(self._state.options.loops.deletion_costs)
+            await asyncio.sleep(self.state.options.loops.deletion_costs)
             # one group after the other: a burst of pod updates must not delay other writes
             for group in self._groups():
-                if self._state.resources.groups.get(group.key) is group:
+                if self.state.resources.groups.get(group.key) is group:
                     await self._update(group)
                 # lets other tasks run in between
                 await asyncio.sleep(0)
 
     def _groups(self) -> tuple[ConsumerGroup, ...]:
         """Returns the groups in mode HPA with a template."""
-        resources = self._state.resources
+        resources = self.state.resources
         if self._changes != resources.changes:
             self._changes = resources.changes
             self._autoscaled = tuple(
@@ -60,15 +55,15 @@ class DeletionCost:
         return self._autoscaled
 
     async def _update(self, group: ConsumerGroup) -> None:
-        workload, scaling = self._state.memory.groups[group.key].workload, group.spec.autoscaling
+        workload, scaling = self.state.memory.groups[group.key].workload, group.spec.autoscaling
         if workload is None or workload.autoscaler is None or scaling is None:
             return
         digests = self._stream_digests(group)
-        signal = workload_signal(self._state, group)
+        signal = workload_signal(self.state, group)
         if not may_lower(workload.replicas, signal, scaling) or digests == self._digests.get(group.key):
             return
         try:
-            await set_deletion_costs(self._state, self._broker, self._cluster, group)
+            await set_deletion_costs(self.state, self.broker, self.cluster, group)
         except ClusterUnavailable as error:
             _log.info("%s: could not set pod deletion costs yet: %s", group.key, error)
         else:
@@ -76,6 +71,6 @@ class DeletionCost:
 
     def _stream_digests(self, group: ConsumerGroup) -> tuple[str, ...]:
         """Returns the digests of all streams that the group's pods consume."""
-        state = self._state
+        state = self.state
         streams = (state.memory.streams[stream_of(g)] for g in state.resources.groups_of_agent(group))
         return tuple(memory.shown.digest for memory in streams if memory.shown is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.retention import (
@@ -27,70 +28,61 @@ _IDLE_ROUNDS = 6
 """Rounds after which the janitor passes over a stream without changes."""
 
 
+@dataclass(slots=True)
 class Janitor:
-    """Cleans up streams, and queues those whose retention condition changed.
+    """Cleans up streams, and queues those whose retention condition changed."""
 
-    Args:
-        state: the streams.
-        broker: the server.
-        queue: gets streams and their groups.
-        server: whether the server answers.
-    """
-
-    def __init__(
-        self, state: State, broker: Broker, queue: WorkQueue[ResourceKey], server: ServerWatch
-    ) -> None:
-        self._state = state
-        self._broker = broker
-        self._queue = queue
-        self._server = server
+    state: State
+    broker: Broker
+    queue: WorkQueue[ResourceKey]
+    server: ServerWatch
 
     async def watch(self) -> None:
         """Cleans up a part of the streams at a time until cancelled."""
-        loops = self._state.options.loops
+        loops = self.state.options.loops
         parts = max(1, round(loops.janitor / loops.measure))
         for part in itertools.cycle(range(parts)):
-            streams = tuple(self._state.resources.streams.values())[part::parts]
-            await self._server.guard(self.clean(streams))
+            streams = tuple(self.state.resources.streams.values())[part::parts]
+            await self.server.guard(self.clean(streams))
             await asyncio.sleep(loops.janitor / parts)
 
     async def clean(self, streams: Iterable[AgentStream]) -> None:
         """Cleans up those of the streams that are due and may be trimmed."""
-        memories, now = self._state.memory, asyncio.get_running_loop().time()
+        memories, now = self.state.memory, asyncio.get_running_loop().time()
         due = [
             (stream, spec)
             for stream in streams
             if self._may_clean(stream) and self._is_due(stream, spec := self._spec(stream), now)
         ]
-        passes = (self._broker.janitor(spec) for _, spec in due)
+        passes = (self.broker.janitor(spec) for _, spec in due)
         reports = await asyncio.gather(*passes, return_exceptions=True)
         for (stream, spec), report in zip(due, reports, strict=True):
             if isinstance(report, BaseException):
-                self._server.note_failure(report)
+                self.server.note_failure(report)
                 continue
             memories.janitor.update(janitor_actions(report))
             memory = memories.streams[stream.key]
             memory.cleaned = JanitorPass(now, spec, memory.seen)
             memory.history = remember(memory.history, report, memory.now)
             if memory.seen is not None:
-                update = retention_healthy(stream, memory.seen, memory.history, self._state.backend.eviction)
+                update = retention_healthy(stream, memory.seen, memory.history, self.state.backend.eviction)
                 if not any(update[:3] == reported[:3] for reported in memory.reported.conditions):
-                    readers = self._state.resources.readers_of(stream.key)
-                    self._queue.add_all((stream.key, *readers), Priority.RESYNC)
+                    readers = self.state.resources.readers_of(stream.key)
+                    self.queue.add_all((stream.key, *readers), Priority.RESYNC)
 
     def _spec(self, stream: AgentStream) -> JanitorSpec:
-        return janitor_spec(stream, [d.group for d in self._state.resources.declared(stream.key)])
+        return janitor_spec(stream, [d.group for d in self.state.resources.declared(stream.key)])
 
     def _is_due(self, stream: AgentStream, spec: JanitorSpec, now: float) -> bool:
         """Returns whether a stream needs a pass: without changes, only the age of its entries matters."""
-        memory = self._state.memory.streams[stream.key]
+        memory = self.state.memory.streams[stream.key]
         seen, last = memory.seen, memory.cleaned
         return (
             seen is None
             or last is None
             or last.seen is None
             or last.spec != spec
-            or now - last.at >= _IDLE_ROUNDS * self._state.options.loops.janitor
+            or now - last.at >= _IDLE_ROUNDS * self.state.options.loops.janitor
             or not is_same(seen, last.seen)
             or any(group.delayed for group in seen.groups.values())
             or (memory.history is not None and not memory.history.quiet)
@@ -98,10 +90,10 @@ class Janitor:
 
     def _may_clean(self, stream: AgentStream) -> bool:
         """Returns whether a stream may be trimmed: only if all of its groups are known."""
-        resources = self._state.resources
+        resources = self.state.resources
         return (
             resources.complete
             and stream.metadata.namespace not in resources.unreadable_namespaces
             and managed(stream)
-            and self._state.memory.streams[stream.key].usable is True
+            and self.state.memory.streams[stream.key].usable is True
         )

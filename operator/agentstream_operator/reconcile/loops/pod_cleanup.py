@@ -38,22 +38,16 @@ class _Deleted:
     another: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+@dataclass(slots=True)
 class PodCleanup:
-    """Releases the messages of ended processes, and removes their consumers once these hold none.
+    """Releases the messages of ended processes, and removes their consumers once these hold none."""
 
-    Args:
-        state: the groups and their streams.
-        broker: the server.
-        cluster: knows the pods of groups.
-    """
-
-    def __init__(self, state: State, broker: Broker, cluster: Cluster) -> None:
-        self._state = state
-        self._broker = broker
-        self._cluster = cluster
-        self._holding: set[tuple[ResourceKey, Gone]] = set()
-        self._lingering: dict[tuple[ResourceKey, Gone], tuple[float, float]] = {}
-        self._deleted: dict[ResourceKey, _Deleted] = {}
+    state: State
+    broker: Broker
+    cluster: Cluster
+    _holding: set[tuple[ResourceKey, Gone]] = field(default_factory=set, init=False)
+    _lingering: dict[tuple[ResourceKey, Gone], tuple[float, float]] = field(default_factory=dict, init=False)
+    _deleted: dict[ResourceKey, _Deleted] = field(default_factory=dict, init=False)
 
     async def pod_gone(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
         """Releases the messages of processes that ended, together with those of pods deleted just before.
@@ -64,7 +58,7 @@ class PodCleanup:
         if not for_good:
             await self._free(workload, {gone}, for_good=False)
             return
-        interval, now = self._state.options.loops.measure, asyncio.get_running_loop().time()
+        interval, now = self.state.options.loops.measure, asyncio.get_running_loop().time()
         self._lingering[workload, gone] = (now + interval, interval)
         deleted = self._deleted.get(workload)
         if deleted is None:
@@ -90,14 +84,14 @@ class PodCleanup:
             consumed = tuple(self._consumed(workload))
             freed = await asyncio.gather(
                 *(
-                    self._broker.release_pod(*group, gone, for_good=for_good)
+                    self.broker.release_pod(*group, gone, for_good=for_good)
                     for gone in pods
                     for group in consumed
                 )
             )
-            owner = self._state.resources.groups.get(workload)
+            owner = self.state.resources.groups.get(workload)
             if any(freed) and owner is not None:
-                await self._broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
+                await self.broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
             for gone in pods:
                 await self._remove(workload, gone)
         except AgentStreamError as error:
@@ -110,11 +104,11 @@ class PodCleanup:
 
     async def watch(self) -> None:
         """Removes consumers of ended processes without messages until cancelled."""
-        loop, loops = asyncio.get_running_loop(), self._state.options.loops
+        loop, loops = asyncio.get_running_loop(), self.state.options.loops
         due = loop.time() + loops.resync / 2
         while True:
             await asyncio.sleep(loops.measure)
-            if self._state.backend.outage is not None:
+            if self.state.backend.outage is not None:
                 continue
             try:
                 await self._free_again(loop.time())
@@ -137,21 +131,21 @@ class PodCleanup:
                 await self._free(workload, {gone}, for_good=True)
             if due > now:
                 continue
-            if wait < _LINGER * self._state.options.loops.measure:
+            if wait < _LINGER * self.state.options.loops.measure:
                 self._lingering[workload, gone] = (now + 2 * wait, 2 * wait)
             else:
                 del self._lingering[workload, gone]
 
     async def _tidy(self) -> None:
         """Finds consumers whose pods ended unnoticed, as while this process was down."""
-        for group in tuple(self._state.resources.groups.values()):
-            pods = await self._cluster.pods(group) if group.spec.template is not None else None
+        for group in tuple(self.state.resources.groups.values()):
+            pods = await self.cluster.pods(group) if group.spec.template is not None else None
             if pods is None:
                 continue
             silence = _LEASES * group.spec.delivery.lease.milliseconds
             gone = set()
             for key, name in self._consumed(group.key):
-                for consumer in await self._broker.consumers(key, name):
+                for consumer in await self.broker.consumers(key, name):
                     if consumer.idle > silence and pods.has_lost(consumer.pod):
                         gone.add(consumer.pod)
             for pod in gone:
@@ -161,8 +155,8 @@ class PodCleanup:
         """Removes the consumers of ended processes; those with pending entries are retried."""
         remain = False
         for key, group in self._consumed(workload):
-            await self._broker.remove_consumers(key, group, gone)
-            consumers = await self._broker.consumers(key, group)
+            await self.broker.remove_consumers(key, group, gone)
+            consumers = await self.broker.consumers(key, group)
             remain = remain or any(gone.covers(consumer.name) for consumer in consumers)
         if remain:
             self._holding.add((workload, gone))
@@ -171,7 +165,7 @@ class PodCleanup:
 
     def _consumed(self, workload: ResourceKey) -> Iterator[tuple[str, str]]:
         """Yields stream key and name of each group of a workload's agent."""
-        resources = self._state.resources
+        resources = self.state.resources
         owner = resources.groups.get(workload)
         if owner is None:
             return

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
+from dataclasses import dataclass, field
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.broker.broker import Broker
@@ -18,20 +19,14 @@ _log = logging.getLogger(__name__)
 _FIRST_RETRY, _LONGEST_RETRY = 0.1, 2.0
 
 
+@dataclass(slots=True)
 class ServerWatch:
-    """Probes the server, and runs the steps of other loops only while it answers.
+    """Probes the server, and runs the steps of other loops only while it answers."""
 
-    Args:
-        state: gets the result of each probe.
-        broker: the server.
-        queue: gets every key when the server is lost or comes back.
-    """
-
-    def __init__(self, state: State, broker: Broker, queue: WorkQueue[ResourceKey]) -> None:
-        self._state = state
-        self._broker = broker
-        self._queue = queue
-        self._doubt = asyncio.Event()
+    state: State
+    broker: Broker
+    queue: WorkQueue[ResourceKey]
+    _doubt: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def probe_now(self) -> None:
         """Probes the server at once, as after a broken connection."""
@@ -39,13 +34,13 @@ class ServerWatch:
 
     async def watch(self) -> None:
         """Probes the server until cancelled."""
-        delay, options = _FIRST_RETRY, self._state.options
+        delay, options = _FIRST_RETRY, self.state.options
         while True:
             doubted = self._doubt.is_set()
             self._doubt.clear()
             try:
                 async with asyncio.timeout(options.server_timeout):
-                    server = await self._broker.server()
+                    server = await self.broker.server()
             except (AgentStreamError, TimeoutError) as error:
                 self._lost(str(error) or f"the server did not answer within {options.server_timeout:g} s")
                 await asyncio.sleep(delay)
@@ -60,7 +55,7 @@ class ServerWatch:
 
     async def guard(self, step: Coroutine[None, None, None]) -> None:
         """Runs a step of a loop if the server answers; logs its failure, so that the loop goes on."""
-        if self._state.backend.outage is not None:
+        if self.state.backend.outage is not None:
             step.close()
             return
         try:
@@ -79,26 +74,26 @@ class ServerWatch:
 
     def check_all(self, priority: Priority) -> None:
         """Drops all observations and queues every key."""
-        for key in self._state.resources.streams:
-            self._state.memory.invalidate(key)
-        self._state.access.listed.clear()
-        self._state.access.due.set()
-        self._queue.add_all(tuple(self._state.resources.keys()), priority)
+        for key in self.state.resources.streams:
+            self.state.memory.invalidate(key)
+        self.state.access.listed.clear()
+        self.state.access.due.set()
+        self.queue.add_all(tuple(self.state.resources.keys()), priority)
 
     def _lost(self, outage: str) -> None:
-        if self._state.backend.outage is None:
+        if self.state.backend.outage is None:
             _log.warning("server unreachable: %s", outage)
-            self._state.backend.outage = outage
-            self._state.access.listed.clear()
-            self._queue.add_all(tuple(self._state.resources.keys()), Priority.EVENT)
+            self.state.backend.outage = outage
+            self.state.access.listed.clear()
+            self.queue.add_all(tuple(self.state.resources.keys()), Priority.EVENT)
 
     def _found(self, run_id: str, eviction: str | None, *, doubted: bool) -> None:
-        backend = self._state.backend
+        backend = self.state.backend
         again = backend.outage is not None or doubted or backend.run_id not in (None, run_id)
         backend.outage, backend.run_id = None, run_id
         if backend.eviction != eviction:
             backend.eviction = eviction
-            self._queue.add_all(tuple(self._state.resources.streams), Priority.EVENT)
+            self.queue.add_all(tuple(self.state.resources.streams), Priority.EVENT)
         if again:
             _log.info("server reachable again: checking every resource")
             self.check_all(Priority.EVENT)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
@@ -56,43 +56,28 @@ class WatchedKey(NamedTuple):
     due: float | None = None  # when the first delayed retry will arrive there, on the loop's clock
 
 
+@dataclass(slots=True)
 class Wakeup:
-    """Queues groups at zero replicas as soon as a message arrives.
+    """Queues groups at zero replicas as soon as a message arrives."""
 
-    Args:
-        state: the groups and the latest observations.
-        broker: the server.
-        observer: measures the streams with new entries.
-        queue: gets the groups to scale.
-        server: probed when the connection broke.
-    """
-
-    def __init__(
-        self,
-        state: State,
-        broker: Broker,
-        observer: Observer,
-        queue: WorkQueue[ResourceKey],
-        server: ServerWatch,
-    ) -> None:
-        self._state = state
-        self._broker = broker
-        self._observer = observer
-        self._queue = queue
-        self._server = server
-        self._changes = -1
-        self._may_sleep: tuple[tuple[ConsumerGroup, tuple[_Served, ...]], ...] = ()
-        self._rebuilt = float("-inf")
-        self._watched: dict[str, WatchedKey] = {}
-        self._scaled_to_zero: defaultdict[ResourceKey, list[ConsumerGroup]] = defaultdict(list)
-        self._passed: dict[str, str] = {}
-        self._refused = False
+    state: State
+    broker: Broker
+    observer: Observer
+    queue: WorkQueue[ResourceKey]
+    server: ServerWatch
+    _changes: int = field(default=-1, init=False)
+    _may_sleep: tuple[tuple[ConsumerGroup, tuple[_Served, ...]], ...] = field(default=(), init=False)
+    _rebuilt: float = field(default=float("-inf"), init=False)
+    _watched: dict[str, WatchedKey] = field(default_factory=dict, init=False)
+    _scaled_to_zero: dict[ResourceKey, list[ConsumerGroup]] = field(default_factory=dict, init=False)
+    _passed: dict[str, str] = field(default_factory=dict, init=False)
+    _refused: bool = field(default=False, init=False)
 
     async def watch(self) -> None:
         """Reads until cancelled."""
         while True:
             try:
-                if self._state.backend.outage is None:
+                if self.state.backend.outage is None:
                     await self._round()
                     self._refused = False
                     continue
@@ -130,12 +115,12 @@ class Wakeup:
     def _rebuild(self, now: float) -> None:
         """Collects the keys of all groups at zero replicas."""
         self._rebuilt = now
-        self._watched, self._scaled_to_zero = {}, defaultdict(list)
+        self._watched, self._scaled_to_zero = {}, {}
         for group, served in self._asleep():
             for one in served:
                 if watched := self._watched_of(one):
                     self._watched |= watched
-                    self._scaled_to_zero[one.stream].append(group)
+                    self._scaled_to_zero.setdefault(one.stream, []).append(group)
         self._passed = {key: passed for key, passed in self._passed.items() if key in self._watched}
 
     async def _read(self, watched: dict[str, WatchedKey], seconds: float) -> Collection[str]:
@@ -146,7 +131,7 @@ class Wakeup:
         after = {
             key: watched_key.after or self._passed.get(key, "0-0") for key, watched_key in watched.items()
         }
-        found = await self._broker.arrivals(after, seconds)
+        found = await self.broker.arrivals(after, seconds)
         self._passed.update((key, entry) for key, entry in found.items() if watched[key].after is None)
         return found.keys()
 
@@ -156,24 +141,24 @@ class Wakeup:
         Raises:
             AgentStreamError: one of the streams could not be measured; the others were.
         """
-        state = self._state
+        state = self.state
         streams = [state.resources.streams[key] for key in woken if key in state.resources.streams]
-        looks = await asyncio.gather(*map(self._observer.observe, streams), return_exceptions=True)
+        looks = await asyncio.gather(*map(self.observer.observe, streams), return_exceptions=True)
         for stream, look in zip(streams, looks, strict=True):
             if isinstance(look, BaseException):
                 continue
-            for group in self._scaled_to_zero[stream.key]:
+            for group in self._scaled_to_zero.get(stream.key, ()):
                 if state.resources.groups.get(group.key) is group and decide_replicas(state, group).replicas:
-                    self._queue.add(group.key, Priority.WAKE)
+                    self.queue.add(group.key, Priority.WAKE)
             # the monitor would have queued them at its next measurement
-            self._queue.add_all((stream.key, *state.resources.readers_of(stream.key)), Priority.RESYNC)
+            self.queue.add_all((stream.key, *state.resources.readers_of(stream.key)), Priority.RESYNC)
         for look in looks:
             if isinstance(look, BaseException):
                 raise look
 
     def _asleep(self) -> Iterator[tuple[ConsumerGroup, tuple[_Served, ...]]]:
         """Yields the groups that were scaled to zero."""
-        state = self._state
+        state = self.state
         if self._changes != state.resources.changes:
             self._changes = state.resources.changes
             scaled = (
@@ -195,7 +180,7 @@ class Wakeup:
                 yield group, served
 
     def _served(self, group: ConsumerGroup) -> Iterator[_Served]:
-        resources = self._state.resources
+        resources = self.state.resources
         for served in resources.served_by(group):
             stream = resources.streams.get(stream_of(served))
             if stream is not None:
@@ -204,7 +189,7 @@ class Wakeup:
 
     def _watched_of(self, served: _Served) -> dict[str, WatchedKey]:
         """Returns the keys of a group: its stream after the last measurement, its retry stream."""
-        remembered = self._state.memory
+        remembered = self.state.memory
         memory, serves = remembered.streams[served.stream], remembered.groups[served.key].serves
         seen = memory.seen
         found = seen.groups.get(served.name) if seen is not None else None
@@ -222,7 +207,7 @@ class Wakeup:
 
     def _failed(self, error: AgentStreamError) -> None:
         if isinstance(error, ConnectionLost):
-            self._server.probe_now()
+            self.server.probe_now()
         elif not self._refused:
             # the type of a key may have changed, which the next measurement shows
             level = logging.WARNING if isinstance(error, AccessDenied) else logging.INFO
