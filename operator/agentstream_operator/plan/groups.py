@@ -149,19 +149,13 @@ def _create(
         return (CreateGroup(key, name, group.start_id),), (created,)
     start = resume_at(stream, checkpoint)
     where = "its beginning" if start == "0" else f"its checkpoint {start}"
-    restored = EventNote(
-        ConditionReason.GROUP_RESTORED,
-        f"recreated the group {name} on {key} at {where}",
-        warning=True,
-    )
-    if given.stream_lost:
-        lost = EventNote(
-            ConditionReason.DATA_LOST,
-            f"messages that the group {name} had not settled were lost with the stream {key}",
-            warning=True,
-        )
-        return (CreateGroup(key, name, start),), (lost, restored)
-    return (CreateGroup(key, name, start),), (restored,)
+    message = f"recreated the group {name} on {key} at {where}"
+    restored = EventNote(ConditionReason.GROUP_RESTORED, message, warning=True)
+    if not given.stream_lost:
+        return (CreateGroup(key, name, start),), (restored,)
+    message = f"messages that the group {name} had not settled were lost with the stream {key}"
+    lost = EventNote(ConditionReason.DATA_LOST, message, warning=True)
+    return (CreateGroup(key, name, start),), (lost, restored)
 
 
 def resume_at(stream: StreamSeen, checkpoint: str | None) -> str:
@@ -177,21 +171,18 @@ def _parts(entry: str) -> tuple[int, int]:
 
 
 def _held_back(actions: tuple[Action, ...]) -> ConditionUpdate:
-    if actions:
-        return ConditionUpdate(
-            ConditionType.SYNCED, "False", ConditionReason.PAUSED, f"would {', '.join(map(str, actions))}"
-        )
-    return ConditionUpdate(ConditionType.SYNCED, "True", ConditionReason.PAUSED)
+    if not actions:
+        return ConditionUpdate(ConditionType.SYNCED, "True", ConditionReason.PAUSED)
+    message = f"would {', '.join(map(str, actions))}"
+    return ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.PAUSED, message)
 
 
 def _lag_known(seen: GroupSeen) -> ConditionUpdate:
+    kind = ConditionType.LAG_KNOWN
     if not seen.exists:
-        return ConditionUpdate(
-            ConditionType.LAG_KNOWN, "Unknown", ConditionReason.LAG_UNKNOWN, "the group does not exist"
-        )
-    if seen.exact:
-        return ConditionUpdate(ConditionType.LAG_KNOWN, "True", ConditionReason.LAG_EXACT)
-    return ConditionUpdate(ConditionType.LAG_KNOWN, "True", ConditionReason.LAG_ESTIMATED)
+        return ConditionUpdate(kind, "Unknown", ConditionReason.LAG_UNKNOWN, "the group does not exist")
+    reason = ConditionReason.LAG_EXACT if seen.exact else ConditionReason.LAG_ESTIMATED
+    return ConditionUpdate(kind, "True", reason)
 
 
 def _stalled(given: GroupInput) -> ConditionUpdate:

@@ -85,17 +85,12 @@ def remember(history: RetentionHistory | None, report: JanitorReport, now: int) 
     overrun_at = history.overrun_at if history else None
     shortened_at = history.shortened_at if history else None
     return RetentionHistory(
-        report,
-        now if report.overrun else overrun_at,
-        now if report.shortened else shortened_at,
+        report, now if report.overrun else overrun_at, now if report.shortened else shortened_at
     )
 
 
 def retention_healthy(  # noqa: PLR0911 - one per cause
-    stream: AgentStream,
-    seen: StreamSeen,
-    history: RetentionHistory | None,
-    eviction: str | None,
+    stream: AgentStream, seen: StreamSeen, history: RetentionHistory | None, eviction: str | None
 ) -> ConditionUpdate:
     """Returns whether messages are kept as declared and new ones are accepted.
 

@@ -179,10 +179,8 @@ def _need(given: ScalingInput, limits: Limits, before: Decision) -> tuple[int, S
 
 def _moved(given: ScalingInput, before: Decision) -> bool:
     """Returns whether anything was settled since the last decision."""
-    return bool(given.replicas and given.replicas.wanted) and before.settled not in (
-        None,
-        given.signal.settled,
-    )
+    present = bool(given.replicas and given.replicas.wanted)
+    return present and before.settled not in (None, given.signal.settled)
 
 
 def _stepped(given: ScalingInput, growth: Growth | None) -> int:

@@ -60,13 +60,13 @@ def plan_stream(given: StreamInput) -> Plan:
     if conflict is not NO_CONFLICT:
         return Plan(conditions=with_ready((REACHABLE, conflict)), finalizer=finalizer)
     if seen.type not in ("none", "stream"):
-        return Plan(
-            conditions=with_ready((REACHABLE, conflict, _wrong_type(stream, seen))), finalizer=finalizer
-        )
+        message = f"{stream.stream_key} is a {seen.type}, not a stream; left unchanged"
+        wrong = ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.WRONG_TYPE, message)
+        return Plan(conditions=with_ready((REACHABLE, conflict, wrong)), finalizer=finalizer)
     actions, events = _create(given, seen)
     invalid = invalid_contract(stream)
-    if invalid is None:
-        actions += write_contracts(stream, seen)
+    if invalid is None and (contracts := published(stream)).digest != (seen.contracts or ""):
+        actions += (contracts,)
     synced, actions, events = _held_back(stream, actions, events)
     if invalid is not None and managed(stream):
         synced = invalid
@@ -100,12 +100,7 @@ def managed(stream: AgentStream) -> bool:
 def owner_of(stream: AgentStream, installation: str) -> dict[str, str]:
     """Returns the owner's fields of the stream's meta hash."""
     meta = stream.metadata
-    return {
-        "installation": installation,
-        "namespace": meta.namespace,
-        "name": meta.name,
-        "uid": meta.uid,
-    }
+    return {"installation": installation, "namespace": meta.namespace, "name": meta.name, "uid": meta.uid}
 
 
 def published(stream: AgentStream) -> SetContracts:
@@ -123,41 +118,26 @@ def invalid_contract(stream: AgentStream) -> ConditionUpdate | None:
     return None
 
 
-def write_contracts(stream: AgentStream, seen: StreamSeen) -> tuple[Action, ...]:
-    """Plans the contracts on the server."""
-    wanted = published(stream)
-    if wanted.digest == (seen.contracts or ""):
-        return ()
-    return (wanted,)
-
-
 def digest_after(actions: tuple[Action, ...], seen: StreamSeen) -> str:
     """Returns the digest of the contracts on the server after the actions."""
-    return next(
-        (action.digest for action in actions if isinstance(action, SetContracts)), seen.contracts or ""
-    )
+    written = (action.digest for action in actions if isinstance(action, SetContracts))
+    return next(written, seen.contracts or "")
 
 
 def _create(given: StreamInput, seen: StreamSeen) -> tuple[tuple[Action, ...], tuple[EventNote, ...]]:
     stream = given.stream
     key, owner = stream.stream_key, owner_of(stream, given.installation)
     if seen.type == "none":
-        event = (
-            EventNote(ConditionReason.STREAM_CREATED, f"created the stream {key}")
-            if given.added is None
-            else EventNote(
-                ConditionReason.STREAM_RECREATED, f"recreated the stream {key}, empty", warning=True
-            )
-        )
+        event = EventNote(ConditionReason.STREAM_CREATED, f"created the stream {key}")
+        if given.added is not None:
+            message = f"recreated the stream {key}, empty"
+            event = EventNote(ConditionReason.STREAM_RECREATED, message, warning=True)
         return (CreateStream(key, owner),), (event,)
     if any(seen.meta.get(name) != value for name, value in owner.items()):
         adopted = "installation" not in seen.meta and given.added is None
-        events = (
-            EventNote(
-                ConditionReason.STREAM_ADOPTED, f"adopted the stream {key} with {seen.length} messages"
-            ),
-        )
-        return (RecordOwner(key, owner),), events if adopted else ()
+        message = f"adopted the stream {key} with {seen.length} messages"
+        events = (EventNote(ConditionReason.STREAM_ADOPTED, message),) if adopted else ()
+        return (RecordOwner(key, owner),), events
     return (), ()
 
 
@@ -166,13 +146,8 @@ def _lost(given: StreamInput, seen: StreamSeen) -> tuple[EventNote, ...]:
         return ()
     key, lost = given.stream.stream_key, given.added - seen.added
     what = "vanished from the server" if seen.type == "none" else "was reset"
-    return (
-        EventNote(
-            ConditionReason.DATA_LOST,
-            f"the stream {key} {what}: {lost} added messages are missing",
-            warning=True,
-        ),
-    )
+    message = f"the stream {key} {what}: {lost} added messages are missing"
+    return (EventNote(ConditionReason.DATA_LOST, message, warning=True),)
 
 
 def _held_back(
@@ -189,20 +164,8 @@ def _held_back(
     if not actions:
         return ConditionUpdate(ConditionType.SYNCED, "True", reason), (), ()
     reason = ConditionReason.DRIFT if observing else reason
-    return (
-        ConditionUpdate(ConditionType.SYNCED, "False", reason, f"would {', '.join(map(str, actions))}"),
-        (),
-        (),
-    )
-
-
-def _wrong_type(stream: AgentStream, seen: StreamSeen) -> ConditionUpdate:
-    return ConditionUpdate(
-        ConditionType.SYNCED,
-        "False",
-        ConditionReason.WRONG_TYPE,
-        f"{stream.stream_key} is a {seen.type}, not a stream; left unchanged",
-    )
+    message = f"would {', '.join(map(str, actions))}"
+    return ConditionUpdate(ConditionType.SYNCED, "False", reason, message), (), ()
 
 
 def _deletion(given: StreamInput) -> Plan:
@@ -217,23 +180,17 @@ def _deletion(given: StreamInput) -> Plan:
             return Plan(events=(EventNote(ConditionReason.RETAINED, message, warning=True),), finished=True)
         return Plan(conditions=unreachable(given.outage), finalizer=True)
     if stream.paused and not stream.force_delete:
-        paused = ConditionUpdate(
-            ConditionType.SYNCED, "False", ConditionReason.PAUSED, f"would delete the stream {key}"
-        )
+        message = f"would delete the stream {key}"
+        paused = ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.PAUSED, message)
         return Plan(conditions=with_ready((REACHABLE, paused)), finalizer=True)
     if seen.type not in ("none", "stream") or foreign(stream, seen, given.installation) is not NO_CONFLICT:
         return Plan(finished=True)
     if_empty = stream.spec.deletion_policy is StreamDeletion.DELETE_IF_EMPTY
     groups = tuple(sorted({*given.groups, *seen.groups}))
+    message = f"kept the stream {key}: a group has unsettled messages or dead letters"
     return Plan(
         actions=(DeleteStream(key, groups, if_empty),),
         events=(EventNote(ConditionReason.STREAM_DELETED, f"deleted the stream {key}"),),
-        refused=(
-            EventNote(
-                ConditionReason.RETAINED_NOT_EMPTY,
-                f"kept the stream {key}: a group has unsettled messages or dead letters",
-                warning=True,
-            ),
-        ),
+        refused=(EventNote(ConditionReason.RETAINED_NOT_EMPTY, message, warning=True),),
         finished=True,
     )

@@ -80,9 +80,7 @@ class Context:
     async def set_finalizer(self, resource: AnyResource, *, present: bool) -> None:
         """Adds or removes the finalizer where that changes anything."""
         reported = self.state.memory.reported(resource)
-        before = (
-            FINALIZER in resource.metadata.finalizers if reported.finalizer is None else reported.finalizer
-        )
-        if present != before:
+        before = reported.finalizer
+        if present != (FINALIZER in resource.metadata.finalizers if before is None else before):
             await self.cluster.set_finalizer(owner_of(resource), present=present)
             reported.finalizer = present

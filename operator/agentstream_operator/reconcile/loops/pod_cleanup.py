@@ -82,13 +82,9 @@ class PodCleanup:
     async def _free(self, workload: ResourceKey, pods: set[Gone], *, for_good: bool) -> None:
         try:
             consumed = tuple(self._consumed(workload))
-            freed = await asyncio.gather(
-                *(
-                    self.broker.release_pod(*group, gone, for_good=for_good)
-                    for gone in pods
-                    for group in consumed
-                )
-            )
+            release = self.broker.release_pod
+            releases = (release(*group, gone, for_good=for_good) for gone in pods for group in consumed)
+            freed = await asyncio.gather(*releases)
             owner = self.state.resources.groups.get(workload)
             if any(freed) and owner is not None:
                 await self.broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
@@ -158,10 +154,7 @@ class PodCleanup:
             await self.broker.remove_consumers(key, group, gone)
             consumers = await self.broker.consumers(key, group)
             remain = remain or any(gone.covers(consumer.name) for consumer in consumers)
-        if remain:
-            self._holding.add((workload, gone))
-        else:
-            self._holding.discard((workload, gone))
+        (self._holding.add if remain else self._holding.discard)((workload, gone))
 
     def _consumed(self, workload: ResourceKey) -> Iterator[tuple[str, str]]:
         """Yields stream key and name of each group of a workload's agent."""

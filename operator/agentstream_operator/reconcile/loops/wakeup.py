@@ -91,24 +91,16 @@ class Wakeup:
         if now >= self._rebuilt + _ROUND:
             self._rebuild(now)
         watched = self._watched
-        due = min(
-            (watched_key.due for watched_key in watched.values() if watched_key.due is not None),
-            default=now + _ROUND,
-        )
-        if due > now:
-            arrived = await self._read(watched, min(_ROUND, due - now))
+        due = {key: found.due for key, found in watched.items() if found.due is not None}
+        first = min(due.values(), default=now + _ROUND)
+        if first > now:
+            arrived = await self._read(watched, min(_ROUND, first - now))
         else:
-            arrived = {
-                key
-                for key, watched_key in watched.items()
-                if watched_key.due is not None and watched_key.due <= now
-            }
+            arrived = {key for key, at in due.items() if at <= now}
         woken = {watched[key].stream for key in arrived}
         if woken:
             # whatever is decided, the next rebuild includes them again
-            self._watched = {
-                key: watched_key for key, watched_key in watched.items() if watched_key.stream not in woken
-            }
+            self._watched = {key: found for key, found in watched.items() if found.stream not in woken}
             await self._wake(woken)
         await asyncio.sleep(_REST * len(watched))
 
@@ -128,9 +120,7 @@ class Wakeup:
         if not watched:
             await asyncio.sleep(seconds)
             return ()
-        after = {
-            key: watched_key.after or self._passed.get(key, "0-0") for key, watched_key in watched.items()
-        }
+        after = {key: at.after or self._passed.get(key, "0-0") for key, at in watched.items()}
         found = await self.broker.arrivals(after, seconds)
         self._passed.update((key, entry) for key, entry in found.items() if watched[key].after is None)
         return found.keys()
@@ -161,10 +151,8 @@ class Wakeup:
         state = self.state
         if self._changes != state.resources.changes:
             self._changes = state.resources.changes
-            scaled = (
-                group for group in state.resources.groups.values() if group.spec.autoscaling is not None
-            )
-            self._may_sleep = tuple((group, tuple(self._served(group))) for group in scaled)
+            groups = (g for g in state.resources.groups.values() if g.spec.autoscaling is not None)
+            self._may_sleep = tuple((group, tuple(self._served(group))) for group in groups)
         for group, served in self._may_sleep:
             memory = state.memory.groups[group.key]
             decision, workload = memory.decision, memory.workload
@@ -211,9 +199,6 @@ class Wakeup:
         elif not self._refused:
             # the type of a key may have changed, which the next measurement shows
             level = logging.WARNING if isinstance(error, AccessDenied) else logging.INFO
-            _log.log(
-                level,
-                "cannot watch for new messages; scale-up from zero waits for the next measurement: %s",
-                error,
-            )
+            what = "cannot watch for new messages; scale-up from zero waits for the next measurement: %s"
+            _log.log(level, what, error)
             self._refused = True

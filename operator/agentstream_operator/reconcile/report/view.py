@@ -103,11 +103,6 @@ def _group(state: State, key: ResourceKey) -> GroupView:
 
 
 def _ready(reported: StatusMemory) -> tuple[bool, ConditionReason]:
-    found = (
-        find_condition(reported.status.conditions, ConditionType.READY)
-        if reported.status is not None
-        else None
-    )
-    return (
-        (found.status == "True", found.reason) if found is not None else (False, ConditionReason.RECONCILING)
-    )
+    conditions = reported.status.conditions if reported.status is not None else ()
+    found = find_condition(conditions, ConditionType.READY)
+    return (found.status == "True", found.reason) if found else (False, ConditionReason.RECONCILING)

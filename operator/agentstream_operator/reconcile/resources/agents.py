@@ -60,12 +60,9 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> None:
             done = await _write(context, name, memory, resources)
         except ConnectionLost:
             raise
-        except AgentStreamError as error:
-            memory.failed = Failure(ConditionReason.CREDENTIALS_FAILED, str(error))
-            _requeue(context, resources)
-            raise
-        except ClusterRefused as error:
-            memory.failed = Failure(error.reason, str(error))
+        except (AgentStreamError, ClusterRefused) as error:
+            refused = error.reason if isinstance(error, ClusterRefused) else None
+            memory.failed = Failure(refused or ConditionReason.CREDENTIALS_FAILED, str(error))
             _requeue(context, resources)
             raise
         if not done:

@@ -56,12 +56,10 @@ def decide_replicas(state: State, group: ConsumerGroup) -> Decision:
     memory, now = state.memory.groups[group.key], asyncio.get_running_loop().time()
     signal, workload = workload_signal(state, group), memory.workload
     if workload is not None:
-        crashing = workload.crashing is not None
-        memory.replicas = follow_replicas(
-            memory.replicas, workload.replicas, workload.ready, now, crashing=crashing
-        )
+        crashing, ready = workload.crashing is not None, workload.ready
+        memory.replicas = follow_replicas(memory.replicas, workload.replicas, ready, now, crashing=crashing)
         measured = state.memory.streams[stream_of(group)].seen_at
-        memory.pace = follow_pace(memory.pace, signal, workload.ready, measured)
+        memory.pace = follow_pace(memory.pace, signal, ready, measured)
     else:
         memory.replicas = memory.pace = None
     memory.decision = decide(
@@ -143,9 +141,8 @@ def scaling_active(state: State, group: ConsumerGroup, memory: GroupMemory) -> C
         return _scaling("False", ConditionReason.SUSPENDED)
     if spec.autoscaling is None:
         replicas = "the Deployment's own" if _leaves_alone(group) else str(group.fixed_replicas)
-        return _scaling(
-            "False", ConditionReason.NOT_SCALED, f"autoscaling is not set: replicas is {replicas}"
-        )
+        message = f"autoscaling is not set: replicas is {replicas}"
+        return _scaling("False", ConditionReason.NOT_SCALED, message)
     if decision is None or decision.held:
         return _scaling("Unknown", ConditionReason.LAG_UNKNOWN, _MESSAGES[ScalingRule.UNKNOWN])
     autoscaler = _autoscaler(memory)
@@ -188,15 +185,10 @@ async def reconcile_consumers(context: Context, group: ConsumerGroup, *, in_effe
 
 def _reported(memory: GroupMemory) -> tuple[object, ...]:
     """Returns what conditions report of the consumers."""
-    workload = memory.workload
+    workload, reported = memory.workload, (memory.refused, memory.missing)
     if workload is None:
-        return memory.refused, memory.missing
-    return (
-        memory.refused,
-        memory.missing,
-        workload.crashing,
-        workload.autoscaler if workload.replicas else None,
-    )
+        return reported
+    return *reported, workload.crashing, workload.autoscaler if workload.replicas else None
 
 
 async def _scale(context: Context, group: ConsumerGroup, *, in_effect: bool) -> None:
@@ -242,22 +234,17 @@ async def set_deletion_costs(state: State, broker: Broker, cluster: Cluster, gro
     `ClusterUnavailable` as the port.
     """
     resources = state.resources
-    consumed = [
-        (resources.streams.get(stream_of(other)), other) for other in resources.groups_of_agent(group)
+    holdings = [
+        broker.holdings(stream.stream_key, other.group_name)
+        for other in resources.groups_of_agent(group)
+        if (stream := resources.streams.get(stream_of(other))) is not None
     ]
     try:
-        held = await asyncio.gather(
-            *(
-                broker.holdings(stream.stream_key, other.group_name)
-                for stream, other in consumed
-                if stream is not None
-            )
-        )
+        held = await asyncio.gather(*holdings)
         await cluster.set_deletion_costs(group, sum(held, Counter[str]()))
     except (AgentStreamError, ClusterRefused) as error:
-        _log.warning(
-            "%s: could not set pod deletion costs; scale-in order is arbitrary: %s", group.key, error
-        )
+        what = "%s: could not set pod deletion costs; scale-in order is arbitrary: %s"
+        _log.warning(what, group.key, error)
 
 
 def _is_first(state: State, group: ConsumerGroup) -> bool:
@@ -285,11 +272,8 @@ def _is_applied(memory: GroupMemory, group: ConsumerGroup) -> bool:
     if memory.applied is None or memory.workload is None or not memory.workload.current:
         return False
     then, now = memory.applied[1], group.spec
-    return (then.template, then.deployment_ref, then.delivery.lease) == (
-        now.template,
-        now.deployment_ref,
-        now.delivery.lease,
-    )
+    same_workload = (then.template, then.deployment_ref) == (now.template, now.deployment_ref)
+    return same_workload and then.delivery.lease == now.delivery.lease
 
 
 def _scaling(status: ConditionStatus, reason: ConditionReason, message: str = "") -> ConditionUpdate:
