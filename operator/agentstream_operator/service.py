@@ -20,13 +20,13 @@ from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.connect import ClusterConnection, connect
-from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kubernetes import KubernetesCluster
 from agentstream_operator.cluster.leader import Leader
 from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.cluster.resource_cache import ResourceCache
 from agentstream_operator.cluster.secret_contents import ServerAddress
+from agentstream_operator.cluster.workloads import DeploymentRefs
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.reconcile.state.state import EngineOptions, LoopIntervals, StatusIntervals
 from agentstream_operator.serve.http import probe_reply, serving

@@ -10,13 +10,13 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from agentstream_operator.cluster.api import Api
-from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kinds import OWNED_KINDS, RESOURCES
 from agentstream_operator.cluster.kubernetes import KubernetesCluster
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.owned_objects import OwnedObjects
 from agentstream_operator.cluster.port import Owner
 from agentstream_operator.cluster.secret_contents import ServerAddress
+from agentstream_operator.cluster.workloads import DeploymentRefs
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.parse import parse_resource
 from cluster.team import Team

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agentstream_operator.cluster.api import ApiError
-from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kinds import DEPLOYMENTS
 from agentstream_operator.cluster.labels import GROUP_LABEL, MANAGED_BY
 from agentstream_operator.cluster.port import ChildNotOurs, ClusterUnavailable, WorkloadSeen
+from agentstream_operator.cluster.workloads import DeploymentRefs
 from cluster.adapter import Adapter, Json
 from cluster.team import Team
 from support.waiting import until
@@ -21,7 +21,7 @@ from unit.cluster.answers import answering, refuses, says
 @pytest.fixture
 async def watching(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DeploymentRefs]:
     """References that are looked at all the time."""
-    monkeypatch.setattr("agentstream_operator.cluster.deployment_refs._EVERY", 0.01)
+    monkeypatch.setattr("agentstream_operator.cluster.workloads._READ_EVERY", 0.01)
     watch = asyncio.create_task(adapter.deployment_refs.watch())
     yield adapter.deployment_refs
     assert not watch.done()
@@ -157,7 +157,7 @@ async def test_one_that_cannot_be_read_is_asked_for_again(
 async def test_it_goes_on_looking_while_the_api_server_is_away(
     own_team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentstream_operator.cluster.deployment_refs._EVERY", 0.01)
+    monkeypatch.setattr("agentstream_operator.cluster.workloads._READ_EVERY", 0.01)
 
     def one(replicas: int) -> Json:
         return {"metadata": {}, "spec": {"replicas": replicas}}

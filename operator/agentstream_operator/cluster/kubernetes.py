@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kinds import EVENTS, RESOURCES
 from agentstream_operator.cluster.labels import deployment_name
 from agentstream_operator.cluster.owned_objects import OwnedObjects
@@ -17,7 +16,7 @@ from agentstream_operator.cluster.pods import has_deletion_cost, set_deletion_co
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable, Event, Owner, Pods
 from agentstream_operator.cluster.secret_contents import ServerAddress
 from agentstream_operator.cluster.secrets import Secrets
-from agentstream_operator.cluster.workloads import Workloads
+from agentstream_operator.cluster.workloads import DeploymentRefs, Workloads
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import API_VERSION, FINALIZER
 from agentstream_operator.resources.status import AgentStreamStatus, ConditionReason, ConsumerGroupStatus

@@ -1,22 +1,32 @@
-"""The consumers of a group on Kubernetes: a Deployment, and an autoscaler in mode HPA."""
+"""The consumers of a group on Kubernetes: a Deployment, created or named, and an autoscaler in mode HPA."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 from dataclasses import replace
 from typing import Any
 
 from agentstream_operator.cluster.api import Api, ApiError, raise_refusal
 from agentstream_operator.cluster.autoscaler import autoscaler, is_as_made
 from agentstream_operator.cluster.deployment import deployment, revision
-from agentstream_operator.cluster.deployment_refs import DeploymentRefs
 from agentstream_operator.cluster.kinds import AUTOSCALERS, DEPLOYMENTS, ApiKind
-from agentstream_operator.cluster.labels import FIELD_MANAGER, SCALE_MANAGER, deployment_name, is_ours
-from agentstream_operator.cluster.owned_objects import OwnedObjects
-from agentstream_operator.cluster.port import ChildNotOurs, WorkloadSeen
+from agentstream_operator.cluster.labels import (
+    FIELD_MANAGER,
+    GROUP_LABEL,
+    SCALE_MANAGER,
+    deployment_name,
+    is_ours,
+)
+from agentstream_operator.cluster.owned_objects import OwnedObjects, Place
+from agentstream_operator.cluster.port import ChildNotOurs, ClusterUnavailable, WorkloadSeen
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 
+_log = logging.getLogger(__name__)
 _CONFLICT = 409
+_READ_EVERY = 5.0
 
 
 class Workloads:
@@ -185,3 +195,58 @@ class Workloads:
 
 def _place(group: ResourceKey) -> tuple[str, str]:
     return group.namespace, deployment_name(group.name)
+
+
+class DeploymentRefs:
+    """Reads the Deployments that groups name by `deploymentRef` every few seconds, while they are named.
+
+    The operator changes only their replicas.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._seen: dict[Place, WorkloadSeen | None] = {}
+        self._asked: set[Place] = set()
+
+    async def workload(self, place: Place) -> WorkloadSeen | None:
+        """Returns a Deployment's workload, if it exists; `ChildNotOurs` if another group owns it."""
+        self._asked.add(place)
+        if place not in self._seen:
+            await self._look(place)
+        return self._seen[place]
+
+    async def scale(self, place: Place, replicas: int) -> None:
+        """Sets the replicas of a Deployment. Raises as `Api.merge`."""
+        try:
+            await self._api.merge(DEPLOYMENTS, *place, {"spec": {"replicas": replicas}}, part="scale")
+        finally:
+            await self._look(place)
+
+    async def watch(self) -> None:
+        """Reads the Deployments until cancelled."""
+        while True:
+            await asyncio.sleep(_READ_EVERY)
+            for place in tuple(self._seen.keys() - self._asked):
+                del self._seen[place]
+            self._asked.clear()
+            for place in tuple(self._seen):
+                with contextlib.suppress(ClusterUnavailable, ChildNotOurs):
+                    await self._look(place)
+
+    async def _look(self, place: Place) -> None:
+        try:
+            found = await self._api.get(DEPLOYMENTS, *place)
+        except ApiError as error:
+            _log.warning("cannot read Deployment %s/%s: %s", *place, error)
+            raise ClusterUnavailable(str(error)) from error
+        if found is None:
+            self._seen[place] = None
+            return
+        if is_ours(found["metadata"]):
+            self._seen.pop(place, None)
+            owner = found["metadata"]["labels"].get(GROUP_LABEL)
+            raise ChildNotOurs(
+                f"Deployment {place[1]} was created for the ConsumerGroup {owner}; name another Deployment"
+            )
+        status = found.get("status") or {}
+        self._seen[place] = WorkloadSeen(found["spec"].get("replicas", 1), status.get("readyReplicas", 0))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentstream_operator.resources.start import start_id
+from agentstream_operator.resources.consumergroup import start_id
 
 LAST = 2**64 - 1
 
