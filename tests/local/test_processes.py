@@ -116,8 +116,9 @@ async def test_trouble_is_over_when_a_process_keeps_running(place: Place, tmp_pa
 
 async def test_a_retired_process_gets_time_to_end(place: Place) -> None:
     text = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('bye', flush=True), sys.exit()))\n" + WAITS
+        # not print, which the signal may interrupt
+        "import os, signal, sys, time\n"
+        r"signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b'bye\n'), sys.exit()))" + "\n" + WAITS
     )
     process = place.start(place.command(text))
     await until(lambda: place.lines)

@@ -60,7 +60,7 @@ class Users:
             self._save_soon()
         for probe, verdict in zip(action.probes, verdicts, strict=True):
             _check(action.name, probe, verdict)
-        fingerprint = (await self._listed_from_now()).get(action.name)
+        fingerprint = (await self.fingerprints()).get(action.name)
         if fingerprint is None:
             raise AccessNotEnforced(
                 f"ACL user {action.name} was deleted as soon as it was set: another program changes ACL users"
@@ -81,10 +81,16 @@ class Users:
     async def fingerprints(self) -> Mapping[str, str]:
         """Lists the installation's users, each with a fingerprint that changes with its rules or passwords.
 
+        Callers share a listing that has not been sent yet.
+
         Raises:
             AgentStreamError: as `Client.call`.
         """
-        return await self._listed_from_now()
+        if self._next_list is None:
+            self._next_list = asyncio.create_task(self._list(), name="list users")
+            self._lists.add(self._next_list)
+            self._next_list.add_done_callback(self._lists.discard)
+        return await asyncio.shield(self._next_list)
 
     async def close(self) -> None:
         """Saves changed users if the server can be reached, and cancels listings."""
@@ -99,14 +105,6 @@ class Users:
     def _check_ours(self, name: str) -> None:
         if not name.startswith(self._prefix):
             raise ValueError(f"user {name} does not belong to this installation: {self._prefix}")
-
-    async def _listed_from_now(self) -> Mapping[str, str]:
-        """Lists the users as of now; callers share a listing that has not been sent yet."""
-        if self._next_list is None:
-            self._next_list = asyncio.create_task(self._list(), name="list users")
-            self._lists.add(self._next_list)
-            self._next_list.add_done_callback(self._lists.discard)
-        return await asyncio.shield(self._next_list)
 
     async def _list(self) -> Mapping[str, str]:
         async with self._one_list:

@@ -43,10 +43,8 @@ class ServerAddress:
     authority: str | None = None  # the CA certificate (PEM) for TLS
 
 
-def secret(
-    credentials: Credentials, owners: tuple[Owner, ...], server: ServerAddress, installation: str
-) -> dict[str, Any]:
-    """Builds the Secret of an agent."""
+def binding_entries(credentials: Credentials, server: ServerAddress, installation: str) -> dict[str, str]:
+    """Builds the entries of an agent's Service Binding; the password comes last."""
     entries = {
         "type": "redis",
         "provider": "agentstream",
@@ -56,12 +54,18 @@ def secret(
         "namespace": credentials.namespace,
         "agent": credentials.agent,
         "installation": installation,
-        "username": credentials.username,
-        "password": credentials.password,
         **{entry_name(stream): keys for stream, keys in credentials.signing.items()},
     }
     if server.authority is not None:
         entries[AUTHORITY] = server.authority
+    return {**entries, "username": credentials.username, "password": credentials.password}
+
+
+def secret(
+    credentials: Credentials, owners: tuple[Owner, ...], server: ServerAddress, installation: str
+) -> dict[str, Any]:
+    """Builds the Secret of an agent."""
+    entries = binding_entries(credentials, server, installation)
     return {
         "metadata": {
             "name": secret_name(credentials.agent),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from agentstream.protocol.keys import user_name
 from agentstream.protocol.signatures import SigningKey, entry_name
 from agentstream_operator.cluster.port import Credentials, SigningKeys
+from agentstream_operator.cluster.secret_contents import ServerAddress, binding_entries
 from agentstream_operator.resources.meta import ResourceKey
 
 _SIGNING = entry_name("")
@@ -53,7 +55,7 @@ class BindingFiles:
     def __init__(self, root: Path, *, port: int, installation: str) -> None:
         self._root = root
         self._installation = installation
-        self._server = {"uri": f"redis://127.0.0.1:{port}", "host": "127.0.0.1", "port": str(port)}
+        self._server = ServerAddress(f"redis://127.0.0.1:{port}", "127.0.0.1", port)
 
     @staticmethod
     def complete(directory: Path) -> bool:
@@ -87,18 +89,8 @@ class BindingFiles:
         """Writes an agent's binding, each entry atomically."""
         directory = self.directory(credentials.namespace, credentials.agent)
         make_private(directory)
-        entries = {
-            "type": "redis",
-            "provider": "agentstream",
-            **self._server,
-            "namespace": credentials.namespace,
-            "agent": credentials.agent,
-            "installation": self._installation,
-            **{entry_name(stream): keys for stream, keys in credentials.signing.items()},
-            "username": credentials.username,
-            # last, as its presence makes the binding complete
-            "password": credentials.password,
-        }
+        entries = binding_entries(credentials, self._server, self._installation)
+        # the password is the last one: its presence makes the binding complete
         for name, value in entries.items():
             write_private(directory / name, value)
         for path in directory.glob(f"{_SIGNING}*"):
@@ -112,8 +104,8 @@ class BindingFiles:
     def relocate(self) -> None:
         """Writes the server's address into every binding: an earlier run may have used another port."""
         for directory in self._root.iterdir():
-            for name, value in self._server.items():
-                write_private(directory / name, value)
+            write_private(directory / "uri", self._server.uri)
+            write_private(directory / "port", str(self._server.port))
 
 
 class _StoredKeys(msgspec.Struct, frozen=True):
@@ -121,11 +113,11 @@ class _StoredKeys(msgspec.Struct, frozen=True):
     keys: tuple[SigningKey, ...]
 
 
+@dataclass(frozen=True, slots=True)
 class SigningFiles:
     """One file per signed stream. It stays with the messages when the stream is no longer declared."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    root: Path
 
     def read(self, stream: ResourceKey) -> SigningKeys | None:
         """Reads the keys of a stream; None if the file is missing or invalid."""
@@ -141,4 +133,4 @@ class SigningFiles:
         write_private(self._path(keys.stream), text)
 
     def _path(self, stream: ResourceKey) -> Path:
-        return self._root / f"{stream.namespace}.{stream.name}"
+        return self.root / f"{stream.namespace}.{stream.name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from agentstream_operator.cluster.port import Credentials, Event, Owner, Pods, SigningKeys, WorkloadSeen
@@ -17,54 +18,47 @@ from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus
 
 
+@dataclass(slots=True, eq=False)
 class LocalCluster:
     """Keeps bindings in place of Secrets, and runs processes in place of Deployments.
 
     Calls `ended` with group and process name after a process has ended.
     """
 
-    def __init__(
-        self,
-        bindings: BindingFiles,
-        signing: SigningFiles,
-        catalog: Catalog,
-        host: ProcessHost,
-        ended: Callable[[ResourceKey, str], Awaitable[None]],
-    ) -> None:
-        self._bindings = bindings
-        self._signing = signing
-        self._catalog = catalog
-        self._host = host
-        self._ended = ended
-        self._workloads: dict[ResourceKey, Workload] = {}
-        self._problems: dict[ResourceKey, str] = {}
-        self._deleted: set[ResourceKey] = set()
+    bindings: BindingFiles
+    signing: SigningFiles
+    catalog: Catalog
+    host: ProcessHost
+    ended: Callable[[ResourceKey, str], Awaitable[None]]
+    _workloads: dict[ResourceKey, Workload] = field(init=False, default_factory=dict)
+    _problems: dict[ResourceKey, str] = field(init=False, default_factory=dict)
+    _deleted: set[ResourceKey] = field(init=False, default_factory=set)
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         """Reads the agent's binding, if there is one."""
-        return self._bindings.read(namespace, agent)
+        return self.bindings.read(namespace, agent)
 
     async def users(self) -> Collection[str]:
         """Returns the names of the users who have a binding."""
-        return self._bindings.users()
+        return self.bindings.users()
 
     async def apply_credentials(self, credentials: Credentials, owners: tuple[Owner, ...]) -> None:
         """Writes the agent's binding."""
         del owners  # there is no garbage collector here, only `delete_credentials`
-        self._bindings.write(credentials)
+        self.bindings.write(credentials)
 
     async def delete_credentials(self, namespace: str, agent: str) -> None:
         """Deletes the agent's binding."""
-        self._bindings.delete(namespace, agent)
+        self.bindings.delete(namespace, agent)
 
     async def signing_keys(self, stream: ResourceKey) -> SigningKeys | None:
         """Reads the keys of a stream, if there are any."""
-        return self._signing.read(stream)
+        return self.signing.read(stream)
 
     async def apply_signing_keys(self, keys: SigningKeys, owner: Owner) -> None:
         """Writes the keys of a stream."""
         del owner  # there is no garbage collector here
-        self._signing.write(keys)
+        self.signing.write(keys)
 
     async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
         """Returns the state of a group's processes, if any were applied."""
@@ -79,8 +73,8 @@ class LocalCluster:
     async def apply_workload(self, group: ConsumerGroup, replicas: int) -> None:
         """Runs the group's command in this many processes."""
         key = group.key
-        binding = self._bindings.directory(key.namespace, group.agent_name)
-        command = command_of(group, binding, self._catalog.folder(key), os.environ)
+        binding = self.bindings.directory(key.namespace, group.agent_name)
+        command = command_of(group, binding, self.catalog.folder(key), os.environ)
         if command is None:
             self._report(key, "its first container has no command, and local mode does not run images")
             await self.delete_workload(key)
@@ -88,8 +82,8 @@ class LocalCluster:
         self._report(key, command.problem)
         workload = self._workloads.get(key)
         if workload is None:
-            ended = partial(self._ended, key)
-            workload = self._workloads[key] = Workload(key.name, self._host, ended)
+            ended = partial(self.ended, key)
+            workload = self._workloads[key] = Workload(key.name, self.host, ended)
         self._deleted.discard(key)
         workload.apply(command, replicas)
 
@@ -110,15 +104,15 @@ class LocalCluster:
 
     async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
         """Shows a change of readiness."""
-        self._catalog.set_status(about.key, status)
+        self.catalog.set_status(about.key, status)
 
     async def set_finalizer(self, about: Owner, *, present: bool) -> None:
         """Keeps a resource that is no longer declared until its data is deleted, or releases it."""
-        self._catalog.set_finalizer(about.key, present=present)
+        self.catalog.set_finalizer(about.key, present=present)
 
     async def emit(self, event: Event) -> None:
         """Shows an event."""
-        self._catalog.record(event)
+        self.catalog.record(event)
 
     async def close(self) -> None:
         """Lets all processes end in order, and waits for the last one."""
@@ -132,4 +126,4 @@ class LocalCluster:
             self._problems.pop(key, None)
         elif self._problems.get(key) != problem:
             self._problems[key] = problem
-            self._host.output.say(f"error: {self._catalog.place(key)}: {key}: {problem}")
+            self.host.output.say(f"error: {self.catalog.place(key)}: {key}: {problem}")

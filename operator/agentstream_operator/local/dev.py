@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentstream.errors import AgentStreamError
@@ -72,13 +72,13 @@ def run(options: DevOptions) -> int:
     return 1 if summary.total.lost else 0
 
 
+@dataclass(slots=True)
 class IdleDetector:
     """Detects that there was nothing to do for some seconds, after some messages were processed."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._since = 0.0
-        self._before: object = None
+    seconds: float
+    _since: float = field(init=False, default=0.0)
+    _before: object = field(init=False, default=None)
 
     def reached(self, view: View, now: float) -> bool:
         """Tells whether everything has been idle for so long; `now` in seconds on a monotonic clock."""
@@ -92,7 +92,7 @@ class IdleDetector:
             self._before, self._since = present, now
             return False
         worked = any(g.account.acknowledged + g.account.dead > 0 for g in view.groups)
-        return worked and now - self._since >= self._seconds
+        return worked and now - self._since >= self.seconds
 
 
 class _Run:
@@ -133,7 +133,10 @@ class _Run:
         since = asyncio.get_running_loop().time()
         async with self._server(port) as (reaper, url):
             self._screen.say(f"valkey on 127.0.0.1:{port}, data in {self._data.shown}")
-            broker = await _connect(url)
+            try:
+                broker = await Broker.connect(url, installation=INSTALLATION)
+            except AgentStreamError as error:
+                raise LocalError(f"valkey does not answer: {error}") from error
             try:
                 async with asyncio.TaskGroup() as tasks:
                     cluster = LocalCluster(
@@ -236,10 +239,3 @@ class _Run:
 def _gone_now(process: str) -> Gone:
     """Describes the end of a process whose successor has the same name."""
     return Gone(process, time.time_ns() // 1_000_000)
-
-
-async def _connect(url: str) -> Broker:
-    try:
-        return await Broker.connect(url, installation=INSTALLATION)
-    except AgentStreamError as error:
-        raise LocalError(f"valkey does not answer: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -63,7 +64,10 @@ def application(
         await authorizer.check(_user(request), AccessRequest(namespace=namespace, metric=metric))
         if metric != METRIC:
             raise StatusError(HTTPStatus.NOT_FOUND, f"metric {metric} not found; the only one is {METRIC}")
-        selected = _selected(store, namespace, _parse(label_selector))
+        try:
+            selected = _selected(store, namespace, selector.parse(label_selector))
+        except InvalidSelectorError as error:
+            raise StatusError(HTTPStatus.BAD_REQUEST, str(error)) from error
         found = await asyncio.gather(*(_value(backlogs, group) for group in selected))
         if not found:
             matching = f" matches {label_selector!r}" if label_selector else ""
@@ -76,17 +80,17 @@ def application(
     return _Authentication(app, config, count_response)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Authentication:
     """Passes on only requests that a front proxy sends for a user."""
 
-    def __init__(self, app: ASGIApp, config: ConfigSource, count_response: Callable[[int], object]) -> None:
-        self._app = app
-        self._config = config
-        self._count_response = count_response
+    app: ASGIApp
+    config: ConfigSource
+    count_response: Callable[[int], object]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        config, state = self._config(), scope["state"]
-        respond: ASGIApp = self._app
+        config, state = self.config(), scope["state"]
+        respond: ASGIApp = self.app
         if config is None:
             respond = _status(HTTPStatus.SERVICE_UNAVAILABLE, "client CA of the front proxy not read yet")
         else:
@@ -97,7 +101,7 @@ class _Authentication:
 
         async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._count_response(message["status"])
+                self.count_response(message["status"])
             await send(message)
 
         await respond(scope, receive, counting_send)
@@ -106,13 +110,6 @@ class _Authentication:
 def _user(request: Request) -> UserInfo:
     user: UserInfo = request.state.user
     return user
-
-
-def _parse(text: str) -> Selector:
-    try:
-        return selector.parse(text)
-    except InvalidSelectorError as error:
-        raise StatusError(HTTPStatus.BAD_REQUEST, str(error)) from error
 
 
 def _selected(store: ResourceIndex, namespace: str, wanted: Selector) -> Iterable[ConsumerGroup]:

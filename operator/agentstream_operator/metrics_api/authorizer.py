@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -60,18 +60,18 @@ class _Decision:
     until: float = float("inf")
 
 
+@dataclass(slots=True, eq=False)
 class Authorizer:
     """Single flight: concurrent requests of one user for one thing share one SubjectAccessReview.
 
     Times are seconds on a monotonic clock. `reviews` counts by outcome: `allowed`, `denied` or `error`.
     """
 
-    def __init__(self, api: Api, now: Callable[[], float]) -> None:
-        self._api = api
-        self._now = now
-        self._decisions: dict[tuple[UserInfo, AccessRequest], _Decision] = {}
-        self._tasks: set[asyncio.Task[bool]] = set()
-        self.reviews: Counter[str] = Counter()
+    api: Api
+    now: Callable[[], float]
+    reviews: Counter[str] = field(init=False, default_factory=Counter)
+    _decisions: dict[tuple[UserInfo, AccessRequest], _Decision] = field(init=False, default_factory=dict)
+    _tasks: set[asyncio.Task[bool]] = field(init=False, default_factory=set)
 
     async def check(self, user: UserInfo, access: AccessRequest) -> None:
         """Returns if the user has access.
@@ -83,7 +83,7 @@ class Authorizer:
             return
         key = (user, access)
         decision = self._decisions.get(key)
-        if decision is None or decision.until <= self._now():
+        if decision is None or decision.until <= self.now():
             decision = self._start_review(key)
         if not await asyncio.shield(decision.review):
             raise StatusError(HTTPStatus.FORBIDDEN, f'User "{user.name}" cannot {access}')
@@ -108,7 +108,7 @@ class Authorizer:
         self._tasks.discard(decision.review)
         # asking for the exception also keeps asyncio from logging that it was never retrieved
         if not decision.review.cancelled() and decision.review.exception() is None:
-            decision.until = self._now() + (ALLOWED_FOR if decision.review.result() else DENIED_FOR)
+            decision.until = self.now() + (ALLOWED_FOR if decision.review.result() else DENIED_FOR)
         elif self._decisions.get(key) is decision:
             del self._decisions[key]
 
@@ -120,7 +120,7 @@ class Authorizer:
             spec["extra"] = {name: list(values) for name, values in user.extra}
         body = {"apiVersion": ACCESS_REVIEWS.api_version, "kind": ACCESS_REVIEWS.kind, "spec": spec}
         try:
-            created = await self._api.create(ACCESS_REVIEWS, None, body)
+            created = await self.api.create(ACCESS_REVIEWS, None, body)
             allowed = created["status"].get("allowed") is True
         except (ApiError, ClusterUnavailable, KeyError, AttributeError) as error:
             self.reviews["error"] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from agentstream.errors import AgentStreamError
@@ -49,17 +49,17 @@ class Sample:
     at: datetime | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Backlogs:
     """Measures the backlog of groups."""
 
-    def __init__(self, store: ResourceIndex, broker: Broker) -> None:
-        self._store = store
-        self._broker = broker
-        self._samples: dict[ResourceKey, Sample] = {}
-        self._known: dict[ResourceKey, StreamSeen] = {}
-        self._store_version = 0
-        self._batch: list[tuple[AgentStream, Sample]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+    store: ResourceIndex
+    broker: Broker
+    _samples: dict[ResourceKey, Sample] = field(init=False, default_factory=dict)
+    _known: dict[ResourceKey, StreamSeen] = field(init=False, default_factory=dict)
+    _store_version: int = field(init=False, default=0)
+    _batch: list[tuple[AgentStream, Sample]] = field(init=False, default_factory=list)
+    _tasks: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
     async def of(self, group: ConsumerGroup) -> Backlog:
         """Measures the backlog for a group's consumers, who also serve groups of their agent without any.
@@ -69,7 +69,7 @@ class Backlogs:
         """
         signals: list[Signal] = []
         oldest = datetime.now(UTC)
-        for served in self._store.served_by(group):
+        for served in self.store.served_by(group):
             stream = self._stream(served)
             if stream is None:
                 if served is group:
@@ -100,17 +100,17 @@ class Backlogs:
 
     def _stream(self, group: ConsumerGroup) -> AgentStream | None:
         """Returns the stream of a group, if no older resource claims the key or the group's name."""
-        stream = self._store.streams.get(stream_of(group))
+        stream = self.store.streams.get(stream_of(group))
         claimed = (
             stream is not None
-            and self._store.winner(stream) is stream
-            and self._store.group_winner(group) is group
+            and self.store.winner(stream) is stream
+            and self.store.group_winner(group) is group
         )
         return stream if claimed else None
 
     def _sample(self, stream: AgentStream) -> Sample:
         loop = asyncio.get_running_loop()
-        groups = tuple(declared.name for declared in self._store.declared(stream.key))
+        groups = tuple(declared.name for declared in self.store.declared(stream.key))
         known = self._samples.get(stream.key)
         fresh = known is not None and (not known.observed.done() or loop.time() - known.requested < FRESH)
         if known is not None and fresh and known.groups == groups:
@@ -133,7 +133,7 @@ class Backlogs:
         looks = [Look(s.stream_key, g.groups, self._known.get(s.key)) for s, g in batch]
         found: Sequence[Observed]
         try:
-            found = await self._broker.measure(looks)
+            found = await self.broker.measure(looks)
         except AgentStreamError as error:
             found = [error] * len(batch)
         except asyncio.CancelledError:
@@ -151,9 +151,9 @@ class Backlogs:
 
     def _forget(self) -> None:
         """Forgets deleted streams."""
-        if self._store_version == self._store.changes:
+        if self._store_version == self.store.changes:
             return
-        self._store_version = self._store.changes
-        for key in self._samples.keys() - self._store.streams.keys():
+        self._store_version = self.store.changes
+        for key in self._samples.keys() - self.store.streams.keys():
             self._samples.pop(key)
             self._known.pop(key, None)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
+
+from prometheus_client import Counter
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api
@@ -16,12 +20,42 @@ from agentstream_operator.metrics_api.authorizer import Authorizer
 from agentstream_operator.metrics_api.backlog import Backlogs
 from agentstream_operator.metrics_api.certificates import ServingCertificates
 from agentstream_operator.metrics_api.reflector import Reflector
-from agentstream_operator.metrics_api.self_metrics import SelfMetrics
 from agentstream_operator.reconcile.state.index import ResourceIndex
+from agentstream_operator.serve.exposition import Exposition, api_requests, counters, round_trips
 from agentstream_operator.serve.http import HttpServer, listening, probe_reply, serving
 from agentstream_operator.settings import MetricsOptions
 
 _log = logging.getLogger(__name__)
+
+
+class SelfMetrics(Exposition):
+    """Counts responses; reads everything else at a scrape."""
+
+    def __init__(self, store: ResourceIndex, authorizer: Authorizer, api: Api, broker: Broker) -> None:
+        self._store = store
+        self._authorizer = authorizer
+        self._api = api
+        self._broker = broker
+        super().__init__()
+        self._responses = Counter(
+            "agentstream_external_answers",
+            "Responses to requests for external metrics, by HTTP status.",
+            ("code",),
+            registry=self._registry,
+        )
+
+    def count_response(self, code: int) -> None:
+        """Counts a response of the external metrics API."""
+        self._responses.labels(str(code)).inc()
+
+    def collect(self) -> Iterator[Metric]:
+        """Reads the present numbers."""
+        groups = len(self._store.groups)
+        yield GaugeMetricFamily("agentstream_external_groups", "ConsumerGroups known.", value=groups)
+        text = "SubjectAccessReviews, by outcome."
+        yield counters("agentstream_access_reviews", text, ("outcome",), self._authorizer.reviews)
+        yield api_requests(self._api.requests)
+        yield round_trips(self._broker.round_trips)
 
 
 async def run(options: MetricsOptions) -> None:

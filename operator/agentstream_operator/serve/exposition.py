@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -38,20 +39,18 @@ class Exposition(Collector):
         return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
 
 
-def counters(
-    name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[object], int]]
-) -> CounterMetricFamily:
-    """Builds a counter for each combination of label values; the exposition appends `_total` to its name."""
+def counters(name: str, text: str, labels: Sequence[str], values: Mapping[Any, int]) -> CounterMetricFamily:
+    """Builds a counter for each label value, or tuple of them; the exposition appends `_total`."""
     family = CounterMetricFamily(name, text, labels=labels)
-    for key, value in values:
-        family.add_metric([str(label) for label in key], value)
+    for key, value in values.items():
+        family.add_metric([str(label) for label in (key if len(labels) > 1 else (key,))], value)
     return family
 
 
 def api_requests(values: Mapping[tuple[str, str, int], int]) -> CounterMetricFamily:
     """Builds the counters of requests to the API server, by verb, resource and HTTP status."""
     text = "Requests to the API server; code 0: no response."
-    return counters("agentstream_api_requests", text, ("verb", "resource", "code"), values.items())
+    return counters("agentstream_api_requests", text, ("verb", "resource", "code"), values)
 
 
 def round_trips(count: int) -> CounterMetricFamily:

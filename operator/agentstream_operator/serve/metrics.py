@@ -69,8 +69,8 @@ class Metrics(Exposition):
                 "agentstream_redis_up", "Whether Redis or Valkey answers.", int(health.outage is None)
             )
             yield round_trips(health.round_trips)
-            done = (((action,), count) for action, count in health.janitor.items())
-            yield counters("agentstream_janitor", "Actions of the janitor on all streams.", ("action",), done)
+            text = "Actions of the janitor on all streams."
+            yield counters("agentstream_janitor", text, ("action",), health.janitor)
         resources = GaugeMetricFamily(
             "agentstream_resources",
             "Resources by condition and its status.",
@@ -80,8 +80,7 @@ class Metrics(Exposition):
             resources.add_metric(labels, count)
         yield resources
         yield api_requests(sample.requests)
-        events = (((resource,), count) for resource, count in sample.events.items())
-        yield counters("agentstream_watch_events", "Watch events received.", ("resource",), events)
+        yield counters("agentstream_watch_events", "Watch events received.", ("resource",), sample.events)
         missed = "Changes that no watch event announced."
         yield CounterMetricFamily("agentstream_watch_missed", missed, value=sample.missed)
         yield from _group_families(sample.work)

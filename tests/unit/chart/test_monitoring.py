@@ -10,7 +10,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentstream_operator.metrics_api.self_metrics import SelfMetrics
+from agentstream_operator.metrics_api.main import SelfMetrics
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.report.metrics import OperatorHealth
 from agentstream_operator.serve.metrics import Metrics, MetricsSample

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentstream_operator.metrics_api.self_metrics import SelfMetrics
+from agentstream_operator.metrics_api.main import SelfMetrics
 
 
 def test_a_scrape_shows_answers_and_what_they_took() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from agentstream_operator.local.bindings import BindingFiles
 from agentstream_operator.local.processes.commands import Command
@@ -81,6 +83,54 @@ class Pipe:
             transport.close()
 
 
+async def launch(
+    reaper: Reaper, arguments: Sequence[str | os.PathLike[str]], *pipes: Pipe, **options: Any
+) -> asyncio.subprocess.Process:
+    """Starts a process in a group of its own, with a pipe for standard output and one for standard error.
+
+    One pipe is for both.
+
+    Raises:
+        OSError: it cannot be started; the pipes are closed.
+    """
+    options |= {"stdout": pipes[0].inlet, "stderr": pipes[-1].inlet, "process_group": 0}
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *arguments, stdin=asyncio.subprocess.DEVNULL, **options
+        )
+    except OSError:
+        for pipe in pipes:
+            pipe.abandon()
+        raise
+    reaper.watch(process.pid)
+    return process
+
+
+async def ended_or_set(process: asyncio.subprocess.Process, event: asyncio.Event) -> None:
+    """Waits until a process has ended or an event is set."""
+    waits = [asyncio.ensure_future(process.wait()), asyncio.ensure_future(event.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def terminate(process: asyncio.subprocess.Process, grace: float) -> bool:
+    """Ends a process: SIGTERM, and SIGKILL after `grace` seconds. Returns whether it had to be killed."""
+    signal_group(process.pid, signal.SIGTERM)
+    try:
+        # not wait_for, which in Python 3.11 loses a cancellation that comes with the end
+        async with asyncio.timeout(grace):
+            await process.wait()
+    except TimeoutError:
+        signal_group(process.pid, signal.SIGKILL)
+        await process.wait()
+        return True
+    return False
+
+
+@dataclass(slots=True, eq=False)
 class SupervisedProcess:
     """A process that is started again whenever it ends, until it is stopped.
 
@@ -88,24 +138,15 @@ class SupervisedProcess:
     `failure` says why it keeps ending or cannot be started.
     """
 
-    def __init__(
-        self,
-        name: str,
-        command: Command,
-        *,
-        output: Output,
-        reaper: Reaper,
-        ended: Callable[[str], Awaitable[None]],
-    ) -> None:
-        self.name = name
-        self.command = command
-        self.failure: str | None = None
-        self._output = output
-        self._reaper = reaper
-        self._ended = ended
-        self._stopping = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
-        self._last_error = ""
+    name: str
+    command: Command
+    output: Output
+    reaper: Reaper
+    ended: Callable[[str], Awaitable[None]]
+    failure: str | None = field(init=False, default=None)
+    _stopping: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _process: asyncio.subprocess.Process | None = field(init=False, default=None)
+    _last_error: str = field(init=False, default="")
 
     @property
     def pid(self) -> int | None:
@@ -133,7 +174,7 @@ class SupervisedProcess:
             delay = restart_delay(failures)
             # a problem of the command is shown once, by the cluster, for all its processes
             if self.command.problem is None:
-                self._output.say(f"{self.name}: {cause}; restarting in {delay:.1f} s")
+                self.output.say(f"{self.name}: {cause}; restarting in {delay:.1f} s")
             if failures > 1 or self.command.problem is not None:
                 self.failure = cause
             await self._sleep(delay)
@@ -143,64 +184,44 @@ class SupervisedProcess:
         self._last_error = ""
         stdout, stderr = Pipe(), Pipe()
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self.command.arguments,
+            process = self._process = await launch(
+                self.reaper,
+                self.command.arguments,
+                *(stdout, stderr),
                 cwd=self.command.directory,
                 env={**self.command.environment, "AGENTSTREAM_POD": self.name},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=stdout.inlet,
-                stderr=stderr.inlet,
-                process_group=0,
             )
         except OSError as error:
-            stdout.abandon()
-            stderr.abandon()
             return f"cannot start {self.command.arguments[0]!r}: {error.strerror}"
-        process = self._process
-        self._reaper.watch(process.pid)
         readers = [
             asyncio.create_task(self._relay(stdout, is_stderr=False)),
             asyncio.create_task(self._relay(stderr, is_stderr=True)),
         ]
         steady = asyncio.get_running_loop().call_later(STEADY, self._clear_failure)
         try:
-            code = await self._wait(process)
+            await ended_or_set(process, self._stopping)
+            grace = self.command.grace
+            if process.returncode is None and await terminate(process, grace):
+                self.output.say(f"{self.name}: did not end within {grace:g} s of SIGTERM; killed")
+            code = await process.wait()
         finally:
             steady.cancel()
             # as with a container, nothing that it started outlives it
             signal_group(process.pid, signal.SIGKILL)
             await process.wait()
             await asyncio.gather(*readers)
-            self._reaper.forget(process.pid)
+            self.reaper.forget(process.pid)
             self._process = None
-        await self._ended(self.name)
+        await self.ended(self.name)
         # a killed process could not print the cause
         detail = self._last_error if code != -signal.SIGKILL else ""
         return describe_exit(code) + (f" ({detail})" if detail else "")
-
-    async def _wait(self, process: asyncio.subprocess.Process) -> int:
-        exited = asyncio.ensure_future(process.wait())
-        stopped = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait((exited, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if not exited.done():
-                os.killpg(process.pid, signal.SIGTERM)
-                await asyncio.wait((exited,), timeout=self.command.grace)
-            if not exited.done():
-                self._output.say(
-                    f"{self.name}: did not end within {self.command.grace:g} s of SIGTERM; killed"
-                )
-                signal_group(process.pid, signal.SIGKILL)
-            return await exited
-        finally:
-            stopped.cancel()
-            exited.cancel()
 
     async def _relay(self, pipe: Pipe, *, is_stderr: bool) -> None:
         async for line in pipe.lines():
             if is_stderr and line.strip():
                 self._last_error = line.strip()[:_LONGEST_ERROR]
-            self._output.relay(self.name, line)
+            self.output.relay(self.name, line)
 
     def _clear_failure(self) -> None:
         self.failure = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from agentstream_operator.cluster.port import WorkloadSeen
@@ -23,17 +23,17 @@ class ProcessHost:
     output: Output
 
 
+@dataclass(slots=True, eq=False)
 class Workload:
     """The processes of one group; number 2 is `<group>-2`. Calls `ended` with the name after an end."""
 
-    def __init__(self, name: str, host: ProcessHost, ended: Callable[[str], Awaitable[None]]) -> None:
-        self._name = name
-        self._host = host
-        self._ended = ended
-        self._processes: dict[int, SupervisedProcess] = {}
-        self._stopping: dict[int, SupervisedProcess] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._deletion_costs: Mapping[str, int] = {}
+    name: str
+    host: ProcessHost
+    ended: Callable[[str], Awaitable[None]]
+    _processes: dict[int, SupervisedProcess] = field(init=False, default_factory=dict)
+    _stopping: dict[int, SupervisedProcess] = field(init=False, default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+    _deletion_costs: Mapping[str, int] = field(init=False, default_factory=dict)
 
     @property
     def seen(self) -> WorkloadSeen:
@@ -77,11 +77,9 @@ class Workload:
         await asyncio.gather(*self._tasks)
 
     def _start(self, index: int, command: Command) -> None:
-        host = self._host
-        name = f"{self._name}-{index}"
-        process = self._processes[index] = SupervisedProcess(
-            name, command, output=host.output, reaper=host.reaper, ended=self._ended
-        )
+        host, name = self.host, f"{self.name}-{index}"
+        process = SupervisedProcess(name, command, host.output, host.reaper, self.ended)
+        self._processes[index] = process
         task = host.tasks.create_task(self._run(index, process), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -55,17 +56,17 @@ def open_screen(file: TextIO, closed: Callable[[], None]) -> Lines | LiveTable:
         from agentstream_operator.local.screen.table import LiveTable  # noqa: PLC0415
 
         return LiveTable(Console(file=file, highlight=False, soft_wrap=True))
-    return Lines(file, closed=closed, clock=time.monotonic)
+    return Lines(file, closed)
 
 
 def progress(group: GroupView) -> str:
     """Formats the progress of a group as a line."""
     account = group.account
     parts = [
-        f"backlog {_known(group.backlog)}",
+        f"backlog {'?' if group.backlog is None else group.backlog}",
         f"{group.running or 0} running",
         f"{account.acknowledged} acknowledged",
-        f"{_known(group.dead)} dead letters",
+        f"{'?' if group.dead is None else group.dead} dead letters",
     ]
     if group.delayed:
         parts.insert(1, f"{group.delayed} delayed retries")
@@ -74,15 +75,15 @@ def progress(group: GroupView) -> str:
     return f"{group.resource}: {', '.join(parts)}"
 
 
+@dataclass(slots=True, eq=False)
 class Lines:
     """Writes lines to a file; calls `closed` when it cannot, as after the reader of a pipe has ended."""
 
-    def __init__(self, file: TextIO, *, closed: Callable[[], None], clock: Callable[[], float]) -> None:
-        self._file = file
-        self._closed = closed
-        self._clock = clock
-        self._shown: dict[ResourceKey, str] = {}
-        self._next = 0.0
+    file: TextIO
+    closed: Callable[[], None]
+    clock: Callable[[], float] = time.monotonic
+    _shown: dict[ResourceKey, str] = field(init=False, default_factory=dict)
+    _next: float = field(init=False, default=0.0)
 
     def say(self, text: str) -> None:
         """Writes an event with its time."""
@@ -94,7 +95,7 @@ class Lines:
 
     def show(self, view: View) -> None:
         """Writes the progress of groups whose numbers changed, at most every `PROGRESS_EVERY` seconds."""
-        now = self._clock()
+        now = self.clock()
         if now < self._next or any(group.backlog is None for group in view.groups):
             return
         self._next = now + PROGRESS_EVERY
@@ -109,10 +110,10 @@ class Lines:
 
     def _write(self, line: str) -> None:
         try:
-            self._file.write(f"{line}\n")
-            self._file.flush()
+            self.file.write(f"{line}\n")
+            self.file.flush()
         except OSError:
-            self._closed()
+            self.closed()
 
 
 class _OutputHandler(logging.Handler):
@@ -138,7 +139,3 @@ def relayed_logs(output: Output) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-
-
-def _known(count: int | None) -> str:
-    return "?" if count is None else str(count)

@@ -8,11 +8,20 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentstream_operator.local.bindings import write_private
 from agentstream_operator.local.processes.reaper import Reaper, signal_group
-from agentstream_operator.local.processes.supervisor import STEADY, Pipe, describe_exit, restart_delay
+from agentstream_operator.local.processes.supervisor import (
+    STEADY,
+    Pipe,
+    describe_exit,
+    ended_or_set,
+    launch,
+    restart_delay,
+    terminate,
+)
 from agentstream_operator.local.screen.output import LocalError, cannot
 from agentstream_operator.local.server.valkey import (
     READY,
@@ -48,6 +57,7 @@ def pick_port(port: int | None) -> int:
         return free
 
 
+@dataclass(slots=True, eq=False)
 class EmbeddedServer:
     """A Valkey process that is restarted until it is stopped.
 
@@ -55,18 +65,15 @@ class EmbeddedServer:
     user named it.
     """
 
-    def __init__(
-        self, settings: ValkeySettings, *, shown: Path, lock: int, reaper: Reaper, say: Callable[[str], None]
-    ) -> None:
-        self._settings = settings
-        self._shown = shown
-        self._lock = lock
-        self._reaper = reaper
-        self._say = say
-        self._process: asyncio.subprocess.Process | None = None
-        self._log: asyncio.Task[None] | None = None
-        self._tail: deque[str] = deque(maxlen=_TAIL)
-        self._explained: str | None = None
+    settings: ValkeySettings
+    shown: Path
+    lock: int
+    reaper: Reaper
+    say: Callable[[str], None]
+    _process: asyncio.subprocess.Process | None = field(init=False, default=None)
+    _log: asyncio.Task[None] | None = field(init=False, default=None)
+    _tail: deque[str] = field(init=False, default_factory=lambda: deque(maxlen=_TAIL))
+    _explained: str | None = field(init=False, default=None)
 
     @property
     def pid(self) -> int | None:
@@ -80,10 +87,10 @@ class EmbeddedServer:
             LocalError: it does not start; names the cause.
         """
         try:
-            write_private(self._settings.config, config_text(self._settings))
-            write_private(self._settings.users, users_text(self._settings.password))
+            write_private(self.settings.config, config_text(self.settings))
+            write_private(self.settings.users, users_text(self.settings.password))
         except OSError as error:
-            raise cannot(f"write to {self._shown}", error) from error
+            raise cannot(f"write to {self.shown}", error) from error
         await self._launch()
 
     async def supervise(self) -> None:
@@ -97,58 +104,40 @@ class EmbeddedServer:
             failures = 1 if clock() - since >= STEADY else failures + 1
             # a killed process could not log the cause
             cause = "" if code == -signal.SIGKILL else f": {self._cause()}"
-            self._say(f"valkey ended ({describe_exit(code)}){cause}; restarting it")
+            self.say(f"valkey ended ({describe_exit(code)}){cause}; restarting it")
             while self.pid is None:
                 await asyncio.sleep(restart_delay(failures))
                 try:
                     await self._launch()
                 except LocalError as error:
                     failures += 1
-                    self._say(f"{error}; trying again in {restart_delay(failures):.1f} s")
-            self._say("valkey is back, with its data")
+                    self.say(f"{error}; trying again in {restart_delay(failures):.1f} s")
+            self.say("valkey is back, with its data")
 
     async def stop(self) -> None:
         """Lets the server write its data, and ends it."""
-        if self._process is None:
-            return
-        signal_group(self._process.pid, signal.SIGTERM)
-        try:
-            # not wait_for, which in Python 3.11 loses a cancellation that comes with the end
-            async with asyncio.timeout(_SHUTDOWN):
-                await self._process.wait()
-        except TimeoutError:
-            signal_group(self._process.pid, signal.SIGKILL)
-            await self._process.wait()
-        await self._ended()
+        if self._process is not None:
+            await terminate(self._process, _SHUTDOWN)
+            await self._ended()
 
     async def _launch(self) -> None:
         self._tail.clear()
         log = Pipe()
         ready = asyncio.Event()
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                self._settings.binary,
-                self._settings.config,
-                cwd=self._settings.directory,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log.inlet,
-                stderr=asyncio.subprocess.STDOUT,
-                process_group=0,
-                pass_fds=(self._lock,),
+            self._process = await launch(
+                self.reaper,
+                (self.settings.binary, self.settings.config),
+                log,
+                cwd=self.settings.directory,
+                pass_fds=(self.lock,),
                 # keep ignoring SIGXFSZ: a limit on file sizes is to be a write error that the server reports
                 restore_signals=False,
             )
         except OSError as error:
-            log.abandon()
-            raise cannot(f"start {self._settings.binary}", error) from error
-        self._reaper.watch(self._process.pid)
+            raise cannot(f"start {self.settings.binary}", error) from error
         self._log = asyncio.create_task(self._read_log(log, ready), name="valkey log")
-        waits = [asyncio.create_task(ready.wait()), asyncio.create_task(self._process.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await ended_or_set(self._process, ready)
         if not ready.is_set():
             await self._ended()
             raise LocalError(f"valkey does not start: {self._cause()}")
@@ -158,19 +147,19 @@ class EmbeddedServer:
             self._tail.append(line)
             if READY in line:
                 ready.set()
-            explanation = explain(line, self._shown, self._settings.port)
+            explanation = explain(line, self.shown, self.settings.port)
             # the server logs the same error every second
             if explanation is not None and explanation != self._explained and ready.is_set():
                 self._explained = explanation
-                self._say(explanation)
+                self.say(explanation)
 
     def _cause(self) -> str:
-        return cause_of_end(list(self._tail), self._shown, self._settings.port)
+        return cause_of_end(list(self._tail), self.shown, self.settings.port)
 
     async def _ended(self) -> None:
         if self._log is not None:
             await self._log
         if self._process is not None:
             signal_group(self._process.pid, signal.SIGKILL)
-            self._reaper.forget(self._process.pid)
+            self.reaper.forget(self._process.pid)
         self._process = self._log = None
