@@ -189,7 +189,7 @@ async def test_what_a_deleted_pod_renews_again_and_again_is_freed_as_often(
     server: Server, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # long enough for a slow machine; ever longer waits alone would take minutes for as many times
-    monkeypatch.setattr(departures, "_LINGER", 10_000)
+    monkeypatch.setattr(departures, "_LONGEST_INTERVAL", 10_000)
 
     async def is_free() -> bool:
         return admin.xpending_range(KEY, "coder", "-", "+", 1)[0]["time_since_delivered"] > LEASE
@@ -325,7 +325,7 @@ async def test_a_name_that_holds_entries_is_not_removed_with_them(server: Server
         await op.put(STREAM, GROUP)
         take(admin, GONE)
         await op.engine.pod_gone(GROUP.key, Gone(GONE))
-        await op.engine._pod_cleanup._tidy()
+        await op.engine._pod_cleanup._remove_unnoticed()
         assert f"{GONE}.1" in consumers(admin)
         assert admin.xpending(KEY, "coder")["pending"] == 1
 
@@ -413,7 +413,7 @@ async def tidied(op: Operator, admin: redis.Redis, key: str = KEY, group: str = 
         return all(consumer["idle"] > 0 for consumer in admin.xinfo_consumers(key, group))
 
     await until(idle)
-    await op.engine._pod_cleanup._tidy()
+    await op.engine._pod_cleanup._remove_unnoticed()
     return consumers(admin, key, group)
 
 

@@ -23,7 +23,7 @@ _LEASES = 3
 """Leases of silence after which a consumer without a known pod counts as gone."""
 
 
-_LINGER = 16
+_LONGEST_INTERVAL = 16
 """Longest interval, in rounds, between two releases for a deleted pod; then they end."""
 
 _TOGETHER, _NO_LONGER = 0.25, 1.0
@@ -46,7 +46,9 @@ class PodCleanup:
     broker: Broker
     cluster: Cluster
     _holding: set[tuple[ResourceKey, Gone]] = field(default_factory=set, init=False)
-    _lingering: dict[tuple[ResourceKey, Gone], tuple[float, float]] = field(default_factory=dict, init=False)
+    _to_release_again: dict[tuple[ResourceKey, Gone], tuple[float, float]] = field(
+        default_factory=dict, init=False
+    )
     _deleted: dict[ResourceKey, _Deleted] = field(default_factory=dict, init=False)
 
     async def pod_gone(self, workload: ResourceKey, gone: Gone, *, for_good: bool = False) -> None:
@@ -56,19 +58,19 @@ class PodCleanup:
         then released repeatedly, since the processes of a force-deleted pod go on for a while.
         """
         if not for_good:
-            await self._free(workload, {gone}, for_good=False)
+            await self._release(workload, {gone}, for_good=False)
             return
         interval, now = self.state.options.loops.measure, asyncio.get_running_loop().time()
-        self._lingering[workload, gone] = (now + interval, interval)
+        self._to_release_again[workload, gone] = (now + interval, interval)
         deleted = self._deleted.get(workload)
         if deleted is None:
             deleted = self._deleted[workload] = _Deleted({gone})
-            await self._free_together(workload, deleted, now + _NO_LONGER)
+            await self._release_together(workload, deleted, now + _NO_LONGER)
         else:
             deleted.pods.add(gone)
             deleted.another.set()
 
-    async def _free_together(self, workload: ResourceKey, deleted: _Deleted, deadline: float) -> None:
+    async def _release_together(self, workload: ResourceKey, deleted: _Deleted, deadline: float) -> None:
         """Releases once no further pod is deleted: that pod would claim the messages, and end with them."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(TimeoutError):
@@ -77,16 +79,16 @@ class PodCleanup:
                     await deleted.another.wait()
                 deleted.another.clear()
         del self._deleted[workload]
-        await self._free(workload, deleted.pods, for_good=True)
+        await self._release(workload, deleted.pods, for_good=True)
 
-    async def _free(self, workload: ResourceKey, pods: set[Gone], *, for_good: bool) -> None:
+    async def _release(self, workload: ResourceKey, pods: set[Gone], *, for_good: bool) -> None:
         try:
             consumed = tuple(self._consumed(workload))
             release = self.broker.release_pod
             releases = (release(*group, gone, for_good=for_good) for gone in pods for group in consumed)
-            freed = await asyncio.gather(*releases)
+            released = await asyncio.gather(*releases)
             owner = self.state.resources.groups.get(workload)
-            if any(freed) and owner is not None:
+            if any(released) and owner is not None:
                 await self.broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
             for gone in pods:
                 await self._remove(workload, gone)
@@ -107,32 +109,32 @@ class PodCleanup:
             if self.state.backend.outage is not None:
                 continue
             try:
-                await self._free_again(loop.time())
+                await self._release_again(loop.time())
                 # the others were just looked at
-                for workload, gone in self._holding - self._lingering.keys():
+                for workload, gone in self._holding - self._to_release_again.keys():
                     await self._remove(workload, gone)
                 if loop.time() >= due:
                     due = loop.time() + loops.resync
-                    await self._tidy()
+                    await self._remove_unnoticed()
             except AgentStreamError as error:
                 _log.info("could not remove consumers of deleted pods yet: %s", error)
 
-    async def _free_again(self, now: float) -> None:
+    async def _release_again(self, now: float) -> None:
         """Releases what recently deleted pods claimed or renewed since.
 
         Pods that still hold messages are checked in each round, others after ever longer intervals.
         """
-        for (workload, gone), (due, wait) in tuple(self._lingering.items()):
+        for (workload, gone), (due, wait) in tuple(self._to_release_again.items()):
             if due <= now or (workload, gone) in self._holding:
-                await self._free(workload, {gone}, for_good=True)
+                await self._release(workload, {gone}, for_good=True)
             if due > now:
                 continue
-            if wait < _LINGER * self.state.options.loops.measure:
-                self._lingering[workload, gone] = (now + 2 * wait, 2 * wait)
+            if wait < _LONGEST_INTERVAL * self.state.options.loops.measure:
+                self._to_release_again[workload, gone] = (now + 2 * wait, 2 * wait)
             else:
-                del self._lingering[workload, gone]
+                del self._to_release_again[workload, gone]
 
-    async def _tidy(self) -> None:
+    async def _remove_unnoticed(self) -> None:
         """Finds consumers whose pods ended unnoticed, as while this process was down."""
         for group in tuple(self.state.resources.groups.values()):
             pods = await self.cluster.pods(group) if group.spec.template is not None else None
