@@ -20,6 +20,9 @@ DEFAULT_TIMEOUT = 30.0
 ROUTE_PATIENCE = 10.0
 """Seconds to wait for a route that is not declared yet."""
 
+_LATER: Any = None
+"""The stream of a record that was not offered to one yet, and the future of its entry."""
+
 OnFull = Literal["wait", "raise", "shed"]
 """What to do with a message when its stream is full."""
 
@@ -55,7 +58,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     once: str | None = None
 
 
-class OutgoingRecord:
+class OutgoingRecord(msgspec.Struct, eq=False):
     """A message that fits the envelope's schema, with the options of sending it.
 
     `once` is an idempotency key: within an hour, a stream gets one message with it. `timeout` and `patience`
@@ -67,45 +70,33 @@ class OutgoingRecord:
         InvalidMessage: the message or an option is invalid.
     """
 
-    __slots__ = (
-        *("_sign", "data", "deadline", "entry", "message", "on_full", "once", "options", "patience"),
-        *("produces", "signature", "signed_at", "since", "stream", "trace"),
-    )
+    message: Message
+    stream: str | None = None
+    once: str | None = None
+    on_full: OnFull = "wait"
+    timeout: float = DEFAULT_TIMEOUT
+    patience: float = ROUTE_PATIENCE
+    data: bytes = b""
+    since: float = 0.0
+    deadline: float = 0.0
+    trace: bytes = b""
+    produces: Produces = _LATER
+    options: Sequence[Argument] = ()
+    signature: Sequence[Argument] = ()
+    signed_at: float = math.inf
+    sign: Callable[[], Sequence[Argument]] = tuple
+    entry: asyncio.Future[str] = _LATER
 
-    def __init__(
-        self,
-        message: Message,
-        *,
-        stream: str | None = None,
-        once: str | None = None,
-        on_full: OnFull = "wait",
-        timeout: float = DEFAULT_TIMEOUT,
-        patience: float = ROUTE_PATIENCE,
-    ) -> None:
-        if on_full == "shed" and message.type != "event":
-            raise InvalidMessage(f"only events may be shed, and this is a {message.type}")
+    def __post_init__(self) -> None:
+        """Checks the options, and encodes the message."""
+        if self.on_full == "shed" and self.message.type != "event":
+            raise InvalidMessage(f"only events may be shed, and this is a {self.message.type}")
         # the server would refuse the whole batch because of this key
-        if once is not None and not (is_reference(once) and is_unicode(once)):
+        if self.once is not None and not (is_reference(self.once) and is_unicode(self.once)):
             raise InvalidMessage("once= is a string of 1 to 512 characters")
-        self.message: Message = message
-        self.stream: str | None = stream
-        self.once: str | None = once
-        self.on_full: OnFull = on_full
-        self.patience: float = patience
-        self.data: bytes = encode(message)
-        self.since: float = asyncio.get_running_loop().time()
-        self.deadline: float = self.since + timeout
-        self.trace: bytes = b""
-        self.produces: Produces
-        self.options: Sequence[Argument] = ()
-        self.signature: Sequence[Argument] = ()
-        self.signed_at: float = math.inf
-        self.entry: asyncio.Future[str]
-
-    @property
-    def offered_to(self) -> Produces | None:
-        """The stream that the record was last offered to; None before the first offer."""
-        return getattr(self, "produces", None)
+        self.data = encode(self.message)
+        self.since = asyncio.get_running_loop().time()
+        self.deadline = self.since + self.timeout
 
     def sent(self, entry: str) -> SentMessage:
         """Returns the result of sending, given the id of the entry; empty if the record was shed."""
@@ -119,10 +110,10 @@ class OutgoingRecord:
         """
         self.signature = sign()
         self.signed_at = now
-        self._sign = sign
+        self.sign = sign
 
     def sign_again(self, now: float) -> None:
         """Renews the signature: consumers take an old one for a replay."""
         # without the key, the old signature is the best there is
         with contextlib.suppress(SettingsError):
-            self.sign_with(self._sign, now)
+            self.sign_with(self.sign, now)

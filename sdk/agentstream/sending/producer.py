@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Unpack
 
+import msgspec
+
 from agentstream.errors import NoRoute
 from agentstream.identity.keyring import Keyring
 from agentstream.identity.settings import Settings
@@ -112,7 +114,10 @@ class Producer:
             AccessDenied: the server refused credentials or rights until the deadline.
             ServerRefused: the server refused for another reason until the deadline.
         """
-        one = OutgoingMessage(type=type, payload=payload, to=to, reply_to=reply_to, **options)
+        one = OutgoingMessage(type=type, payload=payload, to=to, reply_to=reply_to)
+        if options:
+            # most messages have none: merging even an empty dict doubles the time of the line above
+            one = msgspec.structs.replace(one, **options)
         return await self._sender.send(self._record(one, timeout, on_full))
 
     async def send_many(
@@ -279,5 +284,5 @@ class Producer:
 
 def new_id() -> str:
     """Makes a random UUID (version 4), in a fraction of the time that `uuid.uuid4` takes."""
-    digits = f"{random.getrandbits(128):032x}"
+    digits = random.getrandbits(128).to_bytes(16).hex()
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"

@@ -140,7 +140,7 @@ class Requests:
             _log.warning("dropped an entry of the reply stream that is no message: %s", error)
             return
         pending = self._pending.get(message.correlation_id or "")
-        sent_to = None if pending is None else pending.record.offered_to
+        sent_to = None if pending is None else pending.record.produces
         if pending is None or pending.reply.done() or sent_to is None:
             _log.debug("dropped the reply %s of %s: no request is pending", message.id, message.sender)
             return
