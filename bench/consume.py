@@ -33,7 +33,7 @@ import hiredis
 import redis.asyncio
 
 from agentstream.protocol.envelope import Message, encode
-from agentstream.sending.producer import new_id
+from agentstream.sending.outgoing import new_id
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server, builds

@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from agentstream.protocol.keys import StreamKeys
-from agentstream.sending.producer import new_id
+from agentstream.sending.outgoing import new_id
 from agentstream.testing import Sandbox
 from agentstream_operator.plan.retention import JanitorSpec
 from faults.drill import GROUP, Drill

@@ -162,9 +162,8 @@ class Batcher:
 
     def _is_to_repeat(self, error: Exception) -> bool:
         """Whether the server may have added the batch, at this attempt or an earlier one."""
-        if isinstance(error, WireClosed):
-            return False
-        return isinstance(error, ConnectionLost) or self._doubt is not None
+        may_have_come = isinstance(error, ConnectionLost) or self._doubt is not None
+        return may_have_come and not isinstance(error, WireClosed)
 
     async def _attempt(self, command: Command) -> Sequence[str] | Exception:
         try:

@@ -42,11 +42,7 @@ _decoder = msgspec.json.Decoder(Notification)
 
 
 def notification(sender: str, payload: dict[str, Any]) -> bytes:
-    """Encodes a notification that is sent now.
-
-    Raises:
-        InvalidMessage: the payload is no JSON object.
-    """
+    """Encodes a notification that is sent now. Raises InvalidMessage if the payload is no JSON object."""
     try:
         data = _encoder.encode(Notification(sender=sender, payload=payload, timestamp=time.time()))
         _decoder.decode(data)

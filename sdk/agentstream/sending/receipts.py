@@ -137,11 +137,7 @@ class Receipt:
 
 
 def groups_needed(quorum: float | None, expected: int) -> int:
-    """Returns how many of the expected groups make a quorum.
-
-    Raises:
-        ValueError: the quorum is neither a positive whole number nor a share between 0 and 1.
-    """
+    """Returns how many of the expected groups make a quorum. Raises ValueError for what is none."""
     if quorum is None:
         return expected
     if isinstance(quorum, int) and not isinstance(quorum, bool) and quorum > 0:
@@ -154,9 +150,7 @@ def groups_needed(quorum: float | None, expected: int) -> int:
 async def broadcast_stream(directory: Directory, stream: str | None, timeout: float) -> Produces:
     """Finds the broadcast stream that an agent produces to, with the groups that are declared now.
 
-    Raises:
-        NoRoute: there is none, or more than one.
-        ConnectionLost, AccessDenied, ServerRefused: the routes could not be read until the deadline.
+    Raises NoRoute if there is none, or more than one, and the errors of reading routes at the deadline.
     """
     patience = min(_ROUTE_PATIENCE, timeout)
     directory.forget_older(_FRESH)

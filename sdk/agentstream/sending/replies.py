@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +18,19 @@ import msgspec
 
 from agentstream.errors import AgentStreamError, InvalidMessage
 from agentstream.identity.keyring import Keyring
-from agentstream.payloads.types import payload_of, version_of
 from agentstream.protocol import commands
-from agentstream.protocol.envelope import Message, decode, encode
+from agentstream.protocol.envelope import Message, decode
 from agentstream.protocol.keys import reply_key
 from agentstream.protocol.reasons import FLAWS
 from agentstream.protocol.routes import OFF, Consumes
 from agentstream.protocol.signatures import answer_domain
-from agentstream.sending.outgoing import DEFAULT_TIMEOUT, ROUTE_PATIENCE, OutgoingRecord
+from agentstream.sending.outgoing import (
+    DEFAULT_TIMEOUT,
+    ROUTE_PATIENCE,
+    OutgoingMessage,
+    OutgoingRecord,
+    record_of,
+)
 from agentstream.telemetry.tracing import spans
 from agentstream.transport.retry import retry_until
 
@@ -58,13 +62,13 @@ class Replies:
         patience: float = ROUTE_PATIENCE,
     ) -> None:
         """Replies to a request that a group with this policy delivered; see `Delivery.reply`."""
-        answer = self._answer_to(request, payload)
+        answer = self._answer_to(request, payload, timeout, patience)
         if is_reply_key(request.reply_to, self.namespace, request.sender):
             tracing = spans()
             with contextlib.nullcontext(b"") if tracing is None else tracing.answering(request) as carried:
                 await self._put(request, answer, policy, timeout, trace=carried)
         else:
-            await self.send(OutgoingRecord(answer, timeout=timeout, patience=patience))
+            await self.send(answer)
 
     async def gave_up(self, body: bytes | None, policy: Consumes, reason: str, error: str) -> None:
         """Tells the requester that its request became a dead letter; tries for some seconds.
@@ -77,29 +81,23 @@ class Replies:
             request = decode(body)
             # a group with deliverAll also gets the requests of other agents
             if request.to == self.agent and is_reply_key(request.reply_to, self.namespace, request.sender):
-                answer = self._answer_to(request, {"error": error})
+                answer = self._answer_to(request, {"error": error}, _FAILURE_PATIENCE)
                 if reason in FLAWS:
                     # a forged request must not yield a signed reply
                     policy = msgspec.structs.replace(policy, signatures=OFF)
                 await self._put(request, answer, policy, _FAILURE_PATIENCE, failure=reason)
 
-    def _answer_to(self, request: Message, payload: Any) -> Message:
-        return Message(
-            v=1,
-            id=str(uuid.uuid4()),
-            sender=self.agent,
-            to=request.sender,
-            type="task_result",
-            payload=payload_of(payload),
-            schema_version=version_of(payload),
-            timestamp=time.time(),
-            correlation_id=request.id,
-        )
+    def _answer_to(
+        self, request: Message, payload: Any, timeout: float, patience: float = ROUTE_PATIENCE
+    ) -> OutgoingRecord:
+        fields = {"to": request.sender, "payload": payload, "correlation_id": request.id}
+        one = OutgoingMessage(type="task_result", **fields)
+        return record_of(self.agent, one, timeout, patience=patience)
 
     async def _put(
         self,
         request: Message,
-        answer: Message,
+        answer: OutgoingRecord,
         policy: Consumes,
         timeout: float,
         *,
@@ -108,7 +106,7 @@ class Replies:
     ) -> None:
         """Adds a reply to its stream. It may be added twice: the requester takes the first one."""
         assert request.reply_to is not None  # noqa: S101 - it is a reply stream
-        data, domain = encode(answer), answer_domain(request.reply_to, failure)
+        data, domain = answer.data, answer_domain(request.reply_to, failure)
         more: tuple[str | bytes, ...] = () if failure is None else (FAILURE, failure)
         if trace:
             more += ("t", trace)

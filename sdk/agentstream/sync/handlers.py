@@ -16,11 +16,7 @@ _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 
 class Exit(BaseException):
-    """Carries SystemExit or KeyboardInterrupt of a handler past the event loop, which would end by it.
-
-    Attributes:
-        error: what the handler raised.
-    """
+    """Carries SystemExit or KeyboardInterrupt of a handler past the event loop, which would end by it."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(error)
@@ -69,11 +65,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _translated(annotation: Any) -> Any:
-    """Translates the annotation of a parameter to the asynchronous face.
-
-    Raises:
-        TypeError: the annotation names the asynchronous `Delivery`.
-    """
+    """Translates the annotation of a parameter to the asynchronous face, unless it belongs there already."""
     origin = typing.get_origin(annotation)
     if delivery.Delivery in (annotation, origin):
         raise TypeError("a handler that is not asynchronous takes the Delivery of agentstream.sync")

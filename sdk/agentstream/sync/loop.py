@@ -47,11 +47,7 @@ class LoopThread:
         return self._ended or not self.is_here
 
     def start(self) -> None:
-        """Starts the thread.
-
-        Raises:
-            Ended: the thread was started before, or this is another process.
-        """
+        """Starts the thread. Raises Ended if it was started before, or if this is another process."""
         self._check_process()
         if self._thread is not None:
             raise Ended(f"the {self._what} is entered once: make another one")
@@ -65,8 +61,7 @@ class LoopThread:
     ) -> _Result:
         """Runs a coroutine function, and returns its result. An interrupted wait cancels the coroutine.
 
-        Raises:
-            Ended: the agent has ended, was not entered, or belongs to another process.
+        Raises Ended if the agent has ended, was not entered, or belongs to another process.
         """
         future = self._submit(partial(work, *args, **kwargs))
         try:

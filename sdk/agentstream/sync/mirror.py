@@ -127,11 +127,7 @@ class SyncIterator(SyncFace[_Iterated]):
         self.close()
 
     def _next(self, fetch: Call[_Result]) -> _Result:
-        """Waits for the next item.
-
-        Raises:
-            StopIteration: there are no more items.
-        """
+        """Waits for the next item; raises StopIteration where there are no more."""
         try:
             return self._loop.run(fetch)
         except (StopAsyncIteration, Ended):

@@ -36,13 +36,10 @@ __all__ = [
 _HOMES = {
     "AgentProcess": "process",
     "DeadLetter": "topology",
-    "Fault": "faults",
-    "Faults": "faults",
     "Sandbox": "sandbox",
-    "SandboxError": "server",
-    "Server": "server",
     "SyncSandbox": "blocking",
-    "block_loop": "faults",
+    **dict.fromkeys(("Fault", "Faults", "block_loop"), "faults"),
+    **dict.fromkeys(("SandboxError", "Server"), "server"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from agentstream.sync import Agent
 from agentstream.sync.agent import SyncAgent
@@ -18,13 +18,9 @@ from agentstream.testing.server import Server
 class KillableSyncAgent(SyncAgent):
     """An agent that can end as by SIGKILL; see `SyncSandbox.kill`."""
 
-    def __init__(self, original: KillableAgent) -> None:
-        super().__init__(original)
-        self._victim = original
-
     def crash(self) -> None:
         """Ends the agent without another command to the server, and its thread."""
-        self._loop.complete(self._victim.crash)
+        self._loop.complete(cast("KillableAgent", self._original).crash)
         self._loop.end()
 
 

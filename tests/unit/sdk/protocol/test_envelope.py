@@ -21,7 +21,7 @@ from agentstream.errors import InvalidMessage
 from agentstream.protocol import generate
 from agentstream.protocol.envelope import Message, decode, encode, message_schema
 from agentstream.sending.notifications import notification
-from agentstream.sending.producer import new_id
+from agentstream.sending.outgoing import new_id
 
 SCHEMA = jsonschema.Draft202012Validator(message_schema())
 PUBLISHED = Path(__file__).parents[4] / "docs" / "reference" / "message.schema.json"
