@@ -40,12 +40,7 @@ from agentstream.transport.subscriptions import Subscriptions
 
 
 class Producer:
-    """The half of an agent that sends; see `Agent`.
-
-    Attributes:
-        name: the agent's name.
-        namespace: its namespace.
-    """
+    """The half of an agent that sends; see `Agent`."""
 
     def __init__(self, settings: Settings) -> None:
         self.name: str = settings.agent

@@ -27,10 +27,7 @@ def adapted(function: _Handler, loop: LoopThread) -> _Handler:
     """Wraps a handler so that `agentstream.Agent.on` takes it.
 
     The wrapper's signature names the asynchronous `Delivery`, so that `Agent.on` decides for both faces what
-    a handler is called with.
-
-    Raises:
-        TypeError: the function is asynchronous.
+    a handler is called with. Raises TypeError for an asynchronous function.
     """
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - an object may be called, too

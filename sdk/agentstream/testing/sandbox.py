@@ -173,9 +173,6 @@ class Sandbox(Topology):
             raise TypeError(f"{agent.name} cannot be killed: make the agent with Sandbox.agent")
         await agent.crash()
 
-    def _sign(self, stream: str) -> None:
-        self._bindings.sign(stream)
-
     async def _call(self, *args: Argument) -> Any:
         if asyncio.get_running_loop() is not self._loop:
             # the reply would never arrive

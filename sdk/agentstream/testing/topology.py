@@ -16,6 +16,7 @@ from agentstream.protocol.contracts import FIRST_VERSION, contracts_digest, fiel
 from agentstream.protocol.envelope import Message, MessageType, decode
 from agentstream.protocol.keys import StreamKeys, default_stream_key, routes_key
 from agentstream.protocol.routes import OFF, Consumes, Produces, Route, encode_route
+from agentstream.testing.server import Bindings
 from agentstream.transport.client import Argument
 
 INSTALLATION, NAMESPACE = "agentstream", "test"
@@ -95,6 +96,8 @@ class _Observed(msgspec.Struct):
 class Topology(ABC):
     """The streams and groups that are declared on one server, and the state of their messages."""
 
+    _bindings: Bindings
+
     def __init__(self) -> None:
         self._streams: dict[str, DeclaredStream] = {}
         self._groups: dict[tuple[str, str], Consumes] = {}
@@ -124,7 +127,7 @@ class Topology(ABC):
         """
         schemas = schemas_of(contracts)
         if signed is not None:
-            self._sign(name)
+            self._bindings.sign(name)
         stream = DeclaredStream(name, tuple(producers), broadcast, signed or OFF, schemas)
         owner = {"name": name, "namespace": NAMESPACE}
         await self._call(*commands.create_stream(stream.key, owner))
@@ -243,10 +246,6 @@ class Topology(ABC):
     @abstractmethod
     async def _call(self, *args: Argument) -> Any:
         """Sends a command to the server and returns its reply."""
-
-    @abstractmethod
-    def _sign(self, stream: str) -> None:
-        """Makes the signing key of a stream."""
 
     def _declared(self, name: str) -> DeclaredStream:
         if name not in self._streams:
