@@ -148,10 +148,7 @@ def groups_needed(quorum: float | None, expected: int) -> int:
 
 
 async def broadcast_stream(directory: Directory, stream: str | None, timeout: float) -> Produces:
-    """Finds the broadcast stream that an agent produces to, with the groups that are declared now.
-
-    Raises NoRoute if there is none, or more than one, and the errors of reading routes at the deadline.
-    """
+    """Finds the broadcast stream that an agent produces to, with the groups that are declared now."""
     patience = min(_ROUTE_PATIENCE, timeout)
     directory.forget_older(_FRESH)
     produces = await retry_until(lambda: directory.target(BROADCAST, stream, patience), timeout)

@@ -71,10 +71,7 @@ class Replies:
             await self.send(answer)
 
     async def gave_up(self, body: bytes | None, policy: Consumes, reason: str, error: str) -> None:
-        """Tells the requester that its request became a dead letter; tries for some seconds.
-
-        The body may be the envelope of any message; only a request has a requester.
-        """
+        """Tells the requester that its request became a dead letter; other messages have none."""
         if body is None or b'"reply_to"' not in body:
             return
         with contextlib.suppress(InvalidMessage, AgentStreamError):

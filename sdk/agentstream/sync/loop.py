@@ -25,7 +25,7 @@ class LoopThread:
     """Runs coroutines in an event loop for threads that wait for their results."""
 
     def __init__(self, name: str, what: str = "agent") -> None:
-        """Takes the name of the thread, and what runs in the loop, for error messages."""
+        # `what` runs in the loop, by the error messages
         self._name = name
         self._what = what
         self._process = os.getpid()
@@ -59,10 +59,7 @@ class LoopThread:
     def run(
         self, work: Callable[_P, Coroutine[Any, Any, _Result]], *args: _P.args, **kwargs: _P.kwargs
     ) -> _Result:
-        """Runs a coroutine function, and returns its result. An interrupted wait cancels the coroutine.
-
-        Raises Ended if the agent has ended, was not entered, or belongs to another process.
-        """
+        """Runs a coroutine function, and returns its result. An interrupted wait cancels the coroutine."""
         future = self._submit(partial(work, *args, **kwargs))
         try:
             return _result(future)

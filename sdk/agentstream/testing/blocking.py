@@ -52,15 +52,12 @@ class SyncSandbox(SyncFace[Sandbox], of=Sandbox):
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._loop.end)
+            closing.callback(self._loop.complete, self._original.__aexit__, None, None, None)
             # agents hand back their messages when they close
             self.heal()
             self._agents.close()
-        finally:
-            try:
-                self._loop.complete(self._original.__aexit__, None, None, None)
-            finally:
-                self._loop.end()
 
     @mirrors(Sandbox.declare_stream)
     def declare_stream(self) -> None: ...
