@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from cluster.conftest import Deploy
@@ -110,6 +111,16 @@ async def test_for_the_whole_cluster_and_through_a_restart_of_the_api_server(
             team.create(a_stream(), a_group())
             await team.ready(a_stream(), a_group())
         assert operator.complaints() == []
+        assert operator.process is not None
+        # away for longer than the Lease is kept: the operator ends, and is started again
+        server.kill()
+        assert await asyncio.to_thread(operator.process.wait, 60) == 1
+        assert "lost the Lease" in operator.log
+        server.start()
+        teams[0].create(a_stream("late"))
+        operator.start(long_lease=True)
+        await teams[0].ready(a_stream("late"), timeout=60)
+        # away for less, however long this machine takes: the operator goes on
         server.restart()
         teams[0].create(a_stream("new"))
         await teams[0].ready(a_stream("new"), timeout=60)

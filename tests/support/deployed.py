@@ -22,6 +22,15 @@ from support.servers import free_port
 _ACCESS = {"ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
 _LEASE = "leases"
 
+_SLOW_TO_GIVE_UP = """\
+from agentstream_operator.cli import main
+from agentstream_operator.cluster import leader
+
+leader.DURATION, leader._DEADLINE = 100, 90.0
+main()
+"""
+"""The operator, with a Lease that outlasts any restart of the API server on a busy machine."""
+
 
 def grant(server: ApiServer, home: str, namespaces: tuple[str, ...]) -> str:
     """Gives the operator in namespace `home` what the chart gives it; for all namespaces if none is named.
@@ -88,8 +97,8 @@ class Deployed:
         """The namespace in which it lives."""
         return self.user.split(":")[2]
 
-    def start(self, *arguments: str) -> None:
-        """Starts the process."""
+    def start(self, *arguments: str, long_lease: bool = False) -> None:
+        """Starts the process; with a long Lease, it goes on for 90 s without the API server instead of 6."""
         self._server.access_of(self.home, self.user.split(":")[3], self._kubeconfig)
         environment = os.environ | {
             "KUBECONFIG": str(self._kubeconfig),
@@ -100,9 +109,10 @@ class Deployed:
             "AGENTSTREAM_METRICS_PORT": str(self._metrics_port),
             "AGENTSTREAM_HEALTH_PORT": str(self._health_port),
         }
+        program = ("-c", _SLOW_TO_GIVE_UP) if long_lease else ("-m", "agentstream_operator")
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agentstream_operator", "operator", *arguments],
+                [sys.executable, *program, "operator", *arguments],
                 env=environment,
                 stdout=log,
                 stderr=log,
