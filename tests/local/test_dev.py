@@ -31,7 +31,8 @@ def declare(dev: Dev, text: str) -> None:
 async def test_consumers_come_with_the_work_and_go_with_it(dev: Dev) -> None:
     declare(dev, coders(messages=20))
     await dev.start("m.yaml", "--until-idle", "2s", "--output", "json")
-    await dev.line("from 0 to 2 consumers")
+    # where the sender is slow to start, the first measurement asks for one
+    await dev.line("to 2 consumers")
     seen = dev.remember()
     await dev.line("to 0 consumers")
     secrets = [
@@ -118,8 +119,9 @@ async def test_a_crash_loop_is_held_back_and_shown(dev: Dev) -> None:
 
 async def test_a_command_that_does_not_exist_is_one_line(dev: Dev) -> None:
     declare(dev, a_stream("tasks") + a_group("coder", "tasks", "no-such-program"))
-    await dev.start("m.yaml", "--for", "1s")
-    assert await dev.wait() == 0
+    await dev.start("m.yaml")
+    await dev.line("does not exist")
+    assert await dev.end() == 0
     about = [line for line in dev.lines if "no-such-program" in line and "error" in line]
     assert len(about) == 1
     assert about[0].endswith(
