@@ -1,4 +1,4 @@
-"""The number of undelivered entries is the true one, whatever happened to the stream and its groups."""
+"""The function library loads once, and its number of undelivered entries is the true one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 
+from agentstream.protocol import library
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
@@ -195,3 +196,20 @@ async def test_a_group_at_the_last_possible_id_has_no_backlog(
     admin.xgroup_create(KEY, "a", last)
     group = (await broker.observe(KEY, ())).groups["a"]
     assert (group.undelivered, group.last) == (0, last)
+
+
+async def test_a_present_library_is_not_loaded_again(server: Server, wire: Client) -> None:
+    assert not await library.load(wire.call)
+
+
+async def test_a_missing_library_is_loaded(server: Server, wire: Client) -> None:
+    await wire.call("FUNCTION", "FLUSH")
+    assert await library.load(wire.call)
+    assert await wire.call("FCALL_RO", "as1_revision", 0) == library.revision()
+
+
+async def test_a_newer_revision_is_never_replaced_by_an_older_one(server: Server, wire: Client) -> None:
+    newer = library.source().replace("local REVISION = ", "local REVISION = 9", 1)
+    await wire.call("FUNCTION", "LOAD", "REPLACE", newer)
+    assert not await library.load(wire.call)
+    assert int(await wire.call("FCALL_RO", "as1_revision", 0)) > library.revision()

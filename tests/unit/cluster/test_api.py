@@ -1,4 +1,4 @@
-"""What the API server is asked, and what becomes of its answers: refused, away, or done."""
+"""What the API server is asked, where it has objects, and what becomes of its answers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.kinds import (
     ACCESS_REVIEWS,
     AGENTSTREAMS,
+    CONSUMERGROUPS,
     DEPLOYMENTS,
     LEASES,
+    PODS,
     SECRETS,
 )
 from agentstream_operator.cluster.port import ClusterUnavailable
@@ -381,3 +383,21 @@ async def test_what_has_no_namespace_is_made_without_one() -> None:
     async with answering(says(201, {"status": {"allowed": True}})) as server:
         await server.api.create(ACCESS_REVIEWS, None, {"spec": {}})
     assert server.asked[0].path.startswith("/apis/authorization.k8s.io/v1/subjectaccessreviews?")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (SECRETS.path("team", "agentstream-coder"), "/api/v1/namespaces/team/secrets/agentstream-coder"),
+        (PODS.path(None), "/api/v1/pods"),
+        (DEPLOYMENTS.path("team", "a", "scale"), "/apis/apps/v1/namespaces/team/deployments/a/scale"),
+        (LEASES.path("team"), "/apis/coordination.k8s.io/v1/namespaces/team/leases"),
+        (AGENTSTREAMS.path(None), "/apis/agentstream.dev/v1alpha1/agentstreams"),
+        (
+            CONSUMERGROUPS.path("team", "coder", "status"),
+            "/apis/agentstream.dev/v1alpha1/namespaces/team/consumergroups/coder/status",
+        ),
+    ],
+)
+def test_an_object_is_where_its_kind_namespace_and_name_say(path: str, expected: str) -> None:
+    assert path == expected

@@ -1,4 +1,4 @@
-"""The Deployment that is made of a group's template."""
+"""The Deployment that is made of a group's template, how it is named and found again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from agentstream_operator.cluster.deployment import BINDING, HEALTH_PORT, deployment, revision
-from agentstream_operator.cluster.labels import AGENT_LABEL, GROUP_LABEL, MANAGED_BY
+from agentstream_operator.cluster.labels import (
+    AGENT_LABEL,
+    GROUP_LABEL,
+    MANAGED_BY,
+    OURS,
+    deployment_name,
+    is_ours,
+    secret_name,
+)
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from support.resources import a_group
 
@@ -289,3 +297,26 @@ def test_making_a_deployment_leaves_the_group_as_it_is() -> None:
 )
 def test_what_makes_no_sense_is_left_to_the_api_server_to_refuse(wrong: Json, path: str, kept: Any) -> None:
     assert at(made(wrong), path) == kept
+
+
+def test_children_are_named_after_whom_they_are_for() -> None:
+    assert (deployment_name("review"), secret_name("coder")) == ("review-consumer", "agentstream-coder")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "ours"),
+    [
+        ({"labels": {MANAGED_BY: "agentstream", "a": "b"}}, True),
+        ({"labels": {MANAGED_BY: "Helm"}}, False),
+        ({"labels": {}}, False),
+        ({"labels": None}, False),
+        ({}, False),
+    ],
+)
+def test_what_is_ours_carries_our_label(metadata: dict[str, Any], *, ours: bool) -> None:
+    assert is_ours(metadata) is ours
+
+
+def test_the_selector_finds_what_is_ours() -> None:
+    name, value = OURS.split("=")
+    assert is_ours({"labels": {name: value}})

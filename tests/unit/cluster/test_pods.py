@@ -1,4 +1,4 @@
-"""What is made of consumers' pods: when which of their processes have ended, and what deleting them costs."""
+"""Consumers' pods: their names, when their processes have ended, and what deleting them costs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agentstream_operator.cluster.pods import COST, PodSeen, deletion_cost, has_deletion_cost, read_pod
+from agentstream_operator.cluster.port import Pods
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import ResourceKey
 from unit.cluster.objects import Json, a_pod, container
@@ -123,3 +124,27 @@ def test_the_cost_grows_by_one_as_what_is_held_doubles(held: int, cost: str) -> 
 )
 def test_a_template_may_say_itself_what_its_pods_cost(template: Json, *, says: bool) -> None:
     assert has_deletion_cost(template) is says
+
+
+PODS = Pods("coder-consumer-", frozenset({"coder-consumer-5f4d-abcde"}))
+
+
+@pytest.mark.parametrize(
+    ("pod", "lost"),
+    [
+        ("coder-consumer-5f4d-vwxyz", True),
+        # of an older template
+        ("coder-consumer-9c8b-abcde", True),
+        ("coder-consumer-5f4d-abcde", False),
+        # of other groups: coder-consumer, and my-coder
+        ("coder-consumer-consumer-5f4d-abcde", False),
+        ("my-coder-consumer-5f4d-abcde", False),
+        # of agents that run elsewhere
+        ("coder-consumer-laptop", False),
+        ("coder-consumer-", False),
+        ("coder", False),
+        ("", False),
+    ],
+)
+def test_a_lost_pod_is_named_like_the_groups_and_not_alive(pod: str, *, lost: bool) -> None:
+    assert PODS.has_lost(pod) is lost

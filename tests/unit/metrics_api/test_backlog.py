@@ -1,16 +1,19 @@
-"""How much work groups have: asked at most once a second, together, and never taken for 0."""
+"""How much work groups have: asked at most once a second, together, never taken for 0, and counted."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.metrics_api.backlog import Backlogs, BacklogUnknownError
+from agentstream_operator.metrics_api.main import SelfMetrics
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from support.clock import run_virtually
@@ -230,3 +233,31 @@ def test_at_the_end_nobody_waits_for_ever() -> None:
             await waiting
 
     asking(test)
+
+
+def test_a_scrape_shows_answers_and_what_they_took() -> None:
+    counting: Any = SimpleNamespace(
+        groups=range(3),
+        reviews={"allowed": 2},
+        requests={("list", "agentstreams", 200): 1},
+        round_trips=7,
+    )
+    metrics = SelfMetrics(counting, counting, counting, counting)
+    for code in (200, 200, 503):
+        metrics.count_response(code)
+    status, _, body = metrics.reply()
+    shown = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+        if sample.name.startswith("agentstream_")
+    }
+    assert status == 200
+    assert shown == {
+        ("agentstream_external_answers_total", "200"): 2,
+        ("agentstream_external_answers_total", "503"): 1,
+        ("agentstream_external_groups",): 3,
+        ("agentstream_access_reviews_total", "allowed"): 2,
+        ("agentstream_api_requests_total", "200", "agentstreams", "list"): 1,
+        ("agentstream_redis_round_trips_total",): 7,
+    }

@@ -1,11 +1,11 @@
-"""Routes decide where a message goes, and errors say what is declared."""
+"""Routes decide where a message goes, come back as written, and errors say what is declared."""
 
 from __future__ import annotations
 
 import pytest
 
-from agentstream.errors import NoConsumerGroup, NoRoute
-from agentstream.protocol.routes import Consumes, Produces, Route
+from agentstream.errors import NoConsumerGroup, NoRoute, ProtocolError
+from agentstream.protocol.routes import Consumes, Produces, Route, decode_route, encode_route
 from agentstream.routing.choose import consumed_group, target
 
 TASKS, NEWS, AUDIT = (
@@ -91,3 +91,19 @@ def test_where_no_group_is_read_the_error_says_what_is_declared(
 ) -> None:
     with pytest.raises(NoConsumerGroup, match=says):
         consumed_group("coder", own, stream, group)
+
+
+def test_a_route_comes_back_as_it_was_written() -> None:
+    route = Route((Produces("news", "{n}", broadcast=True),), (Consumes("tasks", "{t}", "coder", lease=1),))
+    assert decode_route(encode_route(route)) == route
+
+
+def test_what_a_later_release_adds_is_ignored() -> None:
+    assert decode_route(b'{"produces":[{"stream":"a","key":"b","later":1}]}').produces == (
+        Produces("a", "b"),
+    )
+
+
+def test_what_is_no_route_is_an_error() -> None:
+    with pytest.raises(ProtocolError, match="not a route"):
+        decode_route(b'{"produces":[{}]}')

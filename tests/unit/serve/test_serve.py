@@ -1,17 +1,22 @@
-"""What a scrape shows."""
+"""The small HTTP server, and what it serves: probes and a scrape."""
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from dataclasses import replace
 
+import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agentstream_operator.plan.signal import UNKNOWN, Signal
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.report.metrics import GroupWork, OperatorHealth
+from agentstream_operator.serve.http import probe_reply, serving
 from agentstream_operator.serve.metrics import Metrics, MetricsSample
+from agentstream_operator.serve.probes import MISSED, STUCK, ProbeState, live, ready
+from support.servers import free_port
 
 NUMBERS = MetricsSample(
     leads=True,
@@ -140,3 +145,126 @@ def test_what_is_not_known_of_a_group_is_not_shown_as_none() -> None:
     shown = ours(Metrics(lambda: replace(NUMBERS, work=work)))
     found = {name: value for name, value in shown.items() if name.startswith("agentstream_group_")}
     assert found == {"agentstream_group_lag_known group=coder namespace=team stream=tasks": 0}
+
+
+def health(
+    *, outage: str | None = None, complete: bool = True, oldest: float = 0.0, waiting: int = 0
+) -> OperatorHealth:
+    """A healthy engine, but for this."""
+    return OperatorHealth(outage, complete, waiting, oldest, round_trips=7)
+
+
+WELL = ProbeState(leads=True, health=health())
+STANDBY = ProbeState(leads=False)
+UNREACHABLE = ProbeState(leads=True, health=health(outage="refused"))
+STARTING = ProbeState(leads=True)
+LISTING = ProbeState(leads=True, health=health(complete=False))
+BUSY = ProbeState(leads=True, health=health(waiting=10_000, oldest=STUCK))
+STUCK_FAST = ProbeState(leads=True, health=health(waiting=1, oldest=STUCK + 1))
+NEARLY_DEAF = ProbeState(leads=True, health=health(), missed=MISSED - 1)
+DEAF = ProbeState(leads=True, health=health(), missed=MISSED)
+BLIND = ProbeState(leads=True, health=health(), watching=False)
+
+
+@pytest.mark.parametrize("state", [WELL, STANDBY, STARTING, LISTING, BUSY, NEARLY_DEAF, UNREACHABLE])
+def test_a_restart_would_not_help_one_that_works_or_waits(state: ProbeState) -> None:
+    assert live(state) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (STUCK_FAST, "a resource has waited 301 s to be reconciled"),
+        (DEAF, "watches missed 3 changes in a row"),
+        (BLIND, "watches have ended"),
+    ],
+)
+def test_one_that_hangs_or_hears_nothing_is_not_alive_and_does_no_work(state: ProbeState, why: str) -> None:
+    assert live(state) == why
+    assert ready(state) == why
+
+
+@pytest.mark.parametrize("state", [WELL, STANDBY, BUSY, NEARLY_DEAF])
+def test_one_that_works_or_waits_for_the_lease_is_ready(state: ProbeState) -> None:
+    assert ready(state) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (STARTING, "starting"),
+        (LISTING, "listing resources"),
+        (UNREACHABLE, "Redis or Valkey does not answer: refused"),
+    ],
+)
+def test_one_that_cannot_work_yet_says_what_it_waits_for(state: ProbeState, why: str) -> None:
+    assert ready(state) == why
+
+
+def test_what_comes_first_is_told_first() -> None:
+    both = ProbeState(leads=True, health=health(outage="refused", complete=False))
+    assert ready(both) == "listing resources"
+
+
+def test_a_probe_is_answered_with_a_code_and_a_text() -> None:
+    assert probe_reply(None) == (200, "text/plain; charset=utf-8", b"ok\n")
+    assert probe_reply(None, "leads") == (200, "text/plain; charset=utf-8", b"leads\n")
+    assert probe_reply("störrisch") == (503, "text/plain; charset=utf-8", "störrisch\n".encode())
+
+
+has_both = socket.has_dualstack_ipv6
+PLAIN = "text/plain; charset=utf-8"
+
+
+async def get(port: int, path: str, method: str = "GET") -> tuple[int, str, str]:
+    """Status, content type and body of an answer."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, f"http://127.0.0.1:{port}{path}") as answer,
+    ):
+        return answer.status, answer.headers["Content-Type"], await answer.text()
+
+
+async def test_every_path_has_its_answer() -> None:
+    answers = {"/livez": lambda: (200, PLAIN, b"ok\n"), "/readyz": lambda: (503, PLAIN, b"starting\n")}
+    async with serving(free_port(), answers) as port:
+        assert await get(port, "/livez") == (200, PLAIN, "ok\n")
+        assert await get(port, "/readyz") == (503, PLAIN, "starting\n")
+        assert (await get(port, "/"))[0] == 404
+        assert (await get(port, "/livez", "POST"))[0] == 405
+
+
+async def test_answers_are_of_the_moment() -> None:
+    count = 0
+
+    def answer() -> tuple[int, str, bytes]:
+        nonlocal count
+        count += 1
+        return 200, PLAIN, str(count).encode()
+
+    async with serving(free_port(), {"/": answer}) as port:
+        assert [(await get(port, "/"))[2] for _ in range(2)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("both", [True, False])
+async def test_without_a_port_any_free_one_will_do(monkeypatch: pytest.MonkeyPatch, *, both: bool) -> None:
+    # not every machine has IPv6
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: both and has_both())
+    async with serving(0, {"/": lambda: (200, PLAIN, b"ok")}) as port:
+        assert (await get(port, "/"))[0] == 200
+
+
+async def test_a_port_that_is_taken_is_told_of() -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="Address already in use"):
+            async with serving(taken.getsockname()[1], {}):
+                pass
+
+
+async def test_a_port_is_free_again_afterwards() -> None:
+    port = free_port()
+    for _ in range(2):
+        async with serving(port, {"/": lambda: (200, PLAIN, b"ok")}):
+            assert (await get(port, "/"))[0] == 200

@@ -1,4 +1,4 @@
-"""What the address of a server may say, and what is said first on a connection."""
+"""Addresses of servers, the first words on a connection, delays between tries, error replies."""
 
 from __future__ import annotations
 
@@ -6,9 +6,24 @@ from importlib.metadata import version
 
 import hiredis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agentstream.errors import AccessDenied, ConnectionLost, ServerRefused, SettingsError
+from agentstream.consuming.settling import retry_delay
+from agentstream.errors import (
+    AccessDenied,
+    AgentStreamError,
+    Backpressure,
+    ConnectionLost,
+    InvalidMessage,
+    ServerRefused,
+    SettingsError,
+    StreamMissing,
+)
+from agentstream.protocol.routes import Consumes
 from agentstream.transport.endpoint import Endpoint, Target, greeted, handshake
+from agentstream.transport.error_replies import error_from_reply, group_is_gone, is_not_ready
+from agentstream.transport.retry import Backoff
 
 
 @pytest.mark.parametrize(
@@ -132,3 +147,75 @@ def test_what_the_connection_is_called_does_not_matter() -> None:
     greeted(NAMED, [b"OK", refused, refused], "here")
     with pytest.raises(ConnectionLost, match="here: ERR max number"):
         greeted(NAMED, [hiredis.ReplyError("ERR max number of clients reached"), b"OK", b"OK"], "here")
+
+
+POLICY = Consumes("tasks", "{t}", "coder", backoff_initial=1_000, backoff_factor=2.0, backoff_max=5_000)
+
+
+def test_delays_follow_the_policy() -> None:
+    assert [retry_delay(POLICY, attempt, 0) for attempt in range(1, 6)] == [1_000, 2_000, 4_000, 5_000, 5_000]
+
+
+@given(st.integers(1, 10**12), st.floats(0, 1))
+def test_jitter_only_adds_and_at_most_a_quarter(attempt: int, jitter: float) -> None:
+    delay = retry_delay(POLICY, attempt, 0)
+    assert delay <= retry_delay(POLICY, attempt, jitter) <= delay * 1.25
+
+
+def test_pauses_double_up_to_the_longest_and_start_anew_after_success() -> None:
+    backoff = Backoff(1, 5, lambda: 1.0)
+    assert [backoff.next() for _ in range(5)] == [1, 2, 4, 5, 5]
+    backoff.reset()
+    assert backoff.next() == 1
+
+
+def test_pauses_are_spread_over_their_second_half() -> None:
+    assert Backoff(1, 5, lambda: 0.0).next() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("BACKPRESSURE {a} holds 100 entries", Backpressure),
+        ("OOM command not allowed when used memory > 'maxmemory'.", Backpressure),
+        ("NOSTREAM {a}", StreamMissing),
+        ("NOAUTH Authentication required.", AccessDenied),
+        ("WRONGPASS invalid username-password pair or user is disabled.", AccessDenied),
+        ("NOPERM User a has no permissions to run the 'xadd' command", AccessDenied),
+        ("ERR ACL failure in script: User a has no permissions to run the 'xadd' command", AccessDenied),
+        ("ERR max number of clients reached", ConnectionLost),
+        ("ERR Protocol error: invalid bulk length", InvalidMessage),
+        ("LOADING Redis is loading the dataset in memory", ServerRefused),
+        ("READONLY You can't write against a read only replica.", ServerRefused),
+        ("MASTERDOWN Link with MASTER is down", ServerRefused),
+        ("ERR unknown command 'NOPE'", ServerRefused),
+    ],
+)
+def test_an_error_reply_says_what_is_the_matter(text: str, error: type[AgentStreamError]) -> None:
+    refused = error_from_reply(text, "redis://host")
+    assert type(refused) is error
+    assert text in str(refused)
+
+
+def test_only_a_refusal_says_that_a_group_is_gone() -> None:
+    assert group_is_gone(error_from_reply("NOGROUP No such key '{a}' or consumer group 'g'", "redis://host"))
+    assert not group_is_gone(error_from_reply("ERR no such key", "redis://host"))
+    assert not group_is_gone(ConnectionLost("NOGROUP: the server closed the connection"))
+
+
+@pytest.mark.parametrize(
+    ("text", "not_ready"),
+    [
+        ("LOADING Redis is loading the dataset in memory", True),
+        ("READONLY You can't write against a read only replica.", True),
+        ("MASTERDOWN Link with MASTER is down", True),
+        ("NOREPLICAS Not enough good replicas to write.", True),
+        ("ERR Function not found", True),
+        ("WRONGPASS invalid username-password pair or user is disabled.", True),
+        ("NOGROUP No such key '{a}' or consumer group 'g'", False),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
+        ("ERR Protocol error: invalid bulk length", False),
+    ],
+)
+def test_a_server_that_is_not_ready_has_done_nothing(text: str, *, not_ready: bool) -> None:
+    assert is_not_ready(error_from_reply(text, "redis://host")) is not_ready
