@@ -1,9 +1,10 @@
-"""`agentstream dev` from manifests to working agents, and through everything that may happen meanwhile."""
+"""`agentstream dev` from manifests to working agents, signed streams too, whatever happens meanwhile."""
 
 from __future__ import annotations
 
 import signal
 import socket
+import stat
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
+from agentstream_operator.local.bindings import SigningFiles
+from agentstream_operator.resources.meta import ResourceKey
 from support.dev import Dev, a_group, a_stream, coders, environment_of, is_alive
 from support.waiting import until
 
@@ -315,3 +318,34 @@ async def test_bindings_that_cannot_be_written_are_one_line(dev: Dev) -> None:
     await dev.start("m.yaml")
     assert await dev.wait() == 2
     assert dev.lines == ["error: cannot write to .agentstream: Is a directory"]
+
+
+STREAM = ResourceKey("AgentStream", "default", "tasks")
+
+
+def declare_signed(dev: Dev, rotation: int) -> None:
+    signing = f"producers: [boss], signing: {{policy: Require, rotation: {rotation}}}"
+    (dev.directory / "m.yaml").write_text(coders(messages=20).replace("producers: [boss]", signing))
+
+
+async def test_agents_have_the_keys_of_a_signed_stream_and_keep_them_over_a_restart(dev: Dev) -> None:
+    data = dev.directory / ".agentstream"
+    files = SigningFiles(data / "signing")
+    ids = []
+    for rotation in (0, 0, 1):
+        declare_signed(dev, rotation)
+        await dev.start("m.yaml", "--until-idle", "2s", "--output", "json")
+        assert await dev.wait() == 0
+        total = dev.summary["total"]
+        assert (total["acknowledged"], total["lost"], total["deadLettered"]) == (20, 0, 0)
+        found = files.read(STREAM)
+        assert found is not None
+        ids.append([key.id for key in found.keys])
+        for agent in ("boss", "coder"):
+            assert (data / "bindings" / f"default.{agent}" / "signing-tasks").exists()
+        assert not [key for key in found.keys if key.secret in dev.text]
+    first, second, third = ids
+    assert first == second == third[1:]
+    assert len(third) == 2
+    path = data / "signing" / "default.tasks"
+    assert [stat.S_IMODE(place.stat().st_mode) for place in (path.parent, path)] == [0o700, 0o600]

@@ -1,22 +1,27 @@
-"""Fetching: nothing that a consumer owns or may have is out of its reach, and slots bound what it holds."""
+"""Fetching: nothing is out of a consumer's reach, slots bound what it holds, and what is passed on."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import pytest
 
 from agentstream.agent import Agent
+from agentstream.consuming.hold import CLAIMED, Hold, claimed_holds
+from agentstream.protocol.commands import DONE, GroupCalls
 from agentstream.protocol.keys import Nudge, StreamKeys, nudge_channel
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
 from agentstream.transport.client import Client
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.plan.observed import Gone
 from support.monitor import sent_meanwhile
 from support.servers import Server
-from support.topology import NAMESPACE, Topology, following, numbers, send
+from support.topology import HANDED_BACK, NAMESPACE, Topology, following, numbers, send
 from support.waiting import until
 
 NUDGES = nudge_channel("agentstream", NAMESPACE, "coder")
@@ -185,3 +190,146 @@ async def test_a_connection_that_falls_silent_is_given_up_and_what_it_brought_is
         delivery = await asking
         assert (delivery.message.payload, delivery.attempt) == ({"n": 1}, 2)
         assert await delivery.ack()
+
+
+@pytest.fixture
+async def untimed(topology: Topology) -> Consumes:
+    """A group in which no lease runs out while a test runs."""
+    return await topology.group("tasks", "coder", lease=600_000)
+
+
+async def test_what_waits_behind_a_message_that_runs_alone_another_process_has_soon(
+    topology: Topology, untimed: Consumes
+) -> None:
+    await send(topology, *range(6))
+    await topology.left_behind(untimed, 2)
+    async with topology.agent("coder", pod="one") as one, topology.agent("coder", pod="two") as two:
+        # without it, what it holds would be handed back
+        deliveries = one.stream_consume("tasks", concurrency=16)
+        alone = await following(deliveries)
+        assert alone.message.payload == {"n": 0}
+        others = two.stream_consume("tasks", concurrency=16)
+        taken = [await following(others) for _ in range(5)]
+        assert sorted(delivery.message.payload["n"] for delivery in taken) == [1, 2, 3, 4, 5]
+        # having waited was no attempt
+        assert {delivery.attempt for delivery in taken} == {2}
+        assert all([await delivery.ack() for delivery in (alone, *taken)])
+    assert await topology.settled(untimed, 6)
+
+
+async def test_suspects_go_to_as_many_processes_as_there_are(topology: Topology, untimed: Consumes) -> None:
+    await send(topology, *range(3))
+    await topology.left_behind(untimed, 2, 2, 2)
+    async with (
+        topology.agent("coder", pod="one") as one,
+        topology.agent("coder", pod="two") as two,
+        topology.agent("coder", pod="three") as three,
+    ):
+        each = [agent.stream_consume("tasks", concurrency=16) for agent in (one, two, three)]
+        taken = await asyncio.gather(*(following(deliveries) for deliveries in each))
+        assert sorted(delivery.message.payload["n"] for delivery in taken) == [0, 1, 2]
+        assert {delivery.attempt for delivery in taken} == {3}
+        assert all([await delivery.ack() for delivery in taken])
+    assert await topology.settled(untimed, 3)
+
+
+async def test_nothing_new_is_read_that_would_have_to_wait_behind_it(
+    topology: Topology, untimed: Consumes
+) -> None:
+    await send(topology, 0)
+    await topology.left_behind(untimed, 2)
+    async with topology.agent("coder", pod="one") as one, topology.agent("coder", pod="two") as two:
+        # without it, what it holds would be handed back
+        deliveries = one.stream_consume("tasks", concurrency=16)
+        alone = await following(deliveries)
+        await send(topology, *range(1, 6))
+        assert sorted(await numbers(two.stream_consume("tasks", concurrency=16), 5)) == [1, 2, 3, 4, 5]
+        assert await alone.ack()
+
+
+async def test_who_is_the_only_process_goes_on_by_itself(
+    topology: Topology, untimed: Consumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentstream.consuming.isolation._BEHIND", 0.02)
+    await send(topology, *range(4))
+    await topology.left_behind(untimed, 2)
+    async with (
+        topology.agent("coder", pod="one") as one,
+        one.stream_consume("tasks", concurrency=16) as deliveries,
+    ):
+        alone = await following(deliveries)
+
+        async def handed_back() -> bool:
+            return sum(idle >= HANDED_BACK for _, _, idle, _ in await topology.pending(untimed)) == 3
+
+        await until(handed_back)
+        assert await alone.ack()
+        assert sorted(await numbers(deliveries, 3)) == [1, 2, 3]
+    assert await topology.settled(untimed, 4)
+
+
+Give = Callable[[list[Hold]], Awaitable[None]]
+
+LEASE, INTERVAL = 60_000, 2_000
+GONE = "pod-a"
+
+
+class Held:
+    """A group with messages that a process that is no more has left behind.
+
+    Args:
+        topology: the server.
+        group: the group.
+    """
+
+    def __init__(self, topology: Topology, group: Consumes) -> None:
+        self.topology = topology
+        self.call = topology.wire.call
+        self.group = group
+        self.calls = GroupCalls(group, f"{GONE}.1")
+
+    async def leave_behind(self, count: int) -> list[str]:
+        """Adds messages that a process took, and anybody may claim. Returns their ids."""
+        for _ in range(count):
+            await self.topology.add_raw(self.group.key, b"{}")
+        return await self.topology.left_behind(self.group)
+
+    async def claim(self, count: int, consumer: str = f"{GONE}.1") -> list[Hold]:
+        """What a consumer gets of them, up to so many."""
+        calls = GroupCalls(self.group, consumer)
+        _, found, *_ = await self.call(*calls.sweep(LEASE, INTERVAL, count, None, now=True))
+        return list(claimed_holds(found, calls.main, 0))
+
+
+@pytest.fixture
+async def held(topology: Topology) -> Held:
+    """The group, which no real consumer reads."""
+    return Held(topology, await topology.group("tasks", "coder", lease=LEASE))
+
+
+@pytest.fixture(params=["handed back", "freed"])
+def give(request: pytest.FixtureRequest, held: Held, broker: Broker) -> Give:
+    """Makes what this consumer claimed anybody's."""
+
+    async def hand_back(entries: list[Hold]) -> None:
+        assert set(await held.call(*held.calls.release(held.calls.main, CLAIMED, entries))) == {DONE}
+
+    async def free(entries: list[Hold]) -> None:
+        assert await broker.release_pod(held.group.key, "coder", Gone(GONE)) == len(entries)
+
+    return hand_back if request.param == "handed back" else free
+
+
+async def test_a_renewal_that_comes_later_leaves_it_anybodys(held: Held, give: Give) -> None:
+    await held.leave_behind(1)
+    entries = await held.claim(1)
+    await give(entries)
+    assert await held.call(*held.calls.renew(held.calls.main, entries)) == [DONE]
+    ((_, _, idle, _),) = await held.topology.pending(held.group)
+    assert idle >= HANDED_BACK
+
+
+async def test_whoever_claims_next_begins_with_it(held: Held, give: Give) -> None:
+    ids = await held.leave_behind(6)
+    await give(await held.claim(3))
+    assert [entry.id for entry in await held.claim(6, "other.1")] == ids

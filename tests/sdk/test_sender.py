@@ -1,4 +1,4 @@
-"""Sending, one message or many: once, in order, to where the routes lead, waiting for what may still come."""
+"""Sending, of one message or many: once, in order, to where routes lead, waiting for what may come."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import time
 
 import pytest
 
+from agentstream.agent import Agent
 from agentstream.errors import (
     AccessDenied,
+    AgentStreamError,
     Backpressure,
     ConnectionLost,
     InvalidMessage,
@@ -458,3 +460,68 @@ async def test_whoever_is_cancelled_while_sending_many_sends_no_more(
             await asyncio.gather(sending, return_exceptions=True)
         await planner.send_message(to="coder", type="event", payload={"n": 200})
     assert await numbers_on(wire) == [*range(65), 200]
+
+
+def lookups(server: Server) -> int:
+    """How often a route was read from the server."""
+    with server.admin() as client:
+        return client.info("commandstats").get("cmdstat_hget", {}).get("calls", 0)
+
+
+async def test_a_thousand_who_send_at_once_look_a_route_up_once(server: Server, declared: Topology) -> None:
+    async with declared.agent("planner") as planner:
+        before = lookups(server)
+        sent = await asyncio.gather(
+            *(planner.send_message(to="coder", type="event", payload={"n": n}) for n in range(1000))
+        )
+        # that of the sender, and that of the addressee
+        assert lookups(server) - before == 2
+    assert [one.entry for one in sent] == sorted((one.entry for one in sent), key=_place)
+
+
+async def test_who_is_cancelled_while_looking_up_takes_nobody_along(
+    declared: Topology, proxy: Faults
+) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
+        with proxy.hold():
+            sending = [asyncio.create_task(_send(planner, n)) for n in range(3)]
+            await until(lambda: planner._directory._reads._calls)
+            sending[0].cancel()
+            await asyncio.wait({sending[0]})
+        await asyncio.gather(*sending[1:])
+        assert sending[0].cancelled()
+    assert await declared.wire.call("XLEN", "{test.tasks}") == 2
+
+
+async def test_all_who_look_up_are_told_that_the_server_cannot_be_reached(
+    declared: Topology, proxy: Faults
+) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
+        with proxy.refuse():
+            looked = await asyncio.gather(
+                *(planner._directory.target("coder", None, 0) for _ in range(3)), return_exceptions=True
+            )
+        assert [type(error) for error in looked] == [ConnectionLost] * 3
+        assert await planner._directory.target("coder", None, 0)
+
+
+async def test_that_nothing_leads_there_is_never_said_from_what_was_known_before(declared: Topology) -> None:
+    await declared.stream("results", "coder")
+    async with declared.agent("coder") as coder:
+        with pytest.raises(NoRoute):
+            await coder._directory.target("planner", None, 0)
+        # both routes are known now, and good for half a minute
+        with pytest.raises(AgentStreamError):
+            await coder._directory.target("planner", None, 0)
+        await coder._directory._route("planner")
+        await coder._directory._route("coder")
+        await declared.group("results", "planner")
+        assert (await coder._directory.target("planner", None, 0)).stream == "results"
+
+
+async def _send(agent: Agent, n: int) -> None:
+    await agent.send_message(to="coder", type="event", payload={"n": n})
+
+
+def _place(entry: str) -> tuple[int, ...]:
+    return tuple(map(int, entry.split("-")))

@@ -1,4 +1,4 @@
-"""A sandbox is to agents what an operator makes, tells what became of messages, and leaves nothing."""
+"""A sandbox is to agents what an operator makes: contracts, signatures, kills, and nothing is left."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 import agentstream.testing
-from agentstream import Agent, Delivery, Reason, Reject
+from agentstream import (
+    Agent,
+    ConnectionLost,
+    Delivery,
+    InvalidPayload,
+    Reason,
+    Reject,
+    SettingsError,
+    json_schema_of,
+)
+from agentstream.protocol.keys import default_stream_key
 from agentstream.testing import Sandbox, SandboxError
-from support.topology import following, numbers
+from support.topology import body_of, following, numbers
 from support.waiting import until
 
 
@@ -318,3 +330,242 @@ def test_every_public_name_is_there() -> None:
     assert set(agentstream.testing.__all__) <= set(dir(agentstream.testing))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         agentstream.testing.Nothing  # noqa: B018
+
+
+class Task(msgspec.Struct):
+    n: int
+
+
+CONTRACT = {"type": "task_request", "schema": json_schema_of(Task)}
+
+
+async def send_one(agent: Agent, n: Any, **how: Any) -> None:
+    await agent.send_message(to="coder", type="task_request", payload={"n": n}, **how)
+
+
+async def test_what_violates_a_contract_is_not_sent(sandbox: Sandbox) -> None:
+    await sandbox.declare_stream("tasks", producers=["planner"], contracts=[CONTRACT])
+    planner = sandbox.agent("planner")
+    await send_one(planner, 1)
+    with pytest.raises(InvalidPayload, match="violates the contract"):
+        await send_one(planner, "one")
+    # a type that has none is free
+    await planner.send_message(to="coder", type="event", payload={"n": 2})
+    assert await numbers(sandbox.agent("coder").stream_consume("tasks"), 2) == [1, 2]
+
+
+async def test_what_others_add_is_checked_before_a_handler_gets_it(sandbox: Sandbox) -> None:
+    await send_one(sandbox.agent("planner"), "one")
+    await sandbox.declare_stream("tasks", producers=["planner"], contracts=[CONTRACT])
+    coder = sandbox.agent("coder")
+    waiting = asyncio.create_task(anext(coder.stream_consume("tasks")))
+    await sandbox.settled("tasks")
+    (letter,) = await sandbox.dead_letters("tasks", group="coder")
+    assert letter.reason == "ContractViolated"
+    coder.stop()
+    with pytest.raises(StopAsyncIteration):
+        await waiting
+
+
+async def test_contracts_go_when_a_stream_is_declared_without(sandbox: Sandbox) -> None:
+    await sandbox.declare_stream("tasks", producers=["planner"], contracts=[{**CONTRACT, "version": 2}])
+    with pytest.raises(InvalidPayload):
+        await send_one(sandbox.agent("planner"), "one", schema_version=2)
+    await sandbox.declare_stream("tasks", producers=["planner"])
+    await send_one(sandbox.agent("planner"), "one", schema_version=2)
+
+
+@pytest.mark.parametrize(
+    ("contract", "why"),
+    [
+        ({"type": "question", "schema": {}}, "question"),
+        ({"type": "event", "schema": {"type": 7}}, "the value is not valid"),
+        ({"type": "event", "schema": {}, "version": 0}, ">= 1"),
+        ({"type": "event", "schemas": {}}, "schemas"),
+        ({"type": "event"}, "schema"),
+    ],
+)
+async def test_what_is_no_contract_is_an_error(sandbox: Sandbox, contract: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        await sandbox.declare_stream("tasks", contracts=[contract])
+
+
+async def test_on_a_signed_stream_messages_and_answers_are_signed(sandbox: Sandbox) -> None:
+    await sandbox.declare_stream("tasks", producers=["planner"], signed="Require")
+    planner, coder = sandbox.agent("planner"), sandbox.agent("coder")
+    asking = asyncio.create_task(planner.request(to="coder", payload={"n": 1}))
+    async with await following(coder.stream_consume("tasks")) as delivery:
+        await delivery.reply({"n": 2})
+    assert (await asking).payload == {"n": 2}
+
+
+async def test_what_was_forged_is_given_up(sandbox: Sandbox) -> None:
+    await sandbox.declare_stream("tasks", producers=["planner"], signed="Require")
+    planner, coder = sandbox.agent("planner"), sandbox.agent("coder")
+    await send_one(planner, 1)
+    (message,) = await sandbox.messages("tasks")
+    await sandbox._call(
+        "XADD", default_stream_key("test", "tasks"), "*", "m", body_of(message, payload={"n": 9})
+    )
+    assert await numbers(coder.stream_consume("tasks"), 1) == [1]
+    await until(lambda: sandbox.dead_letters("tasks", group="coder"))
+    (letter,) = await sandbox.dead_letters("tasks", group="coder")
+    assert letter.reason == "Unsigned"
+
+
+async def test_programs_have_the_keys_also_of_streams_that_are_declared_later(sandbox: Sandbox) -> None:
+    environ, orders = sandbox.environ("planner"), sandbox.environ("coder")
+    await sandbox.declare_stream("tasks", producers=["planner"], signed="Require")
+    async with Agent.from_env(environ) as planner, Agent.from_env(orders) as coder:
+        await send_one(planner, 1)
+        assert await numbers(coder.stream_consume("tasks"), 1) == [1]
+    async with Agent.from_env(sandbox.environ("planner")) as planner:
+        await send_one(planner, 2)
+    assert await numbers(sandbox.agent("coder").stream_consume("tasks"), 1) == [2]
+
+
+async def test_where_it_is_only_warned_of_what_is_not_signed_is_delivered(sandbox: Sandbox) -> None:
+    await send_one(sandbox.agent("planner"), 1)
+    await sandbox.declare_stream("tasks", producers=["planner"], signed="Warn")
+    assert await numbers(sandbox.agent("coder").stream_consume("tasks"), 1) == [1]
+
+
+async def test_an_agent_without_the_key_is_told_so(sandbox: Sandbox) -> None:
+    await sandbox.declare_stream("tasks", producers=["planner"], signed="Require")
+    keyless = msgspec.structs.replace(sandbox.settings("planner"), signing_keys={})
+    async with Agent.connect(keyless) as planner:
+        with pytest.raises(SettingsError, match="there is no key"):
+            await send_one(planner, 1, timeout=0.1)
+        with pytest.raises(SettingsError):
+            await planner.request(to="coder", payload={}, timeout=0.1)
+
+
+async def pending(sandbox: Sandbox) -> list[tuple[str, int, int]]:
+    """Who holds what is pending, for how many ms without renewal, and at which count."""
+    reply = await sandbox._call("XPENDING", "{test.tasks}", "coder", "-", "+", 100)
+    return [(name.decode(), idle, counter) for _, name, idle, counter in reply]
+
+
+async def connections(sandbox: Sandbox) -> list[bytes]:
+    return [line for line in (await sandbox._call("CLIENT", "LIST")).splitlines() if b"test.coder" in line]
+
+
+def steps(agent: Agent, done: list[str], go_on: asyncio.Event) -> asyncio.Task[None]:
+    """A handler of two steps that waits in the middle."""
+
+    async def work() -> None:
+        async for delivery in agent.stream_consume("tasks"):
+            async with delivery:
+                done.append("first")
+                await go_on.wait()
+                done.append("second")
+
+    return asyncio.create_task(work())
+
+
+async def test_a_handler_ends_where_it_is_and_nothing_is_handed_back(sandbox: Sandbox) -> None:
+    await sandbox.declare_group("tasks", agent="coder", lease=60)
+    await send(sandbox, 1, 2, 3)
+    done: list[str] = []
+    killed = sandbox.agent("coder", pod="coder-x")
+    working = steps(killed, done, asyncio.Event())
+    await until(lambda: done)
+    before = await pending(sandbox)
+    await sandbox.kill(killed)
+    await asyncio.wait({working}, timeout=0)
+    assert working.cancelled()
+    assert done == ["first"]
+    after = await pending(sandbox)
+    assert [(name, counter) for name, _, counter in after] == [(name, counter) for name, _, counter in before]
+    assert len(after) == 3
+    assert all(idle < 60_000 for _, idle, _ in after)
+    await until(lambda: _none(connections(sandbox)))
+    async with sandbox.agent("coder", pod="coder-x").stream_consume("tasks") as deliveries:
+        again = [await following(deliveries) for _ in range(3)]
+        assert [delivery.attempt for delivery in again] == [2, 2, 2]
+        for delivery in again:
+            await delivery.ack()
+    await sandbox.settled("tasks")
+
+
+async def _none(found) -> bool:
+    return not await found
+
+
+async def test_leases_are_not_renewed_any_more(sandbox: Sandbox) -> None:
+    await sandbox.declare_group("tasks", agent="coder", lease=0.3)
+    await send(sandbox, 1)
+    killed = sandbox.agent("coder")
+    held = await following(killed.stream_consume("tasks"))
+    await sandbox.kill(killed)
+    again = await following(sandbox.agent("coder").stream_consume("tasks"))
+    assert (again.message.id, again.attempt) == (held.message.id, 2)
+    assert await again.ack()
+
+
+async def test_handlers_that_an_agent_runs_end_where_they_are(sandbox: Sandbox) -> None:
+    await send(sandbox, 1)
+    coder = sandbox.agent("coder")
+    begun, done = asyncio.Event(), asyncio.Event()
+
+    @coder.on("event", stream="tasks")
+    async def handle(payload: dict[str, int]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+        done.set()
+
+    running = asyncio.create_task(coder.run())
+    await begun.wait()
+    await sandbox.kill(coder)
+    await asyncio.wait({running}, timeout=1)
+    assert running.done()
+    assert not done.is_set()
+    assert [counter for *_, counter in await pending(sandbox)] == [1]
+
+
+async def test_who_waits_for_a_message_is_cancelled(sandbox: Sandbox) -> None:
+    coder = sandbox.agent("coder")
+    waiting = asyncio.create_task(anext(coder.stream_consume("tasks")))
+    await until(lambda: connections(sandbox))
+    await sandbox.kill(coder)
+    await asyncio.wait({waiting}, timeout=0)
+    assert waiting.cancelled()
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hold"])
+async def test_it_dies_at_once_also_without_a_server(sandbox: Sandbox, fault: str) -> None:
+    await send(sandbox, 1)
+    coder = sandbox.agent("coder")
+    held = await following(coder.stream_consume("tasks"))
+    getattr(sandbox.faults, fault)()
+    acknowledging = asyncio.create_task(held.ack())
+    await asyncio.wait({acknowledging}, timeout=0.1)
+    assert not acknowledging.done()
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await sandbox.kill(coder)
+    assert not await acknowledging
+    assert loop.time() - started < 1
+
+
+async def test_the_dead_say_nothing(sandbox: Sandbox) -> None:
+    await send(sandbox, 1)
+    coder = sandbox.agent("coder")
+    held = await following(coder.stream_consume("tasks"))
+    await sandbox.kill(coder)
+    assert not await held.ack()
+    with pytest.raises(ConnectionLost):
+        await coder.send_message(to="coder", type="event", payload={})
+    with pytest.raises(StopAsyncIteration):
+        await anext(coder.stream_consume("tasks"))
+    await sandbox.kill(coder)
+    assert [counter for *_, counter in await pending(sandbox)] == [1]
+
+
+async def test_a_handler_may_kill_its_own_agent(sandbox: Sandbox) -> None:
+    await send(sandbox, 1)
+    coder = sandbox.agent("coder")
+    async for delivery in coder.stream_consume("tasks"):
+        async with delivery:
+            await sandbox.kill(coder)
+    assert [counter for *_, counter in await pending(sandbox)] == [1]

@@ -8,8 +8,7 @@ from base64 import b64decode
 import pytest
 
 from support.helm import EMBEDDED, NAMESPACE, PROMETHEUS
-from unit.chart.test_pods import policies, ports
-from unit.chart.test_pods import environment
+from unit.chart.test_pods import environment, policies, ports
 from unit.chart.test_rbac import rules
 from unit.chart.variants import VARIANTS
 

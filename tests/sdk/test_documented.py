@@ -1,4 +1,4 @@
-"""The examples of docs/handlers.md, as they are printed."""
+"""The examples of docs/handlers.md and docs/messaging.md, as they are printed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import pytest
 import yaml
 
 from agentstream.agent import Agent
+from agentstream.protocol.keys import notify_channel
+from agentstream.transport.client import Client
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.parse import parse_resource
-from support.topology import Topology
+from support.topology import Topology, following
 from support.waiting import until
 
 PAGE = Path(__file__).parents[2] / "docs" / "handlers.md"
@@ -102,3 +104,97 @@ def test_contracts(page: ModuleType, capsys: Printed) -> None:
     page.show()
     shown: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (shown["type"], shown["$defs"]["Plan"]["required"]) == ("object", ["doc"])
+
+
+MESSAGING = Path(__file__).parents[2] / "docs" / "messaging.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", MESSAGING.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def messaging() -> dict[str, Any]:
+    """What the examples define."""
+    names: dict[str, Any] = {}
+    for example in EXAMPLES:
+        exec(compile(example, MESSAGING, "exec"), names)
+    return names
+
+
+@pytest.fixture
+async def channels(topology: Topology) -> Topology:
+    await topology.stream("news", "planner", broadcast=True)
+    await topology.group("tasks", "coder", max_deliveries=1)
+    for group in ("coder", "tester", "writer"):
+        await topology.group("news", group, broadcast=True)
+    return topology
+
+
+@pytest.fixture
+async def planner(channels: Topology) -> AsyncIterator[Agent]:
+    async with channels.agent("planner") as agent:
+        yield agent
+
+
+async def test_order(channels: Topology, planner: Agent, messaging: dict[str, Any]) -> None:
+    await messaging["report"](planner)
+    async with channels.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        steps = []
+        while len(steps) < 3:
+            async with await following(deliveries) as delivery:
+                steps.append((delivery.message.key, delivery.payload["step"]))
+    assert steps == [("doc-7", step) for step in ("planned", "written", "reviewed")]
+
+
+async def test_sending(
+    channels: Topology,
+    planner: Agent,
+    wire: Client,
+    messaging: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    await messaging["send"](planner)
+    await messaging["send_some"](planner)
+    await messaging["report_progress"](planner)
+    assert capsys.readouterr().out.startswith("tasks ")
+    assert await wire.call("XLEN", "{test.tasks}") == 103
+    await wire.call("SET", "{test.tasks}:gate", 103)
+    await messaging["report_progress"](planner)
+    assert capsys.readouterr().out == "coder is behind: later\ndropped\n"
+
+
+async def test_receipts(
+    channels: Topology, planner: Agent, messaging: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def acknowledge(group: str) -> None:
+        async with channels.agent(group) as agent, agent.stream_consume("news") as deliveries:
+            async with asyncio.timeout(10), await anext(deliveries):
+                pass
+
+    announcing = asyncio.create_task(messaging["announce"](planner))
+    await asyncio.gather(announcing, *(acknowledge(group) for group in ("coder", "tester", "writer")))
+    assert capsys.readouterr().out == "acknowledged by all: ('coder', 'tester', 'writer')\n"
+    announcing = asyncio.create_task(messaging["announce_to_most"](planner))
+    await asyncio.gather(announcing, *(acknowledge(group) for group in ("coder", "tester")))
+    assert capsys.readouterr().out == "outstanding: ('writer',)\n"
+
+
+async def test_requests(channels: Topology, planner: Agent, messaging: dict[str, Any]) -> None:
+    async with channels.agent("coder") as coder:
+        answering = asyncio.create_task(messaging["answer"](coder))
+        assert await messaging["ask"](planner) == 4
+        coder.stop()
+        await answering
+
+
+async def test_notifications(
+    channels: Topology, planner: Agent, wire: Client, messaging: dict[str, Any]
+) -> None:
+    channel = notify_channel("agentstream", "test", "coder")
+
+    async def is_heard() -> bool:
+        return (await wire.call("PUBSUB", "NUMSUB", channel))[1] == 1
+
+    async with channels.agent("coder") as coder:
+        watching = asyncio.create_task(messaging["watch"](coder))
+        await until(is_heard)
+        assert await messaging["tell"](planner) == 1
+        assert await watching == ["cache is stale", "the end"]
