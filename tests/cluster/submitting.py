@@ -54,9 +54,7 @@ def refused_changes(
     path = f"{collection(stored['kind'], stored['metadata']['namespace'])}/{stored['metadata']['name']}"
     return _causes(
         *server.call(
-            "PUT",
-            f"{path}{subresource}?dryRun=All&fieldValidation=Strict",
-            {**changed, "metadata": metadata},
+            "PUT", f"{path}{subresource}?dryRun=All&fieldValidation=Strict", {**changed, "metadata": metadata}
         )
     )
 

@@ -62,10 +62,7 @@ class Team:
     def change(self, kind: str, name: str, patch: Json, subresource: str = "") -> Json:
         """Changes fields of an object; None removes one."""
         return self.server.expect(
-            "PATCH",
-            self._path(kind, name) + subresource,
-            patch,
-            content_type="application/merge-patch+json",
+            "PATCH", self._path(kind, name) + subresource, patch, content_type="application/merge-patch+json"
         )
 
     def annotate(self, kind: str, name: str, **annotations: str) -> None:
@@ -78,11 +75,7 @@ class Team:
         self.server.expect("DELETE", self._path(kind, name))
 
     async def until(
-        self,
-        kind: str,
-        name: str,
-        condition: Callable[[Json | None], Any],
-        timeout: float = 20.0,
+        self, kind: str, name: str, condition: Callable[[Json | None], Any], timeout: float = 20.0
     ) -> Json | None:
         """Waits until an object is as it should be. Returns it; None is one that is not there."""
         last: Json | None = None
@@ -106,13 +99,7 @@ class Team:
         return found
 
     async def says(  # noqa: PLR0917 - what a condition says, in its order
-        self,
-        kind: str,
-        name: str,
-        status: str,
-        reason: str,
-        about: str = "Ready",
-        timeout: float = 20.0,
+        self, kind: str, name: str, status: str, reason: str, about: str = "Ready", timeout: float = 20.0
     ) -> str:
         """Waits for a condition of the latest generation. Returns its message."""
 

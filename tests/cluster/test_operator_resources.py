@@ -80,9 +80,7 @@ async def test_a_secret_that_was_deleted_is_made_again(
     team.delete("Secret", f"agentstream-{unique}")
     uid = first["metadata"]["uid"]
     second = await team.until(
-        "Secret",
-        f"agentstream-{unique}",
-        lambda found: found is not None and found["metadata"]["uid"] != uid,
+        "Secret", f"agentstream-{unique}", lambda found: found is not None and found["metadata"]["uid"] != uid
     )
     now = entries(second)
 

@@ -14,7 +14,7 @@ from support.apiserver import ApiServer
 from support.kubectl import Kubectl
 from unit.resources import api_server as emulated
 from unit.resources.manifests import a_group, a_stream, a_template, groups, mutated, streams
-from unit.resources.test_schema_and_model import ACCEPTED, IMMUTABLE, REFUSED
+from unit.resources.test_schema import ACCEPTED, IMMUTABLE, REFUSED
 
 TEMPLATE = a_template()
 CONTRACTS = [{"type": "event", "version": version, "schema": {"type": "object"}} for version in range(1, 50)]

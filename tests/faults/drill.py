@@ -77,11 +77,7 @@ class Drill:
     _healed_at: float | None = None
 
     async def send(
-        self,
-        planner: Agent,
-        numbers: Iterable[int],
-        timeout: float = 30.0,
-        **work: Any,
+        self, planner: Agent, numbers: Iterable[int], timeout: float = 30.0, **work: Any
     ) -> list[Any]:
         """Sends messages at the same moment; `work` is what their handlers are to do. Errors are results."""
         wanted = list(numbers)
@@ -141,12 +137,7 @@ class Drill:
         return await self._commands() - before
 
     async def over(
-        self,
-        case: str,
-        *,
-        twice: int = 0,
-        timeout: float = 20.0,
-        renewed: bool = False,
+        self, case: str, *, twice: int = 0, timeout: float = 20.0, renewed: bool = False
     ) -> Outcome:
         """Waits until everything is settled, and checks what became of every message.
 

@@ -78,10 +78,7 @@ async def test_a_clock_that_jumped_ahead_trims_nothing_before_new_entries_come(
 async def test_a_pass_goes_on_while_there_is_much_to_trim(
     server: Server, broker: Broker, stream: redis.Redis
 ) -> None:
-    stream.eval(
-        "for i = 1, 250000 do redis.call('XADD', KEYS[1], '1-' .. i, 'm', '') end",
-        *(1, KEY),
-    )
+    stream.eval("for i = 1, 250000 do redis.call('XADD', KEYS[1], '1-' .. i, 'm', '') end", *(1, KEY))
     fill(stream, 1)
     stream.xgroup_setid(KEY, "g", "$")
     report = await broker.janitor(spec("g"))

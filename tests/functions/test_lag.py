@@ -17,7 +17,8 @@ from agentstream_operator.broker.observe import Look, measure
 from agentstream_operator.broker.server import BrokerClient
 from agentstream_operator.plan.actions import CreateGroup, CreateStream, DestroyGroup
 from agentstream_operator.plan.observed import StreamSeen
-from support.entries import DAMAGED_KEY, fill, read, spec
+from support.entries import KEY as DAMAGED_KEY
+from support.entries import fill, read, spec
 from support.servers import Server
 
 KEY = "{t.lag}"

@@ -116,10 +116,7 @@ async def test_data_and_users_survive_a_crash(case: Case) -> None:
     assert await agent.call("PING") == b"PONG"
     await agent.close()
     supervision.cancel()
-    assert case.said == [
-        "valkey ended (killed by SIGKILL); restarting it",
-        "valkey is back, with its data",
-    ]
+    assert case.said == ["valkey ended (killed by SIGKILL); restarting it", "valkey is back, with its data"]
 
 
 async def test_it_comes_back_again_and_again(case: Case) -> None:

@@ -230,11 +230,7 @@ SCALING = ConditionType.SCALING_ACTIVE
 def a_group_with(mode: str = "HPA", generation: int = 1, **spec: object) -> ConsumerGroup:
     scaling = {"mode": mode, "targetBacklog": 1, "maxReplicas": 8, "scaleDownAfter": "0s"}
     return a_group(
-        template=TEMPLATE,
-        startFrom="Beginning",
-        autoscaling=scaling,
-        meta={"generation": generation},
-        **spec,
+        template=TEMPLATE, startFrom="Beginning", autoscaling=scaling, meta={"generation": generation}, **spec
     )
 
 

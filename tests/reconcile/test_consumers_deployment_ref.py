@@ -259,9 +259,7 @@ async def test_a_deployment_that_runs_another_groups_consumers_is_not_said_to_be
         await until(lambda: replicas(cluster) == 3)
 
 
-async def test_a_group_that_names_a_deployment_instead_of_a_template_gives_up_its_own(
-    server: Server,
-) -> None:
+async def test_a_group_that_names_a_deployment_instead_of_a_template_gives_up_its_own(server: Server) -> None:
     cluster = Deployments()
     own = a_group(template=TEMPLATE, replicas=2)
     async with operator(server.url, cluster=cluster) as op:
@@ -272,9 +270,7 @@ async def test_a_group_that_names_a_deployment_instead_of_a_template_gives_up_it
         assert not cluster.workloads
 
 
-async def test_a_group_with_a_template_instead_of_a_deployment_leaves_that_as_it_is(
-    server: Server,
-) -> None:
+async def test_a_group_with_a_template_instead_of_a_deployment_leaves_that_as_it_is(server: Server) -> None:
     cluster = Deployments()
     async with operator(server.url, cluster=cluster) as op:
         await op.put(STREAM, GROUP)

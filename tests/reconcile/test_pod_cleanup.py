@@ -488,9 +488,7 @@ async def test_names_vanish_from_every_group_of_the_agent(
 
 
 @pytest.mark.parametrize(
-    "group",
-    [a_group(), a_group(template=TEMPLATE)],
-    ids=["that runs elsewhere", "whose pods nobody knows"],
+    "group", [a_group(), a_group(template=TEMPLATE)], ids=["that runs elsewhere", "whose pods nobody knows"]
 )
 async def test_names_of_a_group_stay(
     silent: None, server: Server, admin: redis.Redis, group: ConsumerGroup

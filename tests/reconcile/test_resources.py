@@ -82,8 +82,7 @@ async def test_an_agents_route_credentials_and_user_fit_together(server: Server,
         await op.put(a_stream(producers=["planner"]), a_group(agent="planner", deliver="All"))
         field = admin.hget(ROUTES, "planner")
         assert decode_route(field.encode()) == Route(
-            produces=(Produces("tasks", KEY),),
-            consumes=(Consumes("tasks", KEY, "coder", deliver_all=True),),
+            produces=(Produces("tasks", KEY),), consumes=(Consumes("tasks", KEY, "coder", deliver_all=True),)
         )
         secret = op.cluster.secrets["team", "planner"]
         with redis.Redis(port=server.port, username=secret.username, password=secret.password) as login:

@@ -91,9 +91,7 @@ async def test_lost_commands_are_sent_again(planner: Agent, proxy: Faults, wire:
     assert await on_stream(wire) == list(range(10))
 
 
-async def test_a_server_that_is_killed_in_mid_write_loses_and_doubles_nothing(
-    private_server: Server,
-) -> None:
+async def test_a_server_that_is_killed_in_mid_write_loses_and_doubles_nothing(private_server: Server) -> None:
     # with `everysec` the server answers before it writes while the disk is slow, and a kill takes that
     private_server.options += ("--appendfsync", "always")
     private_server.restart()
@@ -189,9 +187,7 @@ async def test_what_the_server_remembers_outlives_every_repetition(
 
 @pytest.mark.parametrize("timeout", [math.inf, float(sys.maxsize), 1e300])
 async def test_who_waits_for_ever_sends_once_and_holds_up_nobody(
-    planner: Agent,
-    wire: Client,
-    timeout: float,
+    planner: Agent, wire: Client, timeout: float
 ) -> None:
     async with asyncio.timeout(5):
         await asyncio.gather(send(planner, 1, timeout), send(planner, 2))

@@ -84,9 +84,7 @@ async def test_what_is_stalled_behind_many_that_are_not_is_found_in_one_pass(
         assert await numbers(coder.stream_consume("tasks", concurrency=1), 1) == [20_000]
 
 
-async def test_what_is_stalled_is_claimed_although_new_messages_never_cease(
-    topology: Topology,
-) -> None:
+async def test_what_is_stalled_is_claimed_although_new_messages_never_cease(topology: Topology) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks", concurrency=1) as deliveries:
         await send(topology, 0)

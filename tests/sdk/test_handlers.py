@@ -436,9 +436,7 @@ async def test_a_handler_in_a_thread_may_fail_in_any_way(topology: Topology) -> 
     assert (reason, error) == ("MaxDeliveries", "RuntimeError: the handler raised StopIteration")
 
 
-async def test_a_run_that_is_cancelled_waits_for_what_threads_do(
-    topology: Topology,
-) -> None:
+async def test_a_run_that_is_cancelled_waits_for_what_threads_do(topology: Topology) -> None:
     coder, begun, go_on = topology.agent("coder"), threading.Event(), threading.Event()
 
     @coder.on("event")

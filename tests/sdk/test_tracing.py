@@ -256,11 +256,7 @@ async def test_who_has_no_provider_passes_on_the_trace_of_what_it_handles(
     await topology.group("results", "planner")
     async with topology.agent("planner") as planner:
         await planner.send_message(to="coder", type="event", payload={})
-    environ = {
-        "AGENTSTREAM_URL": topology.url,
-        "AGENTSTREAM_NAMESPACE": "test",
-        "AGENTSTREAM_AGENT": "coder",
-    }
+    environ = {"AGENTSTREAM_URL": topology.url, "AGENTSTREAM_NAMESPACE": "test", "AGENTSTREAM_AGENT": "coder"}
     ended = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", UNTRACED], env=environ, capture_output=True, check=False
     )

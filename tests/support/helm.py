@@ -118,11 +118,7 @@ class Helm:
         return done.stdout
 
     def render(
-        self,
-        values: Mapping[str, Any] = EMBEDDED,
-        *,
-        release: str = RELEASE,
-        knows: tuple[str, ...] = (),
+        self, values: Mapping[str, Any] = EMBEDDED, *, release: str = RELEASE, knows: tuple[str, ...] = ()
     ) -> Rendered:
         """The objects of a release with these values; the same call renders once.
 

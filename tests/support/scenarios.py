@@ -32,30 +32,16 @@ DAY = Consumers(handling=0.5, concurrency=8)
 
 BURST = Scenario("burst of 10,000", 150, ORDINARY, bursts={10: 10_000})
 SERIAL = Scenario(
-    "burst of 10,000, one at a time",
-    200,
-    ORDINARY,
-    bursts={10: 10_000},
-    consumers=Consumers(concurrency=1),
+    "burst of 10,000, one at a time", 200, ORDINARY, bursts={10: 10_000}, consumers=Consumers(concurrency=1)
 )
 QUICK = Scenario(
-    "burst of 100,000 quick ones",
-    150,
-    ORDINARY,
-    bursts={10: 100_000},
-    consumers=Consumers(handling=0.02),
+    "burst of 100,000 quick ones", 150, ORDINARY, bursts={10: 100_000}, consumers=Consumers(handling=0.02)
 )
 RAMP_BY_BACKLOG = Scenario("ramp, by backlog", 900, ORDINARY, ramp(60, 600, 0, 8000))
 RAMP_BY_AGE = Scenario("ramp, by age", 900, AGED, ramp(60, 600, 0, 8000))
 A_DAY = Scenario("a day", 7200, AGED, day(7200, 2, 100), consumers=DAY)
 NOISY_DAY = Scenario(
-    "a noisy day, a fifth unmeasured",
-    7200,
-    AGED,
-    day(7200, 2, 100),
-    consumers=DAY,
-    noise=True,
-    missed=0.2,
+    "a noisy day, a fifth unmeasured", 7200, AGED, day(7200, 2, 100), consumers=DAY, noise=True, missed=0.2
 )
 SLOW_BY_BACKLOG = Scenario(
     "slow handlers, by backlog",
@@ -77,19 +63,10 @@ NOW_AND_THEN = Scenario("one every five seconds", 600, ORDINARY, steady(0.2))
 STUCK = Scenario("stuck", 600, AGED, bursts={10: 60, 100: 500}, consumers=Consumers(stuck=50))
 ALL_STUCK = Scenario("all stuck", 600, AGED, bursts={10: 60, 100: 500}, consumers=Consumers(stuck=1000))
 CRASHING = Scenario(
-    "crashing for two minutes",
-    400,
-    ORDINARY,
-    steady(20, until=250),
-    consumers=Consumers(crash=(60, 180)),
+    "crashing for two minutes", 400, ORDINARY, steady(20, until=250), consumers=Consumers(crash=(60, 180))
 )
 AWAY = Scenario(
-    "server away for a minute",
-    400,
-    ORDINARY,
-    steady(500, until=200),
-    unknown=((60, 120),),
-    noise=True,
+    "server away for a minute", 400, ORDINARY, steady(500, until=200), unknown=((60, 120),), noise=True
 )
 
 SCENARIOS = (

@@ -172,8 +172,7 @@ async def test_in_a_namespace_that_ends_nothing_can_be_made(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [refuses(409, "conflict", "NamespaceTerminating"), refuses(403, "quota", "FieldValueInvalid")],
+    "answer", [refuses(409, "conflict", "NamespaceTerminating"), refuses(403, "quota", "FieldValueInvalid")]
 )
 async def test_other_refusals_have_other_causes(answer: Answer) -> None:
     async with answering(answer) as server:

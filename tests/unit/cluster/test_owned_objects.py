@@ -11,16 +11,7 @@ from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import ResourceKey
-from unit.cluster.objects import (
-    ENDED,
-    LOOPING,
-    RUNNING,
-    Json,
-    a_deployment,
-    a_pod,
-    a_secret,
-    container,
-)
+from unit.cluster.objects import ENDED, LOOPING, RUNNING, Json, a_deployment, a_pod, a_secret, container
 
 CODER = ResourceKey("ConsumerGroup", "team", "coder")
 OTHER = ResourceKey("ConsumerGroup", "team", "other")

@@ -10,14 +10,7 @@ from typing import Any
 import pytest
 
 from agentstream_operator.cluster.api import ApiError
-from agentstream_operator.cluster.kinds import (
-    AGENTSTREAMS,
-    DEPLOYMENTS,
-    OWNED_KINDS,
-    PODS,
-    SECRETS,
-    ApiKind,
-)
+from agentstream_operator.cluster.kinds import AGENTSTREAMS, DEPLOYMENTS, OWNED_KINDS, PODS, SECRETS, ApiKind
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
 from agentstream_operator.cluster.port import ClusterUnavailable
@@ -128,13 +121,7 @@ WRONG = {"retention": {"minAge": "soon"}}
 
 
 async def test_everything_is_listed_once_children_before_resources() -> None:
-    watched = Watched(
-        a_resource(),
-        a_resource("ConsumerGroup", "coder"),
-        a_secret(),
-        a_deployment(),
-        a_pod(),
-    )
+    watched = Watched(a_resource(), a_resource("ConsumerGroup", "coder"), a_secret(), a_deployment(), a_pod())
     await watched.cache.fill()
     assert watched.there.asked == [
         ("secrets", "", OURS),

@@ -102,11 +102,7 @@ def test_a_process_of_somebody_else_runs_too(tmp_path: Path, monkeypatch: pytest
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    with (
-        DataDirectory(tmp_path),
-        pytest.raises(LocalError, match="is in use"),
-        DataDirectory(tmp_path),
-    ):
+    with DataDirectory(tmp_path), pytest.raises(LocalError, match="is in use"), DataDirectory(tmp_path):
         raise AssertionError
 
 

@@ -59,10 +59,7 @@ def test_why_a_server_ended_is_the_latest_thing_with_a_meaning() -> None:
 
 
 def test_why_a_server_ended_is_otherwise_its_latest_warning() -> None:
-    lines = [
-        "1:M 1 Nov 2026 23:53:34.6 # Bad file format",
-        "1:M 23 Nov 2026 23:53:34.665 * Module unloaded",
-    ]
+    lines = ["1:M 1 Nov 2026 23:53:34.6 # Bad file format", "1:M 23 Nov 2026 23:53:34.665 * Module unloaded"]
     assert cause_of_end(lines, DATA, 7) == "Bad file format"
 
 

@@ -237,10 +237,7 @@ def test_at_the_end_nobody_waits_for_ever() -> None:
 
 def test_a_scrape_shows_answers_and_what_they_took() -> None:
     counting: Any = SimpleNamespace(
-        groups=range(3),
-        reviews={"allowed": 2},
-        requests={("list", "agentstreams", 200): 1},
-        round_trips=7,
+        groups=range(3), reviews={"allowed": 2}, requests={("list", "agentstreams", 200): 1}, round_trips=7
     )
     metrics = SelfMetrics(counting, counting, counting, counting)
     for code in (200, 200, 503):

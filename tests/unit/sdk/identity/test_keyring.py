@@ -170,8 +170,7 @@ def test_keys_are_read_as_they_were_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "{}", "[1]", '[{"id":"a:b","secret":"%s"}]' % ("s" * 43), '[{"id":"a","secret":"hush"}]'],
+    "text", ["", "{}", "[1]", '[{"id":"a:b","secret":"%s"}]' % ("s" * 43), '[{"id":"a","secret":"hush"}]']
 )
 def test_what_is_no_list_of_keys_is_refused_without_repeating_it(text: str) -> None:
     with pytest.raises(SettingsError, match="is not a list of keys") as raised:
