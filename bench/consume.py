@@ -126,26 +126,26 @@ async def faststream(server: Server, _: Topology, handle: Handle) -> AsyncIterat
 
 async def fresh(server: Server) -> tuple[Client, Topology]:
     """An empty stream with its group."""
-    wire = Client(lambda: Endpoint(server.url), name="bench")
-    await wire.call("FLUSHALL")
-    topology = Topology(wire, server.url)
+    sdk = Client(lambda: Endpoint(server.url), name="bench")
+    await sdk.call("FLUSHALL")
+    topology = Topology(sdk, server.url)
     await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder", lease=10_000)
-    return wire, topology
+    return sdk, topology
 
 
-async def settled(wire: Client) -> bool:
+async def settled(sdk: Client) -> bool:
     """Whether nothing is pending."""
-    summary = await wire.call("XPENDING", STREAM, GROUP)
+    summary = await sdk.call("XPENDING", STREAM, GROUP)
     return bool(summary[0] == 0)
 
 
 async def backlog(server: Server, consumer: Consumer, count: int) -> float:
     """Messages per second until the last of a backlog is acknowledged."""
-    wire, topology = await fresh(server)
+    sdk, topology = await fresh(server)
     body = envelope(0)
     for _ in range(count // 1_000):
-        await asyncio.gather(*(wire.call("XADD", STREAM, "*", "m", body) for _ in range(1_000)))
+        await asyncio.gather(*(sdk.call("XADD", STREAM, "*", "m", body) for _ in range(1_000)))
     handled, done = 0, asyncio.Event()
 
     def handle(_: dict[str, Any]) -> None:
@@ -157,15 +157,15 @@ async def backlog(server: Server, consumer: Consumer, count: int) -> float:
     began = time.perf_counter()
     async with consumer(server, topology, handle):
         await done.wait()
-        await until(lambda: settled(wire))
+        await until(lambda: settled(sdk))
         elapsed = time.perf_counter() - began
-    await wire.close()
+    await sdk.close()
     return count / elapsed
 
 
 async def paced(server: Server, consumer: Consumer, rate: int, seconds: float) -> list[float]:
     """Milliseconds from when each message was due to its handler, sorted; at most those of the time given."""
-    wire, topology = await fresh(server)
+    sdk, topology = await fresh(server)
     count, waits, done = int(rate * seconds), list[float](), asyncio.Event()
 
     def handle(payload: dict[str, Any]) -> None:
@@ -183,7 +183,7 @@ async def paced(server: Server, consumer: Consumer, rate: int, seconds: float) -
         if sender.returncode is None:
             sender.kill()
         await sender.wait()
-    await wire.close()
+    await sdk.close()
     return sorted(waits)
 
 

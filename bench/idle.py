@@ -47,8 +47,8 @@ async def main(seconds: float) -> None:
         server = Server(builds()[0], Path(directory))
         server.start()
         server.clear()
-        wire = Client(lambda: Endpoint(server.url), name="bench")
-        topology = Topology(wire, server.url)
+        client = Client(lambda: Endpoint(server.url), name="bench")
+        topology = Topology(client, server.url)
         await topology.stream("tasks", "planner")
         await topology.group("tasks", "coder", lease=10_000)
         environ = {
@@ -66,7 +66,7 @@ async def main(seconds: float) -> None:
         used = processor_seconds(agent.pid) - before
         agent.terminate()
         await agent.wait()
-        await wire.close()
+        await client.close()
         server.kill()
     for command, count in Counter(sent).most_common():
         print(f"{count:6d}  {command}")

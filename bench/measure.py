@@ -39,16 +39,16 @@ _MESSAGE = '{"v":1,"id":"0","from":"planner","to":"coder","type":"event","payloa
 
 async def traffic(url: str, count: int, interval: float) -> None:
     """Sends a message through each of the first `count` streams in every interval."""
-    wire = Client(lambda: Endpoint(url), name="traffic")
+    client = Client(lambda: Endpoint(url), name="traffic")
 
     async def send(number: int) -> None:
         key, group = f"{{team.stream-{number}}}", f"agent-{number}"
-        await wire.call("XADD", key, "*", "m", _MESSAGE)
-        found = await wire.call("XREADGROUP", "GROUP", group, "pod.1", "COUNT", 10, "STREAMS", key, ">")
+        await client.call("XADD", key, "*", "m", _MESSAGE)
+        found = await client.call("XREADGROUP", "GROUP", group, "pod.1", "COUNT", 10, "STREAMS", key, ">")
         ids = [entry for _, entries in found or () for entry, _ in entries]
         settled = (part for entry in ids for part in (entry, 1))
         stats = StreamKeys(key).stats(group)
-        await wire.call("FCALL", "as1_settle", 1, key, group, "pod.1", stats, "", 0, "acked", *settled)
+        await client.call("FCALL", "as1_settle", 1, key, group, "pod.1", stats, "", 0, "acked", *settled)
 
     parts = 50
     for part in itertools.cycle(range(parts)):

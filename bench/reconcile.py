@@ -27,15 +27,15 @@ from support.servers import Server, builds
 from support.waiting import until
 
 
-async def changes(wire: Client) -> int:
+async def changes(client: Client) -> int:
     """Changes of the data since the server started; users are not counted, see `users_set`."""
-    info = (await wire.call("INFO", "persistence")).decode()
+    info = (await client.call("INFO", "persistence")).decode()
     return int(info.split("rdb_changes_since_last_save:")[1].split()[0])
 
 
-async def users_set(wire: Client) -> int:
+async def users_set(client: Client) -> int:
     """How often users were set or removed."""
-    info = (await wire.call("INFO", "commandstats")).decode()
+    info = (await client.call("INFO", "commandstats")).decode()
     lines = [
         line for line in info.splitlines() if line.startswith(("cmdstat_acl|setuser", "cmdstat_acl|deluser"))
     ]
@@ -45,7 +45,7 @@ async def users_set(wire: Client) -> int:
 async def measure(url: str, count: int, checks: int) -> None:
     """Creates, waits, checks, and prints."""
     broker = await Broker.connect(url, installation="agentstream")
-    wire = Client(lambda: Endpoint(url), name="bench")
+    client = Client(lambda: Endpoint(url), name="bench")
     cluster = MemoryCluster()
     engine = Engine(broker, cluster)
     streams = [a_stream(f"stream-{i}", producers=[f"agent-{i}"]) for i in range(count)]
@@ -66,7 +66,7 @@ async def measure(url: str, count: int, checks: int) -> None:
         )
         # until the janitor was everywhere
         await asyncio.sleep(7)
-        before, users, written = await changes(wire), await users_set(wire), dict(cluster.writes)
+        before, users, written = await changes(client), await users_set(client), dict(cluster.writes)
         for number in range(checks):
             cpu, began = time.process_time(), time.perf_counter()
             engine.check_all()
@@ -77,7 +77,7 @@ async def measure(url: str, count: int, checks: int) -> None:
         await asyncio.sleep(5)
         print(f"doing nothing {(time.process_time() - cpu) / (time.perf_counter() - began):.1%} of a CPU")
         print(
-            f"changes of data {await changes(wire) - before}, of users {await users_set(wire) - users}",
+            f"changes of data {await changes(client) - before}, of users {await users_set(client) - users}",
             end=", ",
         )
         print(f"of the cluster {sum(cluster.writes.values()) - sum(written.values())}")
@@ -85,7 +85,7 @@ async def measure(url: str, count: int, checks: int) -> None:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
-        await wire.close()
+        await client.close()
         await broker.close()
 
 

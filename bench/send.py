@@ -83,12 +83,12 @@ async def alone(send: Send, count: int) -> float:
 
 async def measure(server: Server, rounds: int, count: int, callers: int, size: int) -> None:
     """Measures in turns, and prints."""
-    wire = Client(lambda: Endpoint(server.url), name="bench")
-    topology = Topology(wire, server.url)
+    sdk = Client(lambda: Endpoint(server.url), name="bench")
+    topology = Topology(sdk, server.url)
     await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder")
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(wire.close)
+        stack.push_async_callback(sdk.close)
         agent = await stack.enter_async_context(topology.agent("planner"))
         client = redis.asyncio.Redis(
             port=server.port, max_connections=callers, retry=Retry(NoBackoff(), 0), protocol=2
@@ -108,9 +108,9 @@ async def measure(server: Server, rounds: int, count: int, callers: int, size: i
         if importlib.util.find_spec("faststream") is not None:
             singly["faststream"] = await faststream(stack, server, callers)
         together: dict[str, Send] = {"agentstream": lambda: many(agent, size), "redis-py": pipeline}
-        await compare(wire, rounds, f"{callers} callers", singly, lambda send: by_many(send, callers, count))
-        await compare(wire, rounds, f"{size} at once", together, lambda send: in_one(send, size, count))
-        await compare(wire, rounds, "one caller", singly, lambda send: alone(send, count // 20))
+        await compare(sdk, rounds, f"{callers} callers", singly, lambda send: by_many(send, callers, count))
+        await compare(sdk, rounds, f"{size} at once", together, lambda send: in_one(send, size, count))
+        await compare(sdk, rounds, "one caller", singly, lambda send: alone(send, count // 20))
 
 
 async def many(agent: Agent, size: int) -> None:
@@ -133,7 +133,7 @@ async def faststream(stack: contextlib.AsyncExitStack, server: Server, connectio
 
 
 async def compare(
-    wire: Client,
+    sdk: Client,
     rounds: int,
     title: str,
     senders: dict[str, Send],
@@ -144,7 +144,7 @@ async def compare(
     for _ in range(rounds):
         for name, send in senders.items():
             figures[name].append(await measurement(send))
-            await wire.call("XTRIM", STREAM, "MAXLEN", 0)
+            await sdk.call("XTRIM", STREAM, "MAXLEN", 0)
     ours, *_ = medians = {name: statistics.median(values) for name, values in figures.items()}
     for name, values in figures.items():
         ratio = "" if name == ours else f"{medians[ours] / medians[name]:5.1f} times slower"

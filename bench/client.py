@@ -1,7 +1,7 @@
 """How fast commands are sent and answered: the SDK's `Client` beside redis-py's asyncio client.
 
 Starts an embedded Valkey of its own. Both clients take turns in one run, so that what else the machine does
-concerns both. Prints, of each measurement, the median of all rounds and how the wire compares.
+concerns both. Prints, of each measurement, the median of all rounds and how the client compares.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ async def latency(call: Call, command: tuple[Any, ...], calls: int) -> float:
 
 async def measure(port: int, rounds: int, calls: int, callers: int) -> None:
     """Measures in turns, and prints."""
-    wire = Client(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="bench")
+    client = Client(lambda: Endpoint(f"redis://127.0.0.1:{port}"), name="bench")
     peer = redis.asyncio.Redis(port=port, max_connections=callers, retry=Retry(NoBackoff(), 0), protocol=2)
-    await wire.call("FUNCTION", "LOAD", LUA)
+    await client.call("FUNCTION", "LOAD", LUA)
     measurements: dict[str, Callable[[Call], Awaitable[float]]] = {
         f"XADD, calls/s, {callers} callers": lambda call: per_second(call, XADD, callers, calls),
         f"FCALL, calls/s, {callers} callers": lambda call: per_second(call, FCALL, callers, calls),
@@ -74,14 +74,14 @@ async def measure(port: int, rounds: int, calls: int, callers: int) -> None:
         for title, measurement in measurements.items():
             ours, theirs = [], []
             for _ in range(rounds):
-                ours.append(await measurement(wire.call))
+                ours.append(await measurement(client.call))
                 theirs.append(await measurement(peer.execute_command))
             a, b = statistics.median(ours), statistics.median(theirs)
             ratio = a / b if "calls/s" in title else b / a
             spread = f"{min(ours):,.0f} to {max(ours):,.0f} | {min(theirs):,.0f} to {max(theirs):,.0f}"
-            print(f"{title:30} wire {a:9,.0f}  redis-py {b:9,.0f}  {ratio:5.1f} times better  ({spread})")
+            print(f"{title:30} client {a:9,.0f}  redis-py {b:9,.0f}  {ratio:5.1f} times better  ({spread})")
     finally:
-        await asyncio.gather(wire.close(), peer.aclose())
+        await asyncio.gather(client.close(), peer.aclose())
 
 
 def main() -> None:
