@@ -35,13 +35,13 @@ LEASE = 10_000
 
 async def is_taken(topology: Topology, group: Consumes, count: int) -> bool:
     """Whether so many entries are pending, none of them with the one that is gone."""
-    total, _, _, holders = await topology.sdk.call("XPENDING", group.key, group.group)
+    total, _, _, holders = await topology.wire.call("XPENDING", group.key, group.group)
     return total == count and all(name != b"gone.1" for name, _ in holders)
 
 
 async def swept(topology: Topology, count: int) -> bool:
     """Whether so many consumers wait for something new."""
-    clients = (await topology.sdk.call("CLIENT", "LIST")).decode().splitlines()
+    clients = (await topology.wire.call("CLIENT", "LIST")).decode().splitlines()
     return sum("read-tasks" in client and "cmd=xreadgroup" in client for client in clients) == count
 
 
@@ -53,14 +53,14 @@ async def hold(deliveries: Deliveries[Any]) -> None:
 
 async def killed(topology: Topology, broker: Broker, *, nudged: bool) -> float:
     """Seconds after which live consumers own what a dead one held."""
-    await topology.sdk.call("FLUSHALL")
+    await topology.wire.call("FLUSHALL")
     topology.routes.clear()
     await topology.stream("tasks", "planner")
     group = await topology.group("tasks", "coder", lease=LEASE)
     async with topology.agent("planner") as planner:
         sending = (planner.send_message(to="coder", type="event", payload={"n": n}) for n in range(PENDING))
         await asyncio.gather(*sending)
-    await topology.sdk.call("XREADGROUP", "GROUP", "coder", "gone.1", "STREAMS", group.key, ">")
+    await topology.wire.call("XREADGROUP", "GROUP", "coder", "gone.1", "STREAMS", group.key, ">")
     began = time.perf_counter()
     async with AsyncExitStack() as stack:
         holding = []
@@ -82,7 +82,7 @@ async def killed(topology: Topology, broker: Broker, *, nudged: bool) -> float:
 
 async def silent(topology: Topology, server: Server) -> float:
     """Seconds from the moment when a connection falls silent until what the server gave it is in hand."""
-    await topology.sdk.call("FLUSHALL")
+    await topology.wire.call("FLUSHALL")
     topology.routes.clear()
     await topology.stream("tasks", "planner")
     await topology.group("tasks", "coder", lease=LEASE)

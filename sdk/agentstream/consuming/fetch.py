@@ -103,12 +103,12 @@ class FetchSignals:
     """
 
     def __init__(self, nudge: Callable[[], Awaitable[None]]) -> None:
-        self.nudge = nudge
+        self.nudge: Callable[[], Awaitable[None]] = nudge
         # whether the server may think that this consumer owns entries that it does not know of
-        self.in_doubt = True
+        self.in_doubt: bool = True
         # even if another consumer has just swept: entries may have become due while no consumer was there
-        self.sweep_at_once = True
-        self.look = asyncio.Event()
+        self.sweep_at_once: bool = True
+        self.look: asyncio.Event = asyncio.Event()
         self.look.set()
 
     def doubt(self) -> None:
