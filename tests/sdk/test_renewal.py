@@ -214,7 +214,7 @@ async def test_a_shorter_lease_is_kept_at_once(topology: Topology) -> None:
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         await following(deliveries)
         await until(lambda: _idle(topology, group, 300))
-        deliveries._consumption._dispatcher.leases.lease = 0.3
+        deliveries._consumption._dispatcher.leases.change(0.3)
         await until(lambda: fresh(topology, Consumes("tasks", group.key, group="coder", lease=300)), 2)
 
 
