@@ -127,7 +127,7 @@ class FetchSignals:
     def sweep_now(self) -> None:
         """Sweeps soon, as there are entries that any consumer may claim.
 
-        All consumers are told so: some ms apart, each gets a share.
+        Every consumer of the group gets the nudge; as they sweep some ms apart, each claims a share.
         """
         self.sweep_at_once = True
         asyncio.get_running_loop().call_later(_SPREAD_OF_NUDGES * unit(), self.look_again)

@@ -165,7 +165,7 @@ class PoisonIsolation:
         self.watch()
 
     async def ended(self) -> None:
-        """Waits until the holds that gave way are handed back, and other consumers are told."""
+        """Waits until the holds that gave way are handed back and other consumers are nudged."""
         await asyncio.gather(*self._releases)
 
     def _timed_out(self) -> None:

@@ -63,10 +63,7 @@ class FailureLog:
             _log.warning("can %s again", self._what)
 
 
-async def retry_until(
-    attempt: Callable[[], Awaitable[T]],
-    timeout: float,
-) -> T:
+async def retry_until(attempt: Callable[[], Awaitable[T]], timeout: float) -> T:
     """Repeats an attempt until it succeeds, or `timeout` seconds are over.
 
     Raises:
