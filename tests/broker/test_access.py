@@ -9,6 +9,7 @@ import redis
 
 from agentstream.consuming.hold import DELIVERED, Hold, delivered_holds
 from agentstream.errors import AccessDenied
+from agentstream.protocol import commands
 from agentstream.protocol.commands import DONE, GroupCalls
 from agentstream.protocol.keys import StreamKeys, notify_channel, nudge_channel, reply_key
 from agentstream.protocol.routes import Consumes, Produces, decode_route, encode_route
@@ -155,8 +156,8 @@ NOBODY: list[tuple[Argument, ...]] = [
     ("FCALL", "as1_reply", 1, OTHER, 1000, "m", "x"),
     ("FCALL", "as1_reply", 1, f"{OTHER}:retry:coder", 1000, "m", "x"),
     ("PEXPIRE", OTHER, 1),
-    ("FCALL_RO", "as1_receipt", 1, OTHER, "1-1", "coder", f"{OTHER}:parked:coder"),
-    ("FCALL_RO", "as1_receipt", 1, TASKS, "1-1", "coder", f"{TASKS}:parked:coder"),
+    ("FCALL_RO", "as1_receipt", 1, OTHER, 1, "coder", f"{OTHER}:parked:coder", "1-1"),
+    ("FCALL_RO", "as1_receipt", 1, TASKS, 1, "coder", f"{TASKS}:parked:coder", "1-1"),
     # what is published to others
     ("SUBSCRIBE", notify_channel("test", "t", "writer")),
     ("SUBSCRIBE", notify_channel("test", "t", "broadcast"), notify_channel("test", "t", "writer")),
@@ -264,17 +265,7 @@ async def test_a_producer_of_a_broadcast_stream_may_ask_who_has_acknowledged(
 ) -> None:
     keys = StreamKeys(NEWS)
     streams.hset(keys.parked("other"), "1-1", "retrying")
-    ask = (
-        "FCALL_RO",
-        "as1_receipt",
-        1,
-        NEWS,
-        "1-1",
-        "coder",
-        keys.parked("coder"),
-        "other",
-        keys.parked("other"),
-    )
+    ask = commands.receipt(keys, ("coder", "other"), ("1-1",))
     use = AgentUse(
         "t", "herald", produces=(Produces("news", NEWS, broadcast=True, groups=("coder", "other")),)
     )
@@ -287,7 +278,7 @@ async def test_a_producer_of_a_broadcast_stream_may_ask_who_has_acknowledged(
             ("XINFO", "CONSUMERS", NEWS, "coder"),
             ("XRANGE", NEWS, "-", "+"),
             ("XACK", NEWS, "coder", "1-1"),
-            ("FCALL_RO", "as1_receipt", 1, TASKS, "1-1", "coder", f"{TASKS}:parked:coder"),
+            ("FCALL_RO", "as1_receipt", 1, TASKS, 1, "coder", f"{TASKS}:parked:coder", "1-1"),
         ):
             with pytest.raises(AccessDenied):
                 await wire.call(*forbidden)

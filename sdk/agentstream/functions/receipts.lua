@@ -10,10 +10,11 @@ local function state_of(key, id, group, parked)
   return #redis.call('XPENDING', key, group.name, id, id, 1) > 0 and 'pending' or 'acknowledged'
 end
 
--- KEYS: stream. ARGV: id, group, parked key, ...
--- Returns the state of the entry in each group: acknowledged, pending, retrying, dead, or missing if there is no group.
+-- KEYS: stream. ARGV: number of groups, group, parked key, ..., id, ...
+-- Returns the state of each entry in each group, entry by entry: acknowledged, pending, retrying, dead, or missing if there
+-- is no group.
 local function receipt(keys, args)
-  local key, id, groups, replies = keys[1], args[1], {}, {}
+  local key, groups, replies = keys[1], {}, {}
   local listed = redis.pcall('XINFO', 'GROUPS', key)
   -- without a stream, all groups are missing
   if listed.err and not string.find(listed.err, 'no such key', 1, true) then return listed end
@@ -21,8 +22,11 @@ local function receipt(keys, args)
     local group = map(flat)
     groups[group.name] = group
   end
-  for i = 2, #args, 2 do
-    replies[#replies + 1] = state_of(key, id, groups[args[i]], args[i + 1])
+  local first_id = 2 + 2 * tonumber(args[1])
+  for at = first_id, #args do
+    for i = 2, first_id - 1, 2 do
+      replies[#replies + 1] = state_of(key, args[at], groups[args[i]], args[i + 1])
+    end
   end
   return replies
 end

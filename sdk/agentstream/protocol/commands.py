@@ -79,10 +79,13 @@ def reply(key: str, lifetime: int, fields: Iterable[Argument]) -> Command:
     return ("FCALL", "as1_reply", 1, key, lifetime, *fields)
 
 
-def receipt(keys: StreamKeys, entry: str, groups: Iterable[str]) -> Command:
-    """Asks what became of an entry in each group. Replies with the value of a `ReceiptState` for each."""
+def receipt(keys: StreamKeys, groups: Sequence[str], entries: Iterable[str]) -> Command:
+    """Asks what became of entries in groups.
+
+    Replies with the value of a `ReceiptState` for each group of the first entry, then of the next ones.
+    """
     parked = chain.from_iterable((group, keys.parked(group)) for group in groups)
-    return ("FCALL_RO", "as1_receipt", 1, keys.stream, entry, *parked)
+    return ("FCALL_RO", "as1_receipt", 1, keys.stream, len(groups), *parked, *entries)
 
 
 def once(

@@ -27,7 +27,7 @@ from agentstream.sending.outgoing import (
     SendOptions,
     record_of,
 )
-from agentstream.sending.receipts import Receipt, broadcast_stream
+from agentstream.sending.receipts import Receipt, ReceiptPoller, broadcast_stream
 from agentstream.sending.requests import DEFAULT_TIMEOUT as REQUEST_TIMEOUT
 from agentstream.sending.requests import READ_TIMEOUT as ANSWER_TIMEOUT
 from agentstream.sending.requests import Requests
@@ -58,6 +58,7 @@ class Producer:
         answers = reply_key(self.namespace, self.name, secrets.token_hex(16))
         client = self._client("answers", ANSWER_TIMEOUT)
         self._requests = Requests(answers, client, self._keyring, self._counters)
+        self._receipts = ReceiptPoller(self._write.call)
         self._mailboxes: list[Mailbox] = []
 
     async def send_message(
@@ -159,7 +160,7 @@ class Producer:
         options["stream"] = produces.stream
         one = OutgoingMessage(type=type, payload=payload, **options)
         sent = await self._sender.send(record_of(self.name, one, max(deadline - loop.time(), 0), on_full))
-        return Receipt(self._write.call, sent, produces)
+        return Receipt(self._receipts, sent, produces)
 
     async def request(
         self,

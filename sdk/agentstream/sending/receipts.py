@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,9 +19,12 @@ from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Produces
 from agentstream.routing.directory import Directory
 from agentstream.sent import SentMessage
-from agentstream.transport.retry import Backoff, retry_until
+from agentstream.transport.retry import retry_until
 
 _FIRST_LOOK, _SELDOM = 0.004, 0.25
+"""Seconds between the looks at a receipt: they double from the first to the second."""
+_TOGETHER = 500
+"""The most states that one call reads: a millisecond or two, during which the server does nothing else."""
 _ROUTE_PATIENCE = 10.0
 _FRESH = 1.0
 """Seconds for which the groups of a broadcast stream are cached."""
@@ -78,11 +83,11 @@ class Receipt:
         expected: the groups that were declared when it was sent.
     """
 
-    def __init__(self, call: Callable[..., Awaitable[Any]], sent: SentMessage, produces: Produces) -> None:
+    def __init__(self, poller: ReceiptPoller, sent: SentMessage, produces: Produces) -> None:
         self.sent = sent
         self.expected: tuple[str, ...] = () if sent.shed else produces.groups
-        self._call = call
-        self._command = commands.receipt(StreamKeys(produces.key), sent.entry, self.expected)
+        self._poller = poller
+        self._asked = _Asked(produces.key, self.expected)
 
     def __repr__(self) -> str:
         """Names the message."""
@@ -96,10 +101,8 @@ class Receipt:
             AccessDenied: the agent may not produce to the stream any more.
             ServerRefused: the server refuses for another reason.
         """
-        states = await self._call(*self._command) if self.expected else ()
-        return ReceiptStatus(
-            {group: ReceiptState(state.decode()) for group, state in zip(self.expected, states, strict=True)}
-        )
+        (status,) = await self._poller.read(self._asked, (self.sent.entry,))
+        return status
 
     async def wait(self, quorum: float | None = None, timeout: float = 30.0) -> ReceiptStatus:
         """Waits until enough groups have acknowledged the message. Returns its state then.
@@ -115,25 +118,127 @@ class Receipt:
             ValueError: the quorum is neither a positive whole number nor a share.
         """
         needed = groups_needed(quorum, len(self.expected))
+        return await self._poller.wait(self._asked, self.sent, needed, timeout)
+
+
+class _Asked(NamedTuple):
+    """Groups of a stream that are asked about an entry."""
+
+    key: str
+    groups: tuple[str, ...]
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """A task that waits for a quorum; times are seconds of the event loop's clock."""
+
+    asked: _Asked
+    sent: SentMessage
+    needed: int
+    deadline: float
+    outcome: asyncio.Future[ReceiptStatus]
+    looked: float = -math.inf
+    pause: float = _FIRST_LOOK
+
+    @property
+    def due(self) -> float:
+        """When to look again at the latest."""
+        return min(self.looked + self.pause, self.deadline)
+
+    def is_worth_a_look(self, now: float) -> bool:
+        """Whether half of the pause is over: then another one's look may serve it, too."""
+        return not self.outcome.done() and now >= min(self.looked + self.pause / 2, self.deadline)
+
+    def saw(self, found: ReceiptStatus | Exception, began: float, ended: float) -> None:
+        """Takes what a look found that began then: waits on, or has an outcome."""
+        over = began >= self.deadline
+        self.looked, self.pause = ended, min(2 * self.pause, _SELDOM)
+        if self.outcome.done():
+            return
+        if isinstance(found, Exception):
+            if over or isinstance(found, WireClosed) or not isinstance(found, AgentStreamError):
+                self._failed(found)
+            return
+        acknowledged = len(found.acknowledged)
+        if acknowledged >= self.needed:
+            self.outcome.set_result(found)
+        elif over or acknowledged + len(found.outstanding) < self.needed:
+            self._failed(_missed(self.sent, found, self.needed))
+
+    def _failed(self, error: Exception) -> None:
+        self.outcome.set_exception(error)
+        # a task that is cancelled at this moment does not take the error
+        self.outcome.exception()
+
+
+class ReceiptPoller:
+    """Reads the state of one agent's broadcasts: of all that tasks wait for, one call at a time.
+
+    Args:
+        call: sends a command to the server.
+    """
+
+    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
+        self._call = call
+        self._waiters: dict[_Waiter, None] = {}
+        self._came = asyncio.Event()
+        self._polling: asyncio.Task[None] | None = None
+
+    async def read(self, asked: _Asked, entries: Sequence[str]) -> list[ReceiptStatus]:
+        """Reads the state of entries of one stream in the same groups; see `Receipt.status`."""
+        groups = asked.groups
+        if not groups:
+            return [ReceiptStatus({}) for _ in entries]
+        states = await self._call(*commands.receipt(StreamKeys(asked.key), groups, entries))
+        found = [ReceiptState(state.decode()) for state in states]
+        rows = zip(*[iter(found)] * len(groups), strict=True)
+        return [ReceiptStatus(dict(zip(groups, row, strict=True))) for row in rows]
+
+    async def wait(self, asked: _Asked, sent: SentMessage, needed: int, timeout: float) -> ReceiptStatus:
+        """Waits until so many groups have acknowledged an entry; see `Receipt.wait`."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        backoff = Backoff(_FIRST_LOOK, _SELDOM)
+        waiter = _Waiter(asked, sent, needed, loop.time() + timeout, loop.create_future())
+        self._waiters[waiter] = None
+        self._came.set()
+        if len(self._waiters) == 1:
+            self._polling = asyncio.create_task(self._poll(), name="poll receipts")
+        try:
+            return await waiter.outcome
+        finally:
+            del self._waiters[waiter]
+            if not self._waiters and self._polling is not None:
+                self._polling.cancel()
+
+    async def _poll(self) -> None:
+        """Looks at what is due, and along with it at what soon will be, until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
-            over = loop.time() >= deadline
-            try:
-                status = await self.status()
-            except WireClosed:
-                raise
-            except AgentStreamError:
-                if over:
-                    raise
-            else:
-                acknowledged = len(status.acknowledged)
-                if acknowledged >= needed:
-                    return status
-                if over or acknowledged + len(status.outstanding) < needed:
-                    raise _missed(self.sent, status, needed)
-            await asyncio.sleep(min(backoff.next(), max(deadline - loop.time(), 0)))
+            self._came.clear()
+            due = min((w.due for w in self._waiters if not w.outcome.done()), default=math.inf)
+            if due > loop.time():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(None if due == math.inf else due):
+                        await self._came.wait()
+                continue
+            together: dict[_Asked, list[_Waiter]] = {}
+            for waiter in self._waiters:
+                if waiter.is_worth_a_look(loop.time()):
+                    together.setdefault(waiter.asked, []).append(waiter)
+            for asked, waiters in together.items():
+                size = max(1, _TOGETHER // max(1, len(asked.groups)))
+                for first in range(0, len(waiters), size):
+                    await self._look(asked, waiters[first : first + size])
+
+    async def _look(self, asked: _Asked, waiters: Sequence[_Waiter]) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        found: Sequence[ReceiptStatus | Exception]
+        try:
+            found = await self.read(asked, [waiter.sent.entry for waiter in waiters])
+        except Exception as error:  # noqa: BLE001 - whoever waits raises it
+            found = [error] * len(waiters)
+        for waiter, one in zip(waiters, found, strict=True):
+            waiter.saw(one, began, clock())
 
 
 def groups_needed(quorum: float | None, expected: int) -> int:

@@ -37,7 +37,7 @@ CALLS: list[Command] = [
     commands.REVISION,
     commands.add(KEYS, "token", 1, 2, commands.message(b"data", ("key", "k"))),
     commands.reply("reply", 1, ("m", b"data")),
-    commands.receipt(KEYS, "1-0", ("coder",)),
+    commands.receipt(KEYS, ("coder",), ("1-0",)),
     commands.once(KEY, KEYS.done("coder", "k"), "token", "begin", 1),
     GROUP.take(ENTRY.source, "pod.", "-", 10),
     GROUP.sweep(1, 2, 3, 4, now=True),
