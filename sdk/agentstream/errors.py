@@ -14,11 +14,17 @@ class AgentStreamError(Exception):
 
 def error_name(error: AgentStreamError) -> str:
     """The name of the public class of an error."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
+    internal = (WireClosed, Unanswered, KeyMissing)
+    public = (kind for kind in type(error).__mro__ if kind.__module__ == __name__ and kind not in internal)
+    return next(public).__name__
 
 
 class SettingsError(AgentStreamError):
     """The environment or the mounted Secret lacks a setting; the message names it."""
+
+
+class KeyMissing(SettingsError):  # noqa: N818 - named after what is wrong
+    """The stream requires signatures, and the agent has no key for it, or not yet."""
 
 
 class InvalidMessage(AgentStreamError):  # noqa: N818 - a public name says what is wrong
@@ -93,6 +99,10 @@ class ConnectionLost(AgentStreamError):  # noqa: N818
 
 class WireClosed(ConnectionLost):
     """This side has closed the connection; another attempt would fail, too."""
+
+
+class Unanswered(ConnectionLost):
+    """No reply until the deadline: sending the message under another number could add it twice."""
 
 
 class ServerRefused(AgentStreamError):  # noqa: N818

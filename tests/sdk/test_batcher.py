@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentstream.agent import Agent
-from agentstream.errors import AgentStreamError, Backpressure, ConnectionLost, InvalidMessage
+from agentstream.errors import AgentStreamError, Backpressure, ConnectionLost, InvalidMessage, Unanswered
 from agentstream.protocol.envelope import decode
-from agentstream.sending.batcher import Batcher, Unanswered
+from agentstream.sending.batcher import Batcher
 from agentstream.sent import SentMessage
 from agentstream.testing import Faults
 from agentstream.transport.client import Client

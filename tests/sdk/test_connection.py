@@ -58,6 +58,27 @@ async def test_settings_that_cannot_be_read_are_an_error_until_they_can(server: 
     await wire.close()
 
 
+async def test_settings_that_cannot_be_read_again_are_a_lost_connection(server: Server) -> None:
+    settings = [Endpoint(server.url)]
+
+    def endpoint() -> Endpoint:
+        if not settings:
+            raise SettingsError("the Secret is being replaced")
+        return settings[0]
+
+    wire = Client(endpoint, name="replaced")
+    connection = (await wire.call("CLIENT", "ID"),)
+    settings.clear()
+    with server.admin() as admin:
+        admin.client_kill_filter(_id=str(*connection))
+    await until(lambda: wire.losses == 1)
+    with pytest.raises(ConnectionLost, match="being replaced"):
+        await wire.call("PING")
+    settings.append(Endpoint(server.url))
+    assert await wire.call("PING") == b"PONG"
+    await wire.close()
+
+
 async def test_an_error_that_nobody_foresaw_reaches_the_callers() -> None:
     def endpoint() -> Endpoint:
         raise RuntimeError("surprise")

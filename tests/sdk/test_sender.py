@@ -26,7 +26,6 @@ from agentstream.sent import SentMessage
 from agentstream.telemetry.counters import SHED
 from agentstream.testing import Faults
 from agentstream.transport.client import Client
-from agentstream.transport.endpoint import Endpoint
 from support.servers import Server
 from support.topology import Topology, fields_of
 from support.waiting import until
@@ -198,26 +197,6 @@ async def test_a_server_without_memory_is_a_full_one(declared: Topology, wire: C
         with pytest.raises(Backpressure):
             await planner.send_message(to="coder", type="event", payload={}, timeout=0.2)
     await wire.call("CONFIG", "SET", "maxmemory", 0)
-
-
-async def test_a_message_that_is_larger_than_the_server_takes_is_an_error_at_once(
-    private_server: Server,
-) -> None:
-    private_server.options += ("--proto-max-bulk-len", "1mb")
-    private_server.restart()
-    private_server.clear()
-    wire = Client(lambda: Endpoint(private_server.url), name="test")
-    topology = Topology(wire, private_server.url)
-    await topology.stream("tasks", "planner")
-    await topology.group("tasks", "coder")
-    async with topology.agent("planner") as planner:
-        with pytest.raises(InvalidMessage, match="larger than the server's proto-max-bulk-len allows"):
-            await planner.send_message(to="coder", type="event", payload={"text": "x" * 1_100_000})
-        await planner.send_message(to="coder", type="event", payload={})
-        # the first of them broke the connection
-        assert planner._write.connects == 2
-    assert await wire.call("XLEN", "{test.tasks}") == 1
-    await wire.close()
 
 
 async def test_after_a_reconnect_routes_are_read_again(proxy: Faults, declared: Topology) -> None:

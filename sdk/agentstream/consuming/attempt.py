@@ -13,7 +13,7 @@ from typing import Any
 from agentstream.consuming.hold import LOST, Hold
 from agentstream.consuming.once import Once
 from agentstream.consuming.settling import Settler, retry_delay
-from agentstream.errors import NoRoute, Reject, Retry
+from agentstream.errors import InvalidMessage, NoRoute, Reject, Retry
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes
 from agentstream.routing.choose import SeveralRoutes
@@ -118,10 +118,17 @@ class Attempt:
         """Answers with the value that the handler returned.
 
         Without a route to the sender the message is retried, as one may still be declared; where several
-        routes lead to the sender it becomes a dead letter.
+        routes lead to the sender, and where the answer is too large, it becomes a dead letter.
         """
         try:
             await self._settler.replies.answer(self.hold.message, answer, self.policy, patience=0)
+        except InvalidMessage as error:
+            if not self._decide("dead_letter"):
+                raise
+            why = f"the handler returned an answer that cannot be sent: {error}"
+            _log.warning("%r: %s", self, why)
+            self._settler.dead_letter(self.hold, self.policy, error.reason, why)
+            await self.hold.settled()
         except NoRoute as error:
             is_final = isinstance(error, SeveralRoutes)
             if not self._decide("dead_letter" if is_final else "retry"):

@@ -128,9 +128,8 @@ class Delivery(Generic[Payload]):
         Raises:
             ValueError: the key is empty, or the time is not positive.
             EffectInDoubt: on entering, if an earlier attempt was interrupted in the block.
-            ConnectionLost, ServerRefused: on entering or leaving: the server did not answer, or refused, for
-                ten seconds.
-            AccessDenied: on entering or leaving.
+            ConnectionLost, AccessDenied, ServerRefused: on entering or leaving: the server did not answer, or
+                refused, for ten seconds.
         """
         return self._attempt.once(key, ttl)
 

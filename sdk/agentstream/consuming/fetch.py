@@ -278,6 +278,8 @@ class Fetcher:
             except AgentStreamError as error:
                 wait = _SWEEP_INTERVAL / 1000
                 self._signals.sweep_at_once = True
+                # others could not renew their leases, either
+                self._claim_guard.interrupted()
                 if isinstance(error, ConnectionLost):
                     self._signals.doubt()
                 self._sweep_failures.failed(error)

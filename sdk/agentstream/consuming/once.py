@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
-from agentstream.errors import AccessDenied, AgentStreamError, EffectInDoubt, WireClosed
+from agentstream.errors import EffectInDoubt
 from agentstream.protocol import commands
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.telemetry.counters import IN_DOUBT, GroupCounters
-from agentstream.transport.retry import Backoff
+from agentstream.transport.retry import retry_until
 
 WEEK = 7 * 86_400.0
 _PATIENCE = 10.0
@@ -53,8 +53,8 @@ class Once:
 
         Raises:
             EffectInDoubt: an earlier attempt began it, and whether it came about is not known.
-            ConnectionLost, ServerRefused: the server did not answer, or refused, for ten seconds.
-            AccessDenied: the server refuses.
+            ConnectionLost, AccessDenied, ServerRefused: the server did not answer, or refused, for ten
+                seconds; at once where waiting is of no use.
         """
         # the same delivery must not do it twice either, if it does not know how its first try ended
         self._token = f"{self._delivery} {secrets.token_hex(8)}"
@@ -76,9 +76,8 @@ class Once:
         A cancellation leaves the effect in doubt, as a crash does: it may have been under way.
 
         Raises:
-            ConnectionLost, ServerRefused: the server did not answer, or refused, for ten seconds; the next
-                delivery may find the effect in doubt.
-            AccessDenied: the server refuses; likewise.
+            ConnectionLost, AccessDenied, ServerRefused: as on entering; the next delivery may find the effect
+                in doubt.
         """
         if self._first and error is None:
             await self._note("done")
@@ -87,17 +86,5 @@ class Once:
 
     async def _note(self, verb: Literal["begin", "done", "undone"]) -> int:
         """Notes the state of the effect; repeated until the server answers: a repetition changes nothing."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _PATIENCE
-        backoff = Backoff(0.05, 1.0)
-        while True:
-            try:
-                command = commands.once(self._stream, self._done_key, self._token, verb, self._lifetime)
-                return int(await self._call(*command))
-            except (AccessDenied, WireClosed):
-                raise
-            except AgentStreamError:
-                delay = backoff.next()
-                if loop.time() + delay >= deadline:
-                    raise
-            await asyncio.sleep(delay)
+        command = commands.once(self._stream, self._done_key, self._token, verb, self._lifetime)
+        return int(await retry_until(partial(self._call, *command), _PATIENCE))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -16,17 +17,17 @@ from typing import Any
 from agentstream.consuming.fetch import FetchSignals
 from agentstream.consuming.hold import BEGUN, RELEASABLE, Hold, HoldState
 from agentstream.consuming.leases import Leases, batches
-from agentstream.errors import AgentStreamError, ConnectionLost, WireClosed
+from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.protocol.commands import DONE, GONE, TRIMMED, Command
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes
 from agentstream.sending.replies import Replies
 from agentstream.telemetry.counters import GroupCounters
-from agentstream.transport.error_replies import group_is_gone, is_not_ready
+from agentstream.transport.error_replies import passes
 from agentstream.transport.retry import Backoff, unit
 
 _RELEASE_PATIENCE = 2.0
-_ERROR_LENGTH = 500
+_REASON_LENGTH = 500
 REJECTED = "Rejected"
 """Counted for reasons that handlers give, of which there may be any number."""
 
@@ -68,7 +69,7 @@ class Settler:
 
     def retry(self, hold: Hold, delay: int, reason: str, error: str) -> None:
         """Has an entry delivered again after `delay` ms."""
-        reason, error = _printable(reason), _printable(error)[:_ERROR_LENGTH]
+        reason, error = _printable(reason), _printable(error)
         command = self._commands.retry(hold, delay, hold.attempts, reason, error)
         self._settle_alone(hold, self._retry(hold, command, delay, "retried"))
 
@@ -85,7 +86,7 @@ class Settler:
         if not policy.dead_letters:
             self.retry(hold, retry_delay(policy, sys.maxsize, unit()), reason, error)
             return
-        reason, error = _printable(reason), _printable(error)[:_ERROR_LENGTH]
+        reason, error = _printable(reason), _printable(error)
         command = self._commands.dead_letter(hold, hold.attempts, reason, error)
         self._settle_alone(hold, self._dead_letter(hold, policy, command, reason, error))
 
@@ -175,24 +176,25 @@ class Settler:
     async def _repeat(
         self, command: Command, holds: Sequence[Hold], *, deadline: float | None = None
     ) -> tuple[Any, bool]:
-        """Sends a command until a reply comes or the deadline is over.
+        """Sends a command until a reply comes, an error comes that does not pass, or the deadline is over.
 
-        Without a deadline it stops when the last lease is over, as others may then have the entries. That is
-        so only if the server answers: while it is away, no consumer gets them.
+        Without a deadline it goes on whatever becomes of the leases: while the server does nothing for this
+        consumer, the others get no entries either, and the server refuses to settle what they have. When the
+        session ends it stops with the last lease.
 
         Returns its reply, None without one, and whether an earlier reply was lost.
         """
-        backoff = Backoff(0.05, 1.0)
+        # short enough to be done before others may claim again after the trouble
+        backoff = Backoff(0.05, min(1.0, self.leases.lease / 4))
         repeated = False
         while True:
             try:
                 return await self.call(*command), repeated
             except AgentStreamError as error:
-                delay, is_lost = backoff.next(), isinstance(error, ConnectionLost)
-                hopeless = group_is_gone(error) or isinstance(error, WireClosed)
-                waits = deadline is None and (is_lost or is_not_ready(error)) and not self._ending
-                until = max(hold.lease_until for hold in holds) if deadline is None else deadline
-                if hopeless or not (waits or time.monotonic() + delay <= until):
+                delay, until = backoff.next(), deadline
+                if until is None:
+                    until = max(hold.lease_until for hold in holds) if self._ending else math.inf
+                if not passes(error) or time.monotonic() + delay > until:
                     _log.warning(
                         "cannot settle %d entries of %s; they may be delivered again: %s",
                         len(holds),
@@ -200,7 +202,7 @@ class Settler:
                         error,
                     )
                     return None, repeated
-                repeated = repeated or is_lost
+                repeated = repeated or isinstance(error, ConnectionLost)
             await asyncio.sleep(delay)
 
     def _count(self, outcome: str, holds: Sequence[Hold], reason: str = "") -> None:
@@ -231,8 +233,8 @@ def retry_delay(policy: Consumes, attempt: int, jitter: float) -> int:
 
 
 def _printable(reason: object) -> str:
-    """Makes a reason text that can be encoded: a handler may give any object, or text that is not Unicode."""
-    return str(reason).encode(errors="backslashreplace").decode()
+    """Makes a reason a short text that can be encoded: a handler may give any object, or no Unicode."""
+    return str(reason)[:_REASON_LENGTH].encode(errors="backslashreplace").decode()
 
 
 def _was_held(hold: Hold, code: int | None, *, repeated: bool) -> bool:

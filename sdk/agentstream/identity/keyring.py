@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from agentstream.errors import SettingsError
+from agentstream.errors import KeyMissing, SettingsError
 from agentstream.protocol.entry import Entry
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import OFF, WARN, Consumes, Produces
@@ -18,10 +18,6 @@ FRESH: Final = 15.0
 
 _REREAD = 1.0
 _REMEMBERED = 50_000
-
-
-class KeyMissing(SettingsError):  # noqa: N818 - named after what is wrong
-    """The stream requires signatures, and the agent has no key for it, or not yet."""
 
 
 class Keyring:

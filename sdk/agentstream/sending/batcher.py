@@ -23,6 +23,7 @@ from agentstream.errors import (
     MessageExpired,
     ServerRefused,
     StreamMissing,
+    Unanswered,
     WireClosed,
 )
 from agentstream.protocol import commands
@@ -49,10 +50,6 @@ _REFUSALS: dict[str, Callable[[], AgentStreamError]] = {
     "BACKPRESSURE": lambda: Backpressure("the stream holds as many unsettled entries as it may"),
     "NOSTREAM": lambda: StreamMissing("the stream does not exist"),
 }
-
-
-class Unanswered(ConnectionLost):
-    """No reply until the deadline: sending the message under another number could add it twice."""
 
 
 class Batcher:

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agentstream.errors import AgentStreamError, NoRoute, QuorumMissed, WireClosed
+from agentstream.errors import AgentStreamError, NoRoute, QuorumMissed
 from agentstream.protocol import commands
 from agentstream.protocol.envelope import BROADCAST
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Produces
 from agentstream.routing.directory import Directory
 from agentstream.sent import SentMessage
+from agentstream.transport.error_replies import passes
 from agentstream.transport.retry import retry_until
 
 _FIRST_LOOK, _SELDOM = 0.004, 0.25
@@ -156,7 +157,7 @@ class _Waiter:
         if self.outcome.done():
             return
         if isinstance(found, Exception):
-            if over or isinstance(found, WireClosed) or not isinstance(found, AgentStreamError):
+            if over or not (isinstance(found, AgentStreamError) and passes(found)):
                 self._failed(found)
             return
         acknowledged = len(found.acknowledged)

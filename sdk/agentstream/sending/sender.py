@@ -12,30 +12,24 @@ from typing import Any
 from agentstream.errors import (
     AgentStreamError,
     Backpressure,
-    InvalidMessage,
-    MessageExpired,
-    NoRoute,
+    KeyMissing,
     SendFailed,
-    SettingsError,
     StreamMissing,
-    WireClosed,
     error_name,
 )
-from agentstream.identity.keyring import KeyMissing, Keyring
+from agentstream.identity.keyring import Keyring
 from agentstream.payloads.contracts import Contracts
 from agentstream.protocol.envelope import decode
 from agentstream.protocol.routes import OFF, Produces
 from agentstream.routing.directory import Directory
-from agentstream.sending.batcher import Batcher, Unanswered
+from agentstream.sending.batcher import Batcher
 from agentstream.sending.outgoing import OutgoingRecord
 from agentstream.sent import SentMessage
 from agentstream.telemetry.counters import FAILED, REFUSED, SHED, Counters
 from agentstream.telemetry.tracing import spans
 from agentstream.transport.client import Argument, Client
+from agentstream.transport.error_replies import passes
 from agentstream.transport.retry import Backoff
-
-# Errors after which a retry is useless, or could add the message twice.
-_FINAL = (NoRoute, InvalidMessage, SettingsError, MessageExpired, WireClosed, Unanswered)
 
 
 class Sender:
@@ -108,8 +102,7 @@ class Sender:
                     return record.sent("")
                 failure: AgentStreamError = error
             except AgentStreamError as error:
-                # the Secret may still get the key
-                if isinstance(error, _FINAL) and not isinstance(error, KeyMissing):
+                if not passes(error):
                     self._failed(error)
                     raise
                 self._refused(record, error)
@@ -172,7 +165,7 @@ class Sender:
         try:
             return record.sent(await entry)
         except AgentStreamError as error:
-            if isinstance(error, _FINAL):
+            if not passes(error):
                 self._failed(error)
                 return error
             self._refused(record, error)

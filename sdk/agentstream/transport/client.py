@@ -2,7 +2,8 @@
 
 The commands of one event-loop tick leave in one write, without waiting for replies to earlier ones. None is
 sent twice: when the connection breaks, every command without a reply fails with `ConnectionLost`, and its
-caller decides whether it may be repeated.
+caller decides whether it may be repeated. What the server would not take is refused here: it would close the
+connection.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from agentstream.errors import AgentStreamError, ConnectionLost, WireClosed
+from agentstream.errors import AgentStreamError, ConnectionLost, SettingsError, WireClosed
 from agentstream.protocol.commands import Argument
 from agentstream.transport.connection import Queue, RespProtocol, connect
 from agentstream.transport.endpoint import Endpoint
 from agentstream.transport.retry import Backoff, FailureLog
+from agentstream.transport.size_limit import SizeLimit, may_be_large
 
 __all__ = ["Argument", "Client"]
 
@@ -72,6 +74,7 @@ class Client:
         self._again: asyncio.TimerHandle | None = None
         self._backoff = Backoff(0.05, 2.0)
         self._failures = FailureLog(f"listen as {name}")
+        self._size_limit = SizeLimit(self._takes)
         self._closed = False
         self._earlier_writes = 0
         self.connects: int = 0
@@ -92,13 +95,15 @@ class Client:
             AccessDenied: credentials or rights are refused.
             Backpressure: the stream or the server's memory is full.
             StreamMissing: there is no such stream to add to.
-            InvalidMessage: an argument is larger than the server's `proto-max-bulk-len`.
+            InvalidMessage: an argument is larger than the server's `proto-max-bulk-len`; nothing was sent.
             ServerRefused: any other error reply.
             SettingsError: the endpoint cannot be read.
             TypeError, ValueError: an argument cannot be encoded.
         """
         if self._closed:
             raise WireClosed("the connection is closed")
+        if may_be_large(args):
+            await self._size_limit.check(args)
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
         self._queue.append(((command, *args), reply))
@@ -134,6 +139,22 @@ class Client:
         else:
             self._connection.flush()
 
+    async def _takes(self, size: int) -> bool:
+        """Asks the server, on a connection of its own, whether it takes an argument of so many bytes."""
+        asking = await connect(
+            self._endpoint(),
+            self._name,
+            deque(),
+            timeout=self._timeout,
+            channels=None,
+            on_lost=lambda *_: None,
+            on_push=None,
+        )
+        try:
+            return await asking.takes(size)
+        finally:
+            await asking.close()
+
     async def _connect(self) -> RespProtocol:
         listener = self._listener
         return await connect(
@@ -155,10 +176,14 @@ class Client:
             if connection.error is not None:
                 raise connection.error  # noqa: TRY301
         except Exception as error:  # noqa: BLE001 - callers wait for a reply
+            if self.connects and isinstance(error, SettingsError):
+                # it could be read before: the Secret is just being replaced
+                error = ConnectionLost(str(error))
             self._fail(error)
             self._connect_later(error)
             return
         self._connection = connection
+        self._size_limit.forget()
         self.connects += 1
         if self.connects > 1:
             self._on_reconnect()

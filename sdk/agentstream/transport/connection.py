@@ -19,6 +19,7 @@ Queue = deque[tuple[tuple[Argument, ...], "asyncio.Future[Any]"]]
 _CONNECT_TIMEOUT = 5.0
 # Bytes that leave in one write: many small commands, which take a short time to encode.
 _WRITE = 1 << 16
+_PING = b"*1\r\n$4\r\nPING\r\n"
 # A reader returns this while a reply is incomplete; None and False are replies.
 _INCOMPLETE = object()
 # A server that replies so is a replica now; the next connect may reach the primary.
@@ -113,6 +114,23 @@ class RespProtocol(asyncio.Protocol):
             # replies are read in between
             self._loop.call_soon(self.flush)
 
+    async def takes(self, size: int) -> bool:
+        """Asks whether the server takes an argument of `size` bytes. Nothing else can be sent afterwards.
+
+        The length follows a command that is answered: both replies come together if the second one is an
+        error, and only the first one if the server waits for the data.
+
+        Raises:
+            ConnectionLost: no reply.
+        """
+        answer, refusal = self._loop.create_future(), self._loop.create_future()
+        self._write([_PING, b"*1\r\n$%d\r\n" % size], [answer, refusal])
+        await answer
+        if refusal.done():
+            return refusal.exception() is None
+        refusal.cancel()
+        return True
+
     async def close(self) -> None:
         """Ends the connection at once; commands without a reply fail with `ConnectionLost`."""
         self._break("the connection is closed")
@@ -195,7 +213,7 @@ class RespProtocol(asyncio.Protocol):
             # nothing was published for a while: check that the server still answers
             unheeded = self._loop.create_future()
             unheeded.cancel()
-            self._write([b"*1\r\n$4\r\nPING\r\n"], [unheeded])
+            self._write([_PING], [unheeded])
 
     def _refused(self, future: asyncio.Future[Any], reply: hiredis.ReplyError) -> None:
         text = str(reply)

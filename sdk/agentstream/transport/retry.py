@@ -8,7 +8,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from agentstream.errors import AgentStreamError, NoRoute, WireClosed
+from agentstream.errors import AgentStreamError
+from agentstream.transport.error_replies import passes
 
 T = TypeVar("T")
 _log = logging.getLogger("agentstream")
@@ -67,8 +68,7 @@ async def retry_until(attempt: Callable[[], Awaitable[T]], timeout: float) -> T:
     """Repeats an attempt until it succeeds, or `timeout` seconds are over.
 
     Raises:
-        NoRoute, WireClosed: at once, as another attempt would fail, too.
-        AgentStreamError: the error of the last attempt before the deadline.
+        AgentStreamError: the error of the last attempt before the deadline; at once if it does not pass.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -76,10 +76,8 @@ async def retry_until(attempt: Callable[[], Awaitable[T]], timeout: float) -> T:
     while True:
         try:
             return await attempt()
-        except (NoRoute, WireClosed):
-            raise
-        except AgentStreamError:
+        except AgentStreamError as error:
             delay = backoff.next()
-            if loop.time() + delay >= deadline:
+            if not passes(error) or loop.time() + delay >= deadline:
                 raise
         await asyncio.sleep(delay)

@@ -9,21 +9,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentstream import errors
 from agentstream.consuming.settling import retry_delay
 from agentstream.errors import (
     AccessDenied,
     AgentStreamError,
     Backpressure,
     ConnectionLost,
+    EffectInDoubt,
     InvalidMessage,
+    InvalidPayload,
+    KeyMissing,
+    MessageExpired,
+    NoConsumerGroup,
+    NoReply,
+    NoRoute,
+    ProtocolError,
+    QuorumMissed,
+    RequestFailed,
+    SendFailed,
     ServerRefused,
     SettingsError,
     StreamMissing,
+    Unanswered,
+    WireClosed,
 )
 from agentstream.protocol.routes import Consumes
 from agentstream.transport.endpoint import Endpoint, Target, greeted, handshake
-from agentstream.transport.error_replies import error_from_reply, group_is_gone, is_not_ready
-from agentstream.transport.retry import Backoff
+from agentstream.transport.error_replies import error_from_reply, group_is_gone, passes
+from agentstream.transport.retry import Backoff, retry_until
 
 
 @pytest.mark.parametrize(
@@ -203,19 +217,95 @@ def test_only_a_refusal_says_that_a_group_is_gone() -> None:
     assert not group_is_gone(ConnectionLost("NOGROUP: the server closed the connection"))
 
 
+# what the same call may be tried again after: all errors of the SDK, and all codes of replies
+PASSING: dict[type[AgentStreamError], bool] = {
+    AccessDenied: True,
+    Backpressure: True,
+    ConnectionLost: True,
+    KeyMissing: True,
+    StreamMissing: True,
+    AgentStreamError: False,
+    EffectInDoubt: False,
+    InvalidMessage: False,
+    InvalidPayload: False,
+    MessageExpired: False,
+    NoConsumerGroup: False,
+    NoReply: False,
+    NoRoute: False,
+    ProtocolError: False,
+    QuorumMissed: False,
+    RequestFailed: False,
+    SendFailed: False,
+    ServerRefused: False,
+    SettingsError: False,
+    Unanswered: False,
+    WireClosed: False,
+}
+
+
+def test_of_every_error_it_is_known_whether_it_passes() -> None:
+    kinds = {
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type)
+        and issubclass(kind, AgentStreamError)
+        and kind.__module__ == errors.__name__
+    }
+    assert kinds == set(PASSING)
+    made = {
+        kind: kind([])
+        if kind is SendFailed
+        else kind("no", reason="x")
+        if kind is RequestFailed
+        else kind("no")
+        for kind in kinds
+    }
+    assert {kind: passes(error) for kind, error in made.items()} == PASSING
+
+
 @pytest.mark.parametrize(
-    ("text", "not_ready"),
+    ("text", "passing"),
     [
         ("LOADING Redis is loading the dataset in memory", True),
+        ("BUSY Redis is busy running a script.", True),
+        ("MISCONF Errors writing to the AOF file: No space left on device", True),
         ("READONLY You can't write against a read only replica.", True),
         ("MASTERDOWN Link with MASTER is down", True),
         ("NOREPLICAS Not enough good replicas to write.", True),
+        ("CLUSTERDOWN The cluster is down", True),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", True),
+        ("OOM command not allowed when used memory > 'maxmemory'.", True),
+        ("NOSTREAM {a}", True),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", True),
         ("ERR Function not found", True),
+        ("ERR Error running script: Script killed by user with FUNCTION KILL.", True),
+        ("ERR max number of clients reached", True),
         ("WRONGPASS invalid username-password pair or user is disabled.", True),
+        ("NOPERM User a has no permissions to run the 'xadd' command", True),
         ("NOGROUP No such key '{a}' or consumer group 'g'", False),
-        ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
+        ("BUSYGROUP Consumer Group name already exists", False),
+        ("CROSSSLOT Keys in request don't hash to the same slot", False),
+        ("ERR unknown command 'NOPE'", False),
         ("ERR Protocol error: invalid bulk length", False),
+        ("ERR Elements are too large to be stored", False),
+        ("STALE a later batch was added, or the result of this one has expired", False),
     ],
 )
-def test_a_server_that_is_not_ready_has_done_nothing(text: str, *, not_ready: bool) -> None:
-    assert is_not_ready(error_from_reply(text, "redis://host")) is not_ready
+def test_the_text_of_a_refusal_says_whether_it_passes(text: str, *, passing: bool) -> None:
+    assert passes(error_from_reply(text, "redis://host")) is passing
+
+
+@pytest.mark.parametrize(
+    "error", [kind for kind, passing in PASSING.items() if not passing and kind is not SendFailed]
+)
+async def test_what_does_not_pass_is_not_tried_again(error: type[AgentStreamError]) -> None:
+    tries = 0
+
+    async def attempt() -> None:
+        nonlocal tries
+        tries += 1
+        raise RequestFailed("no", reason="x") if error is RequestFailed else error("no")
+
+    with pytest.raises(error):
+        await retry_until(attempt, 60)
+    assert tries == 1
