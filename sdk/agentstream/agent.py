@@ -7,7 +7,8 @@ import contextlib
 import itertools
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,7 +17,7 @@ from agentstream.consuming.group import Consumer, ConsumerConnections, ConsumerI
 from agentstream.consuming.renewal import Renewal
 from agentstream.consuming.session import Consumption, Deliveries
 from agentstream.handlers.declare import DEFAULT_MAX_WAIT, Handlers, Subscription
-from agentstream.handlers.run import run
+from agentstream.handlers.run import Runs
 from agentstream.identity.settings import Settings
 from agentstream.payloads.types import Payload
 from agentstream.payloads.upcasting import Read, Upcast, message_reader
@@ -77,7 +78,10 @@ class Agent(Producer):
             consumed={},
         )
         self._handlers = Handlers()
+        self._runs = Runs(self._handlers)
         self._consumptions: list[Consumption] = []
+        # those of `running`, beside which the program does something else
+        self._beside = weakref.WeakSet[Consumption]()
         self._entered = contextlib.AsyncExitStack()
         self._task: asyncio.Task[Any] | None = None
         self._ended_by: signal.Signals | None = None
@@ -208,7 +212,47 @@ class Agent(Producer):
             SettingsError: a stream has contracts, and the library that checks them is not installed.
         """
         _check(concurrency)
-        await run(self._handlers, self._consume, concurrency)
+        await self._runs.run(self._consume, concurrency)
+
+    @contextlib.asynccontextmanager
+    async def running(self, *, concurrency: int = 64) -> AsyncIterator[None]:
+        """Runs the handlers beside the block, as in a web application; see docs/web-applications.md.
+
+            async with agent, agent.running():
+                await serve()
+
+        The end of the block does what SIGTERM does: the agent stops, and what handlers have in hand is
+        finished first. Cancelled meanwhile, it hands that back. A signal that the agent handles (`from_env`)
+        cancels the block. If `run` ends by itself, that is logged and the agent is not ready from then on,
+        but the block goes on: its end raises the error.
+
+        Args:
+            concurrency: as of `run`.
+
+        Raises:
+            ValueError, NoConsumerGroup, SettingsError: as `run`.
+        """
+        _check(concurrency)
+        running = asyncio.create_task(self._runs.run(self._consume_beside, concurrency), name="run handlers")
+        try:
+            yield
+        finally:
+            self.stop()
+            try:
+                await asyncio.wait({running})
+            except asyncio.CancelledError:
+                running.cancel()
+                await asyncio.wait({running})
+                raise
+            finally:
+                # an error is logged already: that of the block goes first
+                running.cancelled() or running.exception()
+        await running
+
+    def _consume_beside(self, subscription: Subscription, read: Read, concurrency: int) -> Consumption:
+        consumption = self._consume(subscription, read, concurrency)
+        self._beside.add(consumption)
+        return consumption
 
     def _consume(self, subscription: Subscription, read: Read, concurrency: int) -> Consumption:
         consumption = Consumption(self._consumer, *subscription, concurrency, read)
@@ -239,7 +283,7 @@ class Agent(Producer):
                 self.name,
                 self._settings.health_port,
                 lambda: self._write.call("PING"),
-                lambda: self._stopping,
+                lambda: "is stopping" if self._stopping else self._runs.failure,
             )
             await self._entered.enter_async_context(health)
         observed = Observed(self.namespace, self.name, self._counters, self._holding)
@@ -252,12 +296,23 @@ class Agent(Producer):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Hands back unsettled messages, and closes the connections.
+        """Waits for what the handlers of `run` have in hand, hands back the rest, and closes the connections.
+
+        The log says how many messages that were in hand are handed back: those of iterations, and those of
+        `run` if this is cancelled.
 
         Raises:
-            SystemExit: a signal ended the program, which consumed nothing.
+            SystemExit: a signal ended the program, which waited for something else than messages.
         """
         self.stop()
+        try:
+            await self._runs.ended()
+        finally:
+            await self._close()
+        if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
+            raise SystemExit(SIGNAL_EXIT + self._ended_by) from None
+
+    async def _close(self) -> None:
         try:
             await asyncio.gather(*(consumption.aclose() for consumption in self._consumptions))
             self._renewal.close()
@@ -266,21 +321,24 @@ class Agent(Producer):
             await asyncio.gather(self._write.close(), self._control.close(), self._subscriptions.close())
         finally:
             await self._entered.aclose()
-        if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
-            raise SystemExit(SIGNAL_EXIT + self._ended_by) from None
 
     @property
     def is_consuming(self) -> bool:
-        """Whether `stop` would end `run` or an iteration over `stream_consume`. Any thread may ask."""
+        """Whether messages are consumed: by `run`, `running` or `stream_consume`. Any thread may ask."""
         return any(not consumption.is_over for consumption in self._consumptions)
+
+    @property
+    def ends_when_stopped(self) -> bool:
+        """Whether `stop` would end `run` or an iteration that the program waits for. Any thread may ask."""
+        return any(not c.is_over for c in self._consumptions if c not in self._beside)
 
     def _holding(self) -> Iterator[tuple[str, str, int, int]]:
         return filter(None, [consumption.holding for consumption in self._consumptions])
 
     def _asked_to_end(self, number: signal.Signals) -> None:
-        consuming = self.is_consuming
+        ends = self.ends_when_stopped
         self.stop()
-        if not consuming and self._task is not None:
+        if not ends and self._task is not None:
             self._ended_by = number
             self._task.cancel()
 

@@ -19,6 +19,18 @@ def error_name(error: AgentStreamError) -> str:
     return next(public).__name__
 
 
+def error_text(error: BaseException) -> str:
+    """The name of an error's class and what it says, whatever its own methods do."""
+    try:
+        said = str(error)
+    except BaseException:  # noqa: BLE001 - it runs a stranger's code
+        said = "(it cannot be printed)"
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    if isinstance(error, BaseExceptionGroup):
+        text += f": {'; '.join(map(error_text, error.exceptions))}"
+    return text
+
+
 class SettingsError(AgentStreamError):
     """The environment or the mounted Secret lacks a setting; the message names it."""
 

@@ -1,4 +1,4 @@
-"""The examples of docs/handlers.md and docs/messaging.md, as they are printed."""
+"""The examples of docs/handlers.md, docs/messaging.md and docs/web-applications.md, as they are printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agentstream.protocol.keys import notify_channel
 from agentstream.transport.client import Client
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.parse import parse_resource
-from support.topology import Topology, following
+from support.topology import NAMESPACE, Topology, following
 from support.waiting import until
 
 PAGE = Path(__file__).parents[2] / "docs" / "handlers.md"
@@ -198,3 +198,41 @@ async def test_notifications(
         await until(is_heard)
         assert await messaging["tell"](planner) == 1
         assert await watching == ["cache is stale", "the end"]
+
+
+WEB = Path(__file__).parents[2] / "docs" / "web-applications.md"
+
+
+@pytest.fixture
+def web(declared: Topology, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the examples define, where the environment names the coder."""
+    environ = {"URL": declared.url, "NAMESPACE": NAMESPACE, "AGENT": "coder"}
+    for name, value in environ.items():
+        monkeypatch.setenv(f"AGENTSTREAM_{name}", value)
+    names: dict[str, Any] = {}
+    for example in re.findall(r"```python\n(.*?)```", WEB.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(example, WEB, "exec"), names)
+    return names
+
+
+async def test_a_lifespan(declared: Topology, web: dict[str, Any]) -> None:
+    async with declared.agent("planner") as planner:
+        async with web["lifespan"](None) as state:
+            answer = await planner.request(to="coder", payload={"doc": 7})
+            assert await web["is_ready"](state["agent"]) == 200
+        assert await web["is_ready"](state["agent"]) == 503
+    assert answer.payload == {"pages": 14}
+    assert await declared.settled(declared.routes["coder"].consumes[0], 1)
+
+
+async def test_a_worker_without_an_event_loop(declared: Topology, web: dict[str, Any]) -> None:
+    coder = web["SyncAgent"].from_env()
+    coder.on("task_request")(lambda task: {"pages": task["doc"]})
+    entered = await asyncio.to_thread(web["start"], coder)
+    try:
+        async with declared.agent("planner") as planner:
+            answer = await planner.request(to="coder", payload={"doc": 7})
+    finally:
+        await asyncio.to_thread(entered.close)
+    assert answer.payload == {"pages": 7}
+    assert await declared.settled(declared.routes["coder"].consumes[0], 1)

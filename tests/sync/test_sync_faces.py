@@ -64,7 +64,7 @@ def test_both_faces_take_the_same(faces: tuple[type, type]) -> None:
             original, mirror = original.__func__, mirror.__func__  # noqa: PLW2901
         if callable(original) and callable(mirror):
             shown = str(inspect.signature(mirror)).replace("Sync", "")
-            assert str(inspect.signature(original)) == shown, original
+            assert str(inspect.signature(original)).replace("AsyncIterator", "Iterator") == shown, original
             assert not inspect.iscoroutinefunction(mirror)
 
 

@@ -174,6 +174,9 @@ class Dispatcher:
         await self._settler.drain()
         await self._isolation.ended()
         self._deadlines.cancel()
+        if count := self._settler.handed_back:
+            what = "1 message" if count == 1 else f"{count} messages"
+            _log.warning("%s: handed back %s that handlers had not finished", self.policy.stream, what)
 
     def holds_lost(self, holds: Sequence[Hold]) -> None:
         """Interrupts the handlers of lost entries."""

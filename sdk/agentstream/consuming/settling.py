@@ -58,6 +58,8 @@ class Settler:
         self._waiting: dict[str, list[Hold]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ending = False
+        # what handlers had begun, since there was no more to begin
+        self.handed_back: int = 0
 
     def ack(self, hold: Hold) -> None:
         """Acknowledges a handled entry."""
@@ -170,6 +172,7 @@ class Settler:
                     # after a lost reply a released entry is gone, or pending at another counter
                     hold.settle(was_held=code is not None and (repeated or code == DONE))
                 if state is BEGUN:
+                    self.handed_back += len(batch) if self._ending else 0
                     self._count("released", batch)
                 self.leases.end(batch)
 

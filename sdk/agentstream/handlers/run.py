@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.session import Consumption
+from agentstream.errors import AgentStreamError, error_text
 from agentstream.handlers.batches import Batches
 from agentstream.handlers.declare import Handler, Handlers, Subscription
 from agentstream.payloads.upcasting import Read
@@ -18,9 +20,52 @@ from agentstream.payloads.upcasting import Read
 Consume = Callable[[Subscription, Read, int], Consumption]
 """Begins to consume a subscription; takes the reader of its payloads and the concurrency."""
 
+_log = logging.getLogger("agentstream")
 
-async def run(handlers: Handlers, consume: Consume, concurrency: int) -> None:
-    """Runs all handlers until the agent stops; see `Agent.run`."""
+
+class Runs:
+    """The runs of one agent's handlers.
+
+    Attributes:
+        failure: why there are no messages for handlers, as the last run ended by itself; else empty.
+    """
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+        self.failure: str = ""
+
+    async def run(self, consume: Consume, concurrency: int) -> None:
+        """Runs all handlers until the agent stops; see `Agent.run`."""
+        self.failure = ""
+        self._count += 1
+        self._none.clear()
+        try:
+            await _run(self._handlers, consume, concurrency)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.failure = f"handles no messages, as run() has ended: {error_text(error)}"
+            expected = isinstance(error, AgentStreamError | ValueError)
+            _log.error("run() has ended: %s", error_text(error), exc_info=None if expected else error)
+            raise
+        finally:
+            self._count -= 1
+            if not self._count:
+                self._none.set()
+
+    async def ended(self) -> None:
+        """Waits until no run is under way."""
+        await self._none.wait()
+
+    def abandon(self) -> None:
+        """Has nobody wait for runs that are under way."""
+        self._none.set()
+
+
+async def _run(handlers: Handlers, consume: Consume, concurrency: int) -> None:
     if not handlers.subscriptions:
         raise ValueError("there are no handlers: declare some with @agent.on")
     try:

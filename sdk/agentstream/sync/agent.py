@@ -84,6 +84,7 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
     name: str
     namespace: str
     is_consuming: bool
+    ends_when_stopped: bool
 
     def __init__(self, original: agent.Agent, *, ends_on_signals: bool = False) -> None:
         super().__init__(original, LoopThread(f"agentstream {original.namespace}.{original.name}"))
@@ -169,6 +170,14 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
     def run(self) -> None:
         """SystemExit, KeyboardInterrupt: a handler raised it; its message is handed back."""
 
+    @contextlib.contextmanager
+    def running(self, *, concurrency: int = 64) -> Iterator[None]:
+        beside = self._original.running(concurrency=concurrency)
+        self._loop.run(beside.__aenter__)
+        with contextlib.ExitStack() as leaving:
+            leaving.push(lambda *error: self._loop.complete(beside.__aexit__, *error))
+            yield
+
     def stop(self) -> None:
         self._loop.soon(self._original.stop)
 
@@ -186,7 +195,7 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Hands back what is not settled, closes the connections, and ends the thread."""
+        """Waits for what `run` has in hand, hands back the rest, closes connections, and ends the thread."""
         self._close()
 
     def _close(self) -> None:
@@ -200,7 +209,7 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
             atexit.unregister(self._close)
 
     def _asked_to_end(self, number: signal.Signals) -> None:
-        consuming = self.is_consuming
+        ends = self.ends_when_stopped
         self.stop()
-        if not consuming:
+        if not ends:
             raise SystemExit(SIGNAL_EXIT + number)

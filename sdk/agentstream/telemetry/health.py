@@ -43,16 +43,16 @@ class Health:
         agent: name of the agent.
         port: where `GET /livez`, `/readyz` and `/metrics` are answered, on all interfaces.
         ping: sends a command to the server.
-        is_stopping: whether the agent takes no more messages.
+        why_not: why the agent takes no messages; empty if it does.
     """
 
     def __init__(
-        self, agent: str, port: int, ping: Callable[[], Awaitable[Any]], is_stopping: Callable[[], bool]
+        self, agent: str, port: int, ping: Callable[[], Awaitable[Any]], why_not: Callable[[], str]
     ) -> None:
         self._agent = agent
         self._port = port
         self._ping = ping
-        self._is_stopping = is_stopping
+        self._why_not = why_not
         self._failures = "is not connected yet"
         self._turned = 0.0
         self._beating: asyncio.Task[None] | None = None
@@ -95,7 +95,7 @@ class Health:
 
     def unready(self) -> str:
         """The reason for which the agent is not ready; empty if it is."""
-        why = "is stopping" if self._is_stopping() else self._failures
+        why = self._why_not() or self._failures
         return self.stuck() or (why and f"{self._agent} {why}")
 
     async def _beat(self) -> None:

@@ -32,6 +32,11 @@ class KillableAgent(Agent):
         await asyncio.gather(self._sender.close(), self._write.close(), self._control.close())
         for consumption in self._consumptions:
             consumption.cancel_workers()
+        await self.end()
+
+    async def end(self) -> None:
+        """Leaves the agent without waiting for handlers, of which a test may have some that never end."""
+        self._runs.abandon()
         await self.__aexit__(None, None, None)
 
 
@@ -98,7 +103,7 @@ class Sandbox(Topology):
             through: faults of its own, from `more_faults`.
         """
         agent = KillableAgent.connect(self.settings(name, pod=pod, through=through))
-        self._open.push_async_exit(agent)
+        self._open.push_async_callback(agent.end)
         return agent
 
     def settings(self, name: str, *, pod: str | None = None, through: Faults | None = None) -> Settings:

@@ -39,7 +39,7 @@ class Backend:
             raise self.error
 
     def health(self, port: int, agent: str = "coder") -> Health:
-        return Health(agent, port, self.ping, lambda: self.stopping)
+        return Health(agent, port, self.ping, lambda: "is stopping" if self.stopping else "")
 
 
 @pytest.fixture
