@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from agentstream import Agent
 from agentstream.consuming.delivery import Delivery
+from agentstream.protocol import commands
 from agentstream.protocol.keys import Nudge, StreamKeys, nudge_channel
 from agentstream.testing import Sandbox
 from agentstream.transport.client import Client
@@ -271,7 +272,9 @@ class Traffic(RuleBasedStateMachine):
 
     async def _orphan(self, pod: str) -> None:
         """What the operator does about a pod that is gone, or seems to be."""
-        await self.wire.call("FCALL", "as1_orphan", 1, KEY, KEYS.base, GROUP, f"{pod}.", "")
+        for retries in (False, True):
+            command = commands.release_pod(KEY, GROUP, (pod, None), "-", for_good=False, retries=retries)
+            await self.wire.call(*command)
         await self.wire.call("PUBLISH", nudge_channel("agentstream", "test", GROUP), Nudge.SWEEP)
 
     @rule()

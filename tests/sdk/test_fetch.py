@@ -12,6 +12,7 @@ import pytest
 
 from agentstream.agent import Agent
 from agentstream.consuming.hold import CLAIMED, Hold, claimed_holds
+from agentstream.protocol import commands
 from agentstream.protocol.commands import DONE, GroupCalls
 from agentstream.protocol.keys import Nudge, StreamKeys, nudge_channel
 from agentstream.protocol.routes import Consumes
@@ -32,8 +33,12 @@ async def abandoned(topology: Topology, group: Consumes, count: int, *, retries:
     key = StreamKeys(group.key).retry(group.group) if retries else group.key
     who = (group.group, "gone.1")
     await topology.wire.call("XREADGROUP", "GROUP", *who, "COUNT", count, "STREAMS", key, ">")
-    base = StreamKeys(group.key).base
-    assert await topology.wire.call("FCALL", "as1_orphan", 1, group.key, base, group.group, "gone.") == count
+    gone, start, released = ("gone", None), "-", 0
+    while start:
+        command = commands.release_pod(group.key, group.group, gone, start, for_good=False, retries=retries)
+        following, number = await topology.wire.call(*command)
+        start, released = following.decode(), released + number
+    assert released == count
 
 
 async def handle(agent: Agent, handled: list[int], concurrency: int) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.session import Deliveries
-from agentstream.protocol.keys import Nudge, StreamKeys, nudge_channel
+from agentstream.protocol import commands
+from agentstream.protocol.keys import Nudge, nudge_channel
 from agentstream.protocol.routes import Consumes, Route
 from agentstream.testing import Faults
 from agentstream.transport.client import Client
@@ -51,8 +52,9 @@ async def held_by_gone(topology: Topology, group: Consumes, *payloads: int) -> N
 
 async def free(topology: Topology, group: Consumes) -> None:
     """Lets anybody claim what that consumer holds, and says so."""
-    base = StreamKeys(group.key).base
-    assert await topology.wire.call("FCALL", "as1_orphan", 1, group.key, base, group.group, "gone.")
+    gone = ("gone", None)
+    command = commands.release_pod(group.key, group.group, gone, "-", for_good=False, retries=False)
+    assert (await topology.wire.call(*command))[1]
     assert await topology.wire.call("PUBLISH", NUDGES, Nudge.SWEEP)
 
 

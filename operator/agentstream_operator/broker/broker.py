@@ -116,7 +116,9 @@ class Broker:
             case DeleteUser(name):
                 return await self._users.delete(name)
             case _:
-                return await self._client.call(*action.command)
+                while (reply := await self._client.call(*action.command)) == commands.MORE:
+                    pass
+                return reply
 
     async def users(self) -> Mapping[str, str]:
         """Lists the installation's users, each with a fingerprint of its rules and passwords."""
@@ -165,12 +167,21 @@ class Broker:
 
         `for_good`: no pod will have the name again, so that processes of it claim nothing any more.
         """
-        return int(await self._client.call(*commands.release_pod(key, group, *gone, for_good=for_good)))
+        total = 0
+        for retries in (False, True):
+            start = "-"
+            while start:
+                command = commands.release_pod(key, group, gone, start, for_good=for_good, retries=retries)
+                following, count = await self._client.call(*command)
+                start, total = following.decode(), total + int(count)
+        return total
 
     async def remove_consumers(self, key: str, group: str, gone: Gone) -> tuple[str, ...]:
         """Removes the consumers of processes that are gone and hold nothing. Returns their names."""
-        names = await self._client.call(*commands.remove_consumers(key, group, *gone))
-        return tuple(name.decode() for name in names)
+        command, removed = commands.remove_consumers(key, group, *gone), list[bytes]()
+        while len(names := await self._client.call(*command)) >= commands.PAGE:
+            removed += names
+        return tuple(name.decode() for name in (*removed, *names))
 
     async def nudge(self, namespace: str, agent: str, word: Nudge) -> None:
         """Publishes a nudge to an agent's processes. Raises nothing: it only makes them look sooner."""

@@ -51,8 +51,11 @@ async def _measure(
     client: BrokerClient, looks: Sequence[Look], *, trusts_lag: bool
 ) -> list[StreamSeen | AgentStreamError]:
     streams = [(look.key, look.known.digest if look.known else "", look.groups) for look in looks]
-    now, *replies = await client.call(*commands.measure(streams, trusts_lag=trusts_lag))
-    return [_seen(look, reply, now) for look, reply in zip(looks, replies, strict=True)]
+    seen: list[StreamSeen | AgentStreamError] = []
+    while len(seen) < len(looks):
+        now, *replies = await client.call(*commands.measure(streams[len(seen) :], trusts_lag=trusts_lag))
+        seen += [_seen(look, reply, now) for look, reply in zip(looks[len(seen) :], replies, strict=False)]
+    return seen
 
 
 def _seen(look: Look, reply: bytes, now: int) -> StreamSeen | AgentStreamError:

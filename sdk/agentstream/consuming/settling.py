@@ -19,6 +19,7 @@ from agentstream.consuming.hold import BEGUN, RELEASABLE, Hold, HoldState
 from agentstream.consuming.leases import Leases, batches
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.protocol.commands import DONE, GONE, TRIMMED, Command
+from agentstream.protocol.entry import Source
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes
 from agentstream.sending.replies import Replies
@@ -129,15 +130,17 @@ class Settler:
 
     def _flush(self, outcome: str) -> None:
         for source, holds in batches(self._waiting.pop(outcome)):
-            command = self._commands.settle(source, outcome, holds)
-            self._spawn(self._settle_batch(command, holds, outcome))
+            self._spawn(self._settle_batch(source, holds, outcome))
 
-    async def _settle_batch(self, command: Command, holds: Sequence[Hold], outcome: str) -> None:
-        codes, repeated = await self._repeat(command, holds)
-        for hold, code in zip(holds, codes or [None] * len(holds), strict=True):
-            hold.settle(was_held=_was_held(hold, code, repeated=repeated), is_finished=code == DONE)
-        self._count(outcome, holds)
-        self.leases.end(holds)
+    async def _settle_batch(self, source: Source, holds: Sequence[Hold], outcome: str) -> None:
+        while holds:
+            codes, repeated = await self._repeat(self._commands.settle(source, outcome, holds), holds)
+            answered, holds = _answered(holds, codes)
+            for hold, code in answered:
+                hold.settle(was_held=_was_held(hold, code, repeated=repeated), is_finished=code == DONE)
+            ended = [hold for hold, _ in answered]
+            self._count(outcome, ended)
+            self.leases.end(ended)
 
     def _settle_alone(self, hold: Hold, work: Coroutine[Any, Any, None]) -> None:
         hold.start_settling()
@@ -166,15 +169,23 @@ class Settler:
         for state, holds in by_state:
             for source, batch in batches(holds):
                 deadline = None if patience is None else time.monotonic() + patience
-                command = self._commands.release(source, state, batch)
-                codes, repeated = await self._repeat(command, batch, deadline=deadline)
-                for hold, code in zip(batch, codes or [None] * len(batch), strict=True):
-                    # after a lost reply a released entry is gone, or pending at another counter
-                    hold.settle(was_held=code is not None and (repeated or code == DONE))
-                if state is BEGUN:
-                    self.handed_back += len(batch) if self._ending else 0
-                    self._count("released", batch)
-                self.leases.end(batch)
+                await self._release_batch(source, state, batch, deadline)
+
+    async def _release_batch(
+        self, source: Source, state: HoldState, holds: Sequence[Hold], deadline: float | None
+    ) -> None:
+        while holds:
+            command = self._commands.release(source, state, holds)
+            codes, repeated = await self._repeat(command, holds, deadline=deadline)
+            answered, holds = _answered(holds, codes)
+            for hold, code in answered:
+                # after a lost reply a released entry is gone, or pending at another counter
+                hold.settle(was_held=code is not None and (repeated or code == DONE))
+            ended = [hold for hold, _ in answered]
+            if state is BEGUN:
+                self.handed_back += len(ended) if self._ending else 0
+                self._count("released", ended)
+            self.leases.end(ended)
 
     async def _repeat(
         self, command: Command, holds: Sequence[Hold], *, deadline: float | None = None
@@ -238,6 +249,15 @@ def retry_delay(policy: Consumes, attempt: int, jitter: float) -> int:
 def _printable(reason: object) -> str:
     """Makes a reason a short text that can be encoded: a handler may give any object, or no Unicode."""
     return str(reason)[:_REASON_LENGTH].encode(errors="backslashreplace").decode()
+
+
+def _answered(
+    holds: Sequence[Hold], codes: Sequence[int] | None
+) -> tuple[Sequence[tuple[Hold, int | None]], Sequence[Hold]]:
+    """Pairs holds with the server's codes, None without a reply; and those that the server did not get to."""
+    if codes is None:
+        return [(hold, None) for hold in holds], ()
+    return list(zip(holds, codes, strict=False)), holds[len(codes) :]
 
 
 def _was_held(hold: Hold, code: int | None, *, repeated: bool) -> bool:

@@ -1,8 +1,7 @@
 -- Claims entries for consumers, renews their leases, and hands entries back.
 
--- The entries of `ids` that this consumer holds, as {id, counter, fields}; those that were trimmed are counted.
-local function owned(key, group, stats, from_retry, ids)
-  local entries = {}
+-- Adds to `entries` those of `ids` that are pending, as {id, counter, fields}; those that were trimmed are counted.
+local function read_owned(entries, key, group, stats, from_retry, ids, left)
   for _, id in ipairs(ids) do
     local p = redis.call('XPENDING', key, group, id, id, 1)
     local e = redis.call('XRANGE', key, id, id)
@@ -10,40 +9,58 @@ local function owned(key, group, stats, from_retry, ids)
       count_trimmed(key, group, stats, from_retry, id)
     elseif #p > 0 then
       entries[#entries + 1] = {id, p[1][4], e[1][2]}
+      spend(left, size_of(e[1][2]))
     end
   end
-  return entries
+end
+
+-- The names in a summary of XPENDING for which `is_meant(name)` is true: of consumers that hold something.
+local function holders(summary, is_meant)
+  local names = {}
+  for _, entry in ipairs(summary[4] or {}) do
+    if is_meant(entry[1]) then names[#names + 1] = entry[1] end
+  end
+  return names
+end
+
+-- The first `count` entries from `start` on that these consumers hold, as {id, consumer}; and where to go on, or ''.
+local function page_of(key, group, names, start, count)
+  local found, share, last = {}, math.max(math.ceil(count / math.max(#names, 1)), CHUNK), nil
+  for _, name in ipairs(names) do
+    local page = redis.call('XPENDING', key, group, start, '+', share, name)
+    for _, p in ipairs(page) do found[#found + 1] = {p[1], name, sortable(p[1])} end
+    -- beyond the last one of a full page, some of this consumer's are missing
+    local id = #page == share and sortable(page[share][1])
+    if id and (not last or id < last) then last = id end
+  end
+  if #names > 1 then table.sort(found, function(a, b) return a[3] < b[3] end) end
+  local n = 0
+  while n < math.min(#found, count) and not (last and last < found[n + 1][3]) do n = n + 1 end
+  local next_start = (last or n < #found) and after(found[n][1]) or ''
+  for i = #found, n + 1, -1 do found[i] = nil end
+  return found, next_start
 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), prefix, start id, count.
--- Claims the entries from `start` on that this consumer and others with its prefix, earlier processes of its pod, hold.
--- Returns {next start or '', [{id, counter, fields}]}.
+-- Claims the entries from `start` on that this consumer and others with its prefix, earlier processes of its pod, hold: up
+-- to `count`, at most a page. Returns {next start or '', [{id, counter, fields}]}.
 local function take(keys, args)
   local key, group, consumer, stats, from_retry = keys[1], args[1], args[2], args[3], args[4] == '1'
-  local prefix, start, count = args[5], args[6], tonumber(args[7])
-  local summary = redis.call('XPENDING', key, group)
-  local ids = {}
-  local more = false
-  for _, entry in ipairs(summary[4] or {}) do
-    local name = entry[1]
-    if name == consumer or is_of_pod(name, prefix) then
-      local pending = redis.call('XPENDING', key, group, start, '+', count, name)
-      more = more or #pending == count
-      for _, p in ipairs(pending) do
-        -- its own, too: other consumers would soon claim one whose lease has nearly expired
-        redis.call('XCLAIM', key, group, consumer, 0, p[1], 'JUSTID')
-        ids[#ids + 1] = p[1]
-      end
+  local prefix, start, count = args[5], args[6], math.max(math.min(tonumber(args[7]), PAGE), 1)
+  local names = prefix == '' and {consumer}
+    or holders(redis.call('XPENDING', key, group), function(name) return name == consumer or is_of_pod(name, prefix) end)
+  local found, next_start = page_of(key, group, names, start, count)
+  local entries, left = {}, allowance()
+  for _, one in ipairs(found) do
+    if left.bytes <= 0 then
+      next_start = one[1]
+      break
     end
+    -- its own, too: other consumers would soon claim one whose lease has nearly expired
+    redis.call('XCLAIM', key, group, consumer, 0, one[1], 'JUSTID')
+    read_owned(entries, key, group, stats, from_retry, {one[1]}, left)
   end
-  table.sort(ids, less)
-  -- up to `count` ids were read of each consumer: beyond the `count`-th id of all, some may be missing
-  local next_start = ''
-  if more then
-    next_start = after(ids[count])
-    for i = #ids, count + 1, -1 do ids[i] = nil end
-  end
-  return {next_start, owned(key, group, stats, from_retry, ids)}
+  return {next_start, entries}
 end
 
 -- Claims again each entry, from `args[first]` on, that this consumer holds at the counter given with it, except those for
@@ -81,12 +98,13 @@ end
 
 -- Moves an entry with a begun attempt to the group's retry stream, where any consumer reads it. The attempt is taken back;
 -- the fence is not, as the handler may have written something under it. Returns a code.
-local function pass_on(key, group, consumer, stats, from_retry, parked, retry_key, id, counter)
+local function pass_on(key, group, consumer, stats, from_retry, parked, retry_key, id, counter, left)
   local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
   if code ~= DONE then return code end
   x.attempts = (from_retry and tonumber(x.attempts) or 0) + counter - 1
   add_header(fields, x)
   redis.call('XADD', retry_key, '*', unpack(fields))
+  spend(left, size_of(fields))
   settled(key, group, stats, from_retry, {id})
   if parked ~= '' then redis.call('HSET', parked, x.origin, 'retrying') end
   return DONE
@@ -95,7 +113,7 @@ end
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), parked key or '', retry key,
 -- state (begun|delivered|claimed), id, counter, ...
 -- Hands back entries that a handler has begun, that were delivered and counted but not begun, or that were claimed and not
--- counted. Returns a code for each.
+-- counted. Returns a code for each; with large entries that a handler has begun, only for the first ones.
 local function release(keys, args)
   local state, replies = args[7], {}
   if state ~= 'begun' then
@@ -104,9 +122,11 @@ local function release(keys, args)
       return 'IDLE', CLAIMABLE, 'RETRYCOUNT', state == 'delivered' and math.max(counter - 1, 0) or counter
     end)
   end
+  local left = allowance()
   for i = 8, #args, 2 do
+    if left.bytes <= 0 then break end
     replies[#replies + 1] = pass_on(
-      keys[1], args[1], args[2], args[3], args[4] == '1', args[5], args[6], args[i], tonumber(args[i + 1]))
+      keys[1], args[1], args[2], args[3], args[4] == '1', args[5], args[6], args[i], tonumber(args[i + 1]), left)
   end
   return replies
 end

@@ -18,7 +18,12 @@ local DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
 -- A day: longer than any lease, so that any consumer may claim an entry with this idle time. XCLAIM ignores an IDLE past
 -- the epoch.
 local CLAIMABLE = 86400000
+-- The most entries that one call reads, claims, moves or removes: other clients wait meanwhile. Who wants more calls again.
 local PAGE = 500
+-- The most bytes of entries that one call reads, but for the last entry: a MiB takes about a ms.
+local BYTES = 1048576
+-- The most entries that are read at a time, as the next ones may be larger than those before.
+local CHUNK = 16
 local LAST_SEQUENCE = '18446744073709551615'
 
 local function now_ms()
@@ -51,6 +56,12 @@ local function less(a, b)
   return below(am, bm) or (am == bm and below(as, bs))
 end
 
+-- An id as text that sorts as the id does.
+local function sortable(id)
+  local ms, seq = parts(id)
+  return string.rep('0', 20 - #ms) .. ms .. string.rep('0', 20 - #seq) .. seq
+end
+
 local function after(id)
   local ms, seq = parts(id)
   if seq == LAST_SEQUENCE then return increment(ms) .. '-0' end
@@ -68,6 +79,25 @@ local function map(flat)
   local m = {}
   for i = 1, #flat, 2 do m[flat[i]] = flat[i + 1] end
   return m
+end
+
+-- What one call may still read or move: so many bytes of entries. `largest` is the largest of them so far.
+local function allowance() return {bytes = BYTES, largest = 0} end
+
+local function spend(left, size)
+  left.bytes, left.largest = left.bytes - size, math.max(left.largest, size)
+end
+
+local function size_of(fields)
+  local size = 0
+  for _, part in ipairs(fields) do size = size + #part end
+  return size
+end
+
+-- How many of `wanted` entries may be read at a time: one, until it is known how large they are.
+local function next_few(left, wanted)
+  if left.largest == 0 then return 1 end
+  return math.max(1, math.min(wanted, CHUNK, math.floor(left.bytes / left.largest)))
 end
 
 local function type_of(key) return redis.call('TYPE', key).ok end

@@ -1,5 +1,8 @@
 -- Creates and removes streams, groups and contracts.
 
+-- How many pages of pending entries one call takes off a group.
+local PAGES = 10
+
 -- KEYS: stream. ARGV: meta key, field, value, ...
 -- Creates an empty stream if there is no key, and records its owner. Returns 1 if it was created, else 0.
 local function create_stream(keys, args)
@@ -62,11 +65,28 @@ local function create_group(keys, args)
   return 1
 end
 
+-- Takes some pages of pending entries off a group that is to be removed: the server would remove all at once. Returns whether
+-- few are left.
+local function release_pending(key, base, group)
+  for _ = 1, PAGES do
+    local page, ids = redis.pcall('XPENDING', key, group, '-', '+', PAGE), {}
+    -- without a group nothing is pending
+    for i, p in ipairs(page) do ids[i] = p[1] end
+    if #ids < PAGE then return true end
+    settled(key, group, base .. ':stats:' .. group, false, ids)
+  end
+  return false
+end
+
 -- KEYS: stream. ARGV: base, group.
--- Removes the group with its retries and delays, but no dead letters. Returns 1 if there was a group, else 0.
+-- Removes the group with its retries and delays, but no dead letters. Returns 1 if there was a group, 0 if there was none,
+-- -1 if it has so much pending that the call is to be made again.
 local function destroy_group(keys, args)
   local base, group, destroyed = args[1], args[2], 0
-  if type_of(keys[1]) == 'stream' then destroyed = redis.call('XGROUP', 'DESTROY', keys[1], group) end
+  if type_of(keys[1]) == 'stream' then
+    if not release_pending(keys[1], base, group) then return -1 end
+    destroyed = redis.call('XGROUP', 'DESTROY', keys[1], group)
+  end
   for _, part in ipairs({':retry:', ':delay:', ':stats:', ':parked:'}) do redis.call('UNLINK', base .. part .. group) end
   if redis.call('XLEN', base .. ':dlq:' .. group) == 0 then redis.call('UNLINK', base .. ':dlq:' .. group) end
   redis.call('HDEL', base .. ':meta', 'checkpoint:' .. group, 'left:' .. group)
@@ -93,12 +113,13 @@ local function delete_stream(keys, args)
     if group then names[group] = true end
   end
   if kind == 'stream' then
-    local info, groups = map(redis.call('XINFO', 'STREAM', key)), groups_of(key)
+    local left = allowance()
+    local info, groups = info_of(key, left), groups_of(key)
     -- without a group, no entry was ever read
     if only_if_empty and info.length > 0 and not next(groups) then return 0 end
     for name, g in pairs(groups) do
       names[name] = true
-      if only_if_empty and (g.pending > 0 or undelivered(key, info, g, false) > 0) then return 0 end
+      if only_if_empty and (g.pending > 0 or oldest_unread(key, info, g, left)) then return 0 end
     end
   end
   for name in pairs(names) do

@@ -19,36 +19,30 @@ local function remember(stats, prefix)
   redis.call('HSET', stats, 'gone', gone)
 end
 
--- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or '', for good? (0|1).
--- Makes the entries claimable at once that consumers hold whose names start with `prefix` and whose processes started
--- before that time. For good means that no pod will have the name again: its consumers claim no entry from now on that
--- another one held. Returns the number of entries.
+-- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or '', for good? (0|1), retry stream? (0|1), start id.
+-- Makes a page of the entries from `start` on claimable at once that consumers hold whose names start with `prefix` and whose
+-- processes started before that time. For good means that no pod will have the name again: its consumers claim no entry
+-- from now on that another one held. Returns {next start or '', number of entries}.
 local function orphan(keys, args)
-  local base, group, prefix, n = args[1], args[2], args[3], 0
-  if args[5] == '1' and redis.call('EXISTS', keys[1]) == 1 then remember(base .. ':stats:' .. group, prefix) end
-  for _, key in ipairs({keys[1], base .. ':retry:' .. group}) do
-    -- without a group there is nothing pending
-    for _, entry in ipairs(redis.pcall('XPENDING', key, group)[4] or {}) do
-      local name, start = entry[1], '-'
-      while start and has_left(name, prefix, args[4]) do
-        local page = redis.call('XPENDING', key, group, start, '+', PAGE, name)
-        for _, p in ipairs(page) do
-          local claimed = redis.call('XCLAIM', key, group, name, 0, p[1], 'IDLE', CLAIMABLE, 'JUSTID')
-          -- XCLAIM takes a trimmed entry off the group
-          if #claimed == 0 then count_trimmed(key, group, base .. ':stats:' .. group, key ~= keys[1], p[1]) end
-          n = n + #claimed
-        end
-        start = #page == PAGE and '(' .. page[#page][1] or nil
-      end
-    end
+  local base, group, prefix, from_retry, start, n = args[1], args[2], args[3], args[6] == '1', args[7], 0
+  local stats, key = base .. ':stats:' .. group, from_retry and base .. ':retry:' .. group or keys[1]
+  if args[5] == '1' and redis.call('EXISTS', keys[1]) == 1 then remember(stats, prefix) end
+  -- without a group there is nothing pending
+  local names = holders(redis.pcall('XPENDING', key, group), function(name) return has_left(name, prefix, args[4]) end)
+  local page, next_start = page_of(key, group, names, start, PAGE)
+  for _, one in ipairs(page) do
+    local claimed = redis.call('XCLAIM', key, group, one[2], 0, one[1], 'IDLE', CLAIMABLE, 'JUSTID')
+    -- XCLAIM takes a trimmed entry off the group
+    if #claimed == 0 then count_trimmed(key, group, stats, from_retry, one[1]) end
+    n = n + #claimed
   end
-  if n > 0 then look_from_the_start(base .. ':stats:' .. group) end
-  return n
+  if n > 0 then look_from_the_start(stats) end
+  return {next_start, n}
 end
 
 -- Removes the consumers of a group for which `is_gone(name, idle ms)` is true and that hold nothing on either of its
 -- streams: the server would drop the entries of a removed consumer. The next command of a living one creates it again.
--- Returns the removed names.
+-- Returns the removed names, at most a page.
 local function remove_consumers(key, base, group, is_gone)
   local found, removed = {}, {}
   for _, stream in ipairs({key, base .. ':retry:' .. group}) do
@@ -63,7 +57,7 @@ local function remove_consumers(key, base, group, is_gone)
   end
   local remain, last_seen = false
   for name, c in pairs(found) do
-    if c.pending == 0 and is_gone(name, c.idle) then
+    if #removed < PAGE and c.pending == 0 and is_gone(name, c.idle) then
       for _, stream in ipairs(c.streams) do redis.call('XGROUP', 'DELCONSUMER', stream, group, name) end
       removed[#removed + 1] = name
       last_seen = math.max(last_seen or 0, now_ms() - c.idle)
@@ -79,7 +73,8 @@ local function remove_consumers(key, base, group, is_gone)
 end
 
 -- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or ''.
--- Removes the consumers of such processes, as in as1_orphan, that hold nothing. Returns the removed names.
+-- Removes the consumers of such processes, as in as1_orphan, that hold nothing. Returns the removed names; call it again
+-- after a full page.
 local function remove_consumers_of_pod(keys, args)
   return remove_consumers(keys[1], args[1], args[2], function(name) return has_left(name, args[3], args[4]) end)
 end

@@ -3,6 +3,11 @@
 -- A consumer reads every few seconds, or holds entries. One that did neither for so many ms is gone.
 local FORGET = 60000
 
+-- As many as this of a page were forgotten: another page at once. So a tenth of what is kept is outdated, at most.
+local WORTHWHILE = PAGE / 10
+-- The most nodes of a stream, with up to a hundred entries each, that one call removes.
+local NODES = 500
+
 -- Whether an undeclared group counts: one of its consumers was seen within a day.
 local function is_alive(key, base, group, now)
   for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
@@ -22,23 +27,43 @@ local function set_if_changed(key, value)
   end
 end
 
--- Moves pending entries that are older than the retention, and whose lease has expired, to the dead letters.
-local function expire_pending(key, base, group, lease, cut, parked)
-  local n, stats = 0, base .. ':stats:' .. group
-  for _, p in ipairs(redis.call('XPENDING', key, group, 'IDLE', lease, '-', cut, PAGE)) do
-    local e = redis.call('XRANGE', key, p[1], p[1])
-    if #e == 0 then
-      count_trimmed(key, group, stats, false, p[1])
-    else
-      local x = header(e[1][2])
-      x.origin, x.fence = x.origin or p[1], p[4]
-      bury(base .. ':dlq:' .. group, stats, parked, without_header(e[1][2]), x, p[4], 'Expired',
-        'pending for longer than retention.minAge while the stream was full')
-      settled(key, group, stats, false, {p[1]})
-      n = n + 1
+-- Moves a pending entry to the dead letters, or counts it if it was trimmed. Returns the size of what was moved.
+local function expire(key, base, group, p, parked)
+  local stats, e = base .. ':stats:' .. group, redis.call('XRANGE', key, p[1], p[1])
+  if #e == 0 then
+    count_trimmed(key, group, stats, false, p[1])
+    return 0
+  end
+  local x = header(e[1][2])
+  x.origin, x.fence = x.origin or p[1], p[4]
+  bury(base .. ':dlq:' .. group, stats, parked, without_header(e[1][2]), x, p[4], 'Expired',
+    'pending for longer than retention.minAge while the stream was full')
+  settled(key, group, stats, false, {p[1]})
+  return size_of(e[1][2])
+end
+
+-- Expires pending entries that are older than the retention, and whose lease has expired: looks at a part of the pending
+-- entries, from where the last call stopped. Returns their number, and whether there are likely to be more.
+local function expire_pending(key, base, group, lease, cut, parked, left)
+  local stats = base .. ':stats:' .. group
+  local at, looked, n = redis.call('HGET', stats, 'expire:at') or '0-0', 0, 0
+  while at and looked < SCAN and n < PAGE and left.bytes > 0 do
+    local page = redis.call('XPENDING', key, group, at, cut, PAGE)
+    at, looked = #page == PAGE and after(page[PAGE][1]), looked + #page
+    for _, p in ipairs(page) do
+      if left.bytes <= 0 then
+        at = p[1]
+        break
+      end
+      if p[3] >= lease then
+        local size = expire(key, base, group, p, parked)
+        spend(left, size)
+        if size > 0 then n = n + 1 end
+      end
     end
   end
-  return n
+  redis.call('HSET', stats, 'expire:at', at or '0-0')
+  return n, at and (n >= WORTHWHILE or left.bytes <= 0)
 end
 
 -- Trims by length, even unsettled entries. Counts the unread entries that each declared group loses; pending ones are
@@ -87,9 +112,10 @@ end
 
 -- Deletes the `parked` state of dead letters that are too old for receipts, a page per call. Settling deletes that of
 -- retries; here it is deleted if the retries were deleted by hand, as entries with the same key would wait for ever.
+-- Returns whether there is likely to be more.
 local function forget_dead(base, group, minid)
-  local parked, stats = base .. ':parked:' .. group, base .. ':stats:' .. group
-  if redis.call('EXISTS', parked) == 0 then return end
+  local parked, stats, forgotten = base .. ':parked:' .. group, base .. ':stats:' .. group, 0
+  if redis.call('EXISTS', parked) == 0 then return false end
   local retries = redis.call('XLEN', base .. ':retry:' .. group) + redis.call('ZCARD', base .. ':delay:' .. group)
   local page = redis.call('HSCAN', parked, redis.call('HGET', stats, 'forget:at') or '0', 'COUNT', PAGE)
   for i = 1, #page[2], 2 do
@@ -97,9 +123,13 @@ local function forget_dead(base, group, minid)
     -- a producer may have made up the origin of an entry
     local is_over = state == 'retrying' and retries == 0
       or state == 'dead' and not (parts(id) and not less(id, minid))
-    if is_over then redis.call('HDEL', parked, id) end
+    if is_over then
+      redis.call('HDEL', parked, id)
+      forgotten = forgotten + 1
+    end
   end
   redis.call('HSET', stats, 'forget:at', page[1])
+  return page[1] ~= '0' and forgotten >= WORTHWHILE
 end
 
 -- Whether a declared group retries an entry.
@@ -125,7 +155,7 @@ local function forget_order(base, declared, minid)
     end
   end
   redis.call('HSET', meta, 'order:at', page[1])
-  return forgotten >= PAGE / 2
+  return page[1] ~= '0' and forgotten >= WORTHWHILE
 end
 
 -- KEYS: stream. ARGV: base, min age in ms, max length, max bytes or 0, on full, limit, trust the server's lag? (0|1),
@@ -143,31 +173,34 @@ local function janitor(keys, args)
   for i = 9, #args, 3 do
     declared[#declared + 1] = {name = args[i], lease = tonumber(args[i + 1]), keep_dead = tonumber(args[i + 2])}
   end
+  local reading, moving = allowance(), allowance()
   for _, d in ipairs(declared) do
-    local moved = move_due(base .. ':delay:' .. d.name, base .. ':retry:' .. d.name, now, PAGE)
-    r.moved, r.more = r.moved + moved, r.more or moved == PAGE
+    local moved, more = move_due(base .. ':delay:' .. d.name, base .. ':retry:' .. d.name, now, PAGE - r.moved, moving)
+    r.moved, r.more = r.moved + moved, r.more or more
   end
   r.type = type_of(key)
   if r.type ~= 'stream' then return cjson.encode(r) end
-  local info = map(redis.call('XINFO', 'STREAM', key))
+  local info = info_of(key, reading)
   r.length = info.length
+  limit = math.min(limit, math.max(1000, math.ceil(NODES * info.length / math.max(info['radix-tree-keys'], 1))))
   local counted
   counted, r.missing = counted_groups(key, base, declared, now)
   -- it is not known where a missing group will resume, so nothing may be trimmed
   if r.missing then return cjson.encode(r) end
   for _, d in ipairs(declared) do
-    r.forgotten = r.forgotten + #remove_consumers(key, base, d.name, function(_, idle) return idle >= FORGET end)
+    local gone = #remove_consumers(key, base, d.name, function(_, idle) return idle >= FORGET end)
+    r.forgotten, r.more = r.forgotten + gone, r.more or gone == PAGE
   end
   -- if the clock jumped ahead, nothing is trimmed before new entries have ids of the new time
   local clock = math.min(now, ms_of(info['last-generated-id']))
   local open, waiting, pending, known = {}, {}, {}, {}
   local floor, held_by
   for name, g in pairs(counted) do
-    local unread, exact, oldest = undelivered(key, info, g, trusted)
+    local unread, exact, oldest = undelivered(key, info, g, trusted, reading)
     known[name] = exact
     open[name], waiting[name], pending[name] = unread, unread, oldest_pending(key, g)
     if pending[name] then
-      open[name] = open[name] + delivered_since(key, info, pending[name], g['last-delivered-id'])
+      open[name] = open[name] + delivered_since(key, info, g, pending[name], unread, reading)
       if not oldest or less(pending[name], oldest) then oldest = pending[name] end
     end
     record_checkpoint(key, base, g, pending[name])
@@ -210,20 +243,20 @@ local function janitor(keys, args)
   end
   set_if_changed(base .. ':gate', r.gate)
   -- trimming by length may remove pending entries
-  local first = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
+  local first = r.trimmed > 0 and redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1] or r.trimmed == 0 and info['first-entry']
   local kept = first and first[1] or after(info['last-generated-id'])
   if floor and less(floor, kept) then kept = floor end
   r.more = forget_order(base, declared, kept) or r.more
   for _, d in ipairs(declared) do
-    forget_dead(base, d.name, minid)
+    r.more = forget_dead(base, d.name, minid) or r.more
     if d.keep_dead > 0 then
       if r.refusing and pending[d.name] then
         local parked = broadcast and base .. ':parked:' .. d.name or ''
-        local expired = expire_pending(key, base, d.name, d.lease, cut, parked)
-        r.expired, r.more = r.expired + expired, r.more or expired == PAGE
+        local expired, more = expire_pending(key, base, d.name, d.lease, cut, parked, moving)
+        r.expired, r.more = r.expired + expired, r.more or more
       end
       local keep_from = string.format('%.0f-0', math.max(clock - d.keep_dead, 0))
-      redis.call('XTRIM', base .. ':dlq:' .. d.name, 'MINID', '~', keep_from)
+      r.more = redis.call('XTRIM', base .. ':dlq:' .. d.name, 'MINID', '~', keep_from, 'LIMIT', NODES) >= NODES / 2 or r.more
     end
   end
   return cjson.encode(r)

@@ -17,20 +17,20 @@ local function observe_derived(base, name, now, o)
   o.dead = redis.call('XLEN', base .. ':dlq:' .. name)
   o.stats = map(redis.call('HGETALL', base .. ':stats:' .. name))
   -- these say nothing about the group, and cursors change while nothing else does
-  for _, own in ipairs({'gone', 'sweep:due', 'sweep:main', 'sweep:retry', 'forget:at'}) do o.stats[own] = nil end
+  for _, own in ipairs({'gone', 'sweep:due', 'sweep:main', 'sweep:retry', 'forget:at', 'expire:at'}) do o.stats[own] = nil end
 end
 
 -- The state of a stream, with the keys of its declared groups.
-local function look(key, base, now, trusted, declared)
+local function look(key, base, now, trusted, declared, left)
   local kind = type_of(key)
   local o = {type = kind, groups = {}, meta = map(redis.call('HGETALL', base .. ':meta')),
     gate = redis.call('GET', base .. ':gate') or nil, contracts = redis.call('HGET', base .. ':contracts', 'digest') or nil}
   if kind == 'stream' then
-    local info = map(redis.call('XINFO', 'STREAM', key))
+    local info = info_of(key, left)
     o.length, o.added, o.last = info.length, info['entries-added'], info['last-generated-id']
     if info['first-entry'] then o.first = info['first-entry'][1] end
     for name, g in pairs(groups_of(key)) do
-      local n, exact, oldest = undelivered(key, info, g, trusted)
+      local n, exact, oldest = undelivered(key, info, g, trusted, left)
       o.groups[name] = {exists = true, consumers = g.consumers, pending = g.pending, last = g['last-delivered-id'],
         read = g['entries-read'] or nil, undelivered = n, exact = exact, oldest_undelivered = oldest,
         oldest_pending = oldest_pending(key, g)}
@@ -47,7 +47,7 @@ end
 -- Returns the state of a stream, and the time, as a JSON object.
 local function observe(keys, args)
   local now = now_ms()
-  local o = look(keys[1], args[1], now, args[2] == '1', {unpack(args, 3)})
+  local o = look(keys[1], args[1], now, args[2] == '1', {unpack(args, 3)}, allowance())
   o.now = now
   return cjson.encode(o)
 end
@@ -55,13 +55,14 @@ end
 -- KEYS: stream, ... ARGV: trust the server's lag? (0|1), then of each stream: base, SHA-1 of the known state or '', number
 -- of declared groups, declared group, ...
 -- Returns the time, and for each stream its state as a JSON object, '' if the caller knows it, or the text of an error: one
--- must not hide the state of other streams.
+-- must not hide the state of other streams. With large entries it returns only the first streams; ask for the others again.
 local function measure(keys, args)
-  local now, trusted, at = now_ms(), args[1] == '1', 2
+  local now, trusted, at, left = now_ms(), args[1] == '1', 2, allowance()
   local reply = {now}
   for i, key in ipairs(keys) do
+    if left.bytes <= 0 then break end
     local base, known, groups = args[at], args[at + 1], tonumber(args[at + 2])
-    local fine, found = pcall(look, key, base, now, trusted, {unpack(args, at + 3, at + 2 + groups)})
+    local fine, found = pcall(look, key, base, now, trusted, {unpack(args, at + 3, at + 2 + groups)}, left)
     if fine then
       found = cjson.encode(found)
       if known ~= '' and redis.sha1hex(found) == known then found = '' end

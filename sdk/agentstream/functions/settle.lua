@@ -21,13 +21,15 @@ end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', retry stream? (0|1), outcome (acked|skipped),
 -- id, counter, ...
--- Acknowledges entries. Returns DONE, GONE or TAKEN for each.
+-- Acknowledges entries. Returns DONE, GONE or TAKEN for each; with large retries, only for the first ones.
 local function settle(keys, args)
   local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
   local from_retry, outcome = args[5] == '1', args[6]
   local now, replies, ids, waits, latencies = now_ms(), {}, {}, {}, {}
   local known = counters(key, group, consumer, args[7], args[#args - 1], (#args - 6) / 2)
+  local left = allowance()
   for i = 7, #args, 2 do
+    if left.bytes <= 0 then break end
     local id, counter = args[i], tonumber(args[i + 1])
     local code = known[id] == counter and DONE or held(key, group, consumer, id, counter)
     replies[#replies + 1] = code
@@ -35,7 +37,10 @@ local function settle(keys, args)
       local origin = id
       if from_retry then
         local e = redis.call('XRANGE', key, id, id)
-        origin = e[1] and header(e[1][2]).origin or id
+        if e[1] then
+          origin = header(e[1][2]).origin or id
+          spend(left, size_of(e[1][2]))
+        end
         if parked ~= '' then redis.call('HDEL', parked, origin) end
       end
       ids[#ids + 1] = id

@@ -7,30 +7,40 @@ local SCAN = 5000
 -- Longer, in ms, than any entry has been idle.
 local NEVER = 1000000000000000
 
--- Moves retries that are due to the retry stream. Returns their number.
-local function move_due(delay_key, retry_key, now, limit)
-  local due = redis.call('ZRANGE', delay_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
-  for _, member in ipairs(due) do
-    redis.call('XADD', retry_key, '*', unpack(cmsgpack.unpack(member)[3]))
-    redis.call('ZREM', delay_key, member)
+-- Moves up to `limit` retries that are due to the retry stream, as far as `left` allows. Returns their number, and whether
+-- there may be more.
+local function move_due(delay_key, retry_key, now, limit, left)
+  local n = 0
+  while n < limit and left.bytes > 0 do
+    local few = next_few(left, limit - n)
+    local due = redis.call('ZRANGE', delay_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, few)
+    for _, member in ipairs(due) do
+      redis.call('XADD', retry_key, '*', unpack(cmsgpack.unpack(member)[3]))
+      redis.call('ZREM', delay_key, member)
+      spend(left, #member)
+    end
+    n = n + #due
+    if #due < few then return n, false end
   end
-  return #due
+  return n, true
 end
 
--- Claims up to `count` entries whose lease has expired, from where the group's last call stopped. Returns them, and whether
--- all pending entries have been scanned.
-local function claim_stalled(key, group, consumer, stats, from_retry, lease, count)
+-- Claims up to `count` entries whose lease has expired, from where the group's last call stopped, as far as `left` allows.
+-- Returns them, and whether all pending entries have been scanned.
+local function claim_stalled(key, group, consumer, stats, from_retry, lease, count, left)
   local cursor_field, settled_field = 'sweep:main', 'settled'
   if from_retry then cursor_field, settled_field = 'sweep:retry', 'resettled' end
   local start = redis.call('HGET', stats, cursor_field) or '0-0'
-  local cursor, ids, looked, trimmed = start, {}, 0, 0
-  while #ids < count and looked < SCAN do
-    local wanted = count - #ids
+  local cursor, entries, claims, looked, trimmed = start, {}, 0, 0, 0
+  while claims < count and looked < SCAN and left.bytes > 0 do
+    -- each claim scans: one at a time would take long where nothing has expired
+    local wanted = left.largest == 0 and math.min(count - claims, CHUNK) or next_few(left, count - claims)
     -- JUSTID leaves the delivery counter: as1_begin counts the attempt when a handler starts
     local claimed = redis.call('XAUTOCLAIM', key, group, consumer, lease, cursor, 'COUNT', wanted, 'JUSTID')
     -- the server scans up to ten times as many entries as it is to claim
     cursor, looked, trimmed = claimed[1], looked + 10 * wanted, trimmed + #claimed[3]
-    for _, id in ipairs(claimed[2]) do ids[#ids + 1] = id end
+    claims = claims + #claimed[2]
+    read_owned(entries, key, group, stats, from_retry, claimed[2], left)
     if cursor == '0-0' then break end
   end
   if cursor ~= start then redis.call('HSET', stats, cursor_field, cursor) end
@@ -38,25 +48,25 @@ local function claim_stalled(key, group, consumer, stats, from_retry, lease, cou
     redis.call('HINCRBY', stats, 'trimmed', trimmed)
     redis.call('HINCRBY', stats, settled_field, trimmed)
   end
-  return owned(key, group, stats, from_retry, ids), looked > 0 and cursor == '0-0'
+  return entries, looked > 0 and cursor == '0-0'
 end
 
 local function is_pending(key, group) return #redis.call('XPENDING', key, group, '-', '+', 1) > 0 end
 
 -- KEYS: stream. ARGV: group, consumer, stats key, delay key, retry key, lease, interval, count, now? (0|1), limit or ''.
--- Moves due retries, and claims up to `count` entries with expired leases if it is time, or `now`. It is time at once while
+-- Moves a page of due retries, and claims up to `count` entries, at most a page, with expired leases if it is time, or `now`. It is time at once while
 -- a scan of the pending entries goes on, after `interval` while anything is pending, and else not before the lease of an
 -- entry that is delivered from now on could expire. If the clock is past `limit`, it has jumped: no lease counts as
 -- expired, and only entries that were handed back are claimed. A consumer whose pod is gone for good claims nothing.
 -- Returns {moved, [{id, counter, fields} of the stream], [the same of the retry stream], ms until the next sweep, the time
--- if there was a limit}.
+-- if there was a limit}; 0 ms while there is more to claim, but not for retries that are due.
 local function sweep(keys, args)
   local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
-  local lease, interval, count = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
+  local lease, interval, count = tonumber(args[6]), tonumber(args[7]), math.min(tonumber(args[8]), PAGE)
   local now = now_ms()
   local idle = now > (tonumber(args[10]) or now) and CLAIMABLE or lease
   if is_leaving(stats, consumer) then idle = NEVER end
-  local moved = move_due(delay_key, retry_key, now, PAGE)
+  local moved = move_due(delay_key, retry_key, now, PAGE, allowance())
   local rest = math.max(interval, math.min(lease, REST))
   local wait = (tonumber(redis.call('HGET', stats, 'sweep:due')) or 0) - now
   local stalled, retries = {}, {}
@@ -64,9 +74,9 @@ local function sweep(keys, args)
   if args[9] == '1' or wait <= 0 or wait > rest then
     wait = 0
     if count > 0 then
-      local main_ended, retries_ended
-      stalled, main_ended = claim_stalled(key, group, consumer, stats, false, idle, count)
-      retries, retries_ended = claim_stalled(retry_key, group, consumer, stats, true, idle, count - #stalled)
+      local left, main_ended, retries_ended = allowance()
+      stalled, main_ended = claim_stalled(key, group, consumer, stats, false, idle, count, left)
+      retries, retries_ended = claim_stalled(retry_key, group, consumer, stats, true, idle, count - #stalled, left)
       if main_ended and retries_ended then
         wait = (is_pending(key, group) or is_pending(retry_key, group)) and interval or rest
       end
@@ -74,7 +84,7 @@ local function sweep(keys, args)
     end
   end
   local first = redis.call('ZRANGE', delay_key, 0, 0, 'WITHSCORES')
-  if first[2] then wait = math.max(math.min(wait, tonumber(first[2]) - now), 0) end
+  if first[2] then wait = math.min(wait, math.max(tonumber(first[2]) - now, 1)) end
   -- callers of an earlier revision name no limit, and expect no time
   return {moved, stalled, retries, wait, args[10] and now}
 end

@@ -24,6 +24,12 @@ Command = tuple[Argument, ...]
 DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
 """Replies for one entry: done; it is not pending; another delivery has it; it was trimmed."""
 
+MORE = -1
+"""A reply: there is more to do than one call does."""
+
+PAGE = 500
+"""The most entries or consumers that one call changes."""
+
 REVISION: Command = ("FCALL_RO", "as1_revision", 0)
 """Replies with the revision of the library that the server has."""
 
@@ -135,17 +141,18 @@ class GroupCalls:
         return ("XREADGROUP", *consumer, "COUNT", count, "BLOCK", block, "STREAMS", *streams)
 
     def take(self, source: Source, prefix: str, start: str, count: int) -> Command:
-        """Claims what this consumer and others of its pod hold, from the id `start` on.
+        """Claims what this consumer and others of its pod hold, from the id `start` on: at most a page.
 
         Replies `[next start, or '' at the end, [[id, counter, fields], ...]]`.
         """
         return self._call("as1_take", source.key, self._stats, int(source.retry), prefix, start, count)
 
     def sweep(self, lease: int, interval: int, count: int, limit: int | None, *, now: bool) -> Command:
-        """Moves due retries, and claims entries with expired leases if it is time, or `now`.
+        """Moves due retries, and claims entries with expired leases if it is time, or `now`; a page of each.
 
         Past `limit` of the server's clock, only entries that were handed back are claimed. Replies `[moved,
-        entries, entries of the retry stream, ms until the next sweep, the server's time]`.
+        entries, entries of the retry stream, ms until the next sweep, the server's time]`; 0 ms means that
+        there is more to claim.
         """
         keys = (self._stats, self._delay, self.retries.key)
         until = "" if limit is None else limit
@@ -160,12 +167,18 @@ class GroupCalls:
         return self._call("as1_renew", source.key, self._stats, int(source.retry), *_held(entries))
 
     def release(self, source: Source, state: str, entries: Collection[PendingEntry]) -> Command:
-        """Hands back entries that are all `claimed`, `delivered` or `begun`. Replies with a code for each."""
+        """Hands back entries that are all `claimed`, `delivered` or `begun`.
+
+        Replies with codes for the first ones, at least one: for as many as one call moves.
+        """
         where = (self._stats, int(source.retry), self._parked_of(entries), self.retries.key)
         return self._call("as1_release", source.key, *where, state, *_held(entries))
 
     def settle(self, source: Source, outcome: str, entries: Collection[PendingEntry]) -> Command:
-        """Acknowledges entries as `acked` or `skipped`. Replies with a code for each."""
+        """Acknowledges entries as `acked` or `skipped`.
+
+        Replies with codes for the first ones, at least one: for as many as one call reads.
+        """
         where = (self._stats, self._parked_of(entries), int(source.retry))
         return self._call("as1_settle", source.key, *where, outcome, *_held(entries))
 
@@ -215,7 +228,10 @@ def create_group(key: str, group: str, start: str) -> Command:
 
 
 def destroy_group(key: str, group: str) -> Command:
-    """Removes a group and its keys, except for dead letters. Replies 1 if there was a group."""
+    """Removes a group and its keys, except for dead letters.
+
+    Replies 1 if there was a group, 0 if there was none, `MORE` if the call is to be made again.
+    """
     return ("FCALL", "as1_destroy_group", 1, key, StreamKeys(key).base, group)
 
 
@@ -232,8 +248,8 @@ def observe(key: str, groups: Iterable[str], *, trusts_lag: bool) -> Command:
 def measure(streams: Sequence[tuple[str, str, Sequence[str]]], *, trusts_lag: bool) -> Command:
     """Reads the state of many streams.
 
-    Replies with the server's time, and for each stream a JSON object, '' if nothing has changed, or the text
-    of an error.
+    Replies with the server's time, and for each of the first streams, at least one, a JSON object, '' if
+    nothing has changed, or the text of an error.
 
     Args:
         streams: of each its key, the SHA-1 of the reply that is known ('' for none), and its declared groups.
@@ -246,22 +262,31 @@ def measure(streams: Sequence[tuple[str, str, Sequence[str]]], *, trusts_lag: bo
     return ("FCALL_RO", "as1_measure", len(streams), *keys, int(trusts_lag), *arguments)
 
 
-def release_pod(key: str, group: str, pod: str, before: int | None, *, for_good: bool) -> Command:
-    """Makes the entries that processes of a pod held claimable at once. Replies with their number.
+def release_pod(
+    key: str, group: str, gone: tuple[str, int | None], start: str, *, for_good: bool, retries: bool
+) -> Command:
+    """Makes a page of the entries that processes of a pod held claimable at once.
+
+    Replies `[next start, or '' at the end, number of entries]`.
 
     Args:
         key: of the stream.
         group: name of the group.
-        pod: name of the pod.
-        before: only processes that started before so many ms since 1970; None for all.
+        gone: name of the pod, and before how many ms since 1970 its processes started; None for all of them.
+        start: the id from which on; `-` at first.
         for_good: no pod will have the name again: its processes claim nothing from now on.
+        retries: whether those on the retry stream are meant.
     """
+    pod, before = gone
     where = (StreamKeys(key).base, group, pod_prefix(pod), "" if before is None else before)
-    return ("FCALL", "as1_orphan", 1, key, *where, int(for_good))
+    return ("FCALL", "as1_orphan", 1, key, *where, int(for_good), int(retries), start)
 
 
 def remove_consumers(key: str, group: str, pod: str, before: int | None) -> Command:
-    """Removes consumers of a pod, as in `release_pod`, that hold nothing. Replies with their names."""
+    """Removes consumers of a pod, as in `release_pod`, that hold nothing.
+
+    Replies with their names; after a full `PAGE`, there may be more.
+    """
     where = (StreamKeys(key).base, group, pod_prefix(pod), "" if before is None else before)
     return ("FCALL", "as1_remove_consumers", 1, key, *where)
 

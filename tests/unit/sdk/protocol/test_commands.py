@@ -55,7 +55,7 @@ CALLS: list[Command] = [
     commands.delete_stream(KEY, ("coder",), only_if_empty=True),
     commands.observe(KEY, ("coder",), trusts_lag=True),
     commands.measure([(KEY, "", ("coder",))], trusts_lag=True),
-    commands.release_pod(KEY, "coder", "pod", 5, for_good=True),
+    commands.release_pod(KEY, "coder", ("pod", 5), "-", for_good=True, retries=False),
     commands.remove_consumers(KEY, "coder", "pod", None),
     commands.janitor(KEY, (1, 2, 3, "TrimOldest", 4), [("coder", 5, 6)], trusts_lag=True, broadcast=False),
 ]
@@ -117,6 +117,10 @@ def test_arguments_are_those_of_the_contract(command: Command) -> None:
             assert argument == MEANING[meaning], said
         if choices := re.search(r"\(([\w|]+)\)", said):
             assert str(argument) in choices[1].split("|"), said
+
+
+def test_a_page_is_the_same() -> None:
+    assert f"local PAGE = {commands.PAGE}\n" in LIBRARY
 
 
 def test_reply_codes_are_the_same() -> None:
