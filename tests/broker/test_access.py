@@ -315,12 +315,12 @@ async def test_a_producer_can_add_once_and_in_order_and_with_admission(
     keys = StreamKeys(TASKS)
     first = ("FCALL", *add_command(TASKS, "x", token="t"))
     options = ("once", keys.once("mine"), "key", "k", "s", "signed")
-    second = ("FCALL", *add_command(TASKS, number=2, token="t"), "y", len(options), *options)
+    second = ("FCALL", *add_command(TASKS, number=1, token="t"), "y", len(options), *options)
     async with as_agent(server, broker, PRODUCER) as wire:
         assert await wire.call(*first) == await wire.call(*first)
         assert await wire.call(*second) == await wire.call(*second)
         streams.set(keys.gate, 3)
-        assert await wire.call("FCALL", *add_command(TASKS, "z", number=3, token="t")) == b"3 BACKPRESSURE"
+        assert await wire.call("FCALL", *add_command(TASKS, "z", number=2, token="t")) == b"2 BACKPRESSURE"
     assert streams.xlen(TASKS) == 3
     assert streams.acl_log() == []
 

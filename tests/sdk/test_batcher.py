@@ -158,11 +158,70 @@ async def test_what_was_given_up_adds_nothing_after_what_follows(
     assert await on_stream(wire) == [0, 2]
 
 
+@pytest.mark.parametrize("before", [0, 1, 3])
+async def test_an_original_that_comes_when_its_sender_is_forgotten_adds_nothing(
+    server: Server, declared: Topology, wire: Client, before: int
+) -> None:
+    async with Detour(server.port, b'"n":99') as detour:
+        async with declared.agent("planner", url=detour.url) as planner:
+            for n in range(before):
+                await send(planner, n)
+            await send(planner, 99)
+            # as after 80 seconds, or after the clock jumped
+            await wire.call("DEL", *await wire.call("KEYS", f"{TASKS}:sent:*"))
+            assert (await detour.deliver_late()).startswith(b"-STALE")
+            await send(planner, 100)
+    assert await on_stream(wire) == [*range(before), 99, 100]
+
+
+async def test_who_is_forgotten_by_now_introduces_itself_again(
+    declared: Topology, wire: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentstream.sending.batcher._REMEMBERED", 0.0)
+    monkeypatch.setattr("agentstream.sending.batcher._GRACE", 0.0)
+    calls: list[object] = []
+
+    async def call(*command: Any) -> object:
+        calls.append(command[5])
+        return await wire.call(*command)
+
+    batcher = batcher_on(call, TASKS)
+    for _ in range(2):
+        await batcher.put(record(b"x", timeout=0.2))
+        until_then = batcher._remembered_until
+        await until(lambda then=until_then: asyncio.get_running_loop().time() > then)
+    assert calls == [0, 1, 0, 1]
+    assert await wire.call("XLEN", TASKS) == 2
+
+
+async def test_a_lost_introduction_is_made_under_another_name(
+    declared: Topology, proxy: Faults, wire: Client
+) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
+        assert await planner._sender._directory.target("coder", None, 0)
+        proxy.lose_reply("as1_add", times=2)
+        await send(planner, 1)
+        assert proxy.lost == 2
+        assert len(await wire.call("KEYS", f"{TASKS}:sent:*")) == 3
+    assert await on_stream(wire) == [1]
+
+
+async def test_what_was_not_sent_is_told_apart(declared: Topology, proxy: Faults) -> None:
+    async with declared.agent("planner", url=proxy.url) as planner:
+        assert await planner._sender._directory.target("coder", None, 0)
+        proxy.lose_reply("as1_add", times=1_000)
+        with pytest.raises(ConnectionLost, match="the message was not sent"):
+            await send(planner, 1, timeout=0.2)
+
+
 async def test_numbers_decide_what_is_added(declared: Topology, wire: Client) -> None:
     async def add(text: str, number: int, token: str = "t") -> bytes:
         reply: bytes = await wire.call("FCALL", *add_command(TASKS, text, number=number, token=token))
         return reply
 
+    with pytest.raises(AgentStreamError, match="STALE"):
+        await add("x", 1)
+    assert (await add("first", 0)).startswith(b"0 ")
     first = await add("a", 1)
     assert await add("a", 1) == first
     second = await add("b", 2)
@@ -171,9 +230,9 @@ async def test_numbers_decide_what_is_added(declared: Topology, wire: Client) ->
     assert await add("b", 2) == second
     assert (await add("c", 4)).startswith(b"4 ")
     with pytest.raises(AgentStreamError, match="STALE"):
-        await add("x", 2, token="forgotten")
+        await add("x", 1, token="forgotten")
     entries = await wire.call("XRANGE", TASKS, "-", "+")
-    assert [fields_of(fields)["m"] for _, fields in entries] == [b"a", b"b", b"c"]
+    assert [fields_of(fields)["m"] for _, fields in entries] == [b"first", b"a", b"b", b"c"]
     assert 0 < await wire.call("PTTL", f"{TASKS}:sent:t") <= 60_000
 
 
@@ -231,25 +290,27 @@ async def test_a_server_that_forgot_what_is_in_doubt_is_an_error(
 async def test_a_caller_that_is_cancelled_before_its_message_left_sends_nothing(
     planner: Agent, proxy: Faults, wire: Client
 ) -> None:
+    await send(planner, 0)
     with proxy.hold():
         first = asyncio.create_task(send(planner, 1))
-        await until(lambda: planner._sender._batchers and _under_way(planner))
+        await until(lambda: _under_way(planner))
         second, third = asyncio.create_task(send(planner, 2)), asyncio.create_task(send(planner, 3))
         await asyncio.sleep(0)
         second.cancel()
     await asyncio.gather(first, third)
-    assert await on_stream(wire) == [1, 3]
+    assert await on_stream(wire) == [0, 1, 3]
 
 
 async def test_a_caller_that_is_cancelled_later_sends_once(
     planner: Agent, proxy: Faults, wire: Client
 ) -> None:
+    await send(planner, 0)
     proxy.lose_reply("as1_add", times=2)
-    sending = [asyncio.create_task(send(planner, n)) for n in range(2)]
+    sending = [asyncio.create_task(send(planner, n)) for n in (1, 2)]
     await until(lambda: proxy.lost == 1)
     sending[0].cancel()
     await asyncio.gather(*sending, return_exceptions=True)
-    assert await on_stream(wire) == [0, 1]
+    assert await on_stream(wire) == [0, 1, 2]
 
 
 async def test_nobody_waits_for_a_batch_and_it_is_not_repeated(
@@ -333,7 +394,7 @@ async def test_batches_are_bounded_and_a_large_message_travels_alone(
     batcher = batcher_on(call, TASKS)
     bodies = [b"x"] * 1_000 + [b"x" * 100_000] * 5 + [b"x" * 300_000, b"x"]
     entries = await asyncio.gather(*(batcher.put(record(body)) for body in bodies))
-    assert sizes == [64, 500, 438, 2, 1, 1, 1]
+    assert sizes == [0, 64, 500, 438, 2, 1, 1, 1]
     assert len(set(entries)) == len(bodies)
 
 
@@ -395,6 +456,8 @@ class Fate(Enum):
     REPLY_LOST = auto()
     # the server gets it after a later one, though its connection broke
     LATE = auto()
+    # the server gets it when it has forgotten its sender
+    VERY_LATE = auto()
     # the server refuses it before anything is done
     REFUSED = auto()
 
@@ -432,6 +495,7 @@ class Network:
     wire: Client
     fates: list[Fate] = field(default_factory=list)
     late: list[tuple[Any, ...]] = field(default_factory=list)
+    very_late: list[tuple[Any, ...]] = field(default_factory=list)
 
     async def call(self, *command: Any) -> Any:
         fate = self.fates.pop(0) if self.fates else Fate.ANSWERED
@@ -439,6 +503,8 @@ class Network:
             raise Backpressure("OOM")
         if fate is Fate.LATE:
             self.late.append(command)
+        if fate is Fate.VERY_LATE:
+            self.very_late.append(command)
         if fate in (Fate.ANSWERED, Fate.REPLY_LOST):
             reply = await self.wire.call(*command)
             await self.deliver_late()
@@ -470,6 +536,9 @@ async def test_the_stream_holds_what_callers_were_told(
     network.fates = []
     await network.deliver_late()
     await batcher.close()
+    await wire.call("DEL", f"{key}:none", *await wire.call("KEYS", f"{key}:sent:*"))
+    network.late = network.very_late
+    await network.deliver_late()
 
     entries = [(e.decode(), fields_of(f)["m"]) for e, f in await wire.call("XRANGE", key, "-", "+")]
     times = Counter(body for _, body in entries)

@@ -358,7 +358,7 @@ def add(admin: redis.Redis, *keys: str) -> list[str]:
     """Adds a message for each ordering key, in one batch."""
     names = StreamKeys(KEY)
     messages = [argument for key in keys for argument in ("x", 2, "key", key)]
-    head = (names.sent(secrets.token_hex(8)), 1, 60_000, names.gate, names.order)
+    head = (names.sent(secrets.token_hex(8)), 0, 60_000, names.gate, names.order)
     reply = str(admin.fcall("as1_add", 1, KEY, *head, *messages))
     return reply.split(" ")[1:]
 

@@ -291,6 +291,7 @@ async def test_an_answer_counts_even_if_whether_the_request_was_sent_is_not_know
 ) -> None:
     async with declared.agent("planner", url=proxy.url) as planner, declared.agent("coder") as coder:
         async with answering(coder):
+            await planner.request(to="coder", payload={"n": 0})
             # no reply to adding it, however often it is repeated
             proxy.lose_reply("as1_add", times=1_000)
             reply = await planner.request(to="coder", payload={"n": 1}, timeout=0.6)

@@ -69,10 +69,10 @@ def left(admin: redis.Redis) -> list[str]:
 
 def refuses(admin: redis.Redis) -> bool:
     reply: Any = admin.fcall(*add_command(KEY, "x"))
-    return str(reply) == "1 BACKPRESSURE"
+    return str(reply) == "0 BACKPRESSURE"
 
 
-def add_command(key: str, *messages: str, number: int = 1, token: str = "") -> tuple[Any, ...]:
+def add_command(key: str, *messages: str, number: int = 0, token: str = "") -> tuple[Any, ...]:
     """Function and arguments that add a batch without options; by a sender of its own, if none is named."""
     arguments = chain.from_iterable(commands.message(message.encode()) for message in messages)
     sender = token or secrets.token_hex(16)

@@ -2,7 +2,8 @@
 --
 -- A sender adds messages in numbered batches. The results of its last batch are kept in one string, `<number> <result>
 -- ...`: for each message the id of its entry, or why it was refused. A batch with the same number is answered from that
--- string; a batch with a lower one is an original that arrives after its repetition.
+-- string; a batch with a lower one is an original that arrives after its repetition, and one of a sender that is not
+-- remembered, but for number 0, by which a sender introduces itself, is one that arrives too late.
 
 -- For how many ms a message with the same idempotency key is not added again.
 local ONCE = 3600000
@@ -61,10 +62,10 @@ end
 local function add(keys, args)
   local stream, sent_key, number, gate_key, order_key = keys[1], args[1], tonumber(args[2]), args[4], args[5]
   local sent = redis.call('GET', sent_key)
-  local before = sent and tonumber(string.match(sent, '^%d+')) or 0
+  local before = sent and tonumber(string.match(sent, '^%d+')) or -1
   if before == number then return sent end
-  if before > number or (not sent and number > 1) then
-    return redis.error_reply('STALE a later batch was added, or the result of this one has expired')
+  if before > number or (not sent and number > 0) then
+    return redis.error_reply('STALE a later batch was added, or this sender is not remembered any more')
   end
   local messages, known, last = {}, {}, {}
   local at, count = 6, 0

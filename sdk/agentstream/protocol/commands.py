@@ -57,6 +57,8 @@ class PendingEntry(Protocol):
 def add(keys: StreamKeys, token: str, number: int, lifetime: int, messages: Iterable[Argument]) -> Command:
     """Adds a batch of messages; sent again under the same number, it is added once.
 
+    A sender that the server does not remember is refused, unless it introduces itself by number 0.
+
     Replies with `<number> <result> ...`: for each message the id of its entry, `BACKPRESSURE` or `NOSTREAM`.
 
     Args:

@@ -3,6 +3,10 @@
 One numbered batch is in flight at a time. When its reply is lost, the batch is sent again under the same
 number: the server remembers the result of a sender's last batch and returns it. So no record is added twice,
 and records keep their order.
+
+The server refuses batches of senders that it does not remember. A sender introduces itself under a new name,
+and waits for the reply, before its first batch and where it may be forgotten: so a batch that arrives late is
+refused, however late it is and whatever the server's clock shows.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from agentstream.transport.retry import Backoff
 # server adds it while the next one is gathered.
 _MOST, _MOST_FIRST = 500, 64
 _MOST_BYTES = 256 << 10
-# Seconds for which the server remembers a batch after its last retry: the last command may arrive late.
+# Seconds for which the server remembers a batch after its last retry: till then no introduction is needed.
 _REMEMBERED = 60.0
 # The server needs a number also for a timeout of infinity.
 _LONGEST_REMEMBERED = 30 * 86_400.0
@@ -65,8 +69,10 @@ class Batcher:
         self._queue: deque[OutgoingRecord] = deque()
         self._in_flight: Sequence[OutgoingRecord] = ()
         self._doubt: Exception | None = None
-        self._token = secrets.token_hex(16)
+        # the name under which the server remembers this sender, the number of its last batch, and until when
+        self._token = ""
         self._number = 0
+        self._remembered_until = -math.inf
         self._sending: asyncio.Task[None] | None = None
         self._check: asyncio.TimerHandle | None = None
         self._check_at = math.inf
@@ -101,7 +107,12 @@ class Batcher:
 
     async def _send(self) -> None:
         most = _MOST_FIRST
-        while batch := self._next_batch(most):
+        while self._queue:
+            if self._loop.time() >= self._remembered_until:
+                await self._introduce()
+            batch = self._next_batch(most)
+            if not batch:
+                continue
             self._in_flight = batch
             results = await self._results(batch)
             self._in_flight, self._doubt = (), None
@@ -112,6 +123,28 @@ class Batcher:
                 self._resolve(batch, results)
             most = _MOST
         self._sending = None
+
+    async def _introduce(self) -> None:
+        """Has the server remember this sender under a new name; if it refuses, fails what is queued."""
+        backoff = Backoff(0.02, 1.0)
+        while not _is_done(self._queue):
+            # a new one for each try: an earlier one may arrive later
+            token, lifetime, asked = secrets.token_hex(16), self._lifetime(self._queue), self._loop.time()
+            try:
+                await self._call(*commands.add(self.keys, token, 0, lifetime, ()))
+            except Exception as error:  # noqa: BLE001 - every error is for the callers of `put`
+                if not self._is_to_repeat(error):
+                    refused = list(self._queue)
+                    self._queue.clear()
+                    self._resolve(refused, [error] * len(refused))
+                    break
+                self._doubt = error
+                await asyncio.sleep(backoff.next())
+            else:
+                self._token, self._number = token, 0
+                self._remembered_until = asked + lifetime / 1000
+                break
+        self._doubt = None
 
     def _next_batch(self, most: int) -> list[OutgoingRecord]:
         batch: list[OutgoingRecord] = []
@@ -131,23 +164,29 @@ class Batcher:
         return batch
 
     async def _results(self, batch: list[OutgoingRecord]) -> Iterable[str | Exception]:
-        """Returns the result of each record; repeats the batch until its last record is done."""
+        """Returns the result of each record; repeats the batch until its last record is done.
+
+        Returns none if all are done, or are queued again.
+        """
         self._number += 1
         backoff = Backoff(0.02, 1.0)
         while True:
-            results = await self._attempt(self._command(batch))
+            results = await self._attempt(batch)
             if not isinstance(results, Exception):
                 return results
+            is_forgotten = isinstance(results, ServerRefused) and str(results).startswith("STALE")
+            if is_forgotten:
+                self._remembered_until = -math.inf
             if not self._is_to_repeat(results):
-                if not _is_stale(results):
-                    self._number -= 1
+                self._number -= 1
+                if not is_forgotten:
                     return [results] * len(batch)
-                # the server forgot this sender; it never had the batch
-                self._token, self._number = secrets.token_hex(16), 1
-                continue
+                # the server never had the batch
+                self._queue.extendleft(reversed(batch))
+                return ()
             self._doubt = results
-            if _is_stale(results):
-                # the server forgot this sender, and may have lost the batch too
+            if is_forgotten:
+                # it may have lost the batch, too
                 for record in batch:
                     _fail(record, _unknown(results))
             if not _is_done(batch):
@@ -162,22 +201,25 @@ class Batcher:
         may_have_come = isinstance(error, ConnectionLost) or self._doubt is not None
         return may_have_come and not isinstance(error, WireClosed)
 
-    async def _attempt(self, command: Command) -> Sequence[str] | Exception:
-        try:
-            reply: bytes = await self._call(*command)
-            return reply.decode().split(" ")[1:]
-        except Exception as error:  # noqa: BLE001 - every error is for the callers of `put`
-            return error
-
-    def _command(self, batch: list[OutgoingRecord]) -> Command:
-        now = self._loop.time()
+    async def _attempt(self, batch: list[OutgoingRecord]) -> Sequence[str] | Exception:
+        now, lifetime = self._loop.time(), self._lifetime(batch)
         for record in batch:
             if record.signed_at < now - _SIGNED_FOR:
                 record.sign_again(now)
-        seconds = max([record.deadline for record in batch]) - now + _GRACE + _REMEMBERED
-        lifetime = int(min(_LONGEST_REMEMBERED, seconds) * 1000)
         messages = chain.from_iterable([_arguments(record) for record in batch])
-        return commands.add(self.keys, self._token, self._number, lifetime, messages)
+        try:
+            reply: bytes = await self._call(
+                *commands.add(self.keys, self._token, self._number, lifetime, messages)
+            )
+        except Exception as error:  # noqa: BLE001 - every error is for the callers of `put`
+            return error
+        self._remembered_until = now + lifetime / 1000
+        return reply.decode().split(" ")[1:]
+
+    def _lifetime(self, records: Iterable[OutgoingRecord]) -> int:
+        """Returns for how many ms the server is to remember a batch that is sent now."""
+        seconds = max([record.deadline for record in records]) - self._loop.time() + _GRACE + _REMEMBERED
+        return int(min(_LONGEST_REMEMBERED, seconds) * 1000)
 
     def _resolve(self, batch: Iterable[OutgoingRecord], results: Iterable[str | Exception]) -> None:
         now = self._loop.time()
@@ -231,10 +273,6 @@ def _check(record: OutgoingRecord, deadline: float, now: float, error: AgentStre
 
 def _is_done(batch: Iterable[OutgoingRecord]) -> bool:
     return all(record.entry.done() for record in batch)
-
-
-def _is_stale(error: Exception) -> bool:
-    return isinstance(error, ServerRefused) and str(error).startswith("STALE")
 
 
 def _fail(record: OutgoingRecord, error: AgentStreamError) -> None:
