@@ -16,7 +16,10 @@ OnEvent = Callable[[ApiKind, str | None, dict[str, Any]], None]
 
 
 async def watch(on_event: OnEvent, namespaces: Sequence[str] | None, stop: threading.Event) -> None:
-    """Watches resources and labelled objects until `stop` is set; `namespaces` None means everywhere."""
+    """Watches resources and labelled objects until `stop` is set; `namespaces` None means everywhere.
+
+    Raises what ends a watch, for example the error of Kopf for a kind whose CRD has been deleted.
+    """
     registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
     for kind in (*RESOURCES.values(), *OWNED_KINDS):
         _register(registry, kind, on_event)
@@ -30,14 +33,18 @@ async def watch(on_event: OnEvent, namespaces: Sequence[str] | None, stop: threa
     settings.networking.connect_timeout = 10
     for kind in OWNED_KINDS:
         settings.watching.label_selectors[kind.api_version, kind.plural] = OURS
-    await kopf.operator(
-        registry=registry,
-        settings=settings,
-        standalone=True,
-        clusterwide=namespaces is None,
-        namespaces=tuple(namespaces or ()),
-        stop_flag=stop,
-    )
+    try:
+        await kopf.operator(
+            registry=registry,
+            settings=settings,
+            standalone=True,
+            clusterwide=namespaces is None,
+            namespaces=tuple(namespaces or ()),
+            stop_flag=stop,
+        )
+    finally:
+        # a thread waits for it, and the event loop for the thread
+        stop.set()
 
 
 def _register(registry: kopf.OperatorRegistry, kind: ApiKind, on_event: OnEvent) -> None:

@@ -9,10 +9,12 @@ import os
 import signal
 import socket
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from agentstream.errors import AgentStreamError
@@ -20,6 +22,7 @@ from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.connect import ClusterConnection, connect
+from agentstream_operator.cluster.kinds import RESOURCES
 from agentstream_operator.cluster.kubernetes import KubernetesCluster
 from agentstream_operator.cluster.leader import Leader
 from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
@@ -59,7 +62,7 @@ async def run(options: OperatorOptions) -> None:
     """Runs until SIGTERM or SIGINT.
 
     Raises:
-        FatalError: the CRDs or rights are missing, a watch has ended, or the Lease is lost.
+        FatalError: rights are missing, or the Lease is lost.
         ListenError: a port cannot be listened on.
         NoCluster: no API server is configured.
     """
@@ -87,7 +90,7 @@ class _OperatorService:
         self._metrics = Metrics(self._sample)
         self._engine: Engine | None = None
         self._cache: ResourceCache | None = None
-        self._watching = True
+        self._unwatched: str | None = None
         self._pod_cleanups: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -150,23 +153,61 @@ class _OperatorService:
         if (outage := await _outage(broker)) is not None:
             engine.server_down(outage)
         cache = ResourceCache(self._api, options.namespaces, owned, engine, partial(self._on_change, engine))
-        await _fill(cache)
+        # until the first list is complete, only the Lease is kept
+        await self._list(cache.fill)
         engine.listed()
         self._cache = cache
-        async with watching(cache.tell, options.namespaces) as watched:
-            work = {
-                asyncio.create_task(engine.run(), name="engine"),
-                asyncio.create_task(cache.watch(), name="compare with lists"),
-                asyncio.create_task(references.watch(), name="watch Deployment references"),
-            }
-            try:
-                await asyncio.wait({held, watched, *work}, return_when=asyncio.FIRST_COMPLETED)
-                self._watching = not watched.done()
-                raise _cause(held, watched, work)
-            finally:
-                for task in {*work, *self._pod_cleanups}:
-                    task.cancel()
-                await asyncio.gather(*work, *self._pod_cleanups, return_exceptions=True)
+        work = {
+            asyncio.create_task(engine.run(), name="engine"),
+            asyncio.create_task(self._watch(cache), name="watch"),
+            asyncio.create_task(cache.watch(), name="compare with lists"),
+            asyncio.create_task(references.watch(), name="watch Deployment references"),
+        }
+        try:
+            await asyncio.wait({held, *work}, return_when=asyncio.FIRST_COMPLETED)
+            raise _cause(held, work)
+        finally:
+            for task in {*work, *self._pod_cleanups}:
+                task.cancel()
+            await asyncio.gather(*work, *self._pod_cleanups, return_exceptions=True)
+
+    async def _watch(self, cache: ResourceCache) -> NoReturn:
+        """Watches, and begins again with a list whenever watches end, as they do when a CRD is deleted."""
+        while True:
+            async with watching(cache.tell, self._options.namespaces) as ended:
+                await asyncio.wait({ended})
+            self._unwatched = str(ended.exception() or "watches have ended")
+            _log.warning("watches have ended, beginning again with a list: %s", self._unwatched)
+            await asyncio.sleep(_RETRY)
+            await self._list(cache.refill)
+
+    async def _list(self, fill: Callable[[], Awaitable[None]]) -> None:
+        """Fills the cache; retries while the API server is unreachable, or has no CRDs.
+
+        Raises:
+            FatalError: the API server rejects the request.
+        """
+        while True:
+            self._unwatched = await self._try_to_list(fill)
+            if self._unwatched is None:
+                return
+            _log.warning("cannot list resources, trying again in %g s: %s", _RETRY, self._unwatched)
+            await asyncio.sleep(_RETRY)
+
+    async def _try_to_list(self, fill: Callable[[], Awaitable[None]]) -> str | None:
+        """Returns why not everything can be listed at present; None if it was."""
+        try:
+            for kind in RESOURCES.values():
+                if not await self._api.discovers(kind):
+                    return f"there is no CRD of {kind.kind}; install the CRDs"
+            await fill()
+        except ClusterUnavailable as error:
+            return str(error)
+        except ApiError as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                return f"{error}; install the CRDs"
+            raise FatalError(f"cannot list resources: {error}; check the roles of the operator") from error
+        return None
 
     def _on_change(self, engine: Engine, change: Change) -> None:
         """Reconciles the resource or agent that a changed Secret, Deployment or pod belongs to."""
@@ -189,7 +230,7 @@ class _OperatorService:
             leads=self._leader.leads,
             health=engine.health if engine is not None else None,
             missed=cache.missed_lately if cache is not None else 0,
-            watching=self._watching,
+            unwatched=self._unwatched,
         )
 
     def _sample(self) -> MetricsSample:
@@ -228,34 +269,10 @@ async def _outage(broker: Broker) -> str | None:
     return None
 
 
-async def _fill(cache: ResourceCache) -> None:
-    """Lists all resources; retries while the API server is unreachable.
-
-    Raises:
-        FatalError: the API server rejects the request.
-    """
-    while True:
-        try:
-            await cache.fill()
-        except ClusterUnavailable as error:
-            _log.warning("cannot list resources, trying again in %g s: %s", _RETRY, error)
-            await asyncio.sleep(_RETRY)
-        except ApiError as error:
-            missing = error.code == HTTPStatus.NOT_FOUND
-            hint = "install the CRDs" if missing else "check the roles of the operator"
-            raise FatalError(f"cannot list resources: {error}; {hint}") from error
-        else:
-            return
-
-
-def _cause(
-    held: asyncio.Task[None], watched: asyncio.Future[None], work: set[asyncio.Task[None]]
-) -> BaseException:
+def _cause(held: asyncio.Task[None], work: set[asyncio.Task[Any]]) -> BaseException:
     """Returns why one of these tasks has ended."""
     if held.done():
         return FatalError("lost the Lease; another operator may hold it now. Restart to stand by")
-    if watched.done():
-        return FatalError(f"watches of the API server have ended: {watched.exception()}")
     for task in work:
         if task.done() and (failure := task.exception()) is not None:
             return failure

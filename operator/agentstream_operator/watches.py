@@ -30,7 +30,7 @@ async def watching(
     `on_event` is called in this event loop with every event.
 
     Yields:
-        A future that is done when watching has ended, which it never does by itself unless it fails.
+        A future that is done when watching has ended: only when it fails, as where a CRD was deleted.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()

@@ -85,6 +85,20 @@ class Api:
                 return None
             raise
 
+    async def discovers(self, kind: ApiKind) -> bool:
+        """Returns whether discovery lists a kind, as it does soon after the CRD is there; Kopf needs it."""
+        group, _, _ = kind.api_version.partition("/")
+        groups = _object(await self._send("get", kind, "GET", "/apis"))["groups"]
+        if all(each["name"] != group for each in groups):
+            return False
+        try:
+            answer = await self._send("get", kind, "GET", f"/apis/{kind.api_version}")
+        except ApiError as error:
+            if error.code == 404:  # noqa: PLR2004
+                return False
+            raise
+        return any(each["name"] == kind.plural for each in _object(answer)["resources"])
+
     async def list(self, kind: ApiKind, namespace: str | None, selector: str = "") -> AsyncIterator[Json]:
         """Yields every object of a kind in a namespace (None: all) with a label selector, in one version."""
         async for page in self._pages(kind, namespace, selector):

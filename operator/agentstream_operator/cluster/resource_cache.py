@@ -80,6 +80,17 @@ class ResourceCache:
             for found in await self._list(kind):
                 self._put(kind, found)
 
+    async def refill(self) -> None:
+        """Takes what came, changed or went while nothing was watched. Raises as `fill`."""
+        for kind in RESOURCES.values():
+            listed = {_key(kind, found): found for found in await self._list(kind)}
+            for gone in [key for key in self._versions if key.kind == kind.kind and key not in listed]:
+                self._forget(gone)
+            for found in listed.values():
+                self._put(kind, found)
+        for kind in OWNED_KINDS:
+            await self._compare_children(kind)
+
     def tell(self, kind: ApiKind, event: str | None, found: Json) -> None:
         """Takes an event: None for an object of the initial list, `ADDED`, `MODIFIED` or `DELETED`."""
         self.events[kind.plural] += 1

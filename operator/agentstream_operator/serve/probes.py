@@ -15,18 +15,19 @@ MISSED = 3
 
 @dataclass(frozen=True, slots=True)
 class ProbeState:
-    """State of the operator that its probes look at; `missed` counts changes in a row without an event."""
+    """State of the operator that its probes look at.
+
+    `missed` counts changes in a row without an event; `unwatched` says why nothing is watched at present.
+    """
 
     leads: bool
     health: OperatorHealth | None = None
     missed: int = 0
-    watching: bool = True
+    unwatched: str | None = None
 
 
 def live(state: ProbeState) -> str | None:
     """Returns why the operator has to be restarted; None if it has not."""
-    if not state.watching:
-        return "watches have ended"
     if state.missed >= MISSED:
         return f"watches missed {state.missed} changes in a row"
     if state.health is not None and state.health.oldest > STUCK:
@@ -40,6 +41,8 @@ def ready(state: ProbeState) -> str | None:
         return None
     if state.health is None:
         return "starting"
+    if state.unwatched is not None:
+        return f"cannot watch resources: {state.unwatched}"
     if not state.health.complete:
         return "listing resources"
     if state.health.outage is not None:

@@ -155,6 +155,22 @@ async def test_a_list_that_failed_can_be_asked_for_again() -> None:
     assert watched.reconciler.told == ["put tasks"]
 
 
+async def test_what_came_changed_or_went_while_nothing_was_watched_is_taken_and_not_missed() -> None:
+    watched = Watched(a_resource(), a_resource(name="doomed"), a_resource("ConsumerGroup", "coder"), a_pod())
+    await watched.cache.fill()
+    watched.reconciler.told.clear()
+    watched.there.drop(DOOMED)
+    del watched.there.objects["Pod", "team", "a"]
+    watched.there.put(a_resource(generation=2, version=50), a_resource(name="fresh", version=51))
+    await watched.cache.refill()
+    assert sorted(watched.reconciler.told) == ["put fresh", "put tasks", "remove doomed"]
+    assert [change.gone for change in watched.woken if change.gone] == [Gone("a")]
+    assert watched.cache.missed == watched.cache.missed_lately == 0
+    watched.reconciler.told.clear()
+    await watched.cache.refill()
+    assert watched.reconciler.told == []
+
+
 async def test_what_the_watches_tell_of_at_the_start_is_known_already() -> None:
     watched = Watched(a_resource(), a_secret())
     await watched.cache.fill()
