@@ -119,7 +119,7 @@ async def test_consumers_that_crash_are_shown(server: Server) -> None:
         await until(lambda: GROUP.key in op.cluster.workloads)
         op.cluster.workloads[GROUP.key] = WorkloadSeen(1, 0, crashing="exited with 1")
         await op.event(GROUP.key, ConditionReason.CRASH_LOOP)
-        assert op.cluster.condition(GROUP.key, ConditionType.STALLED).message == "exited with 1"
+        assert op.cluster.condition(GROUP.key, ConditionType.CONSUMERS_STALLED).message == "exited with 1"
         assert op.engine.view().groups[0].crashing == "exited with 1"
 
 

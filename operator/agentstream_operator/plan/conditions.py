@@ -77,15 +77,25 @@ _REQUIRED = (
     (ConditionType.CREDENTIALS_SYNCED, "True"),
 )
 
+# what these say holds until the resource is changed
+_FOR_GOOD = frozenset({ConditionReason.KEY_NOT_ALLOWED, ConditionReason.CONTRACT_INVALID})
+
 
 def with_ready(updates: Iterable[ConditionUpdate]) -> tuple[ConditionUpdate, ...]:
-    """Computes `Ready` and puts it first: true if all required conditions are met, else why not."""
+    """Computes `Ready` and puts it first: true if all required conditions are met, else why not.
+
+    `Stalled` follows where waiting is of no use, as kstatus means it
+    (https://pkg.go.dev/sigs.k8s.io/cli-utils/pkg/kstatus); it is absent otherwise.
+    """
     others = tuple(updates)
     by_kind = {update.kind: update for update in others}
     for kind, required in _REQUIRED:
         update = by_kind.get(kind)
         if update is not None and update.status != required:
-            return (ConditionUpdate(ConditionType.READY, "False", update.reason, update.message), *others)
+            why = (update.reason, update.message)
+            ready = ConditionUpdate(ConditionType.READY, "False", *why)
+            stalled = ConditionUpdate(ConditionType.STALLED, "True", *why)
+            return (ready, stalled, *others) if update.reason in _FOR_GOOD else (ready, *others)
     return (_READY, *others)
 
 

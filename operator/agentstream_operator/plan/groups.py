@@ -83,7 +83,7 @@ def plan_group(given: GroupInput) -> Plan:
                 _lag_known(seen),
                 *((given.scaling,) if given.scaling else ()),
                 conflict,
-                _stalled(given),
+                _consumers_stalled(given),
                 _dead_lettering(group, seen),
             )
         ),
@@ -185,15 +185,16 @@ def _lag_known(seen: GroupSeen) -> ConditionUpdate:
     return ConditionUpdate(kind, "True", reason)
 
 
-def _stalled(given: GroupInput) -> ConditionUpdate:
+def _consumers_stalled(given: GroupInput) -> ConditionUpdate:
+    kind = ConditionType.CONSUMERS_STALLED
     if given.crashing is not None:
-        return ConditionUpdate(ConditionType.STALLED, "True", ConditionReason.CRASH_LOOP, given.crashing)
+        return ConditionUpdate(kind, "True", ConditionReason.CRASH_LOOP, given.crashing)
     if given.group.spec.suspend:
-        return ConditionUpdate(ConditionType.STALLED, "False", ConditionReason.SUSPENDED)
+        return ConditionUpdate(kind, "False", ConditionReason.SUSPENDED)
     if given.stalled:
         message = "messages are waiting, but none was settled for three leases (at least one minute)"
-        return ConditionUpdate(ConditionType.STALLED, "True", ConditionReason.NO_PROGRESS, message)
-    return ConditionUpdate(ConditionType.STALLED, "False", ConditionReason.PROGRESSING)
+        return ConditionUpdate(kind, "True", ConditionReason.NO_PROGRESS, message)
+    return ConditionUpdate(kind, "False", ConditionReason.PROGRESSING)
 
 
 def _dead_lettering(group: ConsumerGroup, seen: GroupSeen) -> ConditionUpdate:

@@ -47,6 +47,7 @@ _ALARMS = frozenset(
         ConditionReason.DEAD_LETTERS,
     }
 )
+_SUMMARIES = frozenset({ConditionType.READY, ConditionType.STALLED})
 _SIGNIFICANT = 100
 _PROMPT = ("replicas", "desired_replicas")
 """Numbers that clients act on, such as `kubectl rollout` and autoscalers."""
@@ -144,7 +145,7 @@ class StatusWriter:
         for update in updates:
             if (
                 update.reason in _ALARMS
-                and update.kind is not ConditionType.READY
+                and update.kind not in _SUMMARIES
                 and (update.kind, update.reason) not in known
             ):
                 message = update.message or str(update.kind)
@@ -156,8 +157,8 @@ class StatusWriter:
     ) -> tuple[Condition, ...]:
         before = status.conditions if status is not None else ()
         if any(f.kind is ConditionType.BACKEND_REACHABLE and f.status == "False" for f in updates):
-            # the other conditions stay as they were
-            conditions = before
+            # the other conditions stay as they were, but for what was said of an earlier generation
+            conditions = tuple(c for c in before if c.type is not ConditionType.STALLED)
         else:
             named = {update.kind for update in updates}
             conditions = tuple(condition for condition in before if condition.type in named)

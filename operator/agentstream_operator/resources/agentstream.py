@@ -15,7 +15,7 @@ from .duration import Duration, at_least, parse_duration
 from .meta import API_VERSION, Resource
 from .model import Bool, DnsLabel, Int, Model, Text
 from .rules import Rule, immutable
-from .status import AgentStreamStatus
+from .status import NO_STATUS, AgentStreamStatus
 
 # with other braces, the names derived from the key would hash to another slot
 _ONE_TAG = "^[^{}]*([{][^{}]+[}][^{}]*)?$"
@@ -165,7 +165,7 @@ class AgentStream(Resource):
     api_version: Literal["agentstream.dev/v1alpha1"] = API_VERSION
     kind: Literal["AgentStream"] = "AgentStream"
     spec: AgentStreamSpec = AgentStreamSpec()
-    status: AgentStreamStatus | None = None
+    status: Annotated[AgentStreamStatus | None, NO_STATUS] = None
 
     @property
     def stream_key(self) -> str:

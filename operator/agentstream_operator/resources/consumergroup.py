@@ -13,7 +13,7 @@ from .duration import Duration, at_least, at_most, parse_duration
 from .meta import API_VERSION, Resource
 from .model import Bool, DnsLabel, Int, Model, Number, Text
 from .rules import Rule, immutable
-from .status import ConsumerGroupStatus
+from .status import NO_STATUS, ConsumerGroupStatus
 from .template import PodTemplate
 
 _ENTRY_ID = "[0-9]{1,19}-[0-9]{1,19}"
@@ -267,7 +267,7 @@ class ConsumerGroup(Resource):
     api_version: Literal["agentstream.dev/v1alpha1"] = API_VERSION
     kind: Literal["ConsumerGroup"] = "ConsumerGroup"
     spec: ConsumerGroupSpec
-    status: ConsumerGroupStatus | None = None
+    status: Annotated[ConsumerGroupStatus | None, NO_STATUS] = None
 
     @property
     def group_name(self) -> str:

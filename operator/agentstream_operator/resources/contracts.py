@@ -53,7 +53,7 @@ class ContractSpec(Model):
     """Message type."""
 
     version: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
-    """Version of the payload schema, as in messages."""
+    """Version of the payload schema, as in messages; 1 if absent."""
 
     json_schema: Annotated[JsonSchema, Field(alias="schema")]
     """JSON Schema (draft 2020-12) of the payloads: at most 32 KiB, without external references."""
@@ -76,7 +76,10 @@ def one_of_each(contracts: Sequence[ContractSpec]) -> bool:
 
 
 ONE_OF_EACH = Rule(
-    cel="self.all(a, self.exists_one(b, b.type == a.type && b.version == a.version))",
+    cel=(
+        "self.all(a, self.exists_one(b, b.type == a.type"
+        " && (has(b.version) ? b.version : 1) == (has(a.version) ? a.version : 1)))"
+    ),
     message="only one contract per type and version is allowed",
     holds=one_of_each,
 )

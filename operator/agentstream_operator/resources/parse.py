@@ -15,6 +15,7 @@ from .consumergroup import ConsumerGroup
 from .meta import API_VERSION
 from .model import BROKEN_RULES, quote
 from .reasons import ConditionReason, ConditionType
+from .status import UNOBSERVED
 
 AnyResource = AgentStream | ConsumerGroup
 
@@ -56,7 +57,7 @@ def parse_resource(obj: Mapping[str, Any]) -> AnyResource:
         problem = f"apiVersion: {quote(obj.get('apiVersion'))} is not supported (write {API_VERSION})"
         raise InvalidResource(subject, (problem,))
     manifest = _plain(obj)
-    _forget_unknown_conditions(manifest)
+    _clean_status(manifest)
     try:
         return model.model_validate(manifest, by_alias=True, by_name=False)
     except ValidationError as error:
@@ -95,8 +96,11 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date) else value
 
 
-def _forget_unknown_conditions(manifest: dict[str, Any]) -> None:
+def _clean_status(manifest: dict[str, Any]) -> None:
+    """Drops conditions of other versions, and the status of a resource that no operator has seen."""
     status = manifest.get("status")
+    if isinstance(status, dict) and status.get("observedGeneration") == UNOBSERVED:
+        del manifest["status"]
     if isinstance(status, dict) and isinstance(status.get("conditions"), list):
         status["conditions"] = [
             condition

@@ -22,6 +22,11 @@ class ConditionType(StrEnum):
         return member
 
     READY = "Ready", "The resource is in effect for its latest generation; summarizes the other conditions."
+    STALLED = (
+        "Stalled",
+        "Only a change of the resource can make it ready: Helm and Flux stop waiting. Absent otherwise.",
+        "False",
+    )
     BACKEND_REACHABLE = "BackendReachable", "The Redis or Valkey server answers."
     SYNCED = "Synced", "The server matches the resource."
     CREDENTIALS_SYNCED = "CredentialsSynced", "The agents' ACL users, routes and Secrets are written."
@@ -33,7 +38,7 @@ class ConditionType(StrEnum):
     LAG_KNOWN = "LagKnown", "The group's lag is known."
     SCALING_ACTIVE = "ScalingActive", "The number of consumers follows the backlog."
     CONFLICT = "Conflict", "An older resource or another installation already uses the key or group.", "False"
-    STALLED = "Stalled", "Messages are waiting, but none is being settled.", "False"
+    CONSUMERS_STALLED = "ConsumersStalled", "Messages are waiting, but none is being settled.", "False"
     DEAD_LETTERING = "DeadLettering", "The group has dead letters.", "False"
 
 

@@ -90,6 +90,9 @@ class _Converter:
         if others is True:
             node["x-kubernetes-preserve-unknown-fields"] = True
         out = {key: node[key] for key in _KEPT if node.get(key) is not None}
+        if "[]" in path:
+            # a default below a list would make every `kubectl apply` a change, and Argo CD find a difference
+            out.pop("default", None)
         if "properties" in node:
             out["properties"] = {
                 name: self.convert(child, (*path, name), within) for name, child in node["properties"].items()

@@ -74,12 +74,22 @@ _Conditions = Annotated[
 ]
 _Count = Annotated[Int, Field(ge=0)]
 
+UNOBSERVED = -1
+"""The `observedGeneration` of a resource that no operator has seen.
+
+By the rules of kstatus it is in progress; without this number and without conditions it would be done.
+"""
+
+_ObservedGeneration = Annotated[Int, Field(ge=UNOBSERVED)]
+NO_STATUS = Field(json_schema_extra={"default": {"observedGeneration": UNOBSERVED}})
+"""The status of a new resource: the API server's default."""
+
 
 class AgentStreamStatus(StatusPart):
     """Observed state of a stream; numbers are rounded and up to half a minute old."""
 
-    observed_generation: _Count | None = None
-    """Generation that was reconciled last."""
+    observed_generation: _ObservedGeneration = UNOBSERVED
+    """Generation that was reconciled last; -1 before the first time."""
 
     conditions: _Conditions = Field(default_factory=tuple)
     """Conditions of the resource."""
@@ -100,8 +110,8 @@ class AgentStreamStatus(StatusPart):
 class ConsumerGroupStatus(StatusPart):
     """Observed state of a group; numbers are rounded and up to half a minute old."""
 
-    observed_generation: _Count | None = None
-    """Generation that was reconciled last."""
+    observed_generation: _ObservedGeneration = UNOBSERVED
+    """Generation that was reconciled last; -1 before the first time."""
 
     conditions: _Conditions = Field(default_factory=tuple)
     """Conditions of the resource."""

@@ -184,7 +184,8 @@ def test_whether_the_lag_is_known_is_said(
 def test_a_stall_is_said(
     given: dict[str, Any], spec: dict[str, Any], expected: tuple[str, ConditionReason]
 ) -> None:
-    assert found(planned(a_group(**spec), stream(PRESENT), **given), ConditionType.STALLED) == expected
+    plan = planned(a_group(**spec), stream(PRESENT), **given)
+    assert found(plan, ConditionType.CONSUMERS_STALLED) == expected
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class Monitor:
         """Queues a group that stalled, or whose workload changed or has to be scaled."""
         memory = self._state.memory.groups[group.key]
         if memory.stalled and not any(
-            update.kind is ConditionType.STALLED and update.status == "True"
+            update.kind is ConditionType.CONSUMERS_STALLED and update.status == "True"
             for update in memory.reported.conditions
         ):
             self._queue.add(group.key, Priority.RESYNC)
