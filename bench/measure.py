@@ -48,7 +48,7 @@ async def traffic(url: str, count: int, interval: float) -> None:
         ids = [entry for _, entries in found or () for entry, _ in entries]
         settled = (part for entry in ids for part in (entry, 1))
         stats = StreamKeys(key).stats(group)
-        await client.call("FCALL", "as1_settle", 1, key, group, "pod.1", stats, "", 0, "acked", *settled)
+        await client.call("FCALL", "as1_settle", 1, key, group, "pod.1", stats, "", "", 0, "acked", *settled)
 
     parts = 50
     for part in itertools.cycle(range(parts)):

@@ -156,8 +156,8 @@ NOBODY: list[tuple[Argument, ...]] = [
     ("FCALL", "as1_reply", 1, OTHER, 1000, "m", "x"),
     ("FCALL", "as1_reply", 1, f"{OTHER}:retry:coder", 1000, "m", "x"),
     ("PEXPIRE", OTHER, 1),
-    ("FCALL_RO", "as1_receipt", 1, OTHER, 1, "coder", f"{OTHER}:parked:coder", "1-1"),
-    ("FCALL_RO", "as1_receipt", 1, TASKS, 1, "coder", f"{TASKS}:parked:coder", "1-1"),
+    ("FCALL_RO", "as1_receipt", 1, OTHER, f"{OTHER}:receipts", 1, "coder", f"{OTHER}:parked:coder", "1-1"),
+    ("FCALL_RO", "as1_receipt", 1, TASKS, f"{TASKS}:receipts", 1, "coder", f"{TASKS}:parked:coder", "1-1"),
     # what is published to others
     ("SUBSCRIBE", notify_channel("test", "t", "writer")),
     ("SUBSCRIBE", notify_channel("test", "t", "broadcast"), notify_channel("test", "t", "writer")),
@@ -270,7 +270,10 @@ async def test_a_producer_of_a_broadcast_stream_may_ask_who_has_acknowledged(
         "t", "herald", produces=(Produces("news", NEWS, broadcast=True, groups=("coder", "other")),)
     )
     async with as_agent(server, broker, use) as wire:
-        assert await wire.call(*ask) == [b"pending", b"retrying"]
+        assert await wire.call(*ask) == [b"missing", b"retrying"]
+        noted = commands.message(b"x", ("receipts", keys.receipts))
+        entry = (await wire.call(*commands.add(keys, "token", 0, 1000, noted))).split()[1]
+        assert await wire.call(*commands.receipt(keys, ("coder",), (entry,))) == [b"pending"]
         for forbidden in (
             ("HSET", keys.parked("coder"), "1-1", "dead"),
             ("HGETALL", keys.parked("coder")),
@@ -278,7 +281,17 @@ async def test_a_producer_of_a_broadcast_stream_may_ask_who_has_acknowledged(
             ("XINFO", "CONSUMERS", NEWS, "coder"),
             ("XRANGE", NEWS, "-", "+"),
             ("XACK", NEWS, "coder", "1-1"),
-            ("FCALL_RO", "as1_receipt", 1, TASKS, 1, "coder", f"{TASKS}:parked:coder", "1-1"),
+            (
+                "FCALL_RO",
+                "as1_receipt",
+                1,
+                TASKS,
+                f"{TASKS}:receipts",
+                1,
+                "coder",
+                f"{TASKS}:parked:coder",
+                "1-1",
+            ),
         ):
             with pytest.raises(AccessDenied):
                 await wire.call(*forbidden)

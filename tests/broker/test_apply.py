@@ -44,7 +44,7 @@ def read(admin: redis.Redis, group: str = "g", *, count: int = 100, settle: bool
     ids = [entry for entry, _ in reply[0][1]] if reply else []
     if settle:
         held = [argument for entry in ids for argument in (entry, 1)]
-        admin.fcall("as1_settle", 1, KEY, group, "c", f"{KEY}:stats:{group}", "", 0, "acked", *held)
+        admin.fcall("as1_settle", 1, KEY, group, "c", f"{KEY}:stats:{group}", "", "", 0, "acked", *held)
     return ids
 
 

@@ -106,6 +106,7 @@ def _producer(produces: Produces) -> list[str]:
         selectors += [
             _selector(f"%R~{keys.stream}", "xinfo|groups", "xpending", "fcall_ro|as1_receipt"),
             _selector(f"%R~{keys.parked('*')}", "hget"),
+            _selector(f"%RW~{keys.receipts}", "zadd", "zscore"),
         ]
     return selectors
 
@@ -124,6 +125,7 @@ def _consumer(consumes: Consumes) -> list[str]:
         _selector(f"%RW~{keys.parked(group)}", "hget", "hset", "hdel"),
         _selector(f"%RW~{keys.done(group, '*')}", "get", "set", "del"),
         _selector(f"%R~{keys.contracts}", "hgetall"),
+        *([_selector(f"%R~{keys.receipts}", "zscore")] if consumes.broadcast else ()),
     ]
 
 

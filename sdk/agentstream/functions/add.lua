@@ -18,7 +18,7 @@ end
 -- an error after the first XADD would leave half a batch.
 local function message_at(args, first, order_key, known, last)
   local fields, options = {'m', args[first]}, tonumber(args[first + 1])
-  local once, key
+  local once, key, receipts
   for i = first + 2, first + options, 2 do
     local name, value = args[i], args[i + 1]
     if name == 'once' then
@@ -27,12 +27,15 @@ local function message_at(args, first, order_key, known, last)
     elseif name == 'key' then
       key = value
       if last[key] == nil then last[key] = redis.call('HGET', order_key, key) end
+    elseif name == 'receipts' then
+      receipts = value
+      if known[receipts] == nil then known[receipts] = redis.call('ZSCORE', receipts, 'since') end
     else
       fields[#fields + 1] = name
       fields[#fields + 1] = value
     end
   end
-  return {fields = fields, once = once, key = key}, first + 2 + options
+  return {fields = fields, once = once, key = key, receipts = receipts}, first + 2 + options
 end
 
 local function add_keyed(stream, order_key, message, known, last)
@@ -55,9 +58,21 @@ local function add_keyed(stream, order_key, message, known, last)
   return id
 end
 
+-- Notes that receipts may ask for these entries, in a sorted set by their time. Its member `since` has the time from which
+-- on it is complete: what is older was lost with it. The janitor removes what all groups have finished.
+local function expect_receipts(receipts, ids)
+  local members = {ms_of(ids[1]), 'since'}
+  for _, id in ipairs(ids) do
+    members[#members + 1] = ms_of(id)
+    members[#members + 1] = id
+  end
+  redis.call('ZADD', receipts, 'NX', unpack(members))
+end
+
 -- KEYS: stream. ARGV: sent key, number of the batch, ms for which it may be repeated, gate key, order key, then of each
 -- message: envelope, number of options, option, value, ...
--- Options are `once` with the key of the idempotency key, `key` with the ordering key, or a further field with its value.
+-- Options are `once` with the key of the idempotency key, `key` with the ordering key, `receipts` with the key that notes
+-- what receipts may ask for, or a further field with its value.
 -- Returns `<number> <result> ...`, as above.
 local function add(keys, args)
   local stream, sent_key, number, gate_key, order_key = keys[1], args[1], tonumber(args[2]), args[4], args[5]
@@ -78,7 +93,7 @@ local function add(keys, args)
     end
   end
   local room = room_of(stream, gate_key)
-  local results = {args[2]}
+  local results, receipts, expected = {args[2]}, nil, {}
   for i = 1, count do
     local message = messages[i]
     local keyed = type(message) == 'table'
@@ -89,6 +104,7 @@ local function add(keys, args)
       else
         if keyed then
           id = add_keyed(stream, order_key, message, known, last)
+          if id and message.receipts then receipts, expected[#expected + 1] = message.receipts, id end
         else
           id = redis.call('XADD', stream, 'NOMKSTREAM', '*', 'm', message)
         end
@@ -97,6 +113,7 @@ local function add(keys, args)
     end
     results[i + 1] = id
   end
+  if receipts then expect_receipts(receipts, expected) end
   local reply = table.concat(results, ' ')
   redis.call('SET', sent_key, reply, 'PX', args[3])
   return reply

@@ -125,7 +125,7 @@ local function delete_stream(keys, args)
   for name in pairs(names) do
     if only_if_empty and leaves_work(base, name) then return 0 end
   end
-  redis.call('UNLINK', key, base .. ':meta', base .. ':gate', base .. ':order', base .. ':contracts')
+  redis.call('UNLINK', key, base .. ':meta', base .. ':gate', base .. ':order', base .. ':contracts', base .. ':receipts')
   for name in pairs(names) do
     for _, part in ipairs({':retry:', ':delay:', ':dlq:', ':stats:', ':parked:'}) do
       redis.call('UNLINK', base .. part .. name)

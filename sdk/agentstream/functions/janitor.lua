@@ -110,10 +110,33 @@ local function trim_before(key, minid, limit, exact)
   return trimmed
 end
 
--- Deletes the `parked` state of dead letters that are too old for receipts, a page per call. Settling deletes that of
--- retries; here it is deleted if the retries were deleted by hand, as entries with the same key would wait for ever.
+-- Takes entries off those that receipts may ask for which all groups have finished, as they are before `floor`: a page per
+-- call. That a group lost one is noted. Returns whether there is likely to be more.
+local function finish_receipts(base, declared, floor)
+  local receipts, finished = base .. ':receipts', {}
+  for _, id in ipairs(redis.call('ZRANGE', receipts, 0, PAGE)) do
+    if parts(id) and less(id, floor) then finished[#finished + 1] = id end
+  end
+  if #finished == 0 then return false end
+  for _, d in ipairs(declared) do
+    local parked = base .. ':parked:' .. d.name
+    for _, id in ipairs(finished) do
+      local noted = redis.call('HGET', parked, id)
+      if noted == 'acknowledged' then
+        redis.call('HDEL', parked, id)
+      elseif not noted then
+        redis.call('HSET', parked, id, 'missing')
+      end
+    end
+  end
+  redis.call('ZREM', receipts, unpack(finished))
+  return #finished >= PAGE / 2
+end
+
+-- Deletes the `parked` state of entries that are too old for receipts, a page per call. Settling deletes that of retries;
+-- here it is deleted if the retries were deleted by hand, as entries with the same key would wait for ever.
 -- Returns whether there is likely to be more.
-local function forget_dead(base, group, minid)
+local function forget_parked(base, group, minid, broadcast)
   local parked, stats, forgotten = base .. ':parked:' .. group, base .. ':stats:' .. group, 0
   if redis.call('EXISTS', parked) == 0 then return false end
   local retries = redis.call('XLEN', base .. ':retry:' .. group) + redis.call('ZCARD', base .. ':delay:' .. group)
@@ -122,8 +145,11 @@ local function forget_dead(base, group, minid)
     local id, state = page[2][i], page[2][i + 1]
     -- a producer may have made up the origin of an entry
     local is_over = state == 'retrying' and retries == 0
-      or state == 'dead' and not (parts(id) and not less(id, minid))
-    if is_over then
+      or state ~= 'retrying' and not (parts(id) and not less(id, minid))
+    -- receipts ask for what is not too old: its retry was lost
+    if is_over and state == 'retrying' and broadcast and parts(id) and not less(id, minid) then
+      redis.call('HSET', parked, id, 'missing')
+    elseif is_over then
       redis.call('HDEL', parked, id)
       forgotten = forgotten + 1
     end
@@ -161,7 +187,7 @@ end
 -- KEYS: stream. ARGV: base, min age in ms, max length, max bytes or 0, on full, limit, trust the server's lag? (0|1),
 -- broadcast? (0|1), then of each declared group: name, lease, ms for which to keep dead letters or 0, ...
 -- Moves due retries, removes consumers that are gone, records each group's checkpoint, repairs the lag that the server
--- reports, trims entries that all groups have settled and the retention allows, deletes old state of dead letters and
+-- reports, trims entries that all groups have settled and the retention allows, deletes old state of receipts and
 -- ordering keys, and sets the length at which adding is refused. With 0, dead letters are kept for ever and no pending
 -- entry becomes one. Returns a JSON object of what it did and found.
 local function janitor(keys, args)
@@ -247,8 +273,9 @@ local function janitor(keys, args)
   local kept = first and first[1] or after(info['last-generated-id'])
   if floor and less(floor, kept) then kept = floor end
   r.more = forget_order(base, declared, kept) or r.more
+  if broadcast then r.more = finish_receipts(base, declared, floor or kept) or r.more end
   for _, d in ipairs(declared) do
-    r.more = forget_dead(base, d.name, minid) or r.more
+    r.more = forget_parked(base, d.name, minid, broadcast) or r.more
     if d.keep_dead > 0 then
       if r.refusing and pending[d.name] then
         local parked = broadcast and base .. ':parked:' .. d.name or ''

@@ -1,20 +1,21 @@
--- Tells the state of entries in groups: for receipts of broadcasts, and for consumers that keep the order of a key. It is
--- read from the groups' own state, so nothing is written for it.
+-- Tells the state of entries in groups: for receipts of broadcasts, and for consumers that keep the order of a key.
 
--- The state of an entry in a group.
-local function state_of(key, id, group, parked)
+-- The state of an entry in a group. What is expected was settled only if that was noted. The janitor takes off what all
+-- groups have finished, and leaves a note where it was not acknowledged.
+local function state_of(key, id, group, parked, is_expected, since)
+  local noted = redis.call('HGET', parked, id)
+  if noted then return noted end
   if not group then return 'missing' end
-  local given_up = redis.call('HGET', parked, id)
-  if given_up then return given_up end
+  if not is_expected then return since and ms_of(id) >= since and 'acknowledged' or 'missing' end
   if less(group['last-delivered-id'], id) then return 'pending' end
-  return #redis.call('XPENDING', key, group.name, id, id, 1) > 0 and 'pending' or 'acknowledged'
+  return #redis.call('XPENDING', key, group.name, id, id, 1) > 0 and 'pending' or 'missing'
 end
 
--- KEYS: stream. ARGV: number of groups, group, parked key, ..., id, ...
+-- KEYS: stream. ARGV: receipts key, number of groups, group, parked key, ..., id, ...
 -- Returns the state of each entry in each group, entry by entry: acknowledged, pending, retrying, dead, or missing if there
--- is no group.
+-- is no group, or the entry was lost to it.
 local function receipt(keys, args)
-  local key, groups, replies = keys[1], {}, {}
+  local key, receipts, groups, replies = keys[1], args[1], {}, {}
   local listed = redis.pcall('XINFO', 'GROUPS', key)
   -- without a stream, all groups are missing
   if listed.err and not string.find(listed.err, 'no such key', 1, true) then return listed end
@@ -22,10 +23,11 @@ local function receipt(keys, args)
     local group = map(flat)
     groups[group.name] = group
   end
-  local first_id = 2 + 2 * tonumber(args[1])
+  local first_id, since = 3 + 2 * tonumber(args[2]), tonumber(redis.call('ZSCORE', receipts, 'since'))
   for at = first_id, #args do
-    for i = 2, first_id - 1, 2 do
-      replies[#replies + 1] = state_of(key, args[at], groups[args[i]], args[i + 1])
+    local is_expected = redis.call('ZSCORE', receipts, args[at])
+    for i = 3, first_id - 1, 2 do
+      replies[#replies + 1] = state_of(key, args[at], groups[args[i]], args[i + 1], is_expected, since)
     end
   end
   return replies

@@ -19,16 +19,28 @@ local function counters(key, group, consumer, first, last, count)
   return found
 end
 
--- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', retry stream? (0|1), outcome (acked|skipped),
--- id, counter, ...
+-- Notes what became of settled entries, by their original ids: that those were acknowledged for which receipts may ask, and
+-- that a retry is over.
+local function note_settled(parked, receipts, from_retry, origins)
+  for _, origin in ipairs(origins) do
+    if receipts ~= '' and redis.call('ZSCORE', receipts, origin) then
+      redis.call('HSET', parked, origin, 'acknowledged')
+    elseif from_retry then
+      redis.call('HDEL', parked, origin)
+    end
+  end
+end
+
+-- KEYS: stream. ARGV: group, consumer, stats key, parked key or '', receipts key or '', retry stream? (0|1),
+-- outcome (acked|skipped), id, counter, ...
 -- Acknowledges entries. Returns DONE, GONE or TAKEN for each; with large retries, only for the first ones.
 local function settle(keys, args)
-  local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
-  local from_retry, outcome = args[5] == '1', args[6]
-  local now, replies, ids, waits, latencies = now_ms(), {}, {}, {}, {}
-  local known = counters(key, group, consumer, args[7], args[#args - 1], (#args - 6) / 2)
+  local key, group, consumer, stats, parked, receipts = keys[1], args[1], args[2], args[3], args[4], args[5]
+  local from_retry, outcome = args[6] == '1', args[7]
+  local now, replies, ids, origins, waits, latencies = now_ms(), {}, {}, {}, {}, {}
+  local known = counters(key, group, consumer, args[8], args[#args - 1], (#args - 7) / 2)
   local left = allowance()
-  for i = 7, #args, 2 do
+  for i = 8, #args, 2 do
     if left.bytes <= 0 then break end
     local id, counter = args[i], tonumber(args[i + 1])
     local code = known[id] == counter and DONE or held(key, group, consumer, id, counter)
@@ -41,9 +53,8 @@ local function settle(keys, args)
           origin = header(e[1][2]).origin or id
           spend(left, size_of(e[1][2]))
         end
-        if parked ~= '' then redis.call('HDEL', parked, origin) end
       end
-      ids[#ids + 1] = id
+      ids[#ids + 1], origins[#origins + 1] = id, origin
       local wait = now - ms_of(origin)
       waits[wait] = (waits[wait] or 0) + 1
     end
@@ -51,6 +62,7 @@ local function settle(keys, args)
   if #ids > 0 then
     settled(key, group, stats, from_retry, ids)
     redis.call('HINCRBY', stats, outcome, #ids)
+    if parked ~= '' then note_settled(parked, receipts, from_retry, origins) end
     if outcome == 'acked' then
       for wait, n in pairs(waits) do
         local b = bucket(wait)

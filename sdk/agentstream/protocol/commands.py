@@ -77,7 +77,8 @@ def message(data: bytes, options: Sequence[Argument] = ()) -> Command:
 
     Args:
         data: the envelope.
-        options: pairs: `once` and a key of the sender's, `key` and an ordering key, or a field and its value.
+        options: pairs: `once` and a key of the sender's, `key` and an ordering key, `receipts` and the key of
+            the stream's receipts, or a field and its value.
     """
     return data, len(options), *options
 
@@ -93,7 +94,7 @@ def receipt(keys: StreamKeys, groups: Sequence[str], entries: Iterable[str]) -> 
     Replies with the value of a `ReceiptState` for each group of the first entry, then of the next ones.
     """
     parked = chain.from_iterable((group, keys.parked(group)) for group in groups)
-    return ("FCALL_RO", "as1_receipt", 1, keys.stream, len(groups), *parked, *entries)
+    return ("FCALL_RO", "as1_receipt", 1, keys.stream, keys.receipts, len(groups), *parked, *entries)
 
 
 def once(
@@ -125,7 +126,7 @@ class GroupCalls:
         self._consumer = consumer
         self._stats = keys.stats(policy.group)
         self._parked = keys.parked(policy.group)
-        self._is_broadcast = policy.broadcast
+        self._receipts = keys.receipts if policy.broadcast else ""
         self._delay = keys.delay(policy.group)
         self._dead_letters = keys.dead_letters(policy.group)
         self.main: Source = Source(policy.key, retry=False)
@@ -181,7 +182,7 @@ class GroupCalls:
 
         Replies with codes for the first ones, at least one: for as many as one call reads.
         """
-        where = (self._stats, self._parked_of(entries), int(source.retry))
+        where = (self._stats, self._parked_of(entries), self._receipts, int(source.retry))
         return self._call("as1_settle", source.key, *where, outcome, *_held(entries))
 
     def retry(self, entry: PendingEntry, delay: int, attempts: int, reason: str, error: str) -> Command:
@@ -203,7 +204,7 @@ class GroupCalls:
 
     def _parked_of(self, entries: Collection[PendingEntry]) -> str:
         """The key that tells what became of retried entries, where receipts or ordering need it; else ''."""
-        is_needed = self._is_broadcast or any(entry.after is not None for entry in entries)
+        is_needed = self._receipts or any(entry.after is not None for entry in entries)
         return self._parked if is_needed else ""
 
     def _call(self, function: str, key: str, *arguments: Argument) -> Command:

@@ -118,6 +118,11 @@ class StreamKeys:
         return f"{self.base}:order"
 
     @property
+    def receipts(self) -> str:
+        """Sorted set: the broadcasts that not all groups have finished, by the time of their addition."""
+        return f"{self.base}:receipts"
+
+    @property
     def contracts(self) -> str:
         """Hash: message type and schema version -> the JSON Schema that payloads must fit."""
         return f"{self.base}:contracts"

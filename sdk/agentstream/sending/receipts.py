@@ -42,7 +42,7 @@ class ReceiptState(StrEnum):
     DEAD = "dead"
     """The message is a dead letter of the group."""
     MISSING = "missing"
-    """The group does not exist on the server."""
+    """The group does not exist on the server, or the message was lost before the group acknowledged it."""
 
 
 class ReceiptStatus(msgspec.Struct, frozen=True):
@@ -76,8 +76,8 @@ class ReceiptStatus(msgspec.Struct, frozen=True):
 class Receipt:
     """Tells which groups have acknowledged a broadcast.
 
-    A group has acknowledged a message once a handler ended well. The state is read from what groups keep
-    anyway, for as long as the stream's `retention.minAge`.
+    A group has acknowledged a message once a handler ended well. The state is known for as long as the
+    stream's `retention.minAge`.
 
     Attributes:
         sent: the message.

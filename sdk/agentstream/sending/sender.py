@@ -19,7 +19,7 @@ from agentstream.errors import (
 )
 from agentstream.identity.keyring import Keyring
 from agentstream.payloads.contracts import Contracts
-from agentstream.protocol.envelope import decode
+from agentstream.protocol.envelope import BROADCAST, decode
 from agentstream.protocol.routes import OFF, Produces
 from agentstream.routing.directory import Directory
 from agentstream.sending.batcher import Batcher
@@ -147,6 +147,8 @@ class Sender:
             options += ("once", batcher.keys.once(record.once))
         if record.message.key is not None:
             options += ("key", record.message.key)
+        if produces.broadcast and record.message.to == BROADCAST:
+            options += ("receipts", batcher.keys.receipts)
         if record.trace:
             options += ("t", record.trace)
         record.produces, record.options = produces, options

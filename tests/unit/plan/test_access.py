@@ -39,9 +39,10 @@ def test_a_producer_gets_one_selector_for_each_kind_of_key() -> None:
 
 
 def test_a_producer_of_a_broadcast_stream_may_see_who_acknowledged() -> None:
-    assert rules(AgentUse("a", "planner", produces=(NEWS,)), "inst")[-2:] == (
+    assert rules(AgentUse("a", "planner", produces=(NEWS,)), "inst")[-3:] == (
         "(%R~{a.news} +xinfo|groups +xpending +fcall_ro|as1_receipt)",
         "(%R~{a.news}:parked:* +hget)",
+        "(%RW~{a.news}:receipts +zadd +zscore)",
     )
 
 

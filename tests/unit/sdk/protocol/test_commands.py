@@ -32,7 +32,7 @@ class Pending:
 
 
 ENTRY = Pending(Source(KEY, retry=False))
-GROUP = GroupCalls(Consumes("tasks", KEY, "coder"), "pod.1")
+GROUP = GroupCalls(Consumes("tasks", KEY, "coder", broadcast=True), "pod.1")
 CALLS: list[Command] = [
     commands.REVISION,
     commands.add(KEYS, "token", 1, 2, commands.message(b"data", ("key", "k"))),
@@ -70,6 +70,7 @@ MEANING = {
     "declared group": "coder",
     "sent key": KEYS.sent("token"),
     "gate key": KEYS.gate,
+    "receipts key": KEYS.receipts,
     "order key": KEYS.order,
     "meta key": KEYS.meta,
     "contracts key": KEYS.contracts,
@@ -131,7 +132,7 @@ def test_reply_codes_are_the_same() -> None:
 def test_derived_keys_are_the_same() -> None:
     of_group = {part(KEYS, "") for part in (StreamKeys.retry, StreamKeys.delay, StreamKeys.dead_letters)}
     of_group |= {KEYS.stats(""), KEYS.parked("")}
-    of_stream = {KEYS.meta, KEYS.gate, KEYS.order, KEYS.contracts}
+    of_stream = {KEYS.meta, KEYS.gate, KEYS.order, KEYS.contracts, KEYS.receipts}
     used = set(re.findall(r"base \.\. '(:\w+:?)'", LIBRARY))
     listed = [set(re.findall(r"'(:\w+:)'", parts)) for parts in re.findall(r"ipairs\(\{(':.*?)\}\)", LIBRARY)]
     assert {f"{KEYS.base}{suffix}" for suffix in used.union(*listed)} == of_group | of_stream

@@ -31,7 +31,9 @@ class Groups:
     calls: list[tuple[float, str, Sequence[str]]] = field(default_factory=list)
     under_way: int = 0
 
-    async def call(self, _how: str, function: str, _keys: int, stream: str, groups: int, *rest: Any) -> Any:
+    async def call(
+        self, _how: str, function: str, _keys: int, stream: str, _receipts: str, groups: int, *rest: Any
+    ) -> Any:
         assert function == "as1_receipt"
         assert self.under_way == 0, "one call at a time"
         entries, clock = rest[2 * groups :], asyncio.get_running_loop().time
