@@ -179,7 +179,9 @@ PRODUCER_ONLY: list[tuple[Argument, ...]] = [
     ("XADD", f"{TASKS}:dlq:coder", "*", "m", "x"),
     ("HSET", f"{TASKS}:stats:coder", "acked", 9),
     ("XADD", f"{TASKS}:once:1", "*", "m", "x"),
-    ("SET", f"{OTHER}:once:1", "x"),
+    ("SET", f"{OTHER}:once:writer:1", "x"),
+    ("SET", f"{TASKS}:once:coder:1", "x"),
+    ("GET", f"{TASKS}:once:1"),
     ("SET", f"{OTHER}:sent:1", "x"),
     ("HSET", f"{OTHER}:order", "k", "1-1"),
     ("DEL", f"{TASKS}:sent:1"),
@@ -327,7 +329,7 @@ async def test_a_producer_can_add_once_and_in_order_and_with_admission(
 ) -> None:
     keys = StreamKeys(TASKS)
     first = ("FCALL", *add_command(TASKS, "x", token="t"))
-    options = ("once", keys.once("mine"), "key", "k", "s", "signed")
+    options = ("once", keys.once(PRODUCER.agent, "coder", "mine"), "key", "k", "s", "signed")
     second = ("FCALL", *add_command(TASKS, number=1, token="t"), "y", len(options), *options)
     async with as_agent(server, broker, PRODUCER) as wire:
         assert await wire.call(*first) == await wire.call(*first)

@@ -328,7 +328,26 @@ async def test_a_key_of_ones_own_is_added_once_within_an_hour(declared: Topology
     assert len({(one.stream, one.entry) for one in (first, *others)}) == 4
     assert twins[0].entry == twins[1].entry
     assert await wire.call("XLEN", "{test.tasks}") == 4
-    assert 3_500_000 < await wire.call("PTTL", "{test.tasks}:once:result-7") <= 3_600_000
+    assert 3_500_000 < await wire.call("PTTL", "{test.tasks}:once:planner:broadcast:result-7") <= 3_600_000
+
+
+async def test_a_key_of_ones_own_is_that_of_a_sender_and_an_addressee(
+    declared: Topology, wire: Client
+) -> None:
+    await declared.stream("tasks", "tester")
+    await declared.group("tasks", "reviewer")
+    async with declared.agent("planner") as planner, declared.agent("tester") as tester:
+        for _ in range(2):
+            sent = [
+                await sender.send_message(
+                    to=to, stream="tasks", type="event", payload={"n": n}, once="result-7", **options
+                )
+                for sender in (planner, tester)
+                for to in ("coder", "reviewer", None)
+                for n, options in enumerate(({}, {"key": "k"}))
+            ]
+            assert len({one.entry for one in sent}) == 6
+    assert await wire.call("XLEN", "{test.tasks}") == 6
 
 
 async def test_each_entry_with_an_ordering_key_names_the_one_before_it(

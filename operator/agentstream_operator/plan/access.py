@@ -67,7 +67,7 @@ def rules(use: AgentUse, installation: str) -> tuple[str, ...]:
     what = route(use)
     selectors = _anybody(use, installation)
     for produces in what.produces:
-        selectors += _producer(produces)
+        selectors += _producer(use.agent, produces)
     for consumes in what.consumes:
         selectors += _consumer(consumes)
     return ("reset", "on", "resetchannels", *_EVERYONE, *dict.fromkeys(selectors))
@@ -93,11 +93,11 @@ def _anybody(use: AgentUse, installation: str) -> list[str]:
     ]
 
 
-def _producer(produces: Produces) -> list[str]:
+def _producer(agent: str, produces: Produces) -> list[str]:
     keys = StreamKeys(produces.key)
     selectors = [
         _selector(f"%RW~{keys.stream}", "xadd", "xlen", "fcall|as1_add"),
-        _selector(f"%RW~{keys.sent('*')} %RW~{keys.once('*')}", "get", "set"),
+        _selector(f"%RW~{keys.sent('*')} %RW~{keys.once(agent, '*', '*')}", "get", "set"),
         _selector(f"%R~{keys.gate}", "get"),
         _selector(f"%RW~{keys.order}", "hget", "hset"),
         _selector(f"%R~{keys.contracts}", "hgetall"),

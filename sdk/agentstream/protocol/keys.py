@@ -131,9 +131,9 @@ class StreamKeys:
         """String with a lifetime: the results of a sender's last batch, in case it is sent again."""
         return f"{self.base}:sent:{token}"
 
-    def once(self, key: str) -> str:
-        """String with a lifetime: the entry that was added under a sender's idempotency key."""
-        return f"{self.base}:once:{key}"
+    def once(self, sender: str, to: str, key: str) -> str:
+        """String with a lifetime: the entry that a sender added under an idempotency key for an addressee."""
+        return f"{self.base}:once:{sender}:{to}:{key}"
 
     def done(self, group: str, key: str) -> str:
         """String with a lifetime: the state of an effect that the group must not repeat."""

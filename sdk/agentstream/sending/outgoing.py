@@ -64,11 +64,11 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
 class OutgoingRecord(msgspec.Struct, eq=False):
     """A message that fits the envelope's schema, with the options of sending it.
 
-    `once` is an idempotency key: within an hour, a stream gets one message with it. `timeout` and `patience`
-    are seconds: until the send fails, and to wait for a route that is not declared yet. `since`, `deadline`
-    and `signed_at` are times of the event loop's clock. `options` are name and value pairs for `as1_add`:
-    `once`, `key`, and further fields of the entry. `entry` resolves to the id of the entry. Raises
-    InvalidMessage if the message or an option is invalid.
+    `once` is an idempotency key: within an hour, a stream gets one message with it from a sender to an
+    addressee. `timeout` and `patience` are seconds: until the send fails, and to wait for a route that is not
+    declared yet. `since`, `deadline` and `signed_at` are times of the event loop's clock. `options` are name
+    and value pairs for `as1_add`: `once`, `key`, and further fields of the entry. `entry` resolves to the id
+    of the entry. Raises InvalidMessage if the message or an option is invalid.
     """
 
     message: Message

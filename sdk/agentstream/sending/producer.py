@@ -91,9 +91,9 @@ class Producer:
             key: ordering key: each group handles the messages of a stream with the same key one after the
                 other, in the order in which they were added; see docs/messaging.md.
             schema_version: version of the payload's schema, where there are several.
-            once: idempotency key: within an hour, no other message with this key is added to the stream, and
-                sending one returns the entry of the first. So a handler that runs again sends its results
-                once.
+            once: idempotency key: within an hour, no other message of this agent to the same addressee is
+                added to the stream with this key, and sending one returns the entry of the first. So a
+                handler that runs again sends its results once.
 
         Raises:
             InvalidMessage: an argument does not fit the envelope's schema, or is not an event and to be shed;

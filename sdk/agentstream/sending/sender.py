@@ -144,7 +144,8 @@ class Sender:
             self._batchers[produces.key] = batcher
         options: tuple[Argument, ...] = ()
         if record.once is not None:
-            options += ("once", batcher.keys.once(record.once))
+            message = record.message
+            options += ("once", batcher.keys.once(message.sender, message.to, record.once))
         if record.message.key is not None:
             options += ("key", record.message.key)
         if produces.broadcast and record.message.to == BROADCAST:
