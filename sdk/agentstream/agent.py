@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import signal
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
@@ -14,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 from agentstream.consuming.fetch import READ_TIMEOUT
 from agentstream.consuming.group import Consumer, ConsumerConnections, ConsumerIdentity, ConsumerServices
+from agentstream.consuming.presence import Presence
 from agentstream.consuming.renewal import Renewal
 from agentstream.consuming.session import Consumption, Deliveries
 from agentstream.handlers.declare import DEFAULT_MAX_WAIT, Handlers, Subscription
@@ -22,7 +21,7 @@ from agentstream.identity.settings import Settings
 from agentstream.payloads.types import Payload
 from agentstream.payloads.upcasting import Read, Upcast, message_reader
 from agentstream.protocol.envelope import MessageType
-from agentstream.protocol.keys import consumer_name, nudge_channel, pod_prefix
+from agentstream.protocol.keys import nudge_channel
 from agentstream.sending.producer import Producer
 from agentstream.sending.replies import Replies
 from agentstream.signals import SIGNAL_EXIT, on_termination
@@ -31,8 +30,6 @@ from agentstream.telemetry.metrics import Observed
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 _Upcast = TypeVar("_Upcast", bound=Upcast)
-# Milliseconds since 1970 at which agents of this process started, each a different number.
-_starts = itertools.count(int(time.time() * 1000))
 
 
 class Agent(Producer):
@@ -55,8 +52,7 @@ class Agent(Producer):
         self._consumer = Consumer(
             ConsumerIdentity(
                 agent=self.name,
-                name=consumer_name(settings.pod, next(_starts)),
-                pod_prefix=pod_prefix(settings.pod),
+                presence=Presence(settings.pod),
                 nudges=nudge_channel(settings.installation, self.namespace, self.name),
             ),
             ConsumerConnections(
@@ -316,6 +312,7 @@ class Agent(Producer):
         try:
             await asyncio.gather(*(consumption.aclose() for consumption in self._consumptions))
             self._renewal.close()
+            self._consumer.identity.presence.close()
             await self._requests.close(self._write.call)
             await self._sender.close()
             await asyncio.gather(self._write.close(), self._control.close(), self._subscriptions.close())

@@ -187,7 +187,8 @@ PRODUCER_ONLY: list[tuple[Argument, ...]] = [
     ("DEL", f"{TASKS}:sent:1"),
     ("GET", f"{OTHER}:gate"),
     ("FCALL", "as1_settle", 1, TASKS, "coder", "c", f"{TASKS}:stats:coder", "", 0, "acked"),
-    ("FCALL", "as1_take", 1, TASKS, "coder", "c", f"{TASKS}:stats:coder", 0, "", "-", 9),
+    ("FCALL", "as1_take", 1, TASKS, "coder", "c", f"{TASKS}:stats:coder", 0, "c", "-", 9),
+    ("XINFO", "CONSUMERS", TASKS, "coder"),
 ]
 
 CONSUMER_ONLY: list[tuple[Argument, ...]] = [
@@ -363,7 +364,7 @@ async def test_a_consumer_can_do_all_that_handling_a_message_takes(
         assert await wire.call(*calls.settle(main, "acked", entries[:1])) == [DONE]
         assert await wire.call(*calls.turn([entry.id for entry in entries[:2]])) == [1, 0]
         assert await wire.call(*calls.release(main, DELIVERED, entries[1:2])) == [DONE]
-        assert len((await wire.call(*calls.take(main, "", "-", 10)))[1]) == 5
+        assert len((await wire.call(*calls.take(main, "c", "-", 10)))[1]) == 5
         assert await wire.call(*calls.retry(entries[2], 0, 1, "Failed", "e")) == DONE
         assert await wire.call(*calls.retry(entries[3], 1, 1, "Failed", "e")) == DONE
         assert await wire.call(*calls.dead_letter(entries[4], 1, "Failed", "e")) == DONE

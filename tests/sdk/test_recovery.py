@@ -16,7 +16,7 @@ from agentstream.testing import Faults
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from support.servers import Server
-from support.topology import NAMESPACE, Topology, following, numbers, send
+from support.topology import NAMESPACE, Topology, ended, following, numbers, send
 from support.waiting import until
 
 
@@ -92,7 +92,7 @@ async def test_a_start_whose_reply_is_lost_is_repeated(
 ) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     await send(topology, 1)
-    await wire.call("XREADGROUP", "GROUP", "coder", "coder-pod.1", "STREAMS", group.key, ">")
+    await wire.call("XREADGROUP", "GROUP", "coder", ended("coder-pod"), "STREAMS", group.key, ">")
     proxy.lose_reply(b"as1_begin")
     async with topology.agent("coder", url=proxy.url) as coder, coder.stream_consume("tasks") as deliveries:
         delivery = await following(deliveries)
@@ -137,7 +137,7 @@ async def test_what_a_dead_process_of_another_pod_held_is_claimed_when_its_lease
 async def test_more_than_fits_is_taken_up_page_by_page(topology: Topology, wire: Client) -> None:
     group = await topology.group("tasks", "coder", lease=60_000)
     await send(topology, *range(1_000))
-    for name in ("coder-pod.a", "coder-pod.b"):
+    for name in (ended("coder-pod", 1), ended("coder-pod", 2)):
         await wire.call("XREADGROUP", "GROUP", "coder", name, "COUNT", 500, "STREAMS", group.key, ">")
     async with topology.agent("coder") as coder:
         seen = await numbers(coder.stream_consume("tasks", concurrency=7), 1_000)

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from agentstream.agent import Agent
-from agentstream.protocol.keys import StreamKeys, consumer_name
+from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.testing import Faults
 from agentstream.transport.client import Client
@@ -359,8 +359,3 @@ async def test_an_agent_in_another_thread_leaves_signals_alone(topology: Topolog
 
     assert threading.current_thread() is threading.main_thread()
     assert await asyncio.to_thread(asyncio.run, run()) == before
-
-
-def test_consumers_of_one_process_have_different_names() -> None:
-    assert consumer_name("pod", 0) == "pod.0"
-    assert consumer_name("pod", 36**3 + 35) == "pod.100z"

@@ -14,10 +14,17 @@ import pytest
 from agentstream.agent import Agent
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.dispatch import Dispatcher
+from agentstream.consuming.presence import this_place
 from agentstream.identity.settings import Settings
 from agentstream.protocol import commands
 from agentstream.protocol.envelope import Message
-from agentstream.protocol.keys import StreamKeys, default_stream_key, routes_key
+from agentstream.protocol.keys import (
+    ConsumerProcess,
+    StreamKeys,
+    consumer_name,
+    default_stream_key,
+    routes_key,
+)
 from agentstream.protocol.routes import Consumes, Produces, Route, encode_route
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
@@ -25,6 +32,12 @@ from agentstream.transport.endpoint import Endpoint
 NAMESPACE = "test"
 HANDED_BACK = 86_400_000
 """For so many ms or longer, what is anybody's seems to be idle."""
+
+
+def ended(pod: str, started: int = 1) -> str:
+    """The name of a consumer of this machine whose process has ended."""
+    return consumer_name(pod, ConsumerProcess(started, 1, this_place() or "nowhere"))
+
 
 # at one moment: what is tried again goes to and fro between the two
 _LEFT = "return redis.call('XLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2])"

@@ -113,7 +113,7 @@ def _producer(agent: str, produces: Produces) -> list[str]:
 
 def _consumer(consumes: Consumes) -> list[str]:
     keys, group = StreamKeys(consumes.key), consumes.group
-    reading = ("xreadgroup", "xack", "xclaim", "xautoclaim", "xpending", "xrange")
+    reading = ("xreadgroup", "xack", "xclaim", "xautoclaim", "xpending", "xinfo|consumers", "xrange")
     functions = tuple(f"fcall|{name}" for name in _CONSUMER_FUNCTIONS)
     return [
         # both streams in one selector, or a read over the two is refused

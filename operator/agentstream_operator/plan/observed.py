@@ -45,7 +45,7 @@ class GroupSeen(msgspec.Struct, frozen=True):
 class ConsumerSeen(msgspec.Struct, frozen=True):
     """A consumer of a group."""
 
-    name: str  # `<pod>.<start of its process>`
+    name: str  # `<pod>.<start of its process>-…`
     pending: int  # entries of the main stream
     idle: int  # ms since its last command
 

@@ -20,8 +20,10 @@ from agentstream.consuming.isolation import PrefetchQueue
 from agentstream.consuming.leases import Leases
 from agentstream.consuming.liveness import PERIOD, ClaimGuard, LoopLag
 from agentstream.consuming.ordering import KeyOrder
+from agentstream.consuming.presence import Presence
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.protocol.commands import Command
+from agentstream.protocol.entry import Source, consumer_names
 from agentstream.transport.client import Client
 from agentstream.transport.error_replies import group_is_gone
 from agentstream.transport.retry import Backoff, FailureLog, unit
@@ -158,7 +160,7 @@ class Fetcher:
         sink: HoldSink,
         signals: FetchSignals,
         refresh: Callable[[], Awaitable[None]],
-        pod_prefix: str,
+        presence: Presence,
     ) -> None:
         self._reading = reading
         self._control = control
@@ -168,7 +170,8 @@ class Fetcher:
         self._accept = sink.accept
         self._signals = signals
         self._refresh = refresh
-        self._prefix = pod_prefix
+        self._presence = presence
+        self._has_succeeded = False
         # whether it ended before a claim was answered: entries that it owns may have been begun by others
         self._claimed_unseen = False
         # set while there is nothing more to sweep
@@ -198,7 +201,7 @@ class Fetcher:
             for source in self._commands.sources:
                 start = "-"
                 while start:
-                    command = self._commands.take(source, "", start, _PAGE_OF_STRAYS)
+                    command = self._commands.take(source, self._commands.consumer, start, _PAGE_OF_STRAYS)
                     following, reply = await self._control.call(*command)
                     until = time.monotonic() + self._leases.lease
                     strays = [
@@ -256,20 +259,30 @@ class Fetcher:
         self._accept(delivered_holds(reply, self._commands.sources, until))
 
     async def _recover_own(self) -> None:
-        """Recovers the entries that this consumer owns; at the start also those of its pod."""
+        """Recovers the entries that this consumer owns; at the start also those of processes that ended."""
         await self._refresh()
         self._signals.in_doubt = False
         for source in self._commands.sources:
-            start = "-"
-            while start:
+            await self._take(source, self._commands.consumer)
+        if not self._has_succeeded:
+            for source in self._commands.sources:
+                reply = await self._control.call(*self._commands.consumers(source))
+                for ended in self._presence.predecessors(consumer_names(reply)):
+                    await self._take(source, ended)
+            self._has_succeeded = True
+
+    async def _take(self, source: Source, holder: str) -> None:
+        """Takes all that a consumer holds, itself or one that has ended, as there is room."""
+        start = "-"
+        while start:
+            count = await self._capacity.wait_for_any()
+            if holder == self._commands.consumer:
                 # the entries that it owns include those that it holds
-                count = await self._capacity.wait_for_any() + len(self._leases)
-                asked = time.monotonic()
-                following, reply = await self._claim(self._commands.take(source, self._prefix, start, count))
-                self._accept(claimed_holds(reply, source, asked + self._leases.lease))
-                start = following.decode()
-        # from here on, another consumer of the same pod is a live process
-        self._prefix = ""
+                count += len(self._leases)
+            asked = time.monotonic()
+            following, reply = await self._claim(self._commands.take(source, holder, start, count))
+            self._accept(claimed_holds(reply, source, asked + self._leases.lease))
+            start = following.decode()
 
     async def _sweep(self) -> None:
         while True:

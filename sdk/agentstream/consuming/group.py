@@ -12,6 +12,7 @@ from typing import NamedTuple
 from agentstream.consuming.dispatch import Dispatcher
 from agentstream.consuming.fetch import Fetcher, FetchSignals
 from agentstream.consuming.leases import Leases
+from agentstream.consuming.presence import Presence
 from agentstream.consuming.renewal import Renewal
 from agentstream.consuming.settling import Settler
 from agentstream.consuming.triage import triage
@@ -32,12 +33,16 @@ _NUDGE_PATIENCE = 1.0
 
 
 class ConsumerIdentity(NamedTuple):
-    """The names of a consumer; `nudges` is the channel on which the agent's processes wake each other up."""
+    """Who a consumer is; `nudges` is the channel on which the agent's processes wake each other up."""
 
     agent: str
-    name: str
-    pod_prefix: str
+    presence: Presence
     nudges: str
+
+    @property
+    def name(self) -> str:
+        """The name of the consumer."""
+        return self.presence.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ class GroupSession:
             sink=self.dispatcher,
             signals=self._signals,
             refresh=refresh,
-            pod_prefix=identity.pod_prefix,
+            presence=identity.presence,
         )
 
     async def fetch(self, stopping: asyncio.Event) -> BaseException | None:

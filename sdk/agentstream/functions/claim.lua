@@ -41,15 +41,13 @@ local function page_of(key, group, names, start, count)
   return found, next_start
 end
 
--- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), prefix, start id, count.
--- Claims the entries from `start` on that this consumer and others with its prefix, earlier processes of its pod, hold: up
--- to `count`, at most a page. Returns {next start or '', [{id, counter, fields}]}.
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), holder, start id, count.
+-- Claims the entries from `start` on that `holder` has, this consumer itself or one whose process has ended: up to `count`,
+-- at most a page. Returns {next start or '', [{id, counter, fields}]}.
 local function take(keys, args)
   local key, group, consumer, stats, from_retry = keys[1], args[1], args[2], args[3], args[4] == '1'
-  local prefix, start, count = args[5], args[6], math.max(math.min(tonumber(args[7]), PAGE), 1)
-  local names = prefix == '' and {consumer}
-    or holders(redis.call('XPENDING', key, group), function(name) return name == consumer or is_of_pod(name, prefix) end)
-  local found, next_start = page_of(key, group, names, start, count)
+  local holder, start, count = args[5], args[6], math.max(math.min(tonumber(args[7]), PAGE), 1)
+  local found, next_start = page_of(key, group, {holder}, start, count)
   local entries, left = {}, allowance()
   for _, one in ipairs(found) do
     if left.bytes <= 0 then

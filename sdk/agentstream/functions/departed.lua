@@ -1,10 +1,10 @@
 -- Releases the entries, and removes the consumers, of pods that are gone and of processes that were restarted.
 
--- Whether a consumer's name is `<prefix><start in base 36>` with a start before so many ms since 1970; '' stands for any
--- time. A name that ends otherwise counts as old.
+-- Whether a consumer's name is `<prefix><start in base 36>-...` with a start before so many ms since 1970; '' stands for
+-- any time. A name that ends otherwise counts as old.
 local function has_left(name, prefix, before)
   if not is_of_pod(name, prefix) then return false end
-  local start = (before or '') ~= '' and tonumber(string.sub(name, #prefix + 1), 36)
+  local start = (before or '') ~= '' and tonumber(string.match(name, '^[^-]*', #prefix + 1), 36)
   return not start or start < tonumber(before)
 end
 

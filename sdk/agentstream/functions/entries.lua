@@ -67,7 +67,7 @@ end
 -- Restarts sweeping at the oldest pending entry: entries were handed back behind the point where the last sweep stopped.
 local function look_from_the_start(stats) redis.call('HSET', stats, 'sweep:main', '0-0', 'sweep:retry', '0-0') end
 
--- Whether a consumer's name is `<prefix><start>`; the prefix `<pod>.` may have more dots, the start has none.
+-- Whether a consumer's name is `<prefix><process>`; the prefix `<pod>.` may have more dots, the process has none.
 local function is_of_pod(name, prefix)
   return prefix ~= '' and string.sub(name, 1, #prefix) == prefix and not string.find(name, '.', #prefix + 1, true)
 end

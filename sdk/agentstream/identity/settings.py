@@ -74,8 +74,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         agent: the agent's name in it.
         source: the mounted Secret, or the server's address and credentials themselves.
         installation: the operator's installation, if not the default one.
-        pod: names the agent's consumers: a process recovers what earlier processes of its pod left unsettled,
-            so two processes that run at the same time need different names.
+        pod: names the agent's consumers: a process recovers what processes of its pod left unsettled that
+            have ended.
         health_port: the port for probes; None for no probes.
         signing_keys: keys of signed streams, by the streams' names, in place of those in the mounted Secret.
     """

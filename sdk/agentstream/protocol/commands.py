@@ -116,6 +116,7 @@ class GroupCalls:
         consumer: the consumer's name.
 
     Attributes:
+        consumer: the same.
         main: the main stream.
         retries: the group's retry stream.
     """
@@ -123,7 +124,7 @@ class GroupCalls:
     def __init__(self, policy: Consumes, consumer: str) -> None:
         keys = StreamKeys(policy.key)
         self._group = policy.group
-        self._consumer = consumer
+        self.consumer: str = consumer
         self._stats = keys.stats(policy.group)
         self._parked = keys.parked(policy.group)
         self._receipts = keys.receipts if policy.broadcast else ""
@@ -140,15 +141,19 @@ class GroupCalls:
     def read(self, sources: Collection[Source], count: int, block: int) -> Command:
         """Reads up to `count` new entries of each stream; blocks for up to `block` ms until one comes."""
         streams = (*(source.key for source in sources), *(">" for _ in sources))
-        consumer = ("GROUP", self._group, self._consumer)
+        consumer = ("GROUP", self._group, self.consumer)
         return ("XREADGROUP", *consumer, "COUNT", count, "BLOCK", block, "STREAMS", *streams)
 
-    def take(self, source: Source, prefix: str, start: str, count: int) -> Command:
-        """Claims what this consumer and others of its pod hold, from the id `start` on: at most a page.
+    def take(self, source: Source, holder: str, start: str, count: int) -> Command:
+        """Claims a page of what `holder` has: this consumer, or one whose process has ended.
 
         Replies `[next start, or '' at the end, [[id, counter, fields], ...]]`.
         """
-        return self._call("as1_take", source.key, self._stats, int(source.retry), prefix, start, count)
+        return self._call("as1_take", source.key, self._stats, int(source.retry), holder, start, count)
+
+    def consumers(self, source: Source) -> Command:
+        """Lists the group's consumers. Replies with a list of fields and values, for each."""
+        return ("XINFO", "CONSUMERS", source.key, self._group)
 
     def sweep(self, lease: int, interval: int, count: int, limit: int | None, *, now: bool) -> Command:
         """Moves due retries, and claims entries with expired leases if it is time, or `now`; a page of each.
@@ -208,7 +213,7 @@ class GroupCalls:
         return self._parked if is_needed else ""
 
     def _call(self, function: str, key: str, *arguments: Argument) -> Command:
-        return ("FCALL", function, 1, key, self._group, self._consumer, *arguments)
+        return ("FCALL", function, 1, key, self._group, self.consumer, *arguments)
 
 
 def _held(entries: Iterable[PendingEntry]) -> Iterable[Argument]:

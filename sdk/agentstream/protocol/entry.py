@@ -115,6 +115,11 @@ def claimed_entries(reply: Any, source: Source) -> Iterator[tuple[Entry, int]]:
         yield parse_entry(source, entry_id.decode(), fields), counter
 
 
+def consumer_names(reply: Any) -> list[str]:
+    """Returns the names in a reply of XINFO CONSUMERS."""
+    return [name.decode(errors="replace") for fields in reply if (name := _field(fields, b"name"))]
+
+
 def _field(fields: list[bytes], name: bytes) -> bytes | None:
     for i in range(0, len(fields), 2):
         if fields[i] == name:

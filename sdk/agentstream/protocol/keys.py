@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 DNS_LABEL: Final = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 """Names of agents, namespaces and installations, as a regular expression."""
@@ -59,18 +59,31 @@ def reply_key(namespace: str, agent: str, token: str) -> str:
     return f"{{{namespace}.{agent}}}:reply:{token}"
 
 
-def consumer_name(pod: str, started: int) -> str:
-    """The name of a consumer: `<pod>.<start of its process>`, the start in base 36.
+class ConsumerProcess(NamedTuple):
+    """The process behind a consumer, which no other consumer ever has.
 
-    Args:
-        pod: name of the pod, which may have dots of its own.
-        started: when the process started, in ms since 1970.
+    Attributes:
+        started: when it started to consume, in ms since 1970.
+        id: its process id.
+        place: where that id and the process can be looked up; or a random word.
     """
-    digits = ""
-    while started or not digits:
-        started, digit = divmod(started, len(_DIGITS))
-        digits = _DIGITS[digit] + digits
-    return pod_prefix(pod) + digits
+
+    started: int
+    id: int
+    place: str
+
+    def __str__(self) -> str:
+        """The part of the consumer's name after the pod: `<start in base 36>-<process id>-<place>`."""
+        started, digits = self.started, ""
+        while started or not digits:
+            started, digit = divmod(started, len(_DIGITS))
+            digits = _DIGITS[digit] + digits
+        return f"{digits}-{self.id}-{self.place}"
+
+
+def consumer_name(pod: str, process: ConsumerProcess) -> str:
+    """The name of a consumer: `<pod>.<start>-<process id>-<place>`; the pod may have dots of its own."""
+    return f"{pod_prefix(pod)}{process}"
 
 
 def pod_prefix(pod: str) -> str:
@@ -80,11 +93,18 @@ def pod_prefix(pod: str) -> str:
 
 def parse_consumer(name: str) -> tuple[str, int | None]:
     """Pod and start in ms since 1970 in the name of a consumer; no start where the name ends otherwise."""
-    pod, _, digits = name.rpartition(".")
+    pod, _, process = name.rpartition(".")
     try:
-        return pod, int(digits, len(_DIGITS))
+        return pod, int(process.partition("-")[0], len(_DIGITS))
     except ValueError:
         return pod, None
+
+
+def parse_process(name: str) -> ConsumerProcess | None:
+    """The process in the name of a consumer; None where the name ends otherwise."""
+    _, started = parse_consumer(name)
+    _, number, place = (*name.rpartition(".")[2].split("-", 2), "", "")[:3]
+    return None if started is None or not number.isdecimal() else ConsumerProcess(started, int(number), place)
 
 
 @dataclass(frozen=True, slots=True)
