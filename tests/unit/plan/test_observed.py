@@ -18,7 +18,9 @@ from agentstream_operator.plan.observed import ConsumerSeen, Gone
         (Gone("pod-1", 1296), "pod-1.zz", True),
         (Gone("pod-1", 1295), "pod-1.zz", False),
         (Gone("pod-1", 1296), "pod-2.zz", False),
-        (Gone("pod-1", 1), "pod-1.not-a-number", True),
+        (Gone("pod-1", 1296), "pod-1.zz-7-there", True),
+        (Gone("pod-1", 1295), "pod-1.zz-7-there", False),
+        (Gone("pod-1", 1), "pod-1.?", True),
     ],
 )
 def test_a_process_is_gone_with_its_pod_or_with_all_that_started_before(
