@@ -9,7 +9,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .bootstrap/bin/uv)
 RUN := $(UV) run --no-sync --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help helm run test test-all coverage lint check generate bench e2e clean
+.PHONY: help helm run test test-all coverage lint check generate histories bench e2e clean
 
 help: ## List the targets.
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ test: .venv/dev $(HELMS) ## Run all tests in parallel, on the newest server prog
 
 test-all: PYTEST += --full
 test-all: test ## Run all tests on every server program and helm version, at full load.
+
+histories: .venv/dev ## Break things and check histories; SEED, SEEDS, DURATION, KINDS: tests/histories/run.py.
+	$(RUN) python tests/histories/run.py
 
 coverage: PYTEST += --cov --cov-report=term
 coverage: test-all ## Run test-all and measure branch coverage, which has a floor.

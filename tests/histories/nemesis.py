@@ -1,0 +1,133 @@
+"""Breaks what a plan says, and writes down what was broken, from when to when."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+from agentstream.protocol.keys import default_stream_key
+from histories.clock import LeapingClock
+from histories.crew import Crew, Member
+from histories.plan import Kind, Plan, Step
+from histories.records import Fault, Recorder
+from support.servers import Server
+from support.waiting import until
+
+HEALS_WITHIN = 30.0
+NEVER = float("inf")
+
+
+class Nemesis:
+    """Takes the steps of a plan, each as a task of its own.
+
+    Args:
+        crew: the processes.
+        server: the server that they use.
+        clock: its clock.
+        recorder: where faults are written down.
+        is_whole: whether streams and groups are there that were destroyed.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        server: Server,
+        clock: LeapingClock,
+        recorder: Recorder,
+        is_whole: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._crew = crew
+        self._server = server
+        self._clock = clock
+        self._recorder = recorder
+        self._is_whole = is_whole
+        # what is done to the server, one after the other
+        self._at_the_server = asyncio.Lock()
+        self._is_over = False
+
+    async def carry_out(self, plan: Plan) -> None:
+        """Takes all steps, and returns when the last one is over and the time is up."""
+        start = time.monotonic()
+        async with asyncio.TaskGroup() as steps:
+            for step in plan.steps:
+                await asyncio.sleep(max(0.0, start + step.at - time.monotonic()))
+                self._crew.check_alive()
+                steps.create_task(self._take(step))
+            await asyncio.sleep(max(0.0, start + plan.duration - time.monotonic()))
+            self._is_over = True
+
+    async def _take(self, step: Step) -> None:
+        member = self._crew.members.get(step.target)
+        since, hit = time.monotonic_ns(), member.who if member else step.target
+        match step.kind:
+            case Kind.KILL | Kind.TERMINATE:
+                kills = step.kind is Kind.KILL
+                await self._crew.replace(
+                    step.target, kills=kills, after=step.lasts, died=self._died(step.kind, hit)
+                )
+                return
+            case Kind.SERVER | Kind.LEAP | Kind.FLUSH | Kind.DESTROY | Kind.DELETE:
+                async with self._at_the_server:
+                    since = time.monotonic_ns()
+                    await self._at_server(step)
+            case Kind.SILENCE | Kind.REFUSE:
+                await self._cut_off([member] if member else list(self._crew.members.values()), step)
+            case _:
+                assert member is not None
+                await self._hit(member, step)
+        self._note(step.kind, since, hit)
+
+    def _died(self, kind: Kind, who: str) -> Callable[[], None]:
+        """Called at the moment at which a process has ended."""
+        since = time.monotonic_ns()
+        return lambda: self._note(kind, since, who)
+
+    def _note(self, kind: Kind, since: int, target: str) -> None:
+        self._recorder.note(Fault(kind=kind, since=since, target=target))
+
+    async def _hit(self, member: Member, step: Step) -> None:
+        process = member.process
+        if step.kind is Kind.CUT:
+            member.faults.cut()
+        elif step.kind is Kind.LOSE:
+            lost = member.faults.lost
+            member.faults.lose_reply(step.command)
+            # the next such command may come at any time
+            await until(lambda: member.faults.lost > lost or self._is_over, NEVER)
+        elif process is None or process.returncode is not None:
+            return
+        elif step.kind is Kind.PAUSE:
+            process.pause()
+            await asyncio.sleep(step.lasts)
+            process.resume()
+        elif step.kind is Kind.BLOCK and "ready" in process.output:
+            os.kill(process.pid, signal.SIGUSR1)
+
+    async def _cut_off(self, members: list[Member], step: Step) -> None:
+        begin = (lambda m: m.faults.hold()) if step.kind is Kind.SILENCE else (lambda m: m.faults.refuse())
+        faults = [begin(member) for member in members]
+        await asyncio.sleep(step.lasts)
+        for fault in faults:
+            fault.end()
+
+    async def _at_server(self, step: Step) -> None:
+        if step.kind is Kind.LEAP:
+            self._clock.leap(step.lasts)
+            return
+        if step.kind is Kind.SERVER:
+            self._server.kill()
+            await asyncio.sleep(step.lasts)
+            await asyncio.to_thread(self._server.start)
+            return
+        with self._server.admin() as admin:
+            stream, _, group = step.target.partition("/")
+            if step.kind is Kind.FLUSH:
+                admin.flushall()
+            elif step.kind is Kind.DELETE:
+                admin.delete(default_stream_key("team", stream))
+            else:
+                admin.xgroup_destroy(default_stream_key("team", stream), group)
+        await until(self._is_whole, HEALS_WITHIN)
