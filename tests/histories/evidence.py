@@ -21,8 +21,8 @@ from histories.records import (
 )
 
 NEVER = 1 << 62
-LATE = 0.5
-"""Seconds from which on a process stood still; a verb that took less was not repeated for that."""
+AT_ONCE = 0.5
+"""Seconds; a verb that took less was not repeated because its process stood still."""
 # data vanish; a group that is destroyed comes back at its checkpoint, so only its place vanishes
 TAKES_DATA = frozenset({"flush", "delete"})
 DESTROYS = TAKES_DATA | {"destroy"}
@@ -134,14 +134,10 @@ class Evidence:
         for runs in self.runs.values():
             yield from runs
 
-    def hit(self, who: str, since: int, until: int, kinds: Collection[str], *, at_least: float = 0.0) -> bool:
-        """Whether such a fault, that lasted so many seconds, hit a process or all between two times."""
+    def hit(self, who: str, since: int, until: int, kinds: Collection[str]) -> bool:
+        """Whether such a fault hit a process or all between two times."""
         return any(
-            fault.kind in kinds
-            and fault.target in {"", who}
-            and fault.since <= until
-            and fault.t >= since
-            and fault.t - fault.since >= at_least * 1e9
+            fault.kind in kinds and fault.target in {"", who} and fault.since <= until and fault.t >= since
             for fault in self.faults
         )
 
@@ -158,19 +154,22 @@ class Evidence:
 
     def may_be_taken(self, delivery: Delivery, until: int) -> bool:
         """Whether the table of tested faults lets others have what this process had in hand."""
-        since, who = delivery.began.t - round(self.history.lease * 1e9), delivery.began.who
-        return self.hit(who, delivery.began.t, until, {"kill"}) or any(
-            # one for all is no reason: that nobody could renew is noticed
-            fault.kind in PARTS
+        who = delivery.began.who
+        since = delivery.began.t - round(self.history.lease * 1e9)
+        stood_still = sum(
+            fault.t - fault.since
+            for fault in self.faults
+            # what hits all is no reason, unless this machine ran late: that nobody could renew is noticed
+            if fault.kind in PARTS
             and (fault.target == who or (fault.kind == "late" and not fault.target))
             and fault.since <= until
             and fault.t >= since
-            and fault.t - fault.since >= self.history.lease * 0.5e9
-            for fault in self.faults
         )
+        killed = self.hit(who, delivery.began.t, until, {"kill"})
+        return killed or stood_still >= self.history.lease * 0.5e9
 
     def is_doubtful(self, delivery: Delivery) -> bool:
         """Whether a verb may have been repeated: what is gone counts as done then."""
         who, since, until = delivery.began.who, delivery.called, delivery.ended
-        stood_still = until - since > LATE * 1e9 and self.hit(who, since, until, STANDS)
+        stood_still = until - since > AT_ONCE * 1e9 and self.hit(who, since, until, STANDS)
         return stood_still or self.hit(who, since, until, BREAKS)

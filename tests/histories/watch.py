@@ -7,10 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-from histories.evidence import LATE
 from histories.records import Fault, Recorder
 
-EVERY = 0.1
+EVERY, LATE = 0.1, 0.2
 
 
 @contextlib.contextmanager
