@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from agentstream.sent import SentMessage
+
+_SAID_OF_A_GROUP = 5
+_LONGEST_TIME = 100 * 365 * 86_400.0
 
 
 class AgentStreamError(Exception):
@@ -20,15 +22,27 @@ def error_name(error: AgentStreamError) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """The name of an error's class and what it says, whatever its own methods do."""
-    try:
-        said = str(error)
-    except BaseException:  # noqa: BLE001 - it runs a stranger's code
-        said = "(it cannot be printed)"
+    """The name of an error's class and what it says; of a group, also what the first ones in it are."""
+    said = text_of(error)
     text = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    if isinstance(error, BaseExceptionGroup):
-        text += f": {'; '.join(map(error_text, error.exceptions))}"
-    return text
+    if not isinstance(error, BaseExceptionGroup):
+        return text
+    inner, waiting = list[str](), list[BaseException]([error])
+    while waiting and len(inner) < _SAID_OF_A_GROUP:
+        one = waiting.pop()
+        if isinstance(one, BaseExceptionGroup):
+            waiting.extend(reversed(one.exceptions))
+        else:
+            inner.append(error_text(one))
+    return f"{text}: {'; '.join(inner)}"
+
+
+def text_of(value: object) -> str:
+    """`str` of a stranger's object, whatever its methods do."""
+    try:
+        return str(value)
+    except BaseException:  # noqa: BLE001 - it says nothing about what happens here
+        return "(it cannot be printed)"
 
 
 class SettingsError(AgentStreamError):
@@ -175,6 +189,10 @@ class Retry(Exception):  # noqa: N818 - names what is to happen
         ValueError: `after` is no time.
     """
 
+    # of a class of one's own that does not call this one's `__init__`
+    reason: str = ""
+    after: float | None = None
+
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
         check_delay(after)
         super().__init__(reason)
@@ -189,12 +207,25 @@ class Reject(Exception):  # noqa: N818 - as above
         reason: stands in the dead letter.
     """
 
+    reason: str = ""
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-def check_delay(after: float | None) -> None:
-    """Raises ValueError if a delay is not a number of seconds."""
-    if after is not None and not math.isfinite(after * 1000):
-        raise ValueError(f"after= must be a number of seconds, not {after}")
+def check_delay(after: object) -> None:
+    """Raises ValueError if a delay is neither None nor a number of seconds."""
+    if after is not None:
+        check_seconds(after, "after")
+
+
+def check_seconds(value: object, name: str) -> None:
+    """Raises ValueError if an argument is not a number of seconds, of a hundred years at most."""
+    try:
+        # not a text with a number in it
+        is_time = not isinstance(value, str | bytes) and abs(float(value)) <= _LONGEST_TIME  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        is_time = False
+    if not is_time:
+        raise ValueError(f"{name}= must be a number of seconds, not {text_of(value)[:50]}")

@@ -1,4 +1,4 @@
-"""Calls back on SIGTERM and SIGINT."""
+"""Calls back on SIGTERM and SIGINT, and recognizes errors that their handlers raise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType, MethodType
 from typing import Any
@@ -50,6 +51,28 @@ def on_signal(callback: Callable[[signal.Signals], object]) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def is_of_signal(error: BaseException) -> bool:
+    """Whether a handler of SIGTERM or SIGINT raised an error into the code that it interrupted.
+
+    Python's own handler of SIGINT leaves no trace: while it is in place, every KeyboardInterrupt in the main
+    thread counts as raised by it.
+    """
+    handlers = [signal.getsignal(number) for number in _ASKING]
+    if isinstance(error, KeyboardInterrupt) and signal.default_int_handler in handlers:
+        return threading.current_thread() is threading.main_thread()
+    codes = [code for code in map(_code_of, handlers) if code is not None]
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _code_of(handler: Any) -> object:
+    """The code of a Python function, method or partial, or of an object that can be called."""
+    while hasattr(handler, "func"):
+        handler = handler.func
+    if not hasattr(handler, "__code__"):
+        handler = getattr(type(handler), "__call__", None) if callable(handler) else None  # noqa: B004
+    return getattr(handler, "__code__", None)
 
 
 def _is_default(handler: Any) -> bool:

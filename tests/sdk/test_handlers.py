@@ -550,23 +550,6 @@ async def test_a_run_after_the_end_ends_at_once(topology: Topology) -> None:
         await coder.run()
 
 
-class Leave(BaseException):
-    """What no handler is expected to raise."""
-
-
-async def test_whoever_raises_more_than_an_exception_ends_the_run(topology: Topology) -> None:
-    coder = topology.agent("coder")
-
-    @coder.on("event")
-    async def leave(task: dict) -> None:
-        raise Leave
-
-    await send(topology, {}, kind="event")
-    async with coder:
-        with pytest.raises(Leave):
-            await coder.run()
-
-
 async def test_what_a_thread_does_counts_though_its_deadline_is_over(server: Server, wire: Client) -> None:
     topology = Topology(wire, server.url)
     await topology.stream("tasks", "planner")

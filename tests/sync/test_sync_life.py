@@ -336,16 +336,44 @@ async def test_what_was_fetched_for_a_thread_that_was_interrupted_is_handed_back
 EXITS = """
 @agent.on("event")
 def handle(payload):
-    sys.exit("enough")
+    print("n", payload["n"], flush=True)
+    if payload["n"] == 0:
+        sys.exit("enough")
 """
 
 
-async def test_a_handler_may_end_the_program(topology: Topology, group: Consumes, ten: None) -> None:
+async def test_a_handler_that_calls_exit_has_failed_and_ends_nothing_else(
+    topology: Topology, group: Consumes, ten: None
+) -> None:
     process = program(topology, "agent.run(concurrency=2)", EXITS)
-    out, err, code = await ends(process)
-    assert (out, err.splitlines()[-1], code) == ("ready\n", "enough", 1)
-    assert not (await topology.stats(group)).get("acked")
-    assert all(idle > CLAIMABLE for _, _, idle, _ in await topology.pending(group))
+    await until(lambda: topology.settled(group, 10))
+    out, err, code = await ends(process, signal.SIGTERM)
+    assert (out.splitlines()[0], out.splitlines()[-1], code) == ("ready", "ended", 0)
+    assert out.count("n 0") == group.max_deliveries
+    (record,) = await topology.dead_letters(group)
+    assert (record["reason"], record["error"]) == (b"MaxDeliveries", b"SystemExit: enough")
+    assert err.count("failed") == group.max_deliveries
+
+
+SELF_ENDING = """for delivery in agent.stream_consume("tasks", concurrency=1):
+        with delivery:
+            print(delivery.attempt, flush=True)
+            sys.exit("enough")"""
+
+
+async def test_a_program_that_exits_over_a_message_does_so_as_often_as_the_group_allows(
+    topology: Topology, group: Consumes
+) -> None:
+    """The block belongs to the program, so it ends; but the attempt counts."""
+    async with topology.agent("planner") as planner:
+        await planner.send_message(to="coder", type="event", payload={"n": 0})
+    for attempt in range(1, group.max_deliveries + 1):
+        process = program(topology, SELF_ENDING, pod=f"pod-{attempt}")
+        out, err, code = await ends(process)
+        assert (out, err.splitlines()[-1], code) == (f"ready\n{attempt}\n", "enough", 1)
+    assert await topology.settled(group, 1)
+    (record,) = await topology.dead_letters(group)
+    assert record["error"] == b"SystemExit: enough"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -13,14 +14,17 @@ from typing import Any
 from agentstream.consuming.hold import LOST, Hold
 from agentstream.consuming.once import Once
 from agentstream.consuming.settling import Settler, retry_delay
-from agentstream.errors import InvalidMessage, NoRoute, Reject, Retry
+from agentstream.errors import InvalidMessage, NoRoute, Reject, Retry, check_delay, error_text
+from agentstream.payloads.types import is_payload_type
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Consumes
 from agentstream.routing.choose import SeveralRoutes
+from agentstream.signals import is_of_signal
 from agentstream.transport.retry import unit
 
 _EXPIRED = "expire"
 _DEADLINE_EXCEEDED = "DeadlineExceeded: the handler was not done by its deadline"
+_LEAKED = "CancelledError: something that the handler waits for was cancelled"
 _log = logging.getLogger("agentstream")
 
 
@@ -37,6 +41,9 @@ class Attempt:
 
     `_extend` moves the deadline to so many seconds from now, and returns whether the entry is still held. The
     handler is cancelled at `deadline` of the event loop's clock. `verb` is empty until one settles it.
+
+    `is_ending` is set by whoever runs handlers in a task of its own, which no handler can end: it tells
+    whether that task is to end. Elsewhere the task belongs to the program, which may cancel it.
     """
 
     hold: Hold
@@ -47,6 +54,7 @@ class Attempt:
     verb: str = field(default="", init=False)
     interruption: Interruption | None = field(default=None, init=False)
     on_interrupted: Callable[[], None] | None = field(default=None, init=False)
+    is_ending: Callable[[], object] | None = field(default=None, init=False)
     _since: float = field(default_factory=time.monotonic, init=False)
     _task: asyncio.Task[Any] | None = field(default=None, init=False)
     _cancelling: int = field(default=0, init=False)
@@ -85,14 +93,12 @@ class Attempt:
 
     async def retry(self, after: float | None = None, reason: str = "") -> bool:
         """Has the message delivered again, or makes it a dead letter after the group's last attempt."""
-        if self._decide("retry"):
-            self._try_again(after, reason)
+        self._retry(after, reason)
         return self.verb == "retry" and await self.hold.settled()
 
     async def dead_letter(self, reason: str) -> bool:
         """Makes the message a dead letter."""
-        if self._decide("dead_letter"):
-            self._settler.dead_letter(self.hold, self.policy, reason, "")
+        self._dead_letter(reason)
         return self.verb == "dead_letter" and await self.hold.settled()
 
     async def release(self) -> bool:
@@ -114,37 +120,46 @@ class Attempt:
         """Answers the message."""
         await self._settler.replies.answer(self.hold.message, payload, self.policy, timeout)
 
+    def takes_answer(self, answer: object) -> bool:
+        """Whether a value that the handler returned is meant for the sender: all are if it waits for one."""
+        is_payload = isinstance(answer, dict) or is_payload_type(type(answer))
+        return is_payload or self._settler.replies.are_awaited(self.hold.message)
+
     async def answer_returned(self, answer: Any) -> None:
         """Answers with the value that the handler returned.
 
-        Without a route to the sender the message is retried, as one may still be declared; where several
-        routes lead to the sender, and where the answer is too large, it becomes a dead letter.
+        Without a route to the sender the message is retried, as one may still be declared. It becomes a dead
+        letter where several routes lead to the sender, and where the value cannot be sent.
         """
         try:
             await self._settler.replies.answer(self.hold.message, answer, self.policy, patience=0)
         except InvalidMessage as error:
-            if not self._decide("dead_letter"):
-                raise
-            why = f"the handler returned an answer that cannot be sent: {error}"
-            _log.warning("%r: %s", self, why)
-            self._settler.dead_letter(self.hold, self.policy, error.reason, why)
-            await self.hold.settled()
+            await self._cannot_answer(
+                Reason.INVALID_ANSWER, f"the handler returned an answer that cannot be sent: {error}"
+            )
         except NoRoute as error:
-            is_final = isinstance(error, SeveralRoutes)
-            if not self._decide("dead_letter" if is_final else "retry"):
-                raise
-            sender = self.hold.message.sender
+            sender, is_final = self.hold.message.sender, isinstance(error, SeveralRoutes)
             remedy = " and send the answer" if is_final else f", declare a stream that leads to {sender}"
             why = (
                 f"the handler returned an answer, but {error}; return None{remedy},"
                 f" or have {sender} ask with Agent.request"
             )
-            _log.warning("%r: %s", self, why)
             if is_final:
-                self._settler.dead_letter(self.hold, self.policy, Reason.NO_ROUTE, why)
-            else:
-                self._try_again(None, why, Reason.NO_ROUTE)
+                await self._cannot_answer(Reason.NO_ROUTE, why)
+                return
+            _log.warning("%r: %s", self, why)
+            self._retry(None, why, Reason.NO_ROUTE)
             await self.hold.settled()
+
+    async def _cannot_answer(self, reason: str, why: str) -> None:
+        """Gives the message up, without handling it again: its effect has come about."""
+        _log.warning("%r: %s", self, why)
+        if self.policy.dead_letters:
+            self._dead_letter(reason, why)
+        elif self._decide("ack"):
+            self._settler.ack(self.hold)
+            await self._settler.replies.gave_up(self.hold.entry.body, self.policy, reason, why)
+        await self.hold.settled()
 
     def enter(self) -> None:
         """Notes that the current task runs the handler: an interruption cancels this task."""
@@ -158,21 +173,41 @@ class Attempt:
         """Settles by how the handler ended, unless it has settled. Returns whether the error ends here."""
         task, self._task = self._task, None
         if error is None:
-            if self._cancelled:
-                # a handler that was cancelled and ended normally has not failed
-                self._uncancel(task)
+            # a handler that was cancelled and ended normally has not failed
+            self._uncancel(task)
             if self._decide("ack"):
                 self._settler.ack(self.hold)
                 await self.hold.settled()
             return False
-        swallowed = self._uncancel(task) and isinstance(error, asyncio.CancelledError)
-        if isinstance(error, Exception):
-            await self._failed(error)
-            return True
-        if not self.verb:
-            is_late = self.interruption is Interruption.DEADLINE
-            await (self.retry(reason=_DEADLINE_EXCEEDED) if is_late else self.release())
-        return swallowed
+        self._uncancel(task)
+        if isinstance(error, GeneratorExit):
+            # nothing may be awaited where a coroutine or generator is closed, maybe without an event loop
+            with contextlib.suppress(RuntimeError):
+                self._begin_failed(error)
+            return self.is_ending is not None and is_current(task)
+        if isinstance(error, asyncio.CancelledError):
+            is_asked = self._is_asked_to_end(task)
+            if is_asked or self.interruption is not None:
+                await self._interrupted()
+                return not is_asked
+        elif is_of_signal(error):
+            await self.release()
+            return False
+        if self._begin_failed(error):
+            await self.hold.settled()
+        return self.is_ending is not None or isinstance(error, Exception | asyncio.CancelledError)
+
+    def fail(self, error: BaseException) -> None:
+        """Begins to settle as by a handler that failed, unless it has settled.
+
+        `Retry` and `Reject` have it settled as they say.
+        """
+        if isinstance(error, Reject):
+            self._dead_letter(error.reason)
+        elif isinstance(error, Retry):
+            self._retry(_delay_of(error), error.reason)
+        else:
+            self._retry(None, _LEAKED if _is_leaked(error) else error_text(error))
 
     def lose(self) -> None:
         """Interrupts the handler, as the lease is known to be lost."""
@@ -185,8 +220,8 @@ class Attempt:
             return
         _log.warning("%r: was not handled by its deadline", self)
         self._interrupt(Interruption.DEADLINE)
-        if self._task is None and self._decide(_EXPIRED):
-            self._try_again(None, _DEADLINE_EXCEEDED)
+        if self._task is None:
+            self._retry(None, _DEADLINE_EXCEEDED, verb=_EXPIRED)
 
     def _interrupt(self, why: Interruption) -> None:
         was_interrupted, self.interruption = self.interruption is not None, why
@@ -205,26 +240,44 @@ class Attempt:
         else:
             self._cancelled = self._task.cancel()
 
-    def _uncancel(self, task: asyncio.Task[Any] | None) -> bool:
-        """Takes back this attempt's cancellation of the task. Returns whether it was the only one."""
-        if task is None or not self._cancelled:
-            return False
+    def _uncancel(self, task: asyncio.Task[Any] | None) -> None:
+        """Takes back this attempt's cancellation of the task."""
+        if task is not None and self._cancelled:
+            task.uncancel()
         self._cancelled = False
-        return task.uncancel() <= self._cancelling
 
-    async def _failed(self, error: Exception) -> None:
-        if self.verb:
-            if not isinstance(error, Retry | Reject):
+    def _is_asked_to_end(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether the task that ran the handler was cancelled by somebody else than this attempt."""
+        if self.is_ending is not None:
+            return bool(self.is_ending())
+        return task is not None and task.cancelling() > self._cancelling
+
+    async def _interrupted(self) -> None:
+        if not self.verb:
+            is_late = self.interruption is Interruption.DEADLINE
+            await (self.retry(reason=_DEADLINE_EXCEEDED) if is_late else self.release())
+
+    def _begin_failed(self, error: BaseException) -> bool:
+        """Logs a failure, and begins to settle by it. Returns whether it settles."""
+        is_first = not self.verb
+        self.fail(error)
+        if not isinstance(error, Retry | Reject):
+            if is_first:
+                _log.warning("%r: failed", self, exc_info=error)
+            else:
                 _log.error("%r: failed after it was settled", self, exc_info=error)
-        elif isinstance(error, Retry):
-            await self.retry(error.after, error.reason)
-        elif isinstance(error, Reject):
-            await self.dead_letter(error.reason)
-        else:
-            _log.warning("%r: failed", self, exc_info=error)
-            await self.retry(reason=f"{type(error).__name__}: {error}")
+        return is_first
 
-    def _try_again(self, after: float | None, reason: str, at_last: str = Reason.MAX_DELIVERIES) -> None:
+    def _dead_letter(self, reason: str, error: str = "") -> None:
+        if self._decide("dead_letter"):
+            self._settler.dead_letter(self.hold, self.policy, reason, error)
+
+    def _retry(
+        self, after: float | None, reason: str, at_last: str = Reason.MAX_DELIVERIES, *, verb: str = "retry"
+    ) -> None:
+        """Has the message delivered again, or makes it a dead letter with the reason `at_last`."""
+        if not self._decide(verb):
+            return
         if self.hold.attempts >= self.policy.max_deliveries:
             self._settler.dead_letter(self.hold, self.policy, at_last, reason)
             return
@@ -241,6 +294,28 @@ class Attempt:
             self._settler.drop_lost(self.hold)
             return False
         return True
+
+
+def is_current(task: asyncio.Task[Any] | None) -> bool:
+    """Whether a task runs just now; not so if its coroutine is closed by others."""
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:
+        # the event loop has ended
+        return False
+
+
+def _is_leaked(error: BaseException) -> bool:
+    return isinstance(error, asyncio.CancelledError) and not error.args
+
+
+def _delay_of(error: Retry) -> float | None:
+    try:
+        check_delay(error.after)
+    except ValueError:
+        # a class of one's own did not check it
+        return None
+    return error.after
 
 
 class Deadlines:

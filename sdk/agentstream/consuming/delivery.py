@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from agentstream.consuming.attempt import Attempt
 from agentstream.consuming.once import WEEK, Once
-from agentstream.errors import check_delay
+from agentstream.errors import check_delay, check_seconds
 from agentstream.payloads.types import Payload
 from agentstream.protocol.envelope import Message
 from agentstream.telemetry.tracing import spans
@@ -26,7 +26,10 @@ class Delivery(Generic[Payload]):
 
     `async with delivery:` settles by how the block ends: normally with `ack`; by an exception with `retry`,
     which ends as a dead letter after the group's `maxDeliveries`, and the exception goes no further than the
-    log; by `Retry` or `Reject` as these say; by cancellation with `release`.
+    log; by `Retry` or `Reject` as these say. If the task is cancelled, and if a handler of SIGTERM or SIGINT
+    raises, with `release`; a cancellation of something that the block waits for is an exception as others
+    are. SystemExit and what else is no Exception counts as a failed attempt, too, but passes on: it ends the
+    task, which belongs to the program.
 
     The block is cancelled when the lease turns out to be lost, and when the group's `delivery.deadline` is
     over. Like that of `asyncio.timeout`, this cancellation ends with the block. After a deadline the attempt
@@ -176,7 +179,11 @@ class Delivery(Generic[Payload]):
         Returns:
             Whether this process still holds the message and has not settled it; if the server does not
             answer, as far as this process knows.
+
+        Raises:
+            ValueError: it is no time.
         """
+        check_seconds(seconds, "seconds")
         return await self._attempt.extend(seconds)
 
     async def reply(self, payload: Any, timeout: float = 30.0) -> None:

@@ -121,8 +121,12 @@ class Consumption:
                 return
             await self._wait_for_earlier(policy)
             await self._consume(policy)
-        except AgentStreamError as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits for a delivery raises it
             self._error = error
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():
+                self._error = AgentStreamError("the task that consumes was cancelled by the program")
+            raise
         finally:
             self._opened.set()
             self._read_ended.set()

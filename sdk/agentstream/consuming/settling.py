@@ -17,7 +17,7 @@ from typing import Any
 from agentstream.consuming.fetch import FetchSignals
 from agentstream.consuming.hold import BEGUN, RELEASABLE, Hold, HoldState
 from agentstream.consuming.leases import Leases, batches
-from agentstream.errors import AgentStreamError, ConnectionLost
+from agentstream.errors import AgentStreamError, ConnectionLost, text_of
 from agentstream.protocol.commands import DONE, GONE, TRIMMED, Command
 from agentstream.protocol.entry import Source
 from agentstream.protocol.reasons import Reason
@@ -248,7 +248,7 @@ def retry_delay(policy: Consumes, attempt: int, jitter: float) -> int:
 
 def _printable(reason: object) -> str:
     """Makes a reason a short text that can be encoded: a handler may give any object, or no Unicode."""
-    return str(reason)[:_REASON_LENGTH].encode(errors="backslashreplace").decode()
+    return text_of(reason)[:_REASON_LENGTH].encode(errors="backslashreplace").decode()
 
 
 def _answered(

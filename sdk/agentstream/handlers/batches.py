@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.isolation import ISOLATE_AFTER
 from agentstream.errors import Reject, Retry
 from agentstream.handlers.declare import Handler, InThread
+from agentstream.signals import is_of_signal
 from agentstream.telemetry.tracing import spans
 
 _log = logging.getLogger("agentstream")
@@ -45,6 +46,7 @@ class Batches:
         self._in_thread = in_thread
         self._filling: _Batch | None = None
         self._closed = False
+        self._said = False
 
     async def handle(self, attempt: Attempt) -> None:
         """Adds a message to a batch. It is settled when this returns."""
@@ -96,29 +98,54 @@ class Batches:
             return
         deliveries: list[Delivery[Any]] = [Delivery(attempt) for attempt in attempts]
         tracing = spans()
+        handling = None if tracing is None else tracing.handling_many(deliveries)
+        error: BaseException | None = asyncio.CancelledError()
         try:
-            with contextlib.nullcontext() if tracing is None else tracing.handling_many(deliveries):
-                await _while_wanted(attempts, self._handler(self._in_thread, *deliveries))
-        except Retry as asked:
-            settling = [attempt.retry(asked.after, asked.reason) for attempt in attempts]
-        except Reject as refused:
-            settling = [attempt.dead_letter(refused.reason) for attempt in attempts]
-        except Exception as error:  # noqa: BLE001 - as after any other handler that fails
+            error = await _while_wanted(attempts, lambda: self._called(deliveries))
+        finally:
+            if handling is not None:
+                handling.end(error)
+        if error is None:
+            await asyncio.gather(*(attempt.ack() for attempt in attempts))
+            return
+        unsettled = [attempt for attempt in attempts if not attempt.verb]
+        for attempt in unsettled:
+            attempt.fail(error)
+        if not isinstance(error, Retry | Reject):
             _log.warning("%r and %d more: failed", attempts[0], len(attempts) - 1, exc_info=error)
-            reason = f"{type(error).__name__}: {error}"
-            settling = [attempt.retry(reason=reason) for attempt in attempts]
-        else:
-            settling = [attempt.ack() for attempt in attempts]
-        await asyncio.gather(*settling)
+        await asyncio.gather(*(attempt.hold.settled() for attempt in unsettled))
+
+    async def _called(self, deliveries: list[Delivery[Any]]) -> None:
+        returned = await self._handler(self._in_thread, *deliveries)
+        if returned is not None and not self._said:
+            self._said = True
+            _log.warning(
+                "%s: the handler returned %s, which is ignored: a handler of batches uses delivery.reply",
+                deliveries[0].stream,
+                type(returned).__name__,
+            )
 
 
-async def _while_wanted(attempts: list[Attempt], call: Coroutine[Any, Any, Any]) -> None:
+async def _while_wanted(attempts: list[Attempt], call: Callable[[], Awaitable[None]]) -> BaseException | None:
     """Waits for a call of the handler, at most until all its messages are settled, lost or late.
 
-    Raises:
-        TimeoutError: they were, and the call was cancelled.
+    Returns the error by which it ended, whatever that is, and TimeoutError if nothing was left to do.
     """
-    calling, is_over = asyncio.create_task(call), False
+    # not the result of the task, as asyncio gives some errors a meaning of its own
+    ended: list[BaseException | None] = []
+    is_over = False
+
+    async def run() -> None:
+        try:
+            await call()
+        except BaseException as error:
+            ended.append(error)
+            if is_of_signal(error):
+                raise
+        else:
+            ended.append(None)
+
+    calling = asyncio.create_task(run())
 
     def look() -> None:
         nonlocal is_over
@@ -134,6 +161,7 @@ async def _while_wanted(attempts: list[Attempt], call: Coroutine[Any, Any, Any])
         if not calling.done():
             calling.cancel()
             await asyncio.gather(calling, return_exceptions=True)
-    if is_over and calling.cancelled():
-        raise TimeoutError("all messages of the batch are lost or late")
-    calling.result()
+    (error,) = ended or [asyncio.CancelledError()]
+    if is_over and isinstance(error, asyncio.CancelledError):
+        return TimeoutError("all messages of the batch are lost or late")
+    return error

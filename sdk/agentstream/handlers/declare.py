@@ -116,6 +116,10 @@ class Handlers:
                 f"{message_type} has a handler already: {_name(known[message_type].function)}; "
                 f"use one handler for all kinds of payload of a type"
             )
+        if _is_any(function, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+            raise TypeError(
+                f"{_name(function)}: it is a generator, of which a call runs nothing; use no yield"
+            )
         form, payload_type = _form(function) if batch_size is None else _batch_form(function)
         if form is Form.MESSAGE and version is not None:
             raise TypeError(f"{_name(function)}: a handler of messages gets all versions; leave out version=")
@@ -123,7 +127,9 @@ class Handlers:
             read = message_reader(payload_type, version, self.upcasters)
         except TypeError as error:
             raise TypeError(f"{_name(function)}: {error}") from error
-        handler = Handler(function, form, read, not _is_async(function), batch_size, max_wait)
+        handler = Handler(
+            function, form, read, not _is_any(function, inspect.iscoroutinefunction), batch_size, max_wait
+        )
         self._by_type.setdefault(subscription, {})[message_type] = handler
 
     def reader(self, subscription: Subscription) -> Read:
@@ -229,10 +235,10 @@ def _not_taken(function: Function) -> TypeError:
     )
 
 
-def _is_async(function: Function) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - an object may be called, too
-    )
+def _is_any(function: Function, *kinds: Callable[[object], bool]) -> bool:
+    """Whether a function, or an object that may be called, is of one of these kinds."""
+    call = getattr(function, "__call__", None)  # noqa: B004
+    return any(kind(function) or kind(call) for kind in kinds)
 
 
 def _name(function: Function) -> str:

@@ -7,9 +7,11 @@ import contextvars
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from agentstream.consuming.attempt import Attempt, is_current
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.session import Consumption
 from agentstream.errors import AgentStreamError, error_text
@@ -87,9 +89,12 @@ async def _serve(handlers: Handlers, subscription: Subscription, consume: Consum
     consumption = consume(subscription, handlers.reader(subscription), concurrency)
 
     async def work() -> None:
+        parent = asyncio.current_task()
+        assert parent is not None  # noqa: S101 - a coroutine of a task
+        worker = _Worker(consumption, by_type, batches, threads, parent.cancelling)
         async with asyncio.TaskGroup() as workers:
             for _ in range(concurrency):
-                workers.create_task(_work(consumption, by_type, batches, threads))
+                workers.create_task(worker.work())
 
     working = asyncio.create_task(work())
     try:
@@ -104,22 +109,58 @@ async def _serve(handlers: Handlers, subscription: Subscription, consume: Consum
         threads.close()
 
 
-async def _work(
-    consumption: Consumption, by_type: dict[str, Handler], batches: dict[str, Batches], threads: _Threads
-) -> None:
-    """Handles messages one after the other."""
-    while (attempt := consumption.take() or await consumption.next()) is not None:
+@dataclass(slots=True)
+class _Worker:
+    """Handles messages, in as many tasks as call `work`. No handler can end them, only `is_ending`."""
+
+    consumption: Consumption
+    by_type: dict[str, Handler]
+    batches: dict[str, Batches]
+    threads: _Threads
+    is_ending: Callable[[], int]
+    ignored: set[str] = field(default_factory=set)
+
+    async def work(self) -> None:
+        """Handles messages one after the other."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine of a task
+        attempt: Attempt | None
+        while True:
+            try:
+                attempt = self.consumption.take() or await self.consumption.next()
+                if attempt is None:
+                    break
+                await self._handle(attempt)
+            except (asyncio.CancelledError, GeneratorExit):
+                if self.is_ending() or not is_current(task):
+                    raise
+            # a handler may have cancelled the task that ran it, or does so after its end
+            while task.cancelling() and not self.is_ending():
+                task.uncancel()
+        for batch in self.batches.values():
+            batch.close()
+
+    async def _handle(self, attempt: Attempt) -> None:
         delivery: Delivery[Any] = Delivery(attempt)
-        batch = batches.get(delivery.message.type)
+        message_type = delivery.message.type
+        batch = self.batches.get(message_type)
         if batch is not None:
             await batch.handle(attempt)
-            continue
+            return
+        attempt.is_ending = self.is_ending
         async with delivery:
-            answer = await by_type[delivery.message.type](threads.run, delivery)
+            answer = await self.by_type[message_type](self.threads.run, delivery)
             if answer is not None:
-                await attempt.answer_returned(answer)
-    for batch in batches.values():
-        batch.close()
+                if attempt.takes_answer(answer):
+                    await attempt.answer_returned(answer)
+                elif message_type not in self.ignored:
+                    self.ignored.add(message_type)
+                    _log.warning(
+                        "%r: the handler returned %s, which is ignored here and from now on: an answer is a"
+                        " payload, and without one a handler returns None",
+                        delivery,
+                        type(answer).__name__,
+                    )
 
 
 class _Threads:
@@ -148,9 +189,9 @@ class _Threads:
 def _called(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
-    except StopIteration as error:
-        # no future can carry it
-        raise RuntimeError("the handler raised StopIteration") from error
+    except (StopIteration, GeneratorExit, KeyboardInterrupt) as error:
+        # no future can carry the first two, and no signal raises the last one here
+        raise RuntimeError(f"the handler raised {error_text(error)}") from error
 
 
 def _first(error: BaseException) -> BaseException:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agentstream.errors import InvalidPayload
+from agentstream.errors import InvalidPayload, error_text
 from agentstream.protocol.contracts import path_of
+from agentstream.signals import is_of_signal
 
 if TYPE_CHECKING:
     # type checkers have it; at run time the default is not needed
@@ -38,7 +39,10 @@ def payload_of(value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     if _is_model(type(value)):
-        payload = value.model_dump(mode="json", by_alias=True)
+        try:
+            payload = value.model_dump(mode="json", by_alias=True)
+        except Exception as error:  # a serializer of the model may raise anything
+            raise InvalidPayload(f"{_name(type(value))} cannot be serialized: {error_text(error)}") from error
     elif isinstance(value, msgspec.Struct) or _is_dataclass(type(value)):
         try:
             payload = msgspec.to_builtins(value, str_keys=True)
@@ -137,19 +141,21 @@ def _read_model(payload: dict[str, Any], model: Any) -> Any:
 def _checked(read: Callable[[dict[str, Any], Any], Any], payload: dict[str, Any], payload_type: Any) -> Any:
     try:
         return read(payload, payload_type)
-    except Exception as error:  # a validator of the type may raise anything
-        what = _first_problem(error) or f"{type(error).__name__}: {error}"
+    except BaseException as error:  # a validator of the type may raise anything
+        if is_of_signal(error):
+            raise
+        what = _first_problem(error) or error_text(error)
         raise InvalidPayload(f"the payload is no {_name(payload_type)}: {what}") from error
 
 
-def _first_problem(error: Exception) -> str:
+def _first_problem(error: BaseException) -> str:
     """The first problem and its path, in the form of msgspec's messages."""
     if isinstance(error, msgspec.ValidationError):
         return str(error)
-    problems = getattr(error, "errors", None)
-    if not callable(problems):
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None or not isinstance(error, pydantic.ValidationError):
         return ""
-    first = problems(include_url=False, include_context=False, include_input=False)[0]
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     return f"{first['msg']} - at `{path_of(first['loc'])}`" if first["loc"] else str(first["msg"])
 
 

@@ -7,11 +7,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from agentstream.errors import InvalidPayload
+from agentstream.errors import InvalidPayload, error_text
 from agentstream.payloads.types import is_raw, reader_of, version_of
 from agentstream.protocol.contracts import FIRST_VERSION
 from agentstream.protocol.envelope import Message
 from agentstream.protocol.reasons import Reason
+from agentstream.signals import is_of_signal
 
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]
 Read = Callable[[Message], Any]
@@ -52,9 +53,11 @@ class Upcasters:
         for number, step in enumerate(self._way(message.type, start, version), start):
             try:
                 payload = _stepped(step, payload)
-            except Exception as error:  # an upcaster may raise anything
+            except BaseException as error:  # an upcaster may raise anything
+                if is_of_signal(error):
+                    raise
                 what = f"the upcaster for version {number} of {message.type} failed"
-                raise InvalidPayload(f"{what}: {type(error).__name__}: {error}") from error
+                raise InvalidPayload(f"{what}: {error_text(error)}") from error
         return payload
 
     def _way(self, message_type: str, start: int, version: int) -> list[Upcast]:

@@ -10,6 +10,7 @@ class Reason(StrEnum):
     """The reason of a dead letter, unless the handler gave one of its own.
 
     `NO_ROUTE`: the handler returned an answer, and no stream leads to the sender of the message.
+    `INVALID_ANSWER`: it returned what cannot be sent as an answer.
     """
 
     MALFORMED = "Malformed"
@@ -18,6 +19,7 @@ class Reason(StrEnum):
     MAX_DELIVERIES = "MaxDeliveries"
     NO_HANDLER = "NoHandler"
     NO_ROUTE = "NoRoute"
+    INVALID_ANSWER = "InvalidAnswer"
     INVALID_PAYLOAD = "InvalidPayload"
     CONTRACT_VIOLATED = "ContractViolated"
     UNSIGNED = "Unsigned"

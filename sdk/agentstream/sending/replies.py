@@ -63,12 +63,16 @@ class Replies:
     ) -> None:
         """Replies to a request that a group with this policy delivered; see `Delivery.reply`."""
         answer = self._answer_to(request, payload, timeout, patience)
-        if is_reply_key(request.reply_to, self.namespace, request.sender):
+        if self.are_awaited(request):
             tracing = spans()
             with contextlib.nullcontext(b"") if tracing is None else tracing.answering(request) as carried:
                 await self._put(request, answer, policy, timeout, trace=carried)
         else:
             await self.send(answer)
+
+    def are_awaited(self, request: Message) -> bool:
+        """Whether the sender waits for the answer, in `Agent.request`."""
+        return is_reply_key(request.reply_to, self.namespace, request.sender)
 
     async def gave_up(self, body: bytes | None, policy: Consumes, reason: str, error: str) -> None:
         """Tells the requester that its request became a dead letter; other messages have none."""
@@ -77,7 +81,7 @@ class Replies:
         with contextlib.suppress(InvalidMessage, AgentStreamError):
             request = decode(body)
             # a group with deliverAll also gets the requests of other agents
-            if request.to == self.agent and is_reply_key(request.reply_to, self.namespace, request.sender):
+            if request.to == self.agent and self.are_awaited(request):
                 answer = self._answer_to(request, {"error": error}, _FAILURE_PATIENCE)
                 if reason in FLAWS:
                     # a forged request must not yield a signed reply

@@ -19,7 +19,7 @@ from agentstream.sending.outgoing import DEFAULT_TIMEOUT, OutgoingMessage
 from agentstream.sent import SentMessage
 from agentstream.signals import SIGNAL_EXIT, on_signal
 from agentstream.sync.delivery import SyncDeliveries
-from agentstream.sync.handlers import Exit, adapted
+from agentstream.sync.handlers import adapted
 from agentstream.sync.loop import Ended, LoopThread
 from agentstream.sync.mirror import Call, SyncFace, SyncIterator, mirrors, mirrors_by, shares
 
@@ -60,13 +60,6 @@ class SyncNotifications(
 
     def __next__(self) -> Notification:
         return self._next(self._original.__anext__)
-
-
-def _end(loop: LoopThread, call: Call[None]) -> None:
-    try:
-        loop.run(call)
-    except Exit as end:
-        raise end.error from None
 
 
 class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
@@ -166,9 +159,8 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
     @shares(agent.Agent.upcast)
     def upcast(self) -> None: ...
 
-    @mirrors_by(_end, agent.Agent.run)
-    def run(self) -> None:
-        """SystemExit, KeyboardInterrupt: a handler raised it; its message is handed back."""
+    @mirrors(agent.Agent.run)
+    def run(self) -> None: ...
 
     @contextlib.contextmanager
     def running(self, *, concurrency: int = 64) -> Iterator[None]:

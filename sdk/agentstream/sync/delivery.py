@@ -11,6 +11,7 @@ from agentstream.consuming import delivery, once, session
 from agentstream.consuming.once import WEEK
 from agentstream.payloads.types import Payload
 from agentstream.protocol.envelope import Message
+from agentstream.signals import is_of_signal
 from agentstream.sync.loop import Ended, LoopThread
 from agentstream.sync.mirror import Call, SyncFace, SyncIterator, mirrors, mirrors_by
 from agentstream.telemetry.tracing import spans
@@ -108,6 +109,9 @@ class SyncDelivery(SyncFace[delivery.Delivery[Payload]], Generic[Payload], of=de
     ) -> bool:
         handling, self._handling = self._handling, None
         try:
+            if error is not None and is_of_signal(error):
+                _settle(self._loop, self._original.release)
+                return False
             swallowed = _settle(self._loop, partial(self._original.__aexit__, kind, error, trace))
         finally:
             if handling is not None:

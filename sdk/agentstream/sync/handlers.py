@@ -15,14 +15,6 @@ from agentstream.sync.loop import LoopThread
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 
-class Exit(BaseException):
-    """Carries SystemExit or KeyboardInterrupt of a handler past the event loop, which would end by it."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error)
-        self.error: BaseException = error
-
-
 def adapted(function: _Handler, loop: LoopThread) -> _Handler:
     """Wraps a handler so that `agentstream.Agent.on` takes it.
 
@@ -36,10 +28,7 @@ def adapted(function: _Handler, loop: LoopThread) -> _Handler:
 
     @functools.wraps(function)
     def handler(*arguments: Any) -> Any:
-        try:
-            return function(*(_for_thread(argument, loop) for argument in arguments))
-        except (SystemExit, KeyboardInterrupt) as error:
-            raise Exit(error) from None
+        return function(*(_for_thread(argument, loop) for argument in arguments))
 
     signature = _signature(function)
     if signature is not None:

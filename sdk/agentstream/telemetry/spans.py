@@ -9,6 +9,7 @@ Attributes follow OpenTelemetry's semantic conventions for messaging where these
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import Token
@@ -20,7 +21,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from agentstream.errors import Retry
+from agentstream.errors import Retry, error_text
 from agentstream.protocol.envelope import Message
 from agentstream.sent import SentMessage
 
@@ -82,13 +83,6 @@ class Handling:
         self._span = span
         self._token: Token[Context] = context.attach(trace.set_span_in_context(span))
 
-    def __enter__(self) -> None:
-        """Called when the handler begins."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """Ends the span."""
-        self.end(error)
-
     def end(self, error: BaseException | None, outcome: str = "") -> None:
         """Ends the span, in the thread and task in which it began.
 
@@ -97,11 +91,13 @@ class Handling:
             outcome: of the delivery.
         """
         context.detach(self._token)
-        if isinstance(error, Exception) and not isinstance(error, Retry):
-            self._span.record_exception(error)
-            self._span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
-        elif isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError):
             self._span.set_status(StatusCode.ERROR, "cancelled")
+        elif error is not None and not isinstance(error, Retry):
+            # it prints the error
+            with contextlib.suppress(Exception):
+                self._span.record_exception(error)
+            self._span.set_status(StatusCode.ERROR, error_text(error))
         if outcome:
             self._span.set_attribute("agentstream.outcome", outcome)
         self._span.end()

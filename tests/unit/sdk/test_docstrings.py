@@ -25,7 +25,7 @@ CANNOT_RAISE = {
     "Agent": {"connect", "stop", "__exit__"},
     "Deliveries": {"aclose", "close", "__aenter__", "__aexit__", "__enter__", "__exit__"},
     "Delivery": {
-        *("ack", "dead_letter", "extend", "release"),
+        *("ack", "dead_letter", "release"),
         *("__aenter__", "__aexit__", "__enter__", "__exit__"),
     },
     "Notifications": {

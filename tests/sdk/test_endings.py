@@ -1,0 +1,216 @@
+"""Endings: whatever ends a handler, at whatever entry point, its message is counted, and the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from agentstream import sync
+from agentstream.protocol.routes import Consumes
+from support.endings import ENDINGS, HANDLED, OF_ITSELF, Ending, end
+from support.topology import Topology
+from support.waiting import until
+
+GOOD = 20
+
+
+@pytest.fixture
+async def group(topology: Topology) -> Consumes:
+    """`coder` consumes `tasks`, with two attempts at a message."""
+    return await topology.group("tasks", "coder", max_deliveries=2, lease=60_000)
+
+
+class Log(logging.Formatter):
+    """Formats everything, and keeps it from pytest's reports, which hold no text that is not Unicode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.lines.append(self.format(record).splitlines()[0])
+        return False
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    """What is logged."""
+    log = Log()
+    monkeypatch.setattr(logging.getLogger("agentstream"), "filters", [log])
+    return log
+
+
+async def small_input(topology: Topology) -> None:
+    async with topology.agent("planner") as planner:
+        for n in range(GOOD + 1):
+            await planner.send_message(stream="tasks", type="event", payload={"n": n})
+
+
+async def test_a_cancellation_inside_a_handler_ends_no_worker(topology: Topology, group: Consumes) -> None:
+    """The small input: a helper task of the first message is cancelled, and 20 others come behind it."""
+    await small_input(topology)
+    coder, tried = topology.agent("coder"), Counter[int]()
+
+    @coder.on("event")
+    async def handle(payload: dict) -> None:
+        tried[payload["n"]] += 1
+        if payload["n"] == 0:
+            helper = asyncio.create_task(asyncio.sleep(60))
+            asyncio.get_running_loop().call_soon(helper.cancel)
+            await helper
+
+    async with coder, coder.running(concurrency=2):
+        await until(lambda: topology.settled(group, GOOD + 1))
+        assert coder.is_consuming
+    assert tried == {0: 2, **dict.fromkeys(range(1, GOOD + 1), 1)}
+    (record,) = await topology.dead_letters(group)
+    assert record["error"] == b"CancelledError: something that the handler waits for was cancelled"
+
+
+class Handled:
+    """What was handled, by the number of an ending, and what it says about where that was."""
+
+    def __init__(self, endings: dict[str, Ending]) -> None:
+        self.endings = list(endings.items())
+        self.tried, self.escaped = Counter[str](), set[str]()
+        self._lock = threading.Lock()
+
+    def begin(self, payload: dict[str, Any]) -> Ending:
+        name, ending = self.endings[payload["n"]]
+        with self._lock:
+            self.tried[name] += 1
+        return ending
+
+    async def single(self, payload: dict) -> None:
+        await end(self.begin(payload))
+
+    async def batch(self, payloads: list[dict]) -> None:
+        await end(self.begin(payloads[0]))
+
+    def blocking(self, payload: dict) -> None:
+        self.begin(payload).end()
+
+    def blocking_batch(self, payloads: list[dict]) -> None:
+        self.begin(payloads[0]).end()
+
+
+async def runs(handled: Handled, topology: Topology, *, way: str, **how: Any) -> AsyncIterator[None]:
+    coder = topology.agent("coder")
+    coder.on("event", **how)(getattr(handled, way))
+    async with coder:
+        at_work = asyncio.create_task(coder.run(concurrency=3))
+        yield
+        assert not at_work.done()
+        coder.stop()
+        await asyncio.wait_for(at_work, 10)
+
+
+async def runs_in_threads(
+    handled: Handled, topology: Topology, *, way: str, **how: Any
+) -> AsyncIterator[None]:
+    coder = sync.Agent.connect(topology.settings("coder"))
+    coder.on("event", **how)(getattr(handled, way))
+    await asyncio.to_thread(coder.__enter__)
+    at_work = asyncio.create_task(asyncio.to_thread(coder.run, concurrency=3))
+    yield
+    assert not at_work.done()
+    coder.stop()
+    await asyncio.wait_for(at_work, 10)
+    await asyncio.to_thread(coder.__exit__)
+
+
+async def iterates(handled: Handled, topology: Topology) -> AsyncIterator[None]:
+    async def work() -> None:
+        async for delivery in deliveries:
+            name = handled.endings[delivery.payload["n"]][0]
+            try:
+                async with delivery:
+                    await handled.single(delivery.payload)
+            except BaseException:  # noqa: BLE001 - as the model says
+                handled.escaped.add(name)
+
+    async with topology.agent("coder") as coder:
+        deliveries = coder.stream_consume("tasks")
+        workers = [asyncio.create_task(work()) for _ in range(3)]
+        yield
+        assert not any(worker.done() for worker in workers)
+        coder.stop()
+        await asyncio.gather(*workers)
+
+
+async def iterates_in_threads(handled: Handled, topology: Topology) -> AsyncIterator[None]:
+    def work() -> None:
+        for delivery in deliveries:
+            name = handled.endings[delivery.payload["n"]][0]
+            try:
+                with delivery:
+                    handled.blocking(delivery.payload)
+            except BaseException:  # noqa: BLE001 - as the model says
+                handled.escaped.add(name)
+
+    coder = sync.Agent.connect(topology.settings("coder"))
+    await asyncio.to_thread(coder.__enter__)
+    deliveries = coder.stream_consume("tasks")
+    workers = [asyncio.create_task(asyncio.to_thread(work)) for _ in range(3)]
+    yield
+    assert not any(worker.done() for worker in workers)
+    coder.stop()
+    await asyncio.gather(*workers)
+    await asyncio.to_thread(coder.__exit__)
+
+
+BATCH = {"batch_size": 1}
+ENTRIES: dict[str, tuple[Callable[..., AsyncIterator[None]], dict[str, Any]]] = {
+    "run": (runs, {"way": "single"}),
+    "run of batches": (runs, {"way": "batch", **BATCH}),
+    "run in threads": (runs, {"way": "blocking"}),
+    "run of batches in threads": (runs, {"way": "blocking_batch", **BATCH}),
+    "iteration": (iterates, {}),
+    "sync run": (runs_in_threads, {"way": "blocking"}),
+    "sync run of batches": (runs_in_threads, {"way": "blocking_batch", **BATCH}),
+    "sync iteration": (iterates_in_threads, {}),
+}
+
+
+def possible(entry: str) -> dict[str, Ending]:
+    """The endings that handlers have there."""
+    if entry in ("run", "run of batches"):
+        return ENDINGS | OF_ITSELF
+    if entry == "iteration":
+        return ENDINGS
+    return {name: ending for name, ending in ENDINGS.items() if not ending.waits}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+async def test_every_ending_at_every_entry_point(
+    topology: Topology, group: Consumes, log: Log, entry: str
+) -> None:
+    endings = possible(entry)
+    handled, (work, how) = Handled(endings), ENTRIES[entry]
+    async with topology.agent("planner") as planner:
+        for n in range(len(endings)):
+            await planner.send_message(stream="tasks", type="event", payload={"n": n})
+    async with asynccontextmanager(work)(handled, topology, **how):
+        await until(lambda: topology.settled(group, len(endings)))
+    names = list(endings)
+    dead = {
+        names[n]: (record["reason"].decode(), record["error"].decode())
+        for record in await topology.dead_letters(group)
+        for n in [int(record["m"].rpartition(b'"n":')[2].partition(b"}")[0])]
+    }
+    assert dict(handled.tried) == {name: ending.attempts for name, ending in endings.items()}
+    assert dead.keys() == {name for name, ending in endings.items() if ending.why != HANDLED}
+    for name, (reason, error) in dead.items():
+        assert reason == endings[name].reason, name
+        assert endings[name].why in error, name
+    failed = [ending for ending in endings.values() if ending.why != HANDLED and ending.logged]
+    assert sum("failed" in line for line in log.lines) == sum(ending.attempts for ending in failed)
+    if "iteration" in entry:
+        assert handled.escaped == {name for name, ending in endings.items() if ending.escapes}
