@@ -360,9 +360,10 @@ async def test_a_consumer_can_do_all_that_handling_a_message_takes(
         entries = await read()
         assert await wire.call(*calls.begin(main, entries[:1])) == [2]
         entries[0] = Hold(entries[0].entry, 2, DELIVERED, 0)
-        assert await wire.call(*calls.renew(main, entries[:2])) == [DONE, DONE]
+        assert await wire.call(*calls.renew(main, 60_000, entries[:2])) == [DONE, DONE]
         assert await wire.call(*calls.settle(main, "acked", entries[:1])) == [DONE]
-        assert await wire.call(*calls.turn([entry.id for entry in entries[:2]])) == [1, 0]
+        entries[1].after, entries[2].after = entries[0].id, entries[3].id
+        assert await wire.call(*calls.turn(entries[1:3])) == [1, 0]
         assert await wire.call(*calls.release(main, DELIVERED, entries[1:2])) == [DONE]
         assert len((await wire.call(*calls.take(main, "c", "-", 10)))[1]) == 5
         assert await wire.call(*calls.retry(entries[2], 0, 1, "Failed", "e")) == DONE
@@ -371,7 +372,7 @@ async def test_a_consumer_can_do_all_that_handling_a_message_takes(
         assert await wire.call("XACK", key, "coder", entries[5].id) == 1
 
         async def due() -> bool:
-            return (await wire.call(*calls.sweep(60_000, 0, 10, None, now=False)))[0] == 1
+            return (await wire.call(*calls.sweep(60_000, 0, 10, now=False)))[0] == 1
 
         await until(due)
         again = await read()

@@ -195,7 +195,7 @@ async def test_a_foreign_group_holds_nothing_once_its_consumers_were_away_too_lo
     server: Server, broker: Broker, stream: redis.Redis
 ) -> None:
     # what is a day in the library is 50 ms here
-    source = library.source().replace("CLAIMABLE = 86400000", "CLAIMABLE = 50")
+    source = library.source().replace("DAY = 86400000", "DAY = 50")
     assert source != library.source()
     stream.function_load(source, replace=True)
     stream.xgroup_create(KEY, "stranger", "0")

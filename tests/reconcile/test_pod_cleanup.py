@@ -134,7 +134,7 @@ async def test_who_is_leaving_for_good_gets_nothing_that_others_held(
         policy = Consumes("tasks", KEY, group="coder")
 
         def claimed(pod: str) -> list[str]:
-            command = GroupCalls(policy, f"{pod}.1").sweep(LEASE, 0, 10, None, now=True)
+            command = GroupCalls(policy, f"{pod}.1").sweep(LEASE, 0, 10, now=True)
             return [entry for entry, *_ in admin.execute_command(*command)[1]]
 
         assert (claimed(GONE), claimed(other)) == ([], [])

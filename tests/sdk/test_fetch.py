@@ -300,7 +300,7 @@ class Held:
     async def claim(self, count: int, consumer: str = f"{GONE}.1") -> list[Hold]:
         """What a consumer gets of them, up to so many."""
         calls = GroupCalls(self.group, consumer)
-        _, found, *_ = await self.call(*calls.sweep(LEASE, INTERVAL, count, None, now=True))
+        _, found, *_ = await self.call(*calls.sweep(LEASE, INTERVAL, count, now=True))
         return list(claimed_holds(found, calls.main, 0))
 
 
@@ -327,7 +327,7 @@ async def test_a_renewal_that_comes_later_leaves_it_anybodys(held: Held, give: G
     await held.leave_behind(1)
     entries = await held.claim(1)
     await give(entries)
-    assert await held.call(*held.calls.renew(held.calls.main, entries)) == [DONE]
+    assert await held.call(*held.calls.renew(held.calls.main, LEASE, entries)) == [DONE]
     ((_, _, idle, _),) = await held.topology.pending(held.group)
     assert idle >= HANDED_BACK
 

@@ -338,25 +338,35 @@ async def test_who_comes_back_first_leaves_the_others_what_they_hold(
     assert await topology.settled(group, 2)
 
 
-async def test_past_the_limit_only_what_was_handed_back_is_claimed(topology: Topology, wire: Client) -> None:
-    group = await topology.group("tasks", "coder")
-    calls = GroupCalls(group, "me.1")
-    entries = [await topology.add_raw(group.key, b"{}") for _ in range(3)]
-    await wire.call("XREADGROUP", "GROUP", "coder", "coder-7.1", "COUNT", 9, "STREAMS", group.key, ">")
-    stalled = ("XCLAIM", group.key, "coder", "coder-7.1", 0)
-    await wire.call(*stalled, *entries[:2], "IDLE", 60_000, "JUSTID")
-    # that is how what was handed back looks
-    await wire.call(*stalled, entries[2], "IDLE", 86_400_000, "JUSTID")
-    seconds, _ = await wire.call("TIME")
-    now = 1000 * int(seconds)
+async def test_who_starts_as_the_server_is_back_takes_nothing_from_who_lives(
+    topology: Topology, proxy: Faults
+) -> None:
+    group = await topology.group("tasks", "coder", lease=2_000)
+    await send(topology, *range(10))
 
-    async def claimed(limit: int | None) -> list[str]:
-        reply = await wire.call(*calls.sweep(1_000, 0, 10, limit, now=True))
-        assert now <= reply[4] < now + 60_000
-        return [entry.decode() for entry, *_ in reply[1]]
+    async def have_stalled() -> bool:
+        return all(idle > 1.2 * group.lease for _, _, idle, _ in await topology.pending(group))
 
-    assert await claimed(now - 1) == entries[2:]
-    assert await claimed(now - 1) == []
-    assert await claimed(now + 60_000) == entries[:2]
-    await wire.call(*stalled, *entries, "IDLE", 60_000, "JUSTID")
-    assert await claimed(None) == entries
+    async def sweep_due() -> int:
+        return (await topology.stats(group)).get("sweep:due", 0)
+
+    async def has_looked() -> bool:
+        return await sweep_due() > due
+
+    async with (
+        topology.agent("coder", "coder-1", proxy.url) as first,
+        topology.agent("coder", "coder-2") as newcomer,
+        first.stream_consume("tasks", concurrency=10) as by_first,
+        newcomer.stream_consume("tasks", concurrency=20) as by_newcomer,
+    ):
+        held = [await following(by_first) for _ in range(10)]
+        with proxy.refuse():
+            await until(have_stalled)
+            due = await sweep_due()
+            other = asyncio.create_task(following(by_newcomer))
+            await until(has_looked)
+        assert await asyncio.gather(*(delivery.ack() for delivery in held)) == [True] * 10
+        await send(topology, 10)
+        assert (await other).payload == {"n": 10}
+        assert await (await other).ack()
+    assert await topology.settled(group, 11)

@@ -17,6 +17,7 @@ from agentstream.agent import Agent
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.session import Deliveries
 from agentstream.errors import Retry
+from agentstream.protocol.commands import GroupCalls
 from agentstream.protocol.entry import position
 from agentstream.protocol.envelope import Message
 from agentstream.protocol.keys import StreamKeys
@@ -24,6 +25,7 @@ from agentstream.transport.client import Client
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup
 from support.entries import HOUR, KEY, fill, left, read, spec
+from support.holds import a_hold
 from support.servers import Server
 from support.topology import Topology, fields_of, following, numbers
 from support.waiting import until
@@ -310,6 +312,54 @@ async def test_a_group_that_was_made_anew_hands_out_in_order_what_it_hands_out_a
                 if delivery.held:
                     seen.append(delivery.message.payload["n"])
     assert seen[-5:] in ([0, 1, 2, 3, 4], [1, 2, 3, 4, 0])
+
+
+async def test_in_a_group_that_was_made_anew_nobody_overtakes_who_has_the_predecessor_again(
+    topology: Topology, planner: Agent, wire: Client
+) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000)
+    await send(planner, 0)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks", concurrency=1) as deliveries:
+        assert await numbers(deliveries, 1) == [0]
+        await send(planner, 100, key=None)
+        # while this is in hand, nothing is read
+        busy = await following(deliveries)
+        await wire.call("XGROUP", "DESTROY", group.key, "coder")
+        await wire.call("FCALL", "as1_create_group", 1, group.key, StreamKeys(group.key).base, "coder", "0")
+        await wire.call("XREADGROUP", "GROUP", "coder", "other.1", "STREAMS", group.key, ">")
+        (again, _, _, _), _ = await topology.pending(group)
+        await send(planner, 1)
+        assert not await busy.ack()
+        asking = asyncio.create_task(following(deliveries))
+        await until(lambda: _waits(deliveries, 1) or asking.done())
+        assert not asking.done()
+        await wire.call("XACK", group.key, "coder", again)
+        assert (await asking).message.payload["n"] == 1
+
+
+async def test_who_held_an_entry_before_the_group_was_made_anew_has_no_turn(
+    topology: Topology, planner: Agent, wire: Client
+) -> None:
+    group = await topology.group("tasks", "coder")
+    await send(planner, 0, 1)
+    who = ("XREADGROUP", "GROUP", "coder")
+    await wire.call(*who, "first.1", "STREAMS", group.key, ">")
+    first, second = [entry for entry, *_ in await topology.pending(group)]
+    hold = a_hold(second, [b"m", b'{"key":"k"}', b"p", first.encode()])
+
+    async def turn(consumer: str) -> list[int]:
+        return await wire.call(*GroupCalls(group, consumer).turn((hold,)))
+
+    assert await turn("first.1") == [0]
+    await wire.call("XACK", group.key, "coder", first)
+    assert (await turn("first.1"), await turn("second.1")) == ([1], [0])
+    await wire.call("XGROUP", "DESTROY", group.key, "coder")
+    assert await wire.call("XGROUP", "CREATE", group.key, "coder", "0") == b"OK"
+    assert await turn("first.1") == [0], "it is nobody's yet, and neither is the one before it finished"
+    await wire.call(*who, "second.1", "STREAMS", group.key, ">")
+    assert (await turn("first.1"), await turn("second.1")) == ([0], [0])
+    await wire.call("XACK", group.key, "coder", first)
+    assert (await turn("first.1"), await turn("second.1")) == ([0], [1])
 
 
 async def test_a_server_that_does_not_answer_is_asked_again(

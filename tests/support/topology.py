@@ -133,7 +133,7 @@ class Topology:
         await self.wire.call("XREADGROUP", "GROUP", *who, "STREAMS", key, ">")
         taken = [entry for entry, *_ in await self.pending(consumes)]
         for entry, count in zip(taken, chain(attempts, repeat(1)), strict=False):
-            options = ("IDLE", HANDED_BACK, "RETRYCOUNT", count, "JUSTID")
+            options = ("TIME", 0, "RETRYCOUNT", count, "JUSTID")
             await self.wire.call("XCLAIM", key, *who, 0, entry, *options)
         return taken
 

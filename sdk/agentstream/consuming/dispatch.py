@@ -54,7 +54,7 @@ class Dispatcher:
         self._settler = settler
         self._counters = settler.counters
         self._signals = signals
-        self._prefetched = PrefetchQueue(self.leases.lease)
+        self._prefetched = PrefetchQueue(self.leases.lease, policy.max_deliveries)
         self._isolation = PoisonIsolation(self._prefetched, settler, signals.nudge, self._look_again)
         self._key_order = KeyOrder()
         self.order_poller: OrderPoller = OrderPoller(call, self._commands, self._key_order, self._turn_came)
@@ -83,6 +83,7 @@ class Dispatcher:
         """Takes up a changed policy of the same group."""
         self.policy = policy
         self._prefetched.patience = policy.lease / 1000
+        self._prefetched.max_deliveries = policy.max_deliveries
         self.leases.change(self._prefetched.patience)
 
     def accept(self, holds: Iterable[Hold]) -> None:
@@ -287,7 +288,7 @@ class Dispatcher:
             self._watch(hold, attempt.deadline)
         counter = hold.counter
         try:
-            (code,) = await self._call(*self._commands.renew(hold.source, (hold,)))
+            (code,) = await self._call(*self.leases.renewal_of(hold.source, (hold,)))
         except AgentStreamError as error:
             _log.debug("cannot ask whether entry %s is still held: %s", hold.entry.origin, error)
         else:

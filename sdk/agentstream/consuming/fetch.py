@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 from agentstream.consuming.hold import DELIVERED, Hold, claimed_holds, delivered_holds
 from agentstream.consuming.isolation import PrefetchQueue
 from agentstream.consuming.leases import Leases
-from agentstream.consuming.liveness import PERIOD, ClaimGuard, LoopLag
+from agentstream.consuming.loop_lag import LoopLag
 from agentstream.consuming.ordering import KeyOrder
 from agentstream.consuming.presence import Presence
 from agentstream.errors import AgentStreamError, ConnectionLost
@@ -27,8 +26,6 @@ from agentstream.protocol.entry import Source, consumer_names
 from agentstream.transport.client import Client
 from agentstream.transport.error_replies import group_is_gone
 from agentstream.transport.retry import Backoff, FailureLog, unit
-
-_log = logging.getLogger("agentstream")
 
 # In ms. Shorter costs more while idle; longer notices later that a connection has fallen silent.
 _BLOCK = 5_000
@@ -176,8 +173,6 @@ class Fetcher:
         self._claimed_unseen = False
         # set while there is nothing more to sweep
         self._is_swept = asyncio.Event()
-        self._claim_guard = ClaimGuard(time.monotonic())
-        self._losses = control.losses + reading.losses
         self._loop_lag = LoopLag(sink.leases.lease / _BEATS_PER_LEASE)
         self._read_failures = FailureLog(f"read {self._commands.main.key}")
         self._sweep_failures = FailureLog(f"sweep {self._commands.main.key}")
@@ -291,8 +286,6 @@ class Fetcher:
             except AgentStreamError as error:
                 wait = _SWEEP_INTERVAL / 1000
                 self._signals.sweep_at_once = True
-                # others could not renew their leases, either
-                self._claim_guard.interrupted()
                 if isinstance(error, ConnectionLost):
                     self._signals.doubt()
                 self._sweep_failures.failed(error)
@@ -301,7 +294,7 @@ class Fetcher:
             (self._is_swept.set if wait else self._is_swept.clear)()
             patience = wait or _SWEEP_INTERVAL / 1000
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience + min(patience, _SPREAD) * unit()):
+                async with asyncio.timeout(patience + min(patience / 8, _SPREAD) * unit()):
                     await (self._signals.look.wait() if wait else self._capacity.wait_for_room())
 
     async def _sweep_once(self) -> float:
@@ -310,20 +303,9 @@ class Fetcher:
         await self._refresh()
         lease, free, at_once = self._leases.lease, self._capacity.free, self._signals.sweep_at_once
         self._signals.sweep_at_once = at_once and not free
-        losses = self._control.losses + self._reading.losses
-        if self._losses != losses:
-            self._losses = losses
-            self._claim_guard.interrupted()
         asked = time.monotonic()
-        limit = self._claim_guard.limit(asked, lease)
-        command = self._commands.sweep(round(lease * 1000), _SWEEP_INTERVAL, free, limit, now=at_once)
-        # an older function library does not tell its clock
-        _, stalled, stalled_retries, wait, *clock = await self._claim(command)
-        now = time.monotonic()
-        if clock and self._claim_guard.heard(limit, clock[0], asked=asked, now=now, lease=lease):
-            what = "not claiming for half a lease: the server was away or its clock jumped"
-            _log.info("%s: %s", self._commands.main.key, what)
-            asyncio.get_running_loop().call_later(PERIOD * lease, self._signals.sweep_now)
+        command = self._commands.sweep(round(lease * 1000), _SWEEP_INTERVAL, free, now=at_once)
+        _, stalled, stalled_retries, wait = await self._claim(command)
         until = asked + self._leases.lease
         self._accept(claimed_holds(stalled, self._commands.main, until))
         self._accept(claimed_holds(stalled_retries, self._commands.retries, until))

@@ -1,9 +1,11 @@
 """Prefetched entries, and poison isolation: which of them may start is a pure decision.
 
-A poison message takes its process down. So an entry of which two attempts ended unsettled is a suspect and
-runs alone: it starts when nothing else runs, or after waiting for that as long as a lease, and nothing else
-starts before it is settled. Entries that wait behind it for more than a second are handed back, for other
-processes.
+A poison message takes its process down, and with it the attempts of what runs beside it. So an entry of which
+two attempts ended unsettled is a suspect and runs alone: it starts when nothing else runs, or after waiting
+for X
+
+Where the group allows no more than two attempts, one that ended unsettled makes a suspect: nothing becomes a
+dead letter for what it ran beside. Where it allows one, a suspect has another.
 """
 
 from __future__ import annotations
@@ -16,16 +18,28 @@ from typing import Protocol
 
 from agentstream.consuming.hold import Hold
 
-ISOLATE_AFTER = 2
+_ISOLATE_AFTER = 2
 _BEHIND = 1.0
+
+
+def is_suspect(hold: Hold, max_deliveries: int) -> bool:
+    """Whether an entry runs alone, in a group that allows so many attempts."""
+    return hold.unsettled_attempts >= min(max(max_deliveries - 1, 1), _ISOLATE_AFTER)
+
+
+def is_exhausted(hold: Hold, max_deliveries: int) -> bool:
+    """Whether an entry had all attempts: what its group allows, or one alone after one beside others."""
+    ended_beside_others = hold.unsettled_attempts == 1 and hold.entry.earlier == 0
+    return hold.next_attempt > max(max_deliveries, 1 + ended_beside_others)
 
 
 class PrefetchQueue:
     """Holds that wait for a handler, in the order of their arrival; suspects first."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float, max_deliveries: int = 5) -> None:
         # seconds that a suspect waits for running handlers to end
         self.patience = patience
+        self.max_deliveries: int = max_deliveries
         self._ordinary: deque[Hold] = deque()
         self._suspect: deque[Hold] = deque()
         self._suspect_since: float | None = None
@@ -57,7 +71,7 @@ class PrefetchQueue:
 
     def put(self, hold: Hold) -> None:
         """Adds a hold."""
-        (self._suspect if hold.unsettled_attempts >= ISOLATE_AFTER else self._ordinary).append(hold)
+        (self._suspect if is_suspect(hold, self.max_deliveries) else self._ordinary).append(hold)
 
     def take(self, running: int, now: float) -> Hold | None:
         """Removes and returns the hold that starts next; None if none may.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from agentstream.consuming.hold import Hold
-from agentstream.protocol.commands import GroupCalls
+from agentstream.protocol.commands import Command, GroupCalls
 from agentstream.protocol.entry import Source
 
 _BATCH = 500
@@ -75,6 +75,10 @@ class Leases:
         if lease != self.lease:
             self.lease = lease
             self._renewal.wake()
+
+    def renewal_of(self, source: Source, holds: Sequence[Hold]) -> Command:
+        """Returns the command that renews holds of one stream. Any thread may call this."""
+        return self.calls.renew(source, round(self.lease * 1000), holds)
 
     def held(self) -> list[Hold]:
         """Returns a copy of all holds. Any thread may call this."""

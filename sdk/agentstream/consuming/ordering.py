@@ -2,7 +2,8 @@
 
 Entries of one key form a lane, of which one at a time is current: from when its turn has come until it is
 settled. Every entry names its predecessor. Its turn comes when the group has finished the predecessor. This
-process knows that if it has just done so itself; otherwise it asks the server.
+process knows that if the entry was here when it did so itself; otherwise it asks the server: what it finished
+before the entry came, another consumer may have again, if the group was lost and made again.
 
 An entry of the retry stream had its turn before it was retried: it waits only for the current entry. Entries
 wait only for those that were added earlier, so they never wait in a circle.
@@ -23,9 +24,6 @@ from agentstream.errors import AgentStreamError
 from agentstream.protocol.commands import GroupCalls
 from agentstream.protocol.entry import NOTHING, position
 from agentstream.transport.retry import Backoff, FailureLog
-
-# Number of keys without waiting entries of which the last finished entry is remembered.
-_REMEMBERED = 2_000
 
 
 def _place(hold: Hold) -> tuple[int, int]:
@@ -56,7 +54,6 @@ class KeyOrder:
         self._lane_of: dict[Hold, _Lane] = {}
         self._lanes: dict[str, _Lane] = {}
         self._asking: dict[_Lane, None] = {}
-        self._finished: dict[str, str] = {}
         self._waiting = 0
 
     def __len__(self) -> int:
@@ -84,8 +81,6 @@ class KeyOrder:
         lane = self._lane_of.pop(hold, None)
         if lane is None:
             return None
-        if hold.is_finished:
-            self._remember(lane.key, hold.entry.origin)
         if lane.current is hold:
             lane.current = None
         else:
@@ -94,7 +89,7 @@ class KeyOrder:
             self._waiting -= 1
             if not was_first:
                 return None
-        return self._go_on(lane)
+        return self._go_on(lane, finished=hold.entry.origin if hold.is_finished else NOTHING)
 
     def due(self, now: float) -> list[Hold]:
         """Returns the holds for which to ask the server whether their predecessors are finished."""
@@ -126,8 +121,11 @@ class KeyOrder:
         self._waiting = 0
         return waiting
 
-    def _go_on(self, lane: _Lane) -> Hold | None:
-        """Looks at a lane whose first hold has changed. Returns that hold if its turn has come."""
+    def _go_on(self, lane: _Lane, finished: str = NOTHING) -> Hold | None:
+        """Looks at a lane whose first hold has changed. Returns that hold if its turn has come.
+
+        `finished` is the entry that the group has finished just now.
+        """
         self._asking.pop(lane, None)
         if lane.current is not None:
             return None
@@ -135,7 +133,7 @@ class KeyOrder:
             del self._lanes[lane.key]
             return None
         first = lane.waiting[0]
-        if first.source.retry or first.after in (NOTHING, self._finished.get(lane.key)):
+        if first.source.retry or first.after in (NOTHING, finished):
             return self._take_turn(lane)
         lane.ask_at = lane.ask_with_others_at = -math.inf
         lane.backoff = self._new_backoff()
@@ -147,12 +145,6 @@ class KeyOrder:
         self._waiting -= 1
         lane.current = lane.waiting.pop(0)
         return lane.current
-
-    def _remember(self, key: str, entry_id: str) -> None:
-        self._finished.pop(key, None)
-        self._finished[key] = entry_id
-        if len(self._finished) > _REMEMBERED:
-            del self._finished[next(iter(self._finished))]
 
 
 _BATCH = 500
@@ -204,9 +196,7 @@ class OrderPoller:
     async def _finished(self, holds: Sequence[Hold]) -> Sequence[int]:
         """Asks whether the predecessor of each is finished; 0 for all if the server does not answer."""
         try:
-            replies: Sequence[int] = await self._call(
-                *self._commands.turn(hold.after or "" for hold in holds)
-            )
+            replies: Sequence[int] = await self._call(*self._commands.turn(holds))
         except AgentStreamError as error:
             self._failures.failed(error)
             return [0] * len(holds)

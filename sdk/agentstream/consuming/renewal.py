@@ -155,7 +155,7 @@ class RenewalThread(threading.Thread):
             held = [(hold, hold.counter) for hold in holds]
             asked = time.monotonic()
             try:
-                codes = self._call(leases.calls.renew(source, holds))
+                codes = self._call(leases.renewal_of(source, holds))
             except (AgentStreamError, OSError) as error:
                 if not (isinstance(error, AgentStreamError) and group_is_gone(error)):
                     if not self._ended:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from agentstream.consuming.hold import CLAIMED, Hold
+from agentstream.consuming.isolation import is_exhausted
 from agentstream.errors import InvalidMessage
 from agentstream.protocol.entry import Entry
 from agentstream.protocol.envelope import BROADCAST, Message, decode
@@ -80,8 +81,8 @@ def triage(  # noqa: PLR0911 - one per verdict
         return Skip()
     if message.expires_at is not None and is_expired(message, now):
         return EXPIRED
-    if hold.next_attempt > policy.max_deliveries and (policy.dead_letters or hold.state is CLAIMED):
-        what = f"{policy.max_deliveries} attempts were made, and none succeeded"
+    if is_exhausted(hold, policy.max_deliveries) and (policy.dead_letters or hold.state is CLAIMED):
+        what = f"{hold.next_attempt - 1} attempts were made, and none succeeded"
         return Undeliverable(Reason.MAX_DELIVERIES, what)
     try:
         return Deliver(message, read(message), flaw)

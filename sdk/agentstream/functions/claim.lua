@@ -86,12 +86,12 @@ local function begin(keys, args)
   return replies
 end
 
-local function is_handed_back(pending) return pending[3] >= CLAIMABLE end
-
--- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ...
--- Renews the leases, except of entries that were handed back or released meanwhile. Returns a code for each.
+-- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), lease, id, counter, ...
+-- Renews the leases, except of entries that are nobody's by now. Returns a code for each.
 local function renew(keys, args)
-  return claim_again(keys, args, 5, function() end, is_handed_back)
+  local now = now_ms()
+  hear(args[3], tonumber(args[5]), now)
+  return claim_again(keys, args, 6, function() end, function(pending) return pending[3] >= nobodys_idle(now) end)
 end
 
 -- Moves an entry with a begun attempt to the group's retry stream, where any consumer reads it. The attempt is taken back;
@@ -117,7 +117,7 @@ local function release(keys, args)
   if state ~= 'begun' then
     look_from_the_start(args[3])
     return claim_again(keys, args, 8, function(counter)
-      return 'IDLE', CLAIMABLE, 'RETRYCOUNT', state == 'delivered' and math.max(counter - 1, 0) or counter
+      return 'TIME', NOBODYS, 'RETRYCOUNT', state == 'delivered' and math.max(counter - 1, 0) or counter
     end)
   end
   local left = allowance()

@@ -15,9 +15,7 @@ local REVISION = 6
 
 -- Codes for an entry that was to be settled or renewed: it was; it is not pending; another delivery has it; it was trimmed.
 local DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
--- A day: longer than any lease, so that any consumer may claim an entry with this idle time. XCLAIM ignores an IDLE past
--- the epoch.
-local CLAIMABLE = 86400000
+local DAY = 86400000
 -- The most entries that one call reads, claims, moves or removes: other clients wait meanwhile. Who wants more calls again.
 local PAGE = 500
 -- The most bytes of entries that one call reads, but for the last entry: a MiB takes about a ms.

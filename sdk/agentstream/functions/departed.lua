@@ -31,7 +31,7 @@ local function orphan(keys, args)
   local names = holders(redis.pcall('XPENDING', key, group), function(name) return has_left(name, prefix, args[4]) end)
   local page, next_start = page_of(key, group, names, start, PAGE)
   for _, one in ipairs(page) do
-    local claimed = redis.call('XCLAIM', key, group, one[2], 0, one[1], 'IDLE', CLAIMABLE, 'JUSTID')
+    local claimed = redis.call('XCLAIM', key, group, one[2], 0, one[1], 'TIME', NOBODYS, 'JUSTID')
     -- XCLAIM takes a trimmed entry off the group
     if #claimed == 0 then count_trimmed(key, group, stats, from_retry, one[1]) end
     n = n + #claimed

@@ -11,10 +11,10 @@ local NODES = 500
 -- Whether an undeclared group counts: one of its consumers was seen within a day.
 local function is_alive(key, base, group, now)
   for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
-    if map(flat).idle < CLAIMABLE then return true end
+    if map(flat).idle < DAY then return true end
   end
   local left = redis.call('HGET', base .. ':meta', 'left:' .. group)
-  return left and now - left < CLAIMABLE
+  return left and now - left < DAY
 end
 
 local function set_if_changed(key, value)
@@ -42,10 +42,11 @@ local function expire(key, base, group, p, parked)
   return size_of(e[1][2])
 end
 
--- Expires pending entries that are older than the retention, and whose lease has expired: looks at a part of the pending
--- entries, from where the last call stopped. Returns their number, and whether there are likely to be more.
-local function expire_pending(key, base, group, lease, cut, parked, left)
+-- Expires pending entries that are older than the retention, and that a consumer let lapse; not what is nobody's. Looks at a
+-- part of the pending entries, from where the last call stopped. Returns their number, and whether there are likely to be more.
+local function expire_pending(key, base, group, lease, now, cut, parked, left)
   local stats = base .. ':stats:' .. group
+  local idle = claimable_idle(lease, silence(stats, lease, now), now)
   local at, looked, n = redis.call('HGET', stats, 'expire:at') or '0-0', 0, 0
   while at and looked < SCAN and n < PAGE and left.bytes > 0 do
     local page = redis.call('XPENDING', key, group, at, cut, PAGE)
@@ -55,7 +56,7 @@ local function expire_pending(key, base, group, lease, cut, parked, left)
         at = p[1]
         break
       end
-      if p[3] >= lease then
+      if p[3] >= idle and p[3] < nobodys_idle(now) then
         local size = expire(key, base, group, p, parked)
         spend(left, size)
         if size > 0 then n = n + 1 end
@@ -279,7 +280,7 @@ local function janitor(keys, args)
     if d.keep_dead > 0 then
       if r.refusing and pending[d.name] then
         local parked = broadcast and base .. ':parked:' .. d.name or ''
-        local expired, more = expire_pending(key, base, d.name, d.lease, cut, parked, moving)
+        local expired, more = expire_pending(key, base, d.name, d.lease, now, cut, parked, moving)
         r.expired, r.more = r.expired + expired, r.more or more
       end
       local keep_from = string.format('%.0f-0', math.max(clock - d.keep_dead, 0))

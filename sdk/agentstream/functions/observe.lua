@@ -15,9 +15,13 @@ local function observe_derived(base, name, now, o)
     if o.next_due <= now then o.due = redis.call('ZCOUNT', delay_key, '-inf', now) end
   end
   o.dead = redis.call('XLEN', base .. ':dlq:' .. name)
-  o.stats = map(redis.call('HGETALL', base .. ':stats:' .. name))
-  -- these say nothing about the group, and cursors change while nothing else does
-  for _, own in ipairs({'gone', 'sweep:due', 'sweep:main', 'sweep:retry', 'forget:at', 'expire:at'}) do o.stats[own] = nil end
+  o.stats = {}
+  local stats = redis.call('HGETALL', base .. ':stats:' .. name)
+  for i = 1, #stats, 2 do
+    -- these say nothing about the group, and cursors change while nothing else does
+    local is_own = stats[i] == 'gone' or string.find(stats[i], '^sweep:') or string.find(stats[i], ':at$')
+    if not is_own then o.stats[stats[i]] = stats[i + 1] end
+  end
 end
 
 -- The state of a stream, with the keys of its declared groups.

@@ -34,14 +34,17 @@ local function receipt(keys, args)
 end
 
 -- See docs/adr/0014-ordering-keys.md.
--- KEYS: stream. ARGV: group, parked key, id, ...
--- Returns 1 for each of these delivered entries that the group has finished: it is neither pending nor retried; else 0.
+-- KEYS: stream. ARGV: group, consumer, parked key, id, counter, predecessor, ...
+-- Returns 1 for each of these entries that the consumer holds and whose predecessor the group has finished: it was delivered
+-- before, and is neither pending nor retried. Else 0, also to who held the entry in a group that was made again since.
 local function turn(keys, args)
-  local key, group, parked, replies = keys[1], args[1], args[2], {}
-  for i = 3, #args do
-    local is_open = #redis.call('XPENDING', key, group, args[i], args[i], 1) > 0
-      or redis.call('HGET', parked, args[i]) == 'retrying'
-    replies[#replies + 1] = is_open and 0 or 1
+  local key, group, consumer, parked, replies = keys[1], args[1], args[2], args[3], {}
+  for i = 4, #args, 3 do
+    local before = args[i + 2]
+    local has_come = held(key, group, consumer, args[i], tonumber(args[i + 1])) == DONE
+      and #redis.call('XPENDING', key, group, before, before, 1) == 0
+      and redis.call('HGET', parked, before) ~= 'retrying'
+    replies[#replies + 1] = has_come and 1 or 0
   end
   return replies
 end

@@ -7,6 +7,9 @@ local SCAN = 5000
 -- Longer, in ms, than any entry has been idle.
 local NEVER = 1000000000000000
 
+-- When the next retry is due; nil if none is delayed.
+local function next_due(delay_key) return tonumber(redis.call('ZRANGE', delay_key, 0, 0, 'WITHSCORES')[2]) end
+
 -- Moves up to `limit` retries that are due to the retry stream, as far as `left` allows. Returns their number, and whether
 -- there may be more.
 local function move_due(delay_key, retry_key, now, limit, left)
@@ -53,20 +56,22 @@ end
 
 local function is_pending(key, group) return #redis.call('XPENDING', key, group, '-', '+', 1) > 0 end
 
--- KEYS: stream. ARGV: group, consumer, stats key, delay key, retry key, lease, interval, count, now? (0|1), limit or ''.
--- Moves a page of due retries, and claims up to `count` entries, at most a page, with expired leases if it is time, or `now`. It is time at once while
--- a scan of the pending entries goes on, after `interval` while anything is pending, and else not before the lease of an
--- entry that is delivered from now on could expire. If the clock is past `limit`, it has jumped: no lease counts as
--- expired, and only entries that were handed back are claimed. A consumer whose pod is gone for good claims nothing.
--- Returns {moved, [{id, counter, fields} of the stream], [the same of the retry stream], ms until the next sweep, the time
--- if there was a limit}; 0 ms while there is more to claim, but not for retries that are due.
+-- KEYS: stream. ARGV: group, consumer, stats key, delay key, retry key, lease, interval, count, now? (0|1).
+-- Moves a page of due retries, and claims up to `count` entries, at most a page, whose leases have run out if it is time, or
+-- `now`. It is time at once while a scan of the pending entries goes on, after `interval` while anything is pending, and else
+-- not before the lease of an entry that is delivered from now on could run out. A consumer whose pod is gone for good claims
+-- nothing.
+-- Returns {moved, [{id, counter, fields} of the stream], [the same of the retry stream], ms until the next call, by which a
+-- consumer is heard in time, too}; 0 ms while there is more to claim, but not for retries that are due.
 local function sweep(keys, args)
   local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
-  local lease, interval, count = tonumber(args[6]), tonumber(args[7]), math.min(tonumber(args[8]), PAGE)
-  local now = now_ms()
-  local idle = now > (tonumber(args[10]) or now) and CLAIMABLE or lease
-  if is_leaving(stats, consumer) then idle = NEVER end
-  local moved = move_due(delay_key, retry_key, now, PAGE, allowance())
+  local lease, interval, count, now = tonumber(args[6]), tonumber(args[7]), math.min(tonumber(args[8]), PAGE), now_ms()
+  local silent, silent_until = hear(stats, lease, now)
+  local due, moved = next_due(delay_key), 0
+  if due and due <= now then
+    moved = move_due(delay_key, retry_key, now, PAGE, allowance())
+    due = next_due(delay_key)
+  end
   local rest = math.max(interval, math.min(lease, REST))
   local wait = (tonumber(redis.call('HGET', stats, 'sweep:due')) or 0) - now
   local stalled, retries = {}, {}
@@ -74,19 +79,19 @@ local function sweep(keys, args)
   if args[9] == '1' or wait <= 0 or wait > rest then
     wait = 0
     if count > 0 then
+      local idle = is_leaving(stats, consumer) and NEVER or claimable_idle(lease, silent, now)
       local left, main_ended, retries_ended = allowance()
       stalled, main_ended = claim_stalled(key, group, consumer, stats, false, idle, count, left)
       retries, retries_ended = claim_stalled(retry_key, group, consumer, stats, true, idle, count - #stalled, left)
       if main_ended and retries_ended then
         wait = (is_pending(key, group) or is_pending(retry_key, group)) and interval or rest
       end
+      if silent > 0 then wait = math.min(wait, math.ceil(silent_until + lease / 2 - now)) end
       redis.call('HSET', stats, 'sweep:due', string.format('%.0f', now + wait))
     end
   end
-  local first = redis.call('ZRANGE', delay_key, 0, 0, 'WITHSCORES')
-  if first[2] then wait = math.min(wait, math.max(tonumber(first[2]) - now, 1)) end
-  -- callers of an earlier revision name no limit, and expect no time
-  return {moved, stalled, retries, wait, args[10] and now}
+  if due then wait = math.min(wait, math.max(due - now, 1)) end
+  return {moved, stalled, retries, math.min(wait, longest_wait(lease))}
 end
 
 redis.register_function{function_name = 'as1_sweep', callback = sweep, flags = {'allow-oom'}}

@@ -11,7 +11,7 @@ from typing import Any
 
 from agentstream.consuming.attempt import Attempt
 from agentstream.consuming.delivery import Delivery
-from agentstream.consuming.isolation import ISOLATE_AFTER
+from agentstream.consuming.isolation import is_suspect
 from agentstream.errors import Reject, Retry
 from agentstream.handlers.declare import Handler, InThread
 from agentstream.signals import is_of_signal
@@ -50,7 +50,7 @@ class Batches:
 
     async def handle(self, attempt: Attempt) -> None:
         """Adds a message to a batch. It is settled when this returns."""
-        alone = attempt.hold.unsettled_attempts >= ISOLATE_AFTER
+        alone = is_suspect(attempt.hold, attempt.policy.max_deliveries)
         batch = None if alone else self._filling
         if batch is not None:
             self._put(batch, attempt)

@@ -155,24 +155,22 @@ class GroupCalls:
         """Lists the group's consumers. Replies with a list of fields and values, for each."""
         return ("XINFO", "CONSUMERS", source.key, self._group)
 
-    def sweep(self, lease: int, interval: int, count: int, limit: int | None, *, now: bool) -> Command:
-        """Moves due retries, and claims entries with expired leases if it is time, or `now`; a page of each.
+    def sweep(self, lease: int, interval: int, count: int, *, now: bool) -> Command:
+        """Moves due retries, and claims entries whose leases have run out if it is time, or `now`.
 
-        Past `limit` of the server's clock, only entries that were handed back are claimed. Replies `[moved,
-        entries, entries of the retry stream, ms until the next sweep, the server's time]`; 0 ms means that
-        there is more to claim.
+        A page of each. Replies `[moved, entries, entries of the retry stream, ms until the next sweep]`; 0 ms
+        means that there is more to claim.
         """
         keys = (self._stats, self._delay, self.retries.key)
-        until = "" if limit is None else limit
-        return self._call("as1_sweep", self.main.key, *keys, lease, interval, count, int(now), until)
+        return self._call("as1_sweep", self.main.key, *keys, lease, interval, count, int(now))
 
     def begin(self, source: Source, entries: Iterable[PendingEntry]) -> Command:
         """Counts an attempt on each entry. Replies with the new counters; 0 for an entry that was lost."""
         return self._call("as1_begin", source.key, self._stats, int(source.retry), *_held(entries))
 
-    def renew(self, source: Source, entries: Iterable[PendingEntry]) -> Command:
+    def renew(self, source: Source, lease: int, entries: Iterable[PendingEntry]) -> Command:
         """Renews leases. Replies with a code for each entry."""
-        return self._call("as1_renew", source.key, self._stats, int(source.retry), *_held(entries))
+        return self._call("as1_renew", source.key, self._stats, int(source.retry), lease, *_held(entries))
 
     def release(self, source: Source, state: str, entries: Collection[PendingEntry]) -> Command:
         """Hands back entries that are all `claimed`, `delivered` or `begun`.
@@ -200,9 +198,12 @@ class GroupCalls:
         why = (self._dead_letters, attempts, reason, error)
         return self._call("as1_dead_letter", entry.source.key, *self._one(entry), *why)
 
-    def turn(self, predecessors: Iterable[str]) -> Command:
-        """Asks which entries the group has finished. Replies with 1 or 0 for each."""
-        return ("FCALL", "as1_turn", 1, self.main.key, self._group, self._parked, *predecessors)
+    def turn(self, entries: Iterable[PendingEntry]) -> Command:
+        """Asks of which entries the predecessors are finished. Replies with 1 or 0 for each."""
+        waiting: Iterable[Argument] = chain.from_iterable(
+            (entry.id, entry.counter, entry.after or "") for entry in entries
+        )
+        return self._call("as1_turn", self.main.key, self._parked, *waiting)
 
     def _one(self, entry: PendingEntry) -> Command:
         return (self._stats, self._parked_of((entry,)), int(entry.source.retry), entry.id, entry.counter)

@@ -14,6 +14,7 @@ from agentstream.protocol.commands import REVISION
 _FILES = (
     "common",
     "entries",
+    "leases",
     "add",
     "settle",
     "once",

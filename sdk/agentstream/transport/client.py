@@ -50,7 +50,6 @@ class Client:
 
     Attributes:
         connects: how often it was connected.
-        losses: how often a connection was lost.
     """
 
     def __init__(
@@ -78,7 +77,6 @@ class Client:
         self._closed = False
         self._earlier_writes = 0
         self.connects: int = 0
-        self.losses: int = 0
 
     @property
     def round_trips(self) -> int:
@@ -194,7 +192,6 @@ class Client:
     def _lost(self, connection: RespProtocol, error: ConnectionLost) -> None:
         # a connection that breaks during the handshake is not this client's yet
         if connection is self._connection:
-            self.losses += 1
             self._earlier_writes += connection.writes
             self._connection = None
             self._connect_later(error)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from agentstream.consuming.hold import CLAIMED, Hold
-from agentstream.consuming.isolation import PoisonIsolation, PrefetchQueue
+from agentstream.consuming.isolation import PoisonIsolation, PrefetchQueue, is_exhausted, is_suspect
 from support.holds import RETRIES, a_hold
 from support.waiting import until
 
@@ -204,3 +206,23 @@ def test_the_end_of_another_delivery_does_not_end_the_loneliness_of_a_suspect() 
     made.take(0, 0)
     made.ended([ordinary])
     assert made.take(1, 0) is None
+
+
+@pytest.mark.parametrize("max_deliveries", [1, 2, 3, 5, 100])
+def test_whoever_runs_beside_a_message_that_kills_its_process_has_an_attempt_alone(
+    max_deliveries: int,
+) -> None:
+    beside, alone = 0, 0
+    for counter in range(max_deliveries + 2):
+        hold = a_hold(counter=counter, state=CLAIMED)
+        if is_exhausted(hold, max_deliveries):
+            break
+        alone += is_suspect(hold, max_deliveries)
+        beside += not is_suspect(hold, max_deliveries)
+    assert (beside, beside + alone) == (min(max(max_deliveries - 1, 1), 2), max(max_deliveries, 2))
+
+
+def test_a_message_that_failed_by_itself_has_no_attempt_beyond_the_last() -> None:
+    header = [b"m", b"{}", b"x", b'{"origin": "1-0", "attempts": 1}']
+    assert is_exhausted(a_hold("5-0", header, source=RETRIES, state=CLAIMED), 2)
+    assert not is_exhausted(a_hold("5-0", header, source=RETRIES), 2)

@@ -89,23 +89,14 @@ def test_a_retry_waits_for_what_is_in_hand() -> None:
     assert key_order.leave(second) is again
 
 
-def test_what_was_finished_here_a_moment_ago_is_not_asked_for() -> None:
+def test_what_comes_after_its_predecessor_was_finished_here_asks_whether_another_one_has_that_again() -> None:
     first, second = entry("1-0"), entry("2-0", "1-0")
     key_order = made(first)
     settle(first)
     assert key_order.leave(first) is None
-    assert key_order.put(second)
-
-
-def test_of_many_keys_the_last_ones_are_remembered() -> None:
-    key_order = made()
-    for n in range(2_001):
-        first = entry("1-0", key=f"k{n}")
-        assert key_order.put(first)
-        settle(first)
-        key_order.leave(first)
-    assert not key_order.put(entry("2-0", "1-0", key="k0"))
-    assert key_order.put(entry("2-0", "1-0", key="k1"))
+    assert not key_order.put(second)
+    assert key_order.due(0) == [second]
+    assert key_order.answered(second, 0.0, finished=True)
 
 
 def test_what_waits_can_be_lost_and_what_is_not_here_can_leave() -> None:
