@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
 import traceback
@@ -12,6 +13,8 @@ from types import FrameType, MethodType
 from typing import Any
 
 _ASKING = (signal.SIGTERM, signal.SIGINT)
+# Restore the handlers that were replaced in this process.
+_restores: set[Callable[[], None]] = set()
 SIGNAL_EXIT = 128
 """Exit status of a program that a signal ended, minus the number of the signal."""
 
@@ -20,8 +23,9 @@ SIGNAL_EXIT = 128
 def on_termination(callback: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Calls `callback` in the running event loop when the first SIGTERM or SIGINT comes.
 
-    A second signal has its usual effect. Signals for which the application has a handler of its own are left
-    alone, as are all of them outside the main thread.
+    A second signal has its usual effect, and so has the first one in a process that is forked off. Signals
+    for which the application has a handler of its own are left alone, as are all of them outside the main
+    thread.
     """
     loop = asyncio.get_running_loop()
     with on_signal(lambda number: loop.call_soon_threadsafe(callback, number)):
@@ -32,21 +36,28 @@ def on_termination(callback: Callable[[signal.Signals], None]) -> Iterator[None]
 def on_signal(callback: Callable[[signal.Signals], object]) -> Iterator[None]:
     """The same without an event loop: calls `callback` in the main thread, between any two instructions."""
     replaced: dict[signal.Signals, Any] = {}
+    process = os.getpid()
 
     def restore() -> None:
+        _restores.discard(restore)
         for number, handler in replaced.items():
             signal.signal(number, handler)
         replaced.clear()
 
     def asked(number: int, _frame: FrameType | None) -> None:
         restore()
-        callback(signal.Signals(number))
+        if os.getpid() == process:
+            callback(signal.Signals(number))
+        else:
+            # it came between the fork and what follows it
+            signal.raise_signal(number)
 
     if threading.current_thread() is threading.main_thread():
         for number in _ASKING:
             handler = signal.getsignal(number)
             if _is_default(handler):
                 replaced[number] = signal.signal(number, asked)
+        _restores.add(restore)
     try:
         yield
     finally:
@@ -73,6 +84,17 @@ def _code_of(handler: Any) -> object:
     if not hasattr(handler, "__code__"):
         handler = getattr(type(handler), "__call__", None) if callable(handler) else None  # noqa: B004
     return getattr(handler, "__code__", None)
+
+
+def _restore_in_child() -> None:
+    """Has signals act in a process that is forked off as if its parent had no handlers of ours."""
+    for restore in tuple(_restores):
+        restore()
+
+
+# other platforms have no forks
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restore_in_child)
 
 
 def _is_default(handler: Any) -> bool:
