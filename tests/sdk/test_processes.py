@@ -206,3 +206,39 @@ async def test_agents_of_one_process_share_the_messages(
         assert [await delivery.ack() for delivery in held] == [True] * 3
     assert await topology.settled(group, 4)
     assert not [record for record in caplog.records if "another process" in record.getMessage()]
+
+
+async def test_processes_that_were_forked_off_get_their_own_replies(
+    topology: Topology, workers: Workers
+) -> None:
+    await topology.group("tasks", "coder")
+    await topology.stream("tasks", "coder")
+    asks = """
+a = Agent.from_env()
+async def ask():
+    async with a, asyncio.timeout(20):
+        numbers = range(20)
+        asking = (a.request(to="coder", payload={"n": [os.getpid(), n]}) for n in numbers)
+        for n, reply in zip(numbers, await asyncio.gather(*asking)):
+            say("asked", n, reply.payload["n"][0])
+for _ in range(2):
+    if not os.fork():
+        asyncio.run(ask())
+        os._exit(0)
+os.wait(), os.wait()
+"""
+    async with topology.agent("coder") as coder:
+
+        @coder.on("task_request", stream="tasks")
+        async def echo(payload: dict) -> dict:
+            return payload
+
+        running = asyncio.create_task(coder.run())
+        program = await workers.start(asks)
+        await program.wait()
+        await until(lambda: len(workers.begun) == 40 or workers.told)
+        assert not workers.told
+        coder.stop()
+        await running
+    assert len({pid for _, pid in workers.begun}) == 2
+    assert sorted(n for n, _ in workers.begun) == sorted([*range(20), *range(20)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -55,8 +54,8 @@ class Producer:
         self._keyring = Keyring(settings.keys_of)
         self._contracts = Contracts(self._write.call)
         self._sender = Sender(self._write, self._directory, self._keyring, self._counters, self._contracts)
-        answers = reply_key(self.namespace, self.name, secrets.token_hex(16))
         client = self._client("answers", ANSWER_TIMEOUT)
+        answers = partial(reply_key, self.namespace, self.name)
         self._requests = Requests(answers, client, self._keyring, self._counters)
         self._receipts = ReceiptPoller(self._write.call)
         self._mailboxes: list[Mailbox] = []

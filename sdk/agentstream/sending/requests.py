@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -54,16 +56,27 @@ class _PendingRequest:
 
 
 class Requests:
-    """The pending requests of one process; `client` is for blocking reads of its reply stream, `key`."""
+    """The pending requests of one process; `client` is for blocking reads of its reply stream.
 
-    def __init__(self, key: str, client: Client, keyring: Keyring, counters: Counters) -> None:
-        self.key = key
+    `key_of` makes the key of that stream of a token: only when it is needed, as processes that are forked off
+    with the agent must not have the same one.
+    """
+
+    def __init__(
+        self, key_of: Callable[[str], str], client: Client, keyring: Keyring, counters: Counters
+    ) -> None:
+        self._key_of = key_of
         self._client = client
         self._keyring = keyring
         self._counters = counters
         self._pending: dict[str, _PendingRequest] = {}
         self._reading: asyncio.Task[None] | None = None
         self._failures = FailureLog("read replies to requests")
+
+    @cached_property
+    def key(self) -> str:
+        """The key of the reply stream."""
+        return self._key_of(secrets.token_hex(16))
 
     async def ask(
         self, record: OutgoingRecord, send: Callable[[OutgoingRecord], Awaitable[Any]], timeout: float
