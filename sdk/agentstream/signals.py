@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -79,7 +80,7 @@ def is_of_signal(error: BaseException) -> bool:
 
 def _code_of(handler: Any) -> object:
     """The code of a Python function, method or partial, or of an object that can be called."""
-    while hasattr(handler, "func"):
+    while isinstance(handler, functools.partial):
         handler = handler.func
     if not hasattr(handler, "__code__"):
         handler = getattr(type(handler), "__call__", None) if callable(handler) else None  # noqa: B004

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pydantic
 import pytest
 
 from agentstream import sync
@@ -214,3 +215,91 @@ async def test_every_ending_at_every_entry_point(
     assert sum("failed" in line for line in log.lines) == sum(ending.attempts for ending in failed)
     if "iteration" in entry:
         assert handled.escaped == {name for name, ending in endings.items() if ending.escapes}
+
+
+@pytest.mark.parametrize("where", ["an upcaster", "a validator"])
+async def test_every_ending_of_what_reads_a_payload(
+    topology: Topology, group: Consumes, log: Log, where: str
+) -> None:
+    """It runs before any handler, where messages are fetched: each is a dead letter at once."""
+    endings = [ending for ending in ENDINGS.values() if ending.why != HANDLED and not ending.waits]
+    coder, handled = topology.agent("coder"), asyncio.Event()
+
+    def read(payload: dict[str, Any]) -> dict[str, Any]:
+        if payload["n"] < len(endings):
+            endings[payload["n"]].end()
+        return payload
+
+    if where == "an upcaster":
+        coder.upcast("event", from_version=1)(read)
+
+    class Checked(pydantic.BaseModel):
+        n: int
+
+        @pydantic.model_validator(mode="before")
+        @classmethod
+        def check(cls, value: dict[str, Any]) -> dict[str, Any]:
+            return read(value)
+
+    async def handle(event):
+        handled.set()
+
+    handle.__annotations__["event"] = Checked if where == "a validator" else dict
+    coder.on("event", version=2)(handle)
+
+    version = 2 if where == "a validator" else 1
+    async with topology.agent("planner") as planner:
+        for n in range(len(endings) + 1):
+            await planner.send_message(stream="tasks", type="event", payload={"n": n}, schema_version=version)
+    async with coder, coder.running():
+        await handled.wait()
+        await until(lambda: topology.settled(group, len(endings) + 1))
+        assert coder.is_consuming
+    reasons = Counter(record["reason"] for record in await topology.dead_letters(group))
+    assert reasons == {b"InvalidPayload": len(endings)}
+    assert len(log.lines) == len(endings)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+async def test_stopping_ends_whatever_handlers_do_just_then(
+    topology: Topology, group: Consumes, log: Log, entry: str
+) -> None:
+    """Asked to end at the first message, it ends; each message is settled, or anybody's with its attempts."""
+    endings = possible(entry)
+    handled, (work, how) = Handled(endings), ENTRIES[entry]
+    async with topology.agent("planner") as planner:
+        for n in range(len(endings)):
+            await planner.send_message(stream="tasks", type="event", payload={"n": n})
+    async with asynccontextmanager(work)(handled, topology, **how):
+        await until(lambda: handled.tried)
+    tried = Counter(handled.tried)
+    async with topology.agent("coder", pod="other") as other:
+        async for delivery in other.stream_consume("tasks"):
+            name = handled.endings[delivery.payload["n"]][0]
+            assert delivery.attempt == tried[name] + 1
+            assert await delivery.ack()
+            if await topology.settled(group, len(endings)):
+                break
+    assert log.lines or not tried.total()
+
+
+async def test_a_run_that_is_cancelled_hands_back_what_its_handlers_lose_by_that(
+    topology: Topology, group: Consumes
+) -> None:
+    """The cancellation comes from outside: no attempt counts."""
+    await small_input(topology)
+    coder, begun = topology.agent("coder"), Counter[int]()
+
+    @coder.on("event")
+    async def handle(payload: dict) -> None:
+        begun[payload["n"]] += 1
+        await asyncio.Event().wait()
+
+    async with coder:
+        at_work = asyncio.create_task(coder.run(concurrency=3))
+        await until(lambda: len(begun) == 3)
+        at_work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await at_work
+    async with topology.agent("coder", pod="other") as other, other.stream_consume("tasks") as deliveries:
+        assert {(await anext(deliveries)).attempt for _ in range(GOOD + 1)} == {1}

@@ -202,5 +202,5 @@ async def test_an_effect_needs_a_key_and_a_time(key: str, ttl: float) -> None:
     async def call(*_: object) -> int:
         return 1
 
-    with pytest.raises(ValueError, match="needs a key"):
+    with pytest.raises(ValueError, match="needs a text as its key"):
         Once(call, Consumes("tasks", "{test.tasks}", "coder"), key, "delivery", ttl, counters=COUNTERS)

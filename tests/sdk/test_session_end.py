@@ -266,7 +266,7 @@ CONSUMES = """async for delivery in agent.stream_consume("tasks"):
                 {after}"""
 
 
-def program(topology: Topology, work: str) -> subprocess.Popen[str]:
+def program(topology: Topology, work: str, text: str = PROGRAM) -> subprocess.Popen[str]:
     environ = {
         **os.environ,
         "AGENTSTREAM_URL": topology.url,
@@ -274,7 +274,7 @@ def program(topology: Topology, work: str) -> subprocess.Popen[str]:
         "AGENTSTREAM_AGENT": "coder",
         "AGENTSTREAM_POD": "coder-7",
     }
-    command = [sys.executable, "-c", PROGRAM.format(work=work)]
+    command = [sys.executable, "-c", text.format(work=work) if work else text]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -305,6 +305,30 @@ async def test_a_second_signal_does_not_wait_for_the_handler(topology: Topology)
 
 async def _is_handed_back(topology: Topology) -> bool:
     return await _handed_back(topology, topology.routes["coder"].consumes[0], 9)
+
+
+INTERRUPTED = """
+import asyncio, signal
+from agentstream import Agent
+agent = Agent.from_env()
+@agent.on("event")
+async def handle(payload):
+    while True:
+        signal.raise_signal(signal.SIGINT)
+async def main():
+    async with agent:
+        await agent.run(concurrency=1)
+asyncio.run(main())
+"""
+
+
+async def test_a_handler_that_never_yields_can_be_interrupted(topology: Topology, group: Consumes) -> None:
+    """The first signal asks to end, the second cancels the program, the third is raised where it computes."""
+    process = program(topology, "", INTERRUPTED)
+    _, err = await asyncio.to_thread(process.communicate, timeout=10)
+    assert err.rstrip().endswith("KeyboardInterrupt")
+    assert process.returncode == -signal.SIGINT
+    assert await is_passed_on(topology, group)
 
 
 async def test_a_program_that_consumes_nothing_is_cancelled(topology: Topology) -> None:

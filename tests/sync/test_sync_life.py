@@ -299,6 +299,27 @@ async def test_what_is_interrupted_is_handed_back(topology: Topology, group: Con
     assert await handed_back(topology, group) == 10
 
 
+SHUTDOWN = """
+import signal
+class Shutdown(Exception): pass
+def shut_down(*_):
+    raise Shutdown("asked to")
+signal.signal(signal.SIGTERM, shut_down)
+"""
+
+
+async def test_what_a_signal_raises_in_a_block_is_no_failure_of_its_message(
+    topology: Topology, group: Consumes, ten: None
+) -> None:
+    """Whatever an application of its own raises on SIGTERM passes on, and no attempt counts."""
+    process = program(topology, CONSUMES.format(after="time.sleep(60)"), SHUTDOWN)
+    assert await lines(process, 2) == ["ready", "0"]
+    out, err, code = await ends(process, signal.SIGTERM)
+    assert (out, err.splitlines()[-1], code) == ("", "Shutdown: asked to", 1)
+    assert await handed_back(topology, group) == 10
+    assert (await topology.stats(group)).get("retried", 0) == 0
+
+
 async def test_whoever_waits_can_be_interrupted(topology: Topology, server: Server) -> None:
     own = "import signal; signal.signal(signal.SIGINT, lambda *_: sys.exit('own'))"
     process = program(topology, CONSUMES.format(after="pass"), own)

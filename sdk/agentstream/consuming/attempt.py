@@ -281,7 +281,11 @@ class Attempt:
         if self.hold.attempts >= self.policy.max_deliveries:
             self._settler.dead_letter(self.hold, self.policy, at_last, reason)
             return
-        delay = retry_delay(self.policy, self.hold.attempts, unit()) if after is None else round(after * 1000)
+        delay = (
+            retry_delay(self.policy, self.hold.attempts, unit())
+            if after is None
+            else round(float(after) * 1000)
+        )
         self._settler.retry(self.hold, max(delay, 0), "", reason)
 
     def _decide(self, verb: str) -> bool:

@@ -184,7 +184,7 @@ class Delivery(Generic[Payload]):
             ValueError: it is no time.
         """
         check_seconds(seconds, "seconds")
-        return await self._attempt.extend(seconds)
+        return await self._attempt.extend(float(seconds))
 
     async def reply(self, payload: Any, timeout: float = 30.0) -> None:
         """Answers the message, without settling it.

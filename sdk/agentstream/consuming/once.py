@@ -8,7 +8,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
-from agentstream.errors import EffectInDoubt
+from agentstream.errors import EffectInDoubt, check_seconds
 from agentstream.protocol import commands
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
@@ -36,8 +36,9 @@ class Once:
         *,
         counters: GroupCounters,
     ) -> None:
-        if not key or ttl <= 0:
-            raise ValueError("an effect needs a key, and a time to live that is positive")
+        check_seconds(ttl, "ttl")
+        if not isinstance(key, str) or not key or ttl <= 0:
+            raise ValueError("an effect needs a text as its key, and a time to live that is positive")
         self._call = call
         self._counters = counters
         self._stream = policy.key
