@@ -362,6 +362,22 @@ async def test_who_held_an_entry_before_the_group_was_made_anew_has_no_turn(
     assert (await turn("first.1"), await turn("second.1")) == ([0], [1])
 
 
+async def test_what_was_delayed_while_the_clock_was_ahead_holds_up_its_key_no_longer_than_it_was_to(
+    topology: Topology, planner: Agent, wire: Client
+) -> None:
+    group = await topology.group("tasks", "coder")
+    keys = StreamKeys(group.key)
+    await send(planner, 0, 1)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        first = await following(deliveries)
+        await first.retry(after=0.5)
+        # as if the clock had been ahead by an hour, and was set back
+        ((member, due),) = [await wire.call("ZRANGE", keys.delay("coder"), 0, 0, "WITHSCORES")]
+        await wire.call("ZADD", keys.delay("coder"), int(due) + HOUR, member)
+        await wire.call("HINCRBY", keys.stats("coder"), "sweep:delayed", HOUR)
+        assert await numbers(deliveries, 2) == [0, 1]
+
+
 async def test_a_server_that_does_not_answer_is_asked_again(
     server: Server, topology: Topology, planner: Agent, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -106,8 +106,13 @@ local function retry(keys, args)
   x.attempts, x.reason, x.error = tonumber(args[11]), args[12], args[13]
   add_header(fields, x)
   if delay > 0 then
+    local now = now_ms()
     -- the member holds all fields, as the stream may be trimmed meanwhile; origin and attempts make it unique
-    redis.call('ZADD', delay_key, now_ms() + delay, cmsgpack.pack({x.origin, x.attempts, fields}))
+    redis.call('ZADD', delay_key, now + delay, cmsgpack.pack({x.origin, x.attempts, fields, delay}))
+    -- how far the clock was when it was set back; see `mend`
+    if now > (tonumber(redis.call('HGET', stats, 'sweep:delayed')) or 0) then
+      redis.call('HSET', stats, 'sweep:delayed', string.format('%.0f', now))
+    end
   else
     redis.call('XADD', retry_key, '*', unpack(fields))
   end

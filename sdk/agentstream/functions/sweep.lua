@@ -28,6 +28,38 @@ local function move_due(delay_key, retry_key, now, limit, left)
   return n, true
 end
 
+-- By so many ms, the clock may be behind the time when a retry was delayed.
+local SET_BACK = 1000
+
+-- Retries that were delayed while the clock was ahead would wait for it, after it was set back, and what has the same ordering
+-- keys, too. Sees to it that each waits from now on for no longer than when it was delayed: looks at the last ones first, from
+-- where the last call stopped, as far as `left` allows. Returns whether there is more to look at.
+local function mend(stats, delay_key, now, left)
+  local delayed = tonumber(redis.call('HGET', stats, 'sweep:delayed')) or 0
+  if delayed <= now + SET_BACK then return false end
+  -- so many of the last ones are right
+  local right = tonumber(redis.call('HGET', stats, 'sweep:mend')) or 0
+  local page
+  repeat
+    page = redis.call('ZRANGE', delay_key, right, right + next_few(left, PAGE) - 1, 'REV', 'WITHSCORES')
+    for i = 1, #page, 2 do
+      local latest = now + (cmsgpack.unpack(page[i])[4] or 0)
+      if tonumber(page[i + 1]) > latest then
+        redis.call('ZADD', delay_key, string.format('%.0f', latest), page[i])
+      else
+        right = right + 1
+      end
+      spend(left, #page[i])
+    end
+    if #page == 0 or tonumber(page[#page]) <= now then
+      redis.call('HSET', stats, 'sweep:delayed', string.format('%.0f', now), 'sweep:mend', '0')
+      return false
+    end
+  until left.bytes <= 0
+  redis.call('HSET', stats, 'sweep:mend', string.format('%.0f', right))
+  return true
+end
+
 -- Claims up to `count` entries whose lease has expired, from where the group's last call stopped, as far as `left` allows.
 -- Returns them, and whether all pending entries have been scanned.
 local function claim_stalled(key, group, consumer, stats, from_retry, lease, count, left)
@@ -67,6 +99,7 @@ local function sweep(keys, args)
   local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
   local lease, interval, count, now = tonumber(args[6]), tonumber(args[7]), math.min(tonumber(args[8]), PAGE), now_ms()
   local silent, silent_until = hear(stats, lease, now)
+  local mending = mend(stats, delay_key, now, allowance())
   local due, moved = next_due(delay_key), 0
   if due and due <= now then
     moved = move_due(delay_key, retry_key, now, PAGE, allowance())
@@ -90,6 +123,7 @@ local function sweep(keys, args)
       redis.call('HSET', stats, 'sweep:due', string.format('%.0f', now + wait))
     end
   end
+  if mending then due = now end
   if due then wait = math.min(wait, math.max(due - now, 1)) end
   return {moved, stalled, retries, math.min(wait, longest_wait(lease))}
 end
