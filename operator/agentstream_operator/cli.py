@@ -95,7 +95,8 @@ def dev(
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="Stop when messages were processed and there has been nothing to do for this time.",
+            help="Stop when messages were processed and there has been nothing to do for this time, "
+            "or, with exit code 1, when something is broken and nothing moves any more.",
         ),
     ] = None,
     port: Annotated[
@@ -107,6 +108,9 @@ def dev(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Directory for messages and credentials.")] = Path(
         ".agentstream"
     ),
+    reload: Annotated[  # noqa: FBT002 - an option of the command line
+        bool, typer.Option(help="Start agents again when Python files of their directories change.")
+    ] = True,
     output: Annotated[
         Literal["text", "json"],
         typer.Option(help="Format of the summary. json: standard output has only the summary."),
@@ -118,8 +122,9 @@ def dev(
     in the directory of the manifest or its workingDir; the image is ignored. For a group without a template,
     start the agent yourself, with AGENTSTREAM_BINDING=DIR/bindings/NAMESPACE.AGENT (DIR as in --data).
 
-    Changes of the manifests are applied while it runs. Ctrl-C stops the agents in order and prints a summary
-    of all messages. Exit codes: 0; 1 if a message was lost; 2 for invalid input; 130 after a second Ctrl-C.
+    Changes of the manifests and of the agents' code are applied while it runs. Ctrl-C stops the agents in
+    order and prints a summary of all messages. Exit codes: 0; 1 if a message was lost or dead-lettered, or
+    if --until-idle could not be reached; 2 for invalid input; 130 after a second Ctrl-C.
     """
     seconds, idle = _seconds("--for", for_), _seconds("--until-idle", until_idle)
     try:
@@ -128,7 +133,7 @@ def dev(
     except ModuleNotFoundError as missing:
         _fail(f"`agentstream dev` needs the package {missing.name}: pip install 'agentstream-operator[dev]'")
     try:
-        code = run(DevOptions(paths, data, port, seconds, idle, output == "json"))
+        code = run(DevOptions(paths, data, port, seconds, idle, output == "json", reload))
     except LocalError as error:
         _fail(*error.lines)
     raise typer.Exit(code)
@@ -234,13 +239,34 @@ def remove_finalizers(
 
 
 @app.command()
-def validate(paths: Paths) -> None:
-    """Validates manifests: prints a line for each mistake, and exits with 2 if there are any."""
-    from agentstream_operator.local.manifests.loader import load_manifests
+def validate(
+    paths: Paths,
+    output: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="Format of the result. json: an object with resources, mistakes and warnings."),
+    ] = "text",
+) -> None:
+    """Validates manifests, each by itself and all of them together; the path - is standard input.
 
-    manifests = load_manifests(paths)
-    if manifests.problems:
-        _fail(*manifests.problems)
+    Give all files that belong together: a ConsumerGroup without its AgentStream is a mistake. Prints a line
+    for each mistake and warning. Exit codes: 0; 2 for a mistake.
+    """
+    import json
+    import sys
+
+    from agentstream_operator.local.manifests.checks import check
+    from agentstream_operator.local.manifests.loader import STDIN, load_manifests
+
+    manifests = load_manifests(paths, sys.stdin.buffer.read() if STDIN in paths else None)
+    found = check(manifests)
+    if output == "json":
+        keys = [str(key) for key in manifests.declared]
+        typer.echo(json.dumps({"resources": keys, "mistakes": found.mistakes, "warnings": found.warnings}))
+        raise typer.Exit(BAD_INPUT if found.mistakes else 0)
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if found.mistakes:
+        _fail(*found.mistakes)
     count = len(manifests.declared)
     typer.echo(f"{count} resource{'' if count == 1 else 's'}, no mistakes")
 

@@ -120,6 +120,103 @@ async def test_a_crash_loop_is_held_back_and_shown(dev: Dev) -> None:
     assert await dev.end() == 0
 
 
+FAILS = """\
+import asyncio
+from agentstream import Agent, Reject
+
+async def main():
+    async with Agent.from_env() as agent:
+        async for delivery in agent.stream_consume("tasks"):
+            async with delivery:
+                raise Reject("NoModel")
+
+asyncio.run(main())
+"""
+
+
+async def test_messages_that_became_dead_letters_are_no_success(dev: Dev) -> None:
+    declare(dev, coders(messages=3, scale="replicas: 1"))
+    (dev.directory / "coder.py").write_text(FAILS)
+    await dev.start("m.yaml", "--until-idle", "500ms", "--output", "json")
+    assert await dev.wait() == 1
+    assert dev.summary["total"]["deadLettered"] == 3
+
+
+@pytest.mark.parametrize(
+    ("manifests", "why"),
+    [
+        (
+            a_stream("tasks", "producers: [boss]")
+            + a_group("coder", "tasks", "python", "-c", "raise SystemExit(3)"),
+            "the consumers of ConsumerGroup default/coder keep ending: exit code 3",
+        ),
+        (a_group("coder", "tasks", "sleep", "60"), "ConsumerGroup default/coder is not ready: StreamMissing"),
+    ],
+    ids=["consumers that keep ending", "a stream that is not there"],
+)
+async def test_where_nothing_ever_works_it_ends_and_says_why(dev: Dev, manifests: str, why: str) -> None:
+    declare(dev, manifests)
+    await dev.start("m.yaml", "--until-idle", "500ms")
+    assert await dev.wait() == 1
+    assert f"error: nothing has moved for 10 s: {why}" in dev.text
+
+
+async def test_what_is_not_idle_in_time_is_no_success(dev: Dev) -> None:
+    declare(dev, coders(messages=3, scale="suspend: true"))
+    await dev.start("m.yaml", "--until-idle", "500ms", "--for", "2s")
+    assert await dev.wait() == 1
+    assert "error: not idle after 2 s" in dev.text
+
+
+@pytest.mark.parametrize(
+    "command", ["python coder.py", "python -m app.worker", "python ../elsewhere/coder.py"]
+)
+async def test_changed_code_is_loaded(dev: Dev, command: str) -> None:
+    work, elsewhere = dev.directory / "work", dev.directory / "elsewhere"
+    for package in (work / "app", elsewhere):
+        package.mkdir(parents=True)
+    handler = "VERSION = 1"
+    places = {
+        "python coder.py": (work / "coder.py", work / "handler.py", "handler"),
+        "python -m app.worker": (work / "app" / "worker.py", work / "app" / "handler.py", "app.handler"),
+        "python ../elsewhere/coder.py": (elsewhere / "coder.py", elsewhere / "handler.py", "handler"),
+    }
+    program, module, name = places[command]
+    module.write_text(handler)
+    says = f"print('version', {name}.VERSION, flush=True)"
+    program.write_text(f"import time, {name}\n{says}\ntime.sleep(60)\n")
+    text = a_stream("tasks") + a_group("coder", "tasks", *command.split()).replace(
+        "name: c,", "name: c, workingDir: work,"
+    )
+    declare(dev, text)
+    await dev.start("m.yaml")
+    await dev.line("[coder-0] version 1")
+    # what agents write is no code of theirs
+    (work / "notes.txt").write_text("done")
+    module.write_text("VERSION = 22")
+    await dev.line("[coder-0] version 22")
+    assert "ConsumerGroup default/coder: restarting: handler.py has changed" in dev.text
+    # a mistake, and its correction
+    module.write_text("VERSION = = 3")
+    await dev.line("SyntaxError")
+    module.write_text("VERSION = 333")
+    await dev.line("[coder-0] version 333")
+    assert await dev.end() == 0
+
+
+async def test_code_is_not_loaded_again_where_nobody_wants_it(dev: Dev) -> None:
+    (dev.directory / "m.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(60)\n")
+    declare(dev, a_stream("tasks") + a_group("coder", "tasks", "python", "m.py"))
+    await dev.start("m.yaml", "--no-reload")
+    await dev.line("[coder-0] up")
+    (dev.directory / "m.py").write_text("print('changed')")
+    # manifests are watched by the same means, and are seen later
+    declare(dev, a_stream("tasks") + a_stream("more") + a_group("coder", "tasks", "python", "m.py"))
+    await dev.line("AgentStream default/more: ready")
+    assert "restarting" not in dev.text
+    assert await dev.end() == 0
+
+
 async def test_a_command_that_does_not_exist_is_one_line(dev: Dev) -> None:
     declare(dev, a_stream("tasks") + a_group("coder", "tasks", "no-such-program"))
     await dev.start("m.yaml")

@@ -90,6 +90,36 @@ async def test_a_killed_process_is_started_again(place: Place) -> None:
     assert process.failure is None
 
 
+async def test_a_process_that_is_restarted_ends_in_order_and_that_is_no_failure(place: Place) -> None:
+    process = place.start(place.command(WAITS))
+    for count in range(1, 4):
+        await until(lambda: len(place.lines) == count)  # noqa: B023 - awaited here
+        process.restart()
+    await until(lambda: len(place.lines) == 4)
+    assert (place.said, process.failure) == ([], None)
+    assert place.ended == ["coder-0"] * 3
+
+
+async def test_a_process_in_a_crash_loop_is_restarted_at_once(place: Place, tmp_path: Path) -> None:
+    text = f"import os, sys\nif not os.path.exists('ok'): sys.exit(3)\n{WAITS}"
+    process = place.start(place.command(text))
+    await until(lambda: len(place.said) == 5, timeout=20)
+    (tmp_path / "ok").touch()
+    # it would come back after 3.2 s
+    process.restart()
+    await until(lambda: place.lines, timeout=3)
+    assert process.failure is None
+
+
+async def test_a_restart_does_not_bring_back_what_was_stopped(place: Place) -> None:
+    process = place.start(place.command(WAITS))
+    await until(lambda: place.lines)
+    process.stop()
+    process.restart()
+    await place.tasks[0]
+    assert place.lines == ["up"]
+
+
 async def test_a_crash_loop_is_held_back_and_says_why(place: Place) -> None:
     process = place.start(place.command("raise SystemExit('no model')"))
     await until(lambda: len(place.said) == 3)

@@ -12,6 +12,7 @@ from agentstream_operator.cluster.port import Credentials, Event, Owner, Pods, S
 from agentstream_operator.local.bindings import BindingFiles, SigningFiles
 from agentstream_operator.local.manifests.catalog import Catalog
 from agentstream_operator.local.processes.commands import command_of
+from agentstream_operator.local.processes.sources import SourceWatcher
 from agentstream_operator.local.processes.workloads import ProcessHost, Workload
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -30,6 +31,7 @@ class LocalCluster:
     catalog: Catalog
     host: ProcessHost
     ended: Callable[[ResourceKey, str], Awaitable[None]]
+    _sources: SourceWatcher = field(init=False, default_factory=SourceWatcher)
     _workloads: dict[ResourceKey, Workload] = field(init=False, default_factory=dict)
     _problems: dict[ResourceKey, str] = field(init=False, default_factory=dict)
     _deleted: set[ResourceKey] = field(init=False, default_factory=set)
@@ -86,6 +88,7 @@ class LocalCluster:
             workload = self._workloads[key] = Workload(key.name, self.host, ended)
         self._deleted.discard(key)
         workload.apply(command, replicas)
+        self._sources.watch(frozenset().union(*(each.sources for each in self._workloads.values())))
 
     async def delete_workload(self, group: ResourceKey) -> None:
         """Stops the processes of a group."""
@@ -113,6 +116,18 @@ class LocalCluster:
     async def emit(self, event: Event) -> None:
         """Shows an event."""
         self.catalog.record(event)
+
+    async def reload(self) -> None:
+        """Starts processes again whose source files change; returns only if they cannot be watched."""
+        try:
+            async for files in self._sources.changes():
+                for key, workload in self._workloads.items():
+                    changed = [f for f in files if any(f.is_relative_to(d) for d in workload.sources)]
+                    if changed:
+                        self.host.output.say(f"{key}: restarting: {min(changed).name} has changed")
+                        workload.restart()
+        except (OSError, RuntimeError) as error:
+            self.host.output.say(f"warning: changed code is not loaded: {error}")
 
     async def close(self) -> None:
         """Lets all processes end in order, and waits for the last one."""

@@ -26,10 +26,13 @@ from agentstream_operator.local.server.embedded import EmbeddedServer, pick_port
 from agentstream_operator.local.server.valkey import OPERATOR, ValkeySettings, half_of_memory, server_binary
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.engine import Engine
-from agentstream_operator.reconcile.report.view import View
+from agentstream_operator.reconcile.report.view import GroupView, StreamView, View
 from agentstream_operator.reconcile.state.state import EngineOptions
 
 INSTALLATION = "agentstream"
+HOPELESS = 10.0
+"""Seconds without any movement after which `--until-idle` gives up on what is broken."""
+
 _REFRESH = 0.25
 
 _ECHO = 0.5
@@ -46,20 +49,23 @@ class DevOptions:
     seconds: float | None
     until_idle: float | None
     json: bool
+    reload: bool
 
 
 def run(options: DevOptions) -> int:
     """Runs until asked to stop, and prints the summary.
 
     Returns:
-        The exit code: 0; 1 if a message was lost; 130 if a second Ctrl-C killed the agents.
+        The exit code: 0; 1 if a message was lost or became a dead letter, or idleness was not reached;
+        130 if a second Ctrl-C killed the agents.
 
     Raises:
         LocalError: the user's input or the state of the machine prevents it.
     """
     with DataDirectory(options.data) as data:
+        session = _Run(options, data)
         try:
-            summary = asyncio.run(_Run(options, data).run())
+            summary = asyncio.run(session.run())
         except asyncio.CancelledError:
             # a second Ctrl-C
             return 130
@@ -69,16 +75,21 @@ def run(options: DevOptions) -> int:
     except BrokenPipeError:
         # the interpreter flushes once more when it exits, which must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1 if summary.total.lost else 0
+    return 1 if summary.total.lost or summary.total.dead_lettered or session.failed else 0
 
 
 @dataclass(slots=True)
 class IdleDetector:
-    """Detects that there was nothing to do for some seconds, after some messages were processed."""
+    """Detects that there was nothing to do for some seconds, after some messages were processed.
+
+    Or that nothing will be: nothing moves, and something is broken.
+    """
 
     seconds: float
     _since: float = field(init=False, default=0.0)
     _before: object = field(init=False, default=None)
+    _unmoved_since: float = field(init=False, default=0.0)
+    _unmoved: object = field(init=False, default=None)
 
     def reached(self, view: View, now: float) -> bool:
         """Tells whether everything has been idle for so long; `now` in seconds on a monotonic clock."""
@@ -94,6 +105,29 @@ class IdleDetector:
         worked = any(g.account.acknowledged + g.account.dead > 0 for g in view.groups)
         return worked and now - self._since >= self.seconds
 
+    def stuck(self, view: View, now: float) -> str | None:
+        """Returns what is broken, once nothing has moved for `HOPELESS` seconds; None while there is hope."""
+        present = tuple((g.backlog, g.pending, g.delayed, g.account) for g in view.groups)
+        broken = _broken(view)
+        if broken is None or present != self._unmoved:
+            self._unmoved, self._unmoved_since = present, now
+            return None
+        return broken if now - self._unmoved_since >= max(self.seconds, HOPELESS) else None
+
+
+def _broken(view: View) -> str | None:
+    """Returns the first resource that does not work, and why; None while others may be at work."""
+    working = any(group.pending and group.running and group.crashing is None for group in view.groups)
+    if working or not view.reachable:
+        return None
+    resources: tuple[StreamView | GroupView, ...] = (*view.streams, *view.groups)
+    for found in resources:
+        if not found.ready:
+            return f"{found.resource} is not ready: {found.reason}"
+        if isinstance(found, GroupView) and found.crashing is not None:
+            return f"the consumers of {found.resource} keep ending: {found.crashing}"
+    return None
+
 
 class _Run:
     """One run: what is started last is stopped first."""
@@ -106,6 +140,7 @@ class _Run:
         self._screen = open_screen(sys.stderr if options.json else sys.stdout, self._stop.set)
         self._interrupted_at: float | None = None
         self._killed = False
+        self.failed = False  # whether it ended for a reason that the summary does not show
 
     async def run(self) -> Summary:
         self._main = asyncio.current_task()
@@ -155,6 +190,8 @@ class _Run:
                         tasks.create_task(engine.run(), name="engine"),
                         tasks.create_task(self._watch(catalog), name="watch manifests"),
                     ]
+                    if self._options.reload:
+                        reconciling.append(tasks.create_task(cluster.reload(), name="watch sources"))
                     await self._show_until_stopped(engine, since)
                     self._screen.say("stopping the agents (Ctrl-C again to kill them)")
                     # first the reconcilers, which would replace processes that end
@@ -203,14 +240,23 @@ class _Run:
             if not complete and all(s.ready for s in view.streams) and all(g.ready for g in view.groups):
                 complete = True
                 self._screen.say(f"everything is ready after {loop.time() - since:.2f} s")
-            if end is not None and loop.time() >= end:
-                break
             if idle is not None and idle.reached(view, loop.time()):
+                break
+            if idle is not None and (broken := idle.stuck(view, loop.time())) is not None:
+                self._fail(f"nothing has moved for {max(idle.seconds, HOPELESS):g} s: {broken}")
+                break
+            if end is not None and loop.time() >= end:
+                if idle is not None:
+                    self._fail(f"not idle after {options.seconds:g} s")
                 break
             try:
                 await asyncio.wait_for(self._stop.wait(), _REFRESH)
             except TimeoutError:
                 continue
+
+    def _fail(self, why: str) -> None:
+        self.failed = True
+        self._screen.say(f"error: {why}")
 
     async def _watch(self, catalog: Catalog) -> None:
         """Applies changed manifests if they have no mistakes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from pathlib import Path
@@ -21,9 +22,55 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+FED = f"{STREAM}spec: {{producers: [boss]}}\n"
+GROUP = (
+    "---\napiVersion: agentstream.dev/v1alpha1\nkind: ConsumerGroup\nmetadata: {name: coder}\n"
+    "spec: {streamRef: {name: tasks}}\n"
+)
+
+
 def test_valid_manifests_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "m.yaml").write_text(STREAM)
+    (tmp_path / "m.yaml").write_text(FED)
     assert run("validate", str(tmp_path)) == (0, "1 resource, no mistakes\n")
+
+
+def test_manifests_come_from_standard_input_too(tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["validate", "-"], input=FED + GROUP)
+    assert (told.exit_code, told.output) == (0, "2 resources, no mistakes\n")
+    told = CliRunner().invoke(app, ["validate", "-"], input=f"{STREAM}spec: {{wrong: 1}}\n")
+    assert told.exit_code == 2
+    assert told.output.startswith("error: -:4: AgentStream default/tasks: spec.wrong")
+    # what belongs together may come from both
+    (tmp_path / "m.yaml").write_text(FED)
+    told = CliRunner().invoke(app, ["validate", str(tmp_path), "-"], input=GROUP)
+    assert told.exit_code == 0
+    assert CliRunner().invoke(app, ["validate", "-"], input="").exit_code == 2
+
+
+def test_a_result_is_an_object_on_demand(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text(STREAM)
+    code, text = run("validate", str(file), "--output", "json")
+    found = json.loads(text)
+    assert (code, found["resources"], found["mistakes"]) == (0, ["AgentStream default/tasks"], [])
+    (warning,) = found["warnings"]
+    assert warning.startswith(f"{file}:1: AgentStream default/tasks: spec.producers: is empty")
+    file.write_text(GROUP)
+    code, text = run("validate", str(file), "--output", "json")
+    (mistake,) = json.loads(text)["mistakes"]
+    assert code == 2
+    assert mistake == (
+        f"{file}:5: ConsumerGroup default/coder: spec.streamRef.name:"
+        " no AgentStream default/tasks is declared; add it or give its file"
+    )
+
+
+def test_a_warning_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(STREAM)
+    code, text = run("validate", str(tmp_path))
+    assert code == 0
+    assert text.splitlines()[0].startswith("warning: ")
+    assert text.splitlines()[1] == "1 resource, no mistakes"
 
 
 def test_mistakes_are_listed(tmp_path: Path) -> None:

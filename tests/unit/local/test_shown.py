@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from agentstream_operator.local.dev import IdleDetector
+from agentstream_operator.local.dev import HOPELESS, IdleDetector
 from agentstream_operator.local.screen.output import PROGRESS_EVERY, Lines, relayed_logs
 from agentstream_operator.local.screen.summary import as_json, as_text, summarise
 from agentstream_operator.local.screen.table import ViewTable
@@ -261,3 +261,38 @@ def test_a_server_that_is_away_is_no_quiet_one() -> None:
     quiet, view = IdleDetector(5.0), a_view(a_group(account=WORKED))
     away = View(reachable=False, streams=view.streams, groups=view.groups)
     assert [quiet.reached(v, now) for v, now in ((view, 0), (away, 4), (view, 8))] == [False] * 3
+
+
+CRASHING = a_group(crashing="exit code 1", backlog=3)
+DANGLING = a_group(ready=False, reason=ConditionReason.STREAM_MISSING)
+OTHER = a_group("other")
+
+
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        ([a_view(CRASHING)], "the consumers of ConsumerGroup default/coder keep ending: exit code 1"),
+        ([a_view(OTHER, DANGLING)], "ConsumerGroup default/coder is not ready: StreamMissing"),
+        ([a_view(a_group(backlog=3))], None),
+        ([a_view(a_group())], None),
+        # somebody may still succeed
+        ([a_view(CRASHING, a_group("other", pending=1))], None),
+        ([View(reachable=False, streams=(), groups=(CRASHING,))], None),
+        # something moves
+        ([a_view(CRASHING), a_view(a_group(crashing="exit code 1", backlog=2))], None),
+        ([a_view(CRASHING), a_view(a_group(crashing="exit code 1", account=WORKED))], None),
+        ([a_view(CRASHING), a_view(a_group(backlog=3))], None),
+    ],
+)
+def test_it_gives_up_on_what_is_broken_when_nothing_moves(views: list[View], expected: str | None) -> None:
+    quiet = IdleDetector(5.0)
+    assert quiet.stuck(views[0], 0.0) is None
+    assert quiet.stuck(views[0], HOPELESS - 1) is None
+    assert quiet.stuck(views[-1], HOPELESS) == expected
+
+
+def test_it_waits_for_as_long_as_it_was_told_to() -> None:
+    quiet = IdleDetector(60.0)
+    quiet.stuck(a_view(CRASHING), 0.0)
+    assert quiet.stuck(a_view(CRASHING), 59.0) is None
+    assert quiet.stuck(a_view(CRASHING), 60.0) is not None

@@ -72,14 +72,14 @@ class Document:
                 ).items()
 
 
-def read_documents(file: Path) -> list[Document]:
-    """Reads the documents of a YAML or JSON file, without empty ones.
+def read_documents(file: Path, data: bytes | None = None) -> list[Document]:
+    """Reads the documents of a YAML or JSON file, or of `data` in its place, without empty ones.
 
     Raises:
         UnreadableFileError: the file cannot be read, is not YAML, or has a field twice.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = (file.read_bytes() if data is None else data).decode()
     except OSError as error:
         raise UnreadableFileError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -17,6 +17,7 @@ from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import GROUP, ResourceKey
 from agentstream_operator.resources.parse import InvalidResource, parse_resource
 
+STDIN = Path("-")
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 
 
@@ -27,12 +28,18 @@ class Manifests:
     Attributes:
         problems: mistakes, one line each, beginning with file and line.
         ignored: kinds that are not AgentStream's, with the first line of each.
+        documents: where each resource is declared.
     """
 
     declared: dict[ResourceKey, AgentStream | ConsumerGroup] = field(default_factory=dict)
     lines: dict[ResourceKey, SourceLine] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     ignored: dict[str, SourceLine] = field(default_factory=dict)
+    documents: dict[ResourceKey, Document] = field(default_factory=dict)
+
+    def at(self, key: ResourceKey, path: str) -> SourceLine:
+        """Returns the line of a field of a resource, or of the last part of it that is there."""
+        return self.documents[key].at(path)
 
     def add(self, document: Document) -> None:
         """Adds what a document declares, or what is wrong with it."""
@@ -52,17 +59,27 @@ class Manifests:
             self.problems.append(f"{document.place}: {key} is declared twice, first at {self.lines[key]}")
             return
         self.declared[key], self.lines[key] = resource, document.place
+        self.documents[key] = document
 
 
-def load_manifests(paths: Iterable[Path]) -> Manifests:
-    """Loads the given files, and the manifest files directly inside the given directories."""
+def load_manifests(paths: Iterable[Path], stdin: bytes | None = None) -> Manifests:
+    """Loads the given files, and the manifest files directly inside the given directories.
+
+    With `stdin`, the path `-` means this text, from standard input.
+    """
     manifests = Manifests()
-    for file in _files(paths, manifests.problems):
+    given = [path for path in paths if stdin is None or path != STDIN]
+    files: dict[Path, bytes | None] = dict.fromkeys(_files(given, manifests.problems))
+    if stdin is not None:
+        files[STDIN] = stdin
+    for file, data in files.items():
         try:
-            documents = read_documents(file)
+            documents = read_documents(file, data)
         except UnreadableFileError as error:
             manifests.problems.append(str(error))
             continue
+        if not documents:
+            manifests.problems.append(f"{file}: is empty")
         for document in (item for whole in documents for item in whole.items()):
             manifests.add(document)
     return manifests

@@ -31,6 +31,13 @@ class Command:
     grace: float
 
     @property
+    def sources(self) -> frozenset[Path]:
+        """The directories with its Python files: its own, those of its scripts, and those of PYTHONPATH."""
+        scripts = [str(Path(argument).parent) for argument in self.arguments if argument.endswith(".py")]
+        paths = [path for path in self.environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+        return frozenset((self.directory / path).resolve() for path in (".", *scripts, *paths))
+
+    @property
     def problem(self) -> str | None:
         """Why the command cannot be started at present; None if it can."""
         if not self.directory.is_dir():

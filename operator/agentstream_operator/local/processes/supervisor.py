@@ -144,7 +144,8 @@ class SupervisedProcess:
     reaper: Reaper
     ended: Callable[[str], Awaitable[None]]
     failure: str | None = field(init=False, default=None)
-    _stopping: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _stopped: bool = field(init=False, default=False)
+    _asked: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _process: asyncio.subprocess.Process | None = field(init=False, default=None)
     _last_error: str = field(init=False, default="")
 
@@ -155,21 +156,30 @@ class SupervisedProcess:
 
     def stop(self) -> None:
         """Lets the process end in order, and does not start it again."""
-        self._stopping.set()
+        self._stopped = True
+        self._asked.set()
+
+    def restart(self) -> None:
+        """Lets the process end in order, and starts it again at once; also one whose start is delayed."""
+        self._asked.set()
 
     async def run(self) -> None:
         """Keeps the process running until `stop`; a cancellation kills it at once."""
         failures = 0
         clock = asyncio.get_running_loop().time
-        while not self._stopping.is_set():
+        while not self._stopped:
+            if self._asked.is_set():
+                # restarted: what went wrong before is over
+                failures, self.failure = 0, None
+                self._asked.clear()
             if not BindingFiles.complete(self.command.binding):
                 # as a pod waits for its Secret
                 await self._sleep(_BINDING_POLL)
                 continue
             since = clock()
             cause = self.command.problem or await self._run_once()
-            if self._stopping.is_set():
-                break
+            if self._asked.is_set():
+                continue
             failures = 1 if clock() - since >= STEADY else failures + 1
             delay = restart_delay(failures)
             # a problem of the command is shown once, by the cluster, for all its processes
@@ -199,7 +209,7 @@ class SupervisedProcess:
         ]
         steady = asyncio.get_running_loop().call_later(STEADY, self._clear_failure)
         try:
-            await ended_or_set(process, self._stopping)
+            await ended_or_set(process, self._asked)
             grace = self.command.grace
             if process.returncode is None and await terminate(process, grace):
                 self.output.say(f"{self.name}: did not end within {grace:g} s of SIGTERM; killed")
@@ -228,7 +238,7 @@ class SupervisedProcess:
 
     async def _sleep(self, seconds: float) -> None:
         try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            await asyncio.wait_for(self._asked.wait(), seconds)
         except TimeoutError:
             return
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.local.processes.commands import Command
@@ -62,6 +63,16 @@ class Workload:
         free = (index for index in count() if index not in self._processes and index not in self._stopping)
         while len(self._processes) < replicas:
             self._start(next(free), command)
+
+    @property
+    def sources(self) -> frozenset[Path]:
+        """The directories with the Python files of its processes."""
+        return frozenset().union(*(process.command.sources for process in self._processes.values()))
+
+    def restart(self) -> None:
+        """Lets every process end in order, and starts it again."""
+        for process in self._processes.values():
+            process.restart()
 
     def set_deletion_costs(self, costs: Mapping[str, int]) -> None:
         """Sets the number of messages that each process holds, by name; the fewest are stopped first."""
