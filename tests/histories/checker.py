@@ -164,8 +164,11 @@ def _in_order(evidence: Evidence, one: Delivery, two: Delivery) -> bool:
     if two.began.t < one.called or first > second:
         return False
     over = any(
-        # a verb that may have been repeated may have settled it whatever it returned
-        run.verb != "retry" and run.called < two.began.t and (run.held or evidence.is_doubtful(run))
+        # a verb that may have been repeated may have settled it whatever it returned; after the last attempt
+        # a retry makes it a dead letter, which a flush may have taken
+        (run.verb != "retry" or run.began.attempt >= evidence.history.max_deliveries)
+        and run.called < two.began.t
+        and (run.held or evidence.is_doubtful(run))
         for run in evidence.runs[place]
     )
     return first == second or over or place in evidence.dead()

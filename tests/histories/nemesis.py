@@ -46,6 +46,7 @@ class Nemesis:
         self._is_whole = is_whole
         # what is done to the server, one after the other
         self._at_the_server = asyncio.Lock()
+        self._lasting: set[tuple[Kind, str]] = set()
         self._is_over = False
 
     async def carry_out(self, plan: Plan) -> None:
@@ -74,10 +75,12 @@ class Nemesis:
                     since = time.monotonic_ns()
                     await self._at_server(step)
             case Kind.SILENCE | Kind.REFUSE:
-                await self._cut_off([member] if member else list(self._crew.members.values()), step)
+                if not await self._cut_off([member] if member else list(self._crew.members.values()), step):
+                    return
             case _:
                 assert member is not None
-                await self._hit(member, step)
+                if not await self._hit(member, step):
+                    return
         self._note(step.kind, since, hit)
 
     def _died(self, kind: Kind, who: str) -> Callable[[], None]:
@@ -88,7 +91,8 @@ class Nemesis:
     def _note(self, kind: Kind, since: int, target: str) -> None:
         self._recorder.note(Fault(kind=kind, since=since, target=target))
 
-    async def _hit(self, member: Member, step: Step) -> None:
+    async def _hit(self, member: Member, step: Step) -> bool:
+        """Returns whether anything was broken."""
         process = member.process
         if step.kind is Kind.CUT:
             member.faults.cut()
@@ -98,20 +102,34 @@ class Nemesis:
             # the next such command may come at any time
             await until(lambda: member.faults.lost > lost or self._is_over, NEVER)
         elif process is None or process.returncode is not None:
-            return
+            return False
         elif step.kind is Kind.PAUSE:
+            if not self._begin(Kind.PAUSE, [member]):
+                return False
             process.pause()
             await asyncio.sleep(step.lasts)
             process.resume()
+            self._lasting.discard((Kind.PAUSE, member.name))
         elif step.kind is Kind.BLOCK and "ready" in process.output:
             os.kill(process.pid, signal.SIGUSR1)
+        return True
 
-    async def _cut_off(self, members: list[Member], step: Step) -> None:
+    def _begin(self, kind: Kind, members: list[Member]) -> list[Member]:
+        """Those of the members to whom this is not happening already: one end would be the other's, too."""
+        free = [member for member in members if (kind, member.name) not in self._lasting]
+        self._lasting |= {(kind, member.name) for member in free}
+        return free
+
+    async def _cut_off(self, members: list[Member], step: Step) -> bool:
+        """Returns whether anything was broken."""
+        members = self._begin(step.kind, members)
         begin = (lambda m: m.faults.hold()) if step.kind is Kind.SILENCE else (lambda m: m.faults.refuse())
         faults = [begin(member) for member in members]
         await asyncio.sleep(step.lasts)
         for fault in faults:
             fault.end()
+        self._lasting -= {(step.kind, member.name) for member in members}
+        return bool(members)
 
     async def _at_server(self, step: Step) -> None:
         if step.kind is Kind.LEAP:

@@ -309,6 +309,14 @@ def test_a_broken_promise_is_found(parts: list[list[Line]], more: dict[str, Any]
         ),
         pytest.param(
             [
+                *(sent(1, key="a"), sent(2, key="a"), handled(1, 1, 2, "retry", key="a", fence=5)),
+                *(handled(2, 3, 4, key="a"), fault("flush", 5, 6, "")),
+            ],
+            {},
+            id="so does a last attempt whose dead letter was flushed",
+        ),
+        pytest.param(
+            [
                 *(sent(1, key="a"), sent(2, key="a"), handled(1, 1, 5, key="a", held=False)),
                 *(fault("pause", 1, 5), handled(1, 3, 4, key="a", fence=2, who="coder-1.1")),
                 handled(2, 4.5, 6, key="a", who="coder-1.1"),
