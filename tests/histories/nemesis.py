@@ -126,8 +126,8 @@ class Nemesis:
         begin = (lambda m: m.faults.hold()) if step.kind is Kind.SILENCE else (lambda m: m.faults.refuse())
         faults = [begin(member) for member in members]
         await asyncio.sleep(step.lasts)
-        for fault in faults:
-            fault.end()
+        # all at the same moment: who is heard later than others was cut off alone
+        await asyncio.gather(*(asyncio.to_thread(fault.end) for fault in faults))
         self._lasting -= {(step.kind, member.name) for member in members}
         return bool(members)
 

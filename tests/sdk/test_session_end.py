@@ -234,6 +234,23 @@ async def test_an_agent_that_ends_while_the_server_is_away_ends(
     assert asyncio.get_running_loop().time() - started < 10
 
 
+async def test_what_was_handled_is_settled_although_its_lease_ran_out_before_the_end(
+    proxy: Faults, topology: Topology
+) -> None:
+    await topology.group("tasks", "tester", lease=2000, deliver_all=True)
+    async with topology.agent("tester", url=proxy.url) as coder:
+        deliveries = coder.stream_consume("tasks")
+        delivery = await anext(deliveries)
+        with proxy.refuse():
+            settling = asyncio.create_task(delivery.ack())
+            await until(lambda: delivery._attempt.hold.is_overdue)
+            coder.stop()
+            # it is tried again several times
+            await asyncio.wait({settling}, timeout=0.6)
+            assert not settling.done()
+        assert await settling
+
+
 async def test_an_agent_that_never_reached_the_server_ends(topology: Topology) -> None:
     async with topology.agent("coder", url="redis://127.0.0.1:1") as coder:
         waiting = asyncio.create_task(anext(coder.stream_consume("tasks")))

@@ -58,7 +58,7 @@ class Settler:
         self._signals = signals
         self._waiting: dict[str, list[Hold]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._ending = False
+        self._ending_since = math.inf
         # what handlers had begun, since there was no more to begin
         self.handed_back: int = 0
 
@@ -110,8 +110,8 @@ class Settler:
         self.leases.end([hold])
 
     def hurry(self) -> None:
-        """From now on, waits for a server that is away for no longer than an entry's lease."""
-        self._ending = True
+        """From now on, waits for a server that is away for no longer than a lease."""
+        self._ending_since = time.monotonic()
 
     async def drain(self) -> None:
         """Waits until all entries that are being settled are settled."""
@@ -183,7 +183,7 @@ class Settler:
                 hold.settle(was_held=code is not None and (repeated or code == DONE))
             ended = [hold for hold, _ in answered]
             if state is BEGUN:
-                self.handed_back += len(ended) if self._ending else 0
+                self.handed_back += len(ended) if self._ending_since < math.inf else 0
                 self._count("released", ended)
             self.leases.end(ended)
 
@@ -194,20 +194,22 @@ class Settler:
 
         Without a deadline it goes on whatever becomes of the leases: while the server does nothing for this
         consumer, the others get no entries either, and the server refuses to settle what they have. When the
-        session ends it stops with the last lease.
+        session ends it stops with the last lease, or a lease after both the end and the first try.
 
         Returns its reply, None without one, and whether an earlier reply was lost.
         """
         # short enough to be done before others may claim again after the trouble
         backoff = Backoff(0.05, min(1.0, self.leases.lease / 4))
-        repeated = False
+        repeated, started = False, time.monotonic()
         while True:
             try:
                 return await self.call(*command), repeated
             except AgentStreamError as error:
                 delay, until = backoff.next(), deadline
                 if until is None:
-                    until = max(hold.lease_until for hold in holds) if self._ending else math.inf
+                    # leases may be over already: nobody can renew, nor claim, while the server is away
+                    since = max(started, self._ending_since)
+                    until = max(since + self.leases.lease, *(hold.lease_until for hold in holds))
                 if not passes(error) or time.monotonic() + delay > until:
                     _log.warning(
                         "cannot settle %d entries of %s; they may be delivered again: %s",
