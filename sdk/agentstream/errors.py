@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from agentstream.sent import SentMessage
@@ -212,6 +213,13 @@ class Reject(Exception):  # noqa: N818 - as above
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def check_timeout(timeout: object) -> None:
+    """Raises TypeError if a timeout is not a number of seconds, or infinite."""
+    if not isinstance(timeout, int | float) or math.isnan(timeout):
+        text = text_of(timeout)[:50]
+        raise TypeError(f"timeout= is a number of seconds, or math.inf to wait for ever; not {text}")
 
 
 def check_delay(after: object) -> None:

@@ -97,6 +97,7 @@ NOBODY: list[tuple[Argument, ...]] = [
     ("HDEL", ROUTES, "planner"),
     ("HGETALL", ROUTES),
     ("HGET", "agentstream:test:elsewhere:routes", "coder"),
+    ("HKEYS", "agentstream:test:elsewhere:routes"),
     ("HGET", "agentstream:another:t:routes", "coder"),
     ("DEL", TASKS),
     ("UNLINK", TASKS),
@@ -322,6 +323,7 @@ async def test_everyone_may_connect_and_read_routes(
         assert await wire.call("SELECT", 0) == b"OK"
         assert await wire.call("CLIENT", "SETINFO", "LIB-NAME", "agentstream") == b"OK"
         assert decode_route(await wire.call("HGET", ROUTES, "coder")) == route(CONSUMER)
+        assert b"coder" in await wire.call("HKEYS", ROUTES)
     assert streams.acl_log() == []
 
 

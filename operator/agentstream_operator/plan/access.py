@@ -78,12 +78,12 @@ def _selector(keys: str, *commands: str) -> str:
 
 
 def _anybody(use: AgentUse, installation: str) -> list[str]:
-    """Grants every agent to look up routes, to notify, and to request and reply in its namespace."""
+    """Grants every agent to look up routes and names, to notify, to request and reply in its namespace."""
     namespace, agent = use.namespace, use.agent
     notified = [notify_channel(installation, namespace, addressee) for addressee in (agent, BROADCAST)]
     nudged = nudge_channel(installation, namespace, agent)
     return [
-        _selector(f"%R~{routes_key(installation, namespace)}", "hget"),
+        _selector(f"%R~{routes_key(installation, namespace)}", "hget", "hkeys"),
         _selector(f"&{notify_channel(installation, namespace, '*')} &{nudged}", "publish"),
         _selector(f"&{' &'.join((*notified, nudged))}", "subscribe", "unsubscribe"),
         # the token in the key is what an answer needs; a function's key must be readable, too

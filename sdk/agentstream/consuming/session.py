@@ -61,6 +61,7 @@ class Consumption:
             AgentStreamError: this process consumes the group already.
         """
         self.add_worker()
+        self._consumer.connections.write.bind()
         if self._life is None and not self._stopping.is_set():
             self._life = asyncio.create_task(self._live(), name=f"consume {self._stream}")
         if self._life is not None:

@@ -130,7 +130,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             installation=_named(variables, source, "installation") or "agentstream",
             health_port=_port(variables, "AGENTSTREAM_HEALTH_PORT"),
         )
-        settings.endpoint()
+        settings.endpoint().target()
         return settings
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from functools import lru_cache
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 
@@ -121,8 +121,28 @@ def encode(message: Message) -> bytes:
         raise InvalidMessage(f"the message is no JSON: {error}") from error
     if not _is_sound(message, data):
         # slower, but its error says what is wrong
+        _explain(message)
         decode(data)
     return data
+
+
+def check_addressee(to: str) -> None:
+    """Raises InvalidMessage for what is no name of an agent."""
+    if not isinstance(to, str) or not _is_agent(to):
+        meant = f"; did you mean {to.lower()!r}?" if isinstance(to, str) and _is_agent(to.lower()) else ""
+        raise InvalidMessage(
+            f"to= is {to!r}, and names of agents have up to 63 lower-case letters, digits and hyphens{meant}"
+        )
+
+
+def _explain(message: Message) -> None:
+    """Says what is wrong in the words of the caller, where that is easily mistaken."""
+    if message.type not in get_args(MessageType):
+        raise InvalidMessage(f"type= is one of {', '.join(get_args(MessageType))}, not {message.type!r}")
+    check_addressee(message.to)
+    expiry: object = message.expires_at
+    if expiry is not None and (isinstance(expiry, bool) or not isinstance(expiry, int | float)):
+        raise InvalidMessage(f"expires_at= is seconds since 1970, such as time.time() + 60; not {expiry!r}")
 
 
 def check_numbers(payload: object, data: bytes) -> None:

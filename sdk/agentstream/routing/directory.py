@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from agentstream.errors import NoConsumerGroup, NoRoute
+from agentstream.errors import AgentStreamError, NoConsumerGroup, NoRoute
 from agentstream.protocol.envelope import BROADCAST
 from agentstream.protocol.routes import Consumes, Produces, Route, decode_route
 from agentstream.routing.choose import consumed_group, target
@@ -16,6 +18,10 @@ from agentstream.transport.retry import Backoff
 from agentstream.transport.single_flight import SingleFlight
 
 _GOOD_FOR = 30.0
+# Seconds after which the log says that a declaration is waited for.
+_SAID_AFTER = 0.5
+_MOST_NAMES = 2_000
+_log = logging.getLogger("agentstream")
 _Found = TypeVar("_Found", Produces, Consumes)
 
 
@@ -57,11 +63,19 @@ class Directory:
             NoRoute: there is none, or more than one.
             ConnectionLost, AccessDenied, ServerRefused: as `Client.call`.
         """
+        meant: str | None = None
 
         async def find() -> Produces:
+            nonlocal meant
             own = await self._route(self._agent)
             other = None if to == BROADCAST else await self._route(to)
-            produces = target(self._agent, own, to, other, stream)
+            try:
+                produces = target(self._agent, own, to, other, stream)
+            except NoRoute as error:
+                if other is not None or to == BROADCAST or not patience:
+                    raise
+                meant = await self._meant(to) if meant is None else meant
+                raise NoRoute(f"{error}{meant}") from None
             agents = {self._agent} if to == BROADCAST else {self._agent, to}
             good_until = min(self._known.get(agent, (None, 0.0))[1] for agent in agents)
             self._targets[to, stream] = produces, good_until
@@ -91,18 +105,32 @@ class Directory:
 
     async def _patiently(self, find: Callable[[], Awaitable[_Found]], patience: float) -> _Found:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + patience
+        began, is_said = loop.time(), False
+        deadline = began + patience
         backoff = Backoff(0.1, 1.0)
         while True:
             is_fresh = not self._known
             try:
                 return await find()
-            except (NoRoute, NoConsumerGroup):
+            except (NoRoute, NoConsumerGroup) as error:
                 self.forget()
-                if is_fresh and loop.time() >= deadline:
+                now = loop.time()
+                if is_fresh and now >= deadline:
                     raise
+                if not is_said and now >= began + _SAID_AFTER:
+                    is_said = True
+                    _log.warning("%s; waiting %.0f s for a declaration", error, deadline - now)
             if is_fresh:
                 await asyncio.sleep(min(backoff.next(), max(deadline - loop.time(), 0)))
+
+    async def _meant(self, to: str) -> str:
+        """Looks for an agent of a similar name, for an error. Empty if there is none."""
+        try:
+            known = await self._client.call("HKEYS", self._key)
+        except AgentStreamError:
+            return ""
+        names = [name.decode() for name in known[:_MOST_NAMES]]
+        return "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(to, names, 1))
 
     async def _route(self, agent: str) -> Route | None:
         if self._connects != self._client.connects:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 
 import msgspec
 
-from agentstream.errors import InvalidMessage, NoRoute, SettingsError
+from agentstream.errors import InvalidMessage, NoRoute, SettingsError, check_timeout
 from agentstream.payloads.types import payload_of, version_of
 from agentstream.protocol.envelope import BROADCAST, Message, MessageType, encode, is_reference, is_unicode
 from agentstream.protocol.routes import Produces
@@ -22,6 +22,9 @@ from agentstream.transport.client import Argument
 DEFAULT_TIMEOUT = 30.0
 ROUTE_PATIENCE = 10.0
 """Seconds to wait for a route that is not declared yet."""
+
+FAR = 1e11
+"""Seconds since 1970 that nobody means: three thousand years from now, or milliseconds of today."""
 
 _LATER: Any = None
 """The stream of a record that was not offered to one yet, and the future of its entry."""
@@ -90,12 +93,15 @@ class OutgoingRecord(msgspec.Struct, eq=False):
 
     def __post_init__(self) -> None:
         """Checks the options, and encodes the message."""
+        self.data = encode(self.message)
         if self.on_full == "shed" and self.message.type != "event":
             raise InvalidMessage(f"only events may be shed, and this is a {self.message.type}")
+        if self.message.expires_at is not None and FAR <= self.message.expires_at < math.inf:
+            expiry = self.message.expires_at
+            raise InvalidMessage(f"expires_at= is seconds since 1970; {expiry:g} looks like milliseconds")
         # the server would refuse the whole batch because of this key
         if self.once is not None and not (is_reference(self.once) and is_unicode(self.once)):
             raise InvalidMessage("once= is a string of 1 to 512 characters")
-        self.data = encode(self.message)
         self.since = asyncio.get_running_loop().time()
         self.deadline = self.since + self.timeout
 
@@ -126,6 +132,7 @@ def record_of(
     """Makes the record of a message of the agent `sender`. Raises NoRoute if it names no destination."""
     if one.to is None and one.stream is None:
         raise NoRoute("a message needs an addressee, a stream, or both: to= or stream=")
+    check_timeout(timeout)
     version = one.schema_version
     message = Message(
         v=1,

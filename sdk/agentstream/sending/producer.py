@@ -10,16 +10,18 @@ from typing import Any, Unpack
 
 import msgspec
 
+from agentstream.errors import check_timeout
 from agentstream.identity.keyring import Keyring
 from agentstream.identity.settings import Settings
 from agentstream.payloads.contracts import Contracts
 from agentstream.payloads.types import payload_of
-from agentstream.protocol.envelope import BROADCAST, Message, MessageType
+from agentstream.protocol.envelope import BROADCAST, Message, MessageType, check_addressee
 from agentstream.protocol.keys import notify_channel, reply_key, routes_key
 from agentstream.routing.directory import Directory
 from agentstream.sending.notifications import DEFAULT_BUFFER, Mailbox, Notifications, notification
 from agentstream.sending.outgoing import (
     DEFAULT_TIMEOUT,
+    FAR,
     MessageOptions,
     OnFull,
     OutgoingMessage,
@@ -153,6 +155,7 @@ class Producer:
             InvalidMessage, InvalidPayload, SettingsError, Backpressure, MessageExpired, StreamMissing,
                 ConnectionLost, AccessDenied, ServerRefused: as `send_message`.
         """
+        check_timeout(timeout)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         produces = await broadcast_stream(self._directory, options.get("stream"), timeout)
@@ -194,10 +197,12 @@ class Producer:
         """
         if "once" in options:
             raise TypeError("a request takes no once=: the reply would be that to the first request")
-        if options.get("expires_at") is None:
+        check_timeout(timeout)
+        if options.get("expires_at") is None and timeout < FAR:
             options["expires_at"] = time.time() + timeout
         one = OutgoingMessage(type=type, payload=payload, to=to, reply_to=self._requests.key, **options)
         record = record_of(self.name, one, timeout)
+        self._write.bind()
         asking = self._requests.ask(record, self._sender.send, timeout)
         tracing = spans()
         return await (asking if tracing is None else tracing.asked(record.message, asking))
@@ -214,10 +219,11 @@ class Producer:
             How many processes it was sent to; in a cluster, those connected to the same node.
 
         Raises:
-            InvalidMessage: the payload is not what JSON can hold.
+            InvalidMessage: the payload is not what JSON can hold, or `to` is no name of an agent.
             ConnectionLost: the server cannot be reached, or did not answer; it is not tried again.
             AccessDenied, ServerRefused: the server refuses.
         """
+        check_addressee(to)
         channel = notify_channel(self._settings.installation, self.namespace, to)
         return int(await self._write.call("PUBLISH", channel, notification(self.name, payload_of(payload))))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agentstream.errors import AgentStreamError, NoRoute, QuorumMissed
+from agentstream.errors import AgentStreamError, NoRoute, QuorumMissed, check_timeout
 from agentstream.protocol import commands
 from agentstream.protocol.envelope import BROADCAST
 from agentstream.protocol.keys import StreamKeys
@@ -118,6 +118,7 @@ class Receipt:
             ConnectionLost, AccessDenied, ServerRefused: the server did not tell the state until the deadline.
             ValueError: the quorum is neither a positive whole number nor a share.
         """
+        check_timeout(timeout)
         needed = groups_needed(quorum, len(self.expected))
         return await self._poller.wait(self._asked, self.sent, needed, timeout)
 

@@ -47,12 +47,14 @@ class Sender:
 
     def send(self, record: OutgoingRecord) -> Coroutine[Any, Any, SentMessage]:
         """Adds a record to the stream that leads to its addressee; see `Agent.send_message`."""
+        self._client.bind()
         sending = self._send(record, record.since)
         tracing = spans()
         return sending if tracing is None else tracing.sent(record, sending)
 
     def send_many(self, records: Sequence[OutgoingRecord]) -> Coroutine[Any, Any, list[SentMessage]]:
         """Adds records to the streams that lead to their addressees; see `Agent.send_many`."""
+        self._client.bind()
         sending = self._send_many(records)
         tracing = spans()
         return sending if tracing is None else tracing.sent_many(records, sending)

@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from agentstream import agent
 from agentstream.handlers.declare import DEFAULT_MAX_WAIT
@@ -185,6 +185,22 @@ class SyncAgent(SyncFace[agent.Agent], of=agent.Agent):
         if self._ends_on_signals:
             self._signals.enter_context(on_signal(self._asked_to_end))
         return self
+
+    async def __aenter__(self) -> NoReturn:
+        """Refuses `async with`.
+
+        Raises:
+            TypeError: always, as this agent is for programs without an event loop.
+        """
+        raise TypeError("a synchronous agent is entered by `with`; for `async with`, use agentstream.Agent")
+
+    async def __aexit__(self, *error: object) -> NoReturn:
+        """Refuses `async with`, for which Python asks for this method, too.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("a synchronous agent is left by `with`")
 
     def __exit__(self, *error: object) -> None:
         """Waits for what `run` has in hand, hands back the rest, closes connections, and ends the thread."""

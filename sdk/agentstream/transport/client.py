@@ -75,6 +75,7 @@ class Client:
         self._failures = FailureLog(f"listen as {name}")
         self._size_limit = SizeLimit(self._takes)
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._earlier_writes = 0
         self.connects: int = 0
 
@@ -82,6 +83,22 @@ class Client:
     def round_trips(self) -> int:
         """How often commands were written to the connection."""
         return self._earlier_writes + (self._connection.writes if self._connection is not None else 0)
+
+    def bind(self) -> asyncio.AbstractEventLoop:
+        """Returns the running event loop, which is the only one from the first call on.
+
+        Raises:
+            AgentStreamError: it is another one.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise AgentStreamError(
+                "the agent belongs to another event loop, so nothing was sent: make an agent in each"
+                " asyncio.run, or use agentstream.sync"
+            )
+        return loop
 
     async def call(self, command: Argument, *args: Argument) -> Any:
         """Sends one command and returns its reply: bytes, int, None or lists of these.
@@ -97,12 +114,13 @@ class Client:
             ServerRefused: any other error reply.
             SettingsError: the endpoint cannot be read.
             TypeError, ValueError: an argument cannot be encoded.
+            AgentStreamError: another event loop has used this client.
         """
+        loop = self.bind()
         if self._closed:
             raise WireClosed("the connection is closed")
         if may_be_large(args):
             await self._size_limit.check(args)
-        loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
         self._queue.append(((command, *args), reply))
         if not self._due:

@@ -14,6 +14,7 @@ from agentstream.transport.error_replies import error_from_reply, refuses_connec
 _PORT = 6379
 _TCP, _UNIX = ("redis", "rediss"), "unix"
 _VERSION = "0.1.0"
+_FORMS = "write redis://host:port, rediss://host:port with TLS, or unix:///path"
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +85,8 @@ class Endpoint(msgspec.Struct, frozen=True):
             raise self._mistake(
                 "it cannot be parsed; percent-encode special characters in the password"
             ) from None
+        if parts.scheme not in (*_TCP, _UNIX):
+            raise self._mistake(_FORMS)
         if parts.fragment or options.keys() - {"db"}:
             raise self._mistake("the only option is db=, and `#` must be percent-encoded")
         username = unquote(parts.username or "") if self.username is None else self.username
@@ -93,7 +96,7 @@ class Endpoint(msgspec.Struct, frozen=True):
             raise self._mistake("the database must be a number")
         is_unix = parts.scheme == _UNIX and parts.path and not parts.hostname
         if not is_unix and (parts.scheme not in _TCP or not parts.hostname or port == 0):
-            raise self._mistake("write redis://host:port, rediss://host:port with TLS, or unix:///path")
+            raise self._mistake(_FORMS)
         return Target(
             host=self._host(unquote(parts.hostname or "")),
             port=port or _PORT,

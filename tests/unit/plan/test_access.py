@@ -16,7 +16,7 @@ def test_an_agent_without_streams_may_look_up_routes_notify_ask_and_answer() -> 
     assert rules(AgentUse("a", "idle"), "inst") == (
         *("reset", "on", "resetchannels", "-@all", "+ping", "+hello", "+time", "+select"),
         *("+client|setname", "+client|setinfo"),
-        "(%R~agentstream:inst:a:routes +hget)",
+        "(%R~agentstream:inst:a:routes +hget +hkeys)",
         "(&agentstream:inst:a:notify:* &agentstream:inst:a:nudge:idle +publish)",
         (
             "(&agentstream:inst:a:notify:idle &agentstream:inst:a:notify:broadcast"

@@ -123,3 +123,11 @@ def test_no_secret_shows() -> None:
         {**PLAIN, "AGENTSTREAM_URL": "redis://u:hidden@host:1", "AGENTSTREAM_PASSWORD": "hidden"}
     )
     assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "127.0.0.1:6379", "host", "http://host"])
+def test_an_address_without_scheme_is_an_error_at_once(url: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="write redis://host:port"):
+        Settings.from_env({**PLAIN, "AGENTSTREAM_URL": url})
+    with pytest.raises(SettingsError, match="write redis://host:port"):
+        Settings.from_env({"AGENTSTREAM_BINDING": str(binding(tmp_path / "bound", uri=url))})
