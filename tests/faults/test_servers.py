@@ -55,6 +55,22 @@ async def test_it_is_away_for_long(sandbox: Sandbox, drill: Drill) -> None:
     await drill.over(f"server away for {AWAY:g} s, leases of 1 s")
 
 
+async def test_it_is_killed_and_others_start_as_it_is_back(sandbox: Sandbox, drill: Drill) -> None:
+    await sandbox.declare_group("tasks", agent="coder", lease=3.0)
+    drill.consume(sandbox.agent("coder"), handlers=10, concurrency=20)
+    await drill.send(sandbox.agent("planner"), range(10), takes=AWAY + 6)
+    await until(lambda: len(drill.ledger.records("began")) == 10)
+    sandbox.server.kill()
+    back = time.monotonic() + AWAY
+    await until(lambda: time.monotonic() > back, timeout=2 * AWAY)
+    await asyncio.to_thread(sandbox.server.start)
+    drill.healed()
+    for pod in ("a", "b"):
+        drill.consume(sandbox.agent("coder", pod=pod), handlers=10, concurrency=20)
+    await drill.over(f"server killed, away for {AWAY:g} s, and others start as it is back", timeout=30)
+    assert len(drill.ledger.records("began")) == 10
+
+
 async def test_the_network_is_silent_both_ways_for_longer_than_anybody_waits(
     sandbox: Sandbox, drill: Drill
 ) -> None:
