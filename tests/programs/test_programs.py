@@ -17,7 +17,7 @@ from agentstream.testing import AgentProcess, Sandbox
 from support.programs import PROGRAMS, Deployed, kill_a_worker
 
 COUNT = 40
-HOOKS = ("--config", str(PROGRAMS / "gunicorn.conf.py"))
+HOOKS = ("--config", str(PROGRAMS / "gunicorn.conf.py"), "--no-control-socket")
 SLEEPS = "import time; time.sleep(0.02)"
 
 

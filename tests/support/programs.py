@@ -39,7 +39,12 @@ class Deployed:
             environ={"PYTHONPATH": str(PROGRAMS), "PORT": port},
         )
         self.processes.append(process)
-        await until(lambda: len(self._numbers("ready", [process])) >= workers, timeout=PATIENCE)
+
+        def is_ready() -> bool:
+            assert process.returncode is None, process.output
+            return len(self._numbers("ready", [process])) >= workers
+
+        await until(is_ready, timeout=PATIENCE)
         return process
 
     def began(self) -> Counter[int]:
