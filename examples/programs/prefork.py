@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable
-from threading import Thread
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from agentstream.sync import Agent
 
 agent = Agent.connect(Settings.from_env())
 log = logging.getLogger(__name__)
+entered = ExitStack()
 
 
 class Document(msgspec.Struct):
@@ -37,21 +38,16 @@ def index(document: Document) -> None:
 
 
 def start() -> None:
-    """Enters the agent in a worker process, and consumes in a thread of it."""
-    global _running  # noqa: PLW0603 - one for each process, as the agent is
+    """Enters the agent in a worker process, and runs its handlers beside the web application."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    agent.__enter__()
-    _running = Thread(target=agent.run, kwargs={"concurrency": 8})
-    _running.start()
+    entered.enter_context(agent)
+    entered.enter_context(agent.running(concurrency=8))
     log.info("ready")
 
 
 def stop() -> None:
     """Finishes what handlers have, and leaves the agent."""
-    if _running is not None:
-        agent.stop()
-        _running.join()
-        agent.__exit__(None, None, None)
+    entered.close()
 
 
 def app(
@@ -62,6 +58,3 @@ def app(
     sent = agent.send_message(to="prefork", type="event", payload=document)
     start_response("202 Accepted", [("Content-Type", "application/json")])
     return [json.dumps({"id": sent.id}).encode()]
-
-
-_running: Thread | None = None

@@ -2,12 +2,13 @@
 
 import asyncio
 import sys
+from typing import Any
 
 from agentstream import Agent, OutgoingMessage
 
-PAYLOADS = {
+PAYLOADS: dict[str, dict[str, Any]] = {
     "effects": {"amount": 1},
-    "orchestrator": {"documents": ["a", "b", "c"], "enough": 2},
+    "fanout": {"documents": ["a", "b", "c"], "enough": 2},
     "subprocesses": {"program": "import time; time.sleep(1)"},
 }
 

@@ -44,8 +44,8 @@ ALL = [
     Program("subprocesses", ("subprocesses.py",), lambda n: {"n": n, "program": SLEEPS}, in_hand=4),
     Program("effects", ("effects.py", "LEDGER"), lambda n: {"n": n, "amount": n}),
     Program(
-        "orchestrator",
-        ("orchestrator.py",),
+        "fanout",
+        ("fanout.py",),
         lambda n: {"n": n, "documents": ["a", "b", "c"], "enough": 2},
         in_hand=4,
     ),
@@ -67,8 +67,8 @@ def program(request: pytest.FixtureRequest) -> Program:
 @pytest.fixture
 async def deployed(sandbox: Sandbox, program: Program, tmp_path: Path) -> Deployed:
     await sandbox.declare_group("tasks", agent=program.agent, lease=2.0, max_deliveries=5)
-    if program.agent == "orchestrator":
-        await sandbox.declare_stream("documents", producers=["orchestrator"])
+    if program.agent == "fanout":
+        await sandbox.declare_stream("documents", producers=["fanout"])
         await sandbox.declare_group("documents", agent="threads", lease=2.0)
         await Deployed(sandbox, "threads", ("threads.py",)).start("threads-0")
     command = tuple(str(tmp_path / "ledger.db") if one == "LEDGER" else one for one in program.command)
@@ -178,15 +178,15 @@ async def test_a_program_that_fails_is_a_dead_letter_with_its_last_words(sandbox
 
 
 async def test_an_orchestrator_asks_again_and_cancels_what_it_needs_no_more(sandbox: Sandbox) -> None:
-    await sandbox.declare_group("tasks", agent="orchestrator")
-    await sandbox.declare_stream("documents", producers=["orchestrator"])
+    await sandbox.declare_group("tasks", agent="fanout")
+    await sandbox.declare_stream("documents", producers=["fanout"])
     await sandbox.declare_group("documents", agent="threads", lease=2.0)
-    deployed = Deployed(sandbox, "orchestrator", ("orchestrator.py",))
-    orchestrator = await deployed.start("orchestrator-0")
+    deployed = Deployed(sandbox, "fanout", ("fanout.py",))
+    fanout = await deployed.start("fanout-0")
     order = {"n": 0, "documents": ["a", "b"], "enough": 2, "patience": 0.5}
-    await sandbox.agent("planner").send_message(to="orchestrator", type="event", payload=order)
+    await sandbox.agent("planner").send_message(to="fanout", type="event", payload=order)
     # nobody works on documents yet
-    await orchestrator.printed("asking again")
+    await fanout.printed("asking again")
     await Deployed(sandbox, "threads", ("threads.py",)).start("threads-0")
     await deployed.has_handled(1)
     await sandbox.settled("documents", timeout=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -240,6 +241,28 @@ async def test_a_process_that_is_forked_off_is_told_so(
     assert all("make one after the fork" in line for line in told)
     assert (ready, child, held, ended) == ("ready", "child ended with 0", "held: True True", "ended")
     assert (await topology.stats(group))["acked"] == 1
+
+
+PREFORKS = """for _ in range(2):
+    if os.fork() == 0:
+        break
+else:
+    print("children ended with", os.wait()[1], os.wait()[1], flush=True)
+    os._exit(0)"""
+HANDLES_FIVE = """deliveries = agent.stream_consume("tasks", concurrency=1)
+    for _ in range(5):
+        with next(deliveries) as delivery:
+            print(f"handled {delivery.message.payload['n']}", flush=True)"""
+
+
+async def test_an_agent_that_is_made_before_a_fork_is_entered_in_each_child(
+    topology: Topology, group: Consumes, ten: None
+) -> None:
+    process = program(topology, HANDLES_FIVE, PREFORKS)
+    out, err, code = await ends(process)
+    assert (out.splitlines()[-1], code) == ("children ended with 0 0", 0), err
+    assert sorted(re.findall(r"handled (\d)", out)) == [str(n) for n in range(10)]
+    assert (await topology.stats(group))["acked"] == 10
 
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

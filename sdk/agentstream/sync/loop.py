@@ -28,7 +28,7 @@ class LoopThread:
         # `what` runs in the loop, by the error messages
         self._name = name
         self._what = what
-        self._process = os.getpid()
+        self._process: int | None = None
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -38,8 +38,8 @@ class LoopThread:
 
     @property
     def is_here(self) -> bool:
-        """Whether this process made the object; False after a fork."""
-        return os.getpid() == self._process
+        """Whether this process started the thread, or none did; False after a fork."""
+        return self._process in (None, os.getpid())
 
     @property
     def has_ended(self) -> bool:
@@ -51,6 +51,7 @@ class LoopThread:
         self._check_process()
         if self._thread is not None:
             raise Ended(f"the {self._what} is entered once: make another one")
+        self._process = os.getpid()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), name=self._name, daemon=True)
         self._thread.start()
