@@ -93,6 +93,29 @@ async def test_a_request_is_what_the_api_has_for_it(call: Call, method: str, pat
     assert asked.headers["authorization"] == "Bearer token"
 
 
+GROUPS, BOTH = {"groups": [{"name": "apps"}, {"name": "agentstream.dev"}]}, ["agentstreams", "consumergroups"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([says(200, {"groups": [{"name": "apps"}]})], False),
+        ([says(200, GROUPS), says(404, "404 page not found")], False),
+        ([says(200, GROUPS), says(200, {"resources": [{"name": "consumergroups"}]})], False),
+        ([says(200, GROUPS), says(200, {"resources": [{"name": name} for name in BOTH]})], True),
+    ],
+    ids=["no group", "no version", "no kind", "all"],
+)
+async def test_a_kind_is_there_when_discovery_has_its_group_its_version_and_itself(
+    answers: list[Answer], *, expected: bool
+) -> None:
+    async with answering(*answers) as server:
+        assert await server.api.discovers(AGENTSTREAMS) is expected
+        assert [asked.path for asked in server.asked] == ["/apis", f"/apis/{AGENTSTREAMS.api_version}"][
+            : len(answers)
+        ]
+
+
 async def test_what_is_applied_names_its_kind() -> None:
     async with answering(says(200)) as server:
         await server.api.apply(DEPLOYMENTS, BODY, force=False)
