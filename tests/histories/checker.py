@@ -67,7 +67,10 @@ def kept(evidence: Evidence) -> Iterator[Violation]:
     """What a call has returned for is handled in every group, or a dead letter there."""
     settled = {(run.began.group, run.began.n) for run in evidence.deliveries() if run.verb == "ack"}
     settled |= {(group, letter.n) for group, letter in evidence.letters()}
-    # with `once`, a call may have returned the entry of an earlier one
+    # with `once`, a call may have returned the entry of an earlier one, which may be gone by then
+    since: dict[str | None, int] = {}
+    for call in evidence.calls.values():
+        since[call.entry] = min(since.get(call.entry, NEVER), call.called.t)
     added = {run.began.entry: run.began.n for run in evidence.deliveries()}
     for stream in evidence.history.streams.values():
         added |= stream.entries
@@ -75,7 +78,7 @@ def kept(evidence: Evidence) -> Iterator[Violation]:
         if call.entry is None or added.get(call.entry, n) != n:
             continue
         for group in call.called.groups:
-            gone = evidence.destroyed(group, call.called.t, NEVER, TAKES_DATA)
+            gone = evidence.destroyed(group, since[call.entry], NEVER, TAKES_DATA)
             if not gone and (group, n) not in settled:
                 yield Violation(Promise.KEPT, group, f"message {n}, entry {call.entry}, was never handled")
 

@@ -284,6 +284,11 @@ def test_a_broken_promise_is_found(parts: list[list[Line]], more: dict[str, Any]
             [sent(1), fault("flush", 1, 2, "")], {"added": 0}, id="a flush takes what was not handled"
         ),
         pytest.param([sent(1), fault("delete", 1, 2, "tasks")], {"added": 0}, id="so does a deletion"),
+        pytest.param(
+            [sent(1, once="a"), fault("delete", 1, 2, "tasks"), sent(2, "1-0", at=3, once="a")],
+            {"added": 0},
+            id="and what is sent again with its key makes none",
+        ),
         pytest.param([refused(1, doubt=True)], {"added": 0}, id="a call in doubt may have made none"),
         pytest.param([refused(1, doubt=True), handled(1, 1, 2)], {}, id="a call in doubt may have made one"),
         pytest.param(
