@@ -1,8 +1,5 @@
 -- Creates and removes streams, groups and contracts.
 
--- How many pages of pending entries one call takes off a group.
-local PAGES = 10
-
 -- KEYS: stream. ARGV: meta key, field, value, ...
 -- Creates an empty stream if there is no key, and records its owner. Returns 1 if it was created, else 0.
 local function create_stream(keys, args)
@@ -65,16 +62,14 @@ local function create_group(keys, args)
   return 1
 end
 
--- Takes some pages of pending entries off a group that is to be removed: the server would remove all at once. Returns whether
--- few are left.
-local function release_pending(key, base, group)
-  for _ = 1, PAGES do
-    local page, ids = redis.pcall('XPENDING', key, group, '-', '+', PAGE), {}
-    -- without a group nothing is pending
-    for i, p in ipairs(page) do ids[i] = p[1] end
-    if #ids < PAGE then return true end
-    settled(key, group, base .. ':stats:' .. group, false, ids)
-  end
+-- Takes a page of pending entries off a group that is to be removed: the server would remove all at once. Returns whether few
+-- are left.
+local function drop_pending(key, base, group)
+  local ids = {}
+  -- without a group nothing is pending
+  for i, p in ipairs(redis.pcall('XPENDING', key, group, '-', '+', PAGE)) do ids[i] = p[1] end
+  if #ids < PAGE then return true end
+  settled(key, group, base .. ':stats:' .. group, false, ids)
   return false
 end
 
@@ -84,7 +79,7 @@ end
 local function destroy_group(keys, args)
   local base, group, destroyed = args[1], args[2], 0
   if type_of(keys[1]) == 'stream' then
-    if not release_pending(keys[1], base, group) then return -1 end
+    if not drop_pending(keys[1], base, group) then return -1 end
     destroyed = redis.call('XGROUP', 'DESTROY', keys[1], group)
   end
   for _, part in ipairs({':retry:', ':delay:', ':stats:', ':parked:'}) do redis.call('UNLINK', base .. part .. group) end

@@ -68,8 +68,7 @@ local function claim_stalled(key, group, consumer, stats, from_retry, lease, cou
   local start = redis.call('HGET', stats, cursor_field) or '0-0'
   local cursor, entries, claims, looked, trimmed = start, {}, 0, 0, 0
   while claims < count and looked < SCAN and left.bytes > 0 do
-    -- each claim scans: one at a time would take long where nothing has expired
-    local wanted = left.largest == 0 and math.min(count - claims, CHUNK) or next_few(left, count - claims)
+    local wanted = next_few(left, count - claims)
     -- JUSTID leaves the delivery counter: as1_begin counts the attempt when a handler starts
     local claimed = redis.call('XAUTOCLAIM', key, group, consumer, lease, cursor, 'COUNT', wanted, 'JUSTID')
     -- the server scans up to ten times as many entries as it is to claim
