@@ -1,7 +1,7 @@
-"""No call of the library does more work because there is more of anything: it says that there is more, and is made again.
+"""No call of the library does more work because there is more of anything: it says that there is more.
 
-Five times as many entries of every kind, or large ones, must not make any call more work. Work is counted inside
-the server: the commands that a function calls, and what they are given and reply with.
+Five times as many entries of every kind, or large ones, must not make any call more work. Work is counted
+inside the server: the commands that a function calls, and what they are given and reply with.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LARGE = 512 << 10
 
 # old: as many entries are pending, undelivered behind a deletion, retried, due, given up, ordered and dead
 _BUILD = """
-local key, n, body, kept, retry = KEYS[1], tonumber(ARGV[1]), string.rep('x', ARGV[2]), {}, KEYS[1] .. ':retry:g'
+local key, n, body, retry = KEYS[1], tonumber(ARGV[1]), string.rep('x', ARGV[2]), KEYS[1] .. ':retry:g'
 local header = '{"origin":"1-1","attempts":1}'
 for i = 1, n do
   redis.call('XADD', key, '1000-' .. i, 'm', body)
@@ -85,7 +85,7 @@ class World:
 
 
 async def add(world: World) -> None:
-    await world.call(*commands.add(KEYS, "token", 1, 1000, commands.message(b"x", ("key", "k1"))))
+    await world.call(*commands.add(KEYS, "token", 0, 1000, commands.message(b"x", ("key", "k1"))))
 
 
 async def reply(world: World) -> None:
@@ -108,7 +108,7 @@ async def take(world: World) -> None:
     for source in world.live.sources:
         start, taken = b"-", 0
         while start:
-            start, entries = await world.call(*world.live.take(source, "pod.", start.decode(), 10_000))
+            start, entries = await world.call(*world.live.take(source, "pod.1", start.decode(), 10_000))
             taken += len(entries)
         assert taken == world.n
 
@@ -218,7 +218,6 @@ async def janitor(world: World) -> None:
         moved, expired, more = moved + report["moved"], expired + report["expired"], report["more"]
     assert (moved, expired) == (world.n, world.n)
     assert world.admin.xlen(f"{KEY}:retry:g") == 2 * world.n
-    # what it has just given up stays with what is on the stream; what was known before is gone but for a tenth
     assert world.admin.hlen(f"{KEY}:order") <= world.n / 10
     assert world.admin.xlen(f"{KEY}:dlq:g") <= world.n + 100
 
@@ -300,5 +299,34 @@ async def test_large_entries_are_not_read_because_there_are_more_of_them(
 ) -> None:
     few = await most(CASES[name], 6, LARGE, admin, counted)
     many = await most(CASES[name], 18, LARGE, admin, counted)
-    print("WORK", name, few, many)
     assert many.bytes <= few.bytes + LARGE / 2, (few, many)
+
+
+async def test_retries_that_are_due_keep_nobody_from_reading(
+    server: Server, admin: redis.Redis, counted: CountedCalls
+) -> None:
+    await most(once, MANY, 100, admin, counted)
+    for stream in (KEY, KEYS.retry("g")):
+        admin.xack(
+            stream, "g", *(held["message_id"] for held in admin.xpending_range(stream, "g", "-", "+", MANY))
+        )
+    moved, claimed, retries, wait, _ = await counted(
+        *GroupCalls(POLICY, "pod.z").sweep(LEASE, 1000, 10, None, now=True)
+    )
+    # 0 would have the consumer claim on before it reads
+    assert (moved, claimed, retries) == (PAGE, [], [])
+    assert wait == 1
+
+
+async def test_thousands_of_consumers_are_removed_by_and_by(
+    server: Server, broker: Broker, stream: redis.Redis, counted: CountedCalls
+) -> None:
+    add_consumers = "for i = 1, 1200 do redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], 'g', 'pod.' .. i) end"
+    stream.eval(add_consumers, 1, KEY)
+    counted.most = Work(0, 0, 0)
+    while await counted(*commands.remove_consumers(KEY, "g", "pod", None)):
+        pass
+    assert counted.most.calls < 3 * PAGE
+    stream.eval(add_consumers, 1, KEY)
+    assert len(await broker.remove_consumers(KEY, "g", Gone("pod"))) == 1200
+    assert not stream.xinfo_consumers(KEY, "g")

@@ -106,6 +106,17 @@ async def test_what_was_given_up_is_known_as_long_as_history_is_kept(
     assert stream.hgetall(parked) == {**dict.fromkeys(young, "dead"), **dict.fromkeys(old[:100], "retrying")}
 
 
+async def test_what_was_given_up_by_thousands_is_forgotten_in_one_go(
+    server: Server, broker: Broker, stream: redis.Redis
+) -> None:
+    parked = f"{KEY}:parked:g"
+    fill(stream, 1)
+    stream.eval("for i = 1, 20000 do redis.call('HSET', KEYS[1], '1-' .. i, 'dead') end", 1, parked)
+    for _ in range(2):
+        await broker.janitor(spec("g"))
+    assert stream.hlen(parked) < 2000
+
+
 async def test_what_somebody_deleted_is_not_tried_again(
     server: Server, broker: Broker, stream: redis.Redis
 ) -> None:

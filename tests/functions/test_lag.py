@@ -166,6 +166,18 @@ async def test_a_long_backlog_behind_a_deletion_is_an_estimate_that_says_so(
     assert 1000 <= group.undelivered <= 2999
 
 
+@pytest.mark.parametrize("size", [200 << 10, 1 << 20])
+async def test_large_entries_behind_a_deletion_are_an_estimate_that_says_so(
+    server: Server, broker: Broker, stream: redis.Redis, size: int
+) -> None:
+    ids = [stream.xadd(DAMAGED_KEY, {"m": b"x" * size}) for _ in range(30)]
+    stream.xreadgroup("g", "c", {DAMAGED_KEY: ">"}, count=10)
+    stream.xdel(DAMAGED_KEY, ids[20])
+    group = (await broker.observe(DAMAGED_KEY, ("g",))).groups["g"]
+    assert (group.exact, group.oldest_undelivered) == (False, ids[10])
+    assert 1 <= group.undelivered < 29
+
+
 async def test_a_short_backlog_behind_a_deletion_is_counted(
     server: Server, broker: Broker, admin: redis.Redis
 ) -> None:

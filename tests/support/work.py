@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from agentstream.protocol import library
-from agentstream.protocol.commands import Command
 from agentstream.transport.client import Client
 
 # counts the commands that a function calls, and what travels between it and the server
@@ -71,11 +70,3 @@ class CountedCalls:
         self.most = Work(*map(max, self.most, done))
         self.made += 1
         return reply
-
-    async def page_through(self, command: Command) -> list[Any]:
-        """Sends a command whose last argument is where to begin until its reply says that this was all."""
-        pages, start = [], b"-"
-        while start:
-            start, page = await self(*command[:-1], start)
-            pages.append(page)
-        return pages

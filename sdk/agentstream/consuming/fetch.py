@@ -38,6 +38,8 @@ _SWEEP_INTERVAL = 2_000
 _SPREAD = 0.5
 _SPREAD_OF_NUDGES = 0.005
 _PAGE_OF_STRAYS = 500
+# Other clients wait while the server replies. The next bodies are taken to be as large as the last ones.
+_MOST_READ, _MOST_BYTES_READ, _FIRST_GUESS = 500, 4 << 20, 64 << 10
 _BEATS_PER_LEASE = 4
 
 # While so many entries of a process wait for their predecessors with the same ordering key, it reads retries
@@ -173,6 +175,8 @@ class Fetcher:
         self._claimed_unseen = False
         # set while there is nothing more to sweep
         self._is_swept = asyncio.Event()
+        # bytes of the largest body that the last read brought
+        self._largest = _FIRST_GUESS
         self._loop_lag = LoopLag(sink.leases.lease / _BEATS_PER_LEASE)
         self._read_failures = FailureLog(f"read {self._commands.main.key}")
         self._sweep_failures = FailureLog(f"sweep {self._commands.main.key}")
@@ -243,15 +247,18 @@ class Fetcher:
         block = _BLOCK_CROWDED if crowded else _BLOCK
         self._loop_lag.reset()
         try:
-            # the count applies to each of the two streams
-            reply = await self._reading.call(*self._commands.read(sources, max(free // 2, 1), block))
+            reply = await self._reading.call(
+                *self._commands.read(sources, read_count(free, self._largest), block)
+            )
         except ConnectionLost:
             # a server that has not noticed yet may still give entries to the lost read, while it blocks
             asyncio.get_running_loop().call_later(_BLOCK / 1000, self._signals.doubt)
             raise
         # while the process was paused, or its event loop blocked, others may have claimed the entries
         until = self._loop_lag.stalled_since() + self._leases.lease
-        self._accept(delivered_holds(reply, self._commands.sources, until))
+        holds = delivered_holds(reply, self._commands.sources, until)
+        self._largest = max((len(hold.entry.body or b"") for hold in holds), default=self._largest)
+        self._accept(holds)
 
     async def _recover_own(self) -> None:
         """Recovers the entries that this consumer owns; at the start also those of processes that ended."""
@@ -318,3 +325,13 @@ class Fetcher:
         except asyncio.CancelledError:
             self._claimed_unseen = True
             raise
+
+
+def read_count(free: int, largest: int) -> int:
+    """Returns how many entries to read of each of the two streams.
+
+    Args:
+        free: how many entries may be fetched.
+        largest: the bytes of the largest of the bodies that came last.
+    """
+    return max(min(free // 2, _MOST_READ, _MOST_BYTES_READ // max(largest, 1)), 1)

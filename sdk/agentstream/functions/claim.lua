@@ -14,49 +14,23 @@ local function read_owned(entries, key, group, stats, from_retry, ids, left)
   end
 end
 
--- The names in a summary of XPENDING for which `is_meant(name)` is true: of consumers that hold something.
-local function holders(summary, is_meant)
-  local names = {}
-  for _, entry in ipairs(summary[4] or {}) do
-    if is_meant(entry[1]) then names[#names + 1] = entry[1] end
-  end
-  return names
-end
-
--- The first `count` entries from `start` on that these consumers hold, as {id, consumer}; and where to go on, or ''.
-local function page_of(key, group, names, start, count)
-  local found, share, last = {}, math.max(math.ceil(count / math.max(#names, 1)), CHUNK), nil
-  for _, name in ipairs(names) do
-    local page = redis.call('XPENDING', key, group, start, '+', share, name)
-    for _, p in ipairs(page) do found[#found + 1] = {p[1], name, sortable(p[1])} end
-    -- beyond the last one of a full page, some of this consumer's are missing
-    local id = #page == share and sortable(page[share][1])
-    if id and (not last or id < last) then last = id end
-  end
-  if #names > 1 then table.sort(found, function(a, b) return a[3] < b[3] end) end
-  local n = 0
-  while n < math.min(#found, count) and not (last and last < found[n + 1][3]) do n = n + 1 end
-  local next_start = (last or n < #found) and after(found[n][1]) or ''
-  for i = #found, n + 1, -1 do found[i] = nil end
-  return found, next_start
-end
-
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), holder, start id, count.
 -- Claims the entries from `start` on that `holder` has, this consumer itself or one whose process has ended: up to `count`,
 -- at most a page. Returns {next start or '', [{id, counter, fields}]}.
 local function take(keys, args)
   local key, group, consumer, stats, from_retry = keys[1], args[1], args[2], args[3], args[4] == '1'
   local holder, start, count = args[5], args[6], math.max(math.min(tonumber(args[7]), PAGE), 1)
-  local found, next_start = page_of(key, group, {holder}, start, count)
+  local page = redis.call('XPENDING', key, group, start, '+', count, holder)
+  local next_start = #page == count and after(page[count][1]) or ''
   local entries, left = {}, allowance()
-  for _, one in ipairs(found) do
+  for _, p in ipairs(page) do
     if left.bytes <= 0 then
-      next_start = one[1]
+      next_start = p[1]
       break
     end
     -- its own, too: other consumers would soon claim one whose lease has nearly expired
-    redis.call('XCLAIM', key, group, consumer, 0, one[1], 'JUSTID')
-    read_owned(entries, key, group, stats, from_retry, {one[1]}, left)
+    redis.call('XCLAIM', key, group, consumer, 0, p[1], 'JUSTID')
+    read_owned(entries, key, group, stats, from_retry, {p[1]}, left)
   end
   return {next_start, entries}
 end

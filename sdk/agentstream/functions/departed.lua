@@ -19,6 +19,24 @@ local function remember(stats, prefix)
   redis.call('HSET', stats, 'gone', gone)
 end
 
+-- The first `count` entries from `start` on that these consumers hold, as {id, consumer}; and where to go on, or ''.
+local function page_of(key, group, names, start, count)
+  local found, share, last = {}, math.max(math.ceil(count / math.max(#names, 1)), CHUNK), nil
+  for _, name in ipairs(names) do
+    local page = redis.call('XPENDING', key, group, start, '+', share, name)
+    for _, p in ipairs(page) do found[#found + 1] = {p[1], name, sortable(p[1])} end
+    -- beyond the last one of a full page, some of this consumer's are missing
+    local id = #page == share and sortable(page[share][1])
+    if id and (not last or id < last) then last = id end
+  end
+  if #names > 1 then table.sort(found, function(a, b) return a[3] < b[3] end) end
+  local n = 0
+  while n < math.min(#found, count) and not (last and last < found[n + 1][3]) do n = n + 1 end
+  local next_start = (last or n < #found) and after(found[n][1]) or ''
+  for i = #found, n + 1, -1 do found[i] = nil end
+  return found, next_start
+end
+
 -- KEYS: stream. ARGV: base, group, prefix, ms since 1970 or '', for good? (0|1), retry stream? (0|1), start id.
 -- Makes a page of the entries from `start` on claimable at once that consumers hold whose names start with `prefix` and whose
 -- processes started before that time. For good means that no pod will have the name again: its consumers claim no entry
@@ -27,8 +45,11 @@ local function orphan(keys, args)
   local base, group, prefix, from_retry, start, n = args[1], args[2], args[3], args[6] == '1', args[7], 0
   local stats, key = base .. ':stats:' .. group, from_retry and base .. ':retry:' .. group or keys[1]
   if args[5] == '1' and redis.call('EXISTS', keys[1]) == 1 then remember(stats, prefix) end
+  local names = {}
   -- without a group there is nothing pending
-  local names = holders(redis.pcall('XPENDING', key, group), function(name) return has_left(name, prefix, args[4]) end)
+  for _, entry in ipairs(redis.pcall('XPENDING', key, group)[4] or {}) do
+    if has_left(entry[1], prefix, args[4]) then names[#names + 1] = entry[1] end
+  end
   local page, next_start = page_of(key, group, names, start, PAGE)
   for _, one in ipairs(page) do
     local claimed = redis.call('XCLAIM', key, group, one[2], 0, one[1], 'TIME', NOBODYS, 'JUSTID')

@@ -11,7 +11,7 @@ from agentstream.errors import ProtocolError, ServerRefused
 from agentstream.protocol.commands import REVISION
 
 # A file sees the local functions of the files before it.
-_FILES = (
+FILES = (
     "common",
     "entries",
     "leases",
@@ -35,7 +35,7 @@ def source() -> str:
     from importlib.resources import files  # noqa: PLC0415 - agents call what is on the server already
 
     directory = files("agentstream").joinpath("functions")
-    return "\n".join(directory.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in _FILES)
+    return "\n".join(directory.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in FILES)
 
 
 @cache
