@@ -18,7 +18,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import redis
 
 from agentstream.protocol import library
 from support.servers import Server, builds
@@ -56,19 +55,19 @@ end
 """
 
 
-def fill(client: redis.Redis, count: int, body: int = 100) -> None:
+def fill(client: Any, count: int, body: int = 100) -> None:
     """Adds entries that `g` has not read."""
     client.eval(FILL, 1, KEY, str(count), str(body))
 
 
-def hold(client: redis.Redis, count: int, body: int = 100) -> None:
+def hold(client: Any, count: int, body: int = 100) -> None:
     """Adds entries that `pod.1`, which is gone, holds."""
     fill(client, count, body)
     client.eval("redis.call('XREADGROUP', 'GROUP', 'g', 'pod.1', 'STREAMS', KEYS[1], '>')", 1, KEY)
     client.eval(IDLE, 1, KEY)
 
 
-def behind(client: redis.Redis, count: int, body: int) -> None:
+def behind(client: Any, count: int, body: int) -> None:
     """Adds a backlog that the server cannot count, as an entry in it was deleted."""
     fill(client, count, body)
     client.xreadgroup("g", "pod.1", {KEY: ">"}, count=1)
@@ -76,23 +75,23 @@ def behind(client: redis.Redis, count: int, body: int) -> None:
     client.xdel(KEY, entry)
 
 
-def due(client: redis.Redis, count: int) -> None:
+def due(client: Any, count: int) -> None:
     """Has retries due."""
     client.eval(DUE, 1, DELAY, str(count))
 
 
-def measure(client: redis.Redis) -> None:
+def measure(client: Any) -> None:
     """Looks at a stream as the operator does."""
     client.execute_command("FCALL_RO", "as1_measure", 1, KEY, 1, BASE, "", 1, "g")
 
 
-def janitor(client: redis.Redis) -> None:
+def janitor(client: Any) -> None:
     """Cleans up as the operator does."""
     limits = (3_600_000, 1_000_000, 0, "TrimAcknowledged", 100_000)
     client.execute_command("FCALL", "as1_janitor", 1, KEY, BASE, *limits, 1, 0, "g", 10_000, 3_600_000)
 
 
-def take(client: redis.Redis) -> None:
+def take(client: Any) -> None:
     """Takes over what a process that is gone held, as one with 10,000 slots."""
     start: Any = "-"
     while start:
@@ -100,7 +99,7 @@ def take(client: redis.Redis) -> None:
         start, _ = client.execute_command("FCALL", "as1_take", 1, KEY, *arguments)
 
 
-def sweep(client: redis.Redis) -> None:
+def sweep(client: Any) -> None:
     """Sweeps, as a consumer with 10,000 slots, until there is nothing to claim or to move."""
     arguments = ("g", "pod.2", STATS, DELAY, RETRY, 60_000, 1_000, 10_000, 1, "")
     moved, wait = 1, 0
@@ -108,7 +107,7 @@ def sweep(client: redis.Redis) -> None:
         moved, _, _, wait, *_ = client.execute_command("FCALL", "as1_sweep", 1, KEY, *arguments)
 
 
-def release(client: redis.Redis) -> None:
+def release(client: Any) -> None:
     """Releases what a pod held that is gone."""
     start: Any = "-"
     while start:
@@ -117,7 +116,7 @@ def release(client: redis.Redis) -> None:
         start = reply[0] if isinstance(reply, list) else ""
 
 
-Step = Callable[[redis.Redis], None]
+Step = Callable[[Any], None]
 SCENARIOS: dict[str, tuple[Step, Step]] = {
     "measure, 500 entries of 200 KiB": (lambda client: behind(client, 500, 200 << 10), measure),
     "measure, 500 entries of 1 MiB": (lambda client: behind(client, 500, 1 << 20), measure),

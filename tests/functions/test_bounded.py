@@ -116,8 +116,8 @@ async def take(world: World) -> None:
 async def sweep(world: World) -> None:
     moved_in_all, claimed, wait, moved = 0, 0, 0, 0
     while not wait or moved:
-        command = world.live.sweep(LEASE, 1000, 10_000, None, now=True)
-        moved, entries, retries, wait, _ = await world.call(*command)
+        command = world.live.sweep(LEASE, 1000, 10_000, now=True)
+        moved, entries, retries, wait = await world.call(*command)
         moved_in_all, claimed = moved_in_all + moved, claimed + len(entries) + len(retries)
     assert (moved_in_all, claimed) == (world.n, 2 * world.n)
 
@@ -310,8 +310,8 @@ async def test_retries_that_are_due_keep_nobody_from_reading(
         admin.xack(
             stream, "g", *(held["message_id"] for held in admin.xpending_range(stream, "g", "-", "+", MANY))
         )
-    moved, claimed, retries, wait, _ = await counted(
-        *GroupCalls(POLICY, "pod.z").sweep(LEASE, 1000, 10, None, now=True)
+    moved, claimed, retries, wait = await counted(
+        *GroupCalls(POLICY, "pod.z").sweep(LEASE, 1000, 10, now=True)
     )
     # 0 would have the consumer claim on before it reads
     assert (moved, claimed, retries) == (PAGE, [], [])
