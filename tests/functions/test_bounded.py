@@ -36,6 +36,10 @@ LARGE = 512 << 10
 _BUILD = """
 local key, n, body, retry = KEYS[1], tonumber(ARGV[1]), string.rep('x', ARGV[2]), KEYS[1] .. ':retry:g'
 local header = '{"origin":"1-1","attempts":1}'
+redis.call('FLUSHALL')
+redis.call('XGROUP', 'CREATE', key, 'g', '0', 'MKSTREAM')
+redis.call('XGROUP', 'CREATE', retry, 'g', '0', 'MKSTREAM')
+redis.call('HSET', key .. ':meta', 'name', 'tasks')
 for i = 1, n do
   redis.call('XADD', key, '1000-' .. i, 'm', body)
   redis.call('XADD', retry, '1000-' .. i, 'm', body, 'x', header)
@@ -61,7 +65,7 @@ class Held:
     source: Source
     id: str
     counter: int = 1
-    after: str | None = None
+    after: str | None = "1-0"
 
 
 class World:
@@ -101,7 +105,7 @@ async def once(world: World) -> None:
 
 
 async def turn(world: World) -> None:
-    await world.call(*world.live.turn(held.id for held in world.held(world.live.main)))
+    await world.call(*world.live.turn(world.held(world.live.main)))
 
 
 async def take(world: World) -> None:
@@ -129,7 +133,9 @@ async def begin(world: World) -> None:
 
 async def renew(world: World) -> None:
     world.admin.xclaim(KEY, "g", "pod.1", 0, [held.id for held in world.held(world.dead.main)], justid=True)
-    assert set(await world.call(*world.dead.renew(world.dead.main, world.held(world.dead.main)))) == {DONE}
+    assert set(await world.call(*world.dead.renew(world.dead.main, LEASE, world.held(world.dead.main)))) == {
+        DONE
+    }
 
 
 async def release(world: World) -> None:
@@ -265,10 +271,6 @@ async def counted(wire: Client, stream: redis.Redis) -> AsyncIterator[CountedCal
 
 async def most(case: Case, n: int, body: int, admin: redis.Redis, call: CountedCalls) -> Work:
     """The work of the greatest call in a world of this size, which is left empty."""
-    admin.flushall()
-    await call.load()
-    for command in (commands.create_stream(KEY, {"name": "tasks"}), commands.create_group(KEY, "g", "0")):
-        await call(*command)
     admin.eval(_BUILD, 1, KEY, str(n), str(body))
     call.most = Work(0, 0, 0)
     await case(World(n, admin, call))
