@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from agentstream.consuming.attempt import CURRENT
 from agentstream.consuming.fetch import READ_TIMEOUT
 from agentstream.consuming.group import Consumer, ConsumerConnections, ConsumerIdentity, ConsumerServices
 from agentstream.consuming.presence import Presence
@@ -21,7 +22,7 @@ from agentstream.identity.settings import Settings
 from agentstream.payloads.types import Payload
 from agentstream.payloads.upcasting import Read, Upcast, message_reader
 from agentstream.protocol.envelope import MessageType
-from agentstream.protocol.keys import nudge_channel
+from agentstream.protocol.keys import cancel_channel, nudge_channel
 from agentstream.sending.producer import Producer
 from agentstream.sending.replies import Replies
 from agentstream.signals import SIGNAL_EXIT, on_termination
@@ -54,6 +55,7 @@ class Agent(Producer):
                 agent=self.name,
                 presence=Presence(settings.pod),
                 nudges=nudge_channel(settings.installation, self.namespace, self.name),
+                cancellations=cancel_channel(settings.installation, self.namespace, self.name),
             ),
             ConsumerConnections(
                 write=self._write,
@@ -328,6 +330,13 @@ class Agent(Producer):
     def ends_when_stopped(self) -> bool:
         """Whether `stop` would end `run` or an iteration that the program waits for. Any thread may ask."""
         return any(not c.is_over for c in self._consumptions if c not in self._beside)
+
+    def _asks_itself(self, key: str) -> contextlib.AbstractContextManager[object]:
+        noting = contextlib.ExitStack()
+        if (attempt := CURRENT.get()) is not None and not attempt.verb:
+            for consumption in self._consumptions:
+                noting.enter_context(consumption.asks_itself(attempt, key))
+        return noting
 
     def _holding(self) -> Iterator[tuple[str, str, int, int]]:
         return filter(None, [consumption.holding for consumption in self._consumptions])

@@ -11,7 +11,7 @@ from agentstream.consuming.hold import DELIVERED, Hold, delivered_holds
 from agentstream.errors import AccessDenied
 from agentstream.protocol import commands
 from agentstream.protocol.commands import DONE, GroupCalls
-from agentstream.protocol.keys import StreamKeys, notify_channel, nudge_channel, reply_key
+from agentstream.protocol.keys import StreamKeys, cancel_channel, notify_channel, nudge_channel, reply_key
 from agentstream.protocol.routes import Consumes, Produces, decode_route, encode_route
 from agentstream.transport.client import Argument, Client
 from agentstream.transport.endpoint import Endpoint
@@ -163,6 +163,8 @@ NOBODY: list[tuple[Argument, ...]] = [
     ("SUBSCRIBE", notify_channel("test", "t", "writer")),
     ("SUBSCRIBE", notify_channel("test", "t", "broadcast"), notify_channel("test", "t", "writer")),
     ("SUBSCRIBE", nudge_channel("test", "t", "writer")),
+    ("SUBSCRIBE", cancel_channel("test", "t", "writer")),
+    ("PUBLISH", cancel_channel("test", "u", "writer"), "x"),
     ("SUBSCRIBE", notify_channel("test", "u", "broadcast")),
     ("SSUBSCRIBE", notify_channel("test", "t", "writer")),
     ("PSUBSCRIBE", notify_channel("test", "t", "*")),

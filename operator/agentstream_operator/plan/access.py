@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import msgspec
 
 from agentstream.protocol.envelope import BROADCAST
-from agentstream.protocol.keys import StreamKeys, notify_channel, nudge_channel, routes_key, user_name
+from agentstream.protocol.keys import (
+    StreamKeys,
+    cancel_channel,
+    notify_channel,
+    nudge_channel,
+    routes_key,
+    user_name,
+)
 from agentstream.protocol.routes import Consumes, Produces, Route
 from agentstream_operator.plan.actions import Probe, SetUser
 
@@ -82,10 +89,12 @@ def _anybody(use: AgentUse, installation: str) -> list[str]:
     namespace, agent = use.namespace, use.agent
     notified = [notify_channel(installation, namespace, addressee) for addressee in (agent, BROADCAST)]
     nudged = nudge_channel(installation, namespace, agent)
+    cancelled = cancel_channel(installation, namespace, agent)
+    anybody = [each(installation, namespace, "*") for each in (notify_channel, cancel_channel)]
     return [
         _selector(f"%R~{routes_key(installation, namespace)}", "hget", "hkeys"),
-        _selector(f"&{notify_channel(installation, namespace, '*')} &{nudged}", "publish"),
-        _selector(f"&{' &'.join((*notified, nudged))}", "subscribe", "unsubscribe"),
+        _selector(f"&{' &'.join((*anybody, nudged))}", "publish"),
+        _selector(f"&{' &'.join((*notified, nudged, cancelled))}", "subscribe", "unsubscribe"),
         # the token in the key is what an answer needs; a function's key must be readable, too
         _selector(f"%RW~{{{namespace}.*}}:reply:*", "fcall|as1_reply"),
         _selector(f"%W~{{{namespace}.*}}:reply:*", "xadd", "pexpire"),

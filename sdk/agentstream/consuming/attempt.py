@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -26,6 +27,10 @@ _EXPIRED = "expire"
 _DEADLINE_EXCEEDED = "DeadlineExceeded: the handler was not done by its deadline"
 _LEAKED = "CancelledError: something that the handler waits for was cancelled"
 _log = logging.getLogger("agentstream")
+
+
+CURRENT: ContextVar[Attempt | None] = ContextVar("agentstream_attempt", default=None)
+"""The attempt whose handler runs, also for what it calls in threads and tasks."""
 
 
 class Interruption(Enum):
@@ -69,6 +74,11 @@ class Attempt:
     def held(self) -> bool:
         """False once it is known that another consumer may have the message."""
         return self.hold.state is not LOST and self.verb != _EXPIRED
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the requester waits no longer."""
+        return self._settler.replies.is_cancelled(self.hold.message)
 
     @property
     def outcome(self) -> str:
@@ -163,6 +173,7 @@ class Attempt:
 
     def enter(self) -> None:
         """Notes that the current task runs the handler: an interruption cancels this task."""
+        CURRENT.set(self)
         task = self._task = asyncio.current_task()
         if task is not None:
             self._cancelling = task.cancelling()

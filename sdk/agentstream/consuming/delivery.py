@@ -92,6 +92,15 @@ class Delivery(Generic[Payload]):
         return self._attempt.hold.fence
 
     @property
+    def cancelled(self) -> bool:
+        """Whether the requester waits no longer: its `Agent.request` was cancelled, or its time is over.
+
+        Nothing else happens: a handler that looks may end early. Best effort: a notice may be lost. False for
+        messages that are no requests.
+        """
+        return self._attempt.cancelled
+
+    @property
     def held(self) -> bool:
         """False once it is known that another consumer may have the message."""
         return self._attempt.held

@@ -79,6 +79,10 @@ class Dispatcher:
         running = len(self._running)
         return running, max(len(self.leases) - running, 0)
 
+    def runs(self, attempt: Attempt) -> bool:
+        """Whether a handler of this group has the message."""
+        return self._running.get(attempt.hold) is attempt
+
     def follow(self, policy: Consumes) -> None:
         """Takes up a changed policy of the same group."""
         self.policy = policy

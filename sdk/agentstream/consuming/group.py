@@ -33,11 +33,16 @@ _NUDGE_PATIENCE = 1.0
 
 
 class ConsumerIdentity(NamedTuple):
-    """Who a consumer is; `nudges` is the channel on which the agent's processes wake each other up."""
+    """Who a consumer is.
+
+    `nudges` is the channel on which the agent's processes wake each other up, `cancellations` the one on
+    which requesters say that they wait no longer.
+    """
 
     agent: str
     presence: Presence
     nudges: str
+    cancellations: str
 
     @property
     def name(self) -> str:
@@ -123,7 +128,11 @@ class GroupSession:
         """Fetches until the event is set. Returns the error by which fetching ended otherwise, if it did."""
         consumer = self._consumer
         consumer.consumed[self._key] = self
-        self._unlisten = consumer.connections.subscriptions.listen(consumer.identity.nudges, self._nudged)
+        listen, identity = consumer.connections.subscriptions.listen, consumer.identity
+        self._unlisten = (
+            listen(identity.nudges, self._nudged),
+            listen(identity.cancellations, consumer.services.replies.note_cancelled),
+        )
         consumer.services.renewal.add(self.dispatcher.leases)
         work = (self._fetcher.run(), self.dispatcher.order_poller.run(), stopping.wait())
         self._tasks = [asyncio.ensure_future(each) for each in work]
@@ -138,7 +147,8 @@ class GroupSession:
         """
         dispatcher, services = self.dispatcher, self._consumer.services
         dispatcher.close()
-        self._unlisten()
+        for unlisten in self._unlisten:
+            unlisten()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self
 
@@ -13,7 +13,7 @@ from agentstream.consuming.attempt import Attempt
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.dispatch import Dispatcher
 from agentstream.consuming.group import Consumer, GroupSession
-from agentstream.errors import AgentStreamError, NoConsumerGroup, SettingsError
+from agentstream.errors import AgentStreamError, NoConsumerGroup, NoReply, SettingsError
 from agentstream.payloads.contracts import FREE
 from agentstream.payloads.types import Payload
 from agentstream.payloads.upcasting import Read
@@ -42,6 +42,7 @@ class Consumption:
         self._stopping = asyncio.Event()
         self._read_ended = asyncio.Event()
         self._error: BaseException | None = None
+        self._asking: set[Attempt] = set()
         self._workers: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def add_worker(self) -> None:
@@ -70,6 +71,30 @@ class Consumption:
         if attempt is None and self._error is not None:
             raise self._error
         return attempt
+
+    @contextlib.contextmanager
+    def asks_itself(self, attempt: Attempt, key: str) -> Iterator[None]:
+        """Notes that a handler waits for the answer to a message on the stream `key`.
+
+        Raises:
+            NoReply: it is the stream that is consumed here, and every handler waits so: nobody could answer.
+        """
+        dispatcher = self._dispatcher
+        if dispatcher is None or key != dispatcher.policy.key or not dispatcher.runs(attempt):
+            yield
+            return
+        self._asking.add(attempt)
+        try:
+            handlers = sum(not worker.done() for worker in self._workers)
+            if len(self._asking) >= handlers:
+                raise NoReply(
+                    f"this process asks itself, and all its {handlers} handlers of"
+                    f" {dispatcher.policy.stream} wait for such answers: raise the concurrency, or go on when"
+                    " a task_result comes"
+                )
+            yield
+        finally:
+            self._asking.discard(attempt)
 
     @property
     def is_over(self) -> bool:

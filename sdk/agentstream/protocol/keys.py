@@ -54,6 +54,11 @@ def nudge_channel(installation: str, namespace: str, agent: str) -> str:
     return f"agentstream:{installation}:{namespace}:nudge:{agent}"
 
 
+def cancel_channel(installation: str, namespace: str, addressee: str) -> str:
+    """The channel on which requesters tell an agent that they wait no longer."""
+    return f"agentstream:{installation}:{namespace}:cancel:{addressee}"
+
+
 def reply_key(namespace: str, agent: str, token: str) -> str:
     """The short-lived stream with the answers to one process's requests; its token cannot be guessed."""
     return f"{{{namespace}.{agent}}}:reply:{token}"

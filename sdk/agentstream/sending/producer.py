@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -16,12 +17,13 @@ from agentstream.identity.settings import Settings
 from agentstream.payloads.contracts import Contracts
 from agentstream.payloads.types import payload_of
 from agentstream.protocol.envelope import BROADCAST, Message, MessageType, check_addressee
-from agentstream.protocol.keys import notify_channel, reply_key, routes_key
+from agentstream.protocol.keys import cancel_channel, notify_channel, reply_key, routes_key
 from agentstream.routing.directory import Directory
 from agentstream.sending.notifications import DEFAULT_BUFFER, Mailbox, Notifications, notification
 from agentstream.sending.outgoing import (
     DEFAULT_TIMEOUT,
     FAR,
+    ROUTE_PATIENCE,
     MessageOptions,
     OnFull,
     OutgoingMessage,
@@ -58,7 +60,7 @@ class Producer:
         self._sender = Sender(self._write, self._directory, self._keyring, self._counters, self._contracts)
         client = self._client("answers", ANSWER_TIMEOUT)
         answers = partial(reply_key, self.namespace, self.name)
-        self._requests = Requests(answers, client, self._keyring, self._counters)
+        self._requests = Requests(answers, client, self._keyring, self._counters, self._cancel)
         self._receipts = ReceiptPoller(self._write.call)
         self._mailboxes: list[Mailbox] = []
 
@@ -189,8 +191,9 @@ class Producer:
             The reply, a `task_result`.
 
         Raises:
-            NoReply: no reply came in time. A consumer may still be handling the request. On a stream that
-                requires signatures, replies without a valid one do not count.
+            NoReply: no reply came in time; a consumer may still be handling the request. On a stream that
+                requires signatures, replies without a valid one do not count. At once where the agent asks
+                itself, and all handlers of this process wait for such replies.
             RequestFailed: the request became a dead letter.
             InvalidMessage, InvalidPayload, SettingsError, NoRoute, Backpressure, MessageExpired,
                 StreamMissing, ConnectionLost, AccessDenied, ServerRefused: as `send_message`.
@@ -205,7 +208,15 @@ class Producer:
         self._write.bind()
         asking = self._requests.ask(record, self._sender.send, timeout)
         tracing = spans()
-        return await (asking if tracing is None else tracing.asked(record.message, asking))
+        asking = asking if tracing is None else tracing.asked(record.message, asking)
+        if to != self.name:
+            return await asking
+        try:
+            produces = await self._directory.target(to, record.stream, min(timeout, ROUTE_PATIENCE))
+            with self._asks_itself(produces.key):
+                return await asking
+        finally:
+            asking.close()
 
     async def notify(self, to: str, payload: Any) -> int:
         """Publishes a notification to the processes that listen now, at most once; see `notifications`.
@@ -226,6 +237,14 @@ class Producer:
         check_addressee(to)
         channel = notify_channel(self._settings.installation, self.namespace, to)
         return int(await self._write.call("PUBLISH", channel, notification(self.name, payload_of(payload))))
+
+    def _asks_itself(self, key: str) -> contextlib.AbstractContextManager[object]:  # noqa: ARG002 - see Agent
+        """Notes that a handler waits for an answer of its own agent, by the stream with this key."""
+        return contextlib.nullcontext()
+
+    async def _cancel(self, to: str, notice: bytes) -> None:
+        channel = cancel_channel(self._settings.installation, self.namespace, to)
+        await self._write.call("PUBLISH", channel, notice)
 
     def notifications(self, *, buffer: int = DEFAULT_BUFFER) -> Notifications:
         """Subscribes to notifications to this agent and to all agents. Returns an asynchronous iterator.

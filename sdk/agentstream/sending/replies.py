@@ -11,7 +11,7 @@ import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -40,6 +40,7 @@ FAILURE = "e"
 # Bounds of the lifetime of a reply in seconds, whatever timeout the requester has.
 _SHORTEST, _LONGEST = 60.0, 86_400.0
 _FAILURE_PATIENCE = 5.0
+_MOST_CANCELLED = 10_000
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
@@ -52,6 +53,21 @@ class Replies:
     call: Callable[..., Awaitable[Any]]
     send: Callable[[OutgoingRecord], Awaitable[Any]]
     keyring: Keyring
+    # requests that nobody waits for any more: the newest ones, by what their requesters published
+    _cancelled: dict[bytes, None] = field(default_factory=dict, init=False)
+
+    def note_cancelled(self, notice: bytes) -> None:
+        """Takes what a requester published that waits no longer; see `notice_of`."""
+        self._cancelled[notice] = None
+        if len(self._cancelled) > _MOST_CANCELLED:
+            del self._cancelled[next(iter(self._cancelled))]
+
+    def is_cancelled(self, request: Message) -> bool:
+        """Whether the sender of a request waits no longer: it said so, or the request has expired."""
+        if not self.are_awaited(request):
+            return False
+        is_over = request.expires_at is not None and request.expires_at <= time.time()
+        return is_over or notice_of(request) in self._cancelled
 
     async def answer(
         self,
@@ -120,6 +136,11 @@ class Replies:
             await self.call(*command, *self.keyring.signature(policy, data, to=domain))
 
         await retry_until(put, timeout)
+
+
+def notice_of(request: Message) -> bytes:
+    """What is published when nobody waits for a request any more; the token of the key proves the sender."""
+    return f"{request.id} {request.reply_to}".encode()
 
 
 def is_reply_key(key: str | None, namespace: str, agent: str) -> bool:

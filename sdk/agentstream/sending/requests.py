@@ -24,7 +24,7 @@ from agentstream.protocol.envelope import Message, decode
 from agentstream.protocol.routes import OFF, WARN, Produces
 from agentstream.protocol.signatures import answer_domain
 from agentstream.sending.outgoing import OutgoingRecord
-from agentstream.sending.replies import FAILURE
+from agentstream.sending.replies import FAILURE, notice_of
 from agentstream.telemetry.counters import ANSWERS_UNVERIFIED, Counters, is_worth_saying
 from agentstream.telemetry.tracing import spans
 from agentstream.transport.client import Client
@@ -63,12 +63,19 @@ class Requests:
     """
 
     def __init__(
-        self, key_of: Callable[[str], str], client: Client, keyring: Keyring, counters: Counters
+        self,
+        key_of: Callable[[str], str],
+        client: Client,
+        keyring: Keyring,
+        counters: Counters,
+        cancel: Callable[[str, bytes], Awaitable[Any]],
     ) -> None:
         self._key_of = key_of
         self._client = client
         self._keyring = keyring
         self._counters = counters
+        self._cancel = cancel
+        self._notices: set[asyncio.Task[None]] = set()
         self._pending: dict[str, _PendingRequest] = {}
         self._reading: asyncio.Task[None] | None = None
         self._failures = FailureLog("read replies to requests")
@@ -105,6 +112,11 @@ class Requests:
             ) from None
         finally:
             del self._pending[request.id]
+            was_offered = record.produces is not None
+            if was_offered and (pending.reply.cancelled() or not pending.reply.done()):
+                notice = asyncio.create_task(self._tell(request), name=f"cancel {request.id}")
+                self._notices.add(notice)
+                notice.add_done_callback(self._notices.discard)
         if (tracing := spans()) is not None:
             tracing.answered(reply.trace)
         if reply.failure is not None:
@@ -114,6 +126,12 @@ class Requests:
             )
         return reply.message
 
+    async def _tell(self, request: Message) -> None:
+        """Tells those who may handle a request that nobody waits for it any more."""
+        with contextlib.suppress(AgentStreamError, TimeoutError):
+            async with asyncio.timeout(_CLOSING_PATIENCE):
+                await self._cancel(request.to, notice_of(request))
+
     async def close(self, unlink: Callable[..., Awaitable[Any]]) -> None:
         """Fails pending requests with ConnectionLost, and deletes the reply stream if the server answers."""
         if self._reading is None:
@@ -122,7 +140,7 @@ class Requests:
             if not pending.reply.done():
                 pending.reply.set_exception(ConnectionLost("the agent was closed before the reply came"))
         self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
+        await asyncio.gather(self._reading, *self._notices, return_exceptions=True)
         await self._client.close()
         with contextlib.suppress(AgentStreamError, TimeoutError):
             async with asyncio.timeout(_CLOSING_PATIENCE):

@@ -56,6 +56,7 @@ class SyncDelivery(SyncFace[delivery.Delivery[Payload]], Generic[Payload], of=de
     payload: Payload
     stream: str
     group: str
+    cancelled: bool
     entry: str
     attempt: int
     fence: int

@@ -17,10 +17,10 @@ def test_an_agent_without_streams_may_look_up_routes_notify_ask_and_answer() -> 
         *("reset", "on", "resetchannels", "-@all", "+ping", "+hello", "+time", "+select"),
         *("+client|setname", "+client|setinfo"),
         "(%R~agentstream:inst:a:routes +hget +hkeys)",
-        "(&agentstream:inst:a:notify:* &agentstream:inst:a:nudge:idle +publish)",
+        "(&agentstream:inst:a:notify:* &agentstream:inst:a:cancel:* &agentstream:inst:a:nudge:idle +publish)",
         (
             "(&agentstream:inst:a:notify:idle &agentstream:inst:a:notify:broadcast"
-            " &agentstream:inst:a:nudge:idle +subscribe +unsubscribe)"
+            " &agentstream:inst:a:nudge:idle &agentstream:inst:a:cancel:idle +subscribe +unsubscribe)"
         ),
         "(%RW~{a.*}:reply:* +fcall|as1_reply)",
         "(%W~{a.*}:reply:* +xadd +pexpire)",
