@@ -128,7 +128,8 @@ class DeliverySpec(Model):
     """Maximum duration of an attempt; then the handler is cancelled, and the attempt has failed."""
 
     max_deliveries: Annotated[Int, Field(ge=1, le=100)] = 5
-    """Maximum number of attempts before a message becomes a dead letter."""
+    """Maximum number of attempts before a message becomes a dead letter. With 1, a message whose process died
+    while it ran beside others has another one, alone."""
 
     backoff: BackoffSpec = BackoffSpec()
     """Delays between attempts."""
