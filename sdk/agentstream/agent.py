@@ -122,7 +122,7 @@ class Agent(Producer):
                 becomes a dead letter.
             group: name of the ConsumerGroup, where the agent has several on the stream.
             concurrency: how many messages this process holds at most, running and prefetched, apart from
-                those that wait for others with the same key.
+                those that wait for others with the same key; what comes beyond that is handed back at once.
 
         Raises:
             ValueError: the concurrency is not positive.

@@ -70,7 +70,7 @@ async def test_an_operator_with_these_rights_is_refused_nothing(limited: str, ad
         deletionPolicy="Delete",
         retention={"minAge": "1h", "maxLength": 10, "maxBytes": 1048576},
     )
-    group = a_group(startFrom="Beginning", deletionPolicy="Delete", delivery={"lease": "1s"})
+    group = a_group(startFrom="Beginning", deletionPolicy="Delete", delivery={"lease": "2s"})
     async with operator(limited) as op:
         await op.put(stream, group)
         for number in range(12):

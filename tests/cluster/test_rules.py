@@ -90,9 +90,9 @@ RULES = [
     ),
     Rule(
         "ConsumerGroup.spec.delivery.lease",
-        SHORTEST,
-        a_group(delivery={"lease": "1s"}),
-        a_group(delivery={"lease": "999ms"}),
+        "must be at least 2s",
+        a_group(delivery={"lease": "2s"}),
+        a_group(delivery={"lease": "1999ms"}),
     ),
     Rule(
         "ConsumerGroup.spec.delivery.lease",

@@ -7,6 +7,7 @@ import os
 import time
 
 import msgspec
+import pytest
 
 from agentstream import Backpressure
 from agentstream.protocol.keys import StreamKeys
@@ -85,6 +86,21 @@ async def test_the_network_is_silent_both_ways_for_longer_than_anybody_waits(
     drill.healed()
     await sending
     await drill.over("silent network both ways for 9 s, leases of 1 s")
+
+
+@pytest.mark.parametrize("seconds", [1.5, 2.5, 4.5])
+async def test_the_network_is_silent_for_a_few_seconds_at_the_shortest_lease(
+    sandbox: Sandbox, drill: Drill, seconds: float
+) -> None:
+    await sandbox.declare_group("tasks", agent="coder", lease=2.0)
+    for _ in range(2):
+        drill.consume(sandbox.agent("coder"), handlers=8, concurrency=24)
+    await drill.send(sandbox.agent("planner"), range(100), takes=0.5)
+    await until(lambda: len(drill.ledger.records("began")) >= 16)
+    with sandbox.faults.hold():
+        await asyncio.sleep(seconds)
+    drill.healed()
+    await drill.over(f"silent network both ways for {seconds:g} s, leases of 2 s")
 
 
 async def test_replies_are_silent_for_longer_than_anybody_waits(sandbox: Sandbox, drill: Drill) -> None:

@@ -72,7 +72,7 @@ async def test_no_secret_is_in_the_command_line_or_environment_of_any_process(de
 
 
 async def test_a_killed_agent_comes_back_and_nothing_is_lost(dev: Dev) -> None:
-    declare(dev, coders(messages=100, scale="replicas: 2\n  delivery: {lease: 1s}"))
+    declare(dev, coders(messages=100, scale="replicas: 2\n  delivery: {lease: 2s}"))
     await dev.start("m.yaml", "--until-idle", "1s")
     victim = int((await dev.line("[coder-0] up")).split()[-1])
     await until(lambda: dev.done)
@@ -83,7 +83,7 @@ async def test_a_killed_agent_comes_back_and_nothing_is_lost(dev: Dev) -> None:
 
 
 async def test_a_killed_server_comes_back_and_nothing_is_lost(dev: Dev) -> None:
-    declare(dev, coders(messages=100, scale="replicas: 2\n  delivery: {lease: 1s}"))
+    declare(dev, coders(messages=100, scale="replicas: 2\n  delivery: {lease: 2s}"))
     await dev.start("m.yaml", "--until-idle", "1s")
     await dev.line("[boss-0] sent")
     await until(lambda: dev.done)

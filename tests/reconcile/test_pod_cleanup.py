@@ -455,7 +455,7 @@ async def test_three_leases_are_those_of_the_group(
     server: Server, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(departures, "_LEASES", 0.001)
-    hasty = a_group("hasty", template=TEMPLATE, delivery={"lease": "1s"})
+    hasty = a_group("hasty", template=TEMPLATE, delivery={"lease": "2s"})
     cluster = pods_of()
     cluster.running[hasty.key] = Pods("hasty-consumer-", frozenset())
     async with operator(server.url, cluster=cluster) as op:

@@ -21,6 +21,7 @@ from agentstream.transport.client import Client
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.observed import Gone
 from support.monitor import sent_meanwhile
+from support.peers import hanging_up_late, listening
 from support.servers import Server
 from support.topology import HANDED_BACK, NAMESPACE, Topology, following, numbers, send
 from support.waiting import until
@@ -336,3 +337,74 @@ async def test_whoever_claims_next_begins_with_it(held: Held, give: Give) -> Non
     ids = await held.leave_behind(6)
     await give(await held.claim(3))
     assert [entry.id for entry in await held.claim(6, "other.1")] == ids
+
+
+async def test_what_the_server_gives_before_it_hears_of_the_end_is_handed_back(
+    topology: Topology, server: Server
+) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000)
+    ended, late = asyncio.Event(), asyncio.Event()
+    async with listening(hanging_up_late(server.port, ended, late)) as port:
+        async with topology.agent("coder", url=f"redis://127.0.0.1:{port}") as coder:
+            deliveries = coder.stream_consume("tasks")
+            asking = asyncio.create_task(anext(deliveries))
+            await until(lambda: _waits_for_news(server))
+            closing = asyncio.create_task(deliveries.aclose())
+            await ended.wait()
+            await send(topology, 1)
+            assert await topology.pending(group)
+            late.set()
+            await closing
+            with pytest.raises(StopAsyncIteration):
+                await asking
+    async with topology.agent("coder", pod="other") as other, other.stream_consume("tasks") as others:
+        delivery = await following(others)
+        assert delivery.attempt == 1
+        assert await delivery.ack()
+    assert await topology.settled(group, 1)
+
+
+def _waits_for_news(server: Server) -> bool:
+    with server.admin() as client:
+        return any("b" in c["flags"] and c["cmd"] == "xreadgroup" for c in client.client_list())
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 3])
+async def test_no_more_is_held_than_was_said_whatever_waits(topology: Topology, concurrency: int) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000)
+    await send(topology, *range(6))
+    for _, fields in await topology.wire.call("XRANGE", group.key, "-", "+"):
+        await topology.wire.call("XADD", StreamKeys(group.key).retry("coder"), "*", *fields)
+    held = []
+    async with topology.agent("coder") as coder:
+        deliveries = coder.stream_consume("tasks", concurrency=concurrency)
+        for _ in range(12):
+            delivery = await following(deliveries)
+            pending = [await topology.pending(group, retries=retries) for retries in (False, True)]
+            held.append(sum(map(len, pending)))
+            assert await delivery.ack()
+    assert max(held) <= concurrency
+    assert (await topology.stats(group))["settled"] == 6
+
+
+async def test_what_comes_while_the_last_slot_is_taken_by_a_claim_goes_to_others(
+    topology: Topology, server: Server
+) -> None:
+    group = await topology.group("tasks", "coder", lease=60_000)
+    await send(topology, 1)
+    await topology.wire.call("XREADGROUP", "GROUP", "coder", "gone.1", "STREAMS", group.key, ">")
+    async with topology.agent("coder", pod="one") as one, topology.agent("coder", pod="two") as two:
+        mine = one.stream_consume("tasks", concurrency=1)
+        first = asyncio.create_task(following(mine))
+        await until(lambda: _waits_for_news(server))
+        ((entry, *_),) = await topology.pending(group)
+        free = ("XCLAIM", group.key, "coder", "gone.1", 0, entry, "IDLE", HANDED_BACK, "JUSTID")
+        await topology.wire.call(*free)
+        await topology.wire.call("PUBLISH", NUDGES, Nudge.SWEEP)
+        claimed = await first
+        await send(topology, 2)
+        other = await following(two.stream_consume("tasks"))
+        assert (other.message.payload, other.attempt) == ({"n": 2}, 1)
+        assert await other.ack()
+        assert await claimed.ack()
+    assert await topology.settled(group, 2)

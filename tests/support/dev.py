@@ -40,7 +40,7 @@ spec:
 """
 FROM_ZERO = (
     "autoscaling: {minReplicas: 0, maxReplicas: 2, targetBacklog: 5, scaleDownAfter: 500ms}\n"
-    "  delivery: {lease: 1s}"
+    "  delivery: {lease: 2s}"
 )
 
 BOSS = """\

@@ -138,3 +138,30 @@ def slow(port: int, rate: float) -> Peer:
             await asyncio.gather(answering, return_exceptions=True)
 
     return peer
+
+
+def hanging_up_late(port: int, ended: asyncio.Event, late: asyncio.Event) -> Peer:
+    """A peer between a client and the server at `port` that says when the client ends, and tells it late."""
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def answer() -> None:
+            with contextlib.suppress(OSError):
+                while data := await server_reader.read(1 << 16):
+                    writer.write(data)
+
+        answering = asyncio.create_task(answer())
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(1 << 16):
+                    server_writer.write(data)
+            ended.set()
+            await late.wait()
+            server_writer.write_eof()
+            await answering
+        finally:
+            answering.cancel()
+            server_writer.close()
+
+    return peer

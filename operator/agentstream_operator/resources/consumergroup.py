@@ -120,9 +120,9 @@ class BackoffSpec(Model):
 class DeliverySpec(Model):
     """Delivery and retries of messages."""
 
-    lease: Annotated[Duration, at_least("1s"), at_most("1h")] = parse_duration("10s")
+    lease: Annotated[Duration, at_least("2s"), at_most("1h")] = parse_duration("10s")
     """Time after which a message is redelivered unless its consumer renews the lease, which it does while the
-    handler runs."""
+    handler runs. A shorter one than the minimum would run out in a short silence of the network."""
 
     deadline: Annotated[Duration, at_least("1s"), at_most("168h")] | None = None
     """Maximum duration of an attempt; then the handler is cancelled, and the attempt has failed."""

@@ -104,6 +104,11 @@ class Dispatcher:
             self.order_poller.look()
         self._look_again()
 
+    async def give_back(self, holds: Iterable[Hold]) -> None:
+        """Hands back fetched entries for which there is no room, and tells the other consumers."""
+        await self._settler.release(*filter(self.leases.acquire, holds))
+        await self._signals.nudge()
+
     def take(self) -> Attempt | None:
         """Begins and returns the next attempt, if one can begin just now."""
         if self.is_closed:

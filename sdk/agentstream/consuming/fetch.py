@@ -71,10 +71,11 @@ class Capacity:
 
         None while a suspect runs alone: they would wait behind it.
         """
-        return 0 if self._prefetched.is_blocked else self._unheld
+        return 0 if self._prefetched.is_blocked else self.unheld
 
     @property
-    def _unheld(self) -> int:
+    def unheld(self) -> int:
+        """How many more entries may be held."""
         return max(self._total - len(self._leases) + len(self._key_order), 0)
 
     @property
@@ -84,10 +85,10 @@ class Capacity:
 
     async def wait_for_any(self) -> int:
         """Waits until one more entry that this process owns may be held. Returns how many may."""
-        while not self._unheld:
+        while not self.unheld:
             self._changed.clear()
             await self._changed.wait()
-        return self._unheld
+        return self.unheld
 
     async def wait_for_room(self) -> int:
         """Waits until half is free, or no entry waits for a handler. Returns how many may be fetched."""
@@ -143,6 +144,9 @@ class HoldSink(Protocol):
     def accept(self, holds: Iterable[Hold]) -> None:
         """Takes new holds."""
 
+    async def give_back(self, holds: Iterable[Hold]) -> None:
+        """Hands new holds back, for other consumers."""
+
 
 class Fetcher:
     """Fetches entries of one group.
@@ -167,6 +171,7 @@ class Fetcher:
         self._commands = sink.leases.calls
         self._capacity = sink.capacity
         self._accept = sink.accept
+        self._give_back = sink.give_back
         self._signals = signals
         self._refresh = refresh
         self._presence = presence
@@ -195,7 +200,7 @@ class Fetcher:
         """
         count, is_certain = 0, not (self._signals.in_doubt or self._claimed_unseen)
         with contextlib.suppress(AgentStreamError):
-            # the server answers this after it has noticed that the reading connection is closed
+            # with TLS, the server answers this after it has noticed that the reading connection is closed
             await self._control.call("PING")
             for source in self._commands.sources:
                 start = "-"
@@ -247,9 +252,13 @@ class Fetcher:
         block = _BLOCK_CROWDED if crowded else _BLOCK
         self._loop_lag.reset()
         try:
-            reply = await self._reading.call(
-                *self._commands.read(sources, read_count(free, self._largest), block)
-            )
+            reply = None
+            if free == 1 and not crowded:
+                # a read over both streams may bring an entry of each
+                reply = await self._reading.call(*self._commands.read(sources[1:], 1, None))
+            if not reply:
+                count = read_count(free, self._largest)
+                reply = await self._reading.call(*self._commands.read(sources, count, block))
         except ConnectionLost:
             # a server that has not noticed yet may still give entries to the lost read, while it blocks
             asyncio.get_running_loop().call_later(_BLOCK / 1000, self._signals.doubt)
@@ -258,7 +267,14 @@ class Fetcher:
         until = self._loop_lag.stalled_since() + self._leases.lease
         holds = delivered_holds(reply, self._commands.sources, until)
         self._largest = max((len(hold.entry.body or b"") for hold in holds), default=self._largest)
-        self._accept(holds)
+        # claims may have taken the room meanwhile; of what came, retries are the oldest
+        surplus = max(len(holds) - self._capacity.unheld, 0)
+        self._accept(holds[surplus:])
+        if surplus:
+            await self._give_back(holds[:surplus])
+            # perhaps nobody else takes them
+            await self._capacity.wait_for_room()
+            self._signals.sweep_now()
 
     async def _recover_own(self) -> None:
         """Recovers the entries that this consumer owns; at the start also those of processes that ended."""

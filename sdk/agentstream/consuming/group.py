@@ -152,7 +152,7 @@ class GroupSession:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._reading.close()
+        await self._reading.hang_up()
         handed_back = await self._fetcher.release_strays(self._settler.release) + len(dispatcher.leases)
         on_read_end()
         await dispatcher.hand_back()

@@ -138,11 +138,12 @@ class GroupCalls:
         """The main stream and the retry stream."""
         return self.main, self.retries
 
-    def read(self, sources: Collection[Source], count: int, block: int) -> Command:
-        """Reads up to `count` new entries of each stream; blocks for up to `block` ms until one comes."""
+    def read(self, sources: Collection[Source], count: int, block: int | None) -> Command:
+        """Reads up to `count` new entries of each stream; waits for up to `block` ms until one comes."""
         streams = (*(source.key for source in sources), *(">" for _ in sources))
         consumer = ("GROUP", self._group, self.consumer)
-        return ("XREADGROUP", *consumer, "COUNT", count, "BLOCK", block, "STREAMS", *streams)
+        waiting = () if block is None else ("BLOCK", block)
+        return ("XREADGROUP", *consumer, "COUNT", count, *waiting, "STREAMS", *streams)
 
     def take(self, source: Source, holder: str, start: str, count: int) -> Command:
         """Claims a page of what `holder` has: this consumer, or one whose process has ended.

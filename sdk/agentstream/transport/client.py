@@ -148,6 +148,13 @@ class Client:
         if self._connection is not None:
             await self._connection.close()
 
+    async def hang_up(self) -> None:
+        """Closes the connection after the server did, which then carries out nothing more that was sent."""
+        self._closed = True
+        if self._connection is not None:
+            await self._connection.hang_up()
+        await self.close()
+
     def _flush(self) -> None:
         self._due = False
         if self._connection is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -17,6 +18,7 @@ from agentstream.transport.error_replies import error_from_reply
 Queue = deque[tuple[tuple[Argument, ...], "asyncio.Future[Any]"]]
 
 _CONNECT_TIMEOUT = 5.0
+_HANGING_UP = 1.0
 # Bytes that leave in one write: many small commands, which take a short time to encode.
 _WRITE = 1 << 16
 _PING = b"*1\r\n$4\r\nPING\r\n"
@@ -135,6 +137,19 @@ class RespProtocol(asyncio.Protocol):
         """Ends the connection at once; commands without a reply fail with `ConnectionLost`."""
         self._break("the connection is closed")
         await self._closed.wait()
+
+    async def hang_up(self) -> None:
+        """Ends the connection once the server has: it then does nothing more for a command under way.
+
+        Where the server does not notice within a second, and with TLS, the connection ends at once.
+        """
+        if self._waiting and self._transport.can_write_eof():
+            self._leaving = True
+            self._transport.write_eof()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HANGING_UP):
+                    await self._closed.wait()
+        await self.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""

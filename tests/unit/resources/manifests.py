@@ -28,7 +28,7 @@ def a_template(**container: Any) -> dict[str, Any]:
 
 _names = st.from_regex("[a-z0-9]([-a-z0-9]{0,10}[a-z0-9])?", fullmatch=True)
 _durations = st.sampled_from(
-    ["1s", "999ms", "10s", "59m60s", "1h", "1h1ms", "24h", "87600h", "87600h1ms", "0s"]
+    ["1s", "999ms", "2s", "1999ms", "10s", "59m60s", "1h", "1h1ms", "24h", "87600h", "87600h1ms", "0s"]
 )
 _amounts = st.sampled_from([0, 1, 10, 1_000, 1_001, 1_000_000, 1_000_001, 1_000_000_000, 1_000_000_001])
 
