@@ -275,7 +275,9 @@ class Agent(Producer):
 
         Raises:
             SettingsError: the port for probes cannot be listened on.
+            AgentStreamError: another event loop uses the agent, or the process that this one was forked off.
         """
+        self._write.bind()
         if self._settings.health_port is not None:
             health = Health(
                 self.name,

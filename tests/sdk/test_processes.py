@@ -242,3 +242,47 @@ os.wait(), os.wait()
         await running
     assert len({pid for _, pid in workers.begun}) == 2
     assert sorted(n for n, _ in workers.begun) == sorted([*range(20), *range(20)])
+
+
+# what a child may try with an agent that its parent uses
+TRIES = {
+    "sends": 'await a.send_message(to="coder", type="event", payload={"n": -1})',
+    "asks": 'await a.request(to="coder", payload={"n": -1})',
+    "notifies": 'await a.notify("coder", {})',
+    "consumes": 'await anext(a.stream_consume("tasks"))',
+    "enters": "await a.__aenter__()",
+}
+
+
+@pytest.mark.parametrize("tries", TRIES)
+async def test_an_agent_that_was_used_before_a_fork_says_in_the_child_what_to_do(
+    topology: Topology, workers: Workers, tmp_path, tries: str
+) -> None:
+    group = await topology.group("tasks", "coder")
+    await topology.stream("tasks", "coder")
+    program = f"""
+a = Agent.from_env()
+async def child():
+    try:
+        async with asyncio.timeout(5):
+            {TRIES[tries]}
+    except BaseException as error:
+        print(type(error).__name__, error, file=sys.stderr, flush=True)
+async def main():
+    async with a:
+        await a.send_message(to="coder", type="event", payload={{"n": 1}})
+        pid = os.fork()
+        if not pid:
+            asyncio.run(child())
+            os._exit(0)
+        await asyncio.to_thread(os.waitpid, pid, 0)
+        # the connections of the parent are whole
+        await a.send_message(to="coder", type="event", payload={{"n": 2}})
+asyncio.run(main())
+"""
+    parent = await workers.start(program)
+    assert await parent.wait() == 0
+    await until(lambda: workers.told)
+    said = f"AgentStreamError process {parent.pid} uses the agent, and this one was forked off it"
+    assert workers.told[0].startswith(said), workers.told
+    assert await topology.wire.call("XLEN", group.key) == 2

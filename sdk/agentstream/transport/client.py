@@ -9,6 +9,7 @@ connection.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -76,6 +77,7 @@ class Client:
         self._size_limit = SizeLimit(self._takes)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
         self._earlier_writes = 0
         self.connects: int = 0
 
@@ -85,14 +87,19 @@ class Client:
         return self._earlier_writes + (self._connection.writes if self._connection is not None else 0)
 
     def bind(self) -> asyncio.AbstractEventLoop:
-        """Returns the running event loop, which is the only one from the first call on.
+        """Returns the running event loop, from the first call on the only one, in this process alone.
 
         Raises:
-            AgentStreamError: it is another one.
+            AgentStreamError: it is another one, or this process was forked off the one of the first call.
         """
-        loop = asyncio.get_running_loop()
+        loop, process = asyncio.get_running_loop(), os.getpid()
         if self._loop is None:
-            self._loop = loop
+            self._loop, self._process = loop, process
+        elif self._process != process:
+            raise AgentStreamError(
+                f"process {self._process} uses the agent, and this one was forked off it, so nothing was"
+                " sent: make an agent in each process, or use it only after the fork"
+            )
         elif self._loop is not loop:
             raise AgentStreamError(
                 "the agent belongs to another event loop, so nothing was sent: make an agent in each"
