@@ -71,7 +71,7 @@ async def test_settings_that_cannot_be_read_again_are_a_lost_connection(server: 
     settings.clear()
     with server.admin() as admin:
         admin.client_kill_filter(_id=str(*connection))
-    await until(lambda: wire.losses == 1)
+    await until(lambda: wire._connection is None)
     with pytest.raises(ConnectionLost, match="being replaced"):
         await wire.call("PING")
     settings.append(Endpoint(server.url))
