@@ -172,7 +172,7 @@ def test_no_label_of_a_template_hides_ours() -> None:
         (None, "25s", 30),
         (None, "60s", 65),
         (10, "10s", 15),
-        (0, "1500ms", 7),
+        (0, "2500ms", 8),
         (600, "10s", 600),
         (600, "1h", 3605),
     ],
