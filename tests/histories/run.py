@@ -44,7 +44,7 @@ from histories.records import GroupEnd, History, Letter, Recorder, StreamEnd, re
 from histories.watch import watching
 from support.operator import Operator, operator
 from support.resources import a_group, a_stream
-from support.servers import Server, builds
+from support.servers import Build, Server, builds
 from support.waiting import until
 
 SETTLES_WITHIN = 60.0
@@ -93,18 +93,21 @@ class Outcome:
         return f"{kinds['returned']} sent, {kinds['began']} handled; {broken or 'nothing broken'}"
 
 
-async def run(plan: Plan, directory: Path, *, source: str | None = None) -> Outcome:
+async def run(
+    plan: Plan, directory: Path, *, build: Build | None = None, source: str | None = None
+) -> Outcome:
     """Lets a plan happen.
 
     Args:
         plan: what happens.
         directory: where all processes write.
+        build: the server program, by default the newest.
         source: text of the function library, if not the package's.
 
     Raises:
         RuntimeError: a process ended by itself, or not well.
     """
-    clock, build = LeapingClock(directory), builds()[0]
+    clock, build = LeapingClock(directory), build or builds()[0]
     if LeapingClock.available():
         build = clock.on(build)
     else:

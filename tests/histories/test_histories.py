@@ -13,6 +13,7 @@ import pytest
 from histories.mutations import MUTATIONS, Mutation
 from histories.plan import Kind, make_plan
 from histories.run import run
+from support.servers import Build, builds
 
 DURATION = 12.0
 # what is broken beside each other in a run; each kind is in one
@@ -26,8 +27,9 @@ SEEDS_TO_TRY = 4
 
 
 @pytest.mark.parametrize("name", TOGETHER)
-async def test_no_promise_is_broken(tmp_path: Path, name: str) -> None:
-    outcome = await run(make_plan(1, DURATION, TOGETHER[name]), tmp_path)
+@pytest.mark.parametrize("build", builds(), ids=lambda build: build.name)
+async def test_no_promise_is_broken(tmp_path: Path, build: Build, name: str) -> None:
+    outcome = await run(make_plan(1, DURATION, TOGETHER[name]), tmp_path, build=build)
     assert not outcome.violations, f"{outcome}\n" + "\n".join(map(str, outcome.violations))
 
 
