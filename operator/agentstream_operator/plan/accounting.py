@@ -62,45 +62,78 @@ class GroupTotals:
     skipped: int
     retried: int
     dead: int
-    lost: int
-    unsettled: int
+    settled: int  # entries of the stream
+    trimmed: int  # while they were pending
+    vanished: int  # read since `base`, and neither settled nor pending
+    retries_gone: int  # neither settled nor delayed nor on the retry stream
+    open: int  # entries of the stream that are undelivered or pending
+    retries: int  # delayed or on the retry stream
+    base: tuple[int, int] | None  # entries read and settled when the server's group was made, if known
     buckets: Mapping[float, int] = field(hash=False)
 
+    @property
+    def lost(self) -> int:
+        """Accepted entries that are neither settled nor on the server any more."""
+        return self.trimmed + self.vanished + self.retries_gone
 
-_NOTHING = GroupTotals(0, 0, 0, 0, 0, 0, 0, {})
+    @property
+    def unsettled(self) -> int:
+        """Entries that are undelivered, pending, delayed or on the retry stream."""
+        return self.open + self.retries
 
 
-def counters(stream: StreamSeen, group: GroupSeen) -> GroupTotals:
-    """Reads the counters of an observation."""
+def counters(stream: StreamSeen, group: GroupSeen, before: GroupTotals | None = None) -> GroupTotals:
+    """Reads the counters of an observation; what it does not tell is as in the one before."""
     stats = group.stats
 
     def count(name: str) -> int:
         return int(stats.get(name, 0))
 
-    vanished = 0
-    if group.read is not None and "base:read" in stats:
-        delivered = group.read - count("base:read")
-        vanished = max(0, delivered - (count("settled") - count("base:settled")) - group.pending)
-    # the server counts entries that were trimmed unread as read, once the group reads on: one or the other
-    # sees them
-    missing_retries = max(0, count("retried") - count("resettled") - group.retry_length - group.delayed)
+    base = (count("base:read"), count("base:settled")) if "base:read" in stats else None
+    # the server's own count jumps where entries were deleted
+    read = stream.added - group.undelivered if group.exact else group.read
+    vanished, unsettled = 0, group.undelivered + group.pending
+    if before is not None and stream.type == "stream" and not group.exists:
+        # it will be made again at its checkpoint
+        vanished, unsettled = before.vanished, before.open
+    elif base is not None and group.exists:
+        if read is None:
+            vanished = before.vanished if before is not None and before.base == base else 0
+        else:
+            vanished = max(0, read - base[0] - (count("settled") - base[1]) - group.pending)
+    requeued = count("retried") + count("released")
+    retries = group.retry_length + group.delayed
     return GroupTotals(
         added=stream.added,
         acked=count("acked"),
         skipped=count("skipped"),
         retried=count("retried"),
         dead=count("dead"),
-        lost=count("trimmed") + max(count("overrun"), vanished) + missing_retries,
-        unsettled=group.backlog + group.delayed,
+        settled=count("settled"),
+        trimmed=count("trimmed"),
+        vanished=vanished,
+        retries_gone=max(0, requeued - count("resettled") - retries),
+        open=unsettled,
+        retries=retries,
+        base=base,
         buckets={_bound(k): int(v) for k, v in stats.items() if k.startswith(_BUCKET)},
     )
 
 
 def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals) -> Account:
     """Returns the account after one more observation."""
+    lost = account.lost
+    if after.settled < before.settled:
+        # counters never fall: all that belongs to the group is gone
+        lost += before.retries
+        before = replace(before, settled=0, trimmed=0, retries_gone=0)
     if after.added < before.added:
-        # the stream vanished or was made anew: what was unsettled went with it, and the counters may, too
-        account, before = replace(account, lost=account.lost + before.unsettled), _NOTHING
+        # the stream is gone, with what it held at the observation before and nobody settled since
+        lost += max(0, before.open - (after.settled - before.settled))
+        before = replace(before, added=0, vanished=0)
+    elif after.base != before.base and after.base is not None:
+        # the group was made again: what had vanished before does not come back
+        before = replace(before, vanished=0)
     counts = dict(account.latency.counts)
     for bound, count in after.buckets.items():
         grown = _growth(before.buckets.get(bound, 0), count)
@@ -113,8 +146,8 @@ def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals
         skipped=account.skipped + _growth(before.skipped, after.skipped),
         retried=account.retried + _growth(before.retried, after.retried),
         dead=account.dead + _growth(before.dead, after.dead),
-        # what was missing may be delivered again once a group comes back at its checkpoint
-        lost=max(0, account.lost + after.lost - before.lost),
+        # a pending entry that was deleted may yet be settled by its holder
+        lost=max(0, lost + after.lost - before.lost),
         latency=Latency(counts),
     )
 

@@ -152,7 +152,7 @@ def _update_group(
     memory.stalled = stalled(memory.progress, found, lease, after.now) and not group.spec.suspend
     if memory.counters is not None and before is not None and is_same(before, after):
         return
-    now = counters(after, found)
+    now = counters(after, found, memory.counters)
     if memory.counters is not None:
         memory.account = accumulate_account(memory.account, memory.counters, now)
     memory.counters = now

@@ -78,6 +78,7 @@ local function pass_on(key, group, consumer, stats, from_retry, parked, retry_ke
   redis.call('XADD', retry_key, '*', unpack(fields))
   spend(left, size_of(fields))
   settled(key, group, stats, from_retry, {id})
+  redis.call('HINCRBY', stats, 'released', 1)
   if parked ~= '' then redis.call('HSET', parked, x.origin, 'retrying') end
   return DONE
 end

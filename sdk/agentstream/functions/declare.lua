@@ -35,26 +35,22 @@ local function create_group(keys, args)
   end
   local retry_made = redis.pcall('XGROUP', 'CREATE', retry_key, group, '0', 'MKSTREAM')
   if retry_made.err and not string.find(retry_made.err, '^BUSYGROUP') then return retry_made end
-  local read
-  local info = map(redis.call('XINFO', 'STREAM', key))
-  local command = {'XGROUP', 'CREATE', key, group, id}
-  if id == '$' or not less(id, info['last-generated-id']) then
-    -- an id in the future would hide entries if the clock was set back
-    id, read = info['last-generated-id'], info['entries-added']
-    -- without ENTRIESREAD the server does not know the lag from the next entry on
-    command = {'XGROUP', 'CREATE', key, group, id, 'ENTRIESREAD', read}
-  elseif id == '0-0' then
-    read = info['entries-added'] - info.length
-  end
-  local made = redis.pcall(unpack(command))
+  local left = allowance()
+  local info = info_of(key, left)
+  -- an id in the future would hide entries if the clock was set back
+  if id == '$' or not less(id, info['last-generated-id']) then id = info['last-generated-id'] end
+  local made = redis.pcall('XGROUP', 'CREATE', key, group, id)
   if made.err then
     if string.find(made.err, '^BUSYGROUP') then return 0 end
     return made
   end
   redis.call('HSET', base .. ':meta', 'checkpoint:' .. group, id)
-  -- from now on, entries read must equal settled plus pending entries; the server cannot count from an id in between
-  if read then
-    local so_far = redis.call('HGET', stats, 'settled') or 0
+  -- from now on, entries read must equal settled plus pending entries
+  local unread, exact = undelivered(key, info, groups_of(key)[group], false, left)
+  if exact then
+    local read, so_far = string.format('%.0f', info['entries-added'] - unread), redis.call('HGET', stats, 'settled') or 0
+    -- without ENTRIESREAD the server does not know the lag
+    if id ~= '0-0' then redis.call('XGROUP', 'SETID', key, group, id, 'ENTRIESREAD', read) end
     redis.call('HSET', stats, 'base:read', read, 'base:settled', so_far)
   else
     redis.call('HDEL', stats, 'base:read', 'base:settled')

@@ -108,11 +108,13 @@ local function retry(keys, args)
   if delay > 0 then
     local now = now_ms()
     -- the member holds all fields, as the stream may be trimmed meanwhile; origin and attempts make it unique
-    redis.call('ZADD', delay_key, now + delay, cmsgpack.pack({x.origin, x.attempts, fields, delay}))
+    local new = redis.call('ZADD', delay_key, now + delay, cmsgpack.pack({x.origin, x.attempts, fields, delay}))
     -- how far the clock was when it was set back; see `mend`
     if now > (tonumber(redis.call('HGET', stats, 'sweep:delayed')) or 0) then
       redis.call('HSET', stats, 'sweep:delayed', string.format('%.0f', now))
     end
+    -- a group that was made again at its checkpoint may fail as before: both retries are one
+    if new == 0 then redis.call('HINCRBY', stats, 'resettled', 1) end
   else
     redis.call('XADD', retry_key, '*', unpack(fields))
   end

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from agentstream_operator.plan.accounting import Account, Latency, accumulate_account, counters
+from agentstream_operator.plan.accounting import Account, GroupTotals, Latency, accumulate_account, counters
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.signal import Progress, follow_progress, stalled
 
@@ -27,7 +27,9 @@ def group(*, read: int | None = None, pending: int = 0, undelivered: int = 0, **
 
 
 def account_of(*observations: tuple[int, GroupSeen]) -> Account:
-    seen = [counters(observed(added, g), g) for added, g in observations]
+    seen: list[GroupTotals] = []
+    for added, g in observations:
+        seen.append(counters(observed(added, g), g, seen[-1] if seen else None))
     account = Account()
     for before, after in pairwise(seen):
         account = accumulate_account(account, before, after)
@@ -67,10 +69,12 @@ def test_what_was_read_before_the_group_was_followed_does_not_count_as_lost() ->
     assert account_of((10, followed), (10, followed)).lost == 0
 
 
-def test_entries_that_were_overrun_count_once_even_if_the_server_counts_them_as_read() -> None:
-    before = group(read=10, base_read=0, settled=10)
-    after = group(read=60, base_read=0, settled=10, overrun=50)
-    assert account_of((100, before), (100, after)).lost == 50
+def test_entries_that_were_overrun_count_once_whether_the_group_read_on_or_not() -> None:
+    before = group(read=10, base_read=0, settled=10, undelivered=90)
+    overrun = group(read=10, base_read=0, settled=10, overrun=50, undelivered=40)
+    after = group(read=61, base_read=0, settled=11, overrun=50, undelivered=39)
+    assert account_of((100, before), (100, overrun)).lost == 50
+    assert account_of((100, before), (100, overrun), (100, after)).lost == 50
 
 
 def test_retries_that_are_nowhere_are_lost() -> None:
