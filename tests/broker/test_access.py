@@ -341,7 +341,10 @@ async def test_a_producer_can_add_once_and_in_order_and_with_admission(
         assert await wire.call(*second) == await wire.call(*second)
         streams.set(keys.gate, 3)
         assert await wire.call("FCALL", *add_command(TASKS, "z", number=2, token="t")) == b"2 BACKPRESSURE"
-    assert streams.xlen(TASKS) == 3
+        streams.set(keys.gate, "3 coder=3")
+        streams.hset(keys.stats("coder"), "settled", 1)
+        assert b"-" in await wire.call("FCALL", *add_command(TASKS, "z", number=3, token="t"))
+    assert streams.xlen(TASKS) == 4
     assert streams.acl_log() == []
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from typing import Any
+
+import pytest
 import redis
 
 from agentstream_operator.broker.broker import Broker
@@ -19,7 +23,7 @@ async def test_history_that_every_group_settled_goes_when_the_stream_is_too_long
     report = await broker.janitor(spec("g", max_length=500))
     assert (report.trimmed, report.shortened, report.unsettled) == (500, True, 300)
     assert (report.gate, report.refusing) == (700, False)
-    assert stream.get(GATE) == "700"
+    assert stream.get(GATE) == "700 g=700"
 
 
 async def test_adding_is_refused_while_as_much_is_unsettled_as_may_be(
@@ -228,3 +232,46 @@ async def test_a_clock_that_jumped_ahead_keeps_dead_letters(
     fill(stream, 200, age=100 * HOUR, key=f"{KEY}:dlq:g")
     await broker.janitor(spec("g"))
     assert stream.xlen(f"{KEY}:dlq:g") == 200
+
+
+def settle(admin: redis.Redis, group: str, ids: list[str]) -> None:
+    """A group acknowledges entries that its consumer `c` read."""
+    held = chain.from_iterable((entry, 1) for entry in ids)
+    where = (group, "c", f"{KEY}:stats:{group}", "", "", 0, "acked")
+    admin.fcall("as1_settle", 1, KEY, *where, *held)
+
+
+@pytest.mark.parametrize("batch", [1, 30, 100])
+async def test_what_groups_settle_makes_room_while_the_operator_is_away(
+    server: Server, broker: Broker, stream: redis.Redis, batch: int
+) -> None:
+    await broker.apply(CreateGroup(KEY, "slow", "0"))
+    await broker.janitor(spec("g", "slow", max_length=100))
+    for _ in range(300 // batch):
+        for _ in range(batch):
+            assert not refuses(stream)
+        for group in ("g", "slow"):
+            settle(stream, group, read(stream, group))
+    # of what is not settled there is as much as may be, whichever group it is that did not
+    for _ in range(100):
+        assert not refuses(stream)
+    assert refuses(stream)
+    settle(stream, "g", read(stream, "g"))
+    assert refuses(stream)
+    settle(stream, "slow", read(stream, "slow", count=7))
+    for _ in range(7):
+        assert not refuses(stream)
+    assert refuses(stream)
+    await broker.janitor(spec("g", "slow", max_length=100))
+    assert refuses(stream)
+
+
+@pytest.mark.parametrize("limits", [{"on_full": "Backpressure"}, {"max_bytes": 1 << 30}])
+async def test_where_history_or_bytes_are_limited_only_trimming_makes_room(
+    server: Server, broker: Broker, stream: redis.Redis, limits: dict[str, Any]
+) -> None:
+    await broker.janitor(spec("g", max_length=100, **limits))
+    for _ in range(100):
+        assert not refuses(stream)
+    settle(stream, "g", read(stream))
+    assert refuses(stream)

@@ -108,6 +108,7 @@ def _producer(agent: str, produces: Produces) -> list[str]:
         _selector(f"%RW~{keys.stream}", "xadd", "xlen", "fcall|as1_add"),
         _selector(f"%RW~{keys.sent('*')} %RW~{keys.once(agent, '*', '*')}", "get", "set"),
         _selector(f"%R~{keys.gate}", "get"),
+        _selector(f"%R~{keys.stats('*')}", "hget"),
         _selector(f"%RW~{keys.order}", "hget", "hset"),
         _selector(f"%R~{keys.contracts}", "hgetall"),
     ]

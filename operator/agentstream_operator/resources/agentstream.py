@@ -20,7 +20,9 @@ from .status import NO_STATUS, AgentStreamStatus
 # with other braces, the names derived from the key would hash to another slot
 _ONE_TAG = "^[^{}]*([{][^{}]+[}][^{}]*)?$"
 # names that keys.py derives: agents of another stream may have rights to them
-_DERIVED = "[}].*:((meta|gate|order|contracts)$|(sent|once|done|retry|delay|dlq|stats|parked|reply):)"
+_DERIVED = (
+    "[}].*:((meta|gate|order|contracts|receipts)$|(sent|once|done|retry|delay|dlq|stats|parked|reply):)"
+)
 
 StreamKey = Annotated[
     str,

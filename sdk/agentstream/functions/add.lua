@@ -8,10 +8,21 @@
 -- For how many ms a message with the same idempotency key is not added again.
 local ONCE = 3600000
 
--- How many entries may be added before the stream is full.
-local function room_of(stream, gate_key)
+-- How many entries may be added before the stream is full, if that is fewer than `wanted`. The gate is the length at which it
+-- is; then, of each group, `<group>=<limit>`: the same length less what the group had settled. So what groups settle makes
+-- room, whether or not a janitor comes by.
+local function room_of(stream, gate_key, wanted)
   local gate = redis.call('GET', gate_key)
-  return gate and tonumber(gate) - redis.call('XLEN', stream) or math.huge
+  if not gate then return math.huge end
+  local length, least = redis.call('XLEN', stream), math.huge
+  local room = tonumber(string.match(gate, '^%d+')) - length
+  if room >= wanted then return room end
+  local base = string.gsub(gate_key, ':gate$', '')
+  for group, limit in string.gmatch(gate, ' (%S+)=(%-?%d+)') do
+    local settled = tonumber(redis.call('HGET', base .. ':stats:' .. group, 'settled')) or 0
+    least = math.min(least, limit + settled - length)
+  end
+  return least < math.huge and math.max(room, least) or room
 end
 
 -- Reads one message from the arguments. Returns it, and the index of the next one. Everything that can fail is done here:
@@ -92,7 +103,7 @@ local function add(keys, args)
       messages[count], at = message_at(args, at, order_key, known, last)
     end
   end
-  local room = room_of(stream, gate_key)
+  local room = room_of(stream, gate_key, count)
   local results, receipts, expected = {args[2]}, nil, {}
   for i = 1, count do
     local message = messages[i]

@@ -20,11 +20,22 @@ end
 local function set_if_changed(key, value)
   local current = redis.call('GET', key)
   if value then
-    value = string.format('%.0f', value)
     if current ~= value then redis.call('SET', key, value) end
   elseif current then
     redis.call('DEL', key)
   end
+end
+
+-- The value of the gate, as `as1_add` reads it. Where bytes are limited, nothing makes room but trimming.
+local function gate_of(base, r, max_length, max_bytes, declared, open)
+  if not r.gate then return nil end
+  local gate = string.format('%.0f', r.gate)
+  if max_bytes > 0 then return gate end
+  for _, d in ipairs(declared) do
+    local settled = tonumber(redis.call('HGET', base .. ':stats:' .. d.name, 'settled')) or 0
+    gate = gate .. string.format(' %s=%.0f', d.name, r.length - math.min(open[d.name], r.length) - settled + max_length)
+  end
+  return gate
 end
 
 -- Moves a pending entry to the dead letters, or counts it if it was trimmed. Returns the size of what was moved.
@@ -268,7 +279,7 @@ local function janitor(keys, args)
   elseif on_full == 'TrimAcknowledged' then
     r.gate, r.refusing = math.max(r.length - unsettled, 0) + max_length, unsettled >= max_length
   end
-  set_if_changed(base .. ':gate', r.gate)
+  set_if_changed(base .. ':gate', gate_of(base, r, max_length, max_bytes, on_full == 'TrimAcknowledged' and declared or {}, open))
   -- trimming by length may remove pending entries
   local first = r.trimmed > 0 and redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1] or r.trimmed == 0 and info['first-entry']
   local kept = first and first[1] or after(info['last-generated-id'])

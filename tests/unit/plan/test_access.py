@@ -29,10 +29,11 @@ def test_an_agent_without_streams_may_look_up_routes_notify_ask_and_answer() -> 
 
 
 def test_a_producer_gets_one_selector_for_each_kind_of_key() -> None:
-    assert rules(AgentUse("a", "planner", produces=(TASKS,)), "inst")[-5:] == (
+    assert rules(AgentUse("a", "planner", produces=(TASKS,)), "inst")[-6:] == (
         "(%RW~{a.tasks} +xadd +xlen +fcall|as1_add)",
         "(%RW~{a.tasks}:sent:* %RW~{a.tasks}:once:planner:*:* +get +set)",
         "(%R~{a.tasks}:gate +get)",
+        "(%R~{a.tasks}:stats:* +hget)",
         "(%RW~{a.tasks}:order +hget +hset)",
         "(%R~{a.tasks}:contracts +hgetall)",
     )

@@ -88,7 +88,7 @@ _starts = st.sampled_from(
 _keys = st.sampled_from(
     [
         *("tasks", "{team-a.tasks}", "a:{b}:c", "{a}{b}", "{}", "a}b", "a{b", "{{a}}", "a b"),
-        *("{a.b}:reply:c", "{a}:b:gate", "{a}:gated", "a:meta", "{a:once:b}"),
+        *("{a.b}:reply:c", "{a}:b:gate", "{a}:receipts", "{a}:gated", "a:meta", "{a:once:b}"),
     ]
 )
 
