@@ -161,8 +161,8 @@ def main() -> None:
     arguments = parser.parse_args()
     sources = {"this": library.source()}
     if arguments.other:
-        names = (f"{name}.lua" for name in library.FILES)
-        sources["other"] = "\n".join((arguments.other / name).read_text(encoding="utf-8") for name in names)
+        files = (arguments.other / f"{name}.lua" for name in library.FILES)
+        sources["other"] = "\n".join(file.read_text(encoding="utf-8") for file in files if file.exists())
     for title, (prepare, call) in SCENARIOS.items():
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
         for _ in range(arguments.rounds):
