@@ -16,6 +16,7 @@ from agentstream.consuming.group import Consumer, ConsumerConnections, ConsumerI
 from agentstream.consuming.presence import Presence
 from agentstream.consuming.renewal import Renewal
 from agentstream.consuming.session import Consumption, Deliveries
+from agentstream.errors import AgentStreamError
 from agentstream.handlers.declare import DEFAULT_MAX_WAIT, Handlers, Subscription
 from agentstream.handlers.run import Runs
 from agentstream.identity.settings import Settings
@@ -81,6 +82,7 @@ class Agent(Producer):
         # those of `running`, beside which the program does something else
         self._beside = weakref.WeakSet[Consumption]()
         self._entered = contextlib.AsyncExitStack()
+        self._was_entered = False
         self._task: asyncio.Task[Any] | None = None
         self._ended_by: signal.Signals | None = None
 
@@ -275,9 +277,14 @@ class Agent(Producer):
 
         Raises:
             SettingsError: the port for probes cannot be listened on.
-            AgentStreamError: another event loop uses the agent, or the process that this one was forked off.
+            AgentStreamError: it was entered before, or another event loop uses the agent, or the process that
+                this one was forked off.
         """
         self._write.bind()
+        if self._was_entered:
+            # a handler that left the agent would wait for its own end
+            raise AgentStreamError("the agent is entered once, around all that uses it: make another one")
+        self._was_entered = True
         if self._settings.health_port is not None:
             health = Health(
                 self.name,

@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 from agentstream.agent import Agent
-from agentstream.errors import NoConsumerGroup
+from agentstream.consuming.delivery import Delivery
+from agentstream.consuming.session import Consumption
+from agentstream.errors import AgentStreamError, NoConsumerGroup
 from agentstream.protocol.routes import Consumes
 from support.probes import ask
 from support.servers import free_port
@@ -182,6 +184,62 @@ async def test_an_error_of_the_block_goes_before_that_of_the_run(nobody: tuple[A
     async with agent:
         with pytest.raises(LookupError):
             await beside()
+
+
+async def test_an_agent_that_a_handler_enters_again_does_not_wait_for_itself(
+    topology: Topology, group: Consumes, caplog: pytest.LogCaptureFixture
+) -> None:
+    await send(topology, 1)
+    coder = topology.agent("coder")
+
+    @coder.on("event")
+    async def handle(delivery: Delivery) -> None:
+        if delivery.attempt == 1:
+            async with coder:
+                pass
+
+    async with coder, coder.running():
+        await until(lambda: topology.settled(group, 1))
+    assert "AgentStreamError: the agent is entered once, around all that uses it" in caplog.text
+    with pytest.raises(AgentStreamError, match="make another one"):
+        await coder.__aenter__()
+
+
+async def test_a_mistake_of_this_package_ends_the_run_and_is_logged_and_raised(
+    topology: Topology, group: Consumes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails(*_: object) -> None:
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(Consumption, "_find_route", fails)
+    coder = topology.agent("coder")
+    Slow(coder)
+    async with coder:
+        with pytest.raises(ZeroDivisionError, match="a mistake"):
+            await coder.run()
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.getMessage() == "run() has ended: ZeroDivisionError: a mistake"
+    assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_consumption_that_the_program_cancels_ends_the_run_with_an_error(
+    topology: Topology, *, declared: bool
+) -> None:
+    """As by a program that cancels all tasks but its own."""
+    if declared:
+        await topology.group("tasks", "coder")
+    coder = topology.agent("coder")
+    Slow(coder)
+    async with coder:
+        at_work = asyncio.create_task(coder.run())
+        await until(lambda: coder._consumptions and coder._consumptions[0]._life is not None)
+        await until(lambda: coder._consumptions[0]._dispatcher or not declared)
+        life = coder._consumptions[0]._life
+        assert life is not None
+        life.cancel()
+        with pytest.raises(AgentStreamError, match="was cancelled by the program"):
+            await asyncio.wait_for(at_work, 10)
 
 
 async def test_what_cannot_run_is_refused(topology: Topology) -> None:

@@ -65,6 +65,7 @@ class Consumption:
         self._consumer.connections.write.bind()
         if self._life is None and not self._stopping.is_set():
             self._life = asyncio.create_task(self._live(), name=f"consume {self._stream}")
+            self._life.add_done_callback(self._ended)
         if self._life is not None:
             await self._opened.wait()
         attempt = None if self._dispatcher is None else await self._dispatcher.next()
@@ -149,13 +150,13 @@ class Consumption:
             await self._consume(policy)
         except Exception as error:  # noqa: BLE001 - whoever waits for a delivery raises it
             self._error = error
-        except asyncio.CancelledError:
-            if not self._stopping.is_set():
-                self._error = AgentStreamError("the task that consumes was cancelled by the program")
-            raise
-        finally:
-            self._opened.set()
-            self._read_ended.set()
+
+    def _ended(self, life: asyncio.Task[None]) -> None:
+        """Wakes up who waits. The task may have been cancelled before it began."""
+        if life.cancelled():
+            self._error = self._error or _cancelled()
+        self._opened.set()
+        self._read_ended.set()
 
     async def _find_route(self) -> Consumes | None:
         """Looks up the group's route until the server answers; None if this was stopped before.
@@ -198,6 +199,10 @@ class Consumption:
         self._opened.set()
         try:
             self._error = await session.fetch(self._stopping) or self._error
+        except asyncio.CancelledError:
+            # at once: who asks for the next delivery does not wait for what follows
+            self._error = _cancelled()
+            raise
         finally:
             self.stop()
             await session.close(self._read_ended.set)
@@ -225,6 +230,10 @@ class Consumption:
         """
         self._contract.check(message)
         return self._read(message)
+
+
+def _cancelled() -> AgentStreamError:
+    return AgentStreamError("the task that consumes was cancelled by the program: cancel its own tasks only")
 
 
 class Deliveries(AsyncIterator[Delivery[Payload]], Generic[Payload]):
