@@ -29,8 +29,9 @@ DESTROYS = TAKES_DATA | {"destroy"}
 # the process does not run, or nobody hears of it: its leases may run out
 STANDS = frozenset({"pause", "late"})
 PARTS = STANDS | {"silence", "refuse"}
+AWAY = frozenset({"server", "silence", "refuse"})
 # the answer to a command may be lost, so that it is repeated
-BREAKS = frozenset({"silence", "refuse", "cut", "lose", "kill", "server"})
+BREAKS = AWAY | {"cut", "lose", "kill"}
 
 
 @dataclass
@@ -166,7 +167,11 @@ class Evidence:
             and fault.t >= since
         )
         killed = self.hit(who, delivery.began.t, until, {"kill"})
-        return killed or stood_still >= self.history.lease * 0.5e9
+        # who is asked to end waits for a server that is away for no longer than a lease
+        gave_up = delivery.ended - delivery.called >= self.history.lease * 0.5e9 and all(
+            self.hit(who, delivery.called, delivery.ended, kinds) for kinds in ({"terminate"}, AWAY)
+        )
+        return killed or gave_up or stood_still >= self.history.lease * 0.5e9
 
     def is_doubtful(self, delivery: Delivery) -> bool:
         """Whether a verb may have been repeated: what is gone counts as done then."""

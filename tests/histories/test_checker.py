@@ -55,8 +55,9 @@ def handled(
     entry: str | None = None,
     key: str | None = None,
     effect: str | None = None,
+    answered: float | None = None,
 ) -> list[Line]:
-    """A handler's run; its verb is not answered where `held` is None, nor called where `verb` is empty."""
+    """A handler's run; its verb is answered at once if not said, not at all where `held` is None, nor called where `verb` is empty."""
     d, begin, end = next(numbers), round(at * SECOND), round(until * SECOND)
     lines: list[Line] = [
         Began(
@@ -76,7 +77,8 @@ def handled(
     if verb:
         lines.append(Settling(t=end, who=who, d=d, verb=verb))
         if held is not None:
-            lines.append(Settled(t=end + 1, who=who, d=d, held=held))
+            answer = end + 1 if answered is None else round(answered * SECOND)
+            lines.append(Settled(t=answer, who=who, d=d, held=held))
     return lines
 
 
@@ -274,6 +276,15 @@ def test_a_broken_promise_is_found(parts: list[list[Line]], more: dict[str, Any]
             [sent(1), handled(1, 1, 9, held=False), handled(1, 8, 10, fence=2), fault("refuse", 2, 9)],
             {},
             id="who is cut off alone counts as dead",
+        ),
+        pytest.param(
+            [
+                *(sent(1), handled(1, 1, 2, held=False, answered=5)),
+                *(handled(1, 8, 9, fence=2, who="coder-1.1"), fault("terminate", 1, 5)),
+                fault("refuse", 1.5, 7, ""),
+            ],
+            {},
+            id="who is asked to end waits for the server for one lease",
         ),
         pytest.param(
             [sent(1), handled(1, 1, 2), handled(1, 5, 6, fence=1), fault("destroy", 3, 4, GROUP)],
