@@ -79,7 +79,7 @@ MUTATIONS = (
     ),
     Mutation(
         "keys have no turn",
-        "replies[#replies + 1] = is_open and 0 or 1",
+        "replies[#replies + 1] = has_come and 1 or 0",
         "replies[#replies + 1] = 1",
         (Promise.ORDERED,),
     ),

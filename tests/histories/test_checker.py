@@ -57,7 +57,7 @@ def handled(
     effect: str | None = None,
     answered: float | None = None,
 ) -> list[Line]:
-    """A handler's run; its verb is answered at once if not said, not at all where `held` is None, nor called where `verb` is empty."""
+    """A run: its verb is answered at once, but not where `held` is None; an empty one is not called."""
     d, begin, end = next(numbers), round(at * SECOND), round(until * SECOND)
     lines: list[Line] = [
         Began(
