@@ -206,6 +206,20 @@ async def test_a_lost_introduction_is_made_under_another_name(
     assert await on_stream(wire) == [1]
 
 
+async def test_an_introduction_that_is_under_way_at_the_deadline_is_waited_for(
+    declared: Topology, wire: Client
+) -> None:
+    """Its reply may say why the message is refused, as on a server without memory."""
+
+    async def slow(*command: Any) -> object:
+        reply = await wire.call(*command)
+        await asyncio.sleep(0.2)
+        return reply
+
+    assert await batcher_on(slow, TASKS).put(record(b"x", timeout=0.05))
+    assert await wire.call("XLEN", TASKS) == 1
+
+
 async def test_what_was_not_sent_is_told_apart(declared: Topology, proxy: Faults) -> None:
     async with declared.agent("planner", url=proxy.url) as planner:
         assert await planner._sender._directory.target("coder", None, 0)

@@ -11,7 +11,7 @@ import pytest
 
 from agentstream.protocol.keys import StreamKeys
 from agentstream.transport.client import Client
-from support.topology import NAMESPACE, Topology, following, numbers
+from support.topology import NAMESPACE, Topology, ended, following, numbers
 from support.waiting import until
 
 EXCEEDED = b"DeadlineExceeded: the handler was not done by its deadline"
@@ -240,7 +240,7 @@ async def test_it_grows_from_one_process_to_the_next(topology: Topology, wire: C
                 # as if the process were killed: an earlier one of the same pod has it
                 retries = StreamKeys(group.key).retry("coder")
                 entry = (await topology.pending(group, retries=True))[0][0]
-                await wire.call("XCLAIM", retries, "coder", "coder-pod.0", 0, entry, "JUSTID")
+                await wire.call("XCLAIM", retries, "coder", ended("coder-pod"), 0, entry, "JUSTID")
                 assert not await delivery.ack()
     assert await topology.settled(group, 1)
     assert [fence for fence, _ in seen] == [1, 2, 3, 4]

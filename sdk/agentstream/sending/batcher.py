@@ -69,6 +69,7 @@ class Batcher:
         self._queue: deque[OutgoingRecord] = deque()
         self._in_flight: Sequence[OutgoingRecord] = ()
         self._doubt: Exception | None = None
+        self._introducing = False
         # the name under which the server remembers this sender, the number of its last batch, and until when
         self._token = ""
         self._number = 0
@@ -109,7 +110,9 @@ class Batcher:
         most = _MOST_FIRST
         while self._queue:
             if self._loop.time() >= self._remembered_until:
+                self._introducing = True
                 await self._introduce()
+                self._introducing = False
             batch = self._next_batch(most)
             if not batch:
                 continue
@@ -248,9 +251,11 @@ class Batcher:
         # the timer's resolution
         now = self._loop.time() + 0.001
         patience = _GRACE if self._doubt is None else 0.0
+        # what waits for an introduction is under way, too: the reply may say why it is refused
+        waiting = patience if self._introducing else 0.0
         following = [
             *(_check(one, one.deadline + patience, now, _unknown(self._doubt)) for one in self._in_flight),
-            *(_check(one, one.deadline, now, _unsent(self._doubt)) for one in self._queue),
+            *(_check(one, one.deadline + waiting, now, _unsent(self._doubt)) for one in self._queue),
         ]
         first = min(following, default=math.inf)
         if first < math.inf:
