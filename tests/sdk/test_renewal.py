@@ -53,10 +53,10 @@ class Program:
 
 
 @contextlib.asynccontextmanager
-async def program(topology: Topology, work: str) -> AsyncIterator[Program]:
+async def program(topology: Topology, work: str, url: str = "") -> AsyncIterator[Program]:
     environ = {
         **os.environ,
-        "AGENTSTREAM_URL": topology.url,
+        "AGENTSTREAM_URL": url or topology.url,
         "AGENTSTREAM_NAMESPACE": NAMESPACE,
         "AGENTSTREAM_AGENT": "coder",
         "AGENTSTREAM_POD": "coder-7",
@@ -112,6 +112,32 @@ async for delivery in deliveries:
         taking.cancel()
     assert await topology.settled(group, 8)
     assert (await topology.stats(group))["acked"] == 8
+
+
+async def test_a_blocked_loop_keeps_what_it_could_not_settle_before(
+    topology: Topology, proxy: Faults
+) -> None:
+    """The acknowledgement is lost, and nobody repeats it before the loop goes on."""
+    group = await topology.group("tasks", "coder", lease=600, max_deliveries=9)
+    await send(topology, 1)
+    proxy.lose_command("as1_settle", times=1_000)
+    work = """
+delivery = await anext(deliveries)
+acking = asyncio.create_task(delivery.ack())
+await asyncio.sleep(0)
+say("acknowledges")
+block_loop(2.4)
+say("held:", await acking)
+"""
+    async with program(topology, work, proxy.url) as blocked, topology.agent("coder", pod="other") as other:
+        await blocked.says("acknowledges")
+        taking = asyncio.create_task(following(other.stream_consume("tasks")))
+        await until(lambda: proxy.lost)
+        proxy.heal()
+        await blocked.says("held: True")
+        assert not taking.done()
+        taking.cancel()
+    assert await topology.settled(group, 1)
 
 
 async def test_a_process_that_was_stopped_for_longer_than_its_lease_can_settle_nothing(

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from agentstream.consuming.hold import Hold
+from agentstream.consuming.hold import COUNTING, Hold
 from agentstream.consuming.leases import Leases, batches
 from agentstream.errors import AgentStreamError, ConnectionLost
 from agentstream.protocol.commands import DONE, Command
@@ -149,8 +149,9 @@ class RenewalThread(threading.Thread):
     def _renew(self, leases: Leases) -> bool:
         """Renews the holds of one group. Returns whether the server answered."""
         now = time.monotonic()
-        # a hold that a command is under way for would be taken for lost
-        due = [hold for hold in leases.held() if not hold.is_busy and now < hold.renew_until]
+        # one that is being counted would be taken for lost; one that is being settled is renewed, too: the
+        # command may get lost, and a blocked loop cannot repeat it
+        due = [hold for hold in leases.held() if hold.state is not COUNTING and now < hold.renew_until]
         for source, holds in batches(due):
             held = [(hold, hold.counter) for hold in holds]
             asked = time.monotonic()
