@@ -21,7 +21,7 @@ from agentstream.protocol.routes import Consumes
 from agentstream.transport.client import Client
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.observed import Gone
-from support.entries import HOUR, KEY
+from support.entries import HOUR, KEY, fill
 from support.servers import Server
 from support.work import CountedCalls, Work
 
@@ -318,6 +318,27 @@ async def test_retries_that_are_due_keep_nobody_from_reading(
     # 0 would have the consumer claim on before it reads
     assert (moved, claimed, retries) == (PAGE, [], [])
     assert wait == 1
+
+
+async def test_scans_of_both_streams_end_whenever_either_did(
+    server: Server, broker: Broker, stream: redis.Redis
+) -> None:
+    calls = GroupCalls(POLICY, "pod.z")
+
+    def waits() -> int:
+        *_, wait = stream.execute_command(*calls.sweep(LEASE, 1000, 10, now=False))
+        return int(wait)
+
+    def hold(key: str, count: int) -> None:
+        fill(stream, count, key=key)
+        stream.xreadgroup("g", "pod.1", {key: ">"}, count=count)
+
+    # of each stream a call scans 5000
+    hold(KEY, 6000)
+    hold(KEYS.retry("g"), 3000)
+    assert waits() == 0
+    hold(KEYS.retry("g"), 3000)
+    assert any(waits() > 0 for _ in range(8))
 
 
 async def test_thousands_of_consumers_are_removed_by_and_by(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from agentstream.protocol.commands import DONE, GroupCalls
 from agentstream.protocol.entry import Source
 from agentstream.protocol.routes import Consumes
-from support.entries import HOUR, KEY, read
+from agentstream_operator.broker.broker import Broker
+from support.entries import HOUR, KEY, read, spec
 
 CALLS = GroupCalls(Consumes("tasks", KEY, "g", lease=10_000), "c")
 DELAY, STATS, RETRY = f"{KEY}:delay:g", f"{KEY}:stats:g", f"{KEY}:retry:g"
@@ -98,6 +99,15 @@ def test_a_clock_that_was_an_hour_ahead_delays_nothing_by_an_hour(retries: Retri
     assert max(retries.late()) <= 0
     # what was to wait for long still does
     assert min(retries.late()) > -60_000
+
+
+async def test_they_are_not_late_either_where_there_are_no_consumers(
+    broker: Broker, retries: Retries
+) -> None:
+    retries.delay(*([60_000] * 700))
+    retries.set_back(HOUR)
+    await broker.janitor(spec("g"))
+    assert max(retries.late()) <= 0
 
 
 def test_what_is_delayed_later_is_left_alone(retries: Retries) -> None:

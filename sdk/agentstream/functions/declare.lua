@@ -23,6 +23,17 @@ local function set_contracts(keys, args)
   return 1
 end
 
+-- Notes that nothing is known of what receipts may have asked an earlier group of that name for: its notes went with it.
+-- What is still expected will be noted.
+local function begin_receipts(base, group, info)
+  local receipts, unknown = base .. ':receipts', info['last-generated-id']
+  if redis.call('EXISTS', receipts) == 0 then return end
+  for _, id in ipairs(redis.call('ZRANGE', receipts, 0, 1)) do
+    if parts(id) then unknown = before(id) end
+  end
+  redis.call('HSET', base .. ':parked:' .. group, 'since', unknown)
+end
+
 -- KEYS: stream. ARGV: base, group, start id.
 -- Creates the group, at '0', '$' or an entry id whose second part may be left out, and its retry stream. Returns 1 if the
 -- group was created, 0 if the stream had it.
@@ -44,6 +55,7 @@ local function create_group(keys, args)
     if string.find(made.err, '^BUSYGROUP') then return 0 end
     return made
   end
+  if not redis.call('HGET', base .. ':meta', 'checkpoint:' .. group) then begin_receipts(base, group, info) end
   redis.call('HSET', base .. ':meta', 'checkpoint:' .. group, id)
   -- from now on, entries read must equal settled plus pending entries
   local unread, exact = undelivered(key, info, groups_of(key)[group], false, left)

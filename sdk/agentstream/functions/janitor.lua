@@ -7,6 +7,8 @@ local FORGET = 60000
 local WORTHWHILE = PAGE / 10
 -- The most nodes of a stream, with up to a hundred entries each, that one call removes.
 local NODES = 500
+-- For so many ms at least, what became of broadcasts is kept for who waits for it.
+local KEPT = 60000
 
 -- Whether an undeclared group counts: one of its consumers was seen within a day.
 local function is_alive(key, base, group, now)
@@ -147,12 +149,14 @@ end
 
 -- Deletes the `parked` state of entries that are too old for receipts, a page per call. Settling deletes that of retries;
 -- here it is deleted if the retries were deleted by hand, as entries with the same key would wait for ever.
--- Returns whether there is likely to be more.
+-- What was forgotten last is noted as `since`: receipts know nothing of what is older. Returns whether there is likely to be
+-- more.
 local function forget_parked(base, group, minid, broadcast)
   local parked, stats, forgotten = base .. ':parked:' .. group, base .. ':stats:' .. group, 0
   if redis.call('EXISTS', parked) == 0 then return false end
   local retries = redis.call('XLEN', base .. ':retry:' .. group) + redis.call('ZCARD', base .. ':delay:' .. group)
   local page = redis.call('HSCAN', parked, redis.call('HGET', stats, 'forget:at') or '0', 'COUNT', PAGE)
+  local since = broadcast and redis.call('HGET', parked, 'since')
   for i = 1, #page[2], 2 do
     local id, state = page[2][i], page[2][i + 1]
     -- a producer may have made up the origin of an entry
@@ -161,11 +165,13 @@ local function forget_parked(base, group, minid, broadcast)
     -- receipts ask for what is not too old: its retry was lost
     if is_over and state == 'retrying' and broadcast and parts(id) and not less(id, minid) then
       redis.call('HSET', parked, id, 'missing')
-    elseif is_over then
+    elseif is_over and not (broadcast and id == 'since') then
       redis.call('HDEL', parked, id)
       forgotten = forgotten + 1
+      if broadcast and parts(id) and not (since and less(id, since)) then since = id end
     end
   end
+  if since then redis.call('HSET', parked, 'since', since) end
   redis.call('HSET', stats, 'forget:at', page[1])
   return page[1] ~= '0' and forgotten >= WORTHWHILE
 end
@@ -198,7 +204,7 @@ end
 
 -- KEYS: stream. ARGV: base, min age in ms, max length, max bytes or 0, on full, limit, trust the server's lag? (0|1),
 -- broadcast? (0|1), then of each declared group: name, lease, ms for which to keep dead letters or 0, ...
--- Moves due retries, removes consumers that are gone, records each group's checkpoint, repairs the lag that the server
+-- Mends and moves retries, removes consumers that are gone, records each group's checkpoint, repairs the lag that the server
 -- reports, trims entries that all groups have settled and the retention allows, deletes old state of receipts and
 -- ordering keys, and sets the length at which adding is refused. With 0, dead letters are kept for ever and no pending
 -- entry becomes one. Returns a JSON object of what it did and found.
@@ -213,6 +219,8 @@ local function janitor(keys, args)
   end
   local reading, moving = allowance(), allowance()
   for _, d in ipairs(declared) do
+    -- while there are no consumers, which wait for what is due, nobody else would
+    r.more = mend(base .. ':stats:' .. d.name, base .. ':delay:' .. d.name, now, moving) or r.more
     local moved, more = move_due(base .. ':delay:' .. d.name, base .. ':retry:' .. d.name, now, PAGE - r.moved, moving)
     r.moved, r.more = r.moved + moved, r.more or more
   end
@@ -282,12 +290,13 @@ local function janitor(keys, args)
   set_if_changed(base .. ':gate', gate_of(base, r, max_length, max_bytes, on_full == 'TrimAcknowledged' and declared or {}, open))
   -- trimming by length may remove pending entries
   local first = r.trimmed > 0 and redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1] or r.trimmed == 0 and info['first-entry']
+  local recent = string.format('%.0f-0', math.max(clock - KEPT, 0))
   local kept = first and first[1] or after(info['last-generated-id'])
   if floor and less(floor, kept) then kept = floor end
   r.more = forget_order(base, declared, kept) or r.more
   if broadcast then r.more = finish_receipts(base, declared, floor or kept) or r.more end
   for _, d in ipairs(declared) do
-    r.more = forget_parked(base, d.name, minid, broadcast) or r.more
+    r.more = forget_parked(base, d.name, less(recent, minid) and recent or minid, broadcast) or r.more
     if d.keep_dead > 0 then
       if r.refusing and pending[d.name] then
         local parked = broadcast and base .. ':parked:' .. d.name or ''

@@ -13,31 +13,44 @@ local NOBODYS = 0
 local function shortest_silence(lease) return math.max(0.45 * lease, 650) end
 local function longest_wait(lease) return math.max(math.ceil(0.36 * lease), 500) end
 
+-- So many silences count as one that follow on each other too soon for who lives to have renewed in between. Not more: else
+-- they would add up for ever where everybody is slow, and no lease run out.
+local TOGETHER = 4
+
 -- The idle time, in ms, that only what is nobody's has reached.
 local function nobodys_idle(now) return now - DAY end
 
 -- For how long, in ms, nobody of a group was heard, as far as leases must allow for that now; when that ended; and when
--- somebody was heard last, nil if never. Who lives renews within half a lease after it. A tenth of a lease counts all the
+-- somebody was heard last, nil if never; and how many silences these are. Who lives renews within half a lease after it. A tenth of a lease counts all the
 -- same, so that leases run out where everybody is slow.
 local function silence(stats, lease, now)
-  local heard, silent, ended = string.match(redis.call('HGET', stats, 'sweep:heard') or '', '^(%d+) (%d+) (%d+)$')
-  heard, silent, ended = tonumber(heard), tonumber(silent) or 0, tonumber(ended) or 0
+  local known = redis.call('HGET', stats, 'sweep:heard') or ''
+  local heard, silent, ended, silences = string.match(known, '^(%d+) (%d+) (%d+) (%d+)$')
+  heard, silent, ended, silences = tonumber(heard), tonumber(silent) or 0, tonumber(ended) or 0, tonumber(silences) or 0
   -- one that ends later than now did so before the clock was set back
-  if ended > now or now - ended >= lease / 2 then silent = 0 end
+  if ended > now or now - ended >= lease / 2 then silent, silences = 0, 0 end
   local gap = now - (heard or now)
-  if gap > shortest_silence(lease) then return silent + gap - lease / 10, now, heard end
-  return silent, ended, heard
+  if gap <= shortest_silence(lease) then return silent, ended, heard, silences end
+  if silences >= TOGETHER then silent, silences = 0, 0 end
+  return silent + gap - lease / 10, now, heard, silences + 1
 end
 
 -- The idle time, in ms, from which on an entry may be claimed, if nobody was heard for as long as `silent`.
 local function claimable_idle(lease, silent, now) return math.min(lease + silent, nobodys_idle(now)) end
 
+-- By so many ms, the clock may be behind the last time that was noted.
+local SET_BACK = 1000
+
 -- Notes that a consumer of the group is heard. Returns for how long nobody was, and when that ended, as `silence` does.
 local function hear(stats, lease, now)
-  local silent, ended, heard = silence(stats, lease, now)
+  local silent, ended, heard, silences = silence(stats, lease, now)
+  -- see `set_leases_back`
+  if heard and heard > now + SET_BACK then
+    redis.call('HSET', stats, 'sweep:ahead', '0-0', 'sweep:retries-ahead', '0-0')
+  end
   -- not with each call of many consumers: who noted it last comes back in time
   if math.abs(now - (heard or 0)) >= lease / 16 then
-    redis.call('HSET', stats, 'sweep:heard', string.format('%.0f %.0f %.0f', now, silent, ended))
+    redis.call('HSET', stats, 'sweep:heard', string.format('%.0f %.0f %.0f %.0f', now, silent, ended, silences))
   end
   return silent, ended
 end

@@ -28,9 +28,6 @@ local function move_due(delay_key, retry_key, now, limit, left)
   return n, true
 end
 
--- By so many ms, the clock may be behind the time when a retry was delayed.
-local SET_BACK = 1000
-
 -- Retries that were delayed while the clock was ahead would wait for it, after it was set back, and what has the same ordering
 -- keys, too. Sees to it that each waits from now on for no longer than when it was delayed: looks at the last ones first, from
 -- where the last call stopped, as far as `left` allows. Returns whether there is more to look at.
@@ -58,6 +55,23 @@ local function mend(stats, delay_key, now, left)
   until left.bytes <= 0
   redis.call('HSET', stats, 'sweep:mend', string.format('%.0f', right))
   return true
+end
+
+-- What was renewed while the clock was ahead would be leased until it is there again, after it was set back. Sees to it that
+-- these leases begin now: looks at a page of the pending entries, from where the last call stopped. Returns whether there is
+-- more to look at.
+local function set_leases_back(key, group, stats, from_retry)
+  local field = from_retry and 'sweep:retries-ahead' or 'sweep:ahead'
+  local at = redis.call('HGET', stats, field) or ''
+  if at == '' then return false end
+  local page = redis.call('XPENDING', key, group, at, '+', PAGE)
+  for _, p in ipairs(page) do
+    -- the server tells no time below this one
+    if p[3] == 0 then hold_on(key, group, p[2], stats, from_retry, p[1]) end
+  end
+  local has_more = #page == PAGE
+  redis.call('HSET', stats, field, has_more and after(page[PAGE][1]) or '')
+  return has_more
 end
 
 -- Claims up to `count` entries whose lease has expired, from where the group's last call stopped, as far as `left` allows.
@@ -99,6 +113,8 @@ local function sweep(keys, args)
   local lease, interval, count, now = tonumber(args[6]), tonumber(args[7]), math.min(tonumber(args[8]), PAGE), now_ms()
   local silent, silent_until = hear(stats, lease, now)
   local mending = mend(stats, delay_key, now, allowance())
+  mending = set_leases_back(key, group, stats, false) or mending
+  mending = set_leases_back(retry_key, group, stats, true) or mending
   local due, moved = next_due(delay_key), 0
   if due and due <= now then
     moved = move_due(delay_key, retry_key, now, PAGE, allowance())
@@ -114,7 +130,10 @@ local function sweep(keys, args)
       local idle = is_leaving(stats, consumer) and NEVER or claimable_idle(lease, silent, now)
       local left, main_ended, retries_ended = allowance()
       stalled, main_ended = claim_stalled(key, group, consumer, stats, false, idle, count, left)
-      retries, retries_ended = claim_stalled(retry_key, group, consumer, stats, true, idle, count - #stalled, left)
+      -- one after the other: scans of both that end in different calls might never end in the same one
+      if main_ended then
+        retries, retries_ended = claim_stalled(retry_key, group, consumer, stats, true, idle, count - #stalled, left)
+      end
       if main_ended and retries_ended then
         wait = (is_pending(key, group) or is_pending(retry_key, group)) and interval or rest
       end
