@@ -257,7 +257,9 @@ def validate(
     from agentstream_operator.local.manifests.checks import check
     from agentstream_operator.local.manifests.loader import STDIN, load_manifests
 
-    manifests = load_manifests(paths, sys.stdin.buffer.read() if STDIN in paths else None)
+    # without a standard input, Python has None in its place
+    given = (sys.stdin.buffer.read() if sys.stdin is not None else b"") if STDIN in paths else None
+    manifests = load_manifests(paths, given)
     found = check(manifests)
     if output == "json":
         keys = [str(key) for key in manifests.declared]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from cluster.conftest import Deploy
 from cluster.team import Team, said
-from support.deployed import Deployed
+from support.apiserver import ApiServer
+from support.deployed import Deployed, grant
 from support.servers import Server
 from support.waiting import until
 from unit.resources.manifests import a_group, a_stream, a_template
@@ -271,3 +275,28 @@ async def test_logs_have_no_passwords(deploy: Deploy, own_team: Team, style: str
     secret = await own_team.there("Secret", "agentstream-boss")
     assert secret["data"]["password"] not in operator.log
     assert operator.log.startswith("{" if style == "json" else "2")
+
+
+async def test_a_resource_that_is_nested_too_deeply_harms_no_other(
+    own_api_server: ApiServer, private_server: Server, tmp_path: Path
+) -> None:
+    home = "agentstream-system"
+    team = Team(own_api_server, home)
+    own_api_server.create_namespace(home)
+    # the API server takes 10,000 levels where a schema is free
+    schema = f'{{"type": "object", "x": {"[" * 5_000}{"]" * 5_000}}}'
+    deep = json.dumps(a_stream("deep", contracts=[{"type": "event", "schema": "?"}])).replace('"?"', schema)
+    (tmp_path / "deep.json").write_text(deep)
+    team.kubectl("create", "--validate=false", f"--filename={tmp_path / 'deep.json'}")
+    team.create(a_stream("before"))
+    user = grant(own_api_server, home, (home,))
+    operator = Deployed(own_api_server, user, private_server.url, tmp_path, namespaces=(home,))
+    operator.start()
+    try:
+        await team.ready(a_stream("before"))
+        team.create(a_stream("after"))
+        await team.ready(a_stream("after"))
+        assert "spec.contracts[0].schema: is nested more than 100 levels deep" in operator.log
+        assert operator.complaints() == []
+    finally:
+        operator.kill()

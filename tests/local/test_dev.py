@@ -151,8 +151,16 @@ async def test_messages_that_became_dead_letters_are_no_success(dev: Dev) -> Non
             "the consumers of ConsumerGroup default/coder keep ending: exit code 3",
         ),
         (a_group("coder", "tasks", "sleep", "60"), "ConsumerGroup default/coder is not ready: StreamMissing"),
+        (
+            a_stream("tasks") + a_group("coder", "tasks", "x").replace('command: ["x"]', "image: coder"),
+            "the consumers of ConsumerGroup default/coder keep ending: its first container has no command",
+        ),
+        (
+            a_stream("tasks") + a_group("coder", "tasks", "no-such-program"),
+            "the consumers of ConsumerGroup default/coder keep ending: command 'no-such-program' does not",
+        ),
     ],
-    ids=["consumers that keep ending", "a stream that is not there"],
+    ids=["consumers that keep ending", "a stream that is not there", "only an image", "no such program"],
 )
 async def test_where_nothing_ever_works_it_ends_and_says_why(dev: Dev, manifests: str, why: str) -> None:
     declare(dev, manifests)
@@ -169,7 +177,8 @@ async def test_what_is_not_idle_in_time_is_no_success(dev: Dev) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["python coder.py", "python -m app.worker", "python ../elsewhere/coder.py"]
+    "command",
+    ["python coder.py", "python -m app.worker", "python ../elsewhere/coder.py", "python linked.py"],
 )
 async def test_changed_code_is_loaded(dev: Dev, command: str) -> None:
     work, elsewhere = dev.directory / "work", dev.directory / "elsewhere"
@@ -180,7 +189,9 @@ async def test_changed_code_is_loaded(dev: Dev, command: str) -> None:
         "python coder.py": (work / "coder.py", work / "handler.py", "handler"),
         "python -m app.worker": (work / "app" / "worker.py", work / "app" / "handler.py", "app.handler"),
         "python ../elsewhere/coder.py": (elsewhere / "coder.py", elsewhere / "handler.py", "handler"),
+        "python linked.py": (elsewhere / "coder.py", elsewhere / "handler.py", "handler"),
     }
+    (work / "linked.py").symlink_to(elsewhere / "coder.py")
     program, module, name = places[command]
     module.write_text(handler)
     says = f"print('version', {name}.VERSION, flush=True)"
@@ -234,7 +245,9 @@ async def test_a_template_without_a_command_is_one_line(dev: Dev) -> None:
     declare(dev, text)
     await dev.start("m.yaml", "--for", "1s")
     assert await dev.wait() == 0
-    assert len([line for line in dev.lines if "container has no command" in line]) == 1
+    about = [line for line in dev.lines if "container has no command" in line]
+    assert len([line for line in about if " error: " in line]) == 1
+    assert len(about) <= 2  # the other one is an event
     assert len([line for line in dev.lines if "images are ignored" in line]) == 1
 
 

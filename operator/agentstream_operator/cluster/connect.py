@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import getproxies
@@ -16,6 +17,10 @@ from yaml import YAMLError
 
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _POOL = 64
+
+_JSON_DEPTH = 10_000
+"""Levels of nesting that the API server takes."""
+
 # the client does not validate a kubeconfig: an invalid one fails wherever a field is read
 _UNUSABLE = (ConfigException, YAMLError, OSError, LookupError, TypeError, ValueError)
 
@@ -45,6 +50,8 @@ async def connect() -> ClusterConnection:
     Raises:
         NoCluster: no API server is configured.
     """
+    # in Python 3.11, one object that is nested deeper would end every list and watch of its kind
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), _JSON_DEPTH + 1_000))
     configuration = Configuration()
     in_cluster = _is_pod()
     try:

@@ -63,9 +63,12 @@ class LocalCluster:
         self.signing.write(keys)
 
     async def workload(self, group: ConsumerGroup) -> WorkloadSeen | None:
-        """Returns the state of a group's processes, if any were applied."""
+        """Returns the state of a group's processes, if any were applied or could not be."""
         key = group.key
-        return self._workloads[key].seen if key in self._workloads.keys() - self._deleted else None
+        if key in self._workloads.keys() - self._deleted:
+            return self._workloads[key].seen
+        problem = self._problems.get(key)
+        return WorkloadSeen(replicas=0, ready=0, crashing=problem) if problem is not None else None
 
     async def pods(self, group: ConsumerGroup) -> Pods | None:
         """Returns None: each process's end is reported when it happens."""
@@ -79,7 +82,7 @@ class LocalCluster:
         command = command_of(group, binding, self.catalog.folder(key), os.environ)
         if command is None:
             self._report(key, "its first container has no command, and local mode does not run images")
-            await self.delete_workload(key)
+            self._stop(key)
             return
         self._report(key, command.problem)
         workload = self._workloads.get(key)
@@ -92,10 +95,8 @@ class LocalCluster:
 
     async def delete_workload(self, group: ResourceKey) -> None:
         """Stops the processes of a group."""
-        if group in self._workloads:
-            self._workloads[group].stop()
-            # kept: if the group is declared again, the names of processes that are ending are taken
-            self._deleted.add(group)
+        self._problems.pop(group, None)
+        self._stop(group)
 
     async def delete_autoscaler(self, group: ResourceKey) -> None:
         """Does nothing: there are no autoscalers here; mode HPA works as Direct."""
@@ -134,6 +135,12 @@ class LocalCluster:
         for workload in self._workloads.values():
             workload.stop()
         await asyncio.gather(*(workload.wait_stopped() for workload in self._workloads.values()))
+
+    def _stop(self, group: ResourceKey) -> None:
+        if group in self._workloads:
+            self._workloads[group].stop()
+            # kept: if the group is declared again, the names of processes that are ending are taken
+            self._deleted.add(group)
 
     def _report(self, key: ResourceKey, problem: str | None) -> None:
         """Shows a new problem with a group's command."""

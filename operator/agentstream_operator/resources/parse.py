@@ -19,6 +19,9 @@ from .status import UNOBSERVED
 
 AnyResource = AgentStream | ConsumerGroup
 
+MAX_DEPTH = 100
+"""Levels of nesting of a manifest; the API server takes thousands in a JSON Schema, too many to work with."""
+
 _MODELS: Mapping[str, type[AnyResource]] = {"AgentStream": AgentStream, "ConsumerGroup": ConsumerGroup}
 _TYPES = frozenset(str(kind) for kind in ConditionType)
 _REASONS = frozenset(str(reason) for reason in ConditionReason)
@@ -56,7 +59,10 @@ def parse_resource(obj: Mapping[str, Any]) -> AnyResource:
     if obj.get("apiVersion") != API_VERSION:
         problem = f"apiVersion: {quote(obj.get('apiVersion'))} is not supported (write {API_VERSION})"
         raise InvalidResource(subject, (problem,))
-    manifest = _plain(obj)
+    try:
+        manifest = _plain(obj)
+    except _TooDeepError as error:
+        raise InvalidResource(subject, (f"{error}: is nested more than {MAX_DEPTH} levels deep",)) from None
     _clean_status(manifest)
     try:
         return model.model_validate(manifest, by_alias=True, by_name=False)
@@ -80,15 +86,21 @@ def _subject(obj: Mapping[str, Any]) -> str:
     return f"{obj.get('kind') or 'Resource'} {namespace}/{name}"
 
 
-def _plain(value: Any) -> Any:
+class _TooDeepError(ValueError):
+    """A value is nested too deeply; the message is the field of the spec."""
+
+
+def _plain(value: Any, path: tuple[int | str, ...] = ()) -> Any:
     """Converts a value to plain JSON: no fields that are null, times as text, whole numbers as integers.
 
     YAML reads an unquoted time as such, and the API server keeps `maxLength: 1e6` as it was written.
     """
+    if len(path) > MAX_DEPTH:
+        raise _TooDeepError(_path(path[:4]))
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
+        return {key: _plain(item, (*path, key)) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, (*path, place)) for place, item in enumerate(value)]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, datetime):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def test_manifests_come_from_standard_input_too(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["validate", str(tmp_path), "-"], input=GROUP)
     assert told.exit_code == 0
     assert CliRunner().invoke(app, ["validate", "-"], input="").exit_code == 2
+
+
+def test_a_process_without_a_standard_input_is_told_that_it_is_empty() -> None:
+    command = [sys.executable, "-m", "agentstream_operator", "validate", "-"]
+    told = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, check=False)
+    assert (told.returncode, told.stderr) == (2, b"error: -: is empty\n")
 
 
 def test_a_result_is_an_object_on_demand(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ metadata: {name: tasks}
 spec:
   producers: [planner]
 """
+HEAD = STREAM.partition("spec:")[0]
 GROUP = """apiVersion: agentstream.dev/v1alpha1
 kind: ConsumerGroup
 metadata:
@@ -354,3 +356,23 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
 
 def test_a_command_shows_no_environment() -> None:
     assert "environment" not in repr(the_command(command=["x"]))
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefgh")
+)
+TOO_DEEP = "is nested more than 100 levels deep, or contains itself by an alias"
+UNWORKABLE = {
+    "an alias of itself": (f"{HEAD}spec: &s {{x: *s}}\n", f"m.yaml:4: {TOO_DEEP}"),
+    "an alias of itself, twice": (f"{HEAD}spec: &s [*s, *s]\n", f"m.yaml:4: {TOO_DEEP}"),
+    "deep maps": (f"{HEAD}spec: {'{a: ' * 500}1{'}' * 500}\n", f"m.yaml:4: {TOO_DEEP}"),
+    "deep lists": (f"{HEAD}spec: {'[' * 20_000}{']' * 20_000}\n", f"m.yaml:4: {TOO_DEEP}"),
+    "aliases of aliases": (BOMB, "m.yaml:7: has more than 1,000,000 values, with aliases replaced by"),
+}
+
+
+@pytest.mark.parametrize("case", UNWORKABLE)
+def test_what_would_fill_the_memory_or_the_stack_is_one_line(tmp_path: Path, case: str) -> None:
+    text, expected = UNWORKABLE[case]
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith(expected)

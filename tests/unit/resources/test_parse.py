@@ -189,3 +189,18 @@ def test_a_condition_without_a_known_status_is_a_problem():
         InvalidResource, match=r"status\.conditions\[0\]\.status: Input should be 'True', 'False'"
     ):
         parse_resource({**a_stream(), "status": {"conditions": [broken]}})
+
+
+@pytest.mark.parametrize("inner", ["{}", "[]"])
+def test_what_is_nested_too_deeply_to_be_worked_with_is_one_line(inner: str) -> None:
+    def schema(depth: int) -> dict[str, object]:
+        value: object = 1
+        for _ in range(depth):
+            value = {"p": value} if inner == "{}" else [value]
+        return {"type": "object", "x": value}
+
+    assert parse_resource(a_stream(contracts=[{"type": "event", "schema": schema(90)}]))
+    for depth in (100, 5_000):
+        with pytest.raises(InvalidResource) as caught:
+            parse_resource(a_stream(contracts=[{"type": "event", "schema": schema(depth)}]))
+        assert caught.value.problems == ("spec.contracts[0].schema: is nested more than 100 levels deep",)

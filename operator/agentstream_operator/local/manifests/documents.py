@@ -10,8 +10,11 @@ from typing import Any
 
 import yaml
 
+from agentstream_operator.resources.parse import MAX_DEPTH
+
 _Base: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_MOST_VALUES = 1_000_000
 _PART = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 
 
@@ -90,7 +93,7 @@ def read_documents(file: Path, data: bytes | None = None) -> list[Document]:
         while loader.check_node():
             node = loader.get_node()
             place = SourceLine(file, node.start_mark.line + 1)
-            _refuse_repeated(node, file)
+            _refuse(node, file)
             content = loader.construct_document(node)
             if content is not None:
                 documents.append(Document(place, content, node))
@@ -115,27 +118,46 @@ def _child(node: yaml.Node, name: str, index: str) -> tuple[yaml.Node, yaml.Node
     return None
 
 
-def _refuse_repeated(node: yaml.Node, file: Path) -> None:
-    """Refuses duplicate fields, of which YAML would silently drop one."""
-    seen_nodes: set[int] = set()
-    waiting = [node]
-    while waiting:
-        current = waiting.pop()
-        # an alias may lead back to a node that contains it
-        if id(current) in seen_nodes:
-            continue
-        seen_nodes.add(id(current))
+def _refuse(node: yaml.Node, file: Path) -> None:
+    """Refuses duplicate fields, of which YAML would silently drop one, and what could not be worked with.
+
+    That is a node that aliases multiply to more than `_MOST_VALUES`, that contains itself or is nested too
+    deeply.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(current: yaml.Node, depth: int) -> int:
+        """Returns the number of values in a node, with aliases replaced by what they stand for."""
+        if depth > MAX_DEPTH:
+            text = f"is nested more than {MAX_DEPTH} levels deep, or contains itself by an alias"
+            raise UnreadableFileError(f"{SourceLine(file, current.start_mark.line + 1)}: {text}")
+        # a node that is on the way is counted again, down to the limit of the depth
+        if id(current) in sizes:
+            return sizes[id(current)]
+        children: list[yaml.Node] = []
         if isinstance(current, yaml.SequenceNode):
-            waiting.extend(current.value)
+            children = current.value
         elif isinstance(current, yaml.MappingNode):
-            lines: dict[object, int] = {}
-            for key, value in current.value:
-                waiting.append(value)
-                if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
-                    continue
-                if key.value in lines:
-                    raise UnreadableFileError(
-                        f"{SourceLine(file, key.start_mark.line + 1)}: {key.value} is set twice,"
-                        f" first on line {lines[key.value]}"
-                    )
-                lines[key.value] = key.start_mark.line + 1
+            _refuse_repeated(current, file)
+            children = [value for _, value in current.value]
+        total = 1 + sum(size(child, depth + 1) for child in children)
+        if total > _MOST_VALUES:
+            text = f"has more than {_MOST_VALUES:,} values, with aliases replaced by what they stand for"
+            raise UnreadableFileError(f"{SourceLine(file, current.start_mark.line + 1)}: {text}")
+        sizes[id(current)] = total
+        return total
+
+    size(node, 1)
+
+
+def _refuse_repeated(node: yaml.MappingNode, file: Path) -> None:
+    lines: dict[object, int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+            continue
+        if key.value in lines:
+            raise UnreadableFileError(
+                f"{SourceLine(file, key.start_mark.line + 1)}: {key.value} is set twice,"
+                f" first on line {lines[key.value]}"
+            )
+        lines[key.value] = key.start_mark.line + 1

@@ -33,9 +33,13 @@ class Command:
     @property
     def sources(self) -> frozenset[Path]:
         """The directories with its Python files: its own, those of its scripts, and those of PYTHONPATH."""
-        scripts = [str(Path(argument).parent) for argument in self.arguments if argument.endswith(".py")]
-        paths = [path for path in self.environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-        return frozenset((self.directory / path).resolve() for path in (".", *scripts, *paths))
+        scripts = [self.directory / argument for argument in self.arguments if argument.endswith(".py")]
+        paths = [
+            self.directory / path for path in self.environment.get("PYTHONPATH", "").split(os.pathsep) if path
+        ]
+        # a script may be a link to a file elsewhere
+        folders = (self.directory, *paths, *(script.parent for script in scripts))
+        return frozenset(path.resolve() for path in folders) | {script.resolve().parent for script in scripts}
 
     @property
     def problem(self) -> str | None:
