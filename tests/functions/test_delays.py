@@ -14,7 +14,7 @@ from agentstream.protocol.commands import DONE, GroupCalls
 from agentstream.protocol.entry import Source
 from agentstream.protocol.routes import Consumes
 from agentstream_operator.broker.broker import Broker
-from support.entries import HOUR, KEY, read, spec
+from support.entries import HOUR, KEY, now, read, spec
 
 CALLS = GroupCalls(Consumes("tasks", KEY, "g", lease=10_000), "c")
 DELAY, STATS, RETRY = f"{KEY}:delay:g", f"{KEY}:stats:g", f"{KEY}:retry:g"
@@ -128,6 +128,16 @@ def test_of_many_each_sweep_looks_at_a_part(retries: Retries) -> None:
     retries.sweep_for(10)
     assert max(retries.late()) <= 0
     assert retries.admin.zcard(DELAY) == 1800
+
+
+def test_a_clock_that_is_set_back_again_meanwhile_delays_none(retries: Retries) -> None:
+    retries.delay(DAY)
+    retries.set_back(HOUR)
+    # a sweep has found that the last one was right, and not looked at others yet
+    ahead = now(retries.admin) + HOUR
+    retries.admin.hset(STATS, mapping={"sweep:mend": 1, "sweep:heard": f"{ahead} 0 0 0"})
+    retries.sweep_for(10)
+    assert max(retries.late()) <= 0
 
 
 @settings(max_examples=30)

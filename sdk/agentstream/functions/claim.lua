@@ -73,7 +73,7 @@ end
 local function pass_on(key, group, consumer, stats, from_retry, parked, retry_key, id, counter, left)
   local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
   if code ~= DONE then return code end
-  x.attempts = (from_retry and tonumber(x.attempts) or 0) + counter - 1
+  x.attempts = (tonumber(x.attempts) or 0) + counter - 1
   add_header(fields, x)
   redis.call('XADD', retry_key, '*', unpack(fields))
   spend(left, size_of(fields))

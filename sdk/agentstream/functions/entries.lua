@@ -6,19 +6,17 @@ local function field(fields, name)
   end
 end
 
--- The header `x` of a retried entry: its original id and its attempts. {} for a first delivery, and for a header that a
--- producer made up: it must not prevent settling.
-local function header(fields)
-  local read, x = pcall(cjson.decode, field(fields, 'x') or '{}')
+-- The header `x` of a retried entry: its original id and its attempts. {} for a first delivery: a producer's header does not
+-- count, and must not prevent settling.
+local function header(fields, from_retry)
+  local read, x = pcall(cjson.decode, from_retry and field(fields, 'x') or '{}')
   if not read or type(x) ~= 'table' then return {} end
-  if type(x.origin) ~= 'string' then x.origin = nil end
+  if type(x.origin) ~= 'string' or not parts(x.origin) then x.origin = nil end
   return x
 end
 
--- The number of deliveries of the message before those of this entry. A producer's header does not count.
-local function earlier(x, from_retry)
-  return from_retry and (tonumber(x.fence) or tonumber(x.attempts)) or 0
-end
+-- The number of deliveries of the message before those of this entry.
+local function earlier(x) return tonumber(x.fence) or tonumber(x.attempts) or 0 end
 
 local function without_header(fields)
   local kept = {}

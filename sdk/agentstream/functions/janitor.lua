@@ -47,9 +47,7 @@ local function expire(key, base, group, p, parked)
     count_trimmed(key, group, stats, false, p[1])
     return 0
   end
-  local x = header(e[1][2])
-  x.origin, x.fence = x.origin or p[1], p[4]
-  bury(base .. ':dlq:' .. group, stats, parked, without_header(e[1][2]), x, p[4], 'Expired',
+  bury(base .. ':dlq:' .. group, stats, parked, without_header(e[1][2]), {origin = p[1], fence = p[4]}, p[4], 'Expired',
     'pending for longer than retention.minAge while the stream was full')
   settled(key, group, stats, false, {p[1]})
   return size_of(e[1][2])

@@ -46,7 +46,7 @@ local function hear(stats, lease, now)
   local silent, ended, heard, silences = silence(stats, lease, now)
   -- see `set_leases_back`
   if heard and heard > now + SET_BACK then
-    redis.call('HSET', stats, 'sweep:ahead', '0-0', 'sweep:retries-ahead', '0-0')
+    redis.call('HSET', stats, 'sweep:ahead', '0-0', 'sweep:retries-ahead', '0-0', 'sweep:mend', '0')
   end
   -- not with each call of many consumers: who noted it last comes back in time
   if math.abs(now - (heard or 0)) >= lease / 16 then

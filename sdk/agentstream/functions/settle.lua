@@ -50,7 +50,7 @@ local function settle(keys, args)
       if from_retry then
         local e = redis.call('XRANGE', key, id, id)
         if e[1] then
-          origin = header(e[1][2]).origin or id
+          origin = header(e[1][2], true).origin or id
           spend(left, size_of(e[1][2]))
         end
       end
@@ -84,8 +84,8 @@ local function take_up(key, group, consumer, id, counter, stats, from_retry)
     count_trimmed(key, group, stats, from_retry, id)
     return TRIMMED
   end
-  local x = header(e[1][2])
-  x.origin, x.fence = x.origin or id, earlier(x, from_retry) + counter
+  local x = header(e[1][2], from_retry)
+  x.origin, x.fence = x.origin or id, earlier(x) + counter
   return DONE, without_header(e[1][2]), x
 end
 
