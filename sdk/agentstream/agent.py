@@ -18,7 +18,7 @@ from agentstream.consuming.renewal import Renewal
 from agentstream.consuming.session import Consumption, Deliveries
 from agentstream.errors import AgentStreamError
 from agentstream.handlers.declare import DEFAULT_MAX_WAIT, Handlers, Subscription
-from agentstream.handlers.run import Runs
+from agentstream.handlers.run import Runs, run_cancelled
 from agentstream.identity.settings import Settings
 from agentstream.payloads.types import Payload
 from agentstream.payloads.upcasting import Read, Upcast, message_reader
@@ -233,7 +233,8 @@ class Agent(Producer):
             ValueError, NoConsumerGroup, SettingsError: as `run`.
         """
         _check(concurrency)
-        running = asyncio.create_task(self._runs.run(self._consume_beside, concurrency), name="run handlers")
+        self._write.bind()
+        running = asyncio.create_task(self._run_beside(concurrency), name="run handlers")
         try:
             yield
         finally:
@@ -249,6 +250,16 @@ class Agent(Producer):
                 running.cancelled() or running.exception()
         await running
 
+    async def _run_beside(self, concurrency: int) -> None:
+        try:
+            await self._runs.run(self._consume_beside, concurrency)
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise
+            error = run_cancelled()
+            self._runs.failed(error)
+            raise error from None
+
     def _consume_beside(self, subscription: Subscription, read: Read, concurrency: int) -> Consumption:
         consumption = self._consume(subscription, read, concurrency)
         self._beside.add(consumption)
@@ -262,11 +273,15 @@ class Agent(Producer):
         return consumption
 
     def stop(self) -> None:
-        """Ends all iterations over `stream_consume` and `notifications`.
+        """Ends `run` and all iterations over `stream_consume` and `notifications`.
 
-        Messages that handlers have can still be settled, and messages can be sent.
+        Messages that handlers have can still be settled, and messages can be sent. Any thread may call it, as
+        may the handler of a signal.
         """
         self._stopping = True
+        self._write.in_loop(self._end_iterations)
+
+    def _end_iterations(self) -> None:
         for mailbox in self._mailboxes:
             mailbox.end()
         for consumption in self._consumptions:

@@ -218,7 +218,7 @@ class Reject(Exception):  # noqa: N818 - as above
 def check_timeout(timeout: object) -> None:
     """Raises TypeError if a timeout is not a number of seconds, or infinite."""
     if not isinstance(timeout, int | float) or math.isnan(timeout):
-        text = text_of(timeout)[:50]
+        text = (repr(timeout) if isinstance(timeout, str) else text_of(timeout))[:50]
         raise TypeError(f"timeout= is a number of seconds, or math.inf to wait for ever; not {text}")
 
 

@@ -42,14 +42,16 @@ SENDS: dict[str, Callable[..., Awaitable[Any]]] = {
 Wrong = tuple[dict[str, Any], type[Exception], str]
 WRONG: list[Wrong] = [
     ({"timeout": None}, TypeError, "timeout= is a number of seconds, or math.inf to wait for ever; not None"),
-    ({"timeout": "5"}, TypeError, "timeout= is a number of seconds"),
+    ({"timeout": "5"}, TypeError, "timeout= is a number of seconds, .*; not '5'"),
     ({"timeout": math.nan}, TypeError, "timeout= is a number of seconds"),
     ({"timeout": dt.timedelta(seconds=5)}, TypeError, "timeout= is a number of seconds"),
     ({"type": "task"}, InvalidMessage, "type= is one of task_request, task_result, event, not 'task'"),
     ({"to": "Coder"}, InvalidMessage, "to= is 'Coder', and names of agents .* did you mean 'coder'"),
     ({"to": "the coder"}, InvalidMessage, "to= is 'the coder', and names of agents .* hyphens$"),
+    ({"to": ""}, InvalidMessage, "to= is '', and names of agents"),
     ({"to": 7}, InvalidMessage, "to= is 7, and names of agents"),
     ({"expires_at": 1_900_000_000_000}, InvalidMessage, "expires_at= is seconds .* looks like milliseconds"),
+    ({"expires_at": math.nan}, InvalidMessage, "expires_at= is seconds since 1970; nan is no time"),
     (
         {"expires_at": dt.datetime(2030, 1, 1, tzinfo=dt.UTC)},
         InvalidMessage,
@@ -74,6 +76,9 @@ async def test_every_verb_says_at_once_what_is_wrong(
 
 async def test_so_do_the_other_verbs(declared: Topology) -> None:
     async with declared.agent("planner") as planner:
+        for send in (planner.send_message, planner.broadcast):
+            with pytest.raises(ValueError, match="on_full= is one of wait, raise, shed, not 'drop'"):
+                await send(**EVENT, stream="news", on_full="drop")  # type: ignore[arg-type]
         with pytest.raises(InvalidMessage, match="did you mean 'coder'"):
             await planner.notify("Coder", {})
         receipt = await planner.broadcast(**EVENT)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agentstream import Message, NoReply, RequestFailed
+from agentstream import ConnectionLost, Message, NoReply, RequestFailed
 from agentstream.agent import Agent
 from agentstream.consuming.delivery import Delivery
 from agentstream.protocol.keys import cancel_channel, reply_key
@@ -86,6 +86,19 @@ async def test_a_request_that_ends_without_an_answer_tells_its_worker(
     assert first.held
     assert await first.ack()
     assert await second.ack()
+
+
+async def test_an_agent_that_is_left_tells_the_workers_of_its_requests(
+    declared: Topology, deliveries: AsyncIterator[Delivery], wire: Client
+) -> None:
+    async with declared.agent("planner") as planner:
+        asking = asyncio.create_task(planner.request(to="coder", payload={}, timeout=HOUR))
+        delivery = await following(deliveries)
+        await heard(wire)
+    with pytest.raises(ConnectionLost, match="the agent was closed"):
+        await asking
+    await until(lambda: delivery.cancelled)
+    assert await delivery.ack()
 
 
 async def test_a_request_that_expired_is_cancelled_whoever_sent_it(

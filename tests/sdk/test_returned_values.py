@@ -157,6 +157,23 @@ async def test_what_is_meant_as_a_result_and_cannot_be_sent_is_a_dead_letter_at_
     assert all(error.startswith("the handler returned an answer that cannot be sent: ") for error in errors)
 
 
+async def test_what_is_still_to_be_awaited_is_awaited(topology: Topology, group: Consumes) -> None:
+    """As where an `await` was forgotten: nothing would have been done, and the message acknowledged."""
+    coder = topology.agent("coder")
+
+    async def double(doc: int) -> dict[str, int]:
+        return {"doc": 2 * doc}
+
+    @coder.on("task_request")
+    async def handle(payload: dict):
+        return double(payload["doc"])
+
+    async with coder, coder.running(), topology.agent("planner") as planner:
+        answer = await planner.request(to="coder", payload={"doc": 4}, timeout=10)
+        await until(lambda: topology.settled(group, 1))
+    assert answer.payload == {"doc": 8}
+
+
 async def test_a_group_without_dead_letters_repeats_no_effect_either(topology: Topology) -> None:
     group = await topology.group("tasks", "coder", dead_letters=False)
     coder = topology.agent("coder")

@@ -17,7 +17,10 @@ from agentstream.agent import Agent
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.session import Consumption
 from agentstream.errors import AgentStreamError, NoConsumerGroup
+from agentstream.identity.settings import Settings
 from agentstream.protocol.routes import Consumes
+from agentstream.sending.notifications import Mailbox, Notifications
+from agentstream.transport.endpoint import Endpoint
 from support.probes import ask
 from support.servers import free_port
 from support.topology import NAMESPACE, Topology, following, send
@@ -240,6 +243,123 @@ async def test_a_consumption_that_the_program_cancels_ends_the_run_with_an_error
         life.cancel()
         with pytest.raises(AgentStreamError, match="was cancelled by the program"):
             await asyncio.wait_for(at_work, 10)
+
+
+class Others:
+    """A handler that cancels other tasks than its own, as careless tidying does."""
+
+    def __init__(self, agent: Agent, spared: set[asyncio.Task[Any]]) -> None:
+        self.spared = spared
+        agent.on("event")(self.handle)
+
+    async def handle(self, payload: dict) -> None:  # noqa: ARG002
+        for task in asyncio.all_tasks() - self.spared - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("spares_the_run", [True, False])
+async def test_a_run_whose_tasks_a_handler_cancels_ends_with_an_error_and_hands_back(
+    topology: Topology, group: Consumes, caplog: pytest.LogCaptureFixture, *, spares_the_run: bool
+) -> None:
+    port = free_port()
+    coder = Agent.connect(msgspec.structs.replace(topology.settings("coder"), health_port=port))
+    async with coder:
+        others = Others(coder, asyncio.all_tasks())
+
+        async def run() -> None:
+            async with coder.running(concurrency=1):
+                if spares_the_run:
+                    (beside,) = (task for task in asyncio.all_tasks() if task.get_name() == "run handlers")
+                    others.spared.add(beside)
+                await send(topology, 1)
+                await until(lambda: not coder.is_consuming)
+                assert ask(port, "/readyz")[0] == 503
+
+        with pytest.raises(AgentStreamError, match=r"a task of run\(\) was cancelled by the program"):
+            await run()
+    assert [r.levelno for r in caplog.records if "run() has ended" in r.getMessage()] == [logging.ERROR]
+    assert all(counter == 0 for *_, counter in await topology.pending(group))
+
+
+async def test_a_second_run_is_refused_and_the_first_stays_ready(topology: Topology, group: Consumes) -> None:
+    port = free_port()
+    coder = Agent.connect(msgspec.structs.replace(topology.settings("coder"), health_port=port))
+    handled = asyncio.Event()
+
+    @coder.on("event")
+    async def handle(payload: dict) -> None:
+        handled.set()
+
+    async with coder, coder.running():
+        await until(lambda: ask(port, "/readyz")[0] == 200)
+        await until(lambda: coder._consumptions[0]._dispatcher)
+        with pytest.raises(AgentStreamError, match="this process consumes tasks already"):
+            await coder.run()
+        assert ask(port, "/readyz")[0] == 200
+        await send(topology, 1)
+        await handled.wait()
+        await until(lambda: topology.settled(group, 1))
+
+
+async def test_a_block_in_another_event_loop_does_not_stop_the_first(
+    topology: Topology, group: Consumes
+) -> None:
+    coder = topology.agent("coder")
+    slow = Slow(coder)
+
+    async def elsewhere() -> None:
+        async with coder.running():
+            pass
+
+    async with coder, coder.running():
+        with pytest.raises(AgentStreamError, match="belongs to another event loop"):
+            await asyncio.to_thread(asyncio.run, elsewhere())
+        await send(topology, 1)
+        slow.go_on.set()
+        await until(lambda: topology.settled(group, 1))
+
+
+async def test_any_thread_may_stop_an_agent(topology: Topology, group: Consumes) -> None:
+    """As a handler that is not asynchronous does. In its debug mode, an event loop refuses other threads."""
+    await send(topology, 1)
+    coder = topology.agent("coder")
+
+    @coder.on("event")
+    def handle(payload: dict) -> None:
+        coder.stop()
+
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)
+    try:
+        async with coder:
+            await asyncio.wait_for(coder.run(), 10)
+    finally:
+        loop.set_debug(False)
+    assert (await topology.stats(group))["acked"] == 1
+
+
+def test_the_handler_of_a_signal_wakes_the_event_loop_that_it_stops() -> None:
+    nowhere = Endpoint("redis://127.0.0.1:1")
+    settings = Settings(namespace="test", agent="coder", source=nowhere, pod="coder-1")
+
+    async def program() -> float:
+        agent = Agent.connect(settings)
+        async with asyncio.timeout(20), agent:
+            mailbox, loop = Mailbox(1, lambda: None), asyncio.get_running_loop()
+            agent._mailboxes.append(mailbox)
+            signal.signal(signal.SIGALRM, lambda *_: agent.stop())
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            began = loop.time()
+            # nothing is due in the loop but the end of the test
+            assert [note async for note in Notifications(mailbox)] == []
+            return loop.time() - began
+
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        assert asyncio.run(program()) < 10
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 async def test_what_cannot_run_is_refused(topology: Topology) -> None:

@@ -62,6 +62,22 @@ async def test_leaving_the_loop_hands_back_what_was_read_ahead(topology: Topolog
         assert len(await topology.pending(group)) == 9
 
 
+async def test_an_iteration_that_waits_for_an_earlier_one_says_so_and_ends_with_the_agent(
+    topology: Topology, group: Consumes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("agentstream.consuming.session._EARLIER_PATIENCE", 0.05)
+    async with topology.agent("coder") as coder:
+        async for _ in coder.stream_consume("tasks"):
+            # not settled, as `async with` is forgotten
+            break
+        gc.collect()
+        waiting = asyncio.create_task(anext(coder.stream_consume("tasks"), None))
+        await until(lambda: "an earlier iteration has a message in hand" in caplog.text)
+        coder.stop()
+        assert await asyncio.wait_for(waiting, 10) is None
+    assert await everything_is_handed_back(topology, group)
+
+
 async def test_closing_the_iterator_hands_back_also_what_is_in_hand(
     topology: Topology, group: Consumes
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -57,6 +58,26 @@ async def test_an_answer_that_is_too_large_is_given_up_at_once_and_the_requester
         await running
         assert coder._write.connects == 1
     assert handled == 1
+
+
+async def test_a_handler_whose_reply_is_refused_is_not_called_again(
+    declared: Topology, planner: Agent
+) -> None:
+    handled = 0
+    async with declared.agent("coder") as coder:
+
+        @coder.on("task_request")
+        async def answer(delivery: Delivery) -> None:
+            nonlocal handled
+            handled += 1
+            await delivery.reply(LARGE if handled == 1 else {"at": math.nan})
+
+        async with coder.running(), asyncio.timeout(10):
+            for _ in range(2):
+                with pytest.raises(RequestFailed) as told:
+                    await planner.request(to="coder", payload={}, timeout=60)
+                assert told.value.reason == "InvalidAnswer"
+    assert handled == 2
 
 
 VERBS: dict[str, Callable[[Agent], Awaitable[Any]]] = {

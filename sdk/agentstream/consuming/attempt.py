@@ -64,6 +64,7 @@ class Attempt:
     _task: asyncio.Task[Any] | None = field(default=None, init=False)
     _cancelling: int = field(default=0, init=False)
     _cancelled: bool = field(default=False, init=False)
+    _refused: InvalidMessage | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
         """Names the message, without its content."""
@@ -128,7 +129,11 @@ class Attempt:
 
     async def answer(self, payload: Any, timeout: float) -> None:
         """Answers the message."""
-        await self._settler.replies.answer(self.hold.message, payload, self.policy, timeout)
+        try:
+            await self._settler.replies.answer(self.hold.message, payload, self.policy, timeout)
+        except InvalidMessage as error:
+            self._refused = error
+            raise
 
     def takes_answer(self, answer: object) -> bool:
         """Whether a value that the handler returned is meant for the sender: all are if it waits for one."""
@@ -211,10 +216,13 @@ class Attempt:
     def fail(self, error: BaseException) -> None:
         """Begins to settle as by a handler that failed, unless it has settled.
 
-        `Retry` and `Reject` have it settled as they say.
+        `Retry` and `Reject` have it settled as they say. An answer that cannot be sent is refused again
+        whenever the handler gives it.
         """
         if isinstance(error, Reject):
             self._dead_letter(error.reason)
+        elif error is self._refused:
+            self._dead_letter(Reason.INVALID_ANSWER, error_text(error))
         elif isinstance(error, Retry):
             self._retry(_delay_of(error), error.reason)
         else:

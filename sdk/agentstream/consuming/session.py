@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
@@ -22,6 +23,8 @@ from agentstream.protocol.routes import Consumes
 from agentstream.transport.retry import Backoff, FailureLog
 
 _ROUTE_PATIENCE = 10.0
+_EARLIER_PATIENCE = 1.0
+_log = logging.getLogger("agentstream")
 
 
 class Consumption:
@@ -147,7 +150,8 @@ class Consumption:
             if policy is None:
                 return
             await self._wait_for_earlier(policy)
-            await self._consume(policy)
+            if not self._stopping.is_set():
+                await self._consume(policy)
         except Exception as error:  # noqa: BLE001 - whoever waits for a delivery raises it
             self._error = error
 
@@ -191,7 +195,19 @@ class Consumption:
             raise AgentStreamError(
                 f"this process consumes {policy.stream} already: iterate over that in several tasks"
             )
-        await earlier.closed.wait()
+        ends = {asyncio.create_task(event.wait()) for event in (earlier.closed, self._stopping)}
+        try:
+            done, _ = await asyncio.wait(ends, timeout=_EARLIER_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                _log.warning(
+                    "%s: an earlier iteration has a message in hand, for whose end this one waits: settle it,"
+                    " as by `async with delivery`, or close that iteration",
+                    policy.stream,
+                )
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
 
     async def _consume(self, policy: Consumes) -> None:
         session = GroupSession(self._consumer, policy, self._concurrency, self._payload, self._refresh)

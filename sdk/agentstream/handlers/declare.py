@@ -58,10 +58,9 @@ class Handler(msgspec.Struct, frozen=True):
         """Calls the function with these deliveries, and returns its result."""
         forms = [self._arguments(delivery) for delivery in deliveries]
         arguments = forms[0] if self.batch_size is None else ([form[0] for form in forms],)
-        if not self.blocks:
-            return await self.function(*arguments)
-        result = await in_thread(self.function, *arguments)
-        # as from a decorator around an asynchronous function
+        called = in_thread(self.function, *arguments) if self.blocks else self.function(*arguments)
+        result = await called
+        # as from a decorator around an asynchronous function, or where an `await` was forgotten
         return await result if inspect.isawaitable(result) else result
 
     def _arguments(self, delivery: Delivery[Any]) -> tuple[Any, ...]:

@@ -30,6 +30,7 @@ class Runs:
 
     Attributes:
         failure: why there are no messages for handlers, as the last run ended by itself; else empty.
+            While another run is under way, it is empty, too.
     """
 
     def __init__(self, handlers: Handlers) -> None:
@@ -37,11 +38,15 @@ class Runs:
         self._count = 0
         self._none = asyncio.Event()
         self._none.set()
-        self.failure: str = ""
+        self._failure = ""
+
+    @property
+    def failure(self) -> str:  # noqa: D102 - see the class
+        return "" if self._count else self._failure
 
     async def run(self, consume: Consume, concurrency: int) -> None:
         """Runs all handlers until the agent stops; see `Agent.run`."""
-        self.failure = ""
+        self._failure = ""
         self._count += 1
         self._none.clear()
         try:
@@ -49,14 +54,18 @@ class Runs:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            self.failure = f"handles no messages, as run() has ended: {error_text(error)}"
-            expected = isinstance(error, AgentStreamError | ValueError)
-            _log.error("run() has ended: %s", error_text(error), exc_info=None if expected else error)
+            self.failed(error)
             raise
         finally:
             self._count -= 1
             if not self._count:
                 self._none.set()
+
+    def failed(self, error: BaseException) -> None:
+        """Notes that a run ended by itself, and logs it."""
+        self._failure = f"handles no messages, as run() has ended: {error_text(error)}"
+        expected = isinstance(error, AgentStreamError | ValueError)
+        _log.error("run() has ended: %s", error_text(error), exc_info=None if expected else error)
 
     async def ended(self) -> None:
         """Waits until no run is under way."""
@@ -70,10 +79,22 @@ class Runs:
 async def _run(handlers: Handlers, consume: Consume, concurrency: int) -> None:
     if not handlers.subscriptions:
         raise ValueError("there are no handlers: declare some with @agent.on")
+    running = asyncio.current_task()
+    assert running is not None  # noqa: S101 - a coroutine of a task
+
+    async def serve(subscription: Subscription) -> None:
+        try:
+            await _serve(handlers, subscription, consume, concurrency)
+        except asyncio.CancelledError:
+            if running.cancelling():
+                raise
+            # a group of tasks would go on without it, and end as if it had been asked to
+            raise run_cancelled() from None
+
     try:
         async with asyncio.TaskGroup() as serving:
             for subscription in handlers.subscriptions:
-                serving.create_task(_serve(handlers, subscription, consume, concurrency))
+                serving.create_task(serve(subscription))
     except BaseExceptionGroup as errors:
         raise _first(errors) from None
 
@@ -192,6 +213,11 @@ def _called(function: Callable[..., Any], *arguments: Any) -> Any:
     except (StopIteration, GeneratorExit, KeyboardInterrupt) as error:
         # no future can carry the first two, and no signal raises the last one here
         raise RuntimeError(f"the handler raised {error_text(error)}") from error
+
+
+def run_cancelled() -> AgentStreamError:
+    """The error of a run whose tasks somebody cancelled who had not begun them."""
+    return AgentStreamError("a task of run() was cancelled by the program: cancel its own tasks only")
 
 
 def _first(error: BaseException) -> BaseException:

@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import msgspec
 
@@ -31,6 +31,8 @@ _LATER: Any = None
 
 OnFull = Literal["wait", "raise", "shed"]
 """What to do with a message when its stream is full."""
+
+_ON_FULL = get_args(OnFull)
 
 
 class MessageOptions(TypedDict, total=False):
@@ -94,11 +96,14 @@ class OutgoingRecord(msgspec.Struct, eq=False):
     def __post_init__(self) -> None:
         """Checks the options, and encodes the message."""
         self.data = encode(self.message)
+        if self.on_full not in _ON_FULL:
+            raise ValueError(f"on_full= is one of {', '.join(_ON_FULL)}, not {self.on_full!r}")
         if self.on_full == "shed" and self.message.type != "event":
             raise InvalidMessage(f"only events may be shed, and this is a {self.message.type}")
-        if self.message.expires_at is not None and FAR <= self.message.expires_at < math.inf:
-            expiry = self.message.expires_at
-            raise InvalidMessage(f"expires_at= is seconds since 1970; {expiry:g} looks like milliseconds")
+        expiry = self.message.expires_at
+        if expiry is not None and not (expiry < FAR or expiry == math.inf):
+            looks = "is no time" if math.isnan(expiry) else "looks like milliseconds"
+            raise InvalidMessage(f"expires_at= is seconds since 1970; {expiry:g} {looks}")
         # the server would refuse the whole batch because of this key
         if self.once is not None and not (is_reference(self.once) and is_unicode(self.once)):
             raise InvalidMessage("once= is a string of 1 to 512 characters")
@@ -138,7 +143,7 @@ def record_of(
         v=1,
         id=new_id(),
         sender=sender,
-        to=one.to or BROADCAST,
+        to=BROADCAST if one.to is None else one.to,
         type=one.type,
         payload=payload_of(one.payload),
         timestamp=time.time(),

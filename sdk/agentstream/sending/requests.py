@@ -136,11 +136,12 @@ class Requests:
         """Fails pending requests with ConnectionLost, and deletes the reply stream if the server answers."""
         if self._reading is None:
             return
-        for pending in self._pending.values():
-            if not pending.reply.done():
-                pending.reply.set_exception(ConnectionLost("the agent was closed before the reply came"))
+        unanswered = [pending for pending in self._pending.values() if not pending.reply.done()]
+        for pending in unanswered:
+            pending.reply.set_exception(ConnectionLost("the agent was closed before the reply came"))
+        telling = [self._tell(pending.record.message) for pending in unanswered if pending.record.produces]
         self._reading.cancel()
-        await asyncio.gather(self._reading, *self._notices, return_exceptions=True)
+        await asyncio.gather(self._reading, *self._notices, *telling, return_exceptions=True)
         await self._client.close()
         with contextlib.suppress(AgentStreamError, TimeoutError):
             async with asyncio.timeout(_CLOSING_PATIENCE):

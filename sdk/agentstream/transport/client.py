@@ -9,6 +9,7 @@ connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,6 +33,10 @@ class Listener(Protocol):
 
     def pushed(self, channel: bytes, data: bytes) -> None:
         """Takes a published message; called in the event loop."""
+
+
+def _nothing() -> None:
+    """Wakes up a loop that calls it."""
 
 
 class Client:
@@ -106,6 +111,20 @@ class Client:
                 " asyncio.run, or use agentstream.sync"
             )
         return loop
+
+    def in_loop(self, call: Callable[[], object]) -> None:
+        """Calls a function in the event loop that uses this: at once if this is its thread, else soon."""
+        here = None
+        with contextlib.suppress(RuntimeError):
+            here = asyncio.get_running_loop()
+        is_here = self._loop in (None, here)
+        if is_here:
+            call()
+        if self._loop is not None:
+            # a loop that waits is woken up, as it does not notice what the handler of a signal does;
+            # one that is closed has nothing left to do
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(_nothing if is_here else call)
 
     async def call(self, command: Argument, *args: Argument) -> Any:
         """Sends one command and returns its reply: bytes, int, None or lists of these.
