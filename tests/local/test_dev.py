@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import stat
@@ -212,6 +213,72 @@ async def test_changed_code_is_loaded(dev: Dev, command: str) -> None:
     await dev.line("SyntaxError")
     module.write_text("VERSION = 333")
     await dev.line("[coder-0] version 333")
+    assert await dev.end() == 0
+
+
+async def test_code_is_loaded_where_its_directory_comes_later_or_is_made_again(dev: Dev) -> None:
+    work = dev.directory / "work"
+
+    def write(version: int) -> None:
+        work.mkdir(exist_ok=True)
+        (work / "coder.py").write_text(
+            f"import time\nprint('version', {version}, flush=True)\ntime.sleep(60)\n"
+        )
+
+    declare(
+        dev,
+        a_stream("tasks")
+        + a_group("coder", "tasks", "python", "coder.py").replace("name: c,", "name: c, workingDir: work,"),
+    )
+    await dev.start("m.yaml")
+    await dev.line("work is not a directory")
+    write(1)
+    await dev.line("[coder-0] version 1")
+    write(2)
+    await dev.line("[coder-0] version 2")
+    shutil.rmtree(work)
+    write(3)
+    await dev.line("[coder-0] version 3")
+    write(4)
+    await dev.line("[coder-0] version 4")
+    work.rename(dev.directory / "old")
+    write(5)
+    await dev.line("[coder-0] version 5")
+    write(6)
+    await dev.line("[coder-0] version 6")
+    assert await dev.end() == 0
+
+
+async def test_a_file_that_is_written_all_the_time_is_told_of_once_per_start(dev: Dev) -> None:
+    (dev.directory / "coder.py").write_text(
+        "import signal, threading\n"
+        "asked = threading.Event()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: asked.set())\n"
+        "print('at work', flush=True)\n"
+        "asked.wait()\n"
+        "for n in range(10):\n"
+        "    open('made.py', 'w').write(str(n))\n"
+        "    threading.Event().wait(0.3)\n"
+        "print('done', flush=True)\n"
+    )
+    declare(dev, a_stream("tasks") + a_group("coder", "tasks", "python", "coder.py"))
+    await dev.start("m.yaml")
+    await dev.line("at work")
+    (dev.directory / "other.py").write_text("1")
+    await dev.line("[coder-0] done")
+    assert dev.text.partition("[coder-0] done")[0].count("restarting:") == 1
+    assert await dev.end() == 0
+
+
+async def test_a_manifest_behind_a_link_is_taken_up_when_it_changes(dev: Dev) -> None:
+    elsewhere = dev.directory / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "real.yaml").write_text(a_stream("tasks"))
+    (dev.directory / "m.yaml").symlink_to(elsewhere / "real.yaml")
+    await dev.start("m.yaml")
+    await dev.line("AgentStream default/tasks: ready")
+    (elsewhere / "real.yaml").write_text(a_stream("tasks") + a_stream("more"))
+    await dev.line("AgentStream default/more: ready")
     assert await dev.end() == 0
 
 

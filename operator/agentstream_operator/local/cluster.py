@@ -124,9 +124,8 @@ class LocalCluster:
             async for files in self._sources.changes():
                 for key, workload in self._workloads.items():
                     changed = [f for f in files if any(f.is_relative_to(d) for d in workload.sources)]
-                    if changed:
+                    if changed and workload.restart():
                         self.host.output.say(f"{key}: restarting: {min(changed).name} has changed")
-                        workload.restart()
         except (OSError, RuntimeError) as error:
             self.host.output.say(f"warning: changed code is not loaded: {error}")
 

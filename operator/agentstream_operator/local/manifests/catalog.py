@@ -81,9 +81,9 @@ class Catalog:
 
     async def changes(self) -> AsyncIterator[None]:
         """Yields once after each burst of changes to the manifest files."""
-        # editors replace files: the directories are watched
-        directories = {path if path.is_dir() else path.parent for path in self._paths}
         given = {path.resolve() for path in self._paths}
+        # editors replace files: the directories are watched, also that of a file that a link leads to
+        directories = {path if path.is_dir() else path.parent for path in (*self._paths, *given)}
 
         def is_manifest(_: object, name: str) -> bool:
             path = Path(name)

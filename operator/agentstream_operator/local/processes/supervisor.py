@@ -159,9 +159,14 @@ class SupervisedProcess:
         self._stopped = True
         self._asked.set()
 
-    def restart(self) -> None:
-        """Lets the process end in order, and starts it again at once; also one whose start is delayed."""
+    def restart(self) -> bool:
+        """Lets the process end in order, and starts it again at once; also one whose start is delayed.
+
+        Returns whether it was not ending already.
+        """
+        first = not self._asked.is_set()
         self._asked.set()
+        return first
 
     async def run(self) -> None:
         """Keeps the process running until `stop`; a cancellation kills it at once."""

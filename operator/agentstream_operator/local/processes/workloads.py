@@ -69,10 +69,10 @@ class Workload:
         """The directories with the Python files of its processes."""
         return frozenset().union(*(process.command.sources for process in self._processes.values()))
 
-    def restart(self) -> None:
-        """Lets every process end in order, and starts it again."""
-        for process in self._processes.values():
-            process.restart()
+    def restart(self) -> bool:
+        """Lets every process end in order, and starts it again. Returns whether one was not ending yet."""
+        asked = [process.restart() for process in self._processes.values()]
+        return any(asked)
 
     def set_deletion_costs(self, costs: Mapping[str, int]) -> None:
         """Sets the number of messages that each process holds, by name; the fewest are stopped first."""
