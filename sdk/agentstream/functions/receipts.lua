@@ -2,18 +2,17 @@
 
 -- The state of an entry in a group. What is expected was settled only if that was noted. The janitor takes off what all
 -- groups have finished, and leaves a note where it was not acknowledged: nothing is known of what is older than all notes,
--- of the stream or of the group, nor of what the group was never given.
+-- of the stream or of the group.
 local function state_of(key, id, group, parked, is_expected, since)
   local noted = redis.call('HGET', parked, id)
   if noted then return noted end
   if not group then return 'missing' end
-  local was_given = not less(group['last-delivered-id'], id)
   if not is_expected then
     local unknown = redis.call('HGET', parked, 'since')
     local is_noted = since and ms_of(id) >= since and not (unknown and not less(unknown, id))
-    return is_noted and was_given and 'acknowledged' or 'missing'
+    return is_noted and 'acknowledged' or 'missing'
   end
-  if not was_given then return 'pending' end
+  if less(group['last-delivered-id'], id) then return 'pending' end
   return #redis.call('XPENDING', key, group.name, id, id, 1) > 0 and 'pending' or 'missing'
 end
 
