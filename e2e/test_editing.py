@@ -39,8 +39,8 @@ class Place:
         return consumes
 
     def gate(self, stream: str) -> int:
-        """The length from which on adding is refused."""
-        return int(self.redis("GET", f"{self.key(stream)}:gate")[0])
+        """The length from which on adding is refused; what groups have settled meanwhile comes on top."""
+        return int(self.redis("GET", f"{self.key(stream)}:gate")[0].split()[0])
 
     def length(self, key: str) -> int:
         return int(self.redis("XLEN", key)[0])

@@ -165,6 +165,26 @@ async def test_nothing_goes_while_a_declared_group_is_missing(
     assert stream.get(GATE) is None
 
 
+@pytest.mark.parametrize("node", [100, 1000], ids=lambda node: f"{node} entries a node")
+async def test_what_is_old_goes_from_the_stream_and_the_dead_letters_whatever_a_node_holds(
+    server: Server, broker: Broker, stream: redis.Redis, node: int
+) -> None:
+    """1,000 is what the servers have that are made here, 100 the default."""
+    dead_letters = f"{KEY}:dlq:g"
+    stream.config_set("stream-node-max-entries", node)
+    try:
+        for key in (KEY, dead_letters):
+            for n in range(2_500):
+                stream.xadd(key, {"m": "x"}, id=f"1-{n + 1}")
+            stream.xadd(key, {"m": "x"})
+        read(stream, ack=True, count=2_501)
+        while (await broker.janitor(spec("g"))).more:
+            pass
+        assert [stream.xlen(key) <= node for key in (KEY, dead_letters)] == [True, True]
+    finally:
+        stream.config_set("stream-node-max-entries", 100)
+
+
 @pytest.mark.parametrize("kind", ["none", "string"])
 async def test_without_a_stream_only_due_retries_move(
     server: Server, broker: Broker, stream: redis.Redis, kind: str

@@ -7,6 +7,8 @@ local FORGET = 60000
 local WORTHWHILE = PAGE / 10
 -- The most nodes of a stream, with up to a hundred entries each, that one call removes.
 local NODES = 500
+-- The least number of entries to allow for removing: streams are trimmed by nodes, which have up to a thousand on our servers.
+local NODE = 1000
 -- For so many ms at least, what became of broadcasts is kept for who waits for it.
 local KEPT = 60000
 
@@ -226,7 +228,7 @@ local function janitor(keys, args)
   if r.type ~= 'stream' then return cjson.encode(r) end
   local info = info_of(key, reading)
   r.length = info.length
-  limit = math.min(limit, math.max(1000, math.ceil(NODES * info.length / math.max(info['radix-tree-keys'], 1))))
+  limit = math.min(limit, math.max(NODE, math.ceil(NODES * info.length / math.max(info['radix-tree-keys'], 1))))
   local counted
   counted, r.missing = counted_groups(key, base, declared, now)
   -- it is not known where a missing group will resume, so nothing may be trimmed
@@ -302,7 +304,7 @@ local function janitor(keys, args)
         r.expired, r.more = r.expired + expired, r.more or more
       end
       local keep_from = string.format('%.0f-0', math.max(clock - d.keep_dead, 0))
-      r.more = redis.call('XTRIM', base .. ':dlq:' .. d.name, 'MINID', '~', keep_from, 'LIMIT', NODES) >= NODES / 2 or r.more
+      r.more = redis.call('XTRIM', base .. ':dlq:' .. d.name, 'MINID', '~', keep_from, 'LIMIT', NODE) >= NODE / 2 or r.more
     end
   end
   return cjson.encode(r)
