@@ -172,6 +172,7 @@ async def test_what_is_old_goes_from_the_stream_and_the_dead_letters_whatever_a_
     """1,000 is what the servers have that are made here, 100 the default."""
     dead_letters = f"{KEY}:dlq:g"
     stream.config_set("stream-node-max-entries", node)
+    stream.config_set("stream-node-max-bytes", 1 << 20)
     try:
         for key in (KEY, dead_letters):
             for n in range(2_500):
@@ -183,6 +184,7 @@ async def test_what_is_old_goes_from_the_stream_and_the_dead_letters_whatever_a_
         assert [stream.xlen(key) <= node for key in (KEY, dead_letters)] == [True, True]
     finally:
         stream.config_set("stream-node-max-entries", 100)
+        stream.config_set("stream-node-max-bytes", 4096)
 
 
 @pytest.mark.parametrize("kind", ["none", "string"])
