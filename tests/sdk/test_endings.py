@@ -75,6 +75,41 @@ async def test_a_cancellation_inside_a_handler_ends_no_worker(topology: Topology
     assert record["error"] == b"CancelledError: something that the handler waits for was cancelled"
 
 
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+async def test_a_handler_that_cancels_the_workers_fails_as_often_as_the_group_allows(
+    topology: Topology, group: Consumes, batch_size: int | None
+) -> None:
+    """Handed back without an attempt, its message would come again for ever."""
+    await small_input(topology)
+    coder, tried = topology.agent("coder"), Counter[int]()
+
+    async def end(numbers: list[int]) -> None:
+        tried.update(numbers)
+        if 0 in numbers:
+            for task in asyncio.all_tasks():
+                if "_Worker.work" in repr(task.get_coro()):
+                    task.cancel()
+            await asyncio.Event().wait()
+
+    if batch_size is None:
+
+        @coder.on("event")
+        async def handle(payload: dict) -> None:
+            await end([payload["n"]])
+
+    else:
+
+        @coder.on("event", batch_size=batch_size)
+        async def handle_batch(payloads: list[dict]) -> None:
+            await end([payload["n"] for payload in payloads])
+
+    async with coder, coder.running(concurrency=4):
+        await until(lambda: topology.settled(group, GOOD + 1))
+        assert coder.is_consuming
+    assert tried[0] == 2
+    assert tried.keys() == set(range(GOOD + 1))
+
+
 class Handled:
     """What was handled, by the number of an ending, and what it says about where that was."""
 

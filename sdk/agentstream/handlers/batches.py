@@ -66,9 +66,13 @@ class Batches:
                     await batch.complete.wait()
             self._complete(batch)
             await self._call(batch.attempts)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             self._complete(batch)
-            await asyncio.gather(*(each.release() for each in batch.attempts))
+            if attempt.is_ending is None or attempt.is_ending():
+                await asyncio.gather(*(each.release() for each in batch.attempts))
+            else:
+                # a handler cancelled the worker: handed back, it would do so again and again
+                await self._fail(batch.attempts, error)
             raise
         finally:
             batch.over.set()
@@ -108,6 +112,10 @@ class Batches:
         if error is None:
             await asyncio.gather(*(attempt.ack() for attempt in attempts))
             return
+        await self._fail(attempts, error)
+
+    async def _fail(self, attempts: list[Attempt], error: BaseException) -> None:
+        """Settles the messages of a call that failed, but for those that it settled."""
         unsettled = [attempt for attempt in attempts if not attempt.verb]
         for attempt in unsettled:
             attempt.fail(error)

@@ -61,7 +61,7 @@ class Handler(msgspec.Struct, frozen=True):
         called = in_thread(self.function, *arguments) if self.blocks else self.function(*arguments)
         result = await called
         # as from a decorator around an asynchronous function, or where an `await` was forgotten
-        return await result if inspect.isawaitable(result) else result
+        return await result if result is not None and inspect.isawaitable(result) else result
 
     def _arguments(self, delivery: Delivery[Any]) -> tuple[Any, ...]:
         if self.form is Form.MESSAGE:

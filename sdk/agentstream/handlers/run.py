@@ -165,10 +165,10 @@ class _Worker:
         delivery: Delivery[Any] = Delivery(attempt)
         message_type = delivery.message.type
         batch = self.batches.get(message_type)
+        attempt.is_ending = self.is_ending
         if batch is not None:
             await batch.handle(attempt)
             return
-        attempt.is_ending = self.is_ending
         async with delivery:
             answer = await self.by_type[message_type](self.threads.run, delivery)
             if answer is not None:
