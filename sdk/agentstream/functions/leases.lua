@@ -44,12 +44,13 @@ local SET_BACK = 1000
 -- Notes that a consumer of the group is heard. Returns for how long nobody was, and when that ended, as `silence` does.
 local function hear(stats, lease, now)
   local silent, ended, heard, silences = silence(stats, lease, now)
-  -- see `set_leases_back`
-  if heard and heard > now + SET_BACK then
+  local was_set_back = heard and heard > now + SET_BACK
+  if was_set_back then
+    -- see `set_leases_back` and `mend`
     redis.call('HSET', stats, 'sweep:ahead', '0-0', 'sweep:retries-ahead', '0-0', 'sweep:mend', '0')
   end
   -- not with each call of many consumers: who noted it last comes back in time
-  if math.abs(now - (heard or 0)) >= lease / 16 then
+  if was_set_back or math.abs(now - (heard or 0)) >= lease / 16 then
     redis.call('HSET', stats, 'sweep:heard', string.format('%.0f %.0f %.0f %.0f', now, silent, ended, silences))
   end
   return silent, ended
