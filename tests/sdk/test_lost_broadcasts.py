@@ -12,6 +12,7 @@ from agentstream.protocol import commands
 from agentstream.protocol.keys import StreamKeys
 from agentstream.transport.client import Client
 from support.topology import Topology, following, numbers
+from support.waiting import until
 
 NEWS = StreamKeys("{test.news}")
 GROUPS = ("coder", "tester")
@@ -41,13 +42,25 @@ async def heal(declared: Topology) -> None:
     await declared.write_routes()
 
 
-async def flushed(declared: Topology, _entry: str) -> None:
+async def is_over(declared: Topology, entry: str) -> None:
+    """Waits until the millisecond of an entry is over: one on a new stream could have the same id."""
+
+    async def is_later() -> bool:
+        seconds, microseconds = await declared.wire.call("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000 > int(entry.partition("-")[0])
+
+    await until(is_later)
+
+
+async def flushed(declared: Topology, entry: str) -> None:
     await declared.wire.call("FLUSHALL")
+    await is_over(declared, entry)
     await heal(declared)
 
 
-async def deleted(declared: Topology, _entry: str) -> None:
+async def deleted(declared: Topology, entry: str) -> None:
     await declared.wire.call("DEL", NEWS.stream)
+    await is_over(declared, entry)
     await heal(declared)
 
 
