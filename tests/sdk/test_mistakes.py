@@ -86,6 +86,15 @@ async def test_so_do_the_other_verbs(declared: Topology) -> None:
             await receipt.wait(timeout=None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("one", [{"to": "coder", **EVENT}, "text", None, 7])
+async def test_many_messages_are_objects(declared: Topology, wire: Client, one: Any) -> None:
+    good = OutgoingMessage(to="coder", **EVENT)
+    async with declared.agent("planner") as planner:
+        with pytest.raises(InvalidMessage, match=r"is an OutgoingMessage\(to=…, type=…, payload=…\), not "):
+            await planner.send_many([good, one])
+    assert await wire.call("XLEN", "{test.tasks}") == 0
+
+
 async def test_who_waits_for_ever_for_an_answer_sets_no_expiry(declared: Topology, wire: Client) -> None:
     async with declared.agent("planner") as planner:
         asking = asyncio.create_task(planner.request(to="coder", payload={}, timeout=math.inf))

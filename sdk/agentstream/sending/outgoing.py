@@ -135,6 +135,10 @@ def record_of(
     patience: float = ROUTE_PATIENCE,
 ) -> OutgoingRecord:
     """Makes the record of a message of the agent `sender`. Raises NoRoute if it names no destination."""
+    if not isinstance(one, OutgoingMessage):
+        raise InvalidMessage(
+            f"a message to send is an OutgoingMessage(to=…, type=…, payload=…), not {one!r:.50}"
+        )
     if one.to is None and one.stream is None:
         raise NoRoute("a message needs an addressee, a stream, or both: to= or stream=")
     check_timeout(timeout)
