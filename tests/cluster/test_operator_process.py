@@ -11,6 +11,7 @@ from cluster.conftest import Deploy
 from cluster.team import Team, said
 from support.apiserver import ApiServer
 from support.deployed import Deployed, grant
+from support.kstatus import kstatus
 from support.servers import Server
 from support.waiting import until
 from unit.resources.manifests import a_group, a_stream, a_template
@@ -284,10 +285,11 @@ async def test_a_resource_that_is_nested_too_deeply_harms_no_other(
     team = Team(own_api_server, home)
     own_api_server.create_namespace(home)
     # the API server takes 10,000 levels where a schema is free
-    schema = f'{{"type": "object", "x": {"[" * 5_000}{"]" * 5_000}}}'
-    deep = json.dumps(a_stream("deep", contracts=[{"type": "event", "schema": "?"}])).replace('"?"', schema)
-    (tmp_path / "deep.json").write_text(deep)
-    team.kubectl("create", "--validate=false", f"--filename={tmp_path / 'deep.json'}")
+    for name, levels in (("deepest", 5_000), ("deep", 300)):
+        schema = f'{{"type": "object", "x": {"[" * levels}{"]" * levels}}}'
+        stream = json.dumps(a_stream(name, contracts=[{"type": "event", "schema": "?"}]))
+        (tmp_path / f"{name}.json").write_text(stream.replace('"?"', schema))
+        team.kubectl("create", "--validate=false", f"--filename={tmp_path / name}.json")
     team.create(a_stream("before"))
     user = grant(own_api_server, home, (home,))
     operator = Deployed(own_api_server, user, private_server.url, tmp_path, namespaces=(home,))
@@ -297,6 +299,10 @@ async def test_a_resource_that_is_nested_too_deeply_harms_no_other(
         team.create(a_stream("after"))
         await team.ready(a_stream("after"))
         assert "spec.contracts[0].schema: is nested more than 100 levels deep" in operator.log
+        await team.says("AgentStream", "deep", "False", "Invalid")
+        invalid = team.get("AgentStream", "deep")
+        assert invalid is not None
+        assert kstatus(invalid) == "Failed"
         assert operator.complaints() == []
     finally:
         operator.kill()

@@ -11,6 +11,7 @@ import redis
 from agentstream.protocol.keys import StreamKeys, nudge_channel
 from agentstream.protocol.routes import Consumes, Produces, Route, decode_route
 from agentstream.transport.client import Client
+from agentstream_operator.cluster.port import Owner, Unreadable
 from agentstream_operator.resources.meta import FINALIZER
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.operator import FAST, operator
@@ -146,12 +147,36 @@ async def test_nobody_is_removed_while_a_resource_of_the_namespace_cannot_be_rea
 ) -> None:
     async with operator(server.url) as op:
         await op.put(a_stream(producers=["planner"]), a_stream("more", producers=["other"]))
-        op.engine.unreadable(a_stream("broken").key)
+        op.engine.unreadable(Unreadable(Owner(a_stream("broken").key, "1"), 1, "spec: why"))
         op.engine.remove(a_stream("more").key)
         await op.engine.idle()
         assert admin.acl_getuser("agentstream.team.other") is not None
         op.engine.remove(a_stream("broken").key)
         await until(lambda: admin.acl_getuser("agentstream.team.other") is None)
+
+
+async def test_what_cannot_be_read_says_so_in_its_status_once_for_each_mistake(server: Server) -> None:
+    broken, valid = a_stream("broken").key, a_stream()
+
+    def found(generation: int, problem: str) -> Unreadable:
+        return Unreadable(Owner(broken, "1"), generation, problem)
+
+    async with operator(server.url) as op:
+        await op.put(valid)
+        # the echo of a status comes as another event
+        for one in (found(1, "spec: a"), found(1, "spec: a"), found(2, "spec: a"), found(2, "spec: b")):
+            op.engine.unreadable(one)
+            await op.engine.idle()
+        status = op.cluster.statuses[broken]
+        assert status.observed_generation == 2
+        said = [(c.type, c.status, c.reason, c.message) for c in status.conditions if c.type != "Synced"]
+        assert said == [("Ready", "False", "Invalid", "spec: b"), ("Stalled", "True", "Invalid", "spec: b")]
+        op.engine.unreadable(found(2, "spec: b"))
+        # the version of a valid one stays in effect, and so does its status
+        op.engine.unreadable(Unreadable(Owner(valid.key, "1"), 2, "spec: c"))
+        await op.engine.idle()
+        assert op.cluster.ready(valid.key)
+        assert op.cluster.statuses[broken] is status
 
 
 async def test_users_of_namespaces_that_are_not_watched_stay(server: Server, admin: redis.Redis) -> None:

@@ -35,6 +35,14 @@ class Owner(NamedTuple):
     uid: str
 
 
+class Unreadable(NamedTuple):
+    """A resource that cannot be parsed, at a generation, and why."""
+
+    owner: Owner
+    generation: int
+    problem: str
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """The contents of an agent's Secret; `signing` has the encoded keys of signed streams by their names."""

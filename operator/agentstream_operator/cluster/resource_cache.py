@@ -13,7 +13,7 @@ from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.kinds import OWNED_KINDS, RESOURCES, ApiKind
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
-from agentstream_operator.cluster.port import ClusterUnavailable
+from agentstream_operator.cluster.port import ClusterUnavailable, Owner, Unreadable
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ObjectMeta, ResourceKey
@@ -41,7 +41,7 @@ class ChangeListener(Protocol):
     def remove(self, key: ResourceKey) -> None:
         """Drops a resource that is gone."""
 
-    def unreadable(self, key: ResourceKey) -> None:
+    def unreadable(self, found: Unreadable) -> None:
         """Notes a resource that cannot be parsed."""
 
 
@@ -183,7 +183,10 @@ class ResourceCache:
             resource = parse_resource(found)
         except InvalidResource as error:
             _log.warning("invalid resource; its last valid version stays in effect: %s", error)
-            self._listener.unreadable(key)
+            owner = Owner(key, metadata["uid"])
+            self._listener.unreadable(
+                Unreadable(owner, metadata.get("generation", 0), "; ".join(error.problems))
+            )
         else:
             self._listener.put(resource)
 

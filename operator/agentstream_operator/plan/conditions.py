@@ -78,7 +78,9 @@ _REQUIRED = (
 )
 
 # what these say holds until the resource is changed
-_FOR_GOOD = frozenset({ConditionReason.KEY_NOT_ALLOWED, ConditionReason.CONTRACT_INVALID})
+_FOR_GOOD = frozenset(
+    {ConditionReason.KEY_NOT_ALLOWED, ConditionReason.CONTRACT_INVALID, ConditionReason.INVALID}
+)
 
 
 def with_ready(updates: Iterable[ConditionUpdate]) -> tuple[ConditionUpdate, ...]:

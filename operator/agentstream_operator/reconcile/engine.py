@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.cluster.port import Cluster, ClusterRefused, ClusterUnavailable
+from agentstream_operator.cluster.port import Cluster, ClusterRefused, ClusterUnavailable, Unreadable
 from agentstream_operator.plan.agents import AgentName
 from agentstream_operator.plan.conditions import REACHABLE, ConditionUpdate, with_ready
 from agentstream_operator.plan.observed import Gone
@@ -129,9 +129,10 @@ class Engine:
         self._requeue(affected, Priority.EVENT)
         self._queue.add(key, Priority.CHANGE)
 
-    def unreadable(self, key: ResourceKey) -> None:
+    def unreadable(self, found: Unreadable) -> None:
         """Notes a resource that cannot be parsed: it stays as it was, and nothing is removed meanwhile."""
-        self._state.resources.unreadable(key)
+        if self._state.resources.unreadable(found):
+            self._queue.add(found.owner.key, Priority.CHANGE)
 
     def listed(self) -> None:
         """Notes that every resource has been put: from now on rights may shrink and leftovers are removed."""
@@ -236,6 +237,10 @@ class Engine:
 
     async def _reconcile(self, key: ResourceKey) -> float | None:
         try:
+            unreadable = self._state.resources.why_unreadable(key)
+            if unreadable is not None and self._state.resources.get(key) is None:
+                await self._context.status.write_unreadable(unreadable)
+                return None
             if key.kind == "AgentStream":
                 return await reconcile_stream(self._context, key)
             if key.kind == "ConsumerGroup":

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from agentstream_operator.cluster.port import Cluster, Event
-from agentstream_operator.plan.conditions import ConditionUpdate
+from agentstream_operator.cluster.port import Cluster, Event, Unreadable
+from agentstream_operator.plan.conditions import ConditionUpdate, with_ready
 from agentstream_operator.reconcile.state.index import owner_of
 from agentstream_operator.reconcile.state.memory import Status, StatusMemory
 from agentstream_operator.reconcile.state.state import StatusIntervals
@@ -116,6 +116,14 @@ class StatusWriter:
             await self.cluster.write_status(owner_of(resource), new)
         reported.status, reported.conditions, reported.written_at = new, updates, clock
         return None
+
+    async def write_unreadable(self, found: Unreadable) -> None:
+        """Writes why a resource cannot be parsed, of which no earlier version is in effect."""
+        refused = ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.INVALID, found.problem)
+        conditions = self._conditions(None, with_ready((refused,)), found.generation)
+        kind = AgentStreamStatus if found.owner.key.kind == "AgentStream" else ConsumerGroupStatus
+        status = kind(observed_generation=found.generation, conditions=conditions)
+        await self.cluster.write_status(found.owner, status)
 
     def is_due(self, reported: StatusMemory, numbers: dict[str, Any]) -> bool:
         """Returns whether the numbers differ from the written ones, and the interval has elapsed."""

@@ -177,6 +177,11 @@ class ConditionReason(StrEnum):
         "An ACL user could not be written, or its rules are not enforced as expected.",
         f"{_READ}; check the operator's own rights on the server.",
     )
+    INVALID = (
+        "Invalid",
+        "The resource has fields that this version of the operator does not take; it is not in effect.",
+        f"{_READ} and correct the fields that it names.",
+    )
     CONTRACT_INVALID = (
         "ContractInvalid",
         "A contract is not a JSON Schema (draft 2020-12) of at most 32 KiB; the previous ones stay in force.",

@@ -13,7 +13,7 @@ from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.kinds import AGENTSTREAMS, DEPLOYMENTS, OWNED_KINDS, PODS, SECRETS, ApiKind
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
-from agentstream_operator.cluster.port import ClusterUnavailable
+from agentstream_operator.cluster.port import ClusterUnavailable, Unreadable
 from agentstream_operator.cluster.resource_cache import Resource, ResourceCache, is_same
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
@@ -43,8 +43,8 @@ class Known:
         self.resources.pop(key, None)
         self.told.append(f"remove {key.name}")
 
-    def unreadable(self, key: ResourceKey) -> None:
-        self.told.append(f"unreadable {key.name}")
+    def unreadable(self, found: Unreadable) -> None:
+        self.told.append(f"unreadable {found.owner.key.name}")
 
 
 @dataclass

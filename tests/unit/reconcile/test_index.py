@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentstream_operator.cluster.port import Owner, Unreadable
 from agentstream_operator.plan.agents import AgentName
 from agentstream_operator.reconcile.state.index import ResourceIndex, agent_key
 from agentstream_operator.resources.meta import ResourceKey
@@ -97,7 +98,7 @@ def test_a_stream_that_vanished_while_it_was_looked_at_claims_nothing_of_others(
 
 def test_what_cannot_be_read_is_remembered_until_it_is_gone() -> None:
     store = store_of(a_stream())
-    store.unreadable(TASKS)
+    store.unreadable(Unreadable(Owner(TASKS, "1"), 1, "why"))
     assert store.unreadable_namespaces == {"team"}
     assert store.get(TASKS) is not None
     store.remove(TASKS)
@@ -106,7 +107,7 @@ def test_what_cannot_be_read_is_remembered_until_it_is_gone() -> None:
 
 def test_what_can_be_read_again_is_no_longer_unreadable() -> None:
     store = store_of()
-    store.unreadable(TASKS)
+    store.unreadable(Unreadable(Owner(TASKS, "1"), 1, "why"))
     store.put(a_stream())
     assert store.unreadable_namespaces == set()
 

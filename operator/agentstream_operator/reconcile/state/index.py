@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from agentstream_operator.cluster.port import Owner
+from agentstream_operator.cluster.port import Owner, Unreadable
 from agentstream_operator.plan.agents import AgentName, agents_of
 from agentstream_operator.plan.conflicts import claim_of, may_claim, oldest, seniority
 from agentstream_operator.resources.agentstream import AgentStream
@@ -55,7 +55,7 @@ class ResourceIndex:
         self.changes = 0  # counts puts and removals
         self.streams: dict[ResourceKey, AgentStream] = {}
         self.groups: dict[ResourceKey, ConsumerGroup] = {}
-        self._unreadable: set[ResourceKey] = set()
+        self._unreadable: dict[ResourceKey, Unreadable] = {}
         self._claims: defaultdict[str, set[ResourceKey]] = defaultdict(set)
         self._readers: defaultdict[ResourceKey, set[ResourceKey]] = defaultdict(set)
         self._named_by: defaultdict[AgentName, set[ResourceKey]] = defaultdict(set)
@@ -97,13 +97,19 @@ class ResourceIndex:
         self.groups.pop(key, None)
         return affected - {key}
 
-    def unreadable(self, key: ResourceKey) -> None:
-        """Notes a resource that cannot be parsed; its last version stays."""
-        self._unreadable.add(key)
+    def unreadable(self, found: Unreadable) -> bool:
+        """Notes a resource that cannot be parsed; its last version stays. Returns whether that is new."""
+        known = self._unreadable.get(found.owner.key)
+        self._unreadable[found.owner.key] = found
+        return found != known
+
+    def why_unreadable(self, key: ResourceKey) -> Unreadable | None:
+        """Returns why a resource cannot be parsed; None if it can, or is not known."""
+        return self._unreadable.get(key)
 
     def readable(self, key: ResourceKey) -> None:
         """Notes that a resource can be parsed, or is gone."""
-        self._unreadable.discard(key)
+        self._unreadable.pop(key, None)
 
     @property
     def unreadable_namespaces(self) -> Collection[str]:
