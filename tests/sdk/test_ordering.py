@@ -284,7 +284,8 @@ async def test_a_process_that_is_full_of_what_waits_reads_retries_and_then_goes_
     await send(planner, 400, key=None)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks", concurrency=1) as deliveries:
         first = await following(deliveries)
-        await first.retry(after=0.5)
+        # one slot is filled at a time: it takes a while on a busy machine
+        await first.retry(after=3)
         asking = asyncio.create_task(following(deliveries))
         await until(lambda: _waits(deliveries, 256))
         again = await asking

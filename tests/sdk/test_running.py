@@ -274,7 +274,7 @@ async def test_a_run_whose_tasks_a_handler_cancels_ends_with_an_error_and_hands_
                     others.spared.add(beside)
                 await send(topology, 1)
                 await until(lambda: not coder.is_consuming)
-                assert ask(port, "/readyz")[0] == 503
+                await until(lambda: ask(port, "/readyz")[0] == 503)
 
         with pytest.raises(AgentStreamError, match=r"a task of run\(\) was cancelled by the program"):
             await run()
