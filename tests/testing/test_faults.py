@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 
@@ -237,3 +240,19 @@ def test_frames_are_the_same_in_whatever_pieces_they_come(frames: list[bytes], d
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         found += reader.feed(stream[start:end])
     assert found == frames
+
+
+def test_what_connects_while_it_ends_leaves_no_socket() -> None:
+    left: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "unraisablehook", lambda unraisable: left.append(unraisable.exc_value))
+        for _ in range(60):
+            with Faults(server.getsockname()[1]) as faults:
+                clients = [socket.socket() for _ in range(20)]
+                for client in clients:
+                    client.setblocking(False)
+                    client.connect_ex(("127.0.0.1", faults.port))
+            for client in clients:
+                client.close()
+            gc.collect()
+    assert left == []

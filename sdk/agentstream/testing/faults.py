@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from typing import Any, Self
 
 _CHUNK = 1 << 16
+# Turns of the event loop within which a connection that was accepted becomes a link.
+_TURNS = 5
 # Types of RESP 2 and 3: https://valkey.io/topics/protocol/
 _BULK = frozenset(b"$=!")
 _AGGREGATES = frozenset(b"*~>")
@@ -208,12 +210,17 @@ class Faults:
         self._ended, self._flowing = asyncio.Event(), asyncio.Event()
         self._flowing.set()
         try:
-            listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+            listener = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
         except OSError as error:
             listening.set_exception(error)
             return
         listening.set_result(listener.sockets[0].getsockname()[1])
         await self._ended.wait()
+        # a transport that is made for a server that has closed meanwhile fails, and nobody closes its socket
+        for listening_socket in listener.sockets:
+            self._loop.remove_reader(listening_socket.fileno())
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         listener.close()
         await self._cut()
 
@@ -226,15 +233,17 @@ class Faults:
             link.cancel()
         await asyncio.gather(*links, return_exceptions=True)
 
-    async def _serve(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
-        link = asyncio.current_task()
-        assert link is not None  # noqa: S101 - each connection is served by a task
+    def _accepted(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+        link = asyncio.create_task(self._serve(client_in, client_out))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
+        # also of a task that is cancelled before its first step
+        link.add_done_callback(lambda _: client_out.transport.abort())
+
+    async def _serve(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.CancelledError):
             if not self._refusing:
                 await self._forward(client_in, client_out)
-        client_out.transport.abort()
 
     async def _forward(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
         await self._flowing.wait()

@@ -30,7 +30,7 @@ REQUIRED = {
     ConditionType.SYNCED: "True",
     ConditionType.CREDENTIALS_SYNCED: "True",
 }
-FOR_GOOD = {ConditionReason.KEY_NOT_ALLOWED, ConditionReason.CONTRACT_INVALID}
+FOR_GOOD = {ConditionReason.KEY_NOT_ALLOWED, ConditionReason.CONTRACT_INVALID, ConditionReason.INVALID}
 
 
 @st.composite
