@@ -101,7 +101,8 @@ class Server:
             [
                 self.build.binary,
                 *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
-                *("--save", "", "--appendonly", "yes" if self.persistent else "no"),
+                # `everysec` puts off writes while the disk is slow, and a killed process would lose those
+                *("--save", "", "--appendonly", "yes" if self.persistent else "no", "--appendfsync", "no"),
                 *("--logfile", str(self.directory / f"server-{self.port}.log")),
                 *("--maxmemory-policy", "noeviction"),
                 *self.options,

@@ -97,7 +97,9 @@ class Server:
                 [
                     str(self._binary),
                     *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._directory)),
-                    *("--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction"),
+                    # `everysec` puts off writes while the disk is slow, and a killed server would lose those
+                    *("--save", "", "--appendonly", "yes", "--appendfsync", "no"),
+                    *("--maxmemory-policy", "noeviction"),
                     *("--logfile", str(self._log_file)),
                 ],
                 DEVNULL,
