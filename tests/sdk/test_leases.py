@@ -173,7 +173,7 @@ async def take_away(topology: Topology, wire: Client, group: Consumes, *entries:
 async def test_a_lost_lease_cancels_the_handler_and_the_loop_goes_on(
     topology: Topology, wire: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    group = await topology.group("tasks", "coder", lease=300)
+    group = await topology.group("tasks", "coder", lease=900)
     await send(topology, 1)
     seen = []
     async with topology.agent("coder") as coder:
@@ -200,7 +200,7 @@ async def test_a_lost_lease_cancels_the_handler_and_the_loop_goes_on(
 async def test_several_deliveries_of_one_task_are_lost_together_or_one_by_one(
     topology: Topology, wire: Client
 ) -> None:
-    group = await topology.group("tasks", "coder", lease=300)
+    group = await topology.group("tasks", "coder", lease=900)
     await send(topology, *range(6))
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         ended = []
