@@ -144,7 +144,7 @@ async def test_entries_that_a_consumer_holds_and_others_are_trimmed(sandbox: San
     # four are in hand, four are buffered, 26 of those that are to come go, too
     await drill.wire.call("XTRIM", drill.key, "MAXLEN", "=", 6)
     await until(drill.settled, timeout=20)
-    assert await drill.commands_of_a_second() < 60
+    assert await drill.commands_of_a_second() < 30
     await drill.stop()
     done = {record.number for record in drill.ledger.records("done")}
     assert done >= {*range(4), *range(34, 40)}

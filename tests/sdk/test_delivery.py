@@ -159,7 +159,9 @@ async def test_many_handlers_have_each_a_deadline_of_their_own(topology: Topolog
 
     async def work(deliveries, first: float) -> None:
         delivery = await following(deliveries)
-        began = loop.time()
+        assert delivery.deadline is not None
+        # the attempt begins before a busy loop goes on here
+        began = delivery.deadline - group.deadline / 1000
         async with delivery:
             if first:
                 await delivery.extend(first)
@@ -170,8 +172,7 @@ async def test_many_handlers_have_each_a_deadline_of_their_own(topology: Topolog
         await asyncio.gather(*(work(deliveries, first) for first in (0, 0.1, 0.8)))
         await until(lambda: topology.settled(group, 3))
     assert 0.1 <= took[0.1] < took[0] < took[0.8]
-    # measured from a little later than the attempt began
-    assert took[0] >= 0.2
+    assert took[0] >= 0.39
 
 
 async def test_a_loop_that_is_blocked_past_its_deadline_loses_its_message_to_another(
