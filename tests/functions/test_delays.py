@@ -11,10 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentstream.protocol.commands import DONE, GroupCalls
-from agentstream.protocol.entry import Source
 from agentstream.protocol.routes import Consumes
 from agentstream_operator.broker.broker import Broker
-from support.entries import HOUR, KEY, now, read, spec
+from support.entries import HOUR, KEY, Pending, now, read, spec
 
 CALLS = GroupCalls(Consumes("tasks", KEY, "g", lease=10_000), "c")
 DELAY, STATS, RETRY = f"{KEY}:delay:g", f"{KEY}:stats:g", f"{KEY}:retry:g"
@@ -37,16 +36,6 @@ return late
 
 
 @dataclass
-class Entry:
-    """A pending entry."""
-
-    id: str
-    source: Source = CALLS.main
-    counter: int = 1
-    after: str | None = None
-
-
-@dataclass
 class Retries:
     """The delayed retries of the group `g`."""
 
@@ -57,7 +46,7 @@ class Retries:
         for _ in delays:
             self.admin.xadd(KEY, {"m": "x"})
         for entry, delay in zip(read(self.admin), delays, strict=True):
-            command = CALLS.retry(Entry(entry), delay, 1, "Failed", "boom")
+            command = CALLS.retry(Pending(entry), delay, 1, "Failed", "boom")
             assert self.admin.execute_command(*command) == DONE
 
     def set_back(self, ms: int) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import redis
 
 from agentstream.protocol.commands import DONE, GroupCalls
-from agentstream.protocol.entry import Source
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream_operator.broker.broker import Broker
-from support.entries import KEY, read, spec
+from support.entries import KEY, Pending, read, spec
 
 KEYS = StreamKeys(KEY)
 CALLS = GroupCalls(Consumes("tasks", KEY, "g", broadcast=True), "c")
@@ -33,19 +30,9 @@ MADE_UP = (
 )
 
 
-@dataclass
-class Held:
-    """A pending entry."""
-
-    id: str
-    source: Source = CALLS.main
-    counter: int = 1
-    after: str | None = None
-
-
-def read_retries(admin: redis.Redis) -> list[Held]:
+def read_retries(admin: redis.Redis) -> list[Pending]:
     ((_, entries),) = admin.xreadgroup("g", "c", {KEYS.retry("g"): ">"})  # type: ignore[misc]
-    return [Held(entry, CALLS.retries) for entry, _ in entries]
+    return [Pending(entry, CALLS.retries) for entry, _ in entries]
 
 
 @pytest.mark.parametrize("header", MADE_UP)
@@ -55,10 +42,10 @@ async def test_a_header_that_a_producer_made_up_prevents_no_settling(
     stream.xadd(KEY, {"m": "x", "x": header})
     stream.xadd(KEY, {"m": "x"})
     for entry in read(stream):
-        assert stream.execute_command(*CALLS.retry(Held(entry), 0, 1, "Failed", "boom")) == DONE
+        assert stream.execute_command(*CALLS.retry(Pending(entry), 0, 1, "Failed", "boom")) == DONE
     held = read_retries(stream)
     assert stream.execute_command(*CALLS.begin(CALLS.retries, held)) == [2, 2]
-    begun = [Held(one.id, one.source, 2) for one in held]
+    begun = [Pending(one.id, one.source, 2) for one in held]
     assert stream.execute_command(*CALLS.release(CALLS.retries, "begun", begun)) == [DONE, DONE]
     held = read_retries(stream)
     assert stream.execute_command(*CALLS.settle(CALLS.retries, "acked", held)) == [DONE, DONE]
@@ -73,7 +60,7 @@ async def test_a_dead_letter_has_the_origin_that_the_server_gave_it(
         stream.xadd(KEY, {"m": "x", "x": made_up}, id=f"1000-{number}")
     stream.xadd(KEY, {"m": "x"})
     given_up, expired = read(stream, count=2)
-    assert stream.execute_command(*CALLS.dead_letter(Held(given_up), 1, "Failed", "boom")) == DONE
+    assert stream.execute_command(*CALLS.dead_letter(Pending(given_up), 1, "Failed", "boom")) == DONE
     stream.xclaim(KEY, "g", "c", 0, [expired], idle=60_000, justid=True)
     await broker.janitor(spec("g", max_length=1, min_age=0, lease=1000, broadcast=True))
     letters = [(fields["origin"], fields["fence"]) for _, fields in stream.xrange(KEYS.dead_letters("g"))]

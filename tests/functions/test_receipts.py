@@ -10,25 +10,14 @@ import redis
 
 from agentstream.protocol import commands
 from agentstream.protocol.commands import DONE, GroupCalls
-from agentstream.protocol.entry import Source
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream, DestroyGroup
-from support.entries import HOUR, KEY, now, read, spec
+from support.entries import HOUR, KEY, Pending, now, read, spec
 
 KEYS = StreamKeys(KEY)
 CALLS = GroupCalls(Consumes("tasks", KEY, "g", broadcast=True), "c")
-
-
-@dataclass
-class Held:
-    """A pending entry."""
-
-    id: str
-    source: Source = CALLS.main
-    counter: int = 1
-    after: str | None = None
 
 
 @dataclass
@@ -52,11 +41,11 @@ class News:
     def give_up(self) -> None:
         """The group gives up what it has not read yet."""
         for entry in read(self.admin):
-            assert self.admin.execute_command(*CALLS.dead_letter(Held(entry), 1, "Failed", "boom")) == DONE
+            assert self.admin.execute_command(*CALLS.dead_letter(Pending(entry), 1, "Failed", "boom")) == DONE
 
     def acknowledge(self) -> None:
         """The group acknowledges what it has not read yet."""
-        held = [Held(entry) for entry in read(self.admin)]
+        held = [Pending(entry) for entry in read(self.admin)]
         assert set(self.admin.execute_command(*CALLS.settle(CALLS.main, "acked", held))) == {DONE}
 
     def states(self, *entries: str) -> list[str]:

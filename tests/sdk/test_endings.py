@@ -224,15 +224,19 @@ def possible(entry: str) -> dict[str, Ending]:
     return {name: ending for name, ending in ENDINGS.items() if not ending.waits}
 
 
+async def send_each(topology: Topology, count: int) -> None:
+    async with topology.agent("planner") as planner:
+        for n in range(count):
+            await planner.send_message(stream="tasks", type="event", payload={"n": n})
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 async def test_every_ending_at_every_entry_point(
     topology: Topology, group: Consumes, log: Log, entry: str
 ) -> None:
     endings = possible(entry)
     handled, (work, how) = Handled(endings), ENTRIES[entry]
-    async with topology.agent("planner") as planner:
-        for n in range(len(endings)):
-            await planner.send_message(stream="tasks", type="event", payload={"n": n})
+    await send_each(topology, len(endings))
     async with asynccontextmanager(work)(handled, topology, **how):
         await until(lambda: topology.settled(group, len(endings)))
     names = list(endings)
@@ -302,9 +306,7 @@ async def test_stopping_ends_whatever_handlers_do_just_then(
     """Asked to end at the first message, it ends; each message is settled, or anybody's with its attempts."""
     endings = possible(entry)
     handled, (work, how) = Handled(endings), ENTRIES[entry]
-    async with topology.agent("planner") as planner:
-        for n in range(len(endings)):
-            await planner.send_message(stream="tasks", type="event", payload={"n": n})
+    await send_each(topology, len(endings))
     async with asynccontextmanager(work)(handled, topology, **how):
         await until(lambda: handled.tried)
     tried, others = Counter(handled.tried), list[tuple[int, int]]()

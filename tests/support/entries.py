@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import redis
 
 from agentstream.protocol import commands
+from agentstream.protocol.entry import Source
 from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.plan.retention import JanitorSpec
 
 KEY = "{t.tasks}"
 GATE = f"{KEY}:gate"
 HOUR = 3_600_000
+
+
+@dataclass
+class Pending:
+    """A pending entry, of the stream itself unless said otherwise, as calls about it take one."""
+
+    id: str
+    source: Source = Source(KEY, retry=False)  # noqa: RUF009 - it is immutable
+    counter: int = 1
+    after: str | None = None
 
 
 def spec(
