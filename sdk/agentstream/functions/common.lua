@@ -11,7 +11,7 @@
 -- library.py joins the files of this directory into one text. Each registers its own functions: registration sees no
 -- globals but `redis`. Functions that add no messages must work on a server that is out of memory (`allow-oom`), so that
 -- consumers can drain it.
-local REVISION = 6
+local REVISION = 7
 
 -- Codes for an entry that was to be settled or renewed: it was; it is not pending; another delivery has it; it was trimmed.
 local DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2
