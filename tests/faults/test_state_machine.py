@@ -30,11 +30,12 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.accounting import counters
 from agentstream_operator.plan.retention import JanitorSpec
 from support.entries import HOUR
+from support.examples import examples
 from support.waiting import until
 
 T = TypeVar("T")
 
-EXAMPLES = int(os.environ.get("AGENTSTREAM_EXAMPLES", "20"))
+EXAMPLES = examples(20)
 STEPS = int(os.environ.get("AGENTSTREAM_STEPS", "25"))
 KEY, GROUP, LEASE, MAX_DELIVERIES = "{test.tasks}", "coder", 0.4, 4
 KEYS = StreamKeys(KEY)

@@ -34,8 +34,9 @@ from agentstream.protocol.routes import Consumes
 from agentstream_operator.plan.accounting import Account, GroupTotals, accumulate_account, counters
 from agentstream_operator.plan.observed import StreamSeen
 from support.entries import HOUR, KEY
+from support.examples import examples
 
-EXAMPLES = int(os.environ.get("AGENTSTREAM_EXAMPLES", "50"))
+EXAMPLES = examples(50)
 STEPS = int(os.environ.get("AGENTSTREAM_STEPS", "40"))
 KEYS = StreamKeys(KEY)
 GROUPS = ("coder", "tester")
