@@ -298,7 +298,7 @@ async def test_a_resource_that_is_nested_too_deeply_harms_no_other(
         await team.ready(a_stream("before"))
         team.create(a_stream("after"))
         await team.ready(a_stream("after"))
-        assert "spec.contracts[0].schema: is nested more than 100 levels deep" in operator.log
+        assert "spec.contracts[0].schema: is nested more than 64 levels deep" in operator.log
         await team.says("AgentStream", "deep", "False", "Invalid")
         invalid = team.get("AgentStream", "deep")
         assert invalid is not None

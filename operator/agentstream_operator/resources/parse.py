@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import date
 from difflib import get_close_matches
 from typing import Any, get_args
 
+import msgspec
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from .agentstream import AgentStream
 from .consumergroup import ConsumerGroup
-from .meta import API_VERSION
+from .meta import API_VERSION, ObjectMeta
 from .model import BROKEN_RULES, quote
 from .reasons import ConditionReason, ConditionType
 from .status import UNOBSERVED
 
 AnyResource = AgentStream | ConsumerGroup
 
-MAX_DEPTH = 100
+MAX_DEPTH = 64
 """Levels of nesting of a manifest; the API server takes thousands in a JSON Schema, too many to work with."""
+
+MAX_SIZE = 65_536
+"""The largest pod template or JSON Schema, in bytes of its JSON; parsed, it takes twenty times as much."""
+
+_MOST_VALUES = 200_000
+"""Values of a manifest: some tenths of a second of work."""
+
+_MOST_PROBLEMS = 20
 
 _MODELS: Mapping[str, type[AnyResource]] = {"AgentStream": AgentStream, "ConsumerGroup": ConsumerGroup}
 _TYPES = frozenset(str(kind) for kind in ConditionType)
@@ -60,14 +70,23 @@ def parse_resource(obj: Mapping[str, Any]) -> AnyResource:
         problem = f"apiVersion: {quote(obj.get('apiVersion'))} is not supported (write {API_VERSION})"
         raise InvalidResource(subject, (problem,))
     try:
-        manifest = _plain(obj)
-    except _TooDeepError as error:
-        raise InvalidResource(subject, (f"{error}: is nested more than {MAX_DEPTH} levels deep",)) from None
-    _clean_status(manifest)
-    try:
-        return model.model_validate(manifest, by_alias=True, by_name=False)
+        return _validated(model, obj)
+    except _OutOfBoundsError as error:
+        raise InvalidResource(subject, (str(error),)) from None
     except ValidationError as error:
         raise InvalidResource(subject, _all_problems(model, error)) from None
+    except Exception as error:
+        # whatever one resource has, the others are read
+        problem = f"cannot be read: {type(error).__name__}: {quote(str(error))}"
+        raise InvalidResource(subject, (problem,)) from error
+
+
+def _validated(model: type[AnyResource], obj: Mapping[str, Any]) -> AnyResource:
+    _refuse_large(obj.get("spec"))
+    # managed fields alone may be larger than the rest
+    manifest = _plain({**obj, "metadata": _read_metadata(obj.get("metadata"))})
+    _clean_status(manifest)
+    return model.model_validate(manifest, by_alias=True, by_name=False)
 
 
 def refused_changes(old: AnyResource, new: AnyResource) -> tuple[str, ...]:
@@ -86,26 +105,87 @@ def _subject(obj: Mapping[str, Any]) -> str:
     return f"{obj.get('kind') or 'Resource'} {namespace}/{name}"
 
 
-class _TooDeepError(ValueError):
-    """A value is nested too deeply; the message is the field of the spec."""
+class _OutOfBoundsError(ValueError):
+    """A value is too large, too deep or no text; the message names the field."""
 
 
-def _plain(value: Any, path: tuple[int | str, ...] = ()) -> Any:
-    """Converts a value to plain JSON: no fields that are null, times as text, whole numbers as integers.
+_METADATA = frozenset(field.alias for field in ObjectMeta.model_fields.values())
 
-    YAML reads an unquoted time as such, and the API server keeps `maxLength: 1e6` as it was written.
+
+def _read_metadata(found: Any) -> Any:
+    return {name: found[name] for name in found if name in _METADATA} if isinstance(found, Mapping) else found
+
+
+def _refuse_large(spec: Any) -> None:
+    """Refuses parts that may have any fields and are too large to keep."""
+    if not isinstance(spec, Mapping):
+        return
+    parts = {"template": spec.get("template")}
+    contracts = spec.get("contracts")
+    if isinstance(contracts, list | tuple):
+        schemas = (each.get("schema") for each in contracts if isinstance(each, Mapping))
+        parts |= {f"contracts[{place}].schema": schema for place, schema in enumerate(schemas)}
+    for name, part in parts.items():
+        size = _size(part)
+        if size > MAX_SIZE:
+            raise _OutOfBoundsError(f"spec.{name}: has {size:,} bytes as JSON; the limit is {MAX_SIZE:,}")
+
+
+def _size(part: Any) -> int:
+    try:
+        return len(msgspec.json.encode(part, enc_hook=str))
+    except (TypeError, ValueError, RecursionError):
+        # nothing that JSON can be; `_plain` says what is wrong
+        return 0
+
+
+def _plain(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts a manifest to plain JSON: no fields that are null, times as text, whole numbers as integers.
+
+    YAML reads an unquoted time as such, and the API server keeps `maxLength: 1e6` as it was written. Without
+    recursion: the limit of the depth is ours.
     """
-    if len(path) > MAX_DEPTH:
-        raise _TooDeepError(_path(path[:4]))
-    if isinstance(value, Mapping):
-        return {key: _plain(item, (*path, key)) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [_plain(item, (*path, place)) for place, item in enumerate(value)]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, datetime):
+    made: dict[str, Any] = {}
+    waiting: list[tuple[Any, Any, tuple[int | str, ...]]] = [(made, manifest, ())]
+    values = 0
+    while waiting:
+        into, found, path = waiting.pop()
+        values += len(found)
+        if len(path) > MAX_DEPTH:
+            raise _OutOfBoundsError(f"{_path(path[:4])}: is nested more than {MAX_DEPTH} levels deep")
+        if values > _MOST_VALUES:
+            raise _OutOfBoundsError(f"{_path(path[:4])}: the resource has more than {_MOST_VALUES:,} values")
+        named = isinstance(found, Mapping)
+        for key, item in found.items() if named else enumerate(found):
+            if named and item is None:
+                continue
+            value: Any
+            if isinstance(item, Mapping | list | tuple):
+                value = {} if isinstance(item, Mapping) else []
+                waiting.append((value, item, (*path, key)))
+            else:
+                value = _scalar(item, (*path, key))
+            if named:
+                into[key] = value
+            else:
+                into.append(value)
+    return made
+
+
+_EXACT = 2.0**53
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def _scalar(value: Any, path: tuple[int | str, ...]) -> Any:
+    if isinstance(value, date):
         return value.isoformat().replace("+00:00", "Z")
-    return value.isoformat() if isinstance(value, date) else value
+    if value is not None and not isinstance(value, str | int | float):
+        raise _OutOfBoundsError(f"{_path(path)}: is a {type(value).__name__}, which JSON does not have")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    if isinstance(value, str) and not value.isascii() and _HALF.search(value):
+        raise _OutOfBoundsError(f"{_path(path)}: has half of a pair of surrogates, which is no text")
+    return value
 
 
 def _clean_status(manifest: dict[str, Any]) -> None:
@@ -124,7 +204,7 @@ def _clean_status(manifest: dict[str, Any]) -> None:
 
 
 def _all_problems(model: type[BaseModel], error: ValidationError) -> tuple[str, ...]:
-    details = error.errors(include_url=False)
+    details = error.errors(include_url=False)[:_MOST_PROBLEMS]
     # a list whose items are wrong is also said to be too short
     parents = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
     return tuple(

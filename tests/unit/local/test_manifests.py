@@ -361,7 +361,7 @@ def test_a_command_shows_no_environment() -> None:
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefgh")
 )
-TOO_DEEP = "is nested more than 100 levels deep, or contains itself by an alias"
+TOO_DEEP = "is nested more than 64 levels deep, or contains itself by an alias"
 UNWORKABLE = {
     "an alias of itself": (f"{HEAD}spec: &s {{x: *s}}\n", f"m.yaml:4: {TOO_DEEP}"),
     "an alias of itself, twice": (f"{HEAD}spec: &s [*s, *s]\n", f"m.yaml:4: {TOO_DEEP}"),

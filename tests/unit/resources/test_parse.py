@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime
 from types import MappingProxyType
+from typing import NoReturn
 
 import pytest
 
-from agentstream_operator.resources.parse import InvalidResource, parse_resource
+from agentstream_operator.resources.parse import MAX_SIZE, InvalidResource, parse_resource
 from unit.resources.manifests import API_VERSION, a_group, a_stream, a_template
 
 STREAM = "AgentStream default/tasks: "
@@ -199,8 +201,101 @@ def test_what_is_nested_too_deeply_to_be_worked_with_is_one_line(inner: str) -> 
             value = {"p": value} if inner == "{}" else [value]
         return {"type": "object", "x": value}
 
-    assert parse_resource(a_stream(contracts=[{"type": "event", "schema": schema(90)}]))
-    for depth in (100, 5_000):
+    assert parse_resource(a_stream(contracts=[{"type": "event", "schema": schema(58)}]))
+    for depth in (62, 5_000):
         with pytest.raises(InvalidResource) as caught:
             parse_resource(a_stream(contracts=[{"type": "event", "schema": schema(depth)}]))
-        assert caught.value.problems == ("spec.contracts[0].schema: is nested more than 100 levels deep",)
+        assert caught.value.problems == ("spec.contracts[0].schema: is nested more than 64 levels deep",)
+
+
+def padded(size: int) -> dict[str, object]:
+    """A pod template that is so large as JSON."""
+    template = a_template(args=[""])
+    template["spec"]["containers"][0]["note"] = ""
+    bare = len(json.dumps(template, separators=(",", ":")))
+    template["spec"]["containers"][0]["note"] = "x" * (size - bare)
+    return template
+
+
+def test_a_template_of_the_largest_size_is_taken_and_a_larger_one_is_one_line() -> None:
+    assert parse_resource(a_group(template=padded(MAX_SIZE)))
+    with pytest.raises(InvalidResource) as caught:
+        parse_resource(a_group(template=padded(MAX_SIZE + 1)))
+    assert caught.value.problems == ("spec.template: has 65,537 bytes as JSON; the limit is 65,536",)
+
+
+MILLION = [{} for _ in range(350_000)]
+HALF = "\ud800"
+OUT_OF_BOUNDS = {
+    "a MB of empty maps in a template": (
+        a_group(template=a_template(junk=MILLION)),
+        "spec.template: has 1,050,0",
+    ),
+    "a MB of empty maps in a schema": (
+        a_stream(contracts=[{"type": "event", "schema": {"type": "object", "x": MILLION}}]),
+        "spec.contracts[0].schema: has 1,050,0",
+    ),
+    "a MB in a field that nobody knows": (
+        a_stream(novel=MILLION),
+        "spec.novel: the resource has more than 200,000 values",
+    ),
+    "schemas that are many values together": (
+        a_stream(
+            contracts=[
+                {"type": "event", "version": n, "schema": {"type": "object", "x": MILLION[:21_000]}}
+                for n in range(1, 11)
+            ]
+        ),
+        "the resource has more than 200,000 values",
+    ),
+    "half a pair of surrogates as a value": (
+        a_group(template=a_template(junk=HALF)),
+        "spec.template.spec.containers[0].junk: has half of a pair of surrogates",
+    ),
+    "a set": (
+        a_group(template=a_template(args={"a"})),
+        "spec.template.spec.containers[0].args: is a set, which JSON does not have",
+    ),
+    "what contains itself": (
+        a_stream(novel=(loop := {}, loop.update(again=loop))),
+        "spec.novel[0].again: is",
+    ),
+}
+
+
+@pytest.mark.parametrize(("manifest", "problem"), OUT_OF_BOUNDS.values(), ids=OUT_OF_BOUNDS)
+def test_what_is_too_large_or_no_json_is_one_line(manifest: dict[str, object], problem: str) -> None:
+    with pytest.raises(InvalidResource) as caught:
+        parse_resource(manifest)
+    assert len(caught.value.problems) == 1
+    assert problem in caught.value.problems[0]
+
+
+def test_managed_fields_are_not_looked_at() -> None:
+    managed: object = {}
+    for _ in range(5_000):
+        managed = {"f:x": managed}
+    metadata = {"name": "tasks", "managedFields": [{"fieldsV1": managed}]}
+    assert parse_resource({**a_stream(), "metadata": metadata}) == parse_resource(a_stream())
+
+
+def test_a_number_that_no_integer_is_meant_by_stays_as_it_was_written() -> None:
+    group = parse_resource(a_group(template=a_template(huge=1e300, whole=1e6)))
+    container = group.spec.template.as_manifest()["spec"]["containers"][0]
+    assert (container["huge"], container["whole"]) == (1e300, 1_000_000)
+    assert isinstance(container["huge"], float)
+
+
+def test_any_error_in_one_resource_is_that_resource_s() -> None:
+    class Odd(dict[str, object]):
+        def items(self) -> NoReturn:
+            raise RuntimeError("no items today")
+
+    with pytest.raises(InvalidResource, match="cannot be read: RuntimeError: 'no items today'"):
+        parse_resource({**a_stream(), "spec": Odd(producers=[])})
+
+
+def test_so_many_problems_are_told_as_one_can_read() -> None:
+    with pytest.raises(InvalidResource) as caught:
+        parse_resource(a_stream(**{f"novel{n}": n for n in range(10_000)}))
+    assert len(caught.value.problems) == 20
