@@ -53,6 +53,18 @@ RULES = [
         a_stream(key="{team-a.tasks}:retry:coder"),
     ),
     Rule(
+        "AgentStream.spec.key",
+        "a suffix such as :retry:coder is reserved for keys derived from a stream",
+        a_stream(key="{team-a.tasks}:once-more"),
+        a_stream(key="{team-a.tasks}:once"),
+    ),
+    Rule(
+        "AgentStream.spec.key",
+        "keys that begin with agentstream: or {agentstream-probe} are reserved for the operator",
+        a_stream(key="agentstream"),
+        a_stream(key="agentstream:routes"),
+    ),
+    Rule(
         "AgentStream.spec.retention.minAge",
         LONGEST,
         a_stream(retention={"minAge": "87600h"}),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from agentstream.protocol.keys import StreamKeys
+from agentstream.protocol.keys import DNS_LABEL, StreamKeys
 from agentstream_operator.plan.conditions import NO_CONFLICT, ConditionUpdate
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream
@@ -16,6 +17,7 @@ from agentstream_operator.resources.meta import Resource
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 R = TypeVar("R", bound=Resource)
+_OF_NAMESPACE = re.compile(rf"\{{(?P<owner>{DNS_LABEL})\.")
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -31,11 +33,23 @@ def oldest(claimants: Iterable[R]) -> R | None:
 
 
 def may_claim(stream: AgentStream, allowed: Sequence[str]) -> bool:
-    """Returns whether a stream's key begins with `{<namespace>.` or matches an allowed shell pattern."""
-    key = stream.stream_key
-    if key.startswith(f"{{{stream.metadata.namespace}."):
-        return True
-    return any(fnmatchcase(key, pattern) for pattern in allowed)
+    """Returns whether a stream's key begins with `{<namespace>.` or matches an allowed shell pattern.
+
+    No pattern matches a key that begins so with another namespace; a key without braces that derives the
+    same names as such a key is matched only by a pattern that spells its beginning out.
+    """
+    key, namespace = stream.stream_key, stream.metadata.namespace
+    of_namespace = _OF_NAMESPACE.match(claim_of(stream))
+    if of_namespace is None:
+        return any(fnmatchcase(key, pattern) for pattern in allowed)
+    owner, spelled = of_namespace["owner"], of_namespace[0]
+    if key.startswith(spelled):
+        return owner == namespace
+    return any(
+        fnmatchcase(key, pattern)
+        for pattern in allowed
+        if owner == namespace or pattern.startswith(spelled[1:])
+    )
 
 
 def claim_of(stream: AgentStream) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from agentstream.protocol.keys import default_stream_key
+from agentstream.protocol.keys import DERIVED, default_stream_key
 
 from .contracts import ONE_OF_EACH, ContractSpec
 from .duration import Duration, at_least, parse_duration
@@ -19,10 +19,9 @@ from .status import NO_STATUS, AgentStreamStatus
 
 # with other braces, the names derived from the key would hash to another slot
 _ONE_TAG = "^[^{}]*([{][^{}]+[}][^{}]*)?$"
-# names that keys.py derives: agents of another stream may have rights to them
-_DERIVED = (
-    "[}].*:((meta|gate|order|contracts|receipts)$|(sent|once|done|retry|delay|dlq|stats|parked|reply):)"
-)
+# agents of another stream may have rights to names that keys.py derives, and only the operator to its own
+_DERIVED = f"[}}].*:({'|'.join(DERIVED)})(:|$)"
+_OPERATORS = "^(agentstream:|[{]?agentstream-probe[}]?(:|$))"
 
 StreamKey = Annotated[
     str,
@@ -40,6 +39,11 @@ StreamKey = Annotated[
         cel=f"!self.matches('{_DERIVED}')",
         message="a suffix such as :retry:coder is reserved for keys derived from a stream",
         holds=lambda key: re.search(_DERIVED, key) is None,
+    ),
+    Rule(
+        cel=f"!self.matches('{_OPERATORS}')",
+        message="keys that begin with agentstream: or {agentstream-probe} are reserved for the operator",
+        holds=lambda key: re.search(_OPERATORS, key) is None,
     ),
 ]
 

@@ -13,6 +13,12 @@ from typing import Final, NamedTuple
 DNS_LABEL: Final = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 """Names of agents, namespaces and installations, as a regular expression."""
 
+DERIVED: Final = (
+    *("meta", "gate", "order", "receipts", "contracts", "sent", "once", "done"),
+    *("retry", "delay", "dlq", "stats", "parked", "reply"),
+)
+"""The words that come after the key of a stream, or of an agent, in every key derived from it."""
+
 _TAG = re.compile(r"\{[^{}]+\}")
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
+from agentstream.protocol.keys import DNS_LABEL
 from agentstream_operator.plan.conflicts import (
     claim_of,
     foreign,
@@ -13,6 +16,7 @@ from agentstream_operator.plan.conflicts import (
     stream_conflict,
 )
 from agentstream_operator.plan.observed import StreamSeen
+from agentstream_operator.resources.agentstream import AgentStream, AgentStreamSpec
 from agentstream_operator.resources.status import ConditionReason
 from support.resources import a_group, a_stream
 
@@ -46,16 +50,44 @@ def test_nobody_wins_what_nobody_claims() -> None:
         ("{team2.tasks}", [], False),
         ("team.tasks", [], False),
         ("{team}", [], False),
-        ("{shared.tasks}", ["{shared.*"], True),
+        ("{shared.tasks}", ["{shared.*"], False),
+        ("{shared}:tasks", ["{shared}:*"], True),
         ("legacy", ["legacy"], True),
         ("legacy2", ["legacy"], False),
         ("anything", ["*"], True),
+        ("{victim.orders}", ["*", "*orders*", "{*", "{victim.orders}"], False),
+        # it derives the keys of {victim.orders}
+        ("victim.orders", ["*", "*.orders", "[v]ictim.*"], False),
+        ("victim.orders", ["victim.*"], True),
+        ("team.orders", ["*"], True),
+        ("Victim.orders", ["*"], True),
     ],
 )
 def test_a_key_has_to_be_the_namespaces_own_or_allowed(
     *, key: str | None, allowed: list[str], expected: bool
 ) -> None:
     assert may_claim(a_stream(**({"key": key} if key else {})), allowed) is expected
+
+
+@given(
+    namespace=st.from_regex(DNS_LABEL, fullmatch=True),
+    other=st.from_regex(DNS_LABEL, fullmatch=True),
+    rest=st.text("abz019.:-_", max_size=8),
+    wildcards=st.lists(st.sampled_from(("*", "?*", "{*", "*.*", "[a-z{]*", "*}*")), min_size=1),
+)
+def test_no_wildcard_reaches_the_keys_of_another_namespace(
+    namespace: str, other: str, rest: str, wildcards: list[str]
+) -> None:
+    assume(namespace != other)
+    for key in (f"{{{other}.x{rest}}}", f"{{{other}.x}}{rest}", f"{other}.{rest}"):
+        assert not may_claim(_claiming(key, namespace), [*wildcards, f"*{key[2:]}"]), key
+    # not even what names it
+    assert not may_claim(_claiming(f"{{{other}.x}}", namespace), [f"{{{other}.x}}", f"{{{other}.*"])
+
+
+def _claiming(key: str, namespace: str) -> AgentStream:
+    """An AgentStream with any key at all."""
+    return a_stream(namespace=namespace).model_copy(update={"spec": AgentStreamSpec.model_construct(key=key)})
 
 
 def test_keys_that_derive_the_same_names_are_one_claim() -> None:
