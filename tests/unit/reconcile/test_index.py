@@ -59,7 +59,7 @@ def test_who_may_not_have_a_key_does_not_win_it() -> None:
     store = store_of(thief, owner)
     assert store.winner(thief) is owner
     assert store_of(thief).winner(thief) is None
-    assert store_of(thief, owner, allowed=("{team.*",)).winner(owner) is thief
+    assert store_of(thief, owner, allowed=("*", "{team.*")).winner(owner) is owner
 
 
 def test_the_older_of_two_groups_has_its_place() -> None:
