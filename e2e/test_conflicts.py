@@ -49,9 +49,9 @@ def test_a_key_of_another_namespace_is_not_to_be_had(kubectl: Kubectl) -> None:
 
 
 def test_a_deployment_of_somebody_else_is_left_alone(kubectl: Kubectl) -> None:
-    kubectl("create", "deployment", "coder-consumer", "--image=redis:8.0", "--replicas=0")
+    kubectl("create", "deployment", "coder-consumer", "--image=redis:8.2.10", "--replicas=0")
     command = ["sleep", "infinity"]
-    template = {"spec": {"containers": [{"name": "agent", "image": "redis:8.0", "command": command}]}}
+    template = {"spec": {"containers": [{"name": "agent", "image": "redis:8.2.10", "command": command}]}}
     kubectl.apply(a_stream("tasks"), a_group("coder", "tasks", template=template))
 
     until(lambda: condition(kubectl.get("consumergroup", "coder"), "Ready").get("reason") == "ChildNotOurs")

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.shell import ROOT, CommandFailed, run
 
 UP = ROOT / "e2e" / "airgap" / "up"
-REDIS_IMAGE = "redis:8.0"
+REDIS_IMAGE = "redis:8.2.10"
 PYTHON_IMAGE = "python:3.13-slim"
 
 

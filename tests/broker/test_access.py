@@ -51,6 +51,7 @@ async def streams(broker: Broker, admin: redis.Redis) -> redis.Redis:
 NOBODY: list[tuple[Argument, ...]] = [
     ("FLUSHALL",),
     ("FLUSHDB",),
+    ("SELECT", 1),
     ("KEYS", "*"),
     ("SCAN", 0),
     ("RANDOMKEY",),
@@ -245,11 +246,11 @@ async def test_every_other_command_is_denied(server: Server, broker: Broker, str
     assert [streams.xlen(key) for key in (TASKS, NEWS, OTHER, ANSWERS)] == [1, 1, 1, 1]
 
 
-async def test_everyone_may_ask_and_answer_in_its_namespace(
+async def test_who_consumes_may_answer_in_its_namespace(
     server: Server, broker: Broker, streams: redis.Redis
 ) -> None:
-    own = reply_key("t", "idle", TOKEN)
-    async with as_agent(server, broker, AgentUse("t", "idle")) as wire:
+    own = reply_key("t", "coder", TOKEN)
+    async with as_agent(server, broker, CONSUMER) as wire:
         for key in (ANSWERS, own):
             await wire.call("FCALL", "as1_reply", 1, key, 60_000, "m", "x", "e", "no")
             assert 50_000 < streams.pttl(key) <= 60_000
@@ -261,6 +262,25 @@ async def test_everyone_may_ask_and_answer_in_its_namespace(
         assert [fields for _, fields in entries] == [[b"m", b"x", b"e", b"no"], [b"m", b"x"], [b"m", b"x"]]
         assert await wire.call("XTRIM", own, "MINID", "9999999999999-0") == 3
         assert await wire.call("UNLINK", own) == 1
+    assert streams.acl_log() == []
+
+
+async def test_an_agent_without_streams_may_notify_and_fills_nothing(
+    server: Server, broker: Broker, streams: redis.Redis
+) -> None:
+    async with as_agent(server, broker, AgentUse("t", "idle")) as wire:
+        for key in (ANSWERS, reply_key("t", "idle", TOKEN)):
+            for command in (
+                ("XADD", key, "*", "m", "x"),
+                ("PEXPIRE", key, 1),
+                ("FCALL", "as1_reply", 1, key, 60_000, "m", "x"),
+            ):
+                with pytest.raises(AccessDenied):
+                    await wire.call(*command)
+        with pytest.raises(AccessDenied):
+            await wire.call("SELECT", 1)
+        assert len(streams.acl_log()) > 1
+        streams.acl_log_reset()
         assert await wire.call("PUBLISH", notify_channel("test", "t", "writer"), "x") == 0
         assert await wire.call("PUBLISH", notify_channel("test", "t", "broadcast"), "x") == 0
     assert streams.acl_log() == []
@@ -322,7 +342,6 @@ async def test_everyone_may_connect_and_read_routes(
     async with as_agent(server, broker, AgentUse("t", "idle")) as wire:
         assert await wire.call("PING") == b"PONG"
         assert len(await wire.call("TIME")) == 2
-        assert await wire.call("SELECT", 0) == b"OK"
         assert await wire.call("CLIENT", "SETINFO", "LIB-NAME", "agentstream") == b"OK"
         assert decode_route(await wire.call("HGET", ROUTES, "coder")) == route(CONSUMER)
         assert b"coder" in await wire.call("HKEYS", ROUTES)

@@ -260,3 +260,15 @@ async def test_no_password_reaches_the_server_or_its_logs_in_plain_text(private_
     assert PASSWORD not in " ".join(seen)
     assert "FLUSHALL" in logged.upper()
     assert PASSWORD not in logged
+
+
+@pytest.mark.parametrize(("path", "verdict"), [("", "may not"), ("/0", "may not"), ("/3", "may")])
+async def test_agents_may_change_the_database_only_where_theirs_is_another(
+    server: Server, admin: redis.Redis, path: str, verdict: str
+) -> None:
+    broker = await Broker.connect(f"{server.url}{path}", installation="test")
+    action = set_user(CONSUMER, "test", HASHES)
+    await broker.apply(action)
+    said = admin.execute_command("ACL", "DRYRUN", action.name, "SELECT", "3")
+    assert ("may" if said == "OK" else "may not") == verdict
+    await broker.close()

@@ -27,11 +27,15 @@ class AccessNotEnforced(AgentStreamError):  # noqa: N818 - named like the SDK's 
 class Users:
     """The users of one installation on one server; their names start with it.
 
-    A change is saved `save_delay` seconds later, so that many changes are saved together.
+    They may change to another database only if agents are to use one, as `database` says. A change is saved
+    `save_delay` seconds later, so that many changes are saved together.
     """
 
-    def __init__(self, client: BrokerClient, installation: str, *, save_delay: float = 1.0) -> None:
+    def __init__(
+        self, client: BrokerClient, installation: str, *, database: int = 0, save_delay: float = 1.0
+    ) -> None:
         self._client = client
+        self._everyone = ("+select",) if database else ()
         self._prefix = f"{installation}."
         self._save_delay = save_delay
         self._unsaved = False
@@ -53,7 +57,7 @@ class Users:
         call = self._client.call
         try:
             _, *verdicts = await asyncio.gather(
-                call("ACL", "SETUSER", action.name, *action.rules, *hashes),
+                call("ACL", "SETUSER", action.name, *action.rules, *self._everyone, *hashes),
                 *(call("ACL", "DRYRUN", action.name, *probe.command) for probe in action.probes),
             )
         finally:

@@ -27,6 +27,8 @@ from agentstream_operator.plan.retention import JanitorSpec
 LIMIT = 100_000
 """The most entries that one pass of the janitor removes: some ms, in which the server does nothing else."""
 
+# Keys that one look for replies passes: some ms. The longest that the SDK keeps a reply, in ms.
+_PART, _LONGEST_REPLY = 5_000, 86_400_000
 # Seconds without a reply after which a connection counts as broken: longer than any wait for entries.
 _LONGEST_WAIT = 6.0
 _report_decoder = msgspec.json.Decoder(JanitorReport)
@@ -40,11 +42,13 @@ class Broker:
     `AgentStreamError`, as `Client.call` does.
     """
 
-    def __init__(self, client: BrokerClient, waiting: Client, installation: str) -> None:
+    def __init__(
+        self, client: BrokerClient, waiting: Client, installation: str, *, database: int = 0
+    ) -> None:
         self._client = client
         self._waiting = waiting
         self._installation = installation
-        self._users = Users(client, installation)
+        self._users = Users(client, installation, database=database)
         self._probed = ""
         self._trusts_lag = False
 
@@ -56,7 +60,7 @@ class Broker:
         """
         client = Client(lambda: endpoint, name=f"{installation}-operator")
         waiting = Client(lambda: endpoint, name=f"{installation}-operator-waits", timeout=_LONGEST_WAIT)
-        return cls(BrokerClient(client), waiting, installation)
+        return cls(BrokerClient(client), waiting, installation, database=endpoint.target().db)
 
     @classmethod
     async def connect(cls, url: str, *, installation: str) -> Self:
@@ -188,6 +192,16 @@ class Broker:
         channel = nudge_channel(self._installation, namespace, agent)
         with contextlib.suppress(AgentStreamError):
             await self._client.call("PUBLISH", channel, word)
+
+    async def expire_replies(self, cursor: bytes) -> bytes:
+        """Gives replies without a lifetime one, in a part of the key space. Returns where the next begins.
+
+        The function for replies sets it; but whoever may reply may also add without it.
+        """
+        command = ("SCAN", cursor, "MATCH", "{*}:reply:*", "COUNT", _PART)
+        following, keys = await self._client.call(*command)
+        await asyncio.gather(*(self._client.call("PEXPIRE", key, _LONGEST_REPLY, "NX") for key in keys))
+        return bytes(following)
 
     @property
     def round_trips(self) -> int:

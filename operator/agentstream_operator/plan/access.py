@@ -26,7 +26,7 @@ from agentstream.protocol.keys import (
 from agentstream.protocol.routes import Consumes, Produces, Route
 from agentstream_operator.plan.actions import Probe, SetUser
 
-_EVERYONE = ("-@all", "+ping", "+hello", "+time", "+select", "+client|setname", "+client|setinfo")
+_EVERYONE = ("-@all", "+ping", "+hello", "+time", "+client|setname", "+client|setinfo")
 _CONSUMER_FUNCTIONS = (
     "as1_settle",
     "as1_retry",
@@ -77,6 +77,8 @@ def rules(use: AgentUse, installation: str) -> tuple[str, ...]:
         selectors += _producer(use.agent, produces)
     for consumes in what.consumes:
         selectors += _consumer(consumes)
+    if what.consumes:
+        selectors += _replier(use.namespace)
     return ("reset", "on", "resetchannels", *_EVERYONE, *dict.fromkeys(selectors))
 
 
@@ -85,7 +87,7 @@ def _selector(keys: str, *commands: str) -> str:
 
 
 def _anybody(use: AgentUse, installation: str) -> list[str]:
-    """Grants every agent to look up routes and names, to notify, to request and reply in its namespace."""
+    """Grants every agent to look up routes and names, to notify, and to request in its namespace."""
     namespace, agent = use.namespace, use.agent
     notified = [notify_channel(installation, namespace, addressee) for addressee in (agent, BROADCAST)]
     nudged = nudge_channel(installation, namespace, agent)
@@ -95,10 +97,16 @@ def _anybody(use: AgentUse, installation: str) -> list[str]:
         _selector(f"%R~{routes_key(installation, namespace)}", "hget", "hkeys"),
         _selector(f"&{' &'.join((*anybody, nudged))}", "publish"),
         _selector(f"&{' &'.join((*notified, nudged, cancelled))}", "subscribe", "unsubscribe"),
-        # the token in the key is what an answer needs; a function's key must be readable, too
+        _selector(f"%RW~{{{namespace}.{agent}}}:reply:*", "xread", "xtrim", "unlink"),
+    ]
+
+
+def _replier(namespace: str) -> list[str]:
+    """Grants who consumes to answer: the token in the key is what that needs, and no pattern knows it."""
+    return [
+        # a function's key must be readable, too
         _selector(f"%RW~{{{namespace}.*}}:reply:*", "fcall|as1_reply"),
         _selector(f"%W~{{{namespace}.*}}:reply:*", "xadd", "pexpire"),
-        _selector(f"%RW~{{{namespace}.{agent}}}:reply:*", "xread", "xtrim", "unlink"),
     ]
 
 

@@ -308,5 +308,16 @@ def test_only_agents_of_watched_namespaces_reach_it(helm):
     ]
 
 
+def test_only_pods_that_are_named_reach_it(helm):
+    agents = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"agents": "yes"}}}
+    for values in (EMBEDDED, {**EMBEDDED, "watchNamespaces": ["team-a"]}):
+        (rule,) = policies(helm, {**values, "networkPolicy": {"redisFrom": [agents]}})["agentstream-redis"][
+            "ingress"
+        ]
+        operator, *others = rule["from"]
+        assert operator["podSelector"]["matchExpressions"][0]["values"] == ["operator", "metrics-server"]
+        assert others == [agents]
+
+
 def test_policies_can_be_left_out(helm):
     assert policies(helm, {**EMBEDDED, "networkPolicy": {"enabled": False}}) == {}

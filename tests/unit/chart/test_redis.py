@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from urllib.parse import urlsplit
 
 import pytest
 
-from support.helm import EMBEDDED, EXTERNAL, NAMESPACE
+from agentstream_operator.local.server.valkey import LIMITS
+from support.helm import EMBEDDED, EXTERNAL, NAMESPACE, ROOT
 from unit.chart.variants import EMBEDDED_EVERYTHING
 
 
@@ -96,6 +98,20 @@ def test_nothing_is_forgotten_and_nothing_evicted(helm):
     assert lines["maxmemory-policy"] == "noeviction"
     assert lines["dir"] == "/data"
     assert lines["aclfile"] == "/data/users.acl"
+
+
+def test_its_connections_have_the_limits_of_the_local_server(helm):
+    config = helm.render(EMBEDDED).one("ConfigMap", "agentstream-redis", NAMESPACE)["data"]["redis.conf"]
+
+    assert set(LIMITS) <= set(config.splitlines())
+
+
+def test_its_image_is_of_one_version_that_end_to_end_tests_run(helm):
+    image = container(helm.render(EMBEDDED))["image"]
+
+    assert re.fullmatch(r"redis:\d+\.\d+\.\d+", image)
+    assert f'"{image}"' in (ROOT / "e2e" / "harness" / "machine.py").read_text()
+    assert f"\n{image} trixie " in (ROOT / "e2e" / "airgap" / "up").read_text()
 
 
 def test_its_data_is_on_a_volume_of_its_own(helm):

@@ -12,9 +12,9 @@ CODER = Consumes("tasks", "{a.tasks}", "coder")
 LISTENER = Consumes("news", "{a.news}", "coder", broadcast=True)
 
 
-def test_an_agent_without_streams_may_look_up_routes_notify_ask_and_answer() -> None:
+def test_an_agent_without_streams_may_look_up_routes_notify_and_ask() -> None:
     assert rules(AgentUse("a", "idle"), "inst") == (
-        *("reset", "on", "resetchannels", "-@all", "+ping", "+hello", "+time", "+select"),
+        *("reset", "on", "resetchannels", "-@all", "+ping", "+hello", "+time"),
         *("+client|setname", "+client|setinfo"),
         "(%R~agentstream:inst:a:routes +hget +hkeys)",
         "(&agentstream:inst:a:notify:* &agentstream:inst:a:cancel:* &agentstream:inst:a:nudge:idle +publish)",
@@ -22,8 +22,6 @@ def test_an_agent_without_streams_may_look_up_routes_notify_ask_and_answer() -> 
             "(&agentstream:inst:a:notify:idle &agentstream:inst:a:notify:broadcast"
             " &agentstream:inst:a:nudge:idle &agentstream:inst:a:cancel:idle +subscribe +unsubscribe)"
         ),
-        "(%RW~{a.*}:reply:* +fcall|as1_reply)",
-        "(%W~{a.*}:reply:* +xadd +pexpire)",
         "(%RW~{a.idle}:reply:* +xread +xtrim +unlink)",
     )
 
@@ -48,7 +46,7 @@ def test_a_producer_of_a_broadcast_stream_may_see_who_acknowledged() -> None:
 
 
 def test_a_consumer_gets_one_selector_for_each_kind_of_key() -> None:
-    read, *others = rules(AgentUse("a", "coder", consumes=(CODER,)), "inst")[-8:]
+    read, *others = rules(AgentUse("a", "coder", consumes=(CODER,)), "inst")[-10:]
     assert read.startswith("(%RW~{a.tasks} %RW~{a.tasks}:retry:coder +xreadgroup +xack ")
     assert "+fcall|as1_settle " in read
     assert others == [
@@ -59,6 +57,8 @@ def test_a_consumer_gets_one_selector_for_each_kind_of_key() -> None:
         "(%RW~{a.tasks}:parked:coder +hget +hset +hdel)",
         "(%RW~{a.tasks}:done:coder:* +get +set +del)",
         "(%R~{a.tasks}:contracts +hgetall)",
+        "(%RW~{a.*}:reply:* +fcall|as1_reply)",
+        "(%W~{a.*}:reply:* +xadd +pexpire)",
     ]
 
 

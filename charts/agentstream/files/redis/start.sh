@@ -13,4 +13,9 @@ hash=$(tr -d '\n' </etc/agentstream/credentials/password | sha256sum | cut -d ' 
   if [ -e "$users" ]; then grep -Ev '^user (default|operator) ' "$users" || true; fi
 } >"$users.new"
 mv "$users.new" "$users"
-exec redis-server /etc/agentstream/redis/redis.conf
+# Valkey 9 counts no reply that it sends by reference towards a limit (valkey-io/valkey#2396): have it copy them
+case $(redis-server --version) in
+  'Valkey server v=9.'*) set -- --min-string-size-avoid-copy-reply 2147483647 ;;
+  *) set -- ;;
+esac
+exec redis-server /etc/agentstream/redis/redis.conf "$@"

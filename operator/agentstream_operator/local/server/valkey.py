@@ -14,6 +14,25 @@ from agentstream_operator.local.screen.output import LocalError
 OPERATOR = "agentstream-operator"
 """Name of the only user with all rights."""
 
+LIMITS = (
+    # what one argument may be: a message of the largest size, and batches of smaller ones, with room
+    "proto-max-bulk-len 16mb",
+    "client-query-buffer-limit 32mb",
+    # a consumer's largest read passes; who sends and does not read is cut off
+    "client-output-buffer-limit normal 128mb 32mb 30",
+    "client-output-buffer-limit pubsub 32mb 8mb 60",
+    # all connections together; the largest goes first
+    "maxmemory-clients 20%",
+    # seconds; blocked and subscribed connections are exempt
+    "timeout 300",
+    "tcp-keepalive 60",
+    "maxclients 10000",
+)
+"""Limits of connections, the same as in the chart: Redis has none for a user."""
+
+COPY_REPLIES = "min-string-size-avoid-copy-reply 2147483647"
+"""Has replies copied: those by reference count towards no limit (valkey-io/valkey#2396)."""
+
 READY = "Ready to accept connections"
 """Log message of a server that accepts connections."""
 
@@ -78,6 +97,8 @@ def config_text(settings: ValkeySettings) -> str:
             # entries of 1 KiB and more take a seventh less memory in larger nodes
             "stream-node-max-bytes 65536",
             "stream-node-max-entries 1000",
+            *LIMITS,
+            COPY_REPLIES,
         )
     )
 

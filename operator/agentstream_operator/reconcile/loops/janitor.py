@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.retention import (
@@ -30,12 +30,13 @@ _IDLE_ROUNDS = 6
 
 @dataclass(slots=True)
 class Janitor:
-    """Cleans up streams, and queues those whose retention condition changed."""
+    """Cleans up streams and replies, and queues streams whose retention condition changed."""
 
     state: State
     broker: Broker
     queue: WorkQueue[ResourceKey]
     server: ServerWatch
+    _cursor: bytes = field(default=b"0", init=False)
 
     async def watch(self) -> None:
         """Cleans up a part of the streams at a time until cancelled."""
@@ -44,7 +45,12 @@ class Janitor:
         for part in itertools.cycle(range(parts)):
             streams = tuple(self.state.resources.streams.values())[part::parts]
             await self.server.guard(self.clean(streams))
+            if not part:
+                await self.server.guard(self._expire_replies())
             await asyncio.sleep(loops.janitor / parts)
+
+    async def _expire_replies(self) -> None:
+        self._cursor = await self.broker.expire_replies(self._cursor)
 
     async def clean(self, streams: Iterable[AgentStream]) -> None:
         """Cleans up those of the streams that are due and may be trimmed."""
