@@ -49,7 +49,7 @@ def application(
     app.add_exception_handler(Exception, _on_failure)
 
     async def document(request: Request, accept: Annotated[str, Header()] = "") -> Response:
-        path = request.url.path
+        path = request.scope["path"]
         await authorizer.check(_user(request), AccessRequest(path=path))
         if not documents.accepts_json(accept):
             raise StatusError(HTTPStatus.NOT_ACCEPTABLE, "only application/json is served")
@@ -92,12 +92,14 @@ class _Authentication:
         config, state = self.config(), scope["state"]
         respond: ASGIApp = self.app
         if config is None:
-            respond = _status(HTTPStatus.SERVICE_UNAVAILABLE, "client CA of the front proxy not read yet")
+            respond = _turned_away(
+                HTTPStatus.SERVICE_UNAVAILABLE, "client CA of the front proxy not read yet"
+            )
         else:
             try:
                 state["user"] = config.authenticate(state.get("peer"), scope["headers"])
             except StatusError as error:
-                respond = _status(error.code, error.message)
+                respond = _turned_away(error.code, error.message)
 
         async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -140,13 +142,20 @@ def _status(code: int, message: str) -> Response:
     return _json(documents.status(code, message), code)
 
 
+def _turned_away(code: int, message: str) -> Response:
+    """Answers somebody who is no front proxy, and ends the connection."""
+    response = _status(code, message)
+    response.headers["Connection"] = "close"
+    return response
+
+
 async def _on_status_error(_: Request, error: Any) -> Response:
     return _status(error.code, error.message)
 
 
 async def _on_http_exception(request: Request, error: Any) -> Response:
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return _status(HTTPStatus.NOT_FOUND, f"path {request.url.path} not found")
+        return _status(HTTPStatus.NOT_FOUND, f"path {request.scope['path']} not found")
     return _status(error.status_code, str(error.detail))
 
 
@@ -156,5 +165,5 @@ async def _on_invalid_request(_: Request, error: Any) -> Response:
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    _log.error("request for %s failed", request.url.path, exc_info=error)
+    _log.error("request for %r failed", request.scope["path"], exc_info=error)
     return _status(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see the log of the metrics server")

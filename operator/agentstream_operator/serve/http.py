@@ -10,18 +10,15 @@ import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp
+
+from agentstream_operator.serve.connections import KEEP_ALIVE, LARGEST_HEAD, Acceptor, Connection
 
 Reply = tuple[int, str, bytes]
 """Status, content type and body of a response."""
-
-_KEEP_ALIVE = 90
-"""Seconds for which a connection may idle; the API server's own wait as long."""
 
 
 class ListenError(OSError):
@@ -71,33 +68,43 @@ class HttpServer:
     ) -> None:
         config = uvicorn.Config(
             app,
-            http=_PeerProtocol,
             ws="none",
             lifespan="off",
             interface="asgi3",
             loop="none",
             log_config=None,
+            # a warning for each malformed request would be in the hands of its sender
+            log_level="error",
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_keep_alive=KEEP_ALIVE,
+            h11_max_incomplete_event_size=LARGEST_HEAD,
             timeout_graceful_shutdown=graceful_shutdown,
-            ssl_context_factory=(lambda *_: tls) if tls is not None else None,
         )
         self._server = _UvicornServer(config)
+        state = self._server.server_state
+        self._acceptor = Acceptor(lambda place: Connection(config, state, place), tls)
 
     @contextlib.asynccontextmanager
     async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
         """Serves on a listening socket, and closes it at the end, after running requests were answered."""
-        task = asyncio.create_task(self._server.serve([listener]), name="serve")
+        serving = asyncio.create_task(self._server.serve([]), name="serve")
+        accepting = asyncio.create_task(self._acceptor.accept(listener), name="accept")
         try:
             yield
         finally:
+            accepting.cancel()
+            await asyncio.wait((accepting,))
+            listener.close()
+            self._acceptor.drop_unknown()
             self._server.should_exit = True
-            await task
+            await serving
+            await self._acceptor.close()
 
     def drop_connections(self) -> None:
         """Closes every connection: idle ones at once, others after the response to their request."""
+        self._acceptor.drop_unknown()
         for connection in tuple(self._server.server_state.connections):
             connection.shutdown()
 
@@ -108,37 +115,6 @@ class _UvicornServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-class _PeerProtocol(H11Protocol):
-    """A connection that passes the client certificate's common names to the application."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        # head and body are two writes; asyncio sets this only on sockets that it has made itself
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        session = transport.get_extra_info("ssl_object")
-        # a resumed session of TLS 1.2 brings along a certificate that is not verified again
-        verified = session is not None and not session.session_reused
-        names = common_names(transport.get_extra_info("peercert")) if verified else None
-        self.app = _with_peer(self.app, names)
-
-
-def _with_peer(app: Any, names: tuple[str, ...] | None) -> ASGIApp:
-    async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"]["peer"] = names
-        await app(scope, receive, send)
-
-    return call
-
-
-def common_names(certificate: dict[str, Any] | None) -> tuple[str, ...] | None:
-    """Returns the common names in the subject of a verified certificate; None without a certificate."""
-    if not certificate:
-        return None
-    return tuple(
-        value for part in certificate.get("subject", ()) for name, value in part if name == "commonName"
-    )
 
 
 def probe_reply(problem: str | None, well: str = "ok") -> Reply:
