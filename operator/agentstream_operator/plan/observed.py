@@ -29,7 +29,8 @@ class GroupSeen(msgspec.Struct, frozen=True):
     due: int = 0  # those of them that are due
     next_due: int | None = None  # when the first of them is
     dead: int = 0  # dead letters
-    stats: Mapping[str, str] = {}  # counters of settling
+    stats: Mapping[str, str] = {}  # counters of settling; `unreadable` counts what was dropped or begun anew
+    unreadable: bool = False  # whether a key of the group is of another type than it should be
 
     @property
     def backlog(self) -> int:
@@ -105,6 +106,7 @@ class JanitorReport(msgspec.Struct, frozen=True):
     missing: str | None = None  # a declared group that is not on the stream; nothing was trimmed
     gate: int | None = None  # the length at which adding is refused, if it ever is
     bytes: int | None = None  # memory that the stream takes, where `maxBytes` is set
+    failed: Mapping[str, str] = {}  # declared groups that were left out, with the error: their keys stop it
 
 
 class ServerSeen(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ local function room_of(stream, gate_key, wanted)
   if room >= wanted then return room end
   local base = string.gsub(gate_key, ':gate$', '')
   for group, limit in string.gmatch(gate, ' (%S+)=(%-?%d+)') do
-    local settled = tonumber(redis.call('HGET', base .. ':stats:' .. group, 'settled')) or 0
+    local settled = whole(redis.pcall('HGET', base .. ':stats:' .. group, 'settled')) or 0
     least = math.min(least, limit + settled - length)
   end
   return least < math.huge and math.max(room, least) or room

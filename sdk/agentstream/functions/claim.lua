@@ -73,12 +73,12 @@ end
 local function pass_on(key, group, consumer, stats, from_retry, parked, retry_key, id, counter, left)
   local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
   if code ~= DONE then return code end
-  x.attempts = (tonumber(x.attempts) or 0) + counter - 1
+  x.attempts = (x.attempts or 0) + counter - 1
   add_header(fields, x)
   redis.call('XADD', retry_key, '*', unpack(fields))
   spend(left, size_of(fields))
   settled(key, group, stats, from_retry, {id})
-  redis.call('HINCRBY', stats, 'released', 1)
+  tally(stats, 'released', 1)
   if parked ~= '' then redis.call('HSET', parked, x.origin, 'retrying') end
   return DONE
 end

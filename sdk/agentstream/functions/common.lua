@@ -48,6 +48,21 @@ local function decrement(digits)
   return (string.gsub(lowered, '^0+(%d)', '%1'))
 end
 
+-- Whether a text that an agent may have written is an id, as the server writes it: it then takes it, too.
+local function is_id(text)
+  local ms, seq = string.match(type(text) == 'string' and text or '', '^(%d+)-(%d+)$')
+  for _, digits in ipairs({ms or '', seq or ''}) do
+    if #digits > 1 and string.sub(digits, 1, 1) == '0' or digits == '' or below(LAST_SEQUENCE, digits) then return false end
+  end
+  return true
+end
+
+-- A number that an agent may have written, if it is a whole one that is kept exactly; else nil.
+local function whole(text)
+  local number = tonumber(text)
+  return number and number >= 0 and number < 1e15 and math.floor(number) == number and number or nil
+end
+
 local function less(a, b)
   local am, as = parts(a)
   local bm, bs = parts(b)
@@ -60,8 +75,10 @@ local function sortable(id)
   return string.rep('0', 20 - #ms) .. ms .. string.rep('0', 20 - #seq) .. seq
 end
 
+-- The id after this one; nil if it is the last of all.
 local function after(id)
   local ms, seq = parts(id)
+  if seq == LAST_SEQUENCE and ms == LAST_SEQUENCE then return nil end
   if seq == LAST_SEQUENCE then return increment(ms) .. '-0' end
   return ms .. '-' .. increment(seq)
 end

@@ -29,7 +29,7 @@ local function begin_receipts(base, group, info)
   local receipts, unknown = base .. ':receipts', info['last-generated-id']
   if redis.call('EXISTS', receipts) == 0 then return end
   for _, id in ipairs(redis.call('ZRANGE', receipts, 0, 1)) do
-    if parts(id) then unknown = before(id) end
+    if is_id(id) then unknown = before(id) end
   end
   redis.call('HSET', base .. ':parked:' .. group, 'since', unknown)
 end

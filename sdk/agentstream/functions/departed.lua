@@ -13,9 +13,13 @@ local REMEMBERED = 5000
 
 local function remember(stats, prefix)
   local gone = redis.call('HGET', stats, 'gone') or ' '
+  if #gone > REMEMBERED or string.sub(gone, 1, 1) ~= ' ' or string.sub(gone, -1) ~= ' ' then
+    gone = ' '
+    tally(stats, 'unreadable', 1)
+  end
   if string.find(gone, ' ' .. prefix .. ' ', 1, true) then return end
   gone = gone .. prefix .. ' '
-  while #gone > REMEMBERED do gone = string.gsub(gone, '^ [^ ]+', '') end
+  while #gone > REMEMBERED do gone = string.gsub(gone, '^ [^ ]*', '') end
   redis.call('HSET', stats, 'gone', gone)
 end
 

@@ -1,4 +1,12 @@
 -- Pending entries of a group: their fields, their consumer, and how they are settled.
+--
+-- Agents may write anything into entries and into the keys of their groups. What cannot be read is dropped, put right and
+-- counted: it stops nothing else.
+
+-- The most fields that an entry keeps when it is moved: `unpack` takes 8000 values. Of one with more only those remain that
+-- are part of a message.
+local MOST_FIELDS = 100
+local FIELDS_OF_A_MESSAGE = {m = true, s = true, t = true, p = true}
 
 local function field(fields, name)
   for i = 1, #fields, 2 do
@@ -6,22 +14,22 @@ local function field(fields, name)
   end
 end
 
--- The header `x` of a retried entry: its original id and its attempts. {} for a first delivery: a producer's header does not
--- count, and must not prevent settling.
+-- The header `x` of a retried entry: its original id, its attempts and its fence, as far as they can be read. {} for a first
+-- delivery: a producer's header does not count.
 local function header(fields, from_retry)
   local read, x = pcall(cjson.decode, from_retry and field(fields, 'x') or '{}')
   if not read or type(x) ~= 'table' then return {} end
-  if type(x.origin) ~= 'string' or not parts(x.origin) then x.origin = nil end
-  return x
+  return {origin = is_id(x.origin) and x.origin or nil, attempts = whole(x.attempts), fence = whole(x.fence)}
 end
 
 -- The number of deliveries of the message before those of this entry.
-local function earlier(x) return tonumber(x.fence) or tonumber(x.attempts) or 0 end
+local function earlier(x) return x.fence or x.attempts or 0 end
 
+-- The fields that go with an entry when it is moved.
 local function without_header(fields)
-  local kept = {}
+  local kept, has_too_many = {}, #fields > 2 * MOST_FIELDS
   for i = 1, #fields, 2 do
-    if fields[i] ~= 'x' then
+    if fields[i] ~= 'x' and (FIELDS_OF_A_MESSAGE[fields[i]] and #kept < 2 * MOST_FIELDS or not has_too_many) then
       kept[#kept + 1] = fields[i]
       kept[#kept + 1] = fields[i + 1]
     end
@@ -37,21 +45,28 @@ local function held(key, group, consumer, id, counter)
   return DONE, p[1]
 end
 
+-- Adds to a counter of a group. One that is no number, or too large a one, begins anew.
+local function tally(stats, name, n)
+  if type(redis.pcall('HINCRBY', stats, name, n)) == 'number' then return end
+  redis.pcall('HSET', stats, name, n)
+  if name ~= 'unreadable' then tally(stats, 'unreadable', 1) end
+end
+
 -- Acknowledges entries. Those on a retry stream belong to this group alone, so they are deleted, too.
 local function settled(key, group, stats, from_retry, ids)
   redis.call('XACK', key, group, unpack(ids))
   if from_retry then
     redis.call('XDEL', key, unpack(ids))
-    redis.call('HINCRBY', stats, 'resettled', #ids)
+    tally(stats, 'resettled', #ids)
   else
-    redis.call('HINCRBY', stats, 'settled', #ids)
+    tally(stats, 'settled', #ids)
   end
 end
 
 -- Acknowledges a pending entry that was trimmed, and counts the loss.
 local function count_trimmed(key, group, stats, from_retry, id)
   settled(key, group, stats, from_retry, {id})
-  redis.call('HINCRBY', stats, 'trimmed', 1)
+  tally(stats, 'trimmed', 1)
 end
 
 -- Claims an entry that this consumer holds already, with further options of XCLAIM. Returns a code.
@@ -60,6 +75,12 @@ local function hold_on(key, group, consumer, stats, from_retry, id, ...)
   if #claimed > 0 then return DONE end
   count_trimmed(key, group, stats, from_retry, id)
   return TRIMMED
+end
+
+-- Where a scan of a group's entries is to go on, by a field of its stats; from the start if that cannot be read.
+local function cursor_of(stats, name)
+  local at = redis.call('HGET', stats, name)
+  return is_id(at) and at or '0-0'
 end
 
 -- Restarts sweeping at the oldest pending entry: entries were handed back behind the point where the last sweep stopped.

@@ -12,6 +12,15 @@ local NODE = 1000
 -- For so many ms at least, what became of broadcasts is kept for who waits for it.
 local KEPT = 60000
 
+-- Does the part of each declared group. One whose keys stop it is left out, and named with the error: agents write these keys,
+-- and must not keep the janitor from other groups.
+local function for_each(declared, r, work)
+  for _, d in ipairs(declared) do
+    local fine, failure = pcall(work, d)
+    if not fine then r.failed[d.name] = string.sub(type(failure) == 'table' and failure.err or tostring(failure), 1, 200) end
+  end
+end
+
 -- Whether an undeclared group counts: one of its consumers was seen within a day.
 local function is_alive(key, base, group, now)
   for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
@@ -36,7 +45,7 @@ local function gate_of(base, r, max_length, max_bytes, declared, open)
   local gate = string.format('%.0f', r.gate)
   if max_bytes > 0 then return gate end
   for _, d in ipairs(declared) do
-    local settled = tonumber(redis.call('HGET', base .. ':stats:' .. d.name, 'settled')) or 0
+    local settled = whole(redis.pcall('HGET', base .. ':stats:' .. d.name, 'settled')) or 0
     gate = gate .. string.format(' %s=%.0f', d.name, r.length - math.min(open[d.name], r.length) - settled + max_length)
   end
   return gate
@@ -60,7 +69,7 @@ end
 local function expire_pending(key, base, group, lease, now, cut, parked, left)
   local stats = base .. ':stats:' .. group
   local idle = claimable_idle(lease, silence(stats, lease, now), now)
-  local at, looked, n = redis.call('HGET', stats, 'expire:at') or '0-0', 0, 0
+  local at, looked, n = cursor_of(stats, 'expire:at'), 0, 0
   while at and looked < SCAN and n < PAGE and left.bytes > 0 do
     local page = redis.call('XPENDING', key, group, at, cut, PAGE)
     at, looked = #page == PAGE and after(page[PAGE][1]), looked + #page
@@ -87,7 +96,7 @@ local function trim_oldest(key, base, length, max_length, limit, declared, waiti
   for _, d in ipairs(declared) do
     local lost = waiting[d.name] - (length - trimmed)
     if lost > 0 then
-      redis.call('HINCRBY', base .. ':stats:' .. d.name, 'overrun', lost)
+      tally(base .. ':stats:' .. d.name, 'overrun', lost)
       overrun = overrun + lost
     end
   end
@@ -126,13 +135,20 @@ end
 
 -- Takes entries off those that receipts may ask for which all groups have finished, as they are before `floor`: a page per
 -- call. That a group lost one is noted. Returns whether there is likely to be more.
-local function finish_receipts(base, declared, floor)
-  local receipts, finished = base .. ':receipts', {}
-  for _, id in ipairs(redis.call('ZRANGE', receipts, 0, PAGE)) do
-    if parts(id) and less(id, floor) then finished[#finished + 1] = id end
+local function finish_receipts(base, declared, r, floor)
+  local receipts, finished, dropped = base .. ':receipts', {}, 0
+  local page = redis.call('ZRANGE', receipts, 0, PAGE, 'WITHSCORES')
+  for i = 1, #page, 2 do
+    local id = page[i]
+    if is_id(id) and ms_of(id) == tonumber(page[i + 1]) then
+      if less(id, floor) then finished[#finished + 1] = id end
+    elseif id ~= 'since' then
+      -- no function wrote that
+      dropped = dropped + redis.call('ZREM', receipts, id)
+    end
   end
-  if #finished == 0 then return false end
-  for _, d in ipairs(declared) do
+  if #finished == 0 then return dropped >= WORTHWHILE end
+  for_each(declared, r, function(d)
     local parked = base .. ':parked:' .. d.name
     for _, id in ipairs(finished) do
       local noted = redis.call('HGET', parked, id)
@@ -142,9 +158,9 @@ local function finish_receipts(base, declared, floor)
         redis.call('HSET', parked, id, 'missing')
       end
     end
-  end
+  end)
   redis.call('ZREM', receipts, unpack(finished))
-  return #finished >= PAGE / 2
+  return #finished + dropped >= PAGE / 2
 end
 
 -- Deletes the `parked` state of entries that are too old for receipts, a page per call. Settling deletes that of retries;
@@ -155,20 +171,22 @@ local function forget_parked(base, group, minid, broadcast)
   local parked, stats, forgotten = base .. ':parked:' .. group, base .. ':stats:' .. group, 0
   if redis.call('EXISTS', parked) == 0 then return false end
   local retries = redis.call('XLEN', base .. ':retry:' .. group) + redis.call('ZCARD', base .. ':delay:' .. group)
-  local page = redis.call('HSCAN', parked, redis.call('HGET', stats, 'forget:at') or '0', 'COUNT', PAGE)
+  local at = string.match(redis.call('HGET', stats, 'forget:at') or '', '^%d+$')
+  local page = redis.call('HSCAN', parked, at and #at < 20 and at or '0', 'COUNT', PAGE)
   local since = broadcast and redis.call('HGET', parked, 'since')
+  if not is_id(since) then since = nil end
   for i = 1, #page[2], 2 do
     local id, state = page[2][i], page[2][i + 1]
-    -- a producer may have made up the origin of an entry
+    -- an agent may have written something else than an id
     local is_over = state == 'retrying' and retries == 0
-      or state ~= 'retrying' and not (parts(id) and not less(id, minid))
+      or state ~= 'retrying' and not (is_id(id) and not less(id, minid))
     -- receipts ask for what is not too old: its retry was lost
-    if is_over and state == 'retrying' and broadcast and parts(id) and not less(id, minid) then
+    if is_over and state == 'retrying' and broadcast and is_id(id) and not less(id, minid) then
       redis.call('HSET', parked, id, 'missing')
     elseif is_over and not (broadcast and id == 'since') then
       redis.call('HDEL', parked, id)
       forgotten = forgotten + 1
-      if broadcast and parts(id) and not (since and less(id, since)) then since = id end
+      if broadcast and is_id(id) and not (since and less(id, since)) then since = id end
     end
   end
   if since then redis.call('HSET', parked, 'since', since) end
@@ -179,7 +197,7 @@ end
 -- Whether a declared group retries an entry.
 local function is_retried(base, declared, id)
   for _, d in ipairs(declared) do
-    if redis.call('HGET', base .. ':parked:' .. d.name, id) == 'retrying' then return true end
+    if redis.pcall('HGET', base .. ':parked:' .. d.name, id) == 'retrying' then return true end
   end
   return false
 end
@@ -193,7 +211,7 @@ local function forget_order(base, declared, minid)
   for i = 1, #page[2], 2 do
     local id = page[2][i + 1]
     -- a producer may have written something else than an id
-    if not parts(id) or (less(id, minid) and not is_retried(base, declared, id)) then
+    if not is_id(id) or (less(id, minid) and not is_retried(base, declared, id)) then
       redis.call('HDEL', order, page[2][i])
       forgotten = forgotten + 1
     end
@@ -212,18 +230,19 @@ local function janitor(keys, args)
   local key, base, retention, max_length, max_bytes = keys[1], args[1], tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
   local on_full, limit, trusted, broadcast = args[5], tonumber(args[6]), args[7] == '1', args[8] == '1'
   local now, r = now_ms(), {trimmed = 0, overrun = 0, moved = 0, expired = 0, forgotten = 0, shortened = false,
-    refusing = false, more = false}
+    refusing = false, more = false, failed = {}}
   local declared = {}
   for i = 9, #args, 3 do
     declared[#declared + 1] = {name = args[i], lease = tonumber(args[i + 1]), keep_dead = tonumber(args[i + 2])}
   end
   local reading, moving = allowance(), allowance()
-  for _, d in ipairs(declared) do
+  for_each(declared, r, function(d)
+    local stats, delay_key = base .. ':stats:' .. d.name, base .. ':delay:' .. d.name
     -- while there are no consumers, which wait for what is due, nobody else would
-    r.more = mend(base .. ':stats:' .. d.name, base .. ':delay:' .. d.name, now, moving) or r.more
-    local moved, more = move_due(base .. ':delay:' .. d.name, base .. ':retry:' .. d.name, now, PAGE - r.moved, moving)
+    r.more = mend(stats, delay_key, now, moving) or r.more
+    local moved, more = move_due(stats, delay_key, base .. ':retry:' .. d.name, now, PAGE - r.moved, moving)
     r.moved, r.more = r.moved + moved, r.more or more
-  end
+  end)
   r.type = type_of(key)
   if r.type ~= 'stream' then return cjson.encode(r) end
   local info = info_of(key, reading)
@@ -233,14 +252,16 @@ local function janitor(keys, args)
   counted, r.missing = counted_groups(key, base, declared, now)
   -- it is not known where a missing group will resume, so nothing may be trimmed
   if r.missing then return cjson.encode(r) end
-  for _, d in ipairs(declared) do
+  for_each(declared, r, function(d)
     local gone = #remove_consumers(key, base, d.name, function(_, idle) return idle >= FORGET end)
     r.forgotten, r.more = r.forgotten + gone, r.more or gone == PAGE
-  end
+  end)
   -- if the clock jumped ahead, nothing is trimmed before new entries have ids of the new time
   local clock = math.min(now, ms_of(info['last-generated-id']))
   local open, waiting, pending, known = {}, {}, {}, {}
   local floor, held_by
+  -- after the last id of all there is none
+  local following = after(info['last-generated-id']) or info['last-generated-id']
   for name, g in pairs(counted) do
     local unread, exact, oldest = undelivered(key, info, g, trusted, reading)
     known[name] = exact
@@ -255,7 +276,7 @@ local function janitor(keys, args)
   for _, d in ipairs(declared) do
     if known[d.name] then repair_lag(key, info, counted[d.name], waiting[d.name]) end
   end
-  if not held_by and next(counted) then floor = after(info['last-generated-id']) end
+  if not held_by and next(counted) then floor = following end
   -- without declared groups, all entries count as unsettled
   local unsettled = #declared == 0 and info.length or 0
   for _, d in ipairs(declared) do unsettled = math.max(unsettled, math.min(open[d.name], info.length)) end
@@ -291,11 +312,11 @@ local function janitor(keys, args)
   -- trimming by length may remove pending entries
   local first = r.trimmed > 0 and redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1] or r.trimmed == 0 and info['first-entry']
   local recent = string.format('%.0f-0', math.max(clock - KEPT, 0))
-  local kept = first and first[1] or after(info['last-generated-id'])
+  local kept = first and first[1] or following
   if floor and less(floor, kept) then kept = floor end
   r.more = forget_order(base, declared, kept) or r.more
-  if broadcast then r.more = finish_receipts(base, declared, floor or kept) or r.more end
-  for _, d in ipairs(declared) do
+  if broadcast then r.more = finish_receipts(base, declared, r, floor or kept) or r.more end
+  for_each(declared, r, function(d)
     r.more = forget_parked(base, d.name, less(recent, minid) and recent or minid, broadcast) or r.more
     if d.keep_dead > 0 then
       if r.refusing and pending[d.name] then
@@ -306,7 +327,7 @@ local function janitor(keys, args)
       local keep_from = string.format('%.0f-0', math.max(clock - d.keep_dead, 0))
       r.more = redis.call('XTRIM', base .. ':dlq:' .. d.name, 'MINID', '~', keep_from, 'LIMIT', NODE) >= NODE / 2 or r.more
     end
-  end
+  end)
   return cjson.encode(r)
 end
 

@@ -1,5 +1,8 @@
 -- Reads the state of streams and their groups for the operator, of many streams in one call.
 
+-- The latest time, in ms, that is written as a whole number in JSON.
+local LATEST = 99999999999999
+
 -- Adds to `o` the state of the keys that belong to a declared group.
 local function observe_derived(base, name, now, o)
   local retry_key, delay_key = base .. ':retry:' .. name, base .. ':delay:' .. name
@@ -11,7 +14,7 @@ local function observe_derived(base, name, now, o)
   o.retry_length = redis.call('XLEN', retry_key)
   o.delayed = redis.call('ZCARD', delay_key)
   if o.delayed > 0 then
-    o.next_due = tonumber(redis.call('ZRANGE', delay_key, 0, 0, 'WITHSCORES')[2])
+    o.next_due = math.floor(math.max(math.min(next_due(delay_key), LATEST), 0))
     if o.next_due <= now then o.due = redis.call('ZCOUNT', delay_key, '-inf', now) end
   end
   o.dead = redis.call('XLEN', base .. ':dlq:' .. name)
@@ -42,7 +45,8 @@ local function look(key, base, now, trusted, declared, left)
   end
   for _, name in ipairs(declared) do
     o.groups[name] = o.groups[name] or {exists = false}
-    observe_derived(base, name, now, o.groups[name])
+    -- a key of the wrong type hides no more than what would be in it
+    if not pcall(observe_derived, base, name, now, o.groups[name]) then o.groups[name].unreadable = true end
   end
   return o
 end
@@ -66,9 +70,10 @@ local function measure(keys, args)
   for i, key in ipairs(keys) do
     if left.bytes <= 0 then break end
     local base, known, groups = args[at], args[at + 1], tonumber(args[at + 2])
-    local fine, found = pcall(look, key, base, now, trusted, {unpack(args, at + 3, at + 2 + groups)}, left)
+    local fine, found = pcall(function()
+      return cjson.encode(look(key, base, now, trusted, {unpack(args, at + 3, at + 2 + groups)}, left))
+    end)
     if fine then
-      found = cjson.encode(found)
       if known ~= '' and redis.sha1hex(found) == known then found = '' end
     else
       found = type(found) == 'table' and found.err or tostring(found)

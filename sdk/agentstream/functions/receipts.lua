@@ -9,7 +9,7 @@ local function state_of(key, id, group, parked, is_expected, since)
   if not group then return 'missing' end
   if not is_expected then
     local unknown = redis.call('HGET', parked, 'since')
-    local is_noted = since and ms_of(id) >= since and not (unknown and not less(unknown, id))
+    local is_noted = since and ms_of(id) >= since and not (is_id(unknown) and not less(unknown, id))
     return is_noted and 'acknowledged' or 'missing'
   end
   if less(group['last-delivered-id'], id) then return 'pending' end

@@ -61,14 +61,14 @@ local function settle(keys, args)
   end
   if #ids > 0 then
     settled(key, group, stats, from_retry, ids)
-    redis.call('HINCRBY', stats, outcome, #ids)
+    tally(stats, outcome, #ids)
     if parked ~= '' then note_settled(parked, receipts, from_retry, origins) end
     if outcome == 'acked' then
       for wait, n in pairs(waits) do
         local b = bucket(wait)
         latencies[b] = (latencies[b] or 0) + n
       end
-      for b, n in pairs(latencies) do redis.call('HINCRBY', stats, b, n) end
+      for b, n in pairs(latencies) do tally(stats, b, n) end
     end
   end
   return replies
@@ -110,16 +110,16 @@ local function retry(keys, args)
     -- the member holds all fields, as the stream may be trimmed meanwhile; origin and attempts make it unique
     local new = redis.call('ZADD', delay_key, now + delay, cmsgpack.pack({x.origin, x.attempts, fields, delay}))
     -- how far the clock was when it was set back; see `mend`
-    if now > (tonumber(redis.call('HGET', stats, 'sweep:delayed')) or 0) then
+    if now > (whole(redis.call('HGET', stats, 'sweep:delayed')) or 0) then
       redis.call('HSET', stats, 'sweep:delayed', string.format('%.0f', now))
     end
     -- a group that was made again at its checkpoint may fail as before: both retries are one
-    if new == 0 then redis.call('HINCRBY', stats, 'resettled', 1) end
+    if new == 0 then tally(stats, 'resettled', 1) end
   else
     redis.call('XADD', retry_key, '*', unpack(fields))
   end
   settled(key, group, stats, from_retry, {id})
-  redis.call('HINCRBY', stats, 'retried', 1)
+  tally(stats, 'retried', 1)
   if parked ~= '' then redis.call('HSET', parked, x.origin, 'retrying') end
   return DONE
 end
@@ -131,7 +131,7 @@ local function bury(dlq_key, stats, parked, fields, x, attempts, reason, err)
     letter[#letter + 1] = v
   end
   local id = redis.call('XADD', dlq_key, '*', unpack(letter))
-  redis.call('HINCRBY', stats, 'dead', 1)
+  tally(stats, 'dead', 1)
   if parked ~= '' then redis.call('HSET', parked, x.origin, 'dead') end
   return id
 end

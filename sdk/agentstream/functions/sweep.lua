@@ -10,16 +10,38 @@ local NEVER = 1000000000000000
 -- When the next retry is due; nil if none is delayed.
 local function next_due(delay_key) return tonumber(redis.call('ZRANGE', delay_key, 0, 0, 'WITHSCORES')[2]) end
 
+-- The fields of a delayed retry, and for how many ms it was delayed; nil if the member is none.
+local function delayed(member)
+  local read, retry = pcall(cmsgpack.unpack, member)
+  local fields = read and type(retry) == 'table' and retry[3]
+  if type(fields) ~= 'table' or #fields < 2 or #fields > 2 * MOST_FIELDS + 2 or #fields % 2 == 1 then return nil end
+  for _, part in ipairs(fields) do
+    if type(part) ~= 'string' then return nil end
+  end
+  return fields, whole(retry[4]) or 0
+end
+
+-- Takes off a member that is no delayed retry, and counts it.
+local function drop_delayed(stats, delay_key, member)
+  redis.call('ZREM', delay_key, member)
+  tally(stats, 'unreadable', 1)
+end
+
 -- Moves up to `limit` retries that are due to the retry stream, as far as `left` allows. Returns their number, and whether
 -- there may be more.
-local function move_due(delay_key, retry_key, now, limit, left)
+local function move_due(stats, delay_key, retry_key, now, limit, left)
   local n = 0
   while n < limit and left.bytes > 0 do
     local few = next_few(left, limit - n)
     local due = redis.call('ZRANGE', delay_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, few)
     for _, member in ipairs(due) do
-      redis.call('XADD', retry_key, '*', unpack(cmsgpack.unpack(member)[3]))
-      redis.call('ZREM', delay_key, member)
+      local fields = delayed(member)
+      if fields then
+        redis.call('XADD', retry_key, '*', unpack(fields))
+        redis.call('ZREM', delay_key, member)
+      else
+        drop_delayed(stats, delay_key, member)
+      end
       spend(left, #member)
     end
     n = n + #due
@@ -32,21 +54,25 @@ end
 -- keys, too. Sees to it that each waits from now on for no longer than when it was delayed: looks at the last ones first, from
 -- where the last call stopped, as far as `left` allows. Returns whether there is more to look at.
 local function mend(stats, delay_key, now, left)
-  local delayed = tonumber(redis.call('HGET', stats, 'sweep:delayed')) or 0
-  if delayed <= now + SET_BACK then return false end
+  local last = whole(redis.call('HGET', stats, 'sweep:delayed')) or 0
+  if last <= now + SET_BACK then return false end
   -- so many of the last ones are right
-  local right = tonumber(redis.call('HGET', stats, 'sweep:mend')) or 0
+  local right = whole(redis.call('HGET', stats, 'sweep:mend')) or 0
   local page
   repeat
     page = redis.call('ZRANGE', delay_key, right, right + next_few(left, PAGE) - 1, 'REV', 'WITHSCORES')
     for i = 1, #page, 2 do
-      local latest = now + (cmsgpack.unpack(page[i])[4] or 0)
-      if tonumber(page[i + 1]) > latest then
+      local fields, delay = delayed(page[i])
+      local latest = now + (delay or 0)
+      if not fields then
+        drop_delayed(stats, delay_key, page[i])
+      elseif tonumber(page[i + 1]) > latest then
         redis.call('ZADD', delay_key, string.format('%.0f', latest), page[i])
       else
         right = right + 1
       end
-      spend(left, #page[i])
+      -- something for each, however small they are
+      spend(left, #page[i] + 200)
     end
     if #page == 0 or tonumber(page[#page]) <= now then
       redis.call('HSET', stats, 'sweep:delayed', string.format('%.0f', now), 'sweep:mend', '0')
@@ -63,7 +89,7 @@ end
 local function set_leases_back(key, group, stats, from_retry)
   local field = from_retry and 'sweep:retries-ahead' or 'sweep:ahead'
   local at = redis.call('HGET', stats, field) or ''
-  if at == '' then return false end
+  if not is_id(at) then return false end
   local page = redis.call('XPENDING', key, group, at, '+', PAGE)
   for _, p in ipairs(page) do
     -- the server tells no time below this one
@@ -79,7 +105,7 @@ end
 local function claim_stalled(key, group, consumer, stats, from_retry, lease, count, left)
   local cursor_field, settled_field = 'sweep:main', 'settled'
   if from_retry then cursor_field, settled_field = 'sweep:retry', 'resettled' end
-  local start = redis.call('HGET', stats, cursor_field) or '0-0'
+  local start = cursor_of(stats, cursor_field)
   local cursor, entries, claims, looked, trimmed = start, {}, 0, 0, 0
   while claims < count and looked < SCAN and left.bytes > 0 do
     local wanted = next_few(left, count - claims)
@@ -93,8 +119,8 @@ local function claim_stalled(key, group, consumer, stats, from_retry, lease, cou
   end
   if cursor ~= start then redis.call('HSET', stats, cursor_field, cursor) end
   if trimmed > 0 then
-    redis.call('HINCRBY', stats, 'trimmed', trimmed)
-    redis.call('HINCRBY', stats, settled_field, trimmed)
+    tally(stats, 'trimmed', trimmed)
+    tally(stats, settled_field, trimmed)
   end
   return entries, looked > 0 and cursor == '0-0'
 end
@@ -117,11 +143,11 @@ local function sweep(keys, args)
   mending = set_leases_back(retry_key, group, stats, true) or mending
   local due, moved = next_due(delay_key), 0
   if due and due <= now then
-    moved = move_due(delay_key, retry_key, now, PAGE, allowance())
+    moved = move_due(stats, delay_key, retry_key, now, PAGE, allowance())
     due = next_due(delay_key)
   end
   local rest = math.max(interval, math.min(lease, REST))
-  local wait = (tonumber(redis.call('HGET', stats, 'sweep:due')) or 0) - now
+  local wait = (whole(redis.call('HGET', stats, 'sweep:due')) or 0) - now
   local stalled, retries = {}, {}
   -- a wait longer than any means that the clock was set back
   if args[9] == '1' or wait <= 0 or wait > rest then
