@@ -140,6 +140,41 @@ async def test_a_lost_route_is_written_again(server: Server, admin: redis.Redis)
         await until(lambda: set(admin.hkeys(ROUTES)) == {"coder", "planner"})
 
 
+async def test_a_route_that_somebody_changed_is_written_again_and_each_change_is_told_of_once(
+    server: Server, admin: redis.Redis
+) -> None:
+    signed = a_stream(producers=["planner"], signing={"policy": "Require"})
+    async with operator(server.url) as op:
+        await op.put(signed, GROUP)
+        route = str(admin.hget(ROUTES, "coder"))
+        for n in (1, 2):
+            admin.hset(ROUTES, "coder", route.replace(',"signatures":"Require"', ""))
+            await until(lambda: admin.hget(ROUTES, "coder") == route)
+            await op.engine.idle()
+            await until(lambda n=n: len(restored(op)) >= n)
+        op.engine.check_all()
+        await op.engine.idle()
+    assert (
+        restored(op)
+        == ["restored the route of coder: it had been changed (tasks: signatures) on the server"] * 2
+    )
+
+
+def restored(op: Operator) -> list[str]:
+    return [event.message for event in op.cluster.events if event.reason is ConditionReason.ROUTE_RESTORED]
+
+
+async def test_no_change_of_a_resource_is_taken_for_one_by_somebody_else(server: Server) -> None:
+    async with operator(server.url) as op:
+        for generation, policy in enumerate(("Off", "Require", "Warn", "Off"), start=2):
+            stream = a_stream(
+                producers=["planner"], signing={"policy": policy}, meta={"generation": generation}
+            )
+            await op.put(stream, GROUP)
+            await op.engine.idle()
+    assert restored(op) == []
+
+
 async def test_a_route_of_nobody_goes(server: Server, admin: redis.Redis) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)

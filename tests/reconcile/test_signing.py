@@ -15,7 +15,7 @@ import redis
 from agentstream.agent import Agent
 from agentstream.identity.settings import Binding, Settings
 from agentstream.protocol.routes import decode_route
-from agentstream.protocol.signatures import SigningKey, decode_keys, entry_name
+from agentstream.protocol.signatures import SigningKey, decode_signing, entry_name
 from agentstream_operator.cluster.port import ChildNotOurs, Credentials, Owner, SigningKeys
 from agentstream_operator.plan.signing import SPREAD
 from agentstream_operator.resources.agentstream import AgentStream
@@ -57,7 +57,13 @@ def keys(op: Operator) -> list[str]:
 def given(op: Operator, agent: str) -> list[str]:
     """The ids of the keys that an agent has of the stream."""
     text = op.cluster.secrets["team", agent].signing.get("tasks")
-    return [key.id for key in decode_keys(text)] if text is not None else []
+    return [key.id for key in decode_signing(text).keys] if text is not None else []
+
+
+def policies(op: Operator, agent: str, *streams: str) -> list[str]:
+    """What the agent's Secret asks of these streams; without any, of `tasks`."""
+    signing = op.cluster.secrets["team", agent].signing
+    return [decode_signing(signing[stream]).policy for stream in streams or ("tasks",) if stream in signing]
 
 
 async def test_keys_are_made_and_given_to_those_who_produce_or_consume(
@@ -114,17 +120,45 @@ async def test_a_stream_that_becomes_signed_gets_keys_and_agents_keep_their_pass
         assert op.cluster.secrets["team", "coder"].password == before
 
 
-async def test_when_nothing_is_signed_any_more_agents_lose_the_keys_and_the_stream_does_not(
-    server: Server,
-) -> None:
+@pytest.mark.parametrize("lower", ["Off", "Warn"])
+async def test_when_the_policy_is_lowered_agents_keep_the_keys(server: Server, lower: str) -> None:
+    """Senders go on signing: a consumer whose Secret is older refuses what is not signed."""
     async with operator(server.url) as op:
         await op.put(a_signed_stream(), GROUP)
         made = keys(op)
-        op.declare(a_signed_stream("Off"))
-        await until(lambda: not given(op, "planner") and not given(op, "coder"))
-        op.declare(a_signed_stream("Warn"))
-        await until(lambda: given(op, "planner") == given(op, "coder") == made)
-        assert keys(op) == made
+        for policy in (lower, "Require"):
+            op.declare(a_signed_stream(policy))
+            await until(lambda policy=policy: policies(op, "coder") == policies(op, "planner") == [policy])
+            assert given(op, "planner") == given(op, "coder") == keys(op) == made
+
+
+async def test_a_stream_that_loses_its_signing_altogether_keeps_the_keys_over_a_restart(
+    server: Server,
+) -> None:
+    cluster = MemoryCluster()
+    plain = a_stream(producers=["planner"], meta={"generation": 99})
+    async with operator(server.url, cluster=cluster) as op:
+        await op.put(a_signed_stream(), GROUP)
+        made = keys(op)
+        op.declare(plain)
+        await until(lambda: policies(op, "coder") == policies(op, "planner") == ["Off"])
+    async with operator(server.url, plain, GROUP, cluster=cluster) as op:
+        await op.engine.idle()
+        assert given(op, "planner") == given(op, "coder") == made
+
+
+async def test_beside_a_signed_stream_a_secret_names_all_that_the_agent_consumes(server: Server) -> None:
+    async with operator(server.url) as op:
+        plain = a_group("orders-coder", stream="orders", agent="coder")
+        await op.put(OTHER, plain)
+        assert op.cluster.secrets["team", "coder"].signing == {}
+        await op.put(a_signed_stream(), GROUP)
+        await until(lambda: policies(op, "coder", "tasks", "orders") == ["Require", "Off"])
+        op.declare(
+            a_stream("orders", producers=["clerk"], signing={"policy": "Warn"}, meta={"generation": 7})
+        )
+        await until(lambda: policies(op, "coder", "tasks", "orders") == ["Require", "Warn"])
+        assert ConditionReason.SIGNING_KEYS_LOST not in op.cluster.reasons(OTHER.key)
 
 
 async def test_who_no_longer_produces_loses_the_keys(server: Server) -> None:

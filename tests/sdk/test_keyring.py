@@ -229,7 +229,6 @@ async def test_where_it_is_only_warned_of_everything_is_delivered_counted_and_lo
 
 async def test_a_stream_that_is_not_signed_costs_nothing(signed: Signed) -> None:
     await signed.declare("Off")
-    signed.give("planner", OLD)
     await signed.send(0)
     assert set((await signed.entries())[0]) == {"m"}
     await signed.add("m", body(1), "s", "junk")

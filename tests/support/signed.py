@@ -11,7 +11,7 @@ from agentstream.agent import Agent
 from agentstream.identity.settings import Binding, Settings
 from agentstream.protocol.keys import default_stream_key
 from agentstream.protocol.routes import Consumes, Route
-from agentstream.protocol.signatures import SigningKey, encode_keys, entry_name
+from agentstream.protocol.signatures import SigningEntry, SigningKey, encode_signing, entry_name
 from support.topology import NAMESPACE, Topology, fields_of
 
 KEY = default_stream_key(NAMESPACE, "tasks")
@@ -23,16 +23,19 @@ class Signed:
 
     Attributes:
         topology: what is declared.
+        policy: what the Secrets say of `tasks`.
         group: the group of `coder`.
     """
 
     def __init__(self, topology: Topology, directory: Path) -> None:
         self.topology = topology
+        self.policy = "Off"
         self._directory = directory
         self.group: Consumes
 
     async def declare(self, policy: str, **more: Any) -> Signed:
         """Declares stream and group with a policy."""
+        self.policy = policy
         await self.topology.stream("tasks", "planner")
         self.group = await self.topology.group("tasks", "coder", signatures=policy, **more)
         (produces,) = self.topology.routes["planner"].produces
@@ -51,8 +54,8 @@ class Signed:
         fresh.replace(self._directory / agent / entry)
 
     def give(self, agent: str, *keys: SigningKey) -> None:
-        """Gives an agent these keys, the newest first."""
-        self.write(agent, entry_name("tasks"), encode_keys(keys))
+        """Gives an agent these keys, the newest first, and the policy."""
+        self.write(agent, entry_name("tasks"), encode_signing(SigningEntry(self.policy, keys)))
 
     def agent(self, name: str, url: str | None = None) -> Agent:
         """An agent with its Secret."""

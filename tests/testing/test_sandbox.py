@@ -432,7 +432,7 @@ async def test_where_it_is_only_warned_of_what_is_not_signed_is_delivered(sandbo
 
 async def test_an_agent_without_the_key_is_told_so(sandbox: Sandbox) -> None:
     await sandbox.declare_stream("tasks", producers=["planner"], signed="Require")
-    keyless = msgspec.structs.replace(sandbox.settings("planner"), signing_keys={})
+    keyless = msgspec.structs.replace(sandbox.settings("planner"), signing={})
     async with Agent.connect(keyless) as planner:
         with pytest.raises(SettingsError, match="there is no key"):
             await send_one(planner, 1, timeout=0.1)

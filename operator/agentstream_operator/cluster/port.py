@@ -45,7 +45,7 @@ class Unreadable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The contents of an agent's Secret; `signing` has the encoded keys of signed streams by their names."""
+    """The contents of an agent's Secret; `signing` has entries about signatures by names of streams."""
 
     namespace: str
     agent: str

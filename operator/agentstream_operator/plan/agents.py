@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
+from agentstream.errors import ProtocolError
 from agentstream.protocol.keys import routes_key, user_name
-from agentstream.protocol.routes import Consumes, Produces, encode_route
+from agentstream.protocol.routes import Consumes, Produces, Route, decode_route, encode_route
 from agentstream_operator.plan import access
 from agentstream_operator.plan.access import AgentUse, set_user
 from agentstream_operator.plan.actions import Action, DeleteRoute, DeleteUser, SetRoute
@@ -47,6 +48,7 @@ class AgentInput:
     written: Written | None = None  # by this process, before
     live: str | None = None  # fingerprint of the live user
     route: bytes | None = None  # the live field of the routes hash
+    placed: bytes | None = None  # what this process left there
     complete: bool = True  # whether every resource has been listed, so that `use` is complete
 
 
@@ -126,7 +128,38 @@ def plan_agent(given: AgentInput) -> Plan:
     encoded = route_of(use, written)
     if encoded != given.route and (given.complete or given.route is None):
         actions.append(SetRoute(routes_key(given.installation, use.namespace), use.agent, encoded))
+        if given.placed not in (None, given.route):
+            message = f"restored the route of {use.agent}: {_change(given.placed, given.route)} on the server"
+            events += (EventNote(ConditionReason.ROUTE_RESTORED, message, warning=True),)
     return Plan(actions=tuple(actions), events=events)
+
+
+def _change(placed: bytes, live: bytes | None) -> str:
+    """Tells what somebody changed in a route, in names that are not theirs."""
+    if live is None:
+        return "it was missing"
+    try:
+        found = decode_route(live)
+    except (ProtocolError, RecursionError, ValueError):
+        return "it had become unreadable"
+    wanted = decode_route(placed)
+    changed: set[str] = set()
+    for role in Route.__struct_fields__:
+        entries = {_identity(entry): entry for entry in getattr(found, role)}
+        for entry in getattr(wanted, role):
+            other = entries.pop(_identity(entry), None)
+            fields = ["entry"] if other is None else _differing(entry, other)
+            changed.update(f"{entry.stream}: {field}" for field in fields)
+        changed.update(["other streams"] if entries else ())
+    return f"it had been changed ({', '.join(sorted(changed)) or 'its form'})"
+
+
+def _identity(entry: Produces | Consumes) -> tuple[str, str]:
+    return entry.stream, entry.group if isinstance(entry, Consumes) else ""
+
+
+def _differing(entry: Produces | Consumes, other: Produces | Consumes) -> list[str]:
+    return [name for name in entry.__struct_fields__ if getattr(entry, name) != getattr(other, name)]
 
 
 def route_of(use: AgentUse, written: Written | None) -> bytes:

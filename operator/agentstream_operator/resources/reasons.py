@@ -172,6 +172,11 @@ class ConditionReason(StrEnum):
         "An ACL user was missing or had other rules, and was written again.",
         "Configure an ACL file if the server loses users at a restart.",
     )
+    ROUTE_RESTORED = (
+        "RouteRestored",
+        "Somebody changed an agent's route on the server, and it was written again.",
+        "Find out who can write to the server; what Secrets say of signatures held all the time.",
+    )
     CREDENTIALS_FAILED = (
         "CredentialsFailed",
         "An ACL user could not be written, or its rules are not enforced as expected.",

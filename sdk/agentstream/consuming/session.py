@@ -176,6 +176,8 @@ class Consumption:
             try:
                 # in short waits, so that it can be stopped
                 policy = await services.directory.consumed(self._stream, self._group, _ROUTE_PATIENCE)
+                services.keyring.check_named(policy)
+                policy = services.keyring.enforced(policy)
                 self._contract = await services.contracts.of(policy)
             except (NoConsumerGroup, SettingsError):
                 raise
@@ -227,8 +229,9 @@ class Consumption:
         """Follows changes of the group's policy; a group that is not declared any more keeps its last one."""
         services, dispatcher = self._consumer.services, self._dispatcher
         with contextlib.suppress(NoConsumerGroup):
-            policy = await services.directory.consumed(self._stream, self._group, 0)
-            if dispatcher is not None and policy.key == dispatcher.policy.key:
+            declared = await services.directory.consumed(self._stream, self._group, 0)
+            policy = services.keyring.enforced(declared)
+            if dispatcher is not None and _is_of(policy, dispatcher.policy):
                 try:
                     self._contract = await services.contracts.of(policy)
                 except SettingsError as error:
@@ -246,6 +249,11 @@ class Consumption:
         """
         self._contract.check(message)
         return self._read(message)
+
+
+def _is_of(policy: Consumes, known: Consumes) -> bool:
+    """Whether a policy is that of the same group: under another name, a stream would have other keys."""
+    return (policy.stream, policy.key, policy.group) == (known.stream, known.key, known.group)
 
 
 def _cancelled() -> AgentStreamError:

@@ -1,4 +1,4 @@
-"""The agent's signing keys, and the verification of received messages."""
+"""The agent's signing keys and policies, and the verification of received messages."""
 
 from __future__ import annotations
 
@@ -7,31 +7,45 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from agentstream.errors import KeyMissing, SettingsError
+import msgspec
+
+from agentstream.errors import AgentStreamError, KeyMissing, SettingsError
 from agentstream.protocol.entry import Entry
 from agentstream.protocol.reasons import Reason
-from agentstream.protocol.routes import OFF, WARN, Consumes, Produces
-from agentstream.protocol.signatures import SKEW, WINDOW, Keys, entry_name, key_that_signs, sign, verify
+from agentstream.protocol.routes import OFF, REQUIRE, Consumes, Produces, stronger
+from agentstream.protocol.signatures import (
+    SKEW,
+    WINDOW,
+    Keys,
+    SigningEntry,
+    entry_name,
+    key_that_signs,
+    sign,
+    verify,
+)
 
 FRESH: Final = 15.0
-"""Seconds after which keys are read again."""
+"""Seconds after which the Secret is read again."""
 
 _REREAD = 1.0
 _REMEMBERED = 50_000
+_UNSIGNED = SigningEntry()
 
 
 class Keyring:
-    """The agent's signing keys, read again from time to time: a rotation needs no restart.
+    """What the agent's Secret says of signatures, read again from time to time: a change needs no restart.
 
     Args:
-        read: reads the keys of a stream, or raises SettingsError.
+        read: reads what it says of a stream; see `Settings.signing_of`.
         clock: monotonic seconds.
     """
 
-    def __init__(self, read: Callable[[str], Keys], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, read: Callable[[str], SigningEntry | None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._read = read
         self._clock = clock
-        self._known: dict[str, tuple[Keys, float]] = {}
+        self._known: dict[str, tuple[SigningEntry | None, float]] = {}
 
     def keys(self, stream: str) -> Keys:
         """The keys of a stream, at most `FRESH` seconds old; none if they cannot be read.
@@ -39,30 +53,63 @@ class Keyring:
         Args:
             stream: name of the AgentStream.
         """
-        return self._read_within(FRESH, stream)
+        signing = self._signing(stream, FRESH)
+        # a missing key may arrive at any moment
+        return signing.keys if signing is not None and signing.keys else self.renewed(stream)
 
     def renewed(self, stream: str) -> Keys:
         """The keys of a stream, read again unless that was done a second ago."""
-        return self._read_within(_REREAD, stream)
+        signing = self._signing(stream, _REREAD)
+        return () if signing is None else signing.keys
 
-    def _read_within(self, seconds: float, stream: str) -> Keys:
-        keys, read_at = self._known.get(stream, ((), float("-inf")))
+    def check_named(self, stream: Consumes) -> None:
+        """Checks that the Secret names a stream, or none at all.
+
+        What it does not name beside others is on its way to it, or was made up by who wrote the route: such a
+        stream would be a way around the policy of the others.
+
+        Raises:
+            AgentStreamError: it does not.
+        """
+        if self._signing(stream.stream, _REREAD) is None:
+            raise AgentStreamError(
+                f"{stream.stream} is not consumed before the agent's Secret has the entry"
+                f" `{entry_name(stream.stream)}`, as it has for other streams: wait until it is mounted, or"
+                " name the stream in Settings.signing"
+            )
+
+    def policy(self, stream: Produces | Consumes) -> str:
+        """The policy of a stream: the stronger one of the Secret's and the route's."""
+        signing = self._signing(stream.stream, FRESH)
+        return stronger(stream.signatures, OFF if signing is None else signing.policy)
+
+    def enforced(self, stream: Consumes) -> Consumes:
+        """What a route says of a group, with the policy that holds."""
+        policy = self.policy(stream)
+        return stream if policy == stream.signatures else msgspec.structs.replace(stream, signatures=policy)
+
+    def signs(self, stream: Produces) -> bool:
+        """Whether messages to a stream are signed, or may not be sent."""
+        signing = self._signing(stream.stream, FRESH)
+        return stream.signatures != OFF or (signing is not None and signing != _UNSIGNED)
+
+    def _signing(self, stream: str, within: float) -> SigningEntry | None:
+        known, read_at = self._known.get(stream, (None, float("-inf")))
         now = self._clock()
-        # a missing key may arrive at any moment, so it is looked for more often
-        if now - read_at >= (seconds if keys else min(seconds, _REREAD)):
-            try:
-                keys = self._read(stream)
-            except SettingsError:
-                keys = ()
-            self._known[stream] = (keys, now)
-        return keys
+        if now - read_at < within:
+            return known
+        try:
+            known = self._read(stream)
+        except SettingsError:
+            # what cannot be read must not open what was closed
+            known = None if known is None else SigningEntry(known.policy)
+        self._known[stream] = (known, now)
+        return known
 
     def signature(
         self, stream: Produces | Consumes, body: bytes, now: float | None = None, *, to: str | None = None
     ) -> tuple[str | bytes, ...]:
-        """Signs a message: the field `s` and its value; nothing if the stream is not signed.
-
-        On a stream that only warns, messages are sent unsigned until the agent has a key.
+        """Signs a message: the field `s` and its value; nothing without a key, unless one is required.
 
         Args:
             stream: the stream whose keys sign.
@@ -73,13 +120,11 @@ class Keyring:
         Raises:
             KeyMissing: the stream requires signatures, and the agent has no key.
         """
-        if stream.signatures == OFF:
-            return ()
         keys = self.keys(stream.stream)
         if keys:
             now = time.time() if now is None else now
             return "s", sign(key_that_signs(keys, now), to or stream.key, body, now)
-        if stream.signatures == WARN:
+        if self.policy(stream) != REQUIRE:
             return ()
         raise KeyMissing(
             f"{stream.stream} takes signed messages only, and there is no key: the agent's Secret has no"

@@ -16,7 +16,7 @@ import msgspec
 
 from agentstream.errors import SettingsError
 from agentstream.protocol.keys import DNS_LABEL
-from agentstream.protocol.signatures import Keys, decode_keys, entry_name
+from agentstream.protocol.signatures import ENTRIES, SigningEntry, decode_signing, entry_name
 from agentstream.transport.endpoint import Endpoint
 
 _LAST_PORT = 65535
@@ -44,6 +44,10 @@ class Binding(msgspec.Struct, frozen=True):
             return None
         except (OSError, ValueError) as error:
             raise SettingsError(f"cannot read {path}: {error}") from error
+
+    def has_entries(self, prefix: str) -> bool:
+        """Whether there is an entry whose name begins so."""
+        return next(self.directory.glob(f"{prefix}*"), None) is not None
 
     def endpoint(self) -> Endpoint:
         """Reads the server's address and the credentials.
@@ -77,7 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         pod: names the agent's consumers: a process recovers what processes of its pod left unsettled that
             have ended.
         health_port: the port for probes; None for no probes.
-        signing_keys: keys of signed streams, by the streams' names, in place of those in the mounted Secret.
+        signing: policies and keys of streams, by the streams' names, in place of those in the mounted Secret.
     """
 
     namespace: str
@@ -86,7 +90,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pod: str
     installation: str = "agentstream"
     health_port: int | None = None
-    signing_keys: Mapping[str, Keys] = msgspec.field(default_factory=dict)
+    signing: Mapping[str, SigningEntry] = msgspec.field(default_factory=dict)
 
     def endpoint(self) -> Endpoint:
         """The server's address and the credentials, as of now.
@@ -96,16 +100,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """
         return self.source.endpoint() if isinstance(self.source, Binding) else self.source
 
-    def keys_of(self, stream: str) -> Keys:
-        """The signing keys of a stream, as of now; empty if there are none.
+    def signing_of(self, stream: str) -> SigningEntry | None:
+        """Policy and keys of a stream, as of now; None if the Secret says nothing of it, but of others.
 
         Raises:
-            SettingsError: the entry of the mounted Secret is not a list of keys.
+            SettingsError: the entry of the mounted Secret cannot be read.
         """
-        if stream in self.signing_keys or not isinstance(self.source, Binding):
-            return self.signing_keys.get(stream, ())
+        if stream in self.signing or not isinstance(self.source, Binding):
+            found = self.signing.get(stream)
+            return SigningEntry() if found is None and not self.signing else found
         text = self.source.entry(entry_name(stream))
-        return decode_keys(text) if text else ()
+        if text is not None:
+            return decode_signing(text)
+        return None if self.source.has_entries(ENTRIES) else SigningEntry()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:

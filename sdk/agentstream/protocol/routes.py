@@ -13,6 +13,8 @@ from agentstream.errors import ProtocolError
 OFF, WARN, REQUIRE = "Off", "Warn", "Require"
 """Policies for messages without a valid signature."""
 
+_STRENGTH = {OFF: 0, WARN: 1}
+
 
 class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
     """A stream that the agent may add to.
@@ -75,6 +77,12 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
 
     produces: tuple[Produces, ...] = ()
     consumes: tuple[Consumes, ...] = ()
+
+
+def stronger(one: str, other: str) -> str:
+    """The stronger of two policies for signatures; an unknown one counts as `Require`."""
+    found = max(_STRENGTH.get(one, 2), _STRENGTH.get(other, 2))
+    return (OFF, WARN, REQUIRE)[found]
 
 
 _encoder = msgspec.json.Encoder()

@@ -19,6 +19,7 @@ import msgspec
 from agentstream.errors import SettingsError
 from agentstream.protocol.entry import Entry
 from agentstream.protocol.reasons import Reason
+from agentstream.protocol.routes import OFF
 
 WINDOW: Final = 300.0
 """Seconds within which a message that was signed has to be added to its stream."""
@@ -52,28 +53,64 @@ class SigningKey(msgspec.Struct, frozen=True):
 Keys = tuple[SigningKey, ...]
 """The keys of a stream, the newest first."""
 
+
+class SigningEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an agent's Secret says of a stream: whoever can only write to the server cannot change it.
+
+    Attributes:
+        policy: the least that is asked of messages: a route may ask for more.
+        keys: whoever has keys signs, whatever the policy.
+    """
+
+    policy: str = OFF
+    keys: Keys = ()
+
+
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Keys)
+_keys_decoder = msgspec.json.Decoder(Keys)
+_decoder = msgspec.json.Decoder(SigningEntry)
+
+
+ENTRIES: Final = "signing-"
+"""What the names of these entries of an agent's Secret begin with."""
 
 
 def entry_name(stream: str) -> str:
-    """The entry of an agent's Secret with the keys of a stream."""
-    return f"signing-{stream}"
+    """The entry of an agent's Secret with the policy and the keys of a stream."""
+    return f"{ENTRIES}{stream}"
+
+
+def encode_signing(signing: SigningEntry) -> str:
+    """The content of that entry."""
+    return _encoder.encode(signing).decode()
+
+
+def decode_signing(text: str) -> SigningEntry:
+    """Reads that entry.
+
+    Raises:
+        SettingsError: it is no policy and keys.
+    """
+    try:
+        return _decoder.decode(text)
+    except msgspec.MsgspecError:
+        # its message may quote the text, which is secret
+        raise SettingsError("an entry with signing keys has no policy and keys") from None
 
 
 def encode_keys(keys: Keys) -> str:
-    """The content of that entry."""
+    """The content of a stream's own Secret."""
     return _encoder.encode(keys).decode()
 
 
 def decode_keys(text: str) -> Keys:
-    """Reads that entry.
+    """Reads a stream's own Secret.
 
     Raises:
         SettingsError: it is not a list of keys.
     """
     try:
-        return _decoder.decode(text)
+        return _keys_decoder.decode(text)
     except msgspec.MsgspecError:
         # its message may quote the text, which is secret
         raise SettingsError("an entry with signing keys is not a list of keys") from None

@@ -55,7 +55,7 @@ class Producer:
         self._subscriptions = Subscriptions(lambda **listening: self._client("push", **listening))
         routes = routes_key(settings.installation, self.namespace)
         self._directory = Directory(self._write, routes, self.name)
-        self._keyring = Keyring(settings.keys_of)
+        self._keyring = Keyring(settings.signing_of)
         self._contracts = Contracts(self._write.call)
         self._sender = Sender(self._write, self._directory, self._keyring, self._counters, self._contracts)
         client = self._client("answers", ANSWER_TIMEOUT)

@@ -14,15 +14,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from agentstream.errors import AgentStreamError, InvalidMessage
 from agentstream.identity.keyring import Keyring
 from agentstream.protocol import commands
 from agentstream.protocol.envelope import Message, decode
 from agentstream.protocol.keys import reply_key
 from agentstream.protocol.reasons import FLAWS
-from agentstream.protocol.routes import OFF, Consumes
+from agentstream.protocol.routes import Consumes
 from agentstream.protocol.signatures import answer_domain
 from agentstream.sending.outgoing import (
     DEFAULT_TIMEOUT,
@@ -99,10 +97,9 @@ class Replies:
             # a group with deliverAll also gets the requests of other agents
             if request.to == self.agent and self.are_awaited(request):
                 answer = self._answer_to(request, {"error": error}, _FAILURE_PATIENCE)
-                if reason in FLAWS:
-                    # a forged request must not yield a signed reply
-                    policy = msgspec.structs.replace(policy, signatures=OFF)
-                await self._put(request, answer, policy, _FAILURE_PATIENCE, failure=reason)
+                # a forged request must not yield a signed reply
+                signed_as = None if reason in FLAWS else policy
+                await self._put(request, answer, signed_as, _FAILURE_PATIENCE, failure=reason)
 
     def _answer_to(
         self, request: Message, payload: Any, timeout: float, patience: float = ROUTE_PATIENCE
@@ -115,13 +112,13 @@ class Replies:
         self,
         request: Message,
         answer: OutgoingRecord,
-        policy: Consumes,
+        policy: Consumes | None,
         timeout: float,
         *,
         failure: str | None = None,
         trace: bytes = b"",
     ) -> None:
-        """Adds a reply to its stream. It may be added twice: the requester takes the first one."""
+        """Adds a reply to its stream, signed by the policy. It may be added twice: the first one counts."""
         assert request.reply_to is not None  # noqa: S101 - it is a reply stream
         data, domain = answer.data, answer_domain(request.reply_to, failure)
         more: tuple[str | bytes, ...] = () if failure is None else (FAILURE, failure)
@@ -133,7 +130,8 @@ class Replies:
 
         async def put() -> None:
             # the Secret may still get the key
-            await self.call(*command, *self.keyring.signature(policy, data, to=domain))
+            signature = () if policy is None else self.keyring.signature(policy, data, to=domain)
+            await self.call(*command, *signature)
 
         await retry_until(put, timeout)
 

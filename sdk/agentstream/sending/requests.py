@@ -185,12 +185,13 @@ class Requests:
 
     def _accepts(self, sent_to: Produces, entry: Entry, failure: str | None) -> bool:
         """Whether a reply counts, by the signature policy of the stream that the request was sent to."""
-        if sent_to.signatures == OFF:
+        policy = self._keyring.policy(sent_to)
+        if policy == OFF:
             return True
         flaw = self._keyring.flaw(sent_to.stream, answer_domain(self.key, failure), entry)
         if flaw is None:
             return True
-        accepted = sent_to.signatures == WARN
+        accepted = policy == WARN
         count = self._counters.add(ANSWERS_UNVERIFIED, sent_to.stream, flaw)
         if is_worth_saying(count):
             done = "accepted" if accepted else "dropped"

@@ -20,7 +20,7 @@ from agentstream.errors import (
 from agentstream.identity.keyring import Keyring
 from agentstream.payloads.contracts import Contracts
 from agentstream.protocol.envelope import BROADCAST, decode
-from agentstream.protocol.routes import OFF, Produces
+from agentstream.protocol.routes import Produces
 from agentstream.routing.directory import Directory
 from agentstream.sending.batcher import Batcher
 from agentstream.sending.outgoing import OutgoingRecord
@@ -155,7 +155,7 @@ class Sender:
         if record.trace:
             options += ("t", record.trace)
         record.produces, record.options = produces, options
-        if produces.signatures != OFF:
+        if self._keyring.signs(produces):
             now = asyncio.get_running_loop().time()
             record.sign_with(partial(self._keyring.signature, produces, record.data), now)
         elif record.signature:

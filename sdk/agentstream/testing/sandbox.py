@@ -114,7 +114,7 @@ class Sandbox(Topology):
             source=Endpoint((through or self.faults).url),
             pod=pod or self._pod(name),
             installation=INSTALLATION,
-            signing_keys=self._bindings.keys,
+            signing=self._bindings.signing,
         )
 
     def more_faults(self) -> Faults:

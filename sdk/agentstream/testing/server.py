@@ -10,7 +10,8 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 from agentstream.errors import AgentStreamError
-from agentstream.protocol.signatures import Keys, SigningKey, encode_keys, entry_name
+from agentstream.protocol.routes import OFF
+from agentstream.protocol.signatures import SigningEntry, SigningKey, encode_signing, entry_name
 from agentstream.testing.process import Watchdog
 
 _START_WITHIN = 20.0
@@ -123,21 +124,22 @@ class Server:
 class Bindings:
     """The Secrets of a sandbox's agents: directories with a file for each entry, as Kubernetes mounts them.
 
-    Every agent has the signing keys of all streams, also of those declared later.
+    Every agent has the policies and signing keys of all streams, also of those declared later.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.keys: dict[str, Keys] = {}
+        self.signing: dict[str, SigningEntry] = {}
         self._directory = directory
         self._numbers = itertools.count(1)
         self._made: list[Path] = []
 
-    def sign(self, stream: str) -> None:
-        """Makes a signing key for a stream that has none."""
-        if stream not in self.keys:
-            self.keys[stream] = (SigningKey(f"{stream}-1"[-64:], secrets.token_urlsafe(32)),)
-            for binding in self._made:
-                self._write_key(binding, stream)
+    def declare(self, stream: str, policy: str) -> None:
+        """Writes the policy of a stream, with a signing key if it has none and needs one."""
+        known = self.signing.get(stream, SigningEntry())
+        made = (SigningKey(f"{stream}-1"[-64:], secrets.token_urlsafe(32)),) if policy != OFF else ()
+        self.signing[stream] = SigningEntry(policy, known.keys or made)
+        for binding in self._made:
+            self._write_entry(binding, stream)
 
     def make(self, url: str) -> Path:
         """Makes the Secret of an agent. Returns its directory."""
@@ -145,12 +147,12 @@ class Bindings:
         binding.mkdir()
         (binding / "uri").write_text(url, encoding="utf-8")
         self._made.append(binding)
-        for stream in self.keys:
-            self._write_key(binding, stream)
+        for stream in self.signing:
+            self._write_entry(binding, stream)
         return binding
 
-    def _write_key(self, binding: Path, stream: str) -> None:
-        (binding / entry_name(stream)).write_text(encode_keys(self.keys[stream]), encoding="utf-8")
+    def _write_entry(self, binding: Path, stream: str) -> None:
+        (binding / entry_name(stream)).write_text(encode_signing(self.signing[stream]), encoding="utf-8")
 
 
 def _free_port() -> int:

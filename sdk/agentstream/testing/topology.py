@@ -126,8 +126,7 @@ class Topology(ABC):
             SettingsError: there are contracts, and the library that checks them is not installed.
         """
         schemas = schemas_of(contracts)
-        if signed is not None:
-            self._bindings.sign(name)
+        self._bindings.declare(name, signed or OFF)
         stream = DeclaredStream(name, tuple(producers), broadcast, signed or OFF, schemas)
         owner = {"name": name, "namespace": NAMESPACE}
         await self._call(*commands.create_stream(stream.key, owner))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentstream.identity.settings import Binding, Settings
-from agentstream.protocol.signatures import SigningKey, encode_keys
+from agentstream.protocol.signatures import SigningEntry, SigningKey, decode_signing, encode_signing
 from agentstream_operator.cluster.port import Credentials, SigningKeys
 from agentstream_operator.local.bindings import BindingFiles, SigningFiles, write_private
 from agentstream_operator.local.processes import reaper
@@ -225,18 +225,24 @@ def test_a_file_that_is_something_else_has_no_keys(tmp_path: Path) -> None:
     assert SigningFiles(tmp_path).read(STREAM) is None
 
 
+def encoded(*keys: SigningKey) -> str:
+    return encode_signing(SigningEntry("Require", keys))
+
+
 def test_a_binding_has_the_keys_that_its_agent_is_given(tmp_path: Path) -> None:
     bindings = BindingFiles(tmp_path, port=7, installation="agentstream")
     settings = Settings(namespace="t", agent="a", source=Binding(tmp_path / "team-a.coder"), pod="p")
     for signing in (
-        {"tasks": encode_keys((OLD,))},
-        {"tasks": encode_keys((NEW, OLD)), "orders": encode_keys((OLD,))},
-        {"orders": encode_keys((OLD,))},
+        {"tasks": encoded(OLD)},
+        {"tasks": encoded(NEW, OLD), "orders": encoded(OLD)},
+        {"orders": encoded(OLD)},
         {},
     ):
         credentials = Credentials("team-a", "coder", "agentstream.team-a.coder", "pass", signing=signing)
         bindings.write(credentials)
         assert bindings.read("team-a", "coder") == credentials
         for stream in ("tasks", "orders"):
-            assert encode_keys(settings.keys_of(stream)) == signing.get(stream, "[]")
+            text = signing.get(stream)
+            unnamed = None if signing else SigningEntry()
+            assert settings.signing_of(stream) == (decode_signing(text) if text else unnamed)
     assert not list((tmp_path / "team-a.coder").glob("signing-*"))

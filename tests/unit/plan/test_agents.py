@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
+import pytest
+
 from agentstream.protocol.routes import Consumes, Produces, decode_route
 from agentstream_operator.plan.access import AgentUse, set_user
 from agentstream_operator.plan.actions import DeleteRoute, DeleteUser, SetRoute
@@ -101,6 +104,45 @@ def test_a_new_password_or_use_is_written() -> None:
         set_user(less, "ours", ("hash",)),
         SetRoute(ROUTES, "coder", route_of(less, None)),
     )
+
+
+LESS = replace(USE, consumes=(msgspec.structs.replace(USE.consumes[0], signatures="Off"),))
+STRICT = replace(USE, consumes=(msgspec.structs.replace(USE.consumes[0], signatures="Require"),))
+
+
+@pytest.mark.parametrize(
+    ("live", "what"),
+    [
+        (None, "it was missing"),
+        (b"{}", "it had been changed (out: entry, tasks: entry)"),
+        (route_of(LESS, None), "it had been changed (tasks: signatures)"),
+        (route_of(STRICT, None)[:-3] + b"\x1b[2J", "it had become unreadable"),
+        (b"[" * 100_000, "it had become unreadable"),
+        (route_of(STRICT, None) + b" ", "it had been changed (its form)"),
+        (
+            route_of(STRICT, None).replace(b'"stream":"tasks"', b'"stream":"\\u001b\\n"'),
+            "it had been changed (other streams, tasks: entry)",
+        ),
+    ],
+)
+def test_a_route_that_somebody_changed_is_restored_and_it_is_told_what_had_changed(
+    live: bytes | None, what: str
+) -> None:
+    encoded = route_of(STRICT, None)
+    written = replace(WRITTEN, use=STRICT, route=encoded)
+    given = replace(IN_PLACE, use=STRICT, written=written, route=live, placed=encoded)
+    plan = plan_agent(given)
+    assert plan.actions == (SetRoute(ROUTES, "coder", encoded),)
+    (event,) = plan.events
+    assert event.reason is ConditionReason.ROUTE_RESTORED
+    assert event.warning
+    assert event.message == f"restored the route of coder: {what} on the server"
+    assert plan_agent(replace(given, route=encoded)).events == ()
+
+
+def test_a_route_that_this_process_never_wrote_or_has_yet_to_write_tells_of_nobody() -> None:
+    assert plan_agent(replace(IN_PLACE, route=b"{}", placed=None)).events == ()
+    assert plan_agent(replace(IN_PLACE, use=STRICT, placed=ROUTE)).events == ()
 
 
 def test_a_lost_route_is_written_again() -> None:

@@ -89,6 +89,7 @@ async def _write(
             written=memory.written,
             live=state.access.user(name),
             route=state.access.route(name),
+            placed=memory.placed,
             complete=complete,
         )
     )
@@ -101,6 +102,8 @@ async def _write(
         elif isinstance(action, SetRoute):
             state.access.route_set(name, action.route)
             await context.broker.nudge(*name, Nudge.ROUTES)
+    if state.access.route(name) == route:
+        memory.placed = route
     await context.emit(resources[0], plan.events)
     written = memory.written
     return written is not None and (written.use, written.password_hashes) == (use, hashes)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 
+from agentstream.errors import SettingsError
 from agentstream.protocol.routes import Consumes, Produces
-from agentstream.protocol.signatures import encode_keys
+from agentstream.protocol.signatures import Keys, SigningEntry, decode_signing, encode_signing
 from agentstream_operator.cluster.port import ClusterRefused, SigningKeys
 from agentstream_operator.plan.access import AgentUse
 from agentstream_operator.plan.conditions import EventNote, Failure
@@ -14,6 +15,7 @@ from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.queue import Priority
 from agentstream_operator.reconcile.state.index import owner_of
+from agentstream_operator.reconcile.state.memory import StreamMemory
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.agentstream import AgentStream, SignaturePolicy
 from agentstream_operator.resources.meta import ResourceKey
@@ -26,15 +28,21 @@ _RETRY = 10.0
 async def reconcile_signing_keys(context: Context, stream: AgentStream) -> float | None:
     """Creates missing keys of a signed stream, and queues its agents if the keys changed.
 
+    A stream that is signed no longer keeps its keys.
+
     Returns the seconds until the next time, if known.
     """
     signing = stream.spec.signing
-    if signing is None or signing.policy is SignaturePolicy.OFF or not managed(stream):
+    if not managed(stream):
         return None
     memory, now = context.state.memory.streams[stream.key], context.state.now().timestamp()
     owner = owner_of(stream)
     found = await context.cluster.signing_keys(stream.key)
     keys = found.keys if found is not None else ()
+    if signing is None or signing.policy is SignaturePolicy.OFF:
+        # whoever signs goes on: consumers whose Secret still has the former policy refuse what is not signed
+        _take_up(context, stream, memory, keys)
+        return None
     due = due_in(keys, signing.rotation, now)
     events: tuple[EventNote, ...] = ()
     if due == 0:
@@ -49,22 +57,39 @@ async def reconcile_signing_keys(context: Context, stream: AgentStream) -> float
             _note_failure(context, stream, Failure(error.reason, str(error)))
             return _RETRY
     _note_failure(context, stream, None)
-    if memory.keys != keys:
-        memory.keys = keys
-        context.requeue_agents(context.state.resources.agents_on(stream))
+    _take_up(context, stream, memory, keys)
     await context.emit(stream, events)
     return due
 
 
 def signing_entries(state: State, use: AgentUse) -> dict[str, str]:
-    """Returns the keys for an agent's Secret, by the streams' names."""
+    """Returns policies and keys for an agent's Secret, by the streams' names; nothing if none is signed.
+
+    Beside a signed stream all that the agent consumes are named: another one would be a way around it.
+    """
     ways: tuple[Produces | Consumes, ...] = (*use.produces, *use.consumes)
-    signed = {way.stream for way in ways if way.signatures != SignaturePolicy.OFF}
-    keys = {
-        stream: state.memory.streams[ResourceKey("AgentStream", use.namespace, stream)].keys
-        for stream in signed
-    }
-    return {stream: encode_keys(found) for stream, found in keys.items() if found}
+    found = {}
+    for way in ways:
+        keys = state.memory.streams[ResourceKey("AgentStream", use.namespace, way.stream)].keys
+        if keys or way.signatures != SignaturePolicy.OFF:
+            found[way.stream] = SigningEntry(SignaturePolicy(way.signatures).value, keys)
+    if found:
+        found = {**{way.stream: SigningEntry() for way in use.consumes}, **found}
+    return {stream: encode_signing(signing) for stream, signing in found.items()}
+
+
+def _take_up(context: Context, stream: AgentStream, memory: StreamMemory, keys: Keys) -> None:
+    """Notes the keys of a stream, and queues its agents if they changed."""
+    if memory.keys != keys:
+        memory.keys = keys
+        context.requeue_agents(context.state.resources.agents_on(stream))
+
+
+def _has_keys(text: str | None) -> bool:
+    try:
+        return text is not None and bool(decode_signing(text).keys)
+    except SettingsError:
+        return False
 
 
 def _note_failure(context: Context, stream: AgentStream, failure: Failure | None) -> None:
@@ -83,7 +108,7 @@ async def _new_key_events(context: Context, stream: AgentStream, *, first: bool)
         return (EventNote(ConditionReason.SIGNING_KEY_MADE, message),)
     for agent in context.state.resources.agents_on(stream):
         known = await context.cluster.credentials(*agent)
-        if known is not None and name in known.signing:
+        if known is not None and _has_keys(known.signing.get(name)):
             message = (
                 f"signing keys of {name} were lost; created a new one: messages signed with the lost keys"
                 " fail verification"

@@ -104,6 +104,7 @@ class AgentMemory:
     followed: int = 0  # the count as of the latest write
     failed: Failure | None = None  # of the latest write
     written: Written | None = None
+    placed: bytes | None = None  # the route that was in place on the server after it
 
     @property
     def waiting(self) -> bool:

@@ -24,9 +24,12 @@ from agentstream.protocol.signatures import (
     SKEW,
     WINDOW,
     Keys,
+    SigningEntry,
     SigningKey,
     decode_keys,
+    decode_signing,
     encode_keys,
+    encode_signing,
     entry_name,
     key_that_signs,
     sign,
@@ -173,15 +176,20 @@ def test_keys_are_read_as_they_were_written() -> None:
     "text", ["", "{}", "[1]", '[{"id":"a:b","secret":"%s"}]' % ("s" * 43), '[{"id":"a","secret":"hush"}]']
 )
 def test_what_is_no_list_of_keys_is_refused_without_repeating_it(text: str) -> None:
-    with pytest.raises(SettingsError, match="is not a list of keys") as raised:
-        decode_keys(text)
-    assert "hush" not in str(raised.value)
-    assert raised.value.__cause__ is None
+    for decode, text_of in ((decode_keys, text), (decode_signing, f'{{"keys":{text or 0}}}')):
+        with pytest.raises(SettingsError, match=r"is not a list of keys|has no policy and keys") as raised:
+            decode(text_of)
+        assert "hush" not in str(raised.value)
+        assert raised.value.__cause__ is None
 
 
 def test_a_secret_is_in_no_representation() -> None:
     settings = Settings(
-        namespace="t", agent="a", source=Endpoint("redis://h"), pod="p", signing_keys={"tasks": KEYS}
+        namespace="t",
+        agent="a",
+        source=Endpoint("redis://h"),
+        pod="p",
+        signing={"tasks": SigningEntry("Require", KEYS)},
     )
     for shown in (repr(OLD), str(OLD), repr(KEYS), repr(settings)):
         assert OLD.secret not in shown
@@ -203,15 +211,16 @@ class Reading:
 
     def __init__(self, *keys: SigningKey) -> None:
         self.keys: Keys = keys
+        self.policy = "Off"
         self.error: SettingsError | None = None
         self.count = 0
 
-    def __call__(self, stream: str) -> Keys:
+    def __call__(self, stream: str) -> SigningEntry | None:
         assert stream == "tasks"
         self.count += 1
         if self.error is not None:
             raise self.error
-        return self.keys
+        return SigningEntry(self.policy, self.keys)
 
 
 def test_keys_are_read_again_now_and_then() -> None:
@@ -253,10 +262,45 @@ def test_a_message_gets_the_signature_of_the_key_that_signs() -> None:
     assert Keyring(Reading(*KEYS)).signature(PRODUCES, BODY, NOW) == ("s", signed())
 
 
-def test_on_a_stream_without_signatures_no_key_is_looked_for() -> None:
+@pytest.mark.parametrize("of_route", ["Off", "Warn", "Require"])
+@pytest.mark.parametrize("of_secret", ["Off", "Warn", "Require"])
+def test_whoever_has_a_key_signs_whatever_the_policy(of_route: str, of_secret: str) -> None:
     reading = Reading(*KEYS)
-    assert Keyring(reading).signature(Produces("tasks", STREAM), BODY, NOW) == ()
-    assert reading.count == 0
+    reading.policy = of_secret
+    keyring, stream = Keyring(reading), Produces("tasks", STREAM, signatures=of_route)
+    assert keyring.signs(stream)
+    assert keyring.signature(stream, BODY, NOW) == ("s", signed())
+
+
+def test_on_a_stream_without_policy_and_keys_nothing_is_signed() -> None:
+    keyring, stream = Keyring(Reading()), Produces("tasks", STREAM)
+    assert not keyring.signs(stream)
+    assert keyring.signature(stream, BODY, NOW) == ()
+
+
+@pytest.mark.parametrize("of_route", ["Off", "Warn", "Require", "", "off", "require\n"])
+@pytest.mark.parametrize("of_secret", ["Off", "Warn", "Require"])
+def test_a_route_can_only_raise_the_policy(of_route: str, of_secret: str) -> None:
+    reading = Reading(*KEYS)
+    reading.policy = of_secret
+    strength = ["Off", "Warn", "Require"]
+    known = of_route if of_route in strength else "Require"
+    expected = strength[max(strength.index(known), strength.index(of_secret))]
+    assert Keyring(reading).policy(Consumes("tasks", STREAM, "coder", signatures=of_route)) == expected
+    enforced = Keyring(reading).enforced(Consumes("tasks", STREAM, "coder", signatures=of_route))
+    assert enforced == Consumes("tasks", STREAM, "coder", signatures=expected)
+
+
+def test_a_secret_that_cannot_be_read_any_more_lowers_no_policy() -> None:
+    clock, reading = Clock(), Reading(*KEYS)
+    reading.policy = "Require"
+    keyring = Keyring(reading, clock)
+    assert keyring.policy(Produces("tasks", STREAM)) == "Require"
+    reading.error = SettingsError("no")
+    clock.now = 15.0
+    assert keyring.policy(Produces("tasks", STREAM)) == "Require"
+    with pytest.raises(SettingsError, match="there is no key"):
+        keyring.signature(Produces("tasks", STREAM), BODY)
 
 
 def test_where_signatures_are_only_warned_of_a_message_goes_without_a_key() -> None:
@@ -274,18 +318,27 @@ def settings_of(directory: Path) -> Settings:
 
 def test_keys_are_in_the_mounted_secret(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    assert settings.keys_of("tasks") == ()
-    (tmp_path / entry_name("tasks")).write_text(encode_keys(KEYS))
-    assert settings.keys_of("tasks") == KEYS
-    assert settings.keys_of("orders") == ()
+    assert settings.signing_of("tasks") == SigningEntry()
+    entry = SigningEntry("Require", KEYS)
+    (tmp_path / entry_name("tasks")).write_text(encode_signing(entry))
+    assert settings.signing_of("tasks") == entry
+    assert settings.signing_of("orders") is None, "beside a stream that is named, it may be a way around it"
+    (tmp_path / entry_name("orders")).write_text(encode_signing(SigningEntry()))
+    assert settings.signing_of("orders") == SigningEntry()
 
 
 def test_keys_can_be_given_without_a_secret() -> None:
     settings = Settings(
-        namespace="t", agent="a", source=Endpoint("redis://h"), pod="p", signing_keys={"tasks": KEYS}
+        namespace="t",
+        agent="a",
+        source=Endpoint("redis://h"),
+        pod="p",
+        signing={"tasks": SigningEntry("Require", KEYS)},
     )
-    assert settings.keys_of("tasks") == KEYS
-    assert settings.keys_of("orders") == ()
+    assert settings.signing_of("tasks") == SigningEntry("Require", KEYS)
+    assert settings.signing_of("orders") is None
+    plain = Settings(namespace="t", agent="a", source=Endpoint("redis://h"), pod="p")
+    assert plain.signing_of("orders") == SigningEntry()
 
 
 def verifier(reading: Reading | None = None, clock: Clock | None = None) -> Verifier:
