@@ -38,6 +38,11 @@ class Load:
         self._ledger = Ledger(self.cluster)
 
     @property
+    def ledger(self) -> Ledger:
+        """Where sender and workers note what they do; others in the namespace may, too."""
+        return self._ledger
+
+    @property
     def notes(self) -> list[Note]:
         """What the ledger says, as far as it was read."""
         return self._ledger.notes

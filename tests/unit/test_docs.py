@@ -18,7 +18,15 @@ from agentstream_operator.resources.reasons import ConditionReason, ConditionTyp
 ROOT = Path(__file__).parents[2]
 # decisions and old releases may name what is gone
 PAGES = (
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "sdk/README.md", "operator/README.md", "e2e/README.md"),
+    *(
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        "sdk/README.md",
+        "operator/README.md",
+        "e2e/README.md",
+    ),
     "charts/agentstream/templates/NOTES.txt",
     *(
         str(path.relative_to(ROOT))
