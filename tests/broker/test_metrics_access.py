@@ -132,7 +132,7 @@ def test_its_user_changes_nothing_and_learns_no_more(
 
 
 async def test_no_function_that_writes_can_be_called(server: Server, work: redis.Redis) -> None:
-    writing = re.findall(r"function_name = '(as1_\w+)', callback = \w+\}", source())
+    writing = re.findall(r"register\('(as1_\w+)', \w+\)", source())
     assert "as1_add" in writing
     with limited(server, work, _rules()) as url, redis.Redis.from_url(url) as user:
         for name in writing:

@@ -97,7 +97,7 @@ async def reply(world: World) -> None:
 
 
 async def receipt(world: World) -> None:
-    await world.call(*commands.receipt(KEYS, "1000-1", ("g",)))
+    await world.call(*commands.receipt(KEYS, ("g",), ("1000-1",)))
 
 
 async def once(world: World) -> None:

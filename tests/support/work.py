@@ -35,6 +35,13 @@ end}
 """
 
 
+def counting(source: str) -> str:
+    """The text of a library that counts; its function `work_done` tells what was done since it was asked."""
+    head, _, body = source.partition("\n")
+    body = body.replace("redis.call(", "work_of('call', ").replace("redis.pcall(", "work_of('pcall', ")
+    return head + _COUNTER + body
+
+
 class Work(NamedTuple):
     """What functions did: commands called, values in arguments and replies, and their bytes."""
 
@@ -58,9 +65,7 @@ class CountedCalls:
 
     async def load(self, source: str = "") -> None:
         """Has the server count."""
-        head, _, body = (source or library.source()).partition("\n")
-        body = body.replace("redis.call(", "work_of('call', ").replace("redis.pcall(", "work_of('pcall', ")
-        await self._client.call("FUNCTION", "LOAD", "REPLACE", head + _COUNTER + body)
+        await self._client.call("FUNCTION", "LOAD", "REPLACE", counting(source or library.source()))
 
     async def __call__(self, *command: Any) -> Any:
         """Sends a command and adds up what it does."""

@@ -7,6 +7,8 @@
 
 -- For how many ms a message with the same idempotency key is not added again.
 local ONCE = 3600000
+-- The most fields of an entry.
+local FIELDS = 100
 
 -- How many entries may be added before the stream is full, if that is fewer than `wanted`. The gate is the length at which it
 -- is; then, of each group, `<group>=<limit>`: the same length less what the group had settled. So what groups settle makes
@@ -28,7 +30,8 @@ end
 -- Reads one message from the arguments. Returns it, and the index of the next one. Everything that can fail is done here:
 -- an error after the first XADD would leave half a batch.
 local function message_at(args, first, order_key, known, last)
-  local fields, options = {'m', args[first]}, tonumber(args[first + 1])
+  local fields, options = {'m', args[first]}, whole(args[first + 1], 0, 2 * (FIELDS - 2))
+  if options % 2 == 1 or first + 1 + options > #args then refuse('ERR wrong number of arguments for the function') end
   local once, key, receipts
   for i = first + 2, first + options, 2 do
     local name, value = args[i], args[i + 1]
@@ -86,7 +89,9 @@ end
 -- what receipts may ask for, or a further field with its value.
 -- Returns `<number> <result> ...`, as above.
 local function add(keys, args)
-  local stream, sent_key, number, gate_key, order_key = keys[1], args[1], tonumber(args[2]), args[4], args[5]
+  local stream, sent_key, number, gate_key, order_key = keys[1], args[1], whole(args[2], 0, MOST), args[4], args[5]
+  local lifetime = whole(args[3], 1, LONGEST)
+  if not order_key then refuse('ERR wrong number of arguments for the function') end
   local sent = redis.call('GET', sent_key)
   local before = sent and tonumber(string.match(sent, '^%d+')) or -1
   if before == number then return sent end
@@ -97,6 +102,7 @@ local function add(keys, args)
   local at, count = 6, 0
   while args[at] do
     count = count + 1
+    if count > PAGE then refuse('ERR too many messages for one call') end
     if args[at + 1] == '0' then
       messages[count], at = args[at], at + 2
     else
@@ -126,7 +132,7 @@ local function add(keys, args)
   end
   if receipts then expect_receipts(receipts, expected) end
   local reply = table.concat(results, ' ')
-  redis.call('SET', sent_key, reply, 'PX', args[3])
+  redis.call('SET', sent_key, reply, 'PX', lifetime)
   return reply
 end
 
@@ -134,7 +140,8 @@ end
 -- Adds an answer, and keeps the reply stream for at least that long. It may be repeated: the requester takes the first of
 -- several answers. Returns the answer's id.
 local function reply(keys, args)
-  local key, lifetime = keys[1], args[1]
+  local key, lifetime = keys[1], whole(args[1], 1, LONGEST)
+  count_of(args, 2, 2, 1, FIELDS)
   local id = redis.call('XADD', key, '*', unpack(args, 2))
   -- sets an expiry if there is none, and prolongs one that ends sooner
   redis.call('PEXPIRE', key, lifetime, 'NX')
@@ -142,5 +149,5 @@ local function reply(keys, args)
   return id
 end
 
-redis.register_function{function_name = 'as1_add', callback = add}
-redis.register_function{function_name = 'as1_reply', callback = reply}
+register('as1_add', add)
+register('as1_reply', reply)

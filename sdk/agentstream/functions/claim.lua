@@ -18,8 +18,10 @@ end
 -- Claims the entries from `start` on that `holder` has, this consumer itself or one whose process has ended: up to `count`,
 -- at most a page. Returns {next start or '', [{id, counter, fields}]}.
 local function take(keys, args)
-  local key, group, consumer, stats, from_retry = keys[1], args[1], args[2], args[3], args[4] == '1'
-  local holder, start, count = args[5], args[6], math.max(math.min(tonumber(args[7]), PAGE), 1)
+  check_lengths(args, 1, 6, LONGEST_NAME)
+  local key, group, consumer, stats, from_retry = keys[1], args[1], args[2], args[3], flag(args[4])
+  local holder, start, count = args[5], args[6], math.max(math.min(whole(args[7], 0, MOST), PAGE), 1)
+  if start ~= '-' then check_id(start) end
   local page = redis.call('XPENDING', key, group, start, '+', count, holder)
   local next_start = #page == count and after(page[count][1]) or ''
   local entries, left = {}, allowance()
@@ -33,6 +35,17 @@ local function take(keys, args)
     read_owned(entries, key, group, stats, from_retry, {p[1]}, left)
   end
   return {next_start, entries}
+end
+
+-- Checks group, consumer, stats key and whether it is a retry stream; and that from `args[first]` on, ids and counters follow.
+local function check_held(args, first)
+  check_lengths(args, 1, first - 1, LONGEST_NAME)
+  flag(args[4])
+  count_of(args, first, 2, 1, PAGE)
+  for i = first, #args, 2 do
+    check_id(args[i])
+    whole(args[i + 1], 0, MOST)
+  end
 end
 
 -- Claims again each entry, from `args[first]` on, that this consumer holds at the counter given with it, except those for
@@ -53,6 +66,7 @@ end
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), id, counter, ...
 -- Counts an attempt: the delivery counter grows by one. Returns the new counter of each entry, 0 if it was lost.
 local function begin(keys, args)
+  check_held(args, 5)
   local replies = claim_again(keys, args, 5, function(counter) return 'RETRYCOUNT', counter + 1 end)
   for n, code in ipairs(replies) do
     replies[n] = code == DONE and tonumber(args[4 + 2 * n]) + 1 or 0
@@ -63,8 +77,9 @@ end
 -- KEYS: stream. ARGV: group, consumer, stats key, retry stream? (0|1), lease, id, counter, ...
 -- Renews the leases, except of entries that are nobody's by now. Returns a code for each.
 local function renew(keys, args)
+  check_held(args, 6)
   local now = now_ms()
-  hear(args[3], tonumber(args[5]), now)
+  hear(args[3], whole(args[5], 0, LONGEST), now)
   return claim_again(keys, args, 6, function() end, function(pending) return pending[3] >= nobodys_idle(now) end)
 end
 
@@ -88,7 +103,9 @@ end
 -- Hands back entries that a handler has begun, that were delivered and counted but not begun, or that were claimed and not
 -- counted. Returns a code for each; with large entries that a handler has begun, only for the first ones.
 local function release(keys, args)
+  check_held(args, 8)
   local state, replies = args[7], {}
+  if state ~= 'begun' and state ~= 'delivered' and state ~= 'claimed' then refuse('ERR unknown state') end
   if state ~= 'begun' then
     look_from_the_start(args[3])
     return claim_again(keys, args, 8, function(counter)
@@ -104,7 +121,7 @@ local function release(keys, args)
   return replies
 end
 
-redis.register_function{function_name = 'as1_take', callback = take, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_begin', callback = begin, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_renew', callback = renew, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_release', callback = release, flags = {'allow-oom'}}
+register('as1_take', take, {'allow-oom'})
+register('as1_begin', begin, {'allow-oom'})
+register('as1_renew', renew, {'allow-oom'})
+register('as1_release', release, {'allow-oom'})

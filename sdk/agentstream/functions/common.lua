@@ -6,11 +6,12 @@
 -- A function runs with the rights of its caller. The declared key is the stream; keys derived from it are arguments, so
 -- that each is checked by its own ACL selector (docs/adr/0007-one-selector-per-kind-of-key.md). protocol/commands.py
 -- builds the calls: a test compares its arguments with the contracts here.
--- Error replies are constant text. Times are milliseconds of the server's clock.
+-- Error replies are constant text. Times are milliseconds of the server's clock. Arguments are hostile: each is checked
+-- before anything is changed.
 --
 -- library.py joins the files of this directory into one text. Each registers its own functions: registration sees no
--- globals but `redis`. Functions that add no messages must work on a server that is out of memory (`allow-oom`), so that
--- consumers can drain it.
+-- globals but `redis`. Consumers must be able to drain a server that is out of memory: what they settle, move, renew and
+-- claim with is `allow-oom`, and adds no more than what it moves and a few KiB.
 local REVISION = 7
 
 -- Codes for an entry that was to be settled or renewed: it was; it is not pending; another delivery has it; it was trimmed.
@@ -115,6 +116,71 @@ local function next_few(left, wanted)
   return math.max(1, math.min(wanted, CHUNK, math.floor(left.bytes / left.largest)))
 end
 
+-- The most, in ms, that an argument may be: a hundred years. The most a counter may: what a number in Lua counts to.
+local LONGEST, MOST = 3200000000000, 9007199254740991
+-- The most bytes of a name, of an id, and of a reason or an error.
+local LONGEST_NAME, LONGEST_ID, LONGEST_TEXT = 1024, 41, 4096
+
+-- Ends the call with an error reply.
+local function refuse(text) error({err = text}) end
+
+-- The whole number that an argument is. `tonumber` alone would take `nan`, `1e18`, `0x10` and ` 1`, too.
+local function whole(text, least, most)
+  local n = text and #text <= 16 and not string.find(text, '%D') and tonumber(text)
+  if not n or n < least or n > most then refuse('ERR an argument must be a whole number in its bounds') end
+  return n
+end
+
+local function flag(text)
+  if text ~= '0' and text ~= '1' then refuse('ERR an argument must be 0 or 1') end
+  return text == '1'
+end
+
+-- Refuses arguments that are not `groups` of `size` each from `first` on, with `least` to `most` groups.
+local function count_of(args, first, size, least, most)
+  local n = (#args - first + 1) / size
+  if n % 1 ~= 0 or n < least or n > most then refuse('ERR wrong number of arguments for the function') end
+  return n
+end
+
+local function check_lengths(args, first, last, most)
+  for i = first, last do
+    if not args[i] then refuse('ERR wrong number of arguments for the function') end
+    if #args[i] > most then refuse('ERR an argument is too long') end
+  end
+end
+
+local function is_id(text)
+  if not text or #text > LONGEST_ID then return false end
+  local ms, seq = parts(text)
+  if not ms or #ms > 20 or #seq > 20 then return false end
+  -- the server counts to 2^64 - 1, and writes no leading zeros
+  return not below(LAST_SEQUENCE, ms) and not below(LAST_SEQUENCE, seq)
+    and (ms == '0' or string.byte(ms) ~= 48) and (seq == '0' or string.byte(seq) ~= 48)
+end
+
+local function check_id(text)
+  if not is_id(text) then refuse('ERR an argument must be the id of an entry') end
+end
+
+local function revision() return REVISION end
+
+local function as_raised(raised) return raised end
+
+-- Registers a function. What it raises is replied with as constant text: the server would add where in the library it was
+-- raised, and what Lua says about it.
+local function register(name, callback, flags)
+  redis.register_function{function_name = name, flags = flags, callback = function(keys, args)
+    if #keys == 0 and callback ~= revision then return {err = 'ERR the function needs the key of a stream'} end
+    -- the server's `pcall` would make a text of an error reply, too
+    local fine, reply = xpcall(function() return callback(keys, args) end, as_raised)
+    if fine then return reply end
+    if type(reply) == 'table' and reply.err then return {err = reply.err} end
+    redis.log(redis.LOG_VERBOSE, name .. ': ' .. tostring(reply))
+    return {err = 'ERR the function cannot read an argument, or what a key holds'}
+  end}
+end
+
 local function type_of(key) return redis.call('TYPE', key).ok end
 
 local function groups_of(key)
@@ -126,6 +192,4 @@ local function groups_of(key)
   return groups
 end
 
-local function revision() return REVISION end
-
-redis.register_function{function_name = 'as1_revision', callback = revision, flags = {'no-writes'}}
+register('as1_revision', revision, {'no-writes'})

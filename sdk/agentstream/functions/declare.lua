@@ -3,6 +3,7 @@
 -- KEYS: stream. ARGV: meta key, field, value, ...
 -- Creates an empty stream if there is no key, and records its owner. Returns 1 if it was created, else 0.
 local function create_stream(keys, args)
+  count_of(args, 2, 2, 1, PAGE)
   local key, kind = keys[1], type_of(keys[1])
   if kind ~= 'none' and kind ~= 'stream' then
     return redis.error_reply('WRONGTYPE the key is not a stream')
@@ -18,6 +19,7 @@ end
 -- KEYS: stream. ARGV: contracts key, digest or '', field, JSON Schema, ...
 -- Replaces the contracts. Returns 1.
 local function set_contracts(keys, args)
+  count_of(args, 3, 2, args[2] == '' and 0 or 1, PAGE)
   redis.call('UNLINK', args[1])
   if args[2] ~= '' then redis.call('HSET', args[1], 'digest', unpack(args, 2)) end
   return 1
@@ -38,8 +40,10 @@ end
 -- Creates the group, at '0', '$' or an entry id whose second part may be left out, and its retry stream. Returns 1 if the
 -- group was created, 0 if the stream had it.
 local function create_group(keys, args)
+  check_lengths(args, 1, 3, LONGEST_NAME)
   local key, base, group, id = keys[1], args[1], args[2], args[3]
   if string.match(id, '^%d+$') then id = id .. '-0' end
+  if id ~= '$' then check_id(id) end
   local stats, retry_key = base .. ':stats:' .. group, base .. ':retry:' .. group
   if type_of(key) == 'none' then
     return redis.error_reply('NOSTREAM the stream does not exist')
@@ -85,6 +89,7 @@ end
 -- Removes the group with its retries and delays, but no dead letters. Returns 1 if there was a group, 0 if there was none,
 -- -1 if it has so much pending that the call is to be made again.
 local function destroy_group(keys, args)
+  check_lengths(args, 1, 2, LONGEST_NAME)
   local base, group, destroyed = args[1], args[2], 0
   if type_of(keys[1]) == 'stream' then
     if not drop_pending(keys[1], base, group) then return -1 end
@@ -106,7 +111,8 @@ end
 -- Deletes the stream and all keys derived from it, for these groups and all that the stream has or had. Returns 1, or 0 if
 -- it is kept because it was to be empty and has undelivered, pending, delayed, retrying or dead messages.
 local function delete_stream(keys, args)
-  local key, base, only_if_empty = keys[1], args[1], args[2] == '1'
+  check_lengths(args, 1, #args, LONGEST_NAME)
+  local key, base, only_if_empty = keys[1], args[1], flag(args[2])
   local kind = type_of(key)
   if kind ~= 'stream' and kind ~= 'none' then return 0 end
   local names = {}
@@ -137,8 +143,8 @@ local function delete_stream(keys, args)
   return 1
 end
 
-redis.register_function{function_name = 'as1_create_stream', callback = create_stream, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_set_contracts', callback = set_contracts, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_destroy_group', callback = destroy_group, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_delete_stream', callback = delete_stream, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_create_group', callback = create_group, flags = {'allow-oom'}}
+register('as1_create_stream', create_stream, {'allow-oom'})
+register('as1_set_contracts', set_contracts, {'allow-oom'})
+register('as1_destroy_group', destroy_group, {'allow-oom'})
+register('as1_delete_stream', delete_stream, {'allow-oom'})
+register('as1_create_group', create_group, {'allow-oom'})

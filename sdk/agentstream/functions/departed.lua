@@ -46,6 +46,11 @@ end
 -- processes started before that time. For good means that no pod will have the name again: its consumers claim no entry
 -- from now on that another one held. Returns {next start or '', number of entries}.
 local function orphan(keys, args)
+  check_lengths(args, 1, 7, LONGEST_NAME)
+  flag(args[5])
+  flag(args[6])
+  if args[4] ~= '' then whole(args[4], 0, MOST) end
+  if args[7] ~= '-' then check_id(args[7]) end
   local base, group, prefix, from_retry, start, n = args[1], args[2], args[3], args[6] == '1', args[7], 0
   local stats, key = base .. ':stats:' .. group, from_retry and base .. ':retry:' .. group or keys[1]
   if args[5] == '1' and redis.call('EXISTS', keys[1]) == 1 then remember(stats, prefix) end
@@ -101,8 +106,10 @@ end
 -- Removes the consumers of such processes, as in as1_orphan, that hold nothing. Returns the removed names; call it again
 -- after a full page.
 local function remove_consumers_of_pod(keys, args)
+  check_lengths(args, 1, 4, LONGEST_NAME)
+  if args[4] ~= '' then whole(args[4], 0, MOST) end
   return remove_consumers(keys[1], args[1], args[2], function(name) return has_left(name, args[3], args[4]) end)
 end
 
-redis.register_function{function_name = 'as1_orphan', callback = orphan, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_remove_consumers', callback = remove_consumers_of_pod, flags = {'allow-oom'}}
+register('as1_orphan', orphan, {'allow-oom'})
+register('as1_remove_consumers', remove_consumers_of_pod, {'allow-oom'})

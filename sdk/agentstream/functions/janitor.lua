@@ -227,13 +227,15 @@ end
 -- ordering keys, and sets the length at which adding is refused. With 0, dead letters are kept for ever and no pending
 -- entry becomes one. Returns a JSON object of what it did and found.
 local function janitor(keys, args)
-  local key, base, retention, max_length, max_bytes = keys[1], args[1], tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
-  local on_full, limit, trusted, broadcast = args[5], tonumber(args[6]), args[7] == '1', args[8] == '1'
+  count_of(args, 9, 3, 0, 2 * PAGE)
+  local key, base, retention, max_length, max_bytes = keys[1], args[1], whole(args[2], 0, MOST), whole(args[3], 0, MOST),
+    whole(args[4], 0, MOST)
+  local on_full, limit, trusted, broadcast = args[5], whole(args[6], 1, MOST), flag(args[7]), flag(args[8])
   local now, r = now_ms(), {trimmed = 0, overrun = 0, moved = 0, expired = 0, forgotten = 0, shortened = false,
     refusing = false, more = false, failed = {}}
   local declared = {}
   for i = 9, #args, 3 do
-    declared[#declared + 1] = {name = args[i], lease = tonumber(args[i + 1]), keep_dead = tonumber(args[i + 2])}
+    declared[#declared + 1] = {name = args[i], lease = whole(args[i + 1], 0, LONGEST), keep_dead = whole(args[i + 2], 0, MOST)}
   end
   local reading, moving = allowance(), allowance()
   for_each(declared, r, function(d)
@@ -331,4 +333,4 @@ local function janitor(keys, args)
   return cjson.encode(r)
 end
 
-redis.register_function{function_name = 'as1_janitor', callback = janitor, flags = {'allow-oom'}}
+register('as1_janitor', janitor, {'allow-oom'})

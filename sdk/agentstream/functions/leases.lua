@@ -36,7 +36,7 @@ local function silence(stats, lease, now)
 end
 
 -- The idle time, in ms, from which on an entry may be claimed, if nobody was heard for as long as `silent`.
-local function claimable_idle(lease, silent, now) return math.min(lease + silent, nobodys_idle(now)) end
+local function claimable_idle(lease, silent, now) return math.min(math.ceil(lease + silent), nobodys_idle(now)) end
 
 -- By so many ms, the clock may be behind the last time that was noted.
 local SET_BACK = 1000

@@ -54,8 +54,8 @@ end
 -- KEYS: stream. ARGV: base, trust the server's lag? (0|1), declared group, ...
 -- Returns the state of a stream, and the time, as a JSON object.
 local function observe(keys, args)
-  local now = now_ms()
-  local o = look(keys[1], args[1], now, args[2] == '1', {unpack(args, 3)}, allowance())
+  local declared, now = count_of(args, 3, 1, 0, 2 * PAGE), now_ms()
+  local o = look(keys[1], args[1], now, flag(args[2]), {unpack(args, 3, 2 + declared)}, allowance())
   o.now = now
   return cjson.encode(o)
 end
@@ -65,11 +65,11 @@ end
 -- Returns the time, and for each stream its state as a JSON object, '' if the caller knows it, or the text of an error: one
 -- must not hide the state of other streams. With large entries it returns only the first streams; ask for the others again.
 local function measure(keys, args)
-  local now, trusted, at, left = now_ms(), args[1] == '1', 2, allowance()
+  local now, trusted, at, left = now_ms(), flag(args[1]), 2, allowance()
   local reply = {now}
   for i, key in ipairs(keys) do
     if left.bytes <= 0 then break end
-    local base, known, groups = args[at], args[at + 1], tonumber(args[at + 2])
+    local base, known, groups = args[at], args[at + 1], whole(args[at + 2], 0, 2 * PAGE)
     local fine, found = pcall(function()
       return cjson.encode(look(key, base, now, trusted, {unpack(args, at + 3, at + 2 + groups)}, left))
     end)
@@ -83,5 +83,5 @@ local function measure(keys, args)
   return reply
 end
 
-redis.register_function{function_name = 'as1_observe', callback = observe, flags = {'no-writes'}}
-redis.register_function{function_name = 'as1_measure', callback = measure, flags = {'no-writes'}}
+register('as1_observe', observe, {'no-writes'})
+register('as1_measure', measure, {'no-writes'})

@@ -5,7 +5,9 @@
 -- `begin` returns 1 if this delivery may bring the effect about, 0 if it is done, -1 if another delivery began it. `done`,
 -- and `undone` if the effect did not come about, return 1 if that was noted, 0 if there was nothing to note.
 local function once(keys, args)
-  local done_key, mine, verb, lifetime = args[1], 'running ' .. args[2], args[3], args[4]
+  check_lengths(args, 1, 2, LONGEST_TEXT)
+  local done_key, mine, verb, lifetime = args[1], 'running ' .. args[2], args[3], whole(args[4], 1, LONGEST)
+  if verb ~= 'begin' and verb ~= 'done' and verb ~= 'undone' then refuse('ERR unknown verb') end
   local state = redis.call('GET', done_key)
   if verb == 'begin' then
     if state == 'done' then return 0 end
@@ -21,4 +23,4 @@ local function once(keys, args)
   return redis.call('DEL', done_key)
 end
 
-redis.register_function{function_name = 'as1_once', callback = once, flags = {'allow-oom'}}
+register('as1_once', once, {'allow-oom'})

@@ -21,6 +21,11 @@ end
 -- is no group, or the entry was lost to it.
 local function receipt(keys, args)
   local key, receipts, groups, replies = keys[1], args[1], {}, {}
+  -- the first id comes after the groups; there are at most a page of states to read
+  local first_id = 3 + 2 * whole(args[2], 0, PAGE)
+  local entries = count_of(args, first_id, 1, 0, PAGE)
+  if entries * (first_id - 3) / 2 > PAGE then refuse('ERR too many states for one call') end
+  for at = first_id, #args do check_id(args[at]) end
   local listed = redis.pcall('XINFO', 'GROUPS', key)
   -- without a stream, all groups are missing
   if listed.err and not string.find(listed.err, 'no such key', 1, true) then return listed end
@@ -28,7 +33,7 @@ local function receipt(keys, args)
     local group = map(flat)
     groups[group.name] = group
   end
-  local first_id, since = 3 + 2 * tonumber(args[2]), tonumber(redis.call('ZSCORE', receipts, 'since'))
+  local since = tonumber(redis.call('ZSCORE', receipts, 'since'))
   for at = first_id, #args do
     local is_expected = redis.call('ZSCORE', receipts, args[at])
     for i = 3, first_id - 1, 2 do
@@ -43,16 +48,23 @@ end
 -- Returns 1 for each of these entries that the consumer holds and whose predecessor the group has finished: it was delivered
 -- before, and is neither pending nor retried. Else 0, also to who held the entry in a group that was made again since.
 local function turn(keys, args)
+  check_lengths(args, 1, 3, LONGEST_NAME)
+  count_of(args, 4, 3, 1, PAGE)
+  for i = 4, #args, 3 do
+    check_id(args[i])
+    whole(args[i + 1], 0, MOST)
+    if args[i + 2] ~= '' then check_id(args[i + 2]) end
+  end
   local key, group, consumer, parked, replies = keys[1], args[1], args[2], args[3], {}
   for i = 4, #args, 3 do
     local before = args[i + 2]
     local has_come = held(key, group, consumer, args[i], tonumber(args[i + 1])) == DONE
-      and #redis.call('XPENDING', key, group, before, before, 1) == 0
-      and redis.call('HGET', parked, before) ~= 'retrying'
+      and (before == '' or #redis.call('XPENDING', key, group, before, before, 1) == 0
+        and redis.call('HGET', parked, before) ~= 'retrying')
     replies[#replies + 1] = has_come and 1 or 0
   end
   return replies
 end
 
-redis.register_function{function_name = 'as1_receipt', callback = receipt, flags = {'no-writes'}}
-redis.register_function{function_name = 'as1_turn', callback = turn, flags = {'no-writes', 'allow-oom'}}
+register('as1_receipt', receipt, {'no-writes'})
+register('as1_turn', turn, {'no-writes', 'allow-oom'})

@@ -35,14 +35,20 @@ end
 -- outcome (acked|skipped), id, counter, ...
 -- Acknowledges entries. Returns DONE, GONE or TAKEN for each; with large retries, only for the first ones.
 local function settle(keys, args)
+  check_lengths(args, 1, 7, LONGEST_NAME)
   local key, group, consumer, stats, parked, receipts = keys[1], args[1], args[2], args[3], args[4], args[5]
-  local from_retry, outcome = args[6] == '1', args[7]
+  local from_retry, outcome, count = flag(args[6]), args[7], count_of(args, 8, 2, 1, PAGE)
+  if outcome ~= 'acked' and outcome ~= 'skipped' then refuse('ERR unknown outcome') end
+  check_id(args[8])
+  check_id(args[#args - 1])
   local now, replies, ids, origins, waits, latencies = now_ms(), {}, {}, {}, {}, {}
-  local known = counters(key, group, consumer, args[8], args[#args - 1], (#args - 7) / 2)
+  local known = counters(key, group, consumer, args[8], args[#args - 1], count)
   local left = allowance()
   for i = 8, #args, 2 do
     if left.bytes <= 0 then break end
-    local id, counter = args[i], tonumber(args[i + 1])
+    local id, counter = args[i], whole(args[i + 1], 0, MOST)
+    -- the server knows the others as ids
+    if not known[id] then check_id(id) end
     local code = known[id] == counter and DONE or held(key, group, consumer, id, counter)
     replies[#replies + 1] = code
     if code == DONE then
@@ -89,6 +95,16 @@ local function take_up(key, group, consumer, id, counter, stats, from_retry)
   return DONE, without_header(e[1][2]), x
 end
 
+-- Checks the arguments that a retry and a dead letter have in common: up to the counter, the attempts at `args[last - 2]`,
+-- reason and error. Returns whether the entry is on a retry stream, the counter, and the attempts.
+local function check_leaving(args, last)
+  count_of(args, last + 1, 1, 0, 0)
+  check_lengths(args, 1, last - 2, LONGEST_NAME)
+  check_lengths(args, last - 1, last, LONGEST_TEXT)
+  check_id(args[6])
+  return flag(args[5]), whole(args[7], 0, MOST), whole(args[last - 2], 0, MOST)
+end
+
 local function add_header(fields, x)
   fields[#fields + 1] = 'x'
   fields[#fields + 1] = cjson.encode(x)
@@ -98,12 +114,12 @@ end
 -- delay key, retry key, delay in ms, attempts so far, reason, error.
 -- Has an entry delivered again after a delay. Returns a code.
 local function retry(keys, args)
-  local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
-  local from_retry, id, counter = args[5] == '1', args[6], tonumber(args[7])
-  local delay_key, retry_key, delay = args[8], args[9], tonumber(args[10])
+  local from_retry, counter, attempts = check_leaving(args, 13)
+  local key, group, consumer, stats, parked, id = keys[1], args[1], args[2], args[3], args[4], args[6]
+  local delay_key, retry_key, delay = args[8], args[9], whole(args[10], 0, LONGEST)
   local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
   if code ~= DONE then return code end
-  x.attempts, x.reason, x.error = tonumber(args[11]), args[12], args[13]
+  x.attempts, x.reason, x.error = attempts, args[12], args[13]
   add_header(fields, x)
   if delay > 0 then
     local now = now_ms()
@@ -140,15 +156,15 @@ end
 -- dead letter key, attempts so far, reason, error.
 -- Moves an entry to the group's dead letters. Returns a code.
 local function dead_letter(keys, args)
-  local key, group, consumer, stats, parked = keys[1], args[1], args[2], args[3], args[4]
-  local from_retry, id, counter = args[5] == '1', args[6], tonumber(args[7])
+  local from_retry, counter, attempts = check_leaving(args, 11)
+  local key, group, consumer, stats, parked, id = keys[1], args[1], args[2], args[3], args[4], args[6]
   local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
   if code ~= DONE then return code end
-  bury(args[8], stats, parked, fields, x, args[9], args[10], args[11])
+  bury(args[8], stats, parked, fields, x, attempts, args[10], args[11])
   settled(key, group, stats, from_retry, {id})
   return DONE
 end
 
-redis.register_function{function_name = 'as1_settle', callback = settle, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_retry', callback = retry, flags = {'allow-oom'}}
-redis.register_function{function_name = 'as1_dead_letter', callback = dead_letter, flags = {'allow-oom'}}
+register('as1_settle', settle, {'allow-oom'})
+register('as1_retry', retry, {'allow-oom'})
+register('as1_dead_letter', dead_letter, {'allow-oom'})

@@ -135,8 +135,10 @@ local function is_pending(key, group) return #redis.call('XPENDING', key, group,
 -- Returns {moved, [{id, counter, fields} of the stream], [the same of the retry stream], ms until the next call, by which a
 -- consumer is heard in time, too}; 0 ms while there is more to claim, but not for retries that are due.
 local function sweep(keys, args)
+  check_lengths(args, 1, 5, LONGEST_NAME)
   local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
-  local lease, interval, count, now = tonumber(args[6]), tonumber(args[7]), math.min(tonumber(args[8]), PAGE), now_ms()
+  local lease, interval, count = whole(args[6], 0, LONGEST), whole(args[7], 0, LONGEST), math.min(whole(args[8], 0, MOST), PAGE)
+  local at_once, now = flag(args[9]), now_ms()
   local silent, silent_until = hear(stats, lease, now)
   local mending = mend(stats, delay_key, now, allowance())
   mending = set_leases_back(key, group, stats, false) or mending
@@ -150,7 +152,7 @@ local function sweep(keys, args)
   local wait = (whole(redis.call('HGET', stats, 'sweep:due')) or 0) - now
   local stalled, retries = {}, {}
   -- a wait longer than any means that the clock was set back
-  if args[9] == '1' or wait <= 0 or wait > rest then
+  if at_once or wait <= 0 or wait > rest then
     wait = 0
     if count > 0 then
       local idle = is_leaving(stats, consumer) and NEVER or claimable_idle(lease, silent, now)
@@ -172,4 +174,4 @@ local function sweep(keys, args)
   return {moved, stalled, retries, math.min(wait, longest_wait(lease))}
 end
 
-redis.register_function{function_name = 'as1_sweep', callback = sweep, flags = {'allow-oom'}}
+register('as1_sweep', sweep, {'allow-oom'})

@@ -86,9 +86,7 @@ MEANING = {
 
 def registered() -> dict[str, tuple[str, bool]]:
     """Each function of the library: the contract above it, and whether it writes nothing."""
-    found = re.findall(
-        r"register_function\{function_name = '(\w+)', callback = (\w+)(?:, flags = \{(.*?)\})?\}", LIBRARY
-    )
+    found = re.findall(r"register\('(\w+)', (\w+)(?:, \{(.*?)\})?\)", LIBRARY)
     functions = {}
     for name, callback, flags in found:
         above = re.search(rf"((?:^--.*\n)+)local function {callback}\(keys, args\)", LIBRARY, re.MULTILINE)
