@@ -7,8 +7,6 @@
 
 -- For how many ms a message with the same idempotency key is not added again.
 local ONCE = 3600000
--- The most fields of an entry.
-local FIELDS = 100
 
 -- How many entries may be added before the stream is full, if that is fewer than `wanted`. The gate is the length at which it
 -- is; then, of each group, `<group>=<limit>`: the same length less what the group had settled. So what groups settle makes
@@ -20,7 +18,11 @@ local function room_of(stream, gate_key, wanted)
   local room = tonumber(string.match(gate, '^%d+')) - length
   if room >= wanted then return room end
   local base = string.gsub(gate_key, ':gate$', '')
+  local groups = 0
   for group, limit in string.gmatch(gate, ' (%S+)=(%-?%d+)') do
+    -- a caller may name a text of its own as the gate
+    groups = groups + 1
+    if groups > 2 * PAGE then break end
     local settled = whole(redis.pcall('HGET', base .. ':stats:' .. group, 'settled')) or 0
     least = math.min(least, limit + settled - length)
   end
@@ -30,7 +32,7 @@ end
 -- Reads one message from the arguments. Returns it, and the index of the next one. Everything that can fail is done here:
 -- an error after the first XADD would leave half a batch.
 local function message_at(args, first, order_key, known, last)
-  local fields, options = {'m', args[first]}, whole(args[first + 1], 0, 2 * (FIELDS - 2))
+  local fields, options = {'m', args[first]}, number_in(args[first + 1], 0, 2 * (MOST_FIELDS - 2))
   if options % 2 == 1 or first + 1 + options > #args then refuse('ERR wrong number of arguments for the function') end
   local once, key, receipts
   for i = first + 2, first + options, 2 do
@@ -89,8 +91,8 @@ end
 -- what receipts may ask for, or a further field with its value.
 -- Returns `<number> <result> ...`, as above.
 local function add(keys, args)
-  local stream, sent_key, number, gate_key, order_key = keys[1], args[1], whole(args[2], 0, MOST), args[4], args[5]
-  local lifetime = whole(args[3], 1, LONGEST)
+  local stream, sent_key, number, gate_key, order_key = keys[1], args[1], number_in(args[2], 0, MOST), args[4], args[5]
+  local lifetime = number_in(args[3], 1, LONGEST)
   if not order_key then refuse('ERR wrong number of arguments for the function') end
   local sent = redis.call('GET', sent_key)
   local before = sent and tonumber(string.match(sent, '^%d+')) or -1
@@ -140,8 +142,8 @@ end
 -- Adds an answer, and keeps the reply stream for at least that long. It may be repeated: the requester takes the first of
 -- several answers. Returns the answer's id.
 local function reply(keys, args)
-  local key, lifetime = keys[1], whole(args[1], 1, LONGEST)
-  count_of(args, 2, 2, 1, FIELDS)
+  local key, lifetime = keys[1], number_in(args[1], 1, LONGEST)
+  count_of(args, 2, 2, 1, MOST_FIELDS)
   local id = redis.call('XADD', key, '*', unpack(args, 2))
   -- sets an expiry if there is none, and prolongs one that ends sooner
   redis.call('PEXPIRE', key, lifetime, 'NX')

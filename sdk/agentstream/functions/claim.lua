@@ -20,7 +20,7 @@ end
 local function take(keys, args)
   check_lengths(args, 1, 6, LONGEST_NAME)
   local key, group, consumer, stats, from_retry = keys[1], args[1], args[2], args[3], flag(args[4])
-  local holder, start, count = args[5], args[6], math.max(math.min(whole(args[7], 0, MOST), PAGE), 1)
+  local holder, start, count = args[5], args[6], math.max(math.min(number_in(args[7], 0, MOST), PAGE), 1)
   if start ~= '-' then check_id(start) end
   local page = redis.call('XPENDING', key, group, start, '+', count, holder)
   local next_start = #page == count and after(page[count][1]) or ''
@@ -44,7 +44,7 @@ local function check_held(args, first)
   count_of(args, first, 2, 1, PAGE)
   for i = first, #args, 2 do
     check_id(args[i])
-    whole(args[i + 1], 0, MOST)
+    number_in(args[i + 1], 0, MOST)
   end
 end
 
@@ -79,7 +79,7 @@ end
 local function renew(keys, args)
   check_held(args, 6)
   local now = now_ms()
-  hear(args[3], whole(args[5], 0, LONGEST), now)
+  hear(args[3], number_in(args[5], 0, LONGEST), now)
   return claim_again(keys, args, 6, function() end, function(pending) return pending[3] >= nobodys_idle(now) end)
 end
 

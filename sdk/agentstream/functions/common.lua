@@ -24,6 +24,7 @@ local BYTES = 1048576
 -- The most entries that are read at a time, as the next ones may be larger than those before.
 local CHUNK = 16
 local LAST_SEQUENCE = '18446744073709551615'
+local LONGEST_ID = 41
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -49,13 +50,13 @@ local function decrement(digits)
   return (string.gsub(lowered, '^0+(%d)', '%1'))
 end
 
+local function is_part(digits) return not below(LAST_SEQUENCE, digits) and (digits == '0' or string.byte(digits) ~= 48) end
+
 -- Whether a text that an agent may have written is an id, as the server writes it: it then takes it, too.
 local function is_id(text)
-  local ms, seq = string.match(type(text) == 'string' and text or '', '^(%d+)-(%d+)$')
-  for _, digits in ipairs({ms or '', seq or ''}) do
-    if #digits > 1 and string.sub(digits, 1, 1) == '0' or digits == '' or below(LAST_SEQUENCE, digits) then return false end
-  end
-  return true
+  if type(text) ~= 'string' or #text > LONGEST_ID then return false end
+  local ms, seq = parts(text)
+  return ms ~= nil and is_part(ms) and is_part(seq)
 end
 
 -- A number that an agent may have written, if it is a whole one that is kept exactly; else nil.
@@ -118,14 +119,14 @@ end
 
 -- The most, in ms, that an argument may be: a hundred years. The most a counter may: what a number in Lua counts to.
 local LONGEST, MOST = 3200000000000, 9007199254740991
--- The most bytes of a name, of an id, and of a reason or an error.
-local LONGEST_NAME, LONGEST_ID, LONGEST_TEXT = 1024, 41, 4096
+-- The most bytes of a name, and of a reason, an error or a token.
+local LONGEST_NAME, LONGEST_TEXT = 1024, 4096
 
 -- Ends the call with an error reply.
 local function refuse(text) error({err = text}) end
 
 -- The whole number that an argument is. `tonumber` alone would take `nan`, `1e18`, `0x10` and ` 1`, too.
-local function whole(text, least, most)
+local function number_in(text, least, most)
   local n = text and #text <= 16 and not string.find(text, '%D') and tonumber(text)
   if not n or n < least or n > most then refuse('ERR an argument must be a whole number in its bounds') end
   return n
@@ -148,15 +149,6 @@ local function check_lengths(args, first, last, most)
     if not args[i] then refuse('ERR wrong number of arguments for the function') end
     if #args[i] > most then refuse('ERR an argument is too long') end
   end
-end
-
-local function is_id(text)
-  if not text or #text > LONGEST_ID then return false end
-  local ms, seq = parts(text)
-  if not ms or #ms > 20 or #seq > 20 then return false end
-  -- the server counts to 2^64 - 1, and writes no leading zeros
-  return not below(LAST_SEQUENCE, ms) and not below(LAST_SEQUENCE, seq)
-    and (ms == '0' or string.byte(ms) ~= 48) and (seq == '0' or string.byte(seq) ~= 48)
 end
 
 local function check_id(text)

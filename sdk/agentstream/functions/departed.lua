@@ -49,7 +49,7 @@ local function orphan(keys, args)
   check_lengths(args, 1, 7, LONGEST_NAME)
   flag(args[5])
   flag(args[6])
-  if args[4] ~= '' then whole(args[4], 0, MOST) end
+  if args[4] ~= '' then number_in(args[4], 0, MOST) end
   if args[7] ~= '-' then check_id(args[7]) end
   local base, group, prefix, from_retry, start, n = args[1], args[2], args[3], args[6] == '1', args[7], 0
   local stats, key = base .. ':stats:' .. group, from_retry and base .. ':retry:' .. group or keys[1]
@@ -107,7 +107,7 @@ end
 -- after a full page.
 local function remove_consumers_of_pod(keys, args)
   check_lengths(args, 1, 4, LONGEST_NAME)
-  if args[4] ~= '' then whole(args[4], 0, MOST) end
+  if args[4] ~= '' then number_in(args[4], 0, MOST) end
   return remove_consumers(keys[1], args[1], args[2], function(name) return has_left(name, args[3], args[4]) end)
 end
 

@@ -228,14 +228,14 @@ end
 -- entry becomes one. Returns a JSON object of what it did and found.
 local function janitor(keys, args)
   count_of(args, 9, 3, 0, 2 * PAGE)
-  local key, base, retention, max_length, max_bytes = keys[1], args[1], whole(args[2], 0, MOST), whole(args[3], 0, MOST),
-    whole(args[4], 0, MOST)
-  local on_full, limit, trusted, broadcast = args[5], whole(args[6], 1, MOST), flag(args[7]), flag(args[8])
+  local key, base, retention, max_length, max_bytes = keys[1], args[1], number_in(args[2], 0, MOST), number_in(args[3], 0, MOST),
+    number_in(args[4], 0, MOST)
+  local on_full, limit, trusted, broadcast = args[5], number_in(args[6], 1, MOST), flag(args[7]), flag(args[8])
   local now, r = now_ms(), {trimmed = 0, overrun = 0, moved = 0, expired = 0, forgotten = 0, shortened = false,
     refusing = false, more = false, failed = {}}
   local declared = {}
   for i = 9, #args, 3 do
-    declared[#declared + 1] = {name = args[i], lease = whole(args[i + 1], 0, LONGEST), keep_dead = whole(args[i + 2], 0, MOST)}
+    declared[#declared + 1] = {name = args[i], lease = number_in(args[i + 1], 0, LONGEST), keep_dead = number_in(args[i + 2], 0, MOST)}
   end
   local reading, moving = allowance(), allowance()
   for_each(declared, r, function(d)

@@ -69,7 +69,7 @@ local function measure(keys, args)
   local reply = {now}
   for i, key in ipairs(keys) do
     if left.bytes <= 0 then break end
-    local base, known, groups = args[at], args[at + 1], whole(args[at + 2], 0, 2 * PAGE)
+    local base, known, groups = args[at], args[at + 1], number_in(args[at + 2], 0, 2 * PAGE)
     local fine, found = pcall(function()
       return cjson.encode(look(key, base, now, trusted, {unpack(args, at + 3, at + 2 + groups)}, left))
     end)

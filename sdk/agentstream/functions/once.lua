@@ -6,7 +6,7 @@
 -- and `undone` if the effect did not come about, return 1 if that was noted, 0 if there was nothing to note.
 local function once(keys, args)
   check_lengths(args, 1, 2, LONGEST_TEXT)
-  local done_key, mine, verb, lifetime = args[1], 'running ' .. args[2], args[3], whole(args[4], 1, LONGEST)
+  local done_key, mine, verb, lifetime = args[1], 'running ' .. args[2], args[3], number_in(args[4], 1, LONGEST)
   if verb ~= 'begin' and verb ~= 'done' and verb ~= 'undone' then refuse('ERR unknown verb') end
   local state = redis.call('GET', done_key)
   if verb == 'begin' then

@@ -22,7 +22,7 @@ end
 local function receipt(keys, args)
   local key, receipts, groups, replies = keys[1], args[1], {}, {}
   -- the first id comes after the groups; there are at most a page of states to read
-  local first_id = 3 + 2 * whole(args[2], 0, PAGE)
+  local first_id = 3 + 2 * number_in(args[2], 0, PAGE)
   local entries = count_of(args, first_id, 1, 0, PAGE)
   if entries * (first_id - 3) / 2 > PAGE then refuse('ERR too many states for one call') end
   for at = first_id, #args do check_id(args[at]) end
@@ -52,7 +52,7 @@ local function turn(keys, args)
   count_of(args, 4, 3, 1, PAGE)
   for i = 4, #args, 3 do
     check_id(args[i])
-    whole(args[i + 1], 0, MOST)
+    number_in(args[i + 1], 0, MOST)
     if args[i + 2] ~= '' then check_id(args[i + 2]) end
   end
   local key, group, consumer, parked, replies = keys[1], args[1], args[2], args[3], {}

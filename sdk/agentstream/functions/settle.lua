@@ -46,7 +46,7 @@ local function settle(keys, args)
   local left = allowance()
   for i = 8, #args, 2 do
     if left.bytes <= 0 then break end
-    local id, counter = args[i], whole(args[i + 1], 0, MOST)
+    local id, counter = args[i], number_in(args[i + 1], 0, MOST)
     -- the server knows the others as ids
     if not known[id] then check_id(id) end
     local code = known[id] == counter and DONE or held(key, group, consumer, id, counter)
@@ -102,7 +102,7 @@ local function check_leaving(args, last)
   check_lengths(args, 1, last - 2, LONGEST_NAME)
   check_lengths(args, last - 1, last, LONGEST_TEXT)
   check_id(args[6])
-  return flag(args[5]), whole(args[7], 0, MOST), whole(args[last - 2], 0, MOST)
+  return flag(args[5]), number_in(args[7], 0, MOST), number_in(args[last - 2], 0, MOST)
 end
 
 local function add_header(fields, x)
@@ -116,7 +116,7 @@ end
 local function retry(keys, args)
   local from_retry, counter, attempts = check_leaving(args, 13)
   local key, group, consumer, stats, parked, id = keys[1], args[1], args[2], args[3], args[4], args[6]
-  local delay_key, retry_key, delay = args[8], args[9], whole(args[10], 0, LONGEST)
+  local delay_key, retry_key, delay = args[8], args[9], number_in(args[10], 0, LONGEST)
   local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
   if code ~= DONE then return code end
   x.attempts, x.reason, x.error = attempts, args[12], args[13]

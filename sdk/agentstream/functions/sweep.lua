@@ -137,7 +137,7 @@ local function is_pending(key, group) return #redis.call('XPENDING', key, group,
 local function sweep(keys, args)
   check_lengths(args, 1, 5, LONGEST_NAME)
   local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
-  local lease, interval, count = whole(args[6], 0, LONGEST), whole(args[7], 0, LONGEST), math.min(whole(args[8], 0, MOST), PAGE)
+  local lease, interval, count = number_in(args[6], 0, LONGEST), number_in(args[7], 0, LONGEST), math.min(number_in(args[8], 0, MOST), PAGE)
   local at_once, now = flag(args[9]), now_ms()
   local silent, silent_until = hear(stats, lease, now)
   local mending = mend(stats, delay_key, now, allowance())
