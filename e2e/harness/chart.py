@@ -49,7 +49,13 @@ class Installation:
             settings: further values, as of `helm --set`.
         """
         where = f"kubernetes\\.io/hostname={self.home}"
-        values = ("redis.embedded=true", f"nodeSelector.{where}", f"redis.nodeSelector.{where}", *settings)
+        values = (
+            "redis.embedded=true",
+            "allNamespaces=true",
+            f"nodeSelector.{where}",
+            f"redis.nodeSelector.{where}",
+            *settings,
+        )
         self._helm(
             *("upgrade", "--install", NAME, str(CHART), "--create-namespace", "--wait", "--timeout", "3m"),
             *(word for value in values for word in ("--set", value)),

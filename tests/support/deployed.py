@@ -19,7 +19,10 @@ from support.apiserver import ApiServer, Request
 from support.helm import CHART, Helm
 from support.servers import free_port
 
-_ACCESS = {"ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+_ACCESS = {
+    *("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"),
+    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+}
 _LEASE = "leases"
 
 _SLOW_TO_GIVE_UP = """\
@@ -37,13 +40,16 @@ def grant(server: ApiServer, home: str, namespaces: tuple[str, ...]) -> str:
 
     Returns the operator's name as a user of the API server.
     """
-    values = ["--set", "redis.embedded=true", "--set-json", f"watchNamespaces={json.dumps(namespaces)}"]
+    where = f"watchNamespaces={json.dumps(namespaces)}" if namespaces else "allNamespaces=true"
+    values = ["--set", "redis.embedded=true", "--set-json", where]
     rendered = Helm(4).run("template", "agentstream", str(CHART), "--namespace", home, *values)
     objects = [document for document in yaml.safe_load_all(rendered) if document]
-    # a binding for the whole cluster has the same name in every release
+    # an object of the whole cluster has the same name in every release
     for found in objects:
-        if found["kind"].startswith("Cluster"):
+        if found["kind"].startswith(("Cluster", "ValidatingAdmissionPolicy")):
             found["metadata"]["name"] += f"-{home}"
+        if found["kind"] == "ValidatingAdmissionPolicyBinding":
+            found["spec"]["policyName"] += f"-{home}"
         if found.get("roleRef", {}).get("kind") == "ClusterRole":
             found["roleRef"]["name"] += f"-{home}"
     server.kubectl(home).apply(*(found for found in objects if found["kind"] in _ACCESS))

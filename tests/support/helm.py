@@ -163,9 +163,8 @@ def settings(values: Mapping[str, Any]) -> list[str]:
 
 
 def _set(values: str) -> list[str]:
-    """Arguments that give every top-level value as JSON."""
-    return [
-        part
-        for name, value in json.loads(values).items()
-        for part in ("--set-json", f"{name}={json.dumps(value)}")
-    ]
+    """Arguments that give every top-level value as JSON; without namespaces among them, all are watched."""
+    given = json.loads(values)
+    if not given.get("watchNamespaces"):
+        given = {"allNamespaces": True, **given}
+    return [part for name, value in given.items() for part in ("--set-json", f"{name}={json.dumps(value)}")]

@@ -9,6 +9,15 @@
 {{- if and .Values.redis.embedded .Values.redis.caKey -}}
 {{- fail "redis.caKey is a key of redis.existingSecret; the embedded Redis has no TLS: unset one of them" -}}
 {{- end -}}
+{{- if and .Values.allNamespaces .Values.watchNamespaces -}}
+{{- fail (printf "allNamespaces and watchNamespaces exclude each other: unset watchNamespaces (%s) to watch all namespaces, or set allNamespaces=false" (join ", " .Values.watchNamespaces)) -}}
+{{- end -}}
+{{- if not (or .Values.allNamespaces .Values.watchNamespaces) -}}
+{{- fail "no namespaces to watch: set allNamespaces=true, or watchNamespaces={team-a,team-b}. In the namespaces that it watches, the operator may read and write Secrets and create Deployments" -}}
+{{- end -}}
+{{- if and .Values.admissionPolicy.enabled (semverCompare "<1.30-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "admissionPolicy.enabled=true needs Kubernetes 1.30 or newer, and this cluster has %s: upgrade it, or set admissionPolicy.enabled=false; then whoever may create ConsumerGroups can run any pod in their namespace" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
 {{- if .Values.metricsServer.enabled -}}
 {{- $there := lookup "apiregistration.k8s.io/v1" "APIService" "" "v1beta1.external.metrics.k8s.io" | default dict -}}
 {{- $notes := ($there.metadata | default dict).annotations | default dict -}}

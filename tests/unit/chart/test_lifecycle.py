@@ -128,6 +128,7 @@ def test_an_installation_can_be_tested(helm):
         (EMBEDDED, "is for trials: one pod, no failover. Its volume is kept"),
         (EMBEDDED, "watches all namespaces."),
         ({**EMBEDDED, "watchNamespaces": ["team-a", "team-b"]}, "watches the namespaces team-a, team-b"),
+        (EMBEDDED, "metadata: {name: tasks, namespace: default}"),
         ({**EMBEDDED, "watchNamespaces": ["team-a"]}, "metadata: {name: tasks, namespace: team-a}"),
         (
             {"redis": {"embedded": True, "persistence": {"enabled": False}}},

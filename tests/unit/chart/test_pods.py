@@ -222,6 +222,26 @@ def test_exactly_one_server_must_be_named(helm, values, message):
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"allNamespaces": False},
+            "no namespaces to watch: set allNamespaces=true, or watchNamespaces={team-a,team-b}.",
+        ),
+        (
+            {"allNamespaces": True, "watchNamespaces": ["team-a", "team-b"]},
+            "allNamespaces and watchNamespaces exclude each other: unset watchNamespaces (team-a, team-b)",
+        ),
+    ],
+)
+def test_it_has_to_be_said_which_namespaces_are_watched(helm, values, message):
+    with pytest.raises(Refused) as refused:
+        helm.render({**EMBEDDED, **values})
+
+    assert message in str(refused.value)
+
+
 def ports(rule):
     return {port["port"] for port in rule["ports"]}
 

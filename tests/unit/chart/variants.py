@@ -94,6 +94,7 @@ BARE: dict[str, Any] = {
     **EXTERNAL,
     "crds": {"enabled": False},
     "rbac": {"create": False, "aggregate": False},
+    "admissionPolicy": {"enabled": False},
     "serviceAccount": {"create": False},
     "removeFinalizers": {"enabled": False},
     "networkPolicy": {"enabled": False},
