@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -191,3 +193,28 @@ def test_each_server_program_knows_every_limit(limited: Server) -> None:
     assert said["proto-max-bulk-len"] == str(16 << 20)
     assert f"normal {128 << 20} {32 << 20} 30" in said["client-output-buffer-limit"]
     assert said["timeout"] == "300"
+
+
+async def test_more_than_a_reply_may_be_is_read_again_in_smaller_parts(limited: Server) -> None:
+    wire = Client(lambda: Endpoint(limited.url), name="test")
+    topology = Topology(wire, limited.url)
+    await topology.stream("tasks", "planner")
+    group = await topology.group("tasks", "coder")
+    count = 12
+    with limited.admin() as admin:
+        admin.config_set("maxmemory", 512 << 20)
+        for n in range(count):
+            # as only a producer without the SDK can: 144 MiB in all, which are handled or given up
+            admin.xadd(KEY, {"m": _message(n, bytes(12 << 20))})
+        admin.xadd(KEY, {"m": _message(count, b"")})
+        async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+            handling = asyncio.create_task(numbers(deliveries, count + 2))
+            await until(partial(topology.settled, group, count + 1), 60)
+            handling.cancel()
+            await asyncio.gather(handling, return_exceptions=True)
+    await wire.close()
+
+
+def _message(n: int, junk: bytes) -> bytes:
+    head = b'{"v":1,"id":"00000000-0000-4000-8000-%012x","from":"planner","to":"coder","type":"event",' % n
+    return head + b'"timestamp":0,"payload":{"n":%d,"junk":"%s"}}' % (n, junk.replace(b"\0", b"x"))
