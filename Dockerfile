@@ -33,7 +33,7 @@ RUN uv sync --frozen --no-default-groups --package agentstream-operator --no-edi
     && mkdir /own && cd /opt/venv && cp -r --parents bin/agentstream lib/python3*/site-packages/agentstream* /own
 
 FROM ${PYTHON}
-RUN pip uninstall --yes pip && rm -rf /usr/local/lib/python3*/ensurepip
+RUN cd /usr/local && rm -rf bin/pip* lib/python3*/ensurepip lib/python3*/site-packages/pip*
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=build /own /opt/venv
 # Bytecode is there already, and could not be written. The user has no entry in /etc/passwd to look these up in.
