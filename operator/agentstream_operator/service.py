@@ -32,6 +32,7 @@ from agentstream_operator.cluster.secret_contents import ServerAddress
 from agentstream_operator.cluster.workloads import DeploymentRefs
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.reconcile.state.state import EngineOptions, LoopIntervals, StatusIntervals
+from agentstream_operator.reconcile.supervision import supervised
 from agentstream_operator.serve.http import probe_reply, serving
 from agentstream_operator.serve.metrics import Metrics, MetricsSample
 from agentstream_operator.serve.probes import ProbeState, live, ready
@@ -160,8 +161,11 @@ class _OperatorService:
         work = {
             asyncio.create_task(engine.run(), name="engine"),
             asyncio.create_task(self._watch(cache), name="watch"),
-            asyncio.create_task(cache.watch(), name="compare with lists"),
-            asyncio.create_task(references.watch(), name="watch Deployment references"),
+            asyncio.create_task(supervised("compare with lists", cache.watch), name="compare with lists"),
+            asyncio.create_task(
+                supervised("watch Deployment references", references.watch),
+                name="watch Deployment references",
+            ),
         }
         try:
             await asyncio.wait({held, *work}, return_when=asyncio.FIRST_COMPLETED)

@@ -286,7 +286,7 @@ async def test_what_is_dropped_is_counted_and_seen(world: World) -> None:
     world.write("HSET", STATS, "settled", "abc")
     await world.group("g").end_each_way()
     assert world.admin.zcard(DELAY) == 0
-    assert (await world.broker.observe(KEY, ("g",))).groups["g"].stats["unreadable"] == "3"
+    assert (await world.broker.observe(KEY, ("g",))).groups["g"].stats["unreadable"] == 3
 
 
 @pytest.mark.parametrize("score", SCORES)

@@ -80,16 +80,17 @@ async def test_a_connection_that_breaks_while_a_user_is_written_is_no_failure_of
         assert ConditionReason.CREDENTIALS_FAILED not in op.cluster.reasons(STREAM.key)
 
 
-@pytest.mark.parametrize("method", ["janitor", "measure", "users"])
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("method", "what"),
     [
-        (ServerRefused("no"), "the server refused a command: no"),
-        (RuntimeError("a bug"), "a background step failed"),
+        ("janitor", "clean up AgentStream team/tasks"),
+        ("measure", "measure"),
+        ("users", "list users and routes"),
     ],
 )
+@pytest.mark.parametrize("fault", [ServerRefused("no"), RuntimeError("a bug")])
 async def test_what_is_done_all_the_time_goes_on_after_a_failure(
-    server: Server, caplog: pytest.LogCaptureFixture, method: str, fault: Exception, said: str
+    server: Server, caplog: pytest.LogCaptureFixture, method: str, fault: Exception, what: str
 ) -> None:
     broker = Faulty()
     with caplog.at_level(logging.WARNING):
@@ -97,7 +98,8 @@ async def test_what_is_done_all_the_time_goes_on_after_a_failure(
             await op.put(STREAM, GROUP)
             broker.faults[method] = fault
             await until(lambda: broker.failed.get(method, 0) > 1)
-            assert said in caplog.text
+            await until(lambda: f"cannot {what}" in caplog.text)
+            assert caplog.text.count(f"cannot {what}") <= 2
             del broker.faults[method]
             await op.put(a_stream("another", producers=["new"]))
 

@@ -376,7 +376,7 @@ async def test_a_refusal_does_not_end_the_search(
         broker.refuses = True
         with caplog.at_level(logging.INFO):
             await until(lambda: broker.refused > 1)
-        assert "could not remove consumers of deleted pods yet: no" in caplog.text
+        assert "cannot clean up after pods ConsumerGroup team/coder" in caplog.text
         broker.refuses = False
         claim(admin)
         await until(lambda: f"{GONE}.1" not in consumers(admin))

@@ -227,7 +227,7 @@ class _World:
             pending=self.pending,
             undelivered=self.waiting,
             oldest_undelivered=oldest,
-            stats={"settled": str(self.settled)},
+            stats={"settled": self.settled},
         )
         return StreamSeen("stream", _BORN + round(now * 1000), added=self.added, groups={"g": group})
 

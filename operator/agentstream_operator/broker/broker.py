@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import msgspec
 
-from agentstream.errors import AgentStreamError
+from agentstream.errors import AgentStreamError, ProtocolError
 from agentstream.protocol import commands
 from agentstream.protocol.keys import Nudge, nudge_channel
 from agentstream.transport.client import Client
@@ -29,8 +29,13 @@ LIMIT = 100_000
 
 # Keys that one look for replies passes: some ms. The longest that the SDK keeps a reply, in ms.
 _PART, _LONGEST_REPLY = 5_000, 86_400_000
+
+# Passes over a stream in a row: others wait for their turn meanwhile.
+_PASSES = 100
+
 # Seconds without a reply after which a connection counts as broken: longer than any wait for entries.
 _LONGEST_WAIT = 6.0
+_STREAMS = frozenset({"stream", "none", b"stream", b"none"})
 _report_decoder = msgspec.json.Decoder(JanitorReport)
 
 
@@ -94,7 +99,14 @@ class Broker:
         return await observe.measure(self._client, looks, trusts_lag=self._trusts_lag)
 
     async def janitor(self, spec: JanitorSpec) -> JanitorReport:
-        """Runs passes of the janitor over a stream while there is more to do; adds up their reports."""
+        """Runs passes of the janitor over a stream, some in a row while there is more to do.
+
+        Returns what they did together.
+
+        Raises:
+            ProtocolError: this version cannot read the report.
+            AgentStreamError: as `Client.call`.
+        """
         command = commands.janitor(
             spec.key,
             (spec.min_age, spec.max_length, spec.max_bytes, spec.on_full, LIMIT),
@@ -102,9 +114,11 @@ class Broker:
             trusts_lag=self._trusts_lag,
             broadcast=spec.broadcast,
         )
-        total = _report_decoder.decode(await self._client.call(*command))
-        while total.more:
-            total = _combine(total, _report_decoder.decode(await self._client.call(*command)))
+        total = _report(spec.key, await self._client.call(*command))
+        for _ in range(_PASSES):
+            if not total.more:
+                break
+            total = _combine(total, _report(spec.key, await self._client.call(*command)))
         return total
 
     async def apply(self, action: Action) -> Any:
@@ -131,7 +145,9 @@ class Broker:
     async def routes(self, routes_key: str) -> Mapping[str, bytes]:
         """Reads the routes of a namespace's agents."""
         flat = await self._client.call("HGETALL", routes_key)
-        return {agent.decode(): route for agent, route in zip(flat[::2], flat[1::2], strict=True)}
+        return {
+            agent.decode(errors="replace"): route for agent, route in zip(flat[::2], flat[1::2], strict=True)
+        }
 
     async def server(self) -> ServerSeen:
         """Reads the server's settings; loads the library onto a new process, and probes it."""
@@ -162,6 +178,12 @@ class Broker:
         )
         return {key.decode(): entries[0][0].decode() for key, entries in found or ()}
 
+    async def no_streams(self, keys: Iterable[str]) -> frozenset[str]:
+        """Returns those of these keys that exist and are no streams."""
+        each = tuple(keys)
+        kinds = await asyncio.gather(*(self._client.call("TYPE", key) for key in each))
+        return frozenset(key for key, kind in zip(each, kinds, strict=True) if kind not in _STREAMS)
+
     async def holdings(self, key: str, group: str) -> Counter[str]:
         """Counts the pending entries of each pod; none if the group is missing."""
         return await observe.holdings(self._client, key, group)
@@ -185,7 +207,7 @@ class Broker:
         command, removed = commands.remove_consumers(key, group, *gone), list[bytes]()
         while len(names := await self._client.call(*command)) >= commands.PAGE:
             removed += names
-        return tuple(name.decode() for name in (*removed, *names))
+        return tuple(name.decode(errors="replace") for name in (*removed, *names))
 
     async def nudge(self, namespace: str, agent: str, word: Nudge) -> None:
         """Publishes a nudge to an agent's processes. Raises nothing: it only makes them look sooner."""
@@ -213,6 +235,13 @@ class Broker:
         await self._users.close()
         await self._waiting.close()
         await self._client.close()
+
+
+def _report(key: str, reply: bytes) -> JanitorReport:
+    try:
+        return _report_decoder.decode(reply)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"cannot read the reply of as1_janitor for {key}: {error}") from error
 
 
 def _combine(before: JanitorReport, latest: JanitorReport) -> JanitorReport:

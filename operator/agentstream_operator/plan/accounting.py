@@ -87,7 +87,7 @@ def counters(stream: StreamSeen, group: GroupSeen, before: GroupTotals | None = 
     stats = group.stats
 
     def count(name: str) -> int:
-        return int(stats.get(name, 0))
+        return stats.get(name, 0)
 
     base = (count("base:read"), count("base:settled")) if "base:read" in stats else None
     # the server's own count jumps where entries were deleted
@@ -116,7 +116,7 @@ def counters(stream: StreamSeen, group: GroupSeen, before: GroupTotals | None = 
         open=unsettled,
         retries=retries,
         base=base,
-        buckets={_bound(k): int(v) for k, v in stats.items() if k.startswith(_BUCKET)},
+        buckets={_bound(k): v for k, v in stats.items() if k.startswith(_BUCKET)},
     )
 
 

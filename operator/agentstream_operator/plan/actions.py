@@ -88,6 +88,22 @@ class CreateGroup(_Action):
 
 
 @dataclass(frozen=True, slots=True)
+class ResetCounters(_Action):
+    """Gives counters of a group a value again."""
+
+    words = "reset counters of the group {0.group} on {0.key}"
+    key: str
+    group: str
+    values: Mapping[str, int] = field(hash=False)
+
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        values = {name: str(value) for name, value in self.values.items()}
+        return ("HSET", StreamKeys(self.key).stats(self.group), *commands.flat(values))
+
+
+@dataclass(frozen=True, slots=True)
 class DestroyGroup(_Action):
     """Removes a group with its retries, delays and counters; dead letters stay."""
 
@@ -180,6 +196,7 @@ Action = (
     | RecordOwner
     | SetContracts
     | CreateGroup
+    | ResetCounters
     | DestroyGroup
     | DeleteStream
     | SetUser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agentstream_operator.plan.actions import Action, CreateGroup, DestroyGroup
+from agentstream_operator.plan.actions import Action, CreateGroup, DestroyGroup, ResetCounters
 from agentstream_operator.plan.conditions import (
     ALL_WRITTEN,
     IN_SYNC,
@@ -40,6 +40,7 @@ class GroupInput:
     outage: str | None = None  # why the server is unreachable
     seen: StreamSeen | None = None  # None without a stream and during an outage
     established: bool = False  # whether the group existed before
+    misread: str = ""  # what of its keys could not be read lately
     stream_lost: bool = False  # whether the stream lost entries since
     agents: AgentsState = ALL_WRITTEN
     history: RetentionHistory | None = None  # of the stream
@@ -65,6 +66,10 @@ def plan_group(given: GroupInput) -> Plan:
         return Plan(conditions=with_ready((REACHABLE, conflict, stream_ready)), finalizer=finalizer)
     seen = given.seen.groups.get(group.group_name, _ABSENT)
     actions, events = _create(given, stream.stream_key, given.seen, seen)
+    if seen.misread:
+        # of those that never held a number, nothing is known
+        values = {name: seen.stats.get(name, 0) for name in seen.misread}
+        actions += (ResetCounters(stream.stream_key, group.group_name, values),)
     synced = (
         IN_SYNC if given.refused is None else ConditionUpdate(ConditionType.SYNCED, "False", *given.refused)
     )
@@ -78,9 +83,9 @@ def plan_group(given: GroupInput) -> Plan:
                 REACHABLE,
                 synced,
                 credentials(given.agents),
-                group_retention(group.group_name, given.history),
+                group_retention(group.group_name, given.history, seen.consumers if seen.crowded else 0),
                 stream_ready,
-                _lag_known(seen),
+                _lag_known(seen, given.misread),
                 *((given.scaling,) if given.scaling else ()),
                 conflict,
                 _consumers_stalled(given),
@@ -177,8 +182,10 @@ def _held_back(actions: tuple[Action, ...]) -> ConditionUpdate:
     return ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.PAUSED, message)
 
 
-def _lag_known(seen: GroupSeen) -> ConditionUpdate:
+def _lag_known(seen: GroupSeen, misread: str) -> ConditionUpdate:
     kind = ConditionType.LAG_KNOWN
+    if misread:
+        return ConditionUpdate(kind, "False", ConditionReason.STATS_UNREADABLE, misread)
     if not seen.exists:
         return ConditionUpdate(kind, "Unknown", ConditionReason.LAG_UNKNOWN, "the group does not exist")
     reason = ConditionReason.LAG_EXACT if seen.exact else ConditionReason.LAG_ESTIMATED

@@ -9,6 +9,9 @@ import msgspec
 
 from agentstream.protocol.keys import parse_consumer
 
+CROWD = 1_000
+"""Consumers of a group from which on they are not listed at every turn, as the server lists all at once."""
+
 
 class GroupSeen(msgspec.Struct, frozen=True):
     """A group of a stream."""
@@ -29,7 +32,8 @@ class GroupSeen(msgspec.Struct, frozen=True):
     due: int = 0  # those of them that are due
     next_due: int | None = None  # when the first of them is
     dead: int = 0  # dead letters
-    stats: Mapping[str, str] = {}  # counters of settling; `unreadable` counts what was dropped or begun anew
+    stats: Mapping[str, int] = {}  # counters of settling; `unreadable` counts what was dropped or begun anew
+    misread: tuple[str, ...] = ()  # those of them that hold no number on the server
     unreadable: bool = False  # whether a key of the group is of another type than it should be
 
     @property
@@ -40,7 +44,12 @@ class GroupSeen(msgspec.Struct, frozen=True):
     @property
     def settled(self) -> int:
         """Settled entries since the server began to count, retries included."""
-        return int(self.stats.get("settled", 0)) + int(self.stats.get("resettled", 0))
+        return self.stats.get("settled", 0) + self.stats.get("resettled", 0)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the group has more consumers than any workload has processes."""
+        return self.consumers > CROWD
 
 
 class ConsumerSeen(msgspec.Struct, frozen=True):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentstream_operator.plan.conditions import ConditionUpdate
-from agentstream_operator.plan.observed import JanitorReport, StreamSeen
+from agentstream_operator.plan.observed import CROWD, JanitorReport, StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.status import ConditionReason, ConditionType
@@ -39,6 +39,7 @@ class RetentionHistory:
     report: JanitorReport  # the latest one
     overrun_at: int | None = None  # when unsettled entries were trimmed last, in ms of the server's clock
     shortened_at: int | None = None  # when the history was shortened last
+    failure: str = ""  # why the latest pass failed, if it did
 
     @property
     def quiet(self) -> bool:
@@ -89,6 +90,11 @@ def remember(history: RetentionHistory | None, report: JanitorReport, now: int) 
     )
 
 
+def remember_failure(history: RetentionHistory | None, why: str) -> RetentionHistory:
+    """Returns the history after a pass that failed."""
+    return replace(history or RetentionHistory(JanitorReport("stream")), failure=why)
+
+
 def retention_healthy(  # noqa: PLR0911 - one per cause
     stream: AgentStream, seen: StreamSeen, history: RetentionHistory | None, eviction: str | None
 ) -> ConditionUpdate:
@@ -102,7 +108,11 @@ def retention_healthy(  # noqa: PLR0911 - one per cause
         )
     if history is None:
         return _HEALTHY
+    if history.failure:
+        return _unhealthy(ConditionReason.JANITOR_FAILED, f"cannot clean up the stream: {history.failure}")
     report = history.report
+    for group, why in report.failed.items():
+        return _unhealthy(ConditionReason.JANITOR_FAILED, f"cannot clean up after the group {group}: {why}")
     limit = stream.spec.retention.max_length
     if _recent(history.overrun_at, seen.now):
         return _unhealthy(ConditionReason.TRIMMED_UNSETTLED, "trimmed messages that a group had not settled")
@@ -123,8 +133,12 @@ def retention_healthy(  # noqa: PLR0911 - one per cause
     return _HEALTHY
 
 
-def group_retention(group: str, history: RetentionHistory | None) -> ConditionUpdate:
-    """Returns whether a group prevents its stream from being trimmed."""
+def group_retention(group: str, history: RetentionHistory | None, crowd: int = 0) -> ConditionUpdate:
+    """Returns whether a group prevents its stream from being trimmed, or has a `crowd` of consumers."""
+    if crowd:
+        return _unhealthy(ConditionReason.TOO_MANY_CONSUMERS, f"the group has more than {CROWD:,} consumers")
+    if history is not None and (why := history.report.failed.get(group)):
+        return _unhealthy(ConditionReason.JANITOR_FAILED, f"cannot clean up after this group: {why}")
     if history is not None and history.report.held_by == group:
         return _unhealthy(
             ConditionReason.HELD_BY_GROUP, "messages older than the stream's minAge not settled by this group"

@@ -6,10 +6,10 @@ import asyncio
 import random as randomness
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
 
-from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
+from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost, ProtocolError
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster, ClusterRefused, ClusterUnavailable, Unreadable
 from agentstream_operator.plan.agents import AgentName
@@ -41,6 +41,7 @@ from agentstream_operator.reconcile.state.index import AGENT, ResourceIndex, age
 from agentstream_operator.reconcile.state.live_access import LiveAccess
 from agentstream_operator.reconcile.state.state import EngineOptions, State
 from agentstream_operator.reconcile.status import StatusWriter
+from agentstream_operator.reconcile.supervision import supervised
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.parse import AnyResource
@@ -149,17 +150,23 @@ class Engine:
         """Reconciles until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._queue.run(self._work), name="reconcile")
-                tasks.create_task(self._server.watch(), name="probe the server")
-                tasks.create_task(self._access.watch(), name="list users and routes")
-                tasks.create_task(self._monitor.watch(), name="measure streams")
-                tasks.create_task(self._wakeup.watch(), name="wake groups")
-                tasks.create_task(self._janitor.watch(), name="janitor")
-                tasks.create_task(self._pod_cleanup.watch(), name="clean up after pods")
-                tasks.create_task(self._deletion_cost.watch(), name="set pod deletion costs")
-                tasks.create_task(self._resync(), name="resync")
+                for name, run in self._tasks().items():
+                    tasks.create_task(supervised(name, run), name=name)
         finally:
             await self._observer.close()
+
+    def _tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        return {
+            "reconcile": lambda: self._queue.run(self._work),
+            "probe the server": self._server.watch,
+            "list users and routes": self._access.watch,
+            "measure streams": self._monitor.watch,
+            "wake groups": self._wakeup.watch,
+            "clean up streams": self._janitor.watch,
+            "clean up after pods": self._pod_cleanup.watch,
+            "set pod deletion costs": self._deletion_cost.watch,
+            "check everything anew": self._resync,
+        }
 
     async def idle(self) -> None:
         """Waits until no key is queued or being reconciled; delayed keys do not count."""
@@ -250,18 +257,20 @@ class Engine:
             self._server.probe_now()
             raise TryAgain(str(error)) from error
         except AgentStreamError as error:
-            await self._report_refusal(key, str(error))
+            await self._report_refusal(key, error)
             raise TryAgain(str(error)) from error
         except (ClusterUnavailable, ClusterRefused) as error:
             raise TryAgain(str(error)) from error
         return None
 
-    async def _report_refusal(self, key: ResourceKey, why: str) -> None:
-        """Writes the server's refusal into the status of a resource."""
+    async def _report_refusal(self, key: ResourceKey, error: AgentStreamError) -> None:
+        """Writes the server's refusal, or what cannot be read there, into the status of a resource."""
         resource = self._state.resources.get(key)
         if resource is not None:
-            kind, reason = ConditionType.SYNCED, ConditionReason.RECONCILING
-            refused = ConditionUpdate(kind, "False", reason, f"the server refused a command: {why}")
+            reason, why = ConditionReason.RECONCILING, f"the server refused a command: {error}"
+            if isinstance(error, ProtocolError):
+                reason, why = ConditionReason.STATS_UNREADABLE, str(error)
+            refused = ConditionUpdate(ConditionType.SYNCED, "False", reason, why)
             reported = self._state.memory.reported(resource)
             await self._context.status.write(resource, reported, with_ready((REACHABLE, refused)), {})
 

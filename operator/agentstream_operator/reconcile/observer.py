@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from agentstream.errors import AgentStreamError
+import msgspec
+
+from agentstream.errors import AgentStreamError, ProtocolError
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.plan.accounting import accumulate_account, counters
 from agentstream_operator.plan.conditions import Plan
-from agentstream_operator.plan.observed import StreamSeen
+from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.signal import follow_progress, follow_rate, stalled
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
 from agentstream_operator.reconcile.state.memory import GroupMemory
@@ -77,8 +79,9 @@ class Observer:
         await asyncio.sleep(0)
         del self._waiting[stream.key]
         at = asyncio.get_running_loop().time()
-        seen = await self.broker.observe(stream.stream_key, self._declared(stream))
-        self._remember(stream, seen, at)
+        seen = self._take(stream, await self.broker.observe(stream.stream_key, self._declared(stream)), at)
+        if isinstance(seen, AgentStreamError):
+            raise seen
         return seen
 
     async def observe_all(self, streams: Sequence[AgentStream]) -> list[StreamSeen | AgentStreamError]:
@@ -91,12 +94,22 @@ class Observer:
             found = await self.broker.measure(looks)
         except AgentStreamError as error:
             found = [error] * len(streams)
-        for stream, seen in zip(streams, found, strict=True):
-            if not isinstance(seen, AgentStreamError):
-                self._remember(stream, seen, at)
-            elif stream.key in remembered:
-                remembered[stream.key].seen = None
-        return found
+        return [self._take(stream, seen, at) for stream, seen in zip(streams, found, strict=True)]
+
+    def _take(
+        self, stream: AgentStream, seen: StreamSeen | AgentStreamError, at: float
+    ) -> StreamSeen | AgentStreamError:
+        """Remembers one of many observations. Returns it, or the error that is this stream's alone."""
+        if not isinstance(seen, AgentStreamError):
+            try:
+                return self._remember(stream, seen, at)
+            except Exception as error:  # noqa: BLE001 - what one stream holds must not hide the others
+                seen = ProtocolError(f"cannot make sense of {stream.stream_key}: {error}")
+                seen.__cause__ = error
+        memory = self.state.memory.streams
+        if stream.key in memory:
+            memory[stream.key].seen = None
+        return seen
 
     async def close(self) -> None:
         """Cancels observations under way."""
@@ -108,13 +121,17 @@ class Observer:
     def _declared(self, stream: AgentStream) -> list[str]:
         return [declared.name for declared in self.state.resources.declared(stream.key)]
 
-    def _remember(self, stream: AgentStream, seen: StreamSeen, at: float) -> None:
-        """Remembers an observation requested at a time of the loop's clock, unless a later one is known."""
+    def _remember(self, stream: AgentStream, seen: StreamSeen, at: float) -> StreamSeen:
+        """Remembers an observation requested at a time of the loop's clock, unless a later one is known.
+
+        Returns it, with the last known values of counters that hold no number.
+        """
         streams, groups = self.state.memory.streams, self.state.memory.groups
         memory = streams.get(stream.key)
         if memory is None or at < memory.seen_at:
-            return
+            return seen
         before, shown = memory.seen, memory.shown
+        seen = completed(shown, seen)
         memory.seen = memory.shown = seen
         if shown is not None and shown.type != "none" and seen.type == "none":
             # reconciling the stream creates it again, whichever loop noticed
@@ -124,6 +141,30 @@ class Observer:
         for key, group, name in self.state.resources.declared(stream.key):
             if key in groups and name in seen.groups:
                 _update_group(groups[key], group, name, before, seen)
+        return seen
+
+
+def completed(before: StreamSeen | None, seen: StreamSeen) -> StreamSeen:
+    """Returns an observation with the last known values of counters that hold no number on the server."""
+    groups = dict(seen.groups)
+    for name, group in seen.groups.items():
+        known = before.groups.get(name) if before is not None and group.misread else None
+        if known is not None:
+            last = {each: known.stats[each] for each in group.misread if each in known.stats}
+            groups[name] = msgspec.structs.replace(group, stats={**last, **group.stats})
+    return msgspec.structs.replace(seen, groups=groups) if groups != seen.groups else seen
+
+
+def what_was_misread(before: GroupSeen | None, group: GroupSeen) -> str | None:
+    """Returns what agents wrote into keys of a group that could not be read; None if nothing lately."""
+    if group.unreadable:
+        return "a key of the group is of another type than it should be"
+    if group.misread:
+        return f"counters that held no number got their last known value back: {', '.join(group.misread)}"
+    dropped = "unreadable"
+    if before is not None and group.stats.get(dropped, 0) > before.stats.get(dropped, 0):
+        return "something that no client of AgentStream wrote was dropped"
+    return None
 
 
 def is_same(before: StreamSeen, after: StreamSeen) -> bool:
@@ -139,7 +180,10 @@ def concerns_plans(before: StreamSeen, after: StreamSeen) -> bool:
 def _facts(seen: StreamSeen) -> tuple[object, ...]:
     """What plans depend on; checkpoints in the meta hash are no part of it."""
     owner = [seen.meta.get(name) for name in ("installation", "namespace", "name", "uid")]
-    groups = {name: (g.exists, g.retry_ready, g.exact, g.dead > 0) for name, g in seen.groups.items()}
+    groups = {
+        name: (g.exists, g.retry_ready, g.exact, g.dead > 0, g.misread, g.unreadable, g.crowded)
+        for name, g in seen.groups.items()
+    }
     return seen.type, seen.contracts, owner, groups
 
 
@@ -147,6 +191,9 @@ def _update_group(
     memory: GroupMemory, group: ConsumerGroup, name: str, before: StreamSeen | None, after: StreamSeen
 ) -> None:
     found = after.groups[name]
+    known = before.groups.get(name) if before is not None else None
+    if (misread := what_was_misread(known, found)) is not None:
+        memory.misread, memory.misread_at = misread, after.now
     memory.progress = follow_progress(memory.progress, found, after.now)
     lease = group.spec.delivery.lease.milliseconds
     memory.stalled = stalled(memory.progress, found, lease, after.now) and not group.spec.suspend

@@ -223,6 +223,16 @@ class ConditionReason(StrEnum):
         "`onFull: TrimOldest` removed messages that a group had not settled.",
         "Let consumers catch up, or choose another `onFull`.",
     )
+    JANITOR_FAILED = (
+        "JanitorFailed",
+        "The stream could not be cleaned up: nothing is trimmed, and delayed retries wait for consumers.",
+        f"{_READ}: it has the server's error. The operator tries again every few seconds.",
+    )
+    TOO_MANY_CONSUMERS = (
+        "TooManyConsumers",
+        "The group has more than 1,000 consumers: those that are gone are removed once a minute only.",
+        "Find out which client makes up names of consumers.",
+    )
     LAG_EXACT = "LagExact", "The lag is exact."
     LAG_ESTIMATED = (
         "LagEstimated",
@@ -233,6 +243,11 @@ class ConditionReason(StrEnum):
         "LagUnknown",
         "The lag is not known; the number of replicas is left as it is.",
         "Check that the server answers and that the group exists.",
+    )
+    STATS_UNREADABLE = (
+        "StatsUnreadable",
+        "A key of the group holds what no client of AgentStream wrote; counters get their last value back.",
+        "Find out which consumer of the group writes there. If it lasts, read the message.",
     )
     SUSPENDED = (
         "Suspended",

@@ -71,6 +71,8 @@ class Metrics(Exposition):
             yield round_trips(health.round_trips)
             text = "Actions of the janitor on all streams."
             yield counters("agentstream_janitor", text, ("action",), health.janitor)
+            text = "Failures of background work on single streams or groups."
+            yield counters("agentstream_background_failures", text, ("loop",), health.faults)
         resources = GaugeMetricFamily(
             "agentstream_resources",
             "Resources by condition and its status.",

@@ -32,7 +32,7 @@ def live(state: ProbeState) -> str | None:
         return f"watches missed {state.missed} changes in a row"
     if state.health is not None and state.health.oldest > STUCK:
         return f"a resource has waited {state.health.oldest:.0f} s to be reconciled"
-    return None
+    return state.health.standing if state.health is not None else None
 
 
 def ready(state: ProbeState) -> str | None:

@@ -72,8 +72,8 @@ end
 
 -- Removes the consumers of a group for which `is_gone(name, idle ms)` is true and that hold nothing on either of its
 -- streams: the server would drop the entries of a removed consumer. The next command of a living one creates it again.
--- Returns the removed names, at most a page.
-local function remove_consumers(key, base, group, is_gone)
+-- Returns the removed names, at most `limit`.
+local function remove_consumers(key, base, group, limit, is_gone)
   local found, removed = {}, {}
   for _, stream in ipairs({key, base .. ':retry:' .. group}) do
     -- without a group there are no consumers
@@ -87,7 +87,7 @@ local function remove_consumers(key, base, group, is_gone)
   end
   local remain, last_seen = false
   for name, c in pairs(found) do
-    if #removed < PAGE and c.pending == 0 and is_gone(name, c.idle) then
+    if #removed < limit and c.pending == 0 and is_gone(name, c.idle) then
       for _, stream in ipairs(c.streams) do redis.call('XGROUP', 'DELCONSUMER', stream, group, name) end
       removed[#removed + 1] = name
       last_seen = math.max(last_seen or 0, now_ms() - c.idle)
@@ -108,7 +108,7 @@ end
 local function remove_consumers_of_pod(keys, args)
   check_lengths(args, 1, 4, LONGEST_NAME)
   if args[4] ~= '' then number_in(args[4], 0, MOST) end
-  return remove_consumers(keys[1], args[1], args[2], function(name) return has_left(name, args[3], args[4]) end)
+  return remove_consumers(keys[1], args[1], args[2], PAGE, function(name) return has_left(name, args[3], args[4]) end)
 end
 
 register('as1_orphan', orphan, {'allow-oom'})

@@ -3,6 +3,10 @@
 -- A consumer reads every few seconds, or holds entries. One that did neither for so many ms is gone.
 local FORGET = 60000
 
+-- A group with more consumers than any workload has is looked at once in so many ms, as the server lists all of them at once;
+-- then so many of them are removed.
+local CROWD, CROWD_EVERY, CROWD_PAGE = 1000, 60000, 20000
+
 -- As many as this of a page were forgotten: another page at once. So a tenth of what is kept is outdated, at most.
 local WORTHWHILE = PAGE / 10
 -- The most nodes of a stream, with up to a hundred entries each, that one call removes.
@@ -114,6 +118,16 @@ local function counted_groups(key, base, declared, now)
     if not counted[name] and is_alive(key, base, name, now) then counted[name] = g end
   end
   return counted
+end
+
+-- How many consumers of a group may be removed now: none of a crowd, but for once a minute.
+local function removable(stats, g, now)
+  if g.consumers <= CROWD then return PAGE end
+  local waited = now - (whole(redis.call('HGET', stats, 'crowd:at')) or 0)
+  -- a time in the future is one that a consumer wrote, or the clock was set back
+  if waited >= 0 and waited < CROWD_EVERY then return 0 end
+  redis.call('HSET', stats, 'crowd:at', string.format('%.0f', now))
+  return CROWD_PAGE
 end
 
 -- Records the id from which a group that was lost would resume.
@@ -255,7 +269,9 @@ local function janitor(keys, args)
   -- it is not known where a missing group will resume, so nothing may be trimmed
   if r.missing then return cjson.encode(r) end
   for_each(declared, r, function(d)
-    local gone = #remove_consumers(key, base, d.name, function(_, idle) return idle >= FORGET end)
+    local limit = removable(base .. ':stats:' .. d.name, counted[d.name], now)
+    if limit == 0 then return end
+    local gone = #remove_consumers(key, base, d.name, limit, function(_, idle) return idle >= FORGET end)
     r.forgotten, r.more = r.forgotten + gone, r.more or gone == PAGE
   end)
   -- if the clock jumped ahead, nothing is trimmed before new entries have ids of the new time

@@ -1,7 +1,24 @@
 -- Reads the state of streams and their groups for the operator, of many streams in one call.
 
--- The latest time, in ms, that is written as a whole number in JSON.
-local LATEST = 99999999999999
+-- The latest time, in ms, and the digits of a counter, that are kept exactly in JSON.
+local LATEST, DIGITS = 99999999999999, 14
+-- The counters of a group that are read: its consumers may write any other field, and anything into these.
+local COUNTED = {'acked', 'skipped', 'settled', 'resettled', 'retried', 'released', 'dead', 'trimmed', 'base:read',
+  'base:settled', 'unreadable', 'le:inf'}
+for i = 1, #BOUNDS do COUNTED[#COUNTED + 1] = 'le:' .. BOUNDS[i] end
+
+-- The counters of a group by name, and the names of those that hold something else than a number.
+local function counters_of(stats)
+  local counters, misread = {}, {}
+  for i, value in ipairs(redis.call('HMGET', stats, unpack(COUNTED))) do
+    if value and #value <= DIGITS and string.find(value, '^%d+$') then
+      counters[COUNTED[i]] = tonumber(value)
+    elseif value then
+      misread[#misread + 1] = COUNTED[i]
+    end
+  end
+  return counters, misread
+end
 
 -- Adds to `o` the state of the keys that belong to a declared group.
 local function observe_derived(base, name, now, o)
@@ -18,13 +35,8 @@ local function observe_derived(base, name, now, o)
     if o.next_due <= now then o.due = redis.call('ZCOUNT', delay_key, '-inf', now) end
   end
   o.dead = redis.call('XLEN', base .. ':dlq:' .. name)
-  o.stats = {}
-  local stats = redis.call('HGETALL', base .. ':stats:' .. name)
-  for i = 1, #stats, 2 do
-    -- these say nothing about the group, and cursors change while nothing else does
-    local is_own = stats[i] == 'gone' or string.find(stats[i], '^sweep:') or string.find(stats[i], ':at$')
-    if not is_own then o.stats[stats[i]] = stats[i + 1] end
-  end
+  o.stats, o.misread = counters_of(base .. ':stats:' .. name)
+  if #o.misread == 0 then o.misread = nil end
 end
 
 -- The state of a stream, with the keys of its declared groups.

@@ -30,7 +30,7 @@ GROUP = GroupSeen(
     retry_pending=2,
     delayed=4,
     due=1,
-    stats={"settled": "40", "resettled": "2"},
+    stats={"settled": 40, "resettled": 2},
 )
 
 

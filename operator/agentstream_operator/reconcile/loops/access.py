@@ -11,6 +11,7 @@ from agentstream_operator.cluster.port import Cluster
 from agentstream_operator.plan.agents import AgentName, strays
 from agentstream_operator.reconcile.loops.server import ServerWatch
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
+from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.index import agent_key
 from agentstream_operator.reconcile.state.memory import AgentMemory
 from agentstream_operator.reconcile.state.state import State
@@ -31,7 +32,7 @@ class AccessWatch:
         due = self.state.access.due
         while True:
             due.clear()
-            await self.server.guard(self.list_access())
+            await self.server.guard(Loop.ACCESS, self.list_access())
             with contextlib.suppress(TimeoutError):
                 # not wait_for, which in Python 3.11 loses a cancellation that comes with the event
                 async with asyncio.timeout(self.state.options.loops.access):

@@ -10,6 +10,7 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster, ClusterUnavailable
 from agentstream_operator.plan.scaling import may_lower
 from agentstream_operator.reconcile.resources.consumers import set_deletion_costs, workload_signal
+from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -36,7 +37,12 @@ class DeletionCost:
             # one group after the other: a burst of pod updates must not delay other writes
             for group in self._groups():
                 if self.state.resources.groups.get(group.key) is group:
-                    await self._update(group)
+                    try:
+                        await self._update(group)
+                    except Exception as error:  # noqa: BLE001 - the other groups go on
+                        self.state.faults.failed(Loop.COSTS, group.key, error)
+                    else:
+                        self.state.faults.fine(Loop.COSTS, group.key)
                 # lets other tasks run in between
                 await asyncio.sleep(0)
 

@@ -7,18 +7,21 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from agentstream.errors import AccessDenied, ConnectionLost
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.retention import (
     JanitorSpec,
     janitor_actions,
     janitor_spec,
     remember,
+    remember_failure,
     retention_healthy,
 )
 from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.loops.server import ServerWatch
 from agentstream_operator.reconcile.observer import is_same
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
+from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.memory import JanitorPass
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.agentstream import AgentStream
@@ -44,9 +47,9 @@ class Janitor:
         parts = max(1, round(loops.janitor / loops.measure))
         for part in itertools.cycle(range(parts)):
             streams = tuple(self.state.resources.streams.values())[part::parts]
-            await self.server.guard(self.clean(streams))
+            await self.server.guard(Loop.CLEAN, self.clean(streams))
             if not part:
-                await self.server.guard(self._expire_replies())
+                await self.server.guard(Loop.REPLIES, self._expire_replies())
             await asyncio.sleep(loops.janitor / parts)
 
     async def _expire_replies(self) -> None:
@@ -63,13 +66,20 @@ class Janitor:
         passes = (self.broker.janitor(spec) for _, spec in due)
         reports = await asyncio.gather(*passes, return_exceptions=True)
         for (stream, spec), report in zip(due, reports, strict=True):
-            if isinstance(report, BaseException):
-                self.server.note_failure(report)
+            memory = memories.streams.get(stream.key)
+            if memory is None:
                 continue
-            memories.janitor.update(janitor_actions(report))
-            memory = memories.streams[stream.key]
-            memory.cleaned = JanitorPass(now, spec, memory.seen)
-            memory.history = remember(memory.history, report, memory.now)
+            if isinstance(report, BaseException):
+                self.server.note_failure(Loop.CLEAN, stream.key, report)
+                if isinstance(report, ConnectionLost | AccessDenied | asyncio.CancelledError):
+                    continue
+                memory.history = remember_failure(memory.history, str(report) or type(report).__name__)
+            else:
+                self.state.faults.fine(Loop.CLEAN, stream.key)
+                memories.janitor.update(janitor_actions(report))
+                # what is left to do is due at once
+                memory.cleaned = None if report.more else JanitorPass(now, spec, memory.seen)
+                memory.history = remember(memory.history, report, memory.now)
             if memory.seen is not None:
                 update = retention_healthy(stream, memory.seen, memory.history, self.state.backend.eviction)
                 if not any(update[:3] == reported[:3] for reported in memory.reported.conditions):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 from collections.abc import Sequence
 
@@ -21,6 +20,7 @@ from agentstream_operator.reconcile.resources.consumers import (
 )
 from agentstream_operator.reconcile.resources.groups import numbers_of_group
 from agentstream_operator.reconcile.resources.streams import numbers_of_stream
+from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -49,7 +49,7 @@ class Monitor:
             began = asyncio.get_running_loop().time()
             scaling = self._scaling_streams()
             due = [s for n, s in enumerate(streams.values()) if n % parts == part or s.key in scaling]
-            await self._server.guard(self._measure(due))
+            await self._server.guard(Loop.MEASURE, self._measure(due))
             await asyncio.sleep(max(0.0, began + loops.measure - asyncio.get_running_loop().time()))
 
     async def measure_all(self) -> None:
@@ -64,16 +64,27 @@ class Monitor:
         for first in range(0, len(groups), _BATCH):
             for group in groups[first : first + _BATCH]:
                 # reconciling the group reports the error; the other groups must not wait for that
-                with contextlib.suppress(ClusterRefused, ClusterUnavailable):
+                try:
                     await self._check_group(group)
+                except (ClusterRefused, ClusterUnavailable):
+                    pass
+                except Exception as error:  # noqa: BLE001 - see above
+                    self._server.note_failure(Loop.MEASURE, group.key, error)
+                else:
+                    self._state.faults.fine(Loop.MEASURE, group.key)
             await asyncio.sleep(0)
 
     async def _measure_streams(self, streams: Sequence[AgentStream]) -> None:
         before = [self._state.memory.streams[stream.key].seen for stream in streams]
         found = await self._context.observer.observe_all(streams)
-        for error in {id(new): new for new in found if isinstance(new, AgentStreamError)}.values():
-            self._server.note_failure(error)
         for stream, old, new in zip(streams, before, found, strict=True):
+            if not isinstance(new, AgentStreamError):
+                self._state.faults.fine(Loop.MEASURE, stream.key)
+            elif self._server.note_failure(Loop.MEASURE, stream.key, new):
+                # reconciling them reports the error
+                self._queue.add_all(
+                    (stream.key, *self._state.resources.readers_of(stream.key)), Priority.EVENT
+                )
             if isinstance(new, AgentStreamError):
                 continue
             if old is None or (not is_same(old, new) and concerns_plans(old, new)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 
 from agentstream.errors import AgentStreamError
@@ -13,8 +13,11 @@ from agentstream.protocol.keys import Nudge
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster
 from agentstream_operator.plan.observed import Gone
+from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.reconcile.state.state import State
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 
 _log = logging.getLogger(__name__)
@@ -92,12 +95,13 @@ class PodCleanup:
                 await self.broker.nudge(workload.namespace, owner.agent_name, Nudge.SWEEP)
             for gone in pods:
                 await self._remove(workload, gone)
-        except AgentStreamError as error:
+        except Exception as error:  # noqa: BLE001 - the pods of other groups are not concerned
             names = ", ".join(sorted(gone.pod for gone in pods))
             _log.info(
                 "could not release the messages of %s; they are redelivered when their leases expire: %s",
                 names,
                 error,
+                exc_info=None if isinstance(error, AgentStreamError) else error,
             )
 
     async def watch(self) -> None:
@@ -108,16 +112,22 @@ class PodCleanup:
             await asyncio.sleep(loops.measure)
             if self.state.backend.outage is not None:
                 continue
-            try:
-                await self._release_again(loop.time())
-                # the others were just looked at
-                for workload, gone in self._holding - self._to_release_again.keys():
-                    await self._remove(workload, gone)
-                if loop.time() >= due:
-                    due = loop.time() + loops.resync
-                    await self._remove_unnoticed()
-            except AgentStreamError as error:
-                _log.info("could not remove consumers of deleted pods yet: %s", error)
+            await self._release_again(loop.time())
+            # the others were just looked at
+            for workload, gone in self._holding - self._to_release_again.keys():
+                await self._alone(workload, self._remove(workload, gone))
+            if loop.time() >= due:
+                due = loop.time() + loops.resync
+                await self._remove_unnoticed()
+
+    async def _alone(self, workload: ResourceKey, step: Coroutine[None, None, None]) -> None:
+        """Runs a step for a workload; its failure concerns no other."""
+        try:
+            await step
+        except Exception as error:  # noqa: BLE001 - see above
+            self.state.faults.failed(Loop.PODS, workload, error)
+        else:
+            self.state.faults.fine(Loop.PODS, workload)
 
     async def _release_again(self, now: float) -> None:
         """Releases what recently deleted pods claimed or renewed since.
@@ -137,34 +147,45 @@ class PodCleanup:
     async def _remove_unnoticed(self) -> None:
         """Finds consumers whose pods ended unnoticed, as while this process was down."""
         for group in tuple(self.state.resources.groups.values()):
-            pods = await self.cluster.pods(group) if group.spec.template is not None else None
-            if pods is None:
-                continue
-            silence = _LEASES * group.spec.delivery.lease.milliseconds
-            gone = set()
-            for key, name in self._consumed(group.key):
-                for consumer in await self.broker.consumers(key, name):
-                    if consumer.idle > silence and pods.has_lost(consumer.pod):
-                        gone.add(consumer.pod)
-            for pod in gone:
-                await self._remove(group.key, Gone(pod))
+            await self._alone(group.key, self._find_unnoticed(group))
+
+    async def _find_unnoticed(self, group: ConsumerGroup) -> None:
+        pods = await self.cluster.pods(group) if group.spec.template is not None else None
+        if pods is None:
+            return
+        silence = _LEASES * group.spec.delivery.lease.milliseconds
+        gone = set()
+        for key, name in self._consumed(group.key, crowds=False):
+            for consumer in await self.broker.consumers(key, name):
+                if consumer.idle > silence and pods.has_lost(consumer.pod):
+                    gone.add(consumer.pod)
+        for pod in gone:
+            await self._remove(group.key, Gone(pod))
 
     async def _remove(self, workload: ResourceKey, gone: Gone) -> None:
         """Removes the consumers of ended processes; those with pending entries are retried."""
         remain = False
-        for key, group in self._consumed(workload):
+        for key, group in self._consumed(workload, crowds=False):
             await self.broker.remove_consumers(key, group, gone)
             consumers = await self.broker.consumers(key, group)
             remain = remain or any(gone.covers(consumer.name) for consumer in consumers)
         (self._holding.add if remain else self._holding.discard)((workload, gone))
 
-    def _consumed(self, workload: ResourceKey) -> Iterator[tuple[str, str]]:
-        """Yields stream key and name of each group of a workload's agent."""
+    def _consumed(self, workload: ResourceKey, *, crowds: bool = True) -> Iterator[tuple[str, str]]:
+        """Yields stream key and name of each group of a workload's agent.
+
+        Without `crowds`, not those with so many consumers that listing them is left to the janitor.
+        """
         resources = self.state.resources
         owner = resources.groups.get(workload)
         if owner is None:
             return
         for group in resources.groups_of_agent(owner):
             stream = resources.streams.get(stream_of(group))
-            if stream is not None:
+            if stream is not None and (crowds or not self._crowded(stream, group.group_name)):
                 yield stream.stream_key, group.group_name
+
+    def _crowded(self, stream: AgentStream, group: str) -> bool:
+        shown = self.state.memory.streams[stream.key].shown
+        seen = shown.groups.get(group) if shown is not None else None
+        return seen is not None and seen.crowded

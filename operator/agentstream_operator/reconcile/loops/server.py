@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
+from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.meta import ResourceKey
 
@@ -53,24 +54,26 @@ class ServerWatch:
                     async with asyncio.timeout(options.loops.measure):
                         await self._doubt.wait()
 
-    async def guard(self, step: Coroutine[None, None, None]) -> None:
-        """Runs a step of a loop if the server answers; logs its failure, so that the loop goes on."""
+    async def guard(self, loop: Loop, step: Coroutine[None, None, None]) -> None:
+        """Runs a round of a loop if the server answers; notes its failure, so that the loop goes on."""
         if self.state.backend.outage is not None:
             step.close()
+            self.state.faults.completed(loop)
             return
         try:
             await step
         except Exception as error:  # noqa: BLE001 - see above
-            self.note_failure(error)
+            self.note_failure(loop, loop, error)
+        else:
+            self.state.faults.fine(loop, loop)
+            self.state.faults.completed(loop)
 
-    def note_failure(self, error: BaseException) -> None:
-        """Probes the server after a broken connection; logs any other error."""
+    def note_failure(self, loop: Loop, about: object, error: BaseException) -> bool:
+        """Probes the server after a broken connection; notes any other error. Returns whether that is new."""
         if isinstance(error, ConnectionLost | AccessDenied):
             self.probe_now()
-        elif isinstance(error, AgentStreamError):
-            _log.warning("the server refused a command: %s", error)
-        else:
-            _log.error("a background step failed", exc_info=error)
+            return False
+        return self.state.faults.failed(loop, about, error)
 
     def check_all(self, priority: Priority) -> None:
         """Drops all observations and queues every key."""

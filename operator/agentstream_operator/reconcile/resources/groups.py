@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from agentstream_operator.plan.actions import ResetCounters
 from agentstream_operator.plan.agents import agents_of
 from agentstream_operator.plan.conditions import NO_CONFLICT, Plan
 from agentstream_operator.plan.groups import STREAM_READY, GroupInput, plan_group
 from agentstream_operator.plan.observed import StreamSeen
+from agentstream_operator.plan.retention import REMEMBERED
 from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.queue import TryAgain
@@ -59,7 +61,7 @@ async def _reconcile(context: Context, group: ConsumerGroup, stream: AgentStream
     if plan.finished:
         return None
     memory = state.memory.groups[key]
-    if plan.actions:
+    if not all(isinstance(action, ResetCounters) for action in plan.actions):
         return context.recheck(group)
     memory.reported.rounds = 0
     # a refused workload made the group not ready; it was in effect before, and the workload is retried
@@ -93,6 +95,7 @@ def _plan(state: State, group: ConsumerGroup, stream: AgentStream | None, seen: 
             outage=state.backend.outage,
             seen=seen,
             established=memory.established,
+            misread=memory.misread if seen is not None and seen.now - memory.misread_at <= REMEMBERED else "",
             stream_lost=memory.stream_lost,
             agents=state.memory.state_of(agents_of(group)),
             history=state.memory.streams[stream.key].history if stream is not None else None,

@@ -83,6 +83,8 @@ class GroupMemory:
     stream_lost: bool = False  # whether the stream lost entries since
     progress: Progress | None = None
     stalled: bool = False
+    misread: str = ""  # what of its keys could not be read, at the latest such observation
+    misread_at: int = 0  # when that was, in ms of the server's clock
     counters: GroupTotals | None = None  # at the latest update of the account
     account: Account = field(default_factory=Account)  # since the engine started
     replicas: Replicas | None = None  # at the latest decision
