@@ -148,9 +148,10 @@ def completed(before: StreamSeen | None, seen: StreamSeen) -> StreamSeen:
     """Returns an observation with the last known values of counters that hold no number on the server."""
     groups = dict(seen.groups)
     for name, group in seen.groups.items():
-        known = before.groups.get(name) if before is not None and group.misread else None
-        if known is not None:
-            last = {each: known.stats[each] for each in group.misread if each in known.stats}
+        known = before.groups.get(name) if before is not None else None
+        if known is not None and (group.misread or group.unreadable):
+            lacking = known.stats if group.unreadable else group.misread
+            last = {each: known.stats[each] for each in lacking if each in known.stats}
             groups[name] = msgspec.structs.replace(group, stats={**last, **group.stats})
     return msgspec.structs.replace(seen, groups=groups) if groups != seen.groups else seen
 

@@ -72,7 +72,7 @@ class Metrics(Exposition):
             text = "Actions of the janitor on all streams."
             yield counters("agentstream_janitor", text, ("action",), health.janitor)
             text = "Failures of background work on single streams or groups."
-            yield counters("agentstream_background_failures", text, ("loop",), health.faults)
+            yield counters("agentstream_background_failures", text, ("loop",), health.failures)
         resources = GaugeMetricFamily(
             "agentstream_resources",
             "Resources by condition and its status.",

@@ -44,9 +44,15 @@ REACHABLE = condition(ConditionType.BACKEND_REACHABLE, "True", ConditionReason.R
 async def test_an_engine_that_has_not_begun_says_so() -> None:
     found = engine().health
     assert found == OperatorHealth(
-        None, complete=False, waiting=0, oldest=0.0, round_trips=7, janitor=found.janitor, faults=found.faults
+        None,
+        complete=False,
+        waiting=0,
+        oldest=0.0,
+        round_trips=7,
+        janitor=found.janitor,
+        failures=found.failures,
     )
-    assert {*found.janitor.values(), *found.faults.values()} == {0}
+    assert {*found.janitor.values(), *found.failures.values()} == {0}
 
 
 async def test_what_waits_is_counted_and_how_long_it_has() -> None:

@@ -11,8 +11,8 @@ from agentstream_operator.cluster.port import Cluster
 from agentstream_operator.plan.agents import AgentName, strays
 from agentstream_operator.reconcile.loops.server import ServerWatch
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
-from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.index import agent_key
+from agentstream_operator.reconcile.state.loop_failures import Loop
 from agentstream_operator.reconcile.state.memory import AgentMemory
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.meta import ResourceKey

@@ -10,8 +10,8 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster, ClusterUnavailable
 from agentstream_operator.plan.scaling import may_lower
 from agentstream_operator.reconcile.resources.consumers import set_deletion_costs, workload_signal
-from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.index import stream_of
+from agentstream_operator.reconcile.state.loop_failures import Loop
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -40,9 +40,9 @@ class DeletionCost:
                     try:
                         await self._update(group)
                     except Exception as error:  # noqa: BLE001 - the other groups go on
-                        self.state.faults.failed(Loop.COSTS, group.key, error)
+                        self.state.failures.failed(Loop.COSTS, group.key, error)
                     else:
-                        self.state.faults.fine(Loop.COSTS, group.key)
+                        self.state.failures.fine(Loop.COSTS, group.key)
                 # lets other tasks run in between
                 await asyncio.sleep(0)
 

@@ -21,7 +21,7 @@ from agentstream_operator.plan.streams import managed
 from agentstream_operator.reconcile.loops.server import ServerWatch
 from agentstream_operator.reconcile.observer import is_same
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
-from agentstream_operator.reconcile.state.faults import Loop
+from agentstream_operator.reconcile.state.loop_failures import Loop
 from agentstream_operator.reconcile.state.memory import JanitorPass
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.agentstream import AgentStream
@@ -75,7 +75,7 @@ class Janitor:
                     continue
                 memory.history = remember_failure(memory.history, str(report) or type(report).__name__)
             else:
-                self.state.faults.fine(Loop.CLEAN, stream.key)
+                self.state.failures.fine(Loop.CLEAN, stream.key)
                 memories.janitor.update(janitor_actions(report))
                 # what is left to do is due at once
                 memory.cleaned = None if report.more else JanitorPass(now, spec, memory.seen)

@@ -20,8 +20,8 @@ from agentstream_operator.reconcile.resources.consumers import (
 )
 from agentstream_operator.reconcile.resources.groups import numbers_of_group
 from agentstream_operator.reconcile.resources.streams import numbers_of_stream
-from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.index import stream_of
+from agentstream_operator.reconcile.state.loop_failures import Loop
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -71,7 +71,7 @@ class Monitor:
                 except Exception as error:  # noqa: BLE001 - see above
                     self._server.note_failure(Loop.MEASURE, group.key, error)
                 else:
-                    self._state.faults.fine(Loop.MEASURE, group.key)
+                    self._state.failures.fine(Loop.MEASURE, group.key)
             await asyncio.sleep(0)
 
     async def _measure_streams(self, streams: Sequence[AgentStream]) -> None:
@@ -79,7 +79,7 @@ class Monitor:
         found = await self._context.observer.observe_all(streams)
         for stream, old, new in zip(streams, before, found, strict=True):
             if not isinstance(new, AgentStreamError):
-                self._state.faults.fine(Loop.MEASURE, stream.key)
+                self._state.failures.fine(Loop.MEASURE, stream.key)
             elif self._server.note_failure(Loop.MEASURE, stream.key, new):
                 # reconciling them reports the error
                 self._queue.add_all(

@@ -13,8 +13,8 @@ from agentstream.protocol.keys import Nudge
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster
 from agentstream_operator.plan.observed import Gone
-from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.index import stream_of
+from agentstream_operator.reconcile.state.loop_failures import Loop
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -125,9 +125,9 @@ class PodCleanup:
         try:
             await step
         except Exception as error:  # noqa: BLE001 - see above
-            self.state.faults.failed(Loop.PODS, workload, error)
+            self.state.failures.failed(Loop.PODS, workload, error)
         else:
-            self.state.faults.fine(Loop.PODS, workload)
+            self.state.failures.fine(Loop.PODS, workload)
 
     async def _release_again(self, now: float) -> None:
         """Releases what recently deleted pods claimed or renewed since.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
-from agentstream_operator.reconcile.state.faults import Loop
+from agentstream_operator.reconcile.state.loop_failures import Loop
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.meta import ResourceKey
 
@@ -58,22 +58,22 @@ class ServerWatch:
         """Runs a round of a loop if the server answers; notes its failure, so that the loop goes on."""
         if self.state.backend.outage is not None:
             step.close()
-            self.state.faults.completed(loop)
+            self.state.failures.completed(loop)
             return
         try:
             await step
         except Exception as error:  # noqa: BLE001 - see above
             self.note_failure(loop, loop, error)
         else:
-            self.state.faults.fine(loop, loop)
-            self.state.faults.completed(loop)
+            self.state.failures.fine(loop, loop)
+            self.state.failures.completed(loop)
 
     def note_failure(self, loop: Loop, about: object, error: BaseException) -> bool:
         """Probes the server after a broken connection; notes any other error. Returns whether that is new."""
         if isinstance(error, ConnectionLost | AccessDenied):
             self.probe_now()
             return False
-        return self.state.faults.failed(loop, about, error)
+        return self.state.failures.failed(loop, about, error)
 
     def check_all(self, priority: Priority) -> None:
         """Drops all observations and queues every key."""

@@ -20,8 +20,8 @@ from agentstream_operator.reconcile.loops.server import ServerWatch
 from agentstream_operator.reconcile.observer import Observer
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
 from agentstream_operator.reconcile.resources.consumers import controls_replicas, decide_replicas
-from agentstream_operator.reconcile.state.faults import Loop
 from agentstream_operator.reconcile.state.index import stream_of
+from agentstream_operator.reconcile.state.loop_failures import Loop
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -101,7 +101,7 @@ class Wakeup:
             self._odd = frozenset()
         self._odd_until = asyncio.get_running_loop().time() + _LEFT_OUT
         for key in self._odd:
-            self.state.faults.failed(Loop.WAKE, self._watched[key].stream, error)
+            self.state.failures.failed(Loop.WAKE, self._watched[key].stream, error)
         if not self._odd:
             self._failed(error)
 

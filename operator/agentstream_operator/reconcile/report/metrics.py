@@ -30,7 +30,7 @@ class OperatorHealth:
     oldest: float  # seconds since the oldest of them was queued
     round_trips: int  # to the server since the start
     janitor: Mapping[str, int] = field(default_factory=dict)  # its actions since the start, by name
-    faults: Mapping[str, int] = field(
+    failures: Mapping[str, int] = field(
         default_factory=dict
     )  # failures of single items since the start, by loop
     standing: str | None = None  # which loop has not completed a round for long, and why
@@ -45,8 +45,8 @@ def health(state: State, broker: Broker, queue: WorkQueue[ResourceKey]) -> Opera
         oldest=queue.oldest(),
         round_trips=broker.round_trips,
         janitor=state.memory.janitor,
-        faults=state.faults.counts,
-        standing=state.faults.standing(),
+        failures=state.failures.counts,
+        standing=state.failures.standing(),
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from agentstream_operator.reconcile.state.faults import Faults
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.reconcile.state.live_access import LiveAccess
+from agentstream_operator.reconcile.state.loop_failures import LoopFailures
 from agentstream_operator.reconcile.state.memory import Memory
 from agentstream_operator.resources.parse import AnyResource
 
@@ -67,7 +67,7 @@ class State:
     access: LiveAccess
     memory: Memory = field(default_factory=Memory)
     backend: Backend = field(default_factory=Backend)
-    faults: Faults = field(default_factory=Faults)
+    failures: LoopFailures = field(default_factory=LoopFailures)
     now: Callable[[], datetime] = _utc_now
 
     def deleted_for(self, resource: AnyResource) -> float:

@@ -30,7 +30,7 @@ class Loop(StrEnum):
 _PROBED = (Loop.MEASURE, Loop.CLEAN)
 
 
-class Faults:
+class LoopFailures:
     """Counts failures of single streams and groups, and remembers when loops completed a round.
 
     Attributes:
