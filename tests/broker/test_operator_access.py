@@ -23,6 +23,7 @@ _NAME, _PASSWORD = "agentstream-operator", "of-the-operator"
 _SAID = {
     *("client|setname", "client|setinfo", "select", "info", "hset", "hdel", "hgetall"),
     *("acl|setuser", "acl|deluser", "acl|list", "acl|dryrun", "acl|save", "function|load"),
+    *("function|stats", "function|kill", "slowlog|get", "client|list"),
     *("fcall", "fcall_ro", "eval", "publish", "xinfo|consumers", "xread", "xreadgroup", "scan"),
 }
 

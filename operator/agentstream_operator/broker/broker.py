@@ -18,6 +18,7 @@ from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker import observe
 from agentstream_operator.broker.acl import Users
+from agentstream_operator.broker.busy import LongFunction, end_long_function
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.broker.server import BrokerClient, inspect, probe_lag
 from agentstream_operator.plan.actions import Action, DeleteUser, SetUser
@@ -161,6 +162,10 @@ class Broker:
         )
         self._probed, self._trusts_lag = seen.run_id, trusts_lag
         return msgspec.structs.replace(seen, trusts_lag=trusts_lag)
+
+    async def end_long_function(self) -> LongFunction | None:
+        """Ends a function that keeps the server busy for more than a second; None if there is none."""
+        return await end_long_function(self._client.call)
 
     async def consumers(self, key: str, group: str) -> tuple[ConsumerSeen, ...]:
         """Lists the consumers of a group; none if the group is missing."""

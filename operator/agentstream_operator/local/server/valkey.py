@@ -27,6 +27,8 @@ LIMITS = (
     "timeout 300",
     "tcp-keepalive 60",
     "maxclients 10000",
+    # ms; from then on the server takes the command that ends a function
+    "busy-reply-threshold 1000",
 )
 """Limits of connections, the same as in the chart: Redis has none for a user."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.broker.busy import is_busy
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
 from agentstream_operator.reconcile.state.loop_failures import Loop
 from agentstream_operator.reconcile.state.state import State
@@ -28,6 +29,7 @@ class ServerWatch:
     broker: Broker
     queue: WorkQueue[ResourceKey]
     _doubt: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _unkillable: tuple[str, tuple[str, ...]] | None = field(default=None, init=False)
 
     def probe_now(self) -> None:
         """Probes the server at once, as after a broken connection."""
@@ -43,6 +45,8 @@ class ServerWatch:
                 async with asyncio.timeout(options.server_timeout):
                     server = await self.broker.server()
             except (AgentStreamError, TimeoutError) as error:
+                if is_busy(error) and await self._end_long_function():
+                    continue
                 self._lost(str(error) or f"the server did not answer within {options.server_timeout:g} s")
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LONGEST_RETRY)
@@ -82,6 +86,22 @@ class ServerWatch:
         self.state.access.listed.clear()
         self.state.access.due.set()
         self.queue.add_all(tuple(self.state.resources.keys()), priority)
+
+    async def _end_long_function(self) -> bool:
+        """Ends what keeps the server busy for everybody, and says whose it was. Returns whether it did."""
+        try:
+            async with asyncio.timeout(self.state.options.server_timeout):
+                found = await self.broker.end_long_function()
+        except (AgentStreamError, TimeoutError):
+            return False
+        if found is None:
+            return False
+        if found.ended:
+            _log.warning("%s", found)
+        elif self._unkillable != (found.name, found.keys):
+            _log.error("%s", found)
+        self._unkillable = None if found.ended else (found.name, found.keys)
+        return found.ended
 
     def _lost(self, outage: str) -> None:
         if self.state.backend.outage is None:
