@@ -18,7 +18,8 @@ end
 -- Claims the entries from `start` on that `holder` has, this consumer itself or one whose process has ended: up to `count`,
 -- at most a page. Returns {next start or '', [{id, counter, fields}]}.
 local function take(keys, args)
-  check_lengths(args, 1, 6, LONGEST_NAME)
+  count_of(args, 8, 1, 0, 0)
+  check_length(args[2], LONGEST_NAME)
   local key, group, consumer, stats, from_retry = keys[1], args[1], args[2], args[3], flag(args[4])
   local holder, start, count = args[5], args[6], math.max(math.min(number_in(args[7], 0, MOST), PAGE), 1)
   if start ~= '-' then check_id(start) end
@@ -37,11 +38,11 @@ local function take(keys, args)
   return {next_start, entries}
 end
 
--- Checks group, consumer, stats key and whether it is a retry stream; and that from `args[first]` on, ids and counters follow.
+-- Checks the consumer and whether it is a retry stream; and that from `args[first]` on, ids and counters follow.
 local function check_held(args, first)
-  check_lengths(args, 1, first - 1, LONGEST_NAME)
-  flag(args[4])
   count_of(args, first, 2, 1, PAGE)
+  check_length(args[2], LONGEST_NAME)
+  flag(args[4])
   for i = first, #args, 2 do
     check_id(args[i])
     number_in(args[i + 1], 0, MOST)

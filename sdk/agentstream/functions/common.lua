@@ -123,11 +123,14 @@ local LONGEST, MOST = 3200000000000, 9007199254740991
 local LONGEST_NAME, LONGEST_TEXT = 1024, 4096
 
 -- Ends the call with an error reply.
-local function refuse(text) error({err = text}) end
+local function refuse(text) error(text, 0) end
+
+-- What counters and delays mostly are.
+local SMALL = {['0'] = 0, ['1'] = 1, ['2'] = 2, ['3'] = 3, ['4'] = 4, ['5'] = 5}
 
 -- The whole number that an argument is. `tonumber` alone would take `nan`, `1e18`, `0x10` and ` 1`, too.
 local function number_in(text, least, most)
-  local n = text and #text <= 16 and not string.find(text, '%D') and tonumber(text)
+  local n = SMALL[text] or text and #text <= 16 and not string.find(text, '%D') and tonumber(text)
   if not n or n < least or n > most then refuse('ERR an argument must be a whole number in its bounds') end
   return n
 end
@@ -137,38 +140,35 @@ local function flag(text)
   return text == '1'
 end
 
--- Refuses arguments that are not `groups` of `size` each from `first` on, with `least` to `most` groups.
+-- Refuses arguments that are not `least` to `most` times `size` from `first` on.
 local function count_of(args, first, size, least, most)
   local n = (#args - first + 1) / size
   if n % 1 ~= 0 or n < least or n > most then refuse('ERR wrong number of arguments for the function') end
   return n
 end
 
-local function check_lengths(args, first, last, most)
-  for i = first, last do
-    if not args[i] then refuse('ERR wrong number of arguments for the function') end
-    if #args[i] > most then refuse('ERR an argument is too long') end
-  end
+local function check_length(text, most)
+  if #text > most then refuse('ERR an argument is too long') end
 end
 
 local function check_id(text)
-  if not is_id(text) then refuse('ERR an argument must be the id of an entry') end
+  -- parts of fewer than 20 digits have 64 bits
+  if #text <= 21 and string.find(text, '^[1-9]%d*%-%d+$') or is_id(text) then return end
+  refuse('ERR an argument must be the id of an entry')
 end
 
 local function revision() return REVISION end
-
-local function as_raised(raised) return raised end
 
 -- Registers a function. What it raises is replied with as constant text: the server would add where in the library it was
 -- raised, and what Lua says about it.
 local function register(name, callback, flags)
   redis.register_function{function_name = name, flags = flags, callback = function(keys, args)
     if #keys == 0 and callback ~= revision then return {err = 'ERR the function needs the key of a stream'} end
-    -- the server's `pcall` would make a text of an error reply, too
-    local fine, reply = xpcall(function() return callback(keys, args) end, as_raised)
+    local fine, reply = pcall(callback, keys, args)
     if fine then return reply end
-    if type(reply) == 'table' and reply.err then return {err = reply.err} end
-    redis.log(redis.LOG_VERBOSE, name .. ': ' .. tostring(reply))
+    -- the server makes texts of its error replies, which begin with a code
+    if string.find(reply, '^%u+ ') then return {err = reply} end
+    redis.log(redis.LOG_VERBOSE, name .. ': ' .. reply)
     return {err = 'ERR the function cannot read an argument, or what a key holds'}
   end}
 end

@@ -40,7 +40,7 @@ end
 -- Creates the group, at '0', '$' or an entry id whose second part may be left out, and its retry stream. Returns 1 if the
 -- group was created, 0 if the stream had it.
 local function create_group(keys, args)
-  check_lengths(args, 1, 3, LONGEST_NAME)
+  count_of(args, 4, 1, 0, 0)
   local key, base, group, id = keys[1], args[1], args[2], args[3]
   if string.match(id, '^%d+$') then id = id .. '-0' end
   if id ~= '$' then check_id(id) end
@@ -89,7 +89,7 @@ end
 -- Removes the group with its retries and delays, but no dead letters. Returns 1 if there was a group, 0 if there was none,
 -- -1 if it has so much pending that the call is to be made again.
 local function destroy_group(keys, args)
-  check_lengths(args, 1, 2, LONGEST_NAME)
+  count_of(args, 3, 1, 0, 0)
   local base, group, destroyed = args[1], args[2], 0
   if type_of(keys[1]) == 'stream' then
     if not drop_pending(keys[1], base, group) then return -1 end
@@ -111,7 +111,7 @@ end
 -- Deletes the stream and all keys derived from it, for these groups and all that the stream has or had. Returns 1, or 0 if
 -- it is kept because it was to be empty and has undelivered, pending, delayed, retrying or dead messages.
 local function delete_stream(keys, args)
-  check_lengths(args, 1, #args, LONGEST_NAME)
+  count_of(args, 3, 1, 0, 2 * PAGE)
   local key, base, only_if_empty = keys[1], args[1], flag(args[2])
   local kind = type_of(key)
   if kind ~= 'stream' and kind ~= 'none' then return 0 end

@@ -46,7 +46,7 @@ end
 -- processes started before that time. For good means that no pod will have the name again: its consumers claim no entry
 -- from now on that another one held. Returns {next start or '', number of entries}.
 local function orphan(keys, args)
-  check_lengths(args, 1, 7, LONGEST_NAME)
+  count_of(args, 8, 1, 0, 0)
   flag(args[5])
   flag(args[6])
   if args[4] ~= '' then number_in(args[4], 0, MOST) end
@@ -106,7 +106,7 @@ end
 -- Removes the consumers of such processes, as in as1_orphan, that hold nothing. Returns the removed names; call it again
 -- after a full page.
 local function remove_consumers_of_pod(keys, args)
-  check_lengths(args, 1, 4, LONGEST_NAME)
+  count_of(args, 5, 1, 0, 0)
   if args[4] ~= '' then number_in(args[4], 0, MOST) end
   return remove_consumers(keys[1], args[1], args[2], PAGE, function(name) return has_left(name, args[3], args[4]) end)
 end

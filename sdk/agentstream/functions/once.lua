@@ -5,7 +5,9 @@
 -- `begin` returns 1 if this delivery may bring the effect about, 0 if it is done, -1 if another delivery began it. `done`,
 -- and `undone` if the effect did not come about, return 1 if that was noted, 0 if there was nothing to note.
 local function once(keys, args)
-  check_lengths(args, 1, 2, LONGEST_TEXT)
+  count_of(args, 5, 1, 0, 0)
+  check_length(args[1], LONGEST_TEXT)
+  check_length(args[2], LONGEST_NAME)
   local done_key, mine, verb, lifetime = args[1], 'running ' .. args[2], args[3], number_in(args[4], 1, LONGEST)
   if verb ~= 'begin' and verb ~= 'done' and verb ~= 'undone' then refuse('ERR unknown verb') end
   local state = redis.call('GET', done_key)

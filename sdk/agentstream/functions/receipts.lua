@@ -48,7 +48,6 @@ end
 -- Returns 1 for each of these entries that the consumer holds and whose predecessor the group has finished: it was delivered
 -- before, and is neither pending nor retried. Else 0, also to who held the entry in a group that was made again since.
 local function turn(keys, args)
-  check_lengths(args, 1, 3, LONGEST_NAME)
   count_of(args, 4, 3, 1, PAGE)
   for i = 4, #args, 3 do
     check_id(args[i])

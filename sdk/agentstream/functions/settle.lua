@@ -35,7 +35,6 @@ end
 -- outcome (acked|skipped), id, counter, ...
 -- Acknowledges entries. Returns DONE, GONE or TAKEN for each; with large retries, only for the first ones.
 local function settle(keys, args)
-  check_lengths(args, 1, 7, LONGEST_NAME)
   local key, group, consumer, stats, parked, receipts = keys[1], args[1], args[2], args[3], args[4], args[5]
   local from_retry, outcome, count = flag(args[6]), args[7], count_of(args, 8, 2, 1, PAGE)
   if outcome ~= 'acked' and outcome ~= 'skipped' then refuse('ERR unknown outcome') end
@@ -99,8 +98,8 @@ end
 -- reason and error. Returns whether the entry is on a retry stream, the counter, and the attempts.
 local function check_leaving(args, last)
   count_of(args, last + 1, 1, 0, 0)
-  check_lengths(args, 1, last - 2, LONGEST_NAME)
-  check_lengths(args, last - 1, last, LONGEST_TEXT)
+  check_length(args[last - 1], LONGEST_TEXT)
+  check_length(args[last], LONGEST_TEXT)
   check_id(args[6])
   return flag(args[5]), number_in(args[7], 0, MOST), number_in(args[last - 2], 0, MOST)
 end

@@ -135,7 +135,8 @@ local function is_pending(key, group) return #redis.call('XPENDING', key, group,
 -- Returns {moved, [{id, counter, fields} of the stream], [the same of the retry stream], ms until the next call, by which a
 -- consumer is heard in time, too}; 0 ms while there is more to claim, but not for retries that are due.
 local function sweep(keys, args)
-  check_lengths(args, 1, 5, LONGEST_NAME)
+  count_of(args, 10, 1, 0, 0)
+  check_length(args[2], LONGEST_NAME)
   local key, group, consumer, stats, delay_key, retry_key = keys[1], args[1], args[2], args[3], args[4], args[5]
   local lease, interval, count = number_in(args[6], 0, LONGEST), number_in(args[7], 0, LONGEST), math.min(number_in(args[8], 0, MOST), PAGE)
   local at_once, now = flag(args[9]), now_ms()
