@@ -101,7 +101,11 @@ async def receipt(world: World) -> None:
 
 
 async def once(world: World) -> None:
-    await world.call(*commands.once(KEY, KEYS.done("g", "k"), "token", "begin", 1000))
+    await world.call(*commands.once(KEY, KEYS.done("g", "k"), "token", 1000))
+
+
+async def end_once(world: World) -> None:
+    await world.call(*commands.end_once(KEY, KEYS.done("g", "k"), "token", "done", 1000))
 
 
 async def turn(world: World) -> None:
@@ -238,6 +242,7 @@ CASES: dict[str, Case] = {
     "as1_reply": reply,
     "as1_receipt": receipt,
     "as1_once": once,
+    "as1_end_once": end_once,
     "as1_turn": turn,
     "as1_take": take,
     "as1_sweep": sweep,

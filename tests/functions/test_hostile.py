@@ -52,8 +52,8 @@ VALID: Sequence[Command] = (
     commands.add(KEYS, "token", 1, 1000, commands.message(b"x", ("s", "v") * 98)),
     commands.reply(ANSWERS, 1000, ("m", b"x")),
     commands.receipt(KEYS, ("g", "h"), ("1000-1", "1000-9")),
-    commands.once(KEY, KEYS.done("g", "k"), "token", "begin", 1000),
-    commands.once(KEY, KEYS.done("g", "k"), "token", "done", 1000),
+    commands.once(KEY, KEYS.done("g", "k"), "token", 1000),
+    commands.end_once(KEY, KEYS.done("g", "k"), "token", "done", 1000),
     CALLS.turn([Pending("1000-1", after="0-0"), Pending("1000-2", after="1000-1")]),
     CALLS.sweep(1000, 1000, 100, now=True),
     *(
@@ -341,7 +341,7 @@ SMALL = {
     "a number that is none": _add(b"x", 0, number="nan"),
     "an answer with 4,000 fields": commands.reply(ANSWERS, 1000, ("a", "b") * 4000),
     "an answer that lives for less than nothing": commands.reply(ANSWERS, -1, ("m", "x")),
-    "a token of a MiB": commands.once(KEY, KEYS.done("g", "k"), "x" * (1 << 20), "begin", 1000),
+    "a token of a MiB": commands.once(KEY, KEYS.done("g", "k"), "x" * (1 << 20), 1000),
     "a reason of a MiB": CALLS.retry(MINE[0], 0, 1, "x" * (1 << 20), ""),
     "an error of a MiB": CALLS.dead_letter(MINE[0], 1, "Failed", "x" * (1 << 20)),
     "a delay below zero": CALLS.retry(MINE[0], -1, 1, "Failed", ""),
@@ -373,6 +373,31 @@ def test_counts_are_clamped(world: World) -> None:
     for call in (CALLS.take(CALLS.main, "bad.1", "-", 10**8), CALLS.sweep(0, 0, 10**8, now=True)):
         reply, _ = world.attack(Call.of(call))
         assert len(reply[1]) == PAGE  # type: ignore[index]
+
+
+def test_what_adds_is_refused_by_a_server_that_is_out_of_memory(world: World) -> None:
+    world.reset()
+    done = KEYS.done("g", "k")
+    assert world.attack(Call.of(commands.once(KEY, done, "token", 1000)))[0] == 1
+    world.admin.config_set("maxmemory", "1mb")
+    try:
+        for call in (
+            commands.once(KEY, KEYS.done("g", "other"), "token", 1000),
+            commands.add(KEYS, "token", 0, 1000, commands.message(b"x")),
+            commands.reply(ANSWERS, 1000, ("m", b"x")),
+        ):
+            reply, _ = world.attack(Call.of(call))
+            assert str(reply).startswith("command not allowed when used memory"), call
+            assert isinstance(reply, redis.exceptions.OutOfMemoryError)
+        # what began goes on to its end, and what is held is settled
+        assert world.attack(Call.of(commands.end_once(KEY, done, "token", "done", 1000)))[0] == 1
+        assert (
+            world.attack(Call.of(commands.end_once(KEY, KEYS.done("g", "none"), "t", "done", 1000)))[0] == 0
+        )
+        assert world.attack(Call.of(CALLS.settle(CALLS.main, "acked", MINE[:2])))[0] == [DONE, DONE]
+        assert world.attack(Call.of(CALLS.retry(MINE[2], 0, 1, "Failed", "boom")))[0] == DONE
+    finally:
+        world.admin.config_set("maxmemory", 0)
 
 
 def _contents(world: World) -> dict[bytes, bytes]:

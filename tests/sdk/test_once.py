@@ -8,7 +8,7 @@ import pytest
 
 from agentstream.consuming.delivery import Delivery
 from agentstream.consuming.once import Once
-from agentstream.errors import AccessDenied, ConnectionLost, EffectInDoubt, ServerRefused
+from agentstream.errors import AccessDenied, Backpressure, ConnectionLost, EffectInDoubt, ServerRefused
 from agentstream.protocol.routes import Consumes
 from agentstream.telemetry.counters import Counters
 from agentstream.testing import Faults
@@ -135,7 +135,7 @@ async def test_one_delivery_does_not_begin_it_twice(topology: Topology) -> None:
 async def test_lost_replies_change_nothing(topology: Topology, proxy: Faults, wire: Client) -> None:
     await send(topology, 2)
     async with topology.agent("coder", url=proxy.url) as coder, coder.stream_consume("tasks") as deliveries:
-        proxy.lose_reply("begin", times=2)
+        proxy.lose_reply("as1_once", times=2)
         proxy.lose_reply("done\r\n$9", times=2)
         async with await following(deliveries) as delivery, delivery.once("charge-7", ttl=600_000) as first:
             assert first
@@ -153,24 +153,38 @@ async def test_a_server_without_memory_still_notes_what_came_about(topology: Top
     await send(topology)
     async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
         async with await following(deliveries) as delivery:
-            await wire.call("CONFIG", "SET", "maxmemory", 1)
             async with delivery.once("charge-7") as first:
                 assert first
+                await wire.call("CONFIG", "SET", "maxmemory", 1)
             await wire.call("CONFIG", "SET", "maxmemory", 0)
     assert await wire.call("GET", DONE) == b"done"
 
 
+async def test_a_server_without_memory_begins_no_effect(
+    topology: Topology, wire: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentstream.consuming.once._PATIENCE", 0.1)
+    await send(topology)
+    async with topology.agent("coder") as coder, coder.stream_consume("tasks") as deliveries:
+        async with await following(deliveries) as delivery:
+            await wire.call("CONFIG", "SET", "maxmemory", 1)
+            with pytest.raises(Backpressure):
+                await delivery.once("charge-7").__aenter__()
+            await wire.call("CONFIG", "SET", "maxmemory", 0)
+    assert await wire.call("EXISTS", DONE) == 0
+
+
 async def test_a_note_that_is_late_takes_nothing_from_others(topology: Topology, wire: Client) -> None:
-    note = ("FCALL", "as1_once", 1, "{test.tasks}", DONE)
-    assert await wire.call(*note, "a", "begin", 60_000) == 1
-    assert await wire.call(*note, "b", "undone", 60_000) == 0
-    assert await wire.call(*note, "b", "begin", 60_000) == -1
-    assert await wire.call(*note, "a", "undone", 60_000) == 1
-    assert await wire.call(*note, "b", "begin", 60_000) == 1
-    assert await wire.call(*note, "a", "undone", 60_000) == 0
-    assert await wire.call(*note, "b", "done", 60_000) == 1
-    assert await wire.call(*note, "a", "begin", 60_000) == 0
-    assert await wire.call(*note, "b", "undone", 60_000) == 0
+    begin, end = (("FCALL", name, 1, "{test.tasks}", DONE) for name in ("as1_once", "as1_end_once"))
+    assert await wire.call(*begin, "a", 60_000) == 1
+    assert await wire.call(*end, "b", "undone", 60_000) == 0
+    assert await wire.call(*begin, "b", 60_000) == -1
+    assert await wire.call(*end, "a", "undone", 60_000) == 1
+    assert await wire.call(*begin, "b", 60_000) == 1
+    assert await wire.call(*end, "a", "undone", 60_000) == 0
+    assert await wire.call(*end, "b", "done", 60_000) == 1
+    assert await wire.call(*begin, "a", 60_000) == 0
+    assert await wire.call(*end, "b", "undone", 60_000) == 0
     assert await wire.call("GET", DONE) == b"done"
 
 

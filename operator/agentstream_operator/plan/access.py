@@ -38,6 +38,7 @@ _CONSUMER_FUNCTIONS = (
     "as1_release",
     "as1_turn",
     "as1_once",
+    "as1_end_once",
 )
 
 

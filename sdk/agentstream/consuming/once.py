@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from agentstream.errors import EffectInDoubt, check_seconds
 from agentstream.protocol import commands
+from agentstream.protocol.commands import Command
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.telemetry.counters import IN_DOUBT, GroupCounters
@@ -54,12 +55,12 @@ class Once:
 
         Raises:
             EffectInDoubt: an earlier attempt began it, and whether it came about is not known.
-            ConnectionLost, AccessDenied, ServerRefused: the server did not answer, or refused, for ten
-                seconds; at once where waiting is of no use.
+            ConnectionLost, AccessDenied, Backpressure, ServerRefused: the server did not answer, refused, or
+                was out of memory for ten seconds; at once where waiting is of no use.
         """
         # the same delivery must not do it twice either, if it does not know how its first try ended
         self._token = f"{self._delivery} {secrets.token_hex(8)}"
-        state = await self._note("begin")
+        state = await self._repeat(commands.once(self._stream, self._done_key, self._token, self._lifetime))
         if state == _IN_DOUBT:
             self._counters.add(IN_DOUBT)
             raise EffectInDoubt(
@@ -85,7 +86,10 @@ class Once:
         elif self._first and isinstance(error, Exception):
             await self._note("undone")
 
-    async def _note(self, verb: Literal["begin", "done", "undone"]) -> int:
-        """Notes the state of the effect; repeated until the server answers: a repetition changes nothing."""
-        command = commands.once(self._stream, self._done_key, self._token, verb, self._lifetime)
+    async def _note(self, verb: Literal["done", "undone"]) -> None:
+        command = commands.end_once(self._stream, self._done_key, self._token, verb, self._lifetime)
+        await self._repeat(command)
+
+    async def _repeat(self, command: Command) -> int:
+        """Sends a command until the server answers: a repetition changes nothing."""
         return int(await retry_until(partial(self._call, *command), _PATIENCE))

@@ -144,7 +144,7 @@ local function delete_stream(keys, args)
 end
 
 register('as1_create_stream', create_stream, {'allow-oom'})
-register('as1_set_contracts', set_contracts, {'allow-oom'})
+register('as1_set_contracts', set_contracts)
 register('as1_destroy_group', destroy_group, {'allow-oom'})
 register('as1_delete_stream', delete_stream, {'allow-oom'})
 register('as1_create_group', create_group, {'allow-oom'})

@@ -97,15 +97,19 @@ def receipt(keys: StreamKeys, groups: Sequence[str], entries: Iterable[str]) -> 
     return ("FCALL_RO", "as1_receipt", 1, keys.stream, keys.receipts, len(groups), *parked, *entries)
 
 
-def once(
-    stream: str, done_key: str, token: str, verb: Literal["begin", "done", "undone"], lifetime: int
-) -> Command:
-    """Notes how far an effect is.
+def once(stream: str, done_key: str, token: str, lifetime: int) -> Command:
+    """Asks whether this token may bring an effect about, and notes that it does.
 
-    Replies to `begin` with 1 if this token may bring the effect about, 0 if it is done, -1 if another token
-    began it; to the others with 1 if it was noted.
+    Replies with 1 if it may, 0 if the effect is done, -1 if another token began it.
     """
-    return ("FCALL", "as1_once", 1, stream, done_key, token, verb, lifetime)
+    return ("FCALL", "as1_once", 1, stream, done_key, token, lifetime)
+
+
+def end_once(
+    stream: str, done_key: str, token: str, verb: Literal["done", "undone"], lifetime: int
+) -> Command:
+    """Notes that an effect came about, or that it did not. Replies with 1 if that was noted."""
+    return ("FCALL", "as1_end_once", 1, stream, done_key, token, verb, lifetime)
 
 
 class GroupCalls:
