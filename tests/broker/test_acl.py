@@ -64,6 +64,29 @@ async def test_any_change_of_a_user_changes_its_fingerprint(
     assert await broker.apply(set_user(CONSUMER, "test", HASHES)) == applied
 
 
+async def test_what_was_stolen_ends_with_the_password(
+    server: Server, broker: Broker, admin: redis.Redis
+) -> None:
+    def connections(use: AgentUse) -> set[str]:
+        return {c["id"] for c in admin.client_list() if c["user"] == f"test.{use.namespace}.{use.agent}"}
+
+    async with as_agent(server, broker, PRODUCER) as stolen, as_agent(server, broker, CONSUMER) as other:
+        assert [await wire.call("PING") for wire in (stolen, other)] == [b"PONG", b"PONG"]
+        stolen_ids, other_ids = connections(PRODUCER), connections(CONSUMER)
+        # a rotation begins: both passwords are valid, and nobody is disconnected
+        await broker.apply(set_user(PRODUCER, "test", ("0" * 64, *HASHES)))
+        assert (await broker.users())["test.t.planner"].passwords == {"0" * 64, *HASHES}
+        assert connections(PRODUCER) == stolen_ids
+        # it ends
+        await broker.apply(set_user(PRODUCER, "test", ("0" * 64,), disconnect=True))
+        await until(lambda: not connections(PRODUCER) & stolen_ids)
+        with pytest.raises((ConnectionLost, AccessDenied)):
+            await stolen.call("PING")
+        with pytest.raises(AccessDenied):
+            await stolen.call("PING")
+        assert connections(CONSUMER) == other_ids
+
+
 async def test_users_that_vanished_come_back(server: Server, broker: Broker, admin: redis.Redis) -> None:
     action = set_user(PRODUCER, "test", HASHES)
     await broker.apply(action)
@@ -146,7 +169,7 @@ async def test_a_user_that_vanishes_at_once_is_an_error(server: Server, admin: r
 async def test_closing_fails_a_listing_that_is_under_way(server: Server) -> None:
     connection = BrokerClient(Client(lambda: Endpoint(server.url), name="test"))
     users = Users(connection, "test")
-    listing = asyncio.create_task(users.fingerprints())
+    listing = asyncio.create_task(users.list())
     await asyncio.sleep(0)
     await users.close()
     await connection.close()

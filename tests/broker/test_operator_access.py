@@ -21,7 +21,7 @@ _PAGE = Path(__file__).parents[2] / "docs" / "operations" / "install.md"
 _NAME, _PASSWORD = "agentstream-operator", "of-the-operator"
 # what connecting takes, what the operator says outside of functions, and what its question about lag does
 _SAID = {
-    *("client|setname", "client|setinfo", "select", "info", "hset", "hdel", "hgetall"),
+    *("client|setname", "client|setinfo", "client|kill", "select", "info", "hset", "hdel", "hgetall"),
     *("acl|setuser", "acl|deluser", "acl|list", "acl|dryrun", "acl|save", "function|load"),
     *("function|stats", "function|kill", "slowlog|get", "client|list"),
     *("fcall", "fcall_ro", "eval", "publish", "xinfo|consumers", "xread", "xreadgroup", "scan"),

@@ -52,6 +52,12 @@ class Team:
             (directory / entry).write_text(text, encoding="utf-8")
         return directory
 
+    async def connections(self, name: str) -> set[bytes]:
+        """The ids of an agent's connections."""
+        listed: bytes = await self.drill.wire.call("CLIENT", "LIST")
+        user = f" user=agentstream.team.{name} ".encode()
+        return {line.split(b" ", 1)[0] for line in listed.splitlines() if user in line}
+
     async def noted(self, number: int) -> bool:
         """Whether this message is the checkpoint of the group."""
         checkpoint = await self.drill.wire.call("HGET", StreamKeys(KEY).meta, "checkpoint:coder")
@@ -159,12 +165,14 @@ async def test_credentials_are_rotated_under_traffic(team: Team) -> None:
             team.drill.send(planner, range(round_ * 100, round_ * 100 + 100), takes=0.005)
         )
         for name in ("planner", "coder"):
+            before = await until(lambda name=name: team.connections(name))
             old = team.op.cluster.secrets.pop(("team", name))
             team.op.engine.check_all()
             await until(lambda name=name: ("team", name) in team.op.cluster.secrets)
             assert team.op.cluster.secrets["team", name].password != old.password
             await team.op.engine.idle()
-            await team.drill.wire.call("CLIENT", "KILL", "USER", old.username)
+            # the operator has closed what was connected with the old password
+            assert not before & await team.connections(name)
             team.mount(name)
         team.drill.healed()
         await sending

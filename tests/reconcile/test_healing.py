@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+import pytest
 import redis
 
 from agentstream.protocol.keys import StreamKeys
+from agentstream_operator.plan import agents
 from agentstream_operator.plan.observed import ServerSeen
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.operator import Operator, operator
@@ -193,6 +196,84 @@ async def test_a_lost_secret_gets_a_new_password(server: Server, admin: redis.Re
         await op.engine.idle()
         with redis.Redis(port=server.port, username=USER, password=new.password) as login:
             assert login.ping()
+
+
+class Login:
+    """A connection of an agent with a password, as somebody may have stolen it."""
+
+    def __init__(self, server: Server, password: str) -> None:
+        self._address = {"port": server.port, "username": USER, "password": password}
+        self.connection = redis.Redis(**self._address, retry=None)
+        self.connection.ping()
+
+    def accepted(self) -> bool:
+        """Whether the password lets anybody in."""
+        try:
+            with redis.Redis(**self._address) as login:
+                return bool(login.ping())
+        except redis.AuthenticationError:
+            return False
+
+
+def connected(admin: redis.Redis) -> set[str]:
+    """The ids of the agent's connections."""
+    return {client["id"] for client in admin.client_list() if client["user"] == USER}
+
+
+async def test_a_password_that_leaked_ends_with_its_secret_and_so_do_its_connections(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        stolen = Login(server, op.cluster.secrets["team", "coder"].password)
+        assert len(connected(admin)) == 1
+        op.cluster.secrets.pop(("team", "coder"))
+        op.engine.check_all()
+        await until(lambda: not connected(admin))
+        assert not stolen.accepted()
+        await op.event(GROUP.key, ConditionReason.CREDENTIALS_ROTATED)
+        stolen.connection.close()
+
+
+async def test_a_password_that_was_changed_is_valid_for_a_while_and_then_its_connections_end(
+    server: Server, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents, "GRACE", 3.0)
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        known = op.cluster.secrets["team", "coder"]
+        stolen, before = Login(server, known.password), connected(admin)
+        op.cluster.secrets["team", "coder"] = replace(known, password="n" * 32)
+        op.engine.check_all()
+        await op.event(GROUP.key, ConditionReason.CREDENTIALS_ROTATED)
+        fresh = Login(server, "n" * 32)
+        assert stolen.accepted()
+        assert connected(admin) > before
+        await until(lambda: not connected(admin) & before)
+        assert not stolen.accepted()
+        assert fresh.accepted()
+        assert op.cluster.secrets["team", "coder"].password == "n" * 32
+        for login in (stolen, fresh):
+            login.connection.close()
+
+
+async def test_a_password_that_was_changed_while_nobody_looked_ends_at_once(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        known = op.cluster.secrets["team", "coder"]
+        stolen = Login(server, known.password)
+    # a restart alone disconnects nobody
+    async with operator(server.url, STREAM, GROUP, cluster=op.cluster) as op:
+        await op.ready(GROUP.key)
+        await op.engine.idle()
+        assert connected(admin)
+    op.cluster.secrets["team", "coder"] = replace(known, password="n" * 32)
+    async with operator(server.url, STREAM, GROUP, cluster=op.cluster) as op:
+        await until(lambda: not connected(admin))
+        assert not stolen.accepted()
+        stolen.connection.close()
 
 
 async def test_a_secret_that_nobody_needs_goes_although_the_server_has_forgotten_its_user(

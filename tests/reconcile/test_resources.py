@@ -12,7 +12,8 @@ from agentstream.protocol.keys import StreamKeys, nudge_channel
 from agentstream.protocol.routes import Consumes, Produces, Route, decode_route
 from agentstream.transport.client import Client
 from agentstream_operator.cluster.port import Owner, Unreadable
-from agentstream_operator.resources.meta import FINALIZER
+from agentstream_operator.reconcile.resources import streams
+from agentstream_operator.resources.meta import FINALIZER, NamespaceSeen
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.operator import FAST, operator
 from support.resources import FORCED, KEY, PAUSED, ROUTES, TEMPLATE, a_group, a_stream
@@ -197,6 +198,58 @@ async def test_an_existing_stream_is_adopted_with_its_entries(server: Server, ad
         assert admin.xlen(KEY) == 1
 
 
+async def test_a_retained_stream_is_resumed_by_its_namespace_and_by_no_later_one_of_that_name(
+    server: Server, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_ANNOTATED", 0.05)
+    # as the API server: whatever is made again has another uid
+    first, second, third = (a_stream(producers=["planner"], meta={"uid": uid}) for uid in "123")
+    user = "agentstream.team.planner"
+    async with operator(server.url) as op:
+        await op.put(first)
+        admin.xadd(KEY, {"m": "{}"})
+        await op.delete(first)
+        await until(lambda: admin.acl_getuser(user) is None)
+        await op.put(second)
+        assert "resumed the stream {team.tasks} with 1 messages" in [e.message for e in op.cluster.events]
+        assert admin.acl_getuser(user) is not None
+
+        await op.delete(second)
+        op.cluster.namespaces["team"] = NamespaceSeen("another")
+        group = a_group(startFrom="Beginning", deletionPolicy="Delete")
+        op.declare(third, group)
+        await op.event(third.key, ConditionReason.KEY_OF_FORMER_NAMESPACE)
+        await op.engine.idle()
+        message = op.cluster.says(third.key, ConditionType.READY)[2]
+        assert message.startswith("{team.tasks} holds 1 messages of a former namespace team: annotate the")
+        assert not may_add(admin, user)
+        # nor does a group read them
+        await until(lambda: op.cluster.condition(group.key, ConditionType.STREAM_READY) is not None)
+        assert op.cluster.says(group.key, ConditionType.STREAM_READY)[1] == ConditionReason.STREAM_MISSING
+        assert admin.xinfo_groups(KEY) == []
+        assert KEY not in str(admin.acl_getuser("agentstream.team.coder"))
+        assert admin.hget(StreamKeys(KEY).meta, "uid") == "2"
+
+        op.cluster.namespaces["team"] = NamespaceSeen("another", adopts=True)
+        await op.ready(third.key)
+        await op.ready(group.key)
+        await until(lambda: may_add(admin, user))
+        assert admin.hget(StreamKeys(KEY).meta, "namespace_uid") == "another"
+        assert admin.xlen(KEY) == 1
+    # the annotation is needed once, also by another process
+    op.cluster.namespaces["team"] = NamespaceSeen("another")
+    async with operator(server.url, third, cluster=op.cluster) as op:
+        await op.engine.idle()
+        assert op.cluster.ready(third.key)
+
+
+def may_add(admin: redis.Redis, user: str) -> bool:
+    """Whether there is such a user and it may add to the stream."""
+    if admin.acl_getuser(user) is None:
+        return False
+    return admin.execute_command("ACL", "DRYRUN", user, "XADD", KEY, "*", "m", "x") == "OK"
+
+
 async def test_a_key_of_another_type_stays_untouched(server: Server, admin: redis.Redis) -> None:
     admin.set(KEY, "precious")
     stream, group = a_stream(producers=["planner"]), a_group()
@@ -254,7 +307,10 @@ async def test_a_paused_resource_is_left_alone(server: Server, admin: redis.Redi
         await op.ready(group.key)
 
 
-async def test_the_older_of_two_streams_has_the_key_and_the_other_takes_over(server: Server) -> None:
+async def test_the_older_of_two_streams_has_the_key_and_the_other_takes_over_if_its_namespace_may(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_ANNOTATED", 0.05)
     older = a_stream("older", "one", age=10, key="{shared}")
     younger = a_stream("younger", "two", age=5, key="{shared}", producers=["planner"])
     async with operator(server.url, allowed_keys=["{shared*"]) as op:
@@ -268,6 +324,8 @@ async def test_the_older_of_two_streams_has_the_key_and_the_other_takes_over(ser
         )
         assert op.cluster.reasons(younger.key) == [ConditionReason.KEY_CLAIMED]
         op.engine.remove(older.key)
+        await op.event(younger.key, ConditionReason.KEY_OF_FORMER_NAMESPACE)
+        op.cluster.namespaces["two"] = NamespaceSeen("uid-of-two", adopts=True)
         await op.ready(younger.key)
 
 

@@ -16,7 +16,7 @@ from agentstream_operator.cluster.port import (
 )
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
-from agentstream_operator.resources.meta import FINALIZER, ResourceKey
+from agentstream_operator.resources.meta import FINALIZER, NamespaceSeen, ResourceKey
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
     Condition,
@@ -34,6 +34,7 @@ class MemoryCluster:
     """Implements `Cluster`. A workload is whatever was applied, and runs at once.
 
     Attributes:
+        namespaces: those that are not as any other.
         secrets: credentials by namespace and agent.
         owners: the owners of each of them.
         signing: the keys of signed streams.
@@ -49,6 +50,7 @@ class MemoryCluster:
         writes: how many calls changed something, by the method's name.
     """
 
+    namespaces: dict[str, NamespaceSeen] = field(default_factory=dict)
     secrets: dict[tuple[str, str], Credentials] = field(default_factory=dict)
     owners: dict[tuple[str, str], tuple[ResourceKey, ...]] = field(default_factory=dict)
     signing: dict[ResourceKey, SigningKeys] = field(default_factory=dict)
@@ -62,6 +64,9 @@ class MemoryCluster:
     finalizers: set[ResourceKey] = field(default_factory=set)
     events: list[Event] = field(default_factory=list)
     writes: dict[str, int] = field(default_factory=dict)
+
+    async def namespace(self, name: str) -> NamespaceSeen:
+        return self.namespaces.get(name, NamespaceSeen(f"uid-of-{name}"))
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         return self.secrets.get((namespace, agent))

@@ -14,6 +14,10 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]
+# its uid tells it from a former namespace of the same name
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
 - apiGroups: [""]
   resources: [events]
   verbs: [create]

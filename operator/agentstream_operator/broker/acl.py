@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.server import BrokerClient
 from agentstream_operator.plan.actions import Probe, SetUser
+from agentstream_operator.plan.observed import UserSeen
 
 _log = logging.getLogger(__name__)
 _NO_FILE = "not configured to use an ACL file"
@@ -42,11 +43,11 @@ class Users:
         self._closing = asyncio.Event()
         self._saving: asyncio.Task[None] | None = None
         self._one_list = asyncio.Lock()
-        self._next_list: asyncio.Task[Mapping[str, str]] | None = None
-        self._lists: set[asyncio.Task[Mapping[str, str]]] = set()
+        self._next_list: asyncio.Task[Mapping[str, UserSeen]] | None = None
+        self._lists: set[asyncio.Task[Mapping[str, UserSeen]]] = set()
 
-    async def set(self, action: SetUser) -> str:
-        """Sets a user, verifies its rights, and returns the fingerprint of its rules.
+    async def set(self, action: SetUser) -> UserSeen:
+        """Sets a user, closes its connections if asked to, and verifies its rights. Returns its state.
 
         Raises:
             AccessNotEnforced: a probe failed; the user is set.
@@ -55,21 +56,24 @@ class Users:
         self._check_ours(action.name)
         hashes = (f"#{digest}" for digest in action.password_hashes)
         call = self._client.call
+        # after the new passwords, or who has the former one connects again at once
+        close = [call("CLIENT", "KILL", "USER", action.name)] if action.disconnect else []
         try:
             _, *verdicts = await asyncio.gather(
                 call("ACL", "SETUSER", action.name, *action.rules, *self._everyone, *hashes),
                 *(call("ACL", "DRYRUN", action.name, *probe.command) for probe in action.probes),
+                *close,
             )
         finally:
             self._save_soon()
-        for probe, verdict in zip(action.probes, verdicts, strict=True):
+        for probe, verdict in zip(action.probes, verdicts, strict=False):
             _check(action.name, probe, verdict)
-        fingerprint = (await self.fingerprints()).get(action.name)
-        if fingerprint is None:
+        seen = (await self.list()).get(action.name)
+        if seen is None:
             raise AccessNotEnforced(
                 f"ACL user {action.name} was deleted as soon as it was set: another program changes ACL users"
             )
-        return fingerprint
+        return seen
 
     async def delete(self, name: str) -> bool:
         """Deletes a user; the server closes its connections. Returns whether there was one.
@@ -82,7 +86,7 @@ class Users:
         self._save_soon()
         return bool(deleted)
 
-    async def fingerprints(self) -> Mapping[str, str]:
+    async def list(self) -> Mapping[str, UserSeen]:
         """Lists the installation's users, each with a fingerprint that changes with its rules or passwords.
 
         Callers share a listing that has not been sent yet.
@@ -91,7 +95,7 @@ class Users:
             AgentStreamError: as `Client.call`.
         """
         if self._next_list is None:
-            self._next_list = asyncio.create_task(self._list(), name="list users")
+            self._next_list = asyncio.create_task(self._read(), name="list users")
             self._lists.add(self._next_list)
             self._next_list.add_done_callback(self._lists.discard)
         return await asyncio.shield(self._next_list)
@@ -101,7 +105,7 @@ class Users:
         self._closing.set()
         if self._saving is not None:
             await self._saving
-        lists = list(self._lists)
+        lists = tuple(self._lists)
         for task in lists:
             task.cancel()
         await asyncio.gather(*lists, return_exceptions=True)
@@ -110,16 +114,12 @@ class Users:
         if not name.startswith(self._prefix):
             raise ValueError(f"user {name} does not belong to this installation: {self._prefix}")
 
-    async def _list(self) -> Mapping[str, str]:
+    async def _read(self) -> Mapping[str, UserSeen]:
         async with self._one_list:
             self._next_list = None
             lines = await self._client.call("ACL", "LIST")
         start = f"user {self._prefix}".encode()
-        return {
-            line.split(b" ", 2)[1].decode(): hashlib.blake2b(line, digest_size=16).hexdigest()
-            for line in lines
-            if line.startswith(start)
-        }
+        return {line.split(b" ", 2)[1].decode(): _seen(line) for line in lines if line.startswith(start)}
 
     def _save_soon(self) -> None:
         self._unsaved = True
@@ -145,6 +145,12 @@ class Users:
             if _NO_FILE not in str(error):
                 self._unsaved = True
                 _log.warning("the server did not save its ACL users, saving again later: %s", error)
+
+
+def _seen(line: bytes) -> UserSeen:
+    """Reads a line of ACL LIST."""
+    passwords = (word[1:].decode() for word in line.split() if word.startswith(b"#"))
+    return UserSeen(hashlib.blake2b(line, digest_size=16).hexdigest(), frozenset(passwords))
 
 
 def _check(name: str, probe: Probe, verdict: bytes) -> None:

@@ -22,7 +22,14 @@ from agentstream_operator.broker.busy import LongFunction, end_long_function
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.broker.server import BrokerClient, inspect, probe_lag
 from agentstream_operator.plan.actions import Action, DeleteUser, SetUser
-from agentstream_operator.plan.observed import ConsumerSeen, Gone, JanitorReport, ServerSeen, StreamSeen
+from agentstream_operator.plan.observed import (
+    ConsumerSeen,
+    Gone,
+    JanitorReport,
+    ServerSeen,
+    StreamSeen,
+    UserSeen,
+)
 from agentstream_operator.plan.retention import JanitorSpec
 
 LIMIT = 100_000
@@ -123,7 +130,7 @@ class Broker:
         return total
 
     async def apply(self, action: Action) -> Any:
-        """Carries out an action. Returns the server's reply; for `SetUser`, the fingerprint of its rules.
+        """Carries out an action. Returns the server's reply; for `SetUser`, what is seen of the user.
 
         Raises:
             AccessNotEnforced: the server does not give the user the rights that its rules name.
@@ -139,9 +146,9 @@ class Broker:
                     pass
                 return reply
 
-    async def users(self) -> Mapping[str, str]:
-        """Lists the installation's users, each with a fingerprint of its rules and passwords."""
-        return await self._users.fingerprints()
+    async def users(self) -> Mapping[str, UserSeen]:
+        """Lists the installation's users."""
+        return await self._users.list()
 
     async def routes(self, routes_key: str) -> Mapping[str, bytes]:
         """Reads the routes of a namespace's agents."""

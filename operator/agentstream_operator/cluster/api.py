@@ -76,7 +76,7 @@ class Api:
         self._slots = asyncio.Semaphore(_AT_A_TIME)
         self.requests: Counter[tuple[str, str, int]] = Counter()
 
-    async def get(self, kind: ApiKind, namespace: str, name: str) -> Json | None:
+    async def get(self, kind: ApiKind, namespace: str | None, name: str) -> Json | None:
         """Returns an object, or None if it does not exist."""
         try:
             return _object(await self._send("get", kind, "GET", kind.path(namespace, name)))

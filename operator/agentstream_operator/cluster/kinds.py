@@ -26,6 +26,7 @@ class ApiKind:
 
 SECRETS = ApiKind("v1", "Secret", "secrets")
 PODS = ApiKind("v1", "Pod", "pods")
+NAMESPACES = ApiKind("v1", "Namespace", "namespaces")
 EVENTS = ApiKind("v1", "Event", "events")
 DEPLOYMENTS = ApiKind("apps/v1", "Deployment", "deployments")
 AUTOSCALERS = ApiKind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")

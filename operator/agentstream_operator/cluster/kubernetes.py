@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.kinds import EVENTS, RESOURCES
+from agentstream_operator.cluster.kinds import EVENTS, NAMESPACES, RESOURCES
 from agentstream_operator.cluster.labels import deployment_name
 from agentstream_operator.cluster.owned_objects import OwnedObjects
 from agentstream_operator.cluster.pods import has_deletion_cost, set_deletion_costs
@@ -18,7 +18,7 @@ from agentstream_operator.cluster.secret_contents import ServerAddress
 from agentstream_operator.cluster.secrets import Secrets
 from agentstream_operator.cluster.workloads import DeploymentRefs, Workloads
 from agentstream_operator.resources.consumergroup import ConsumerGroup
-from agentstream_operator.resources.meta import API_VERSION, FINALIZER
+from agentstream_operator.resources.meta import ADOPT_ANNOTATION, API_VERSION, FINALIZER, NamespaceSeen
 from agentstream_operator.resources.status import AgentStreamStatus, ConditionReason, ConsumerGroupStatus
 
 _log = logging.getLogger(__name__)
@@ -56,6 +56,18 @@ class KubernetesCluster:
         workloads = Workloads(api, owned, deployment_refs)
         self.workload, self.apply_workload = workloads.seen, workloads.apply
         self.delete_workload, self.delete_autoscaler = workloads.delete, workloads.delete_autoscaler
+
+    async def namespace(self, name: str) -> NamespaceSeen:
+        """Reads a namespace."""
+        try:
+            found = await self._api.get(NAMESPACES, None, name)
+        except ApiError as error:
+            raise ClusterRefused(f"cannot read the namespace {name}: {error}") from error
+        if found is None:
+            raise ClusterUnavailable(f"the namespace {name} is gone")
+        metadata = found["metadata"]
+        adopts = (metadata.get("annotations") or {}).get(ADOPT_ANNOTATION) == "true"
+        return NamespaceSeen(metadata["uid"], adopts)
 
     async def pods(self, group: ConsumerGroup) -> Pods | None:
         """Returns the pods of a group with a template."""

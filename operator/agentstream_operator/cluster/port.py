@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from agentstream.protocol.signatures import Keys
 from agentstream_operator.resources.consumergroup import ConsumerGroup
-from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.meta import NamespaceSeen, ResourceKey
 from agentstream_operator.resources.status import AgentStreamStatus, ConditionReason, ConsumerGroupStatus
 
 
@@ -113,6 +113,9 @@ class Cluster(Protocol):
 
     All of them may raise `ClusterUnavailable`; those that write objects also `ClusterRefused`.
     """
+
+    async def namespace(self, name: str) -> NamespaceSeen:
+        """Returns a namespace as it is now."""
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         """Returns the agent's Secret, if it exists."""

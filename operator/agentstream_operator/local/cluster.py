@@ -15,7 +15,7 @@ from agentstream_operator.local.processes.commands import command_of
 from agentstream_operator.local.processes.sources import SourceWatcher
 from agentstream_operator.local.processes.workloads import ProcessHost, Workload
 from agentstream_operator.resources.consumergroup import ConsumerGroup
-from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.meta import NO_NAMESPACE, NamespaceSeen, ResourceKey
 from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus
 
 
@@ -35,6 +35,11 @@ class LocalCluster:
     _workloads: dict[ResourceKey, Workload] = field(init=False, default_factory=dict)
     _problems: dict[ResourceKey, str] = field(init=False, default_factory=dict)
     _deleted: set[ResourceKey] = field(init=False, default_factory=set)
+
+    async def namespace(self, name: str) -> NamespaceSeen:
+        """Returns that namespaces are only names here."""
+        del name
+        return NO_NAMESPACE
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:
         """Reads the agent's binding, if there is one."""

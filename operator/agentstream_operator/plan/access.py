@@ -52,13 +52,16 @@ class AgentUse:
     consumes: tuple[Consumes, ...] = ()
 
 
-def set_user(use: AgentUse, installation: str, password_hashes: tuple[str, ...]) -> SetUser:
+def set_user(
+    use: AgentUse, installation: str, password_hashes: tuple[str, ...], *, disconnect: bool = False
+) -> SetUser:
     """Builds the action that sets the agent's user with these passwords (SHA-256 in hex)."""
     return SetUser(
         name=user_name(installation, use.namespace, use.agent),
         rules=rules(use, installation),
         password_hashes=password_hashes,
         probes=expectations(use, installation),
+        disconnect=disconnect,
     )
 
 

@@ -144,7 +144,8 @@ class Probe:
 class SetUser(_Action):
     """Sets an agent's ACL user to exactly these rules, atomically, and verifies the probes.
 
-    `password_hashes` are SHA-256 in hex. `plan.access.set_user` makes one.
+    `password_hashes` are SHA-256 in hex. `disconnect` also closes the user's connections: the server checks a
+    password only when a connection is made. `plan.access.set_user` makes one.
     """
 
     words = "write the user {0.name}"
@@ -152,6 +153,7 @@ class SetUser(_Action):
     rules: tuple[str, ...]
     password_hashes: tuple[str, ...]
     probes: tuple[Probe, ...] = ()
+    disconnect: bool = False
 
 
 @dataclass(frozen=True, slots=True)

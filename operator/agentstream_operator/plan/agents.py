@@ -14,11 +14,16 @@ from agentstream_operator.plan import access
 from agentstream_operator.plan.access import AgentUse, set_user
 from agentstream_operator.plan.actions import Action, DeleteRoute, DeleteUser, SetRoute
 from agentstream_operator.plan.conditions import EventNote, Plan
+from agentstream_operator.plan.observed import UserSeen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup, DeliverPolicy
 from agentstream_operator.resources.status import ConditionReason
 
 _by_stream, _by_group = attrgetter("stream"), attrgetter("stream", "group")
+
+
+GRACE = 300.0
+"""Seconds for which a former password stays valid: kubelets update mounted Secrets within two minutes."""
 
 
 class AgentName(NamedTuple):
@@ -28,13 +33,35 @@ class AgentName(NamedTuple):
     agent: str
 
 
+class Passwords(NamedTuple):
+    """The passwords of an agent (SHA-256 in hex): the current one and, until a time, the former one."""
+
+    current: str
+    former: str | None = None
+    until: float = 0.0  # on the loop's clock
+
+    @property
+    def valid(self) -> tuple[str, ...]:
+        """Both, or the current one."""
+        return (self.current,) if self.former is None else (self.current, self.former)
+
+
+def rotate(known: Passwords | None, current: str, now: float, *, revoked: bool) -> Passwords:
+    """Returns the passwords after the current one was read; `revoked`: the former one leaked and ends now."""
+    if known is None or revoked:
+        return Passwords(current)
+    if current != known.current:
+        return Passwords(current, known.current, now + GRACE)
+    return known if now < known.until else Passwords(current)
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """What this process wrote for an agent."""
 
     use: AgentUse
     password_hashes: tuple[str, ...]  # SHA-256 in hex
-    fingerprint: str | None  # of the user
+    user: UserSeen | None  # as seen then
     route: bytes  # the field of the routes hash
 
 
@@ -46,7 +73,8 @@ class AgentInput:
     use: AgentUse
     password_hashes: tuple[str, ...]  # of its Secret; SHA-256 in hex
     written: Written | None = None  # by this process, before
-    live: str | None = None  # fingerprint of the live user
+    live: UserSeen | None = None  # the user on the server
+    unclosed: bool = False  # whether connections of an earlier password have still to be closed
     route: bytes | None = None  # the live field of the routes hash
     placed: bytes | None = None  # what this process left there
     complete: bool = True  # whether every resource has been listed, so that `use` is complete
@@ -116,15 +144,25 @@ def plan_agent(given: AgentInput) -> Plan:
     use, written = given.use, given.written
     actions: list[Action] = []
     events: tuple[EventNote, ...] = ()
-    drifted = written is not None and written.fingerprint != given.live
+    drifted = written is not None and written.user != given.live
+    withdrawn = given.live is not None and not given.live.passwords <= {*given.password_hashes}
     current = written is not None and (written.use, written.password_hashes) == (use, given.password_hashes)
     if (drifted or not current) and (given.complete or given.live is None):
-        wanted = set_user(use, given.installation, given.password_hashes)
+        disconnect = withdrawn or given.unclosed
+        wanted = set_user(use, given.installation, given.password_hashes, disconnect=disconnect)
         actions.append(wanted)
         if drifted:
             what = "was missing" if given.live is None else "had been changed"
             message = f"restored the ACL user {wanted.name}: it {what} on the server"
             events = (EventNote(ConditionReason.CREDENTIALS_RESTORED, message, warning=True),)
+        elif disconnect:
+            message = (
+                f"the former password of the agent {use.agent} has ended, and its connections were closed"
+            )
+            events = (EventNote(ConditionReason.CREDENTIALS_ROTATED, message),)
+        elif written is not None and len(given.password_hashes) > len(written.password_hashes):
+            message = f"the agent {use.agent} has a new password; the former one ends in {GRACE:.0f} s"
+            events = (EventNote(ConditionReason.CREDENTIALS_ROTATED, message),)
     encoded = route_of(use, written)
     if encoded != given.route and (given.complete or given.route is None):
         actions.append(SetRoute(routes_key(given.installation, use.namespace), use.agent, encoded))
@@ -170,7 +208,7 @@ def route_of(use: AgentUse, written: Written | None) -> bytes:
 
 
 def plan_removal(
-    name: AgentName, installation: str, *, live: str | None, route: bytes | None
+    name: AgentName, installation: str, *, live: UserSeen | None, route: bytes | None
 ) -> tuple[Action, ...]:
     """Plans the removal of an agent that no resource names, given its live user and route."""
     actions: list[Action] = []

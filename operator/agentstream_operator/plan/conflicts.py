@@ -13,7 +13,7 @@ from agentstream_operator.plan.conditions import NO_CONFLICT, ConditionUpdate
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
-from agentstream_operator.resources.meta import Resource
+from agentstream_operator.resources.meta import ADOPT_ANNOTATION, NamespaceSeen, Resource
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 R = TypeVar("R", bound=Resource)
@@ -73,14 +73,24 @@ def stream_conflict(stream: AgentStream, winner: AgentStream | None) -> Conditio
     return NO_CONFLICT
 
 
-def foreign(stream: AgentStream, seen: StreamSeen, installation: str) -> ConditionUpdate:
-    """Returns whether the observed key belongs to another installation."""
+def foreign(
+    stream: AgentStream, seen: StreamSeen, installation: str, namespace: NamespaceSeen
+) -> ConditionUpdate:
+    """Returns whether the observed key belongs to another installation, or was left by another namespace.
+
+    A namespace made again under its old name is another one, unless it is annotated to take over data.
+    """
+    key, here = stream.stream_key, stream.metadata.namespace
     owner = seen.meta.get("installation", installation)
     if owner != installation:
-        return _conflict(
-            ConditionReason.KEY_CLAIMED, f"{stream.stream_key} is already used by the installation {owner}"
-        )
-    return NO_CONFLICT
+        return _conflict(ConditionReason.KEY_CLAIMED, f"{key} is already used by the installation {owner}")
+    former, uid = seen.meta.get("namespace", here), seen.meta.get("namespace_uid", namespace.uid)
+    if namespace.adopts or not namespace.uid or (former, uid) == (here, namespace.uid):
+        return NO_CONFLICT
+    whose = "a former" if former == here else "the"
+    found = f"{key} holds {seen.length} messages of {whose} namespace {former}"
+    remedy = f"annotate the namespace {here} with {ADOPT_ANNOTATION}=true to take them over"
+    return _conflict(ConditionReason.KEY_OF_FORMER_NAMESPACE, f"{found}: {remedy}, or choose another key")
 
 
 def group_conflict(group: ConsumerGroup, winner: ConsumerGroup) -> ConditionUpdate:

@@ -25,6 +25,7 @@ from agentstream_operator.plan.retention import RetentionHistory, group_retentio
 from agentstream_operator.plan.streams import GIVE_UP, managed
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup, GroupDeletion
+from agentstream_operator.resources.meta import NO_NAMESPACE, NamespaceSeen
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 
@@ -37,6 +38,7 @@ class GroupInput:
     winner: ConsumerGroup  # the oldest that names the same group of the same stream
     stream: AgentStream | None
     stream_winner: AgentStream | None = None  # the oldest that claims the key and may have it
+    namespace: NamespaceSeen = NO_NAMESPACE
     outage: str | None = None  # why the server is unreachable
     seen: StreamSeen | None = None  # None without a stream and during an outage
     established: bool = False  # whether the group existed before
@@ -130,7 +132,7 @@ def _on_server(given: GroupInput, stream: AgentStream) -> ConditionUpdate:
     if seen.type != "stream":
         message = f"{stream.stream_key} is a {seen.type}, not a stream"
         return ConditionUpdate(ConditionType.STREAM_READY, "False", ConditionReason.WRONG_TYPE, message)
-    if foreign(stream, seen, given.installation) is not NO_CONFLICT:
+    if foreign(stream, seen, given.installation, given.namespace) is not NO_CONFLICT:
         return _no_stream(f"AgentStream {name} has a conflict")
     return STREAM_READY
 

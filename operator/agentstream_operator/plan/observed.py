@@ -52,6 +52,13 @@ class GroupSeen(msgspec.Struct, frozen=True):
         return self.consumers > CROWD
 
 
+class UserSeen(NamedTuple):
+    """An ACL user: a fingerprint of its rules and passwords, and the passwords (SHA-256 in hex)."""
+
+    fingerprint: str
+    passwords: frozenset[str] = frozenset()
+
+
 class ConsumerSeen(msgspec.Struct, frozen=True):
     """A consumer of a group."""
 

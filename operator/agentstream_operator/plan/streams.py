@@ -23,6 +23,7 @@ from agentstream_operator.plan.conflicts import foreign, stream_conflict
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory, retention_healthy
 from agentstream_operator.resources.agentstream import AgentStream, ManagementPolicy, StreamDeletion
+from agentstream_operator.resources.meta import NO_NAMESPACE, NamespaceSeen
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 
 GIVE_UP = 300.0
@@ -36,6 +37,7 @@ class StreamInput:
     stream: AgentStream
     installation: str
     winner: AgentStream | None  # the oldest that claims the key and may have it; see `conflicts`
+    namespace: NamespaceSeen = NO_NAMESPACE
     groups: tuple[str, ...] = ()  # names of the declared ones
     seen: StreamSeen | None = None  # None during an outage
     added: int | None = None  # `seen.added` at the last observation; None if the stream never existed
@@ -56,7 +58,7 @@ def plan_stream(given: StreamInput) -> Plan:
     if seen is None:
         return Plan(conditions=unreachable(given.outage), finalizer=finalizer)
     if conflict is NO_CONFLICT:
-        conflict = foreign(stream, seen, given.installation)
+        conflict = foreign(stream, seen, given.installation, given.namespace)
     if conflict is not NO_CONFLICT:
         return Plan(conditions=with_ready((REACHABLE, conflict)), finalizer=finalizer)
     if seen.type not in ("none", "stream"):
@@ -97,10 +99,11 @@ def managed(stream: AgentStream) -> bool:
     return not stream.paused and stream.spec.management_policy is ManagementPolicy.MANAGED
 
 
-def owner_of(stream: AgentStream, installation: str) -> dict[str, str]:
+def owner_of(stream: AgentStream, installation: str, namespace: NamespaceSeen) -> dict[str, str]:
     """Returns the owner's fields of the stream's meta hash."""
     meta = stream.metadata
-    return {"installation": installation, "namespace": meta.namespace, "name": meta.name, "uid": meta.uid}
+    owner = {"installation": installation, "namespace": meta.namespace, "name": meta.name, "uid": meta.uid}
+    return {**owner, "namespace_uid": namespace.uid} if namespace.uid else owner
 
 
 def published(stream: AgentStream) -> SetContracts:
@@ -126,7 +129,7 @@ def digest_after(actions: tuple[Action, ...], seen: StreamSeen) -> str:
 
 def _create(given: StreamInput, seen: StreamSeen) -> tuple[tuple[Action, ...], tuple[EventNote, ...]]:
     stream = given.stream
-    key, owner = stream.stream_key, owner_of(stream, given.installation)
+    key, owner = stream.stream_key, owner_of(stream, given.installation, given.namespace)
     if seen.type == "none":
         event = EventNote(ConditionReason.STREAM_CREATED, f"created the stream {key}")
         if given.added is not None:
@@ -135,8 +138,9 @@ def _create(given: StreamInput, seen: StreamSeen) -> tuple[tuple[Action, ...], t
         return (CreateStream(key, owner),), (event,)
     if any(seen.meta.get(name) != value for name, value in owner.items()):
         adopted = "installation" not in seen.meta and given.added is None
-        message = f"adopted the stream {key} with {seen.length} messages"
-        events = (EventNote(ConditionReason.STREAM_ADOPTED, message),) if adopted else ()
+        resumed = seen.meta.get("uid", stream.metadata.uid) != stream.metadata.uid
+        message = f"{'resumed' if resumed else 'adopted'} the stream {key} with {seen.length} messages"
+        events = (EventNote(ConditionReason.STREAM_ADOPTED, message),) if adopted or resumed else ()
         return (RecordOwner(key, owner),), events
     return (), ()
 
@@ -183,7 +187,10 @@ def _deletion(given: StreamInput) -> Plan:
         message = f"would delete the stream {key}"
         paused = ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.PAUSED, message)
         return Plan(conditions=with_ready((REACHABLE, paused)), finalizer=True)
-    if seen.type not in ("none", "stream") or foreign(stream, seen, given.installation) is not NO_CONFLICT:
+    if (
+        seen.type not in ("none", "stream")
+        or foreign(stream, seen, given.installation, given.namespace) is not NO_CONFLICT
+    ):
         return Plan(finished=True)
     if_empty = stream.spec.deletion_policy is StreamDeletion.DELETE_IF_EMPTY
     groups = tuple(sorted({*given.groups, *seen.groups}))

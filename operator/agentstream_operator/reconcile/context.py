@@ -15,7 +15,7 @@ from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
 from agentstream_operator.reconcile.state.index import agent_key, owner_of
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.reconcile.status import StatusWriter
-from agentstream_operator.resources.meta import FINALIZER, ResourceKey
+from agentstream_operator.resources.meta import FINALIZER, NamespaceSeen, ResourceKey
 from agentstream_operator.resources.parse import AnyResource
 
 _ROUNDS = 3
@@ -32,6 +32,17 @@ class Context:
     queue: WorkQueue[ResourceKey]
     status: StatusWriter
     observer: Observer
+
+    async def namespace(self, name: str) -> NamespaceSeen:
+        """Returns a namespace as it was read since a resource of it was removed last.
+
+        Raises:
+            ClusterUnavailable, ClusterRefused: it cannot be read.
+        """
+        known = self.state.memory.namespaces
+        if name not in known:
+            known[name] = await self.cluster.namespace(name)
+        return known[name]
 
     async def apply(self, stream: ResourceKey, plan: Plan) -> tuple[EventNote, ...]:
         """Applies the actions of a plan for a stream or one of its groups. Returns the events to emit.

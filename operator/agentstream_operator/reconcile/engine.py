@@ -252,7 +252,7 @@ class Engine:
                 return await reconcile_stream(self._context, key)
             if key.kind == "ConsumerGroup":
                 return await reconcile_group(self._context, key)
-            await reconcile_agent(self._context, key)
+            return await reconcile_agent(self._context, key)
         except (ConnectionLost, AccessDenied) as error:
             self._server.probe_now()
             raise TryAgain(str(error)) from error
@@ -261,7 +261,6 @@ class Engine:
             raise TryAgain(str(error)) from error
         except (ClusterUnavailable, ClusterRefused) as error:
             raise TryAgain(str(error)) from error
-        return None
 
     async def _report_refusal(self, key: ResourceKey, error: AgentStreamError) -> None:
         """Writes the server's refusal, or what cannot be read there, into the status of a resource."""

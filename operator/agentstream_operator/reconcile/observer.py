@@ -180,7 +180,7 @@ def concerns_plans(before: StreamSeen, after: StreamSeen) -> bool:
 
 def _facts(seen: StreamSeen) -> tuple[object, ...]:
     """What plans depend on; checkpoints in the meta hash are no part of it."""
-    owner = [seen.meta.get(name) for name in ("installation", "namespace", "name", "uid")]
+    owner = [seen.meta.get(name) for name in ("installation", "namespace", "name", "uid", "namespace_uid")]
     groups = {
         name: (g.exists, g.retry_ready, g.exact, g.dead > 0, g.misread, g.unreadable, g.crowded)
         for name, g in seen.groups.items()

@@ -29,6 +29,7 @@ _ALARMS = frozenset(
     {
         ConditionReason.WRONG_TYPE,
         ConditionReason.KEY_CLAIMED,
+        ConditionReason.KEY_OF_FORMER_NAMESPACE,
         ConditionReason.GROUP_CLAIMED,
         ConditionReason.KEY_NOT_ALLOWED,
         ConditionReason.CREDENTIALS_FAILED,

@@ -24,6 +24,9 @@ FORCE_DELETE_ANNOTATION = f"{GROUP}/force-delete"
 FINALIZER = f"{GROUP}/finalizer"
 """The finalizer of resources whose deletion removes something from the server."""
 
+ADOPT_ANNOTATION = f"{GROUP}/adopt"
+"""`true` on a namespace: its streams take over what a former namespace has left under their keys."""
+
 
 class ResourceKey(NamedTuple):
     """Identifies a resource."""
@@ -34,6 +37,17 @@ class ResourceKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"
+
+
+class NamespaceSeen(NamedTuple):
+    """A namespace: its uid, which another one of that name does not have, and whether it takes over data."""
+
+    uid: str  # empty where there are no namespaces
+    adopts: bool = False
+
+
+NO_NAMESPACE = NamespaceSeen("")
+"""Where namespaces are only names, as in local mode."""
 
 
 class ObjectMeta(Model):

@@ -101,6 +101,11 @@ class ConditionReason(StrEnum):
         "An older AgentStream or another installation uses the same key.",
         "Delete one of the two AgentStreams, or change `spec.key`; the message names the other one.",
     )
+    KEY_OF_FORMER_NAMESPACE = (
+        "KeyOfFormerNamespace",
+        "A namespace that is gone has left messages under the key; no agent gets access to them.",
+        "If they are this namespace's, annotate it with `agentstream.dev/adopt=true`; or choose another key.",
+    )
     GROUP_CLAIMED = (
         "GroupClaimed",
         "An older ConsumerGroup uses the same group of the same stream.",
@@ -176,6 +181,11 @@ class ConditionReason(StrEnum):
         "RouteRestored",
         "Somebody changed an agent's route on the server, and it was written again.",
         "Find out who can write to the server; what Secrets say of signatures held all the time.",
+    )
+    CREDENTIALS_ROTATED = (
+        "CredentialsRotated",
+        "An agent has a new password; the former one ends, and with it the agent's connections.",
+        "Nothing: agents read their Secret anew whenever they connect.",
     )
     CREDENTIALS_FAILED = (
         "CredentialsFailed",

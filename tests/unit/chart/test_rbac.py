@@ -14,6 +14,7 @@ OPERATOR = {
     ("agentstream.dev", "consumergroups/status", ""): {"patch"},
     ("", "secrets", ""): {"get", "list", "watch", "create", "patch", "delete"},
     ("", "pods", ""): {"list", "watch", "patch"},
+    ("", "namespaces", ""): {"get"},
     ("", "events", ""): {"create"},
     ("apps", "deployments", ""): {"get", "list", "watch", "create", "patch", "delete"},
     ("apps", "deployments/scale", ""): {"patch"},

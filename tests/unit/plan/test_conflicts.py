@@ -17,6 +17,7 @@ from agentstream_operator.plan.conflicts import (
 )
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.resources.agentstream import AgentStream, AgentStreamSpec
+from agentstream_operator.resources.meta import NO_NAMESPACE
 from agentstream_operator.resources.status import ConditionReason
 from support.resources import a_group, a_stream
 
@@ -112,7 +113,10 @@ def test_a_key_that_may_not_be_claimed_is_a_conflict() -> None:
     [({}, "False"), ({"installation": "ours"}, "False"), ({"installation": "theirs"}, "True")],
 )
 def test_a_stream_of_another_installation_is_a_conflict(owner: dict[str, str], status: str) -> None:
-    assert foreign(a_stream(), StreamSeen(now=0, type="stream", meta=owner), "ours").status == status
+    assert (
+        foreign(a_stream(), StreamSeen(now=0, type="stream", meta=owner), "ours", NO_NAMESPACE).status
+        == status
+    )
 
 
 def test_a_group_that_is_claimed_twice_is_a_conflict_for_the_younger() -> None:

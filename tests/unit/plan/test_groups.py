@@ -13,7 +13,7 @@ from agentstream_operator.plan.observed import GroupSeen, JanitorReport, StreamS
 from agentstream_operator.plan.retention import RetentionHistory
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
-from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION
+from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION, NamespaceSeen
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.resources import BORN, a_group, a_stream
 
@@ -262,3 +262,12 @@ def test_a_silent_server_holds_a_deletion_for_a_while(
     plan = planned(deleted(annotations=annotations), None, outage="refused", deleted_for=seconds)
     assert plan.finished is over
     assert plan.finalizer is not over
+
+
+def test_a_stream_that_a_former_namespace_left_is_no_stream_for_a_group() -> None:
+    seen = StreamSeen(now=0, type="stream", last="9-0", meta={"namespace": "team", "namespace_uid": "gone"})
+    here, adopting = NamespaceSeen("here"), NamespaceSeen("here", adopts=True)
+    for group in (a_group(), a_group(deletionPolicy="Delete", meta={"deletionTimestamp": BORN})):
+        assert planned(group, seen, namespace=here).actions == ()
+        assert planned(group, seen, namespace=adopting).actions != ()
+    assert found(planned(a_group(), seen, namespace=here), ConditionType.STREAM_READY)[0] == "False"

@@ -11,7 +11,7 @@ from agentstream_operator.plan.conditions import AgentsState, Failure, Plan
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.streams import StreamInput, plan_stream
 from agentstream_operator.resources.agentstream import AgentStream
-from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION
+from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION, NamespaceSeen
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.resources import BORN, a_stream
 
@@ -64,9 +64,46 @@ def test_a_forgotten_owner_is_recorded_again_without_a_word() -> None:
     assert told(plan) == []
 
 
-def test_a_stream_of_an_earlier_resource_changes_its_owner() -> None:
-    seen = StreamSeen(now=0, type="stream", meta={**OWNER, "uid": "earlier"})
-    assert planned(a_stream(), seen).actions == (RecordOwner(KEY, OWNER),)
+def test_a_stream_of_an_earlier_resource_changes_its_owner_and_that_is_told() -> None:
+    seen = StreamSeen(now=0, type="stream", length=3, meta={**OWNER, "uid": "earlier"})
+    plan = planned(a_stream(), seen)
+    assert plan.actions == (RecordOwner(KEY, OWNER),)
+    assert told(plan) == [ConditionReason.STREAM_ADOPTED]
+    assert plan.events[0].message == f"resumed the stream {KEY} with 3 messages"
+
+
+HERE = NamespaceSeen("here")
+RECORDED = {**OWNER, "namespace_uid": "here"}
+
+
+@pytest.mark.parametrize("left", [{"namespace_uid": "gone"}, {"namespace": "other"}])
+def test_what_a_former_namespace_left_is_handed_to_nobody(left: dict[str, str]) -> None:
+    seen = StreamSeen(now=0, type="stream", length=3, meta={**RECORDED, "uid": "earlier", **left})
+    plan = planned(a_stream(), seen, namespace=HERE)
+    assert plan.actions == ()
+    assert ready(plan) == ("False", ConditionReason.KEY_OF_FORMER_NAMESPACE)
+    whose = "the namespace other" if "namespace" in left else "a former namespace team"
+    assert plan.conditions[0].message.startswith(f"{KEY} holds 3 messages of {whose}: annotate")
+    assert "annotate the namespace team with agentstream.dev/adopt=true" in plan.conditions[0].message
+    # retries and dead letters may be left without the stream itself
+    gone = StreamSeen(now=0, type="none", meta=seen.meta)
+    assert planned(a_stream(), gone, namespace=HERE).actions == ()
+    # nor does a deletion touch it
+    deletion = planned(deleted("Delete"), seen, namespace=HERE)
+    assert (deletion.finished, deletion.actions) == (True, ())
+
+    adopted = planned(a_stream(), seen, namespace=NamespaceSeen("here", adopts=True))
+    assert adopted.actions == (RecordOwner(KEY, RECORDED),)
+    assert told(adopted) == [ConditionReason.STREAM_ADOPTED]
+    assert ready(adopted) == ("True", ConditionReason.READY)
+
+
+def test_the_namespace_of_a_stream_is_recorded_and_then_needs_nothing() -> None:
+    assert planned(a_stream(), PRESENT, namespace=HERE).actions == (RecordOwner(KEY, RECORDED),)
+    assert told(planned(a_stream(), PRESENT, namespace=HERE)) == []
+    seen = StreamSeen(now=0, type="stream", length=3, added=7, meta=RECORDED)
+    assert planned(a_stream(), seen, namespace=HERE).actions == ()
+    assert planned(a_stream(), ABSENT, namespace=HERE).actions == (CreateStream(KEY, RECORDED),)
 
 
 @pytest.mark.parametrize(

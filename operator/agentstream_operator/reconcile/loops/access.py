@@ -75,7 +75,6 @@ class AccessWatch:
             not memory.waiting
             and name in self.state.resources.agents
             and (
-                written is None
-                or (access.user(name) == written.fingerprint and access.route(name) == written.route)
+                written is None or (access.user(name) == written.user and access.route(name) == written.route)
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 
@@ -17,6 +18,7 @@ from agentstream_operator.plan.agents import (
     agents_of,
     plan_agent,
     plan_removal,
+    rotate,
     route_of,
     use_of,
 )
@@ -37,8 +39,10 @@ from agentstream_operator.resources.reasons import ConditionReason
 _PASSWORD_BYTES = 32
 
 
-async def reconcile_agent(context: Context, key: ResourceKey) -> None:
+async def reconcile_agent(context: Context, key: ResourceKey) -> float | None:
     """Writes the Secret, user and route of an agent, or removes them if no resource names it any more.
+
+    Returns the seconds until a former password ends.
 
     Raises:
         AgentStreamError: the server failed or refused.
@@ -46,15 +50,15 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> None:
     name, state = AgentName(key.namespace, key.name), context.state
     resources = state.resources.named_by(name)
     if state.backend.outage is not None or not state.access.listed.is_set():
-        return
+        return None
     if not resources:
         await _remove(context, name)
-        return
+        return None
     memory = state.memory.agents[name]
     changes = memory.changes
     if any(_unplanned(state, resource) for resource in resources):
         # planning them queues the agent again
-        return
+        return None
     if any(_may_change(state, resource) for resource in resources):
         try:
             done = await _write(context, name, memory, resources)
@@ -66,10 +70,14 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> None:
             _requeue(context, resources)
             raise
         if not done:
-            return
+            return None
     if memory.followed != changes or memory.failed is not None:
         memory.followed, memory.failed = changes, None
         _requeue(context, resources)
+    passwords = memory.passwords
+    if passwords is None or passwords.former is None:
+        return None
+    return max(0.0, passwords.until - asyncio.get_running_loop().time())
 
 
 async def _write(
@@ -79,8 +87,14 @@ async def _write(
     state = context.state
     use = _use(state, name, resources)
     complete = state.resources.complete and name.namespace not in state.resources.unreadable_namespaces
-    credentials = await _credentials(context, name, resources, signing_entries(state, use), complete=complete)
-    hashes = (hashlib.sha256(credentials.password.encode()).hexdigest(),)
+    found = await context.cluster.credentials(*name)
+    signing = signing_entries(state, use)
+    credentials = await _credentials(context, name, resources, found, signing, complete=complete)
+    digest = hashlib.sha256(credentials.password.encode()).hexdigest()
+    now = asyncio.get_running_loop().time()
+    # deleting the Secret is how somebody withdraws a password that leaked
+    memory.passwords = rotate(memory.passwords, digest, now, revoked=found is None)
+    hashes = memory.passwords.valid
     plan = plan_agent(
         AgentInput(
             installation=state.options.installation,
@@ -88,6 +102,7 @@ async def _write(
             password_hashes=hashes,
             written=memory.written,
             live=state.access.user(name),
+            unclosed=memory.unclosed,
             route=state.access.route(name),
             placed=memory.placed,
             complete=complete,
@@ -95,11 +110,14 @@ async def _write(
     )
     route = route_of(use, memory.written)
     for action in plan.actions:
-        fingerprint = await context.broker.apply(action)
         if isinstance(action, SetUser):
-            state.access.user_set(name, fingerprint)
-            memory.written = Written(use, hashes, fingerprint, route)
+            memory.unclosed = action.disconnect
+            user = await context.broker.apply(action)
+            memory.unclosed = False
+            state.access.user_set(name, user)
+            memory.written = Written(use, hashes, user, route)
         elif isinstance(action, SetRoute):
+            await context.broker.apply(action)
             state.access.route_set(name, action.route)
             await context.broker.nudge(*name, Nudge.ROUTES)
     if state.access.route(name) == route:
@@ -113,6 +131,7 @@ async def _credentials(
     context: Context,
     name: AgentName,
     resources: list[AnyResource],
+    found: Credentials | None,
     signing: dict[str, str],
     *,
     complete: bool,
@@ -123,7 +142,6 @@ async def _credentials(
     """
     owners = tuple(owner_of(resource) for resource in resources)
     username = user_name(context.state.options.installation, *name)
-    found = await context.cluster.credentials(*name)
     password = secrets.token_urlsafe(_PASSWORD_BYTES) if found is None else found.password
     if found is not None and not complete:
         signing = {**found.signing, **signing}

@@ -25,7 +25,7 @@ from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.reconcile.status import rounded
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
-from agentstream_operator.resources.meta import GROUP, ResourceKey
+from agentstream_operator.resources.meta import GROUP, NamespaceSeen, ResourceKey
 
 
 async def reconcile_group(context: Context, key: ResourceKey) -> float | None:
@@ -47,7 +47,10 @@ async def reconcile_group(context: Context, key: ResourceKey) -> float | None:
 
 async def _reconcile(context: Context, group: ConsumerGroup, stream: AgentStream | None) -> float | None:
     state, key = context.state, group.key
-    seen, plan = await context.observer.decide(stream, lambda seen: _plan(state, group, stream, seen))
+    namespace = await context.namespace(key.namespace)
+    seen, plan = await context.observer.decide(
+        stream, lambda seen: _plan(state, group, stream, seen, namespace)
+    )
     if plan.finalizer:
         await context.set_finalizer(group, present=True)
     if plan.finished:
@@ -81,7 +84,13 @@ def _awaits_first_plan(context: Context, stream: AgentStream) -> bool:
     return first and context.state.backend.outage is None and context.queue.failures(stream.key) == 0
 
 
-def _plan(state: State, group: ConsumerGroup, stream: AgentStream | None, seen: StreamSeen | None) -> Plan:
+def _plan(
+    state: State,
+    group: ConsumerGroup,
+    stream: AgentStream | None,
+    seen: StreamSeen | None,
+    namespace: NamespaceSeen,
+) -> Plan:
     memory = state.memory.groups[group.key]
     if seen is not None and group.has_workload:
         decide_replicas(state, group)
@@ -92,6 +101,7 @@ def _plan(state: State, group: ConsumerGroup, stream: AgentStream | None, seen: 
             winner=state.resources.group_winner(group),
             stream=stream,
             stream_winner=state.resources.winner(stream) if stream is not None else None,
+            namespace=namespace,
             outage=state.backend.outage,
             seen=seen,
             established=memory.established,

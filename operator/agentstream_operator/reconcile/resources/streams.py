@@ -15,8 +15,11 @@ from agentstream_operator.reconcile.resources.signing import reconcile_signing_k
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.reconcile.status import rounded
 from agentstream_operator.resources.agentstream import AgentStream
-from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.meta import NamespaceSeen, ResourceKey
 from agentstream_operator.resources.status import ConditionReason
+
+_ANNOTATED = 5.0
+"""Seconds between two looks at the annotations of a namespace that decide on a stream."""
 
 
 async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
@@ -29,7 +32,8 @@ async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
     stream = state.resources.streams.get(key)
     if stream is None:
         return None
-    seen, plan = await context.observer.decide(stream, lambda seen: _plan(state, stream, seen))
+    namespace = await context.namespace(stream.metadata.namespace)
+    seen, plan = await context.observer.decide(stream, lambda seen: _plan(state, stream, seen, namespace))
     if plan.finalizer:
         await context.set_finalizer(stream, present=True)
     events = await context.apply(key, plan)
@@ -51,10 +55,15 @@ async def reconcile_stream(context: Context, key: ResourceKey) -> float | None:
     again = await context.status.write(
         stream, reported, plan.conditions, numbers_of_stream(state, stream, seen)
     )
-    return min((wait for wait in (again, rotation) if wait is not None), default=None)
+    waits = [wait for wait in (again, rotation) if wait is not None]
+    if any(condition.reason is ConditionReason.KEY_OF_FORMER_NAMESPACE for condition in plan.conditions):
+        # nobody tells when the namespace is annotated
+        state.memory.namespaces.pop(stream.metadata.namespace, None)
+        waits.append(_ANNOTATED)
+    return min(waits, default=None)
 
 
-def _plan(state: State, stream: AgentStream, seen: StreamSeen | None) -> Plan:
+def _plan(state: State, stream: AgentStream, seen: StreamSeen | None, namespace: NamespaceSeen) -> Plan:
     memory = state.memory.streams[stream.key]
     agents = state.memory.state_of(agents_of(stream))
     if memory.keys_failure is not None:
@@ -64,6 +73,7 @@ def _plan(state: State, stream: AgentStream, seen: StreamSeen | None) -> Plan:
             stream=stream,
             installation=state.options.installation,
             winner=state.resources.winner(stream),
+            namespace=namespace,
             groups=tuple(declared.name for declared in state.resources.declared(stream.key)),
             seen=seen,
             added=memory.added,

@@ -10,6 +10,7 @@ from typing import TypeVar
 from agentstream.protocol.keys import routes_key, user_name
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.agents import AgentName
+from agentstream_operator.plan.observed import UserSeen
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -19,7 +20,7 @@ V = TypeVar("V")
 class _Listing:
     """A listing, and the agents changed since it began."""
 
-    users: dict[str, str] = field(default_factory=dict)
+    users: dict[str, UserSeen] = field(default_factory=dict)
     routes: dict[AgentName, bytes] = field(default_factory=dict)
     changed: set[AgentName] = field(default_factory=set)
 
@@ -46,17 +47,17 @@ class LiveAccess:
         """The agents with a route."""
         return self._live.routes.keys()
 
-    def user(self, name: AgentName) -> str | None:
-        """Returns the fingerprint of an agent's user, if it exists."""
+    def user(self, name: AgentName) -> UserSeen | None:
+        """Returns what was seen of an agent's user, if it exists."""
         return self._live.users.get(user_name(self._installation, *name))
 
     def route(self, name: AgentName) -> bytes | None:
         """Returns the agent's field of the routes hash."""
         return self._live.routes.get(name)
 
-    def user_set(self, name: AgentName, fingerprint: str | None) -> None:
+    def user_set(self, name: AgentName, seen: UserSeen | None) -> None:
         """Notes that this process set an agent's user, or removed it (None)."""
-        _set(self._live.users, user_name(self._installation, *name), fingerprint)
+        _set(self._live.users, user_name(self._installation, *name), seen)
         self._live.changed.add(name)
 
     def route_set(self, name: AgentName, route: bytes | None) -> None:

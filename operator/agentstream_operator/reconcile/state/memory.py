@@ -12,7 +12,7 @@ from typing import NamedTuple
 from agentstream.protocol.signatures import Keys
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.plan.accounting import Account, GroupTotals
-from agentstream_operator.plan.agents import AgentName, Written
+from agentstream_operator.plan.agents import AgentName, Passwords, Written
 from agentstream_operator.plan.conditions import ALL_WRITTEN, AgentsState, ConditionUpdate, Failure
 from agentstream_operator.plan.observed import JanitorReport, StreamSeen
 from agentstream_operator.plan.retention import JanitorSpec, RetentionHistory, janitor_actions
@@ -20,7 +20,7 @@ from agentstream_operator.plan.scaling import Decision, Replicas
 from agentstream_operator.plan.signal import Pace, Progress, Rate
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroupSpec
-from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.meta import NamespaceSeen, ResourceKey
 from agentstream_operator.resources.parse import AnyResource
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
@@ -107,6 +107,8 @@ class AgentMemory:
     failed: Failure | None = None  # of the latest write
     written: Written | None = None
     placed: bytes | None = None  # the route that was in place on the server after it
+    passwords: Passwords | None = None
+    unclosed: bool = False  # whether connections of an earlier password have still to be closed
 
     @property
     def waiting(self) -> bool:
@@ -121,6 +123,7 @@ class Memory:
         self.streams: defaultdict[ResourceKey, StreamMemory] = defaultdict(StreamMemory)
         self.groups: defaultdict[ResourceKey, GroupMemory] = defaultdict(GroupMemory)
         self.agents: defaultdict[AgentName, AgentMemory] = defaultdict(AgentMemory)
+        self.namespaces: dict[str, NamespaceSeen] = {}
         # actions of the janitor since the start, by name
         self.janitor = Counter(janitor_actions(JanitorReport("none")))
 
@@ -141,7 +144,8 @@ class Memory:
             memory.moved = scaling.reason
 
     def forget(self, key: ResourceKey) -> None:
-        """Drops the memory of a resource."""
+        """Drops the memory of a resource, and of its namespace: another one may get that name."""
+        self.namespaces.pop(key.namespace, None)
         self.streams.pop(key, None)
         self.groups.pop(key, None)
 
