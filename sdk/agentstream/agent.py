@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agentstream.consuming.attempt import CURRENT
-from agentstream.consuming.fetch import READ_TIMEOUT
+from agentstream.consuming.fetch import LARGEST_REPLY, READ_TIMEOUT
 from agentstream.consuming.group import Consumer, ConsumerConnections, ConsumerIdentity, ConsumerServices
 from agentstream.consuming.presence import Presence
 from agentstream.consuming.renewal import Renewal
@@ -49,7 +49,7 @@ class Agent(Producer):
     def __init__(self, settings: Settings, *, ends_on_signals: bool) -> None:
         super().__init__(settings)
         self._ends_on_signals = ends_on_signals
-        self._control = self._client("control")
+        self._control = self._client("control", largest_reply=LARGEST_REPLY)
         self._renewal = Renewal(settings.endpoint, f"agentstream:{self.namespace}.{self.name}:renew")
         self._consumer = Consumer(
             ConsumerIdentity(
@@ -62,7 +62,9 @@ class Agent(Producer):
                 write=self._write,
                 control=self._control,
                 subscriptions=self._subscriptions,
-                reading=lambda stream: self._client(f"read-{stream}", READ_TIMEOUT),
+                reading=lambda stream: self._client(
+                    f"read-{stream}", READ_TIMEOUT, largest_reply=LARGEST_REPLY
+                ),
             ),
             ConsumerServices(
                 directory=self._directory,

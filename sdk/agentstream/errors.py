@@ -58,7 +58,8 @@ class InvalidMessage(AgentStreamError):  # noqa: N818 - a public name says what 
     """A message that does not fit the envelope's schema.
 
     Attributes:
-        reason: `Malformed`, or `UnknownVersion` for an envelope of a version that this SDK does not know.
+        reason: `Malformed`, `TooLarge`, or `UnknownVersion` for a version of the envelope that this SDK does
+            not know.
     """
 
     def __init__(self, message: str, *, reason: str = "Malformed") -> None:

@@ -13,6 +13,7 @@ from agentstream import InvalidMessage, Message, OutgoingMessage, Reject, Reques
 from agentstream.agent import Agent
 from agentstream.consuming.delivery import Delivery
 from agentstream.transport.client import Client
+from support.servers import Server
 from support.topology import Topology, following
 from support.waiting import until
 
@@ -21,10 +22,12 @@ LARGE = {"text": "x" * 2 * LIMIT}
 
 
 @pytest.fixture
-async def declared(topology: Topology, wire: Client) -> AsyncIterator[Topology]:
+async def declared(server: Server, wire: Client) -> AsyncIterator[Topology]:
     """`coder` consumes `tasks`; `planner` also produces to `news`. The server takes a MiB."""
+    topology = Topology(wire, server.url)
+    await topology.stream("tasks", "planner", max_message_bytes=16 * LIMIT)
     await topology.group("tasks", "coder", max_deliveries=3)
-    await topology.stream("news", "planner", broadcast=True)
+    await topology.stream("news", "planner", broadcast=True, max_message_bytes=16 * LIMIT)
     await topology.group("news", "auditor")
     (_, before) = await wire.call("CONFIG", "GET", "proto-max-bulk-len")
     await wire.call("CONFIG", "SET", "proto-max-bulk-len", LIMIT)
@@ -109,6 +112,39 @@ async def test_every_verb_refuses_at_once_and_breaks_no_connection(planner: Agen
             await VERBS[verb](planner)
     await asyncio.gather(*others)
     assert planner._write.connects == 1
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "notify"])
+async def test_what_its_stream_does_not_take_is_refused_before_anything_is_sent(
+    topology: Topology, wire: Client, verb: str
+) -> None:
+    await topology.group("tasks", "coder")
+    await topology.stream("news", "planner", broadcast=True)
+    await topology.group("news", "auditor")
+    async with topology.agent("planner") as agent:
+        await agent.send_message(to="coder", type="event", payload={})
+        with pytest.raises(
+            InvalidMessage, match=r"takes 1048576 at most: send a reference .* maxMessageBytes"
+        ) as e:
+            await VERBS[verb](agent)
+        assert e.value.reason == "TooLarge"
+        payloads: list[dict[str, Any]] = [{"n": 1}, LARGE, {"n": 2}]
+        with pytest.raises(SendFailed) as failed:
+            await agent.send_many(OutgoingMessage(to="coder", type="event", payload=one) for one in payloads)
+        assert [isinstance(one, InvalidMessage) for one in failed.value.results] == [False, True, False]
+    assert (await wire.call("XLEN", "{test.tasks}"), await wire.call("XLEN", "{test.news}")) == (3, 0)
+
+
+async def test_a_message_may_have_as_many_bytes_as_its_stream_takes(topology: Topology) -> None:
+    await topology.group("tasks", "coder")
+    async with topology.agent("planner") as agent:
+        one = await agent.send_message(to="coder", type="event", payload={"text": ""})
+        ((_, fields),) = await topology.wire.call("XRANGE", "{test.tasks}", one.entry, one.entry)
+        room = LIMIT - len(fields[1])
+        # a timestamp has more or fewer digits
+        await agent.send_message(to="coder", type="event", payload={"text": "x" * (room - 20)})
+        with pytest.raises(InvalidMessage):
+            await agent.send_message(to="coder", type="event", payload={"text": "x" * (room + 20)})
 
 
 async def test_of_a_batch_the_others_are_sent(planner: Agent, wire: Client) -> None:

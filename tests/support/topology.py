@@ -56,13 +56,13 @@ class Topology:
     url: str
     routes: dict[str, Route] = field(default_factory=dict)
 
-    async def stream(self, name: str, *producers: str, broadcast: bool = False) -> StreamKeys:
+    async def stream(self, name: str, *producers: str, broadcast: bool = False, **more: Any) -> StreamKeys:
         """A stream to which the agents produce."""
         key = default_stream_key(NAMESPACE, name)
         keys = StreamKeys(key)
         await self.wire.call(*commands.create_stream(key, {"name": name}))
         for producer in producers:
-            await self._route(producer, produces=(Produces(name, key, broadcast),))
+            await self._route(producer, produces=(Produces(name, key, broadcast, **more),))
         return keys
 
     async def group(self, stream: str, agent: str, start: str = "0", **policy: Any) -> Consumes:

@@ -116,6 +116,7 @@ def _produces(stream: AgentStream, groups: Iterable[str], contracts: Mapping[str
         groups=tuple(sorted(groups)) if broadcast else (),
         signatures=stream.signatures,
         contracts=contracts.get(stream.metadata.name, ""),
+        max_message_bytes=stream.spec.max_message_bytes,
     )
 
 
@@ -136,6 +137,7 @@ def _consumes(group: ConsumerGroup, stream: AgentStream, contracts: Mapping[str,
         deadline=0 if delivery.deadline is None else delivery.deadline.milliseconds,
         signatures=stream.signatures,
         contracts=contracts.get(stream.metadata.name, ""),
+        max_message_bytes=stream.spec.max_message_bytes,
     )
 
 

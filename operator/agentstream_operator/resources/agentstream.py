@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from agentstream.protocol.keys import DERIVED, default_stream_key
+from agentstream.protocol.routes import MAX_MESSAGE_BYTES
 
 from .contracts import ONE_OF_EACH, ContractSpec
 from .duration import Duration, at_least, parse_duration
@@ -147,6 +148,10 @@ class AgentStreamSpec(Model):
         AfterValidator(_distinct),
     ] = ()
     """Agents that may send to the stream."""
+
+    max_message_bytes: Annotated[Int, Field(ge=1024, le=16_777_216)] = MAX_MESSAGE_BYTES
+    """Maximum bytes of one message, as JSON. A larger one is refused when it is sent; it becomes a dead
+    letter if it was added all the same."""
 
     broadcast: Bool = False
     """Whether broadcasts are sent to this stream; each of its groups is then expected to acknowledge them."""

@@ -11,13 +11,22 @@ from typing import Any
 
 from agentstream.consuming.attempt import Attempt, Deadlines
 from agentstream.consuming.fetch import Capacity, FetchSignals
-from agentstream.consuming.hold import DELIVERED, LOST, Hold
+from agentstream.consuming.hold import CLAIMED, LOST, Hold
 from agentstream.consuming.isolation import PoisonIsolation, PrefetchQueue
 from agentstream.consuming.leases import Leases, batches
 from agentstream.consuming.ordering import KeyOrder, OrderPoller
 from agentstream.consuming.settling import Settler
-from agentstream.consuming.triage import EXPIRED, Defer, Deliver, Skip, Undeliverable, Verdict, is_expired
-from agentstream.errors import AgentStreamError
+from agentstream.consuming.triage import (
+    EXPIRED,
+    Count,
+    Defer,
+    Deliver,
+    Skip,
+    Undeliverable,
+    Verdict,
+    is_expired,
+)
+from agentstream.errors import AgentStreamError, error_text
 from agentstream.protocol.commands import DONE
 from agentstream.protocol.reasons import FLAWS, Reason
 from agentstream.protocol.routes import OFF, Consumes
@@ -59,6 +68,7 @@ class Dispatcher:
         self._key_order = KeyOrder()
         self.order_poller: OrderPoller = OrderPoller(call, self._commands, self._key_order, self._turn_came)
         self.capacity: Capacity = Capacity(concurrency, self.leases, self._prefetched, self._key_order)
+        self.capacity.resize(policy.max_message_bytes)
         # attempts are counted, but no handler has them yet
         self._ready: deque[Hold] = deque()
         # None for holds whose attempts are being counted, or are ready
@@ -89,6 +99,7 @@ class Dispatcher:
         self._prefetched.patience = policy.lease / 1000
         self._prefetched.max_deliveries = policy.max_deliveries
         self.leases.change(self._prefetched.patience)
+        self.capacity.resize(policy.max_message_bytes)
 
     def accept(self, holds: Iterable[Hold]) -> None:
         """Acquires fetched entries, and decides what becomes of each."""
@@ -115,10 +126,11 @@ class Dispatcher:
             return None
         while self._ready:
             ready = self._ready.popleft()
-            if not ready.is_overdue:
+            if ready.is_overdue:
+                # its attempt is taken back, if no other consumer has claimed it
+                self._settler.release(ready)
+            elif self._decide(ready):
                 return self._begin(ready)
-            # its attempt is taken back, if no other consumer has claimed it
-            self._settler.release(ready)
         # each start that is under way is for one of those that wait: one more would be for none of them
         while self._starting <= len(self._waiters):
             now = time.monotonic()
@@ -131,12 +143,12 @@ class Dispatcher:
                 hold.lose()
                 self.leases.end((hold,))
                 self._signals.doubt()
+            elif hold.state is CLAIMED:
+                self._start_soon(hold)
             elif hold.message.expires_at is not None and is_expired(hold.message, time.time()):
                 self._dead_letter(hold, EXPIRED)
-            elif hold.state is DELIVERED:
-                return self._begin(hold)
             else:
-                self._start_soon(hold)
+                return self._begin(hold)
         return None
 
     async def next(self) -> Attempt | None:
@@ -235,20 +247,31 @@ class Dispatcher:
 
     def _admit(self, hold: Hold) -> None:
         """Decides what becomes of an entry; with an ordering key, when its turn has come."""
-        verdict = self._triage(hold, self.policy, time.time())
+        if self._decide(hold):
+            self._prefetched.put(hold)
+
+    def _decide(self, hold: Hold) -> bool:
+        """Decides what becomes of an entry. Returns whether a handler is to have it."""
+        try:
+            verdict = self._triage(hold, self.policy, time.time())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this entry alone
+            verdict = Undeliverable(Reason.MALFORMED, f"the message cannot be read: {error_text(error)}")
         if isinstance(verdict, Deliver):
             if verdict.flaw is not None:
                 self._warn(hold, verdict.flaw)
             elif self.policy.signatures != OFF:
                 self._counters.add(VERIFIED)
             hold.read(verdict.message, verdict.payload)
-            self._prefetched.put(hold)
-        elif isinstance(verdict, Skip):
+            return True
+        if isinstance(verdict, Count):
+            return True
+        if isinstance(verdict, Skip):
             self._settler.skip(hold)
         elif isinstance(verdict, Defer):
             self._settler.defer(hold, int(verdict.delay * 1000), verdict.reason, verdict.error)
         else:
             self._dead_letter(hold, verdict)
+        return False
 
     def _warn(self, hold: Hold, flaw: Reason) -> None:
         count = self._counters.add(UNVERIFIED, flaw)

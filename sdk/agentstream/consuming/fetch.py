@@ -38,6 +38,11 @@ _SWEEP_INTERVAL = 2_000
 _SPREAD = 0.5
 _SPREAD_OF_NUDGES = 0.005
 _PAGE_OF_STRAYS = 500
+LARGEST_REPLY = 32 << 20
+"""Bytes beyond which a reply with entries breaks the connection: they are then taken a few at a time."""
+
+# So many bytes of messages may wait for a handler, or eight of the largest that the stream takes.
+_LEAST_BUDGET = 16 << 20
 # Other clients wait while the server replies. The next bodies are taken to be as large as the last ones.
 _MOST_READ, _MOST_BYTES_READ, _FIRST_GUESS = 500, 4 << 20, 64 << 10
 _BEATS_PER_LEASE = 4
@@ -53,13 +58,19 @@ class Capacity:
     """How many more entries this process may hold.
 
     Entries that wait for their predecessors do not count in the total: the predecessors need room.
+    While those that wait for a handler have more bytes than `budget`, no more are fetched.
     """
 
     _total: int
     _leases: Leases
     _prefetched: PrefetchQueue
     _key_order: KeyOrder
+    budget: int = field(default=_LEAST_BUDGET, init=False)
     _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+
+    def resize(self, largest: int) -> None:
+        """Sets the budget for messages of up to `largest` bytes."""
+        self.budget = max(_LEAST_BUDGET, 8 * largest)
 
     def changed(self) -> None:
         """Wakes up those that wait for capacity, as an entry was settled or handed out."""
@@ -71,7 +82,12 @@ class Capacity:
 
         None while a suspect runs alone: they would wait behind it.
         """
-        return 0 if self._prefetched.is_blocked else self.unheld
+        return 0 if self._prefetched.is_blocked or not self.left else self.unheld
+
+    @property
+    def left(self) -> int:
+        """How many more bytes may wait for a handler."""
+        return max(self.budget - self._prefetched.size, 0)
 
     @property
     def unheld(self) -> int:
@@ -81,21 +97,22 @@ class Capacity:
     @property
     def crowded(self) -> bool:
         """Whether so many entries wait for their predecessors that reading further ahead is of no use."""
-        return len(self._key_order) >= max(_AHEAD, _AHEAD_PER_SLOT * self._total)
+        most = max(_AHEAD, _AHEAD_PER_SLOT * self._total)
+        return len(self._key_order) >= most or self._key_order.size >= self.budget
 
     async def wait_for_any(self) -> int:
         """Waits until one more entry that this process owns may be held. Returns how many may."""
-        while not self.unheld:
+        while not (self.unheld and self.left):
             self._changed.clear()
             await self._changed.wait()
         return self.unheld
 
     async def wait_for_room(self) -> int:
         """Waits until half is free, or no entry waits for a handler. Returns how many may be fetched."""
-        while not (self.free and (2 * self.free >= self._total or not len(self._prefetched))):
+        while not ((2 * self.unheld >= self._total or not len(self._prefetched)) and (free := self.free)):
             self._changed.clear()
             await self._changed.wait()
-        return self.free
+        return free
 
 
 class FetchSignals:
@@ -180,7 +197,7 @@ class Fetcher:
         self._claimed_unseen = False
         # set while there is nothing more to sweep
         self._is_swept = asyncio.Event()
-        # bytes of the largest body that the last read brought
+        # bytes of the largest body that the last reads brought
         self._largest = _FIRST_GUESS
         self._loop_lag = LoopLag(sink.leases.lease / _BEATS_PER_LEASE)
         self._read_failures = FailureLog(f"read {self._commands.main.key}")
@@ -257,7 +274,7 @@ class Fetcher:
                 # a read over both streams may bring an entry of each
                 reply = await self._reading.call(*self._commands.read(sources[1:], 1, None))
             if not reply:
-                count = read_count(free, self._largest)
+                count = read_count(free, self._largest, self._capacity.left)
                 reply = await self._reading.call(*self._commands.read(sources, count, block))
         except ConnectionLost:
             # a server that has not noticed yet may still give entries to the lost read, while it blocks
@@ -266,7 +283,7 @@ class Fetcher:
         # while the process was paused, or its event loop blocked, others may have claimed the entries
         until = self._loop_lag.stalled_since() + self._leases.lease
         holds = delivered_holds(reply, self._commands.sources, until)
-        self._largest = max((len(hold.entry.body or b"") for hold in holds), default=self._largest)
+        self._look_at_sizes(holds)
         # claims may have taken the room meanwhile; of what came, retries are the oldest
         surplus = max(len(holds) - self._capacity.unheld, 0)
         self._accept(holds[surplus:])
@@ -299,8 +316,15 @@ class Fetcher:
                 count += len(self._leases)
             asked = time.monotonic()
             following, reply = await self._claim(self._commands.take(source, holder, start, count))
-            self._accept(claimed_holds(reply, source, asked + self._leases.lease))
+            holds = claimed_holds(reply, source, asked + self._leases.lease)
+            self._look_at_sizes(holds)
+            self._accept(holds)
             start = following.decode()
+
+    def _look_at_sizes(self, holds: list[Hold]) -> None:
+        """Takes the next bodies to be as large as the last ones; after large ones not at once for small."""
+        if holds:
+            self._largest = max([self._largest >> 1, *(hold.entry.size for hold in holds)])
 
     async def _sweep(self) -> None:
         while True:
@@ -343,11 +367,12 @@ class Fetcher:
             raise
 
 
-def read_count(free: int, largest: int) -> int:
+def read_count(free: int, largest: int, left: int = _MOST_BYTES_READ) -> int:
     """Returns how many entries to read of each of the two streams.
 
     Args:
         free: how many entries may be fetched.
         largest: the bytes of the largest of the bodies that came last.
+        left: how many more bytes may wait for a handler.
     """
-    return max(min(free // 2, _MOST_READ, _MOST_BYTES_READ // max(largest, 1)), 1)
+    return max(min(free // 2, _MOST_READ, min(left, _MOST_BYTES_READ) // max(largest, 1)), 1)

@@ -51,6 +51,11 @@ class PrefetchQueue:
         return len(self._ordinary) + len(self._suspect)
 
     @property
+    def size(self) -> int:
+        """Bytes of the messages that wait."""
+        return sum([hold.entry.size for queue in (self._ordinary, self._suspect) for hold in queue])
+
+    @property
     def is_blocked(self) -> bool:
         """Whether a suspect runs, or is the next to start."""
         return self._alone is not None or bool(self._suspect)

@@ -61,6 +61,11 @@ class KeyOrder:
         return self._waiting
 
     @property
+    def size(self) -> int:
+        """Bytes of the messages that wait for their turn."""
+        return sum([hold.entry.size for lane in self._lanes.values() for hold in lane.waiting])
+
+    @property
     def ask_at(self) -> float | None:
         """When to ask the server next; None if no hold waits for its answer."""
         return min((lane.ask_at for lane in self._asking), default=None)

@@ -16,6 +16,10 @@ from agentstream.protocol.reasons import FLAWS, Reason
 from agentstream.protocol.routes import OFF, WARN, Consumes
 
 
+class Count(msgspec.Struct, frozen=True):
+    """Counts an attempt before the message is read: to read it may be what ended an earlier process."""
+
+
 class Deliver(msgspec.Struct, frozen=True):
     """Delivers the message to a handler; `flaw` is of its signature, if the group only warns of that."""
 
@@ -48,7 +52,7 @@ class Defer(msgspec.Struct, frozen=True):
 
 EXPIRED = Undeliverable(Reason.EXPIRED, "expires_at passed before a handler was free")
 
-Verdict = Deliver | Skip | Undeliverable | Defer
+Verdict = Count | Deliver | Skip | Undeliverable | Defer
 
 _KEY_PATIENCE, _KEY_DELAY = 300.0, 30.0
 
@@ -68,8 +72,13 @@ def triage(  # noqa: PLR0911 - one per verdict
     handler wants it, or raises InvalidMessage.
     """
     entry = hold.entry
+    if entry.size > policy.max_message_bytes:
+        what = f"the message has {entry.size} bytes, and the stream takes {policy.max_message_bytes} at most"
+        return Undeliverable(Reason.TOO_LARGE, what)
     if entry.body is None:
         return Undeliverable(Reason.MALFORMED, "the entry has no field `m`")
+    if hold.state is CLAIMED:
+        return _exhausted(hold) if is_exhausted(hold, policy.max_deliveries) else Count()
     flaw = None if policy.signatures == OFF else flaw_of(entry)
     if flaw is not None and policy.signatures != WARN:
         return _refused(entry, flaw, now)
@@ -81,13 +90,17 @@ def triage(  # noqa: PLR0911 - one per verdict
         return Skip()
     if message.expires_at is not None and is_expired(message, now):
         return EXPIRED
-    if is_exhausted(hold, policy.max_deliveries) and (policy.dead_letters or hold.state is CLAIMED):
-        what = f"{hold.next_attempt - 1} attempts were made, and none succeeded"
-        return Undeliverable(Reason.MAX_DELIVERIES, what)
+    if policy.dead_letters and is_exhausted(hold, policy.max_deliveries):
+        return _exhausted(hold)
     try:
         return Deliver(message, read(message), flaw)
     except InvalidMessage as error:
         return Undeliverable(error.reason, str(error))
+
+
+def _exhausted(hold: Hold) -> Undeliverable:
+    what = f"{hold.next_attempt - 1} attempts were made, and none succeeded"
+    return Undeliverable(Reason.MAX_DELIVERIES, what)
 
 
 def _refused(entry: Entry, flaw: Reason, now: float) -> Undeliverable | Defer:

@@ -1,6 +1,7 @@
 -- Claims entries for consumers, renews their leases, and hands entries back.
 
--- Adds to `entries` those of `ids` that are pending, as {id, counter, fields}; those that were trimmed are counted.
+-- Adds to `entries` those of `ids` that are pending, as {id, counter, fields}, with the size in place of the fields of one that
+-- is too large; those that were trimmed are counted.
 local function read_owned(entries, key, group, stats, from_retry, ids, left)
   for _, id in ipairs(ids) do
     local p = redis.call('XPENDING', key, group, id, id, 1)
@@ -8,8 +9,9 @@ local function read_owned(entries, key, group, stats, from_retry, ids, left)
     if #e == 0 then
       count_trimmed(key, group, stats, from_retry, id)
     elseif #p > 0 then
-      entries[#entries + 1] = {id, p[1][4], e[1][2]}
-      spend(left, size_of(e[1][2]))
+      local size = size_of(e[1][2])
+      entries[#entries + 1] = {id, p[1][4], size > LARGEST and size or e[1][2]}
+      spend(left, size)
     end
   end
 end

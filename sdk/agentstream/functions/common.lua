@@ -21,6 +21,9 @@ local DAY = 86400000
 local PAGE = 500
 -- The most bytes of entries that one call reads, but for the last entry: a MiB takes about a ms.
 local BYTES = 1048576
+-- The most bytes of an entry that is handed to a consumer: more than any stream allows a message. Of a larger one it gets the
+-- size only, as its memory is smaller than the server's.
+local LARGEST = 17 * 1048576
 -- The most entries that are read at a time, as the next ones may be larger than those before.
 local CHUNK = 16
 local LAST_SEQUENCE = '18446744073709551615'

@@ -152,7 +152,8 @@ class GroupCalls:
     def take(self, source: Source, holder: str, start: str, count: int) -> Command:
         """Claims a page of what `holder` has: this consumer, or one whose process has ended.
 
-        Replies `[next start, or '' at the end, [[id, counter, fields], ...]]`.
+        Replies `[next start, or '' at the end, [[id, counter, fields], ...]]`; of an entry that is too large,
+        with its size in place of the fields.
         """
         return self._call("as1_take", source.key, self._stats, int(source.retry), holder, start, count)
 

@@ -13,6 +13,7 @@ NOTHING = "0-0"
 
 _NAME_AND_VALUE = 2
 _MILLISECONDS = re.compile(r"[0-9]{1,15}")
+_INEXACT = 10**15
 _ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
 
 
@@ -24,11 +25,11 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Field `x` of an entry of a retry stream; `fence` counts deliveries, None if equal to the attempts."""
+    """Field `x` of an entry of a retry stream, which agents of the group may make up."""
 
-    origin: str | None = None
-    attempts: float = 0
-    fence: float | None = None
+    origin: Any = None
+    attempts: Any = None
+    fence: Any = None
 
 
 class _Keyed(msgspec.Struct):
@@ -48,6 +49,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         after: the entry that was added before it with the same ordering key, `NOTHING` for the first; None
             without an ordering key.
         earlier, earlier_fence: attempts on, and deliveries of, earlier entries of the same message.
+        withheld: its size in bytes, if it is so large that the functions hand over none of it; else 0.
     """
 
     source: Source
@@ -59,6 +61,12 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     after: str | None = None
     earlier: int = 0
     earlier_fence: int = 0
+    withheld: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message."""
+        return self.withheld or len(self.body or b"")
 
     @property
     def added(self) -> float:
@@ -80,23 +88,24 @@ def parse_entry(source: Source, entry_id: str, fields: list[bytes]) -> Entry:
     if len(fields) == _NAME_AND_VALUE and fields[0] == b"m":
         return Entry(source, entry_id, entry_id, fields[1])
     header = _header(_field(fields, b"x")) if source.retry else Header()
-    attempts = int(header.attempts)
+    attempts = _counted(header.attempts) or 0
+    fence = _counted(header.fence)
     return Entry(
         source,
         entry_id,
-        header.origin or entry_id,
+        header.origin if position(header.origin) > (0, 0) else entry_id,
         _field(fields, b"m"),
         _field(fields, b"s"),
         _field(fields, b"t"),
         _predecessor(_field(fields, b"p"), entry_id),
         attempts,
-        attempts if header.fence is None else int(header.fence),
+        attempts if fence is None else fence,
     )
 
 
-def position(entry_id: str) -> tuple[int, int]:
-    """The place of an id in its stream, for sorting; a text that is no id comes first."""
-    found = _ID.fullmatch(entry_id)
+def position(entry_id: object) -> tuple[int, int]:
+    """The place of an id in its stream, for sorting; what is no id comes first."""
+    found = _ID.fullmatch(entry_id) if isinstance(entry_id, str) else None
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
@@ -112,7 +121,11 @@ def read_entries(reply: Any, sources: tuple[Source, ...]) -> Iterator[Entry]:
 def claimed_entries(reply: Any, source: Source) -> Iterator[tuple[Entry, int]]:
     """Yields the entries in a reply of the take or sweep function, each with its delivery counter."""
     for entry_id, counter, fields in reply:
-        yield parse_entry(source, entry_id.decode(), fields), counter
+        if isinstance(fields, int):
+            known = entry_id.decode()
+            yield Entry(source, known, known, None, withheld=fields), counter
+        else:
+            yield parse_entry(source, entry_id.decode(), fields), counter
 
 
 def consumer_names(reply: Any) -> list[str]:
@@ -138,5 +151,11 @@ def _predecessor(data: bytes | None, entry_id: str) -> str | None:
 def _header(data: bytes | None) -> Header:
     try:
         return msgspec.json.decode(data or b"{}", type=Header)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return Header()
+
+
+def _counted(number: object) -> int | None:
+    """A number that a function wrote: whole, and small enough to be exact there; else None."""
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    return int(number) if is_number and 0 <= number < _INEXACT else None  # type: ignore[call-overload,operator]

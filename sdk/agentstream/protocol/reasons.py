@@ -14,6 +14,7 @@ class Reason(StrEnum):
     """
 
     MALFORMED = "Malformed"
+    TOO_LARGE = "TooLarge"
     UNKNOWN_VERSION = "UnknownVersion"
     EXPIRED = "Expired"
     MAX_DELIVERIES = "MaxDeliveries"

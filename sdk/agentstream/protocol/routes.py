@@ -15,6 +15,9 @@ OFF, WARN, REQUIRE = "Off", "Warn", "Require"
 
 _STRENGTH = {OFF: 0, WARN: 1}
 
+MAX_MESSAGE_BYTES = 1 << 20
+"""The most bytes of a message where nothing else is declared."""
+
 
 class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
     """A stream that the agent may add to.
@@ -26,6 +29,7 @@ class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
         groups: on a broadcast stream, the declared groups, sorted.
         signatures: whether messages are signed: `Off`, `Warn` (once there is a key) or `Require`.
         contracts: digest of the stream's contracts; empty if there are none.
+        max_message_bytes: the most bytes of a message.
     """
 
     stream: str
@@ -34,6 +38,7 @@ class Produces(msgspec.Struct, frozen=True, omit_defaults=True):
     groups: tuple[str, ...] = ()
     signatures: str = OFF
     contracts: str = ""
+    max_message_bytes: int = MAX_MESSAGE_BYTES
 
 
 class Consumes(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,6 +59,7 @@ class Consumes(msgspec.Struct, frozen=True, omit_defaults=True):
         deadline: for how long a handler may run; 0 for no limit.
         signatures: policy for messages without a valid signature: `Off`, `Warn` or `Require`.
         contracts: digest of the stream's contracts; empty if there are none.
+        max_message_bytes: the most bytes of a message.
     """
 
     stream: str
@@ -70,6 +76,7 @@ class Consumes(msgspec.Struct, frozen=True, omit_defaults=True):
     deadline: int = 0
     signatures: str = OFF
     contracts: str = ""
+    max_message_bytes: int = MAX_MESSAGE_BYTES
 
 
 class Route(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -272,9 +272,7 @@ class Producer:
         self._mailboxes = [*(m for m in self._mailboxes if not m.is_over), mailbox]
         return Notifications(mailbox)
 
-    def _client(self, role: str, timeout: float = 5.0, **listening: Any) -> Client:
+    def _client(self, role: str, timeout: float = 5.0, **more: Any) -> Client:
         name = f"agentstream:{self.namespace}.{self.name}:{role}"
         reconnected = partial(self._counters.add, RECONNECTS, role.partition("-")[0])
-        return Client(
-            self._settings.endpoint, name=name, timeout=timeout, on_reconnect=reconnected, **listening
-        )
+        return Client(self._settings.endpoint, name=name, timeout=timeout, on_reconnect=reconnected, **more)

@@ -12,6 +12,7 @@ from typing import Any
 from agentstream.errors import (
     AgentStreamError,
     Backpressure,
+    InvalidMessage,
     KeyMissing,
     SendFailed,
     StreamMissing,
@@ -20,6 +21,7 @@ from agentstream.errors import (
 from agentstream.identity.keyring import Keyring
 from agentstream.payloads.contracts import Contracts
 from agentstream.protocol.envelope import BROADCAST, decode
+from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import Produces
 from agentstream.routing.directory import Directory
 from agentstream.sending.batcher import Batcher
@@ -144,6 +146,9 @@ class Sender:
         if batcher is None:
             batcher = Batcher(self._client.call, produces, self._counters)
             self._batchers[produces.key] = batcher
+        record.produces = produces
+        if len(record.data) > produces.max_message_bytes:
+            return _too_large(record)
         options: tuple[Argument, ...] = ()
         if record.once is not None:
             message = record.message
@@ -154,7 +159,7 @@ class Sender:
             options += ("receipts", batcher.keys.receipts)
         if record.trace:
             options += ("t", record.trace)
-        record.produces, record.options = produces, options
+        record.options = options
         if self._keyring.signs(produces):
             now = asyncio.get_running_loop().time()
             record.sign_with(partial(self._keyring.signature, produces, record.data), now)
@@ -184,6 +189,20 @@ class Sender:
 
     def _failed(self, error: AgentStreamError) -> None:
         self._counters.add(FAILED, error_name(error))
+
+
+def _too_large(record: OutgoingRecord) -> asyncio.Future[str]:
+    """The outcome of a message that its stream does not take."""
+    stream, most = record.produces.stream, record.produces.max_message_bytes
+    refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    refused.set_exception(
+        InvalidMessage(
+            f"the message has {len(record.data)} bytes, and {stream} takes {most} at most: send a"
+            " reference to what is large, or raise maxMessageBytes of the AgentStream",
+            reason=Reason.TOO_LARGE,
+        )
+    )
+    return refused
 
 
 def _abandon(entry: asyncio.Future[str] | None) -> None:

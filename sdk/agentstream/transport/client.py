@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ class Client:
             command that is sent.
         listener: receives what is published.
         on_reconnect: called after each connect but the first.
+        largest_reply: bytes of a reply beyond which the connection counts as broken.
 
     Attributes:
         connects: how often it was connected.
@@ -66,7 +68,9 @@ class Client:
         timeout: float = 5.0,
         listener: Listener | None = None,
         on_reconnect: Callable[[], object] = lambda: None,
+        largest_reply: float = math.inf,
     ) -> None:
+        self._largest_reply = largest_reply
         self._endpoint = endpoint
         self._name = name
         self._timeout = timeout
@@ -214,6 +218,7 @@ class Client:
             channels=None if listener is None else listener.channels(),
             on_lost=self._lost,
             on_push=None if listener is None else listener.pushed,
+            largest_reply=self._largest_reply,
         )
 
     def _connected(self, task: asyncio.Task[RespProtocol]) -> None:

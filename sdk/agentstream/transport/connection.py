@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -37,6 +38,7 @@ class RespProtocol(asyncio.Protocol):
         timeout: seconds without a reply after which the connection counts as broken.
         on_lost: called once, with the error, when the connection has ended.
         on_push: called with channel and data of each published message; None without subscriptions.
+        largest_reply: bytes of a reply beyond which the connection is broken.
 
     Attributes:
         error: the reason for which the connection has ended; None while it lasts.
@@ -51,8 +53,10 @@ class RespProtocol(asyncio.Protocol):
         timeout: float,
         on_lost: Callable[[RespProtocol, ConnectionLost], None],
         on_push: Callable[[bytes, bytes], None] | None,
+        largest_reply: float = math.inf,
     ) -> None:
         self._queue = queue
+        self._largest_reply = largest_reply
         self._address = address
         self._timeout = timeout
         self._on_lost = on_lost
@@ -63,6 +67,8 @@ class RespProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._heard = 0.0
+        # bytes since the last whole reply
+        self._partial = 0
         # bytes in the transport's buffer at the last look
         self._left = 0
         self._greeting = True
@@ -160,7 +166,9 @@ class RespProtocol(asyncio.Protocol):
         self._heard = self._loop.time()
         try:
             self._reader.feed(data)
+            self._partial += len(data)
             while (reply := self._reader.gets()) is not _INCOMPLETE:
+                self._partial = 0
                 if type(reply) is hiredis.PushNotification:
                     self._pushed(reply)
                     continue
@@ -175,6 +183,8 @@ class RespProtocol(asyncio.Protocol):
             self._break(f"{self._address}: the server sent a reply to no command")
         if self._leaving and not self._waiting:
             self._break(f"{self._address}: the server has become a replica")
+        elif self._partial > self._largest_reply:
+            self._break(f"{self._address}: a reply has more than {self._largest_reply} bytes")
 
     def pause_writing(self) -> None:
         """Called by the event loop when the server reads more slowly than commands come."""
@@ -266,6 +276,7 @@ async def connect(
     channels: Sequence[str] | None,
     on_lost: Callable[[RespProtocol, ConnectionLost], None],
     on_push: Callable[[bytes, bytes], None] | None,
+    largest_reply: float = math.inf,
 ) -> RespProtocol:
     """Connects, authenticates, and subscribes to the channels, if there are any.
 
@@ -279,7 +290,12 @@ async def connect(
 
     def connection() -> RespProtocol:
         return RespProtocol(
-            queue, address=endpoint.address, timeout=timeout, on_lost=on_lost, on_push=on_push
+            queue,
+            address=endpoint.address,
+            timeout=timeout,
+            on_lost=on_lost,
+            on_push=on_push,
+            largest_reply=largest_reply,
         )
 
     try:

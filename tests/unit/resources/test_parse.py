@@ -48,6 +48,11 @@ CASES = [
         a_stream(retention={"maxLength": "10"}),
         STREAM + "spec.retention.maxLength: '10' is not a whole number",
     ),
+    (a_stream(maxMessageBytes=1023), STREAM + "spec.maxMessageBytes: must be at least 1024, not 1023"),
+    (
+        a_stream(maxMessageBytes=(16 << 20) + 1),
+        STREAM + "spec.maxMessageBytes: must be at most 16777216, not 16777217",
+    ),
     (a_stream(broadcast="yes"), STREAM + "spec.broadcast: 'yes' is not true or false"),
     (a_stream(key=5), STREAM + "spec.key: 5 is not text (put it in quotes)"),
     (

@@ -7,6 +7,12 @@ import pytest
 from agentstream.consuming.fetch import read_count
 
 
+def test_a_read_asks_for_no_more_bytes_than_may_wait_for_a_handler() -> None:
+    assert read_count(10_000, 1 << 20, 2 << 20) == 2
+    assert read_count(10_000, 1 << 20, 0) == 1
+    assert read_count(10_000, 1 << 20, 64 << 20) == 4
+
+
 @pytest.mark.parametrize(
     ("free", "largest", "count"),
     [

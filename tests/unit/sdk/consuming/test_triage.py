@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentstream.consuming.hold import CLAIMED, DELIVERED, Hold
-from agentstream.consuming.triage import Deliver, Skip, Undeliverable, Verdict, triage
+from agentstream.consuming.triage import Count, Deliver, Skip, Undeliverable, Verdict, triage
 from agentstream.errors import InvalidMessage
 from agentstream.protocol.envelope import Message, encode
 from agentstream.protocol.routes import Consumes
@@ -71,6 +71,25 @@ def test_what_cannot_be_handled_is_given_up_with_a_reason(data: bytes, reason: s
     assert verdict.reason == reason
 
 
+@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize(("size", "fits"), [(1024, True), (1025, False)])
+def test_a_message_beyond_what_the_stream_takes_is_given_up_unread(
+    size: int, *, fits: bool, started: bool
+) -> None:
+    small = Consumes("tasks", "{t}", "coder", max_message_bytes=1024)
+    verdict = decide(entry(body().ljust(size), started=started), small)
+    if fits:
+        assert isinstance(verdict, Deliver if started else Count)
+    else:
+        what = "the message has 1025 bytes, and the stream takes 1024 at most"
+        assert verdict == Undeliverable("TooLarge", what)
+
+
+def test_a_delivery_that_was_not_settled_counts_its_next_attempt_before_the_message_is_read() -> None:
+    assert decide(entry(b"{", started=False)) == Count()
+    assert isinstance(decide(entry(b"{", started=True)), Undeliverable)
+
+
 def test_an_entry_without_a_message_is_malformed() -> None:
     verdict = decide(a_hold("5-0", [b"other", b"1"]))
     assert isinstance(verdict, Undeliverable)
@@ -97,7 +116,7 @@ def test_an_attempt_beyond_the_last_is_not_begun(
     counter: int, attempts: int | None, *, started: bool, delivered: bool
 ) -> None:
     verdict = decide(entry(body(), counter, attempts, started=started))
-    assert isinstance(verdict, Deliver) is delivered
+    assert isinstance(verdict, Deliver if started else Count) is delivered
     if not delivered:
         assert isinstance(verdict, Undeliverable)
         assert verdict.reason == "MaxDeliveries"
