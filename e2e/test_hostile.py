@@ -1,8 +1,8 @@
 """A hostile tenant and a hostile agent do all that they can, beside others who notice nothing of it.
 
-Both have what a tenant has: rights to streams and groups in a namespace of their own, and the password of an
-agent there. What others have is measured for a minute without them, then while they are at it: a load of
-numbered messages, the quickstart, and a group that follows its backlog.
+The tenant has rights to streams, groups and Deployments in a namespace of his own, the agent its password.
+What others have is measured for a minute without them, then while they are at it: a load of numbered
+messages, the quickstart, and a group that follows its backlog.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.ledger import Counts
 from harness.load import Load
 from harness.manifests import a_group, a_stream
 from harness.shell import ROOT
-from harness.tenant import Tenant, as_tenant
+from harness.tenant import DEPLOYMENTS, OURS, Tenant, as_somebody
 from harness.waiting import until
 from harness.watch import Watch
 
@@ -152,7 +152,11 @@ def test_others_notice_nothing_of_a_hostile_tenant_and_a_hostile_agent(
     others: Others, hostile: Kubectl, settle: Settle, tell: Callable[..., None], tmp_path: Path
 ) -> None:
     system, quickstart, load, crew = others.system, others.quickstart, others.load, others.crew
-    tenant = Tenant(as_tenant(hostile, tmp_path), victim=load.namespace)
+    tenant = Tenant(
+        as_somebody(hostile, tmp_path, "tenant", OURS, DEPLOYMENTS),
+        as_somebody(hostile, tmp_path, "intern", OURS),
+        victim=load.namespace,
+    )
     tenant.kubectl.apply(
         a_stream("tasks", producers=["mallory"], broadcast=False),
         a_group("mallory", "tasks", startFrom="Beginning"),
@@ -193,6 +197,8 @@ def test_others_notice_nothing_of_a_hostile_tenant_and_a_hostile_agent(
     done = {name for name, times in agents.items() if times}
     assert {name for name in agents if ":" not in name} <= done
     assert min(tenant.said[name] for name in ("deep", "large", "names", "pods", "storm")) > 0
+    # nobody has the operator run pods that he may not run himself
+    assert tenant.said["pods: refused"] == tenant.said["pods"]
 
     # with all of it there still, an operator starts, and new resources take effect
     system.kubectl("rollout", "restart", "deployment/agentstream")

@@ -17,45 +17,46 @@ from harness.kubectl import Kubectl, Manifest
 from harness.manifests import a_group, a_stream, a_template
 from harness.shell import CommandFailed
 
-NAME = "tenant"
-RESOURCES = ["agentstreams", "consumergroups", "agentstreams/status", "consumergroups/status"]
+OURS = {"apiGroups": ["agentstream.dev"], "resources": ["*"], "verbs": ["*"]}
+"""Everything with streams and groups."""
+
+DEPLOYMENTS = {"apiGroups": ["apps"], "resources": ["deployments", "deployments/scale"], "verbs": ["*"]}
 
 
-def as_tenant(admin: Kubectl, directory: Path) -> Kubectl:
-    """kubectl for somebody who may do everything with streams and groups in this namespace, and nothing else.
+def as_somebody(admin: Kubectl, directory: Path, name: str, *rules: Manifest) -> Kubectl:
+    """kubectl for somebody who may do what rules say in this namespace, and nothing else.
 
     Args:
         admin: kubectl for the namespace.
         directory: for the kubeconfig.
+        name: of the ServiceAccount that is made.
+        rules: as of a Role.
     """
-    rule = {"apiGroups": ["agentstream.dev"], "resources": RESOURCES, "verbs": ["*"]}
     admin.apply(
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME}},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}},
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "Role",
-            "metadata": {"name": NAME},
-            "rules": [rule],
+            "metadata": {"name": name},
+            "rules": [*rules],
         },
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "RoleBinding",
-            "metadata": {"name": NAME},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": NAME},
-            "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": admin.namespace}],
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": admin.namespace}],
         },
     )
-    token = admin("create", "token", NAME).strip()
-    kubeconfig = directory / "tenant"
-    kubeconfig.write_text(admin.kubeconfig.read_text())
-    kubeconfig.chmod(0o600)
-    tenant = replace(admin, kubeconfig=kubeconfig)
-    # in the file alone: a token among the arguments could be read by others
+    token = admin("create", "token", name).strip()
     shown = json.loads(admin("config", "view", "--raw", "--minify", "--output", "json"))
-    shown["users"] = [{"name": NAME, "user": {"token": token}}]
-    shown["contexts"][0]["context"]["user"] = NAME
+    shown["users"] = [{"name": name, "user": {"token": token}}]
+    shown["contexts"][0]["context"]["user"] = name
+    # in a file: a token among the arguments could be read by others
+    kubeconfig = directory / name
+    kubeconfig.touch(0o600)
     kubeconfig.write_text(json.dumps(shown))
-    return tenant
+    return replace(admin, kubeconfig=kubeconfig)
 
 
 def nested(depth: int) -> str:
@@ -73,12 +74,14 @@ class Tenant:
     """What he does, and how often; `attack` goes on until a time.
 
     Attributes:
-        kubectl: as he has it.
+        kubectl: as he has it: with rights to streams, groups and Deployments of his namespace.
+        intern: the same for somebody who has none to Deployments.
         victim: a namespace that is not his.
         said: of each attack, how often it was carried out, and how often refused.
     """
 
     kubectl: Kubectl
+    intern: Kubectl
     victim: str
     said: Counter[str] = field(default_factory=Counter)
 
@@ -126,7 +129,7 @@ class Tenant:
         self._create("names", json.dumps(a_stream("producers", producers=["sender", "worker", *"abcdefgh"])))
 
     def pods(self) -> None:
-        """Pods that he may not make himself."""
+        """Pods that the intern may not make."""
         privileged: list[dict[str, Any]] = [
             {"hostPID": True, "hostNetwork": True},
             {"serviceAccountName": "default", "automountServiceAccountToken": True},
@@ -143,9 +146,9 @@ class Tenant:
             template = a_template("sleep", "1", image=COUNTING)
             template["spec"] |= more
             group = a_group(f"pods-{number}", "tasks", agent="mallory", template=template, replicas=1)
-            self._create("pods", json.dumps(group))
+            self._create("pods", json.dumps(group), self.intern)
         target = a_group("takes-over", "tasks", deploymentRef={"name": "load"}, replicas=0)
-        self._create("pods", json.dumps(target))
+        self._create("pods", json.dumps(target), self.intern)
 
     def storm(self) -> None:
         """Many objects, made and deleted at once."""
@@ -161,9 +164,9 @@ class Tenant:
         change = {"metadata": {"annotations": {"agentstream.dev/junk": "x" * junk}}}
         self._try("storm", lambda: self.kubectl.patch("agentstream/tasks", change))
 
-    def _create(self, what: str, manifest: str) -> None:
+    def _create(self, what: str, manifest: str, kubectl: Kubectl | None = None) -> None:
         def create() -> str:
-            return self.kubectl("create", "--validate=false", "--filename", "-", stdin=manifest)
+            return (kubectl or self.kubectl)("create", "--validate=false", "--filename", "-", stdin=manifest)
 
         self._try(what, create)
 
