@@ -146,13 +146,11 @@ def exists(path: str, name: str | None) -> bool:
     )
 
 
-PAGE = ROOT / "docs" / "guarantees.md"
-
-
 def promises() -> list[tuple[str, str]]:
-    """Each promise, and what the page says proves it."""
-    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines()]
-    return [(cells[0], cells[2]) for cells in rows if len(cells) == 3 and cells[0].startswith("**")]
+    """Each promise, and each kind of attacker, and what the page says proves it."""
+    pages = (text_of(f"docs/{name}.md") for name in ("guarantees", "security"))
+    rows = [line.strip("| ").split(" | ") for page in pages for line in page.splitlines()]
+    return [(cells[0], cells[-1]) for cells in rows if len(cells) >= 3 and cells[0].startswith("**")]
 
 
 @cache
