@@ -125,6 +125,15 @@ def a_burst(crew: Crew) -> float:
     return ready - crew.accepted[last]
 
 
+def a_usual_minute(quickstart: Kubectl, crew: Crew) -> float:
+    """Has the quickstart write another report, and a group wake up. Returns how long the group took."""
+    first = report(quickstart)
+    quickstart("rollout", "restart", "deployment/orchestrator-consumer")
+    seconds = a_burst(crew)
+    until(lambda: report(quickstart).splitlines()[2] != first.splitlines()[2], 120, despite_errors=True)
+    return seconds
+
+
 def waits(load: Load, since: float, until: float) -> list[float]:
     """How long messages waited that were accepted in a span of time, from then until a handler began."""
     begun: dict[int, float] = {}
@@ -163,7 +172,7 @@ def test_others_notice_nothing_of_a_hostile_tenant_and_a_hostile_agent(
     )
     tenant.kubectl.ready("agentstream/tasks", "consumergroup/mallory")
     began = load.now()
-    scaling = a_burst(crew)
+    scaling = a_usual_minute(quickstart, crew)
     until(lambda: load.now() > began + BEFORE, BEFORE + 30)
     running = processes(system.kubectl)
 
@@ -171,10 +180,7 @@ def test_others_notice_nothing_of_a_hostile_tenant_and_a_hostile_agent(
     hostile.apply(an_attacker(system))
     with ThreadPoolExecutor() as beside:
         attacking = beside.submit(tenant.attack, time.monotonic() + DURING)
-        first = report(quickstart)
-        quickstart("rollout", "restart", "deployment/orchestrator-consumer")
-        scaling_then = a_burst(crew)
-        until(lambda: report(quickstart).splitlines()[2] != first.splitlines()[2], 120, despite_errors=True)
+        scaling_then = a_usual_minute(quickstart, crew)
         attacking.result()
     hostile.wait("pod/mallory", condition="jsonpath={.status.phase}=Succeeded", timeout=DURING)
     over = load.now()
@@ -182,6 +188,7 @@ def test_others_notice_nothing_of_a_hostile_tenant_and_a_hostile_agent(
     # nobody of the system was ended and started again
     assert processes(system.kubectl) == running
     before, during = p95(waits(load, began, attacked)), p95(waits(load, attacked, over))
+    worst = [max(waits(load, at, at + 10), default=0.0) for at in range(int(began), int(over), 10)]
     counts = settle(
         "hostile tenant and agent", over - attacked, f"attacked; p95 {during:.2f} s, before {before:.2f} s"
     )
@@ -189,13 +196,13 @@ def test_others_notice_nothing_of_a_hostile_tenant_and_a_hostile_agent(
     assert not counts.lost
     assert not counts.refused
     assert not crew.counts().lost
-    assert during < max(SLOWER * before, before + LATER)
+    assert during < max(SLOWER * before, before + LATER), f"longest waits, by ten seconds: {worst}"
     assert scaling_then < max(SLOWER * scaling, scaling + 10 * LATER)
 
-    # each attack was carried out
-    agents = json.loads(hostile("logs", "pod/mallory").splitlines()[-1])
-    done = {name for name, times in agents.items() if times}
-    assert {name for name in agents if ":" not in name} <= done
+    # each attack was carried out, and not refused each time
+    said = json.loads(hostile("logs", "pod/mallory").splitlines()[-1])
+    assert not [name for name in said if ":" not in name and said[name] <= said[f"{name}: refused"]]
+    assert len(said) > 20
     assert min(tenant.said[name] for name in ("deep", "large", "names", "pods", "storm")) > 0
     # nobody has the operator run pods that he may not run himself
     assert tenant.said["pods: refused"] == tenant.said["pods"]
