@@ -69,7 +69,10 @@ async def test_everything_of_a_declared_group_is_seen(
         delayed=2,
         next_due=2_000_000_000_000,
         dead=1,
-        stats={"acked": 7, "base:read": 0, "base:settled": 0},
+        stats={
+            "acked": 7,
+            **{f"base:{name}": 0 for name in ("read", "settled", "trimmed", "overrun", "gone")},
+        },
     )
 
 

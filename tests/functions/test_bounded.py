@@ -181,6 +181,21 @@ async def destroy_group(world: World) -> None:
     assert not world.admin.xinfo_groups(KEY)
 
 
+async def heal_group(world: World) -> None:
+    while (reply := await world.call(*commands.heal_group(KEY, "g", again=True))) == MORE:
+        pass
+    assert reply == 1
+    assert world.admin.xpending(KEY, "g")["pending"] == 0
+
+
+async def heal_ids(world: World) -> None:
+    world.admin.xadd(KEY, {"m": "x"}, id="32503680000000-0")
+    while (reply := await world.call(*commands.heal_ids(KEY, ("g",)))) == MORE:
+        pass
+    assert reply == 1
+    assert (world.admin.xlen(KEY), world.admin.xlen(KEYS.retry("g"))) == (0, 3 * world.n + 1)
+
+
 async def delete_stream(world: World) -> None:
     assert await world.call(*commands.delete_stream(KEY, ("g",), only_if_empty=True)) == 0
     assert await world.call(*commands.delete_stream(KEY, ("g",), only_if_empty=False)) == 1
@@ -257,6 +272,8 @@ CASES: dict[str, Case] = {
     "as1_create_group": create_group,
     "as1_destroy_group": destroy_group,
     "as1_delete_stream": delete_stream,
+    "as1_heal_group": heal_group,
+    "as1_heal_ids": heal_ids,
     "as1_observe": observe,
     "as1_measure": measure,
     "as1_orphan": release_pod,

@@ -13,7 +13,7 @@ from agentstream.transport.client import Client
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from agentstream_operator.plan.observed import JanitorReport
-from support.entries import GATE, HOUR, KEY, fill, left, now, read, refuses, spec
+from support.entries import GATE, HOUR, KEY, fill, left, now, read, refuses, settle, spec
 from support.servers import Server
 from support.waiting import until
 
@@ -256,10 +256,13 @@ async def test_each_pass_records_where_groups_would_resume(
     read(stream, count=5, ack=True)
     assert await checkpoint() == ids[4]
     read(stream, count=3)
-    stream.xack(KEY, "g", ids[5])
+    settle(stream, ids[5])
     assert await checkpoint() == ids[5]
-    stream.xack(KEY, "g", ids[6], ids[7])
+    settle(stream, ids[6], ids[7])
     assert await checkpoint() == ids[7]
+    read(stream, count=1)
+    stream.xack(KEY, "g", ids[8])
+    assert await checkpoint() == ids[7], "that was nobody of ours"
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,14 @@ def read(admin: redis.Redis, group: str = "g", *, count: int = 100_000, ack: boo
     reply: Any = admin.xreadgroup(group, "c", {KEY: ">"}, count=count)
     ids = [entry for entry, _ in reply[0][1]] if reply else []
     if ack and ids:
-        admin.xack(KEY, group, *ids)
+        settle(admin, *ids, group=group)
     return ids
+
+
+def settle(admin: redis.Redis, *ids: str, group: str = "g") -> None:
+    """Acknowledges entries and counts them, as the function library does."""
+    admin.xack(KEY, group, *ids)
+    admin.hincrby(f"{KEY}:stats:{group}", "settled", len(ids))
 
 
 def left(admin: redis.Redis) -> list[str]:

@@ -69,6 +69,7 @@ class GroupTotals:
     open: int  # entries of the stream that are undelivered or pending
     retries: int  # delayed or on the retry stream
     base: tuple[int, int] | None  # entries read and settled when the server's group was made, if known
+    taken: int  # of the lost ones, those that others took since then: not what `TrimOldest` trimmed
     buckets: Mapping[float, int] = field(hash=False)
 
     @property
@@ -82,8 +83,13 @@ class GroupTotals:
         return self.open + self.retries
 
 
-def counters(stream: StreamSeen, group: GroupSeen, before: GroupTotals | None = None) -> GroupTotals:
-    """Reads the counters of an observation; what it does not tell is as in the one before."""
+def counters(
+    stream: StreamSeen, group: GroupSeen, before: GroupTotals | None = None, *, trims_oldest: bool = False
+) -> GroupTotals:
+    """Reads the counters of an observation; what it does not tell is as in the one before.
+
+    `trims_oldest` says whether the stream may trim what is pending (`onFull: TrimOldest`).
+    """
     stats = group.stats
 
     def count(name: str) -> int:
@@ -103,6 +109,14 @@ def counters(stream: StreamSeen, group: GroupSeen, before: GroupTotals | None = 
             vanished = max(0, read - base[0] - (count("settled") - base[1]) - group.pending)
     requeued = count("retried") + count("released")
     retries = group.retry_length + group.delayed
+    retries_gone = max(0, requeued - count("resettled") - retries)
+
+    def since(name: str) -> int:
+        return count(name) - count(f"base:{name}")
+
+    trimmed = 0 if trims_oldest else max(0, since("trimmed"))
+    is_sure = base is not None and "base:unsure" not in stats and group.exists and group.exact
+    taken = max(0, vanished - since("overrun")) + trimmed + max(0, retries_gone - count("base:gone"))
     return GroupTotals(
         added=stream.added,
         acked=count("acked"),
@@ -112,10 +126,11 @@ def counters(stream: StreamSeen, group: GroupSeen, before: GroupTotals | None = 
         settled=count("settled"),
         trimmed=count("trimmed"),
         vanished=vanished,
-        retries_gone=max(0, requeued - count("resettled") - retries),
+        retries_gone=retries_gone,
         open=unsettled,
         retries=retries,
         base=base,
+        taken=taken if is_sure else 0,
         buckets={_bound(k): v for k, v in stats.items() if k.startswith(_BUCKET)},
     )
 

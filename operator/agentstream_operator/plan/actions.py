@@ -118,6 +118,35 @@ class DestroyGroup(_Action):
 
 
 @dataclass(frozen=True, slots=True)
+class HealGroup(_Action):
+    """Delivers again what a group was given since its checkpoint (`again`), or writes off what it lost."""
+
+    words = "heal the group {0.group} of {0.key}"
+    key: str
+    group: str
+    again: bool
+
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        return commands.heal_group(self.key, self.group, again=self.again)
+
+
+@dataclass(frozen=True, slots=True)
+class HealIds(_Action):
+    """Begins a stream anew whose ids are of the future; groups get what is unsettled as retries."""
+
+    words = "heal the ids of {0.key}"
+    key: str
+    groups: tuple[str, ...]
+
+    @property
+    def command(self) -> Command:
+        """The command that carries it out."""
+        return commands.heal_ids(self.key, self.groups)
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteStream(_Action):
     """Deletes a stream and all keys derived from it; `only_if_empty` keeps one with unsettled entries."""
 
@@ -200,6 +229,8 @@ Action = (
     | CreateGroup
     | ResetCounters
     | DestroyGroup
+    | HealGroup
+    | HealIds
     | DeleteStream
     | SetUser
     | DeleteUser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agentstream_operator.plan.accounting import GroupTotals
 from agentstream_operator.plan.actions import Action, CreateGroup, DestroyGroup, ResetCounters
 from agentstream_operator.plan.conditions import (
     ALL_WRITTEN,
@@ -20,6 +21,7 @@ from agentstream_operator.plan.conditions import (
     with_ready,
 )
 from agentstream_operator.plan.conflicts import foreign, group_conflict, stream_conflict
+from agentstream_operator.plan.losses import heal_group, messages_lost, parts
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory, group_retention
 from agentstream_operator.plan.streams import GIVE_UP, managed
@@ -46,6 +48,8 @@ class GroupInput:
     stream_lost: bool = False  # whether the stream lost entries since
     agents: AgentsState = ALL_WRITTEN
     history: RetentionHistory | None = None  # of the stream
+    totals: GroupTotals | None = None  # its counters
+    suspects: tuple[str, ...] = ()  # the other agents that may use the stream
     stalled: bool = False  # whether messages wait and none is being settled
     scaling: ConditionUpdate | None = None  # the condition `ScalingActive`
     crashing: str | None = None  # why the consumers' processes end, if they do
@@ -72,6 +76,9 @@ def plan_group(given: GroupInput) -> Plan:
         # of those that never held a number, nothing is known
         values = {name: seen.stats.get(name, 0) for name in seen.misread}
         actions += (ResetCounters(stream.stream_key, group.group_name, values),)
+    lost = messages_lost(given.seen, seen, given.totals, given.suspects)
+    if (healing := heal_group(group, stream.stream_key, lost)) is not None:
+        actions, events = (*actions, healing.action), (*events, healing.event)
     synced = (
         IN_SYNC if given.refused is None else ConditionUpdate(ConditionType.SYNCED, "False", *given.refused)
     )
@@ -90,6 +97,7 @@ def plan_group(given: GroupInput) -> Plan:
                 _lag_known(seen, given.misread),
                 *((given.scaling,) if given.scaling else ()),
                 conflict,
+                lost,
                 _consumers_stalled(given),
                 _dead_lettering(group, seen),
             )
@@ -167,14 +175,9 @@ def _create(
 
 def resume_at(stream: StreamSeen, checkpoint: str | None) -> str:
     """Returns where a lost group resumes: at its checkpoint, or at `0` if the stream ends before that."""
-    if checkpoint is None or stream.last is None or _parts(checkpoint) > _parts(stream.last):
+    if checkpoint is None or stream.last is None or parts(checkpoint) > parts(stream.last):
         return "0"
     return checkpoint
-
-
-def _parts(entry: str) -> tuple[int, int]:
-    ms, _, sequence = entry.partition("-")
-    return int(ms), int(sequence or 0)
 
 
 def _held_back(actions: tuple[Action, ...]) -> ConditionUpdate:

@@ -20,6 +20,7 @@ from agentstream_operator.plan.conditions import (
     with_ready,
 )
 from agentstream_operator.plan.conflicts import foreign, stream_conflict
+from agentstream_operator.plan.losses import heal_ids, ids_in_the_future
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory, retention_healthy
 from agentstream_operator.resources.agentstream import AgentStream, ManagementPolicy, StreamDeletion
@@ -69,6 +70,8 @@ def plan_stream(given: StreamInput) -> Plan:
     invalid = invalid_contract(stream)
     if invalid is None and (contracts := published(stream)).digest != (seen.contracts or ""):
         actions += (contracts,)
+    if seen.type == "stream" and (healing := heal_ids(stream, seen, given.groups)) is not None:
+        actions, events = (*actions, healing.action), (*events, healing.event)
     synced, actions, events = _held_back(stream, actions, events)
     if invalid is not None and managed(stream):
         synced = invalid
@@ -82,6 +85,7 @@ def plan_stream(given: StreamInput) -> Plan:
                 credentials(given.agents),
                 retention_healthy(stream, seen, given.history, given.eviction),
                 conflict,
+                ids_in_the_future(seen),
             )
         ),
         events=(*lost, *events),

@@ -18,7 +18,7 @@ from agentstream_operator.plan.signal import follow_progress, follow_rate, stall
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
 from agentstream_operator.reconcile.state.memory import GroupMemory
 from agentstream_operator.reconcile.state.state import State
-from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.agentstream import AgentStream, OnFull
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 
@@ -140,7 +140,8 @@ class Observer:
         memory.arrivals = follow_rate(memory.arrivals, seen.added, at)
         for key, group, name in self.state.resources.declared(stream.key):
             if key in groups and name in seen.groups:
-                _update_group(groups[key], group, name, before, seen)
+                trims = stream.spec.retention.on_full is OnFull.TRIM_OLDEST
+                _update_group(groups[key], group, name, before, seen, trims_oldest=trims)
         return seen
 
 
@@ -189,7 +190,13 @@ def _facts(seen: StreamSeen) -> tuple[object, ...]:
 
 
 def _update_group(
-    memory: GroupMemory, group: ConsumerGroup, name: str, before: StreamSeen | None, after: StreamSeen
+    memory: GroupMemory,
+    group: ConsumerGroup,
+    name: str,
+    before: StreamSeen | None,
+    after: StreamSeen,
+    *,
+    trims_oldest: bool,
 ) -> None:
     found = after.groups[name]
     known = before.groups.get(name) if before is not None else None
@@ -200,7 +207,7 @@ def _update_group(
     memory.stalled = stalled(memory.progress, found, lease, after.now) and not group.spec.suspend
     if memory.counters is not None and before is not None and is_same(before, after):
         return
-    now = counters(after, found, memory.counters)
+    now = counters(after, found, memory.counters, trims_oldest=trims_oldest)
     if memory.counters is not None:
         memory.account = accumulate_account(memory.account, memory.counters, now)
     memory.counters = now

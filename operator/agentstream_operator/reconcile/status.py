@@ -49,6 +49,10 @@ _ALARMS = frozenset(
         ConditionReason.NO_PROGRESS,
         ConditionReason.CRASH_LOOP,
         ConditionReason.DEAD_LETTERS,
+        ConditionReason.IDS_IN_THE_FUTURE,
+        ConditionReason.IDS_EXHAUSTED,
+        ConditionReason.MESSAGES_VANISHED,
+        ConditionReason.GROUP_MOVED_AHEAD,
     }
 )
 _SUMMARIES = frozenset({ConditionType.READY, ConditionType.STALLED})

@@ -21,6 +21,9 @@ PAUSED_ANNOTATION = f"{GROUP}/paused"
 FORCE_DELETE_ANNOTATION = f"{GROUP}/force-delete"
 """`true`: a deletion does not wait for the server."""
 
+HEAL_ANNOTATION = f"{GROUP}/heal"
+"""`ids` on a stream; `repeat` or `write-off` on a group: heals what other clients did to it."""
+
 FINALIZER = f"{GROUP}/finalizer"
 """The finalizer of resources whose deletion removes something from the server."""
 
@@ -88,6 +91,11 @@ class Resource(Model):
     def force_delete(self) -> bool:
         """Whether a deletion does not wait for an unreachable server."""
         return self.metadata.annotations.get(FORCE_DELETE_ANNOTATION) == "true"
+
+    @property
+    def heal(self) -> str | None:
+        """What is to be healed."""
+        return self.metadata.annotations.get(HEAL_ANNOTATION)
 
     @property
     def deleting(self) -> bool:

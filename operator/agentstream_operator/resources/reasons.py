@@ -38,6 +38,16 @@ class ConditionType(StrEnum):
     LAG_KNOWN = "LagKnown", "The group's lag is known."
     SCALING_ACTIVE = "ScalingActive", "The number of consumers follows the backlog."
     CONFLICT = "Conflict", "An older resource or another installation already uses the key or group.", "False"
+    IDS_IN_THE_FUTURE = (
+        "IdsInTheFuture",
+        "The stream's last id is of the future: a client added an entry with an id of its own.",
+        "False",
+    )
+    MESSAGES_LOST = (
+        "MessagesLost",
+        "Other clients took messages from the group that it had not settled.",
+        "False",
+    )
     CONSUMERS_STALLED = "ConsumersStalled", "Messages are waiting, but none is being settled.", "False"
     DEAD_LETTERING = "DeadLettering", "The group has dead letters.", "False"
 
@@ -243,6 +253,30 @@ class ConditionReason(StrEnum):
         "The group has more than 1,000 consumers: those that are gone are removed once a minute only.",
         "Find out which client makes up names of consumers.",
     )
+    IDS_CURRENT = "IdsCurrent", "The ids of the stream are those of the server's clock."
+    IDS_IN_THE_FUTURE = (
+        "IdsInTheFuture",
+        "The last id is later than the server's clock: `minAge` trims nothing; signatures are `Replayed`.",
+        "Find the producer that chose an id; annotate the AgentStream with `agentstream.dev/heal: ids`.",
+    )
+    IDS_EXHAUSTED = (
+        "IdsExhausted",
+        "A client added an entry with the last id that there is: nobody can add any more.",
+        "As for `IdsInTheFuture`.",
+    )
+    NONE_LOST = "NoneLost", "What the group has read is settled or pending."
+    MESSAGES_VANISHED = (
+        "MessagesVanished",
+        "Messages that the group had not settled were trimmed, deleted, or read or acknowledged in its name.",
+        "Find the client; annotate the ConsumerGroup with `agentstream.dev/heal: repeat`, or `write-off`.",
+    )
+    GROUP_MOVED_AHEAD = (
+        "GroupMovedAhead",
+        "A client moved the group past the end of its stream: it gets no messages.",
+        "Find the client; annotate the ConsumerGroup with `agentstream.dev/heal: repeat`.",
+    )
+    GROUP_HEALED = "GroupHealed", "The group was healed, as its annotation `agentstream.dev/heal` asked for."
+    IDS_HEALED = "IdsHealed", "The stream has ids of the present again, as its annotation asked for."
     LAG_EXACT = "LagExact", "The lag is exact."
     LAG_ESTIMATED = (
         "LagEstimated",

@@ -91,7 +91,7 @@ end
 local function pass_on(key, group, consumer, stats, from_retry, parked, retry_key, id, counter, left)
   local code, fields, x = take_up(key, group, consumer, id, counter, stats, from_retry)
   if code ~= DONE then return code end
-  x.attempts = (x.attempts or 0) + counter - 1
+  x.attempts = math.max((x.attempts or 0) + counter - 1, 0)
   add_header(fields, x)
   redis.call('XADD', retry_key, '*', unpack(fields))
   spend(left, size_of(fields))

@@ -44,7 +44,7 @@ local function create_group(keys, args)
   local key, base, group, id = keys[1], args[1], args[2], args[3]
   if string.match(id, '^%d+$') then id = id .. '-0' end
   if id ~= '$' then check_id(id) end
-  local stats, retry_key = base .. ':stats:' .. group, base .. ':retry:' .. group
+  local retry_key = base .. ':retry:' .. group
   if type_of(key) == 'none' then
     return redis.error_reply('NOSTREAM the stream does not exist')
   end
@@ -61,28 +61,17 @@ local function create_group(keys, args)
   end
   if not redis.call('HGET', base .. ':meta', 'checkpoint:' .. group) then begin_receipts(base, group, info) end
   redis.call('HSET', base .. ':meta', 'checkpoint:' .. group, id)
-  -- from now on, entries read must equal settled plus pending entries
-  local unread, exact = undelivered(key, info, groups_of(key)[group], false, left)
-  if exact then
-    local read, so_far = string.format('%.0f', info['entries-added'] - unread), redis.call('HGET', stats, 'settled') or 0
-    -- without ENTRIESREAD the server does not know the lag
-    if id ~= '0-0' then redis.call('XGROUP', 'SETID', key, group, id, 'ENTRIESREAD', read) end
-    redis.call('HSET', stats, 'base:read', read, 'base:settled', so_far)
-  else
-    redis.call('HDEL', stats, 'base:read', 'base:settled')
-  end
+  place(key, base, group, id, info, 0, left)
   return 1
 end
 
--- Takes a page of pending entries off a group that is to be removed: the server would remove all at once. Returns whether few
--- are left.
+-- Takes a page of pending entries off a group: the server would remove all at once with it. Returns whether none is left.
 local function drop_pending(key, base, group)
   local ids = {}
   -- without a group nothing is pending
   for i, p in ipairs(redis.pcall('XPENDING', key, group, '-', '+', PAGE)) do ids[i] = p[1] end
-  if #ids < PAGE then return true end
-  settled(key, group, base .. ':stats:' .. group, false, ids)
-  return false
+  if #ids > 0 then settled(key, group, base .. ':stats:' .. group, false, ids) end
+  return #ids < PAGE
 end
 
 -- KEYS: stream. ARGV: base, group.

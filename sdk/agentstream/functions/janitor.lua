@@ -95,13 +95,15 @@ end
 
 -- Trims by length, even unsettled entries. Counts the unread entries that each declared group loses; pending ones are
 -- counted by sweeping.
-local function trim_oldest(key, base, length, max_length, limit, declared, waiting)
+local function trim_oldest(key, base, length, max_length, limit, declared, waiting, known)
   local trimmed, overrun = redis.call('XTRIM', key, 'MAXLEN', '~', max_length, 'LIMIT', limit), 0
   for _, d in ipairs(declared) do
     local lost = waiting[d.name] - (length - trimmed)
     if lost > 0 then
       tally(base .. ':stats:' .. d.name, 'overrun', lost)
       overrun = overrun + lost
+      -- an estimate: the account begins anew once the number is known
+      if not known[d.name] then redis.call('HSET', base .. ':stats:' .. d.name, 'base:unsure', '1') end
     end
   end
   return trimmed, overrun
@@ -130,9 +132,15 @@ local function removable(stats, g, now)
   return CROWD_PAGE
 end
 
--- Records the id from which a group that was lost would resume.
-local function record_checkpoint(key, base, g, pending)
+-- Records the id from which a group that was lost would resume. While entries that others took from it are neither delivered
+-- again nor written off, it stays before these.
+local function record_checkpoint(key, base, info, g, pending, unread)
   local checkpoint = g['last-delivered-id']
+  if less(info['last-generated-id'], checkpoint) then return end
+  if unread then
+    local fine, lost = pcall(check_account, key, base, g, info['entries-added'] - unread)
+    if fine and lost then return end
+  end
   if pending and not less(checkpoint, pending) then checkpoint = before(pending) end
   if redis.call('HGET', base .. ':meta', 'checkpoint:' .. g.name) ~= checkpoint then
     redis.call('HSET', base .. ':meta', 'checkpoint:' .. g.name, checkpoint)
@@ -288,7 +296,7 @@ local function janitor(keys, args)
       open[name] = open[name] + delivered_since(key, info, g, pending[name], unread, reading)
       if not oldest or less(pending[name], oldest) then oldest = pending[name] end
     end
-    record_checkpoint(key, base, g, pending[name])
+    record_checkpoint(key, base, info, g, pending[name], exact and unread)
     if oldest and (not held_by or less(oldest, floor)) then floor, held_by = oldest, name end
   end
   for _, d in ipairs(declared) do
@@ -312,7 +320,7 @@ local function janitor(keys, args)
   local excess = info.length - r.trimmed - max_length
   if on_full == 'TrimOldest' and excess > 0 then
     local n
-    n, r.overrun = trim_oldest(key, base, info.length - r.trimmed, max_length, limit, declared, waiting)
+    n, r.overrun = trim_oldest(key, base, info.length - r.trimmed, max_length, limit, declared, waiting, known)
     r.trimmed = r.trimmed + n
   elseif on_full == 'TrimAcknowledged' and floor and excess > 0 then
     -- LIMIT bounds the number, MINID trims only entries that every group has settled

@@ -250,6 +250,22 @@ def destroy_group(key: str, group: str) -> Command:
     return ("FCALL", "as1_destroy_group", 1, key, StreamKeys(key).base, group)
 
 
+def heal_group(key: str, group: str, *, again: bool) -> Command:
+    """Begins a group's account anew; `again` delivers again what it was given since its checkpoint.
+
+    Replies 1, 0 if there is no such group, `MORE` if the call is to be made again.
+    """
+    return ("FCALL", "as1_heal_group", 1, key, StreamKeys(key).base, group, int(again))
+
+
+def heal_ids(key: str, groups: Iterable[str]) -> Command:
+    """Begins a stream anew whose ids are of the future; groups get what is unsettled as retries.
+
+    Replies 1 if it did, 0 if the ids are of the present, `MORE` if the call is to be made again.
+    """
+    return ("FCALL", "as1_heal_ids", 1, key, StreamKeys(key).base, *groups)
+
+
 def delete_stream(key: str, groups: Iterable[str], *, only_if_empty: bool) -> Command:
     """Deletes a stream and all keys derived from it. Replies 0 if it was kept as it is not empty, else 1."""
     return ("FCALL", "as1_delete_stream", 1, key, StreamKeys(key).base, int(only_if_empty), *groups)

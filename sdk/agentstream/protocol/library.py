@@ -22,10 +22,12 @@ FILES = (
     "sweep",
     "receipts",
     "lag",
+    "account",
     "observe",
     "declare",
     "departed",
     "janitor",
+    "heal",
 )
 
 

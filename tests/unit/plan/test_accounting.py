@@ -77,6 +77,23 @@ def test_entries_that_were_overrun_count_once_whether_the_group_read_on_or_not()
     assert account_of((100, before), (100, overrun), (100, after)).lost == 50
 
 
+def taken(g: GroupSeen, *, trims_oldest: bool = False) -> int:
+    return counters(observed(100, g), g, trims_oldest=trims_oldest).taken
+
+
+def test_what_others_took_is_what_was_read_and_is_neither_settled_nor_pending() -> None:
+    begun = {"base_read": 10, "base_settled": 7, "base_trimmed": 2, "base_overrun": 3, "base_gone": 1}
+    rest = {"undelivered": 50, "pending": 5}
+    assert taken(group(**rest, **begun, settled=42, trimmed=2, overrun=3, retried=1)) == 0
+    assert taken(group(**rest, **begun, settled=40, trimmed=2, overrun=3, retried=1)) == 2
+    assert taken(group(**rest, **begun, settled=40, trimmed=2, overrun=5, retried=1)) == 0, "trimmed by us"
+    assert taken(group(**rest, **begun, settled=42, trimmed=6, overrun=3, retried=1)) == 4
+    assert taken(group(**rest, **begun, settled=42, trimmed=6, overrun=3, retried=1), trims_oldest=True) == 0
+    assert taken(group(**rest, **begun, settled=42, trimmed=2, overrun=3, retried=4)) == 3
+    assert taken(group(**rest, **begun, settled=40, trimmed=2, overrun=3, base_unsure=1)) == 0
+    assert taken(group(**rest, settled=0)) == 0, "it is not known where its account began"
+
+
 def test_retries_that_are_nowhere_are_lost() -> None:
     before = GroupSeen(exists=True, retry_length=2, delayed=1, stats={"retried": 4, "resettled": 1})
     after = GroupSeen(exists=True, retry_length=0, delayed=1, stats={"retried": 4, "resettled": 1})

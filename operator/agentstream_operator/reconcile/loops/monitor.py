@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from agentstream.errors import AgentStreamError
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
+from agentstream_operator.plan.conditions import ConditionUpdate
+from agentstream_operator.plan.losses import ids_in_the_future, messages_lost
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.loops.server import ServerWatch
@@ -22,6 +24,7 @@ from agentstream_operator.reconcile.resources.groups import numbers_of_group
 from agentstream_operator.reconcile.resources.streams import numbers_of_stream
 from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.reconcile.state.loop_failures import Loop
+from agentstream_operator.reconcile.state.memory import StatusMemory
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -130,10 +133,23 @@ class Monitor:
         memory = state.memory.streams[stream.key]
         if memory.added is not None:
             memory.added = seen.added
+        if not _is_reported(memory.reported, ids_in_the_future(seen)):
+            self._queue.add(stream.key, Priority.RESYNC)
         if context.status.is_due(memory.reported, numbers_of_stream(state, stream, seen)):
             self._queue.add(stream.key, Priority.RESYNC)
         for key in state.resources.readers_of(stream.key):
             reader = state.memory.groups[key]
-            numbers = numbers_of_group(state.resources.groups[key], reader, seen)
+            group = state.resources.groups[key]
+            numbers = numbers_of_group(group, reader, seen)
+            found = seen.groups.get(group.group_name)
+            if found is not None and not _is_reported(
+                reader.reported, messages_lost(seen, found, reader.counters)
+            ):
+                self._queue.add(key, Priority.RESYNC)
             if context.status.is_due(reader.reported, numbers):
                 self._queue.add(key, Priority.RESYNC)
+
+
+def _is_reported(reported: StatusMemory, update: ConditionUpdate) -> bool:
+    """Returns whether a status says what is known; the numbers in its message may change."""
+    return any(update[:3] == other[:3] for other in reported.conditions)

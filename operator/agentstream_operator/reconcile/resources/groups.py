@@ -109,6 +109,8 @@ def _plan(
             stream_lost=memory.stream_lost,
             agents=state.memory.state_of(agents_of(group)),
             history=state.memory.streams[stream.key].history if stream is not None else None,
+            totals=memory.counters,
+            suspects=suspects(state, group, stream),
             stalled=memory.stalled,
             scaling=scaling_active(state, group, memory),
             refused=memory.refused,
@@ -116,6 +118,12 @@ def _plan(
             deleted_for=state.deleted_for(group),
         )
     )
+
+
+def suspects(state: State, group: ConsumerGroup, stream: AgentStream | None) -> tuple[str, ...]:
+    """Returns the other agents that may use the group's stream."""
+    agents = state.resources.agents_on(stream) if stream is not None else ()
+    return tuple(sorted({name.agent for name in agents} - {group.agent_name}))
 
 
 def _remember(context: Context, group: ConsumerGroup, seen: StreamSeen | None, plan: Plan) -> None:

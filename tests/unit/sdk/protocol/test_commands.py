@@ -53,6 +53,8 @@ CALLS: list[Command] = [
     commands.set_contracts(KEY, "digest", {"event@1": "{}"}),
     commands.create_group(KEY, "coder", "0"),
     commands.destroy_group(KEY, "coder"),
+    commands.heal_group(KEY, "coder", again=True),
+    commands.heal_ids(KEY, ("coder",)),
     commands.delete_stream(KEY, ("coder",), only_if_empty=True),
     commands.observe(KEY, ("coder",), trusts_lag=True),
     commands.measure([(KEY, "", ("coder",))], trusts_lag=True),
