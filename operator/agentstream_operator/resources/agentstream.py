@@ -147,7 +147,8 @@ class AgentStreamSpec(Model):
         Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}),
         AfterValidator(_distinct),
     ] = ()
-    """Agents that may send to the stream."""
+    """Agents that may send to the stream. The server cannot forbid an agent of a stream to trim it by adding,
+    or to read in the name of other groups: agents that distrust each other get streams of their own."""
 
     max_message_bytes: Annotated[Int, Field(ge=1024, le=16_777_216)] = MAX_MESSAGE_BYTES
     """Maximum bytes of one message, as JSON. A larger one is refused when it is sent; it becomes a dead

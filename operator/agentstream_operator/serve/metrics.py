@@ -105,9 +105,11 @@ def _group_families(work: Iterable[GroupWork]) -> Iterator[Metric]:
     backlog = family("backlog", "Messages undelivered or pending.")
     oldest = family("oldest_seconds", "Age of the oldest message of the backlog.")
     arrival = family("arrival_rate", "Messages added to the group's stream per second.")
+    taken = family("taken", "Messages that other clients took from the group, until that is healed.")
     for group in work:
         labels, signal = (group.namespace, group.stream, group.group), group.signal
         known.add_metric(labels, signal.known)
+        taken.add_metric(labels, group.taken)
         if group.desired is not None:
             desired.add_metric(labels, group.desired)
         if group.pace is not None:
@@ -118,7 +120,7 @@ def _group_families(work: Iterable[GroupWork]) -> Iterator[Metric]:
             backlog.add_metric(labels, signal.backlog)
             oldest.add_metric(labels, max(signal.oldest, signal.oldest_pending))
             arrival.add_metric(labels, signal.arrival)
-    yield from (known, desired, speed, undelivered, pending, backlog, oldest, arrival)
+    yield from (known, taken, desired, speed, undelivered, pending, backlog, oldest, arrival)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -124,12 +124,13 @@ def test_two_operators_of_one_process_do_not_get_into_each_others_way() -> None:
 
 def test_the_work_of_groups_is_shown() -> None:
     signal = Signal(undelivered=5, pending=3, due=1, oldest=1.5, oldest_pending=4.0, arrival=2.5)
-    work = (GroupWork("team", "tasks", "coder", signal, pace=12.5, desired=2),)
+    work = (GroupWork("team", "tasks", "coder", signal, pace=12.5, desired=2, taken=7),)
     shown = ours(Metrics(lambda: replace(NUMBERS, work=work)))
     labels = "group=coder namespace=team stream=tasks"
     found = {name.removesuffix(labels).strip(): value for name, value in shown.items() if labels in name}
     assert found == {
         "agentstream_group_lag_known": 1,
+        "agentstream_group_taken": 7,
         "agentstream_group_desired_replicas": 2,
         "agentstream_group_service_rate": 12.5,
         "agentstream_group_undelivered": 6,
@@ -144,7 +145,8 @@ def test_what_is_not_known_of_a_group_is_not_shown_as_none() -> None:
     work = (GroupWork("team", "tasks", "coder", UNKNOWN, pace=None, desired=None),)
     shown = ours(Metrics(lambda: replace(NUMBERS, work=work)))
     found = {name: value for name, value in shown.items() if name.startswith("agentstream_group_")}
-    assert found == {"agentstream_group_lag_known group=coder namespace=team stream=tasks": 0}
+    labels = "group=coder namespace=team stream=tasks"
+    assert found == {f"agentstream_group_lag_known {labels}": 0, f"agentstream_group_taken {labels}": 0}
 
 
 def health(

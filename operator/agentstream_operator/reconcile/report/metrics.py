@@ -70,6 +70,7 @@ class GroupWork(msgspec.Struct, frozen=True):
     signal: Signal  # as of the latest observation
     pace: float | None  # entries per second of a busy consumer, if known
     desired: int | None  # the desired replicas, if the group has a workload
+    taken: int = 0  # messages that others took from it, neither delivered again nor written off
 
 
 def work(state: State) -> Iterator[GroupWork]:
@@ -85,4 +86,5 @@ def work(state: State) -> Iterator[GroupWork]:
             signal=group_signal(state, group),
             pace=memory.pace.value if memory.pace is not None else None,
             desired=memory.decision.replicas if memory.decision is not None else None,
+            taken=memory.counters.taken if memory.counters is not None else 0,
         )
