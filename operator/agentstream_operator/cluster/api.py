@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 from aiohttp import ClientError
 from kubernetes.aio.client.api_client import ApiClient
 
+from agentstream_operator.cluster.answers import Page, decode, decode_page
 from agentstream_operator.cluster.kinds import ApiKind
 from agentstream_operator.cluster.labels import FIELD_MANAGER
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
 
 MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 _JSON, _STEPS = "application/json", "application/json-patch+json"
-_PAGE = 500
+_PAGE_SIZE, _FIRST_PAGE, _FEWEST, _MOST = 8 * 2**20, 20, 8, 500
+"""Bytes of a page of a list, and objects: an object may have 1.5 MB."""
+
 _TIMEOUT = 15.0
 _WATCHED = 300
 """Seconds after which the API server ends a watch."""
@@ -42,6 +45,7 @@ _UNREADABLE = ("failed to create typed patch object", "failed to convert new obj
 """Beginnings of the messages by which the API server refuses invalid bodies with code 500."""
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 class ApiError(ClusterRefused):
@@ -101,18 +105,24 @@ class Api:
 
     async def list(self, kind: ApiKind, namespace: str | None, selector: str = "") -> AsyncIterator[Json]:
         """Yields every object of a kind in a namespace (None: all) with a label selector, in one version."""
-        async for page in self._pages(kind, namespace, selector):
-            for item in page["items"]:
+        async for page in self.pages(kind, namespace, selector):
+            for item in page:
                 yield {"apiVersion": kind.api_version, "kind": kind.kind, **item}
 
-    async def snapshot(self, kind: ApiKind, namespace: str | None) -> tuple[Sequence[Json], str]:
-        """Returns every object of a kind, and the version of the list, for `watch`."""
-        found: list[Json] = []
-        version = ""
-        async for page in self._pages(kind, namespace):
-            found += ({"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page["items"])
-            version = version or page["metadata"]["resourceVersion"]
-        return found, version
+    async def pages(self, kind: ApiKind, namespace: str | None, selector: str = "") -> AsyncIterator[Page]:
+        """Yields a list in pages, of `_PAGE_SIZE` bytes or a few more; its version is for `watch`."""
+        query = {"limit": str(_FIRST_PAGE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            data = await self._send("list", kind, "GET", kind.path(namespace), query=query)
+            page = _parse(decode_page, data)
+            size = len(data) // (len(page.items) or 1)
+            rest = page.metadata.rest
+            del data
+            yield page
+            if not rest:
+                return
+            limit = min(max(_PAGE_SIZE // (size or 1), _FEWEST), _MOST)
+            query = {**query, "limit": str(limit), "continue": rest}
 
     async def watch(
         self, kind: ApiKind, namespace: str | None, version: str
@@ -173,16 +183,6 @@ class Api:
         except ApiError as error:
             if error.code != 404:  # noqa: PLR2004
                 raise
-
-    async def _pages(self, kind: ApiKind, namespace: str | None, selector: str = "") -> AsyncIterator[Json]:
-        query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
-        while True:
-            page = _object(await self._send("list", kind, "GET", kind.path(namespace), query=query))
-            yield page
-            token = page["metadata"].get("continue")
-            if not token:
-                return
-            query = {**query, "continue": token}
 
     async def _lines(self, kind: ApiKind, path: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
         """Yields the lines of a streaming answer."""
@@ -261,18 +261,21 @@ def _no_answer(error: Exception) -> ClusterUnavailable:
 
 
 def _object(data: bytes) -> Json:
+    return _parse(decode, data)
+
+
+def _parse(parse: Callable[[bytes], T], data: bytes) -> T:
     try:
-        found: Json = msgspec.json.decode(data)
+        return parse(data)
     except msgspec.DecodeError as error:
         said = data.decode(errors="replace")[:_SHOWN]
         raise ClusterUnavailable(f"the API server's answer is not JSON: {said}") from error
-    return found
 
 
 def _refuse(code: int, data: bytes) -> None:
     """Raises the error that an answer with this code and body means."""
     try:
-        status = msgspec.json.decode(data)
+        status = decode(data)
         message = str(status["message"])
         causes = tuple(str(c.get("reason", "")) for c in (status.get("details") or {}).get("causes") or ())
     except (msgspec.DecodeError, KeyError, AttributeError, TypeError):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentstream_operator.cluster.api import Api, ApiError
@@ -74,20 +74,21 @@ class ResourceCache:
     async def fill(self) -> None:
         """Lists everything once, owned objects before resources. Raises as `Api.list`."""
         for kind in OWNED_KINDS:
-            for found in await self._list(kind, OURS):
+            async for found in self._list(kind, OURS):
                 self._owned.put(found)
         for kind in RESOURCES.values():
-            for found in await self._list(kind):
+            async for found in self._list(kind):
                 self._put(kind, found)
 
     async def refill(self) -> None:
         """Takes what came, changed or went while nothing was watched. Raises as `fill`."""
         for kind in RESOURCES.values():
-            listed = {_key(kind, found): found for found in await self._list(kind)}
+            listed = set()
+            async for found in self._list(kind):
+                listed.add(_key(kind, found))
+                self._put(kind, found)
             for gone in [key for key in self._versions if key.kind == kind.kind and key not in listed]:
                 self._forget(gone)
-            for found in listed.values():
-                self._put(kind, found)
         for kind in OWNED_KINDS:
             await self._compare_children(kind)
 
@@ -126,20 +127,21 @@ class ResourceCache:
             await self._compare_children(kind)
 
     async def _compare(self, kind: ApiKind, grace: float) -> None:
-        listed = {_key(kind, found): found for found in await self._list(kind)}
-        versions = {key: found["metadata"]["resourceVersion"] for key, found in listed.items()}
+        versions = {
+            _key(kind, found): found["metadata"]["resourceVersion"] async for found in self._list(kind)
+        }
         differing = {key for key, version in versions.items() if self._versions.get(key) != version}
-        differing |= {key for key in self._versions if key.kind == kind.kind} - listed.keys()
+        differing |= {key for key in self._versions if key.kind == kind.kind} - versions.keys()
         if differing:
             await asyncio.sleep(grace)
         for key in differing:
-            await self._look(kind, key, listed.get(key))
+            await self._look(kind, key, versions.get(key))
 
     async def _compare_children(self, kind: ApiKind) -> None:
         """Takes all objects of a kind as listed: a restarted watch reports no deletions."""
         known = self._owned.versions(kind.kind)
         changes = []
-        for found in await self._list(kind, OURS):
+        async for found in self._list(kind, OURS):
             known.pop((found["metadata"]["namespace"], found["metadata"]["name"]), None)
             changes.append(self._owned.put(found))
         for place, version in known.items():
@@ -149,10 +151,10 @@ class ResourceCache:
         for change in filter(None, changes):
             self._on_change(change)
 
-    async def _look(self, kind: ApiKind, key: ResourceKey, listed: Json | None) -> None:
-        """Takes a resource that no event announced during the grace period."""
+    async def _look(self, kind: ApiKind, key: ResourceKey, listed: str | None) -> None:
+        """Takes a resource that no event announced during the grace period; `listed`: its version."""
         known = int(self._versions.get(key, -1))
-        if listed is not None and known >= int(listed["metadata"]["resourceVersion"]):
+        if listed is not None and known >= int(listed):
             return
         found = await self._api.get(kind, key.namespace, key.name)
         if found is None:
@@ -163,12 +165,11 @@ class ResourceCache:
             self.missed += 1
             self._put(kind, found)
 
-    async def _list(self, kind: ApiKind, selector: str = "") -> list[dict[str, Any]]:
-        return [
-            found
-            for namespace in self._namespaces
-            async for found in self._api.list(kind, namespace, selector)
-        ]
+    async def _list(self, kind: ApiKind, selector: str = "") -> AsyncIterator[dict[str, Any]]:
+        # one after the other: decoded at the same time, large ones would take more memory than there is
+        for namespace in self._namespaces:
+            async for found in self._api.list(kind, namespace, selector):
+                yield found
 
     def _put(self, kind: ApiKind, found: Json) -> None:
         key, metadata = _key(kind, found), found["metadata"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentstream_operator.cluster.api import Api, ApiError
@@ -46,14 +46,29 @@ class Reflector:
     async def _list_and_watch(self, kind: ApiKind, namespace: str | None) -> None:
         while True:
             try:
-                found, version = await self._api.snapshot(kind, namespace)
-                self._replace(kind, namespace, found)
+                version = await self._list(kind, namespace)
                 self._unlisted.discard((kind.kind, namespace))
                 while True:
                     version = await self._changes(kind, namespace, version)
             except (ApiError, ClusterUnavailable) as error:
                 _log.warning("cannot list or watch %s, trying again: %s", kind.plural, error)
             await asyncio.sleep(_RETRY * (0.5 + random.random()))  # noqa: S311 - only spreads load
+
+    async def _list(self, kind: ApiKind, namespace: str | None) -> str:
+        """Takes the resources of a kind and namespace as listed, each before the next is decoded.
+
+        Returns the version of the list.
+        """
+        listed, version = set(), ""
+        async for page in self._api.pages(kind, namespace):
+            version = version or page.metadata.version
+            for found in page:
+                listed.add(_key(kind, found))
+                self._put(kind, found)
+        for key in self._known - listed:
+            if key.kind == kind.kind and namespace in (None, key.namespace):
+                self._remove(key)
+        return version
 
     async def _changes(self, kind: ApiKind, namespace: str | None, version: str) -> str:
         """Applies events until the watch ends. Returns the last resourceVersion."""
@@ -64,16 +79,6 @@ class Reflector:
             elif change != "BOOKMARK":
                 self._put(kind, found)
         return version
-
-    def _replace(self, kind: ApiKind, namespace: str | None, found: Iterable[Json]) -> None:
-        """Replaces the resources of a kind and namespace by a list."""
-        listed = set()
-        for each in found:
-            listed.add(_key(kind, each))
-            self._put(kind, each)
-        for key in self._known - listed:
-            if key.kind == kind.kind and namespace in (None, key.namespace):
-                self._remove(key)
 
     def _put(self, kind: ApiKind, found: Json) -> None:
         key = _key(kind, found)

@@ -153,7 +153,7 @@ async def test_a_list_is_read_page_by_page() -> None:
         ("Secret", "v1", "b"),
     ]
     assert [asked.path for asked in server.asked] == [
-        "/api/v1/secrets?limit=500&labelSelector=a%3Db",
+        "/api/v1/secrets?limit=20&labelSelector=a%3Db",
         "/api/v1/secrets?limit=500&labelSelector=a%3Db&continue=on",
     ]
 
@@ -337,18 +337,50 @@ def lines(*events: Any, pieces: int = 1) -> Answer:
     return answer
 
 
+def raw(text: bytes) -> Answer:
+    """An answer of these bytes."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=text, content_type="application/json")
+
+    return answer
+
+
 def change(kind: str, name: str, version: int = 1, **more: Any) -> dict[str, Any]:
     metadata = {"name": name, "resourceVersion": str(version)}
     return {"type": kind, "object": {"metadata": metadata, **more}}
 
 
-async def test_a_snapshot_has_the_version_of_its_list() -> None:
+async def test_pages_have_the_version_of_their_list() -> None:
     first = {"metadata": {"continue": "on", "resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}}]}
     last = {"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "b"}}]}
     async with answering(says(200, first), says(200, last)) as server:
-        found, version = await server.api.snapshot(SECRETS, "team")
-    assert ([item["metadata"]["name"] for item in found], version) == (["a", "b"], "7")
-    assert {item["kind"] for item in found} == {"Secret"}
+        pages = [page async for page in server.api.pages(SECRETS, "team")]
+    assert [page.metadata.version for page in pages] == ["7", "7"]
+    assert [item["metadata"]["name"] for page in pages for item in page] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("size", "limit"), [(10, 500), (100_000, 83), (1_500_000, 8)])
+async def test_the_larger_objects_are_the_fewer_a_page_has(size: int, limit: int) -> None:
+    items = [{"metadata": {"name": "a"}, "spec": "x" * size}]
+    first, last = ({"metadata": {"continue": on}, "items": items} for on in ("on", ""))
+    async with answering(says(200, first), says(200, last)) as server:
+        assert len([page async for page in server.api.pages(SECRETS, "team")]) == 2
+    assert [one.path.partition("?")[2] for one in server.asked] == [
+        "limit=20",
+        f"limit={limit}&continue=on",
+    ]
+
+
+async def test_an_object_that_is_nested_too_deeply_keeps_no_other_from_being_read() -> None:
+    page = b'{"metadata":{},"items":[{"metadata":{"name":"a"},"spec":%b},{"metadata":{"name":"b"}}]}'
+    async with answering(raw(page % (b'{"x":' * 3_000 + b"1" + b"}" * 3_000))) as server:
+        found = [item async for item in server.api.list(SECRETS, "team")]
+    assert [item["metadata"]["name"] for item in found] == ["a", "b"]
+    event = b'{"type":"ADDED","object":{"metadata":{"name":"a"},"spec":%b}}\n' % (b"[" * 3_000 + b"]" * 3_000)
+    async with answering(raw(event)) as server:
+        ((kind, told),) = [event async for event in server.api.watch(SECRETS, "team", "1")]
+    assert (kind, told["metadata"]["name"]) == ("ADDED", "a")
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 7, 100])

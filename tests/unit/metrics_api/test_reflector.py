@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any, Self
 
+import msgspec
 import pytest
 
+from agentstream_operator.cluster.answers import Metadata, Page
 from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.kinds import ApiKind
 from agentstream_operator.cluster.port import ClusterUnavailable
@@ -42,13 +44,14 @@ class There:
             key = (found["kind"], found["metadata"]["namespace"], found["metadata"]["name"])
             self.objects[key] = found
 
-    async def snapshot(self, kind: ApiKind, namespace: str | None) -> tuple[Sequence[Json], str]:
+    async def pages(self, kind: ApiKind, namespace: str | None) -> AsyncIterator[Page]:
         self.listed.append((kind.kind, namespace))
         if self.fails is not None:
             failure, self.fails = self.fails, None
             raise failure
         found = [o for k, o in self.objects.items() if k[0] == kind.kind and namespace in {None, k[1]}]
-        return found, "100"
+        for items in ([], found[:1], found[1:]):
+            yield Page(Metadata("100"), [msgspec.Raw(msgspec.json.encode(item)) for item in items])
 
     async def watch(
         self, kind: ApiKind, namespace: str | None, version: str
