@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
+import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -251,6 +254,69 @@ async def test_it_asks_for_nothing_that_it_has_no_right_to(metrics: MetricsServe
 async def test_the_aggregator_finds_no_fault(metrics: MetricsServer, api: ApiServer) -> None:
     shown = api.kubectl(HOME)("get", "apiservice", APISERVICE)
     assert "True" in shown
+
+
+def memory(metrics: MetricsServer, what: str = "VmRSS") -> int:
+    """Its memory now, or the most that it had (`VmHWM`), in MiB."""
+    assert metrics.process is not None
+    status = Path(f"/proc/{metrics.process.pid}/status").read_text()
+    return int(re.findall(rf"{what}:\s+(\d+) kB", status)[0]) // 1024
+
+
+async def test_connections_of_strangers_take_little_memory_and_keep_the_api_server_from_nothing(
+    api: ApiServer, metrics: MetricsServer, team: Team, redis_server: Server
+) -> None:
+    team.create(a_stream(), a_group("busy"))
+    on_server(redis_server, "busy", 3)
+    await until(lambda: api.call("GET", path_of(group="busy"))[0] == 200)
+    before, context, held = memory(metrics), metrics.client(), []
+
+    def flood() -> None:
+        for _ in range(1_500):
+            with contextlib.suppress(OSError):
+                plain = socket.create_connection(("127.0.0.1", metrics.port), timeout=20)
+                held.append(context.wrap_socket(plain, server_hostname="localhost"))
+                held[-1].sendall(b"GET /apis HTTP/1.1\r\nHost: local")
+
+    flooding = asyncio.create_task(asyncio.to_thread(flood))
+    try:
+        while not flooding.done():
+            code, answer = await asyncio.to_thread(api.call, "GET", path_of(group="busy"))
+            assert (code, value_of(answer)) == (200, ["3"])
+        await flooding
+        assert len(held) > 1_400
+        # 460 MiB without bounds; the limit of the chart is 384 MiB
+        assert memory(metrics) - before < 120
+        await until(lambda: metrics.available() == "True")
+        assert "too many connections without a client certificate" in metrics.log
+    finally:
+        for each in held:
+            each.close()
+
+
+async def test_deep_and_large_objects_keep_it_from_nothing(
+    api: ApiServer, metrics: MetricsServer, team: Team, redis_server: Server, tmp_path: Path
+) -> None:
+    parts = {"deep-list": "[" * 5_000 + "]" * 5_000, "deep-map": '{"a":' * 3_000 + "1" + "}" * 3_000}
+    parts |= {f"large-{number}": f"[{'{},' * 330_000}{{}}]" for number in range(10)}
+    for name, part in parts.items():
+        stream = json.dumps(a_stream(name, contracts=[{"type": "event", "schema": "?"}]))
+        (tmp_path / f"{name}.json").write_text(stream.replace('"?"', f'{{"type": "object", "x": {part}}}'))
+        team.kubectl("create", "--validate=false", f"--filename={tmp_path / name}.json")
+    try:
+        team.create(a_stream(), a_group("among"))
+        on_server(redis_server, "among", 3)
+        await until(lambda: api.call("GET", path_of(group="among"))[0] == 200)
+        metrics.stop()
+        metrics.start()
+        await metrics.ready()
+        code, answer = api.call("GET", path_of(group="among"))
+        assert (code, value_of(answer)) == (200, ["3"])
+        assert "is nested more than 64 levels deep" in metrics.log
+        assert memory(metrics, "VmHWM") < 300
+    finally:
+        for name in parts:
+            team.delete("AgentStream", name)
 
 
 def certificate(metrics: MetricsServer) -> bytes:

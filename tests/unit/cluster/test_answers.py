@@ -61,9 +61,7 @@ def test_whatever_is_deep_is_cut_where_it_is_too_deep(
     found = json.loads(_cut(deep))
     assert (found["before"], found["after"]) == (inner, inner)
     assert depth(found) <= DEEPEST
-    # what can be decoded is not cut
-    for one in (decode(deep), found):
-        assert one.keys() == {"before", "deep", "after"}
+    assert decode(deep).keys() == found.keys()
 
 
 @pytest.mark.parametrize("pair", [("[", "]"), ('{"a":', "}")])
