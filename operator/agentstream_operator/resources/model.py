@@ -63,7 +63,11 @@ class Model(BaseModel):
 
 def quote(value: object) -> str:
     """Formats a value for an error message: text is quoted, and long values are cut."""
-    text = repr(value)
+    try:
+        text = repr(value[:_QUOTED] if isinstance(value, str) else value)
+    except (RecursionError, ValueError):
+        # nested too deeply, or a number of too many digits
+        text = f"this {type(value).__name__}"
     return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 1]}…"
 
 

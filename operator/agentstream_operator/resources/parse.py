@@ -31,6 +31,7 @@ _MOST_VALUES = 200_000
 """Values of a manifest: some tenths of a second of work."""
 
 _MOST_PROBLEMS = 20
+_LONGEST_SUBJECT, _LONGEST_PROBLEM = 300, 1_000
 
 _MODELS: Mapping[str, type[AnyResource]] = {"AgentStream": AgentStream, "ConsumerGroup": ConsumerGroup}
 _TYPES = frozenset(str(kind) for kind in ConditionType)
@@ -46,9 +47,9 @@ class InvalidResource(ValueError):  # noqa: N818 (it names what is wrong, as its
     """
 
     def __init__(self, subject: str, problems: tuple[str, ...]) -> None:
-        super().__init__("\n".join(f"{subject}: {problem}" for problem in problems))
-        self.subject = subject
-        self.problems = problems
+        self.subject = _line(subject, _LONGEST_SUBJECT)
+        self.problems = tuple(_line(problem, _LONGEST_PROBLEM) for problem in problems)
+        super().__init__("\n".join(f"{self.subject}: {problem}" for problem in self.problems))
 
 
 def parse_resource(obj: Mapping[str, Any]) -> AnyResource:
@@ -101,8 +102,18 @@ def refused_changes(old: AnyResource, new: AnyResource) -> tuple[str, ...]:
 def _subject(obj: Mapping[str, Any]) -> str:
     metadata = obj.get("metadata")
     metadata = metadata if isinstance(metadata, Mapping) else {}
-    namespace, name = metadata.get("namespace") or "default", metadata.get("name") or "?"
-    return f"{obj.get('kind') or 'Resource'} {namespace}/{name}"
+    found = (obj.get("kind"), metadata.get("namespace"), metadata.get("name"))
+    kind, namespace, name = (
+        value if isinstance(value, str) else quote(value) if value else "" for value in found
+    )
+    return f"{kind or 'Resource'} {namespace or 'default'}/{name or '?'}"
+
+
+def _line(text: str, longest: int) -> str:
+    """Makes a line of limited length of a text that may have parts of a manifest."""
+    text = text[:longest]
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) < longest else f"{text[: longest - 1]}…"
 
 
 class _OutOfBoundsError(ValueError):
