@@ -37,13 +37,15 @@ Paths = Annotated[
     ),
 ]
 
-RedisUrl = Annotated[
-    str,
+RedisUrlFile = Annotated[
+    Path,
     typer.Option(
-        envvar="AGENTSTREAM_REDIS_URL",
-        metavar="URL",
-        help="Address of Redis or Valkey with the operator's credentials: redis://USER:PASSWORD@HOST:PORT "
-        "(rediss:// for TLS). Prefer the environment variable: other users can read command lines.",
+        envvar="AGENTSTREAM_REDIS_URL_FILE",
+        metavar="FILE",
+        help="File with the address of Redis or Valkey and the operator's credentials: "
+        "redis://USER:PASSWORD@HOST:PORT (rediss:// for TLS). Others may read arguments and environments.",
+        exists=True,
+        dir_okay=False,
         show_default=False,
     ),
 ]
@@ -141,7 +143,7 @@ def dev(
 
 @app.command()
 def operator(
-    redis_url: RedisUrl,
+    redis_url_file: RedisUrlFile,
     redis_ca_file: RedisCaFile = None,
     namespace: Namespaces = None,
     installation: Installation = "agentstream",
@@ -162,7 +164,7 @@ def operator(
     from agentstream_operator.settings import OperatorOptions
 
     options = OperatorOptions(
-        redis=_endpoint(redis_url, redis_ca_file),
+        redis=_endpoint(redis_url_file, redis_ca_file),
         namespaces=namespace or None,
         installation=installation,
         allowed_keys=allow_key or (),
@@ -175,7 +177,7 @@ def operator(
 
 @app.command()
 def metrics_server(
-    redis_url: RedisUrl,
+    redis_url_file: RedisUrlFile,
     tls_directory: Annotated[
         Path,
         typer.Option(
@@ -205,7 +207,7 @@ def metrics_server(
     from agentstream_operator.settings import MetricsOptions
 
     options = MetricsOptions(
-        redis=_endpoint(redis_url, redis_ca_file),
+        redis=_endpoint(redis_url_file, redis_ca_file),
         namespaces=namespace or None,
         installation=installation,
         allowed_keys=allow_key or (),
@@ -286,11 +288,17 @@ def main() -> None:
     app()
 
 
-def _endpoint(url: str, ca_file: Path | None) -> Endpoint:
+def _endpoint(url_file: Path, ca_file: Path | None) -> Endpoint:
     import ssl
 
     from agentstream.transport.endpoint import Endpoint
 
+    try:
+        url = url_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        # the message of the latter would quote the file
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        _fail(f"--redis-url-file: cannot read {url_file}: {reason}")
     try:
         ssl.create_default_context(cafile=ca_file)
     except (OSError, ValueError) as error:

@@ -66,9 +66,10 @@ def _mistakes_in_url(url: str) -> Iterator[str]:
         host, port = parts.hostname, parts.port
     except ValueError:
         # the parser's message would quote a part of the password
-        yield f"--redis-url: cannot parse the URL; percent-encode special characters in the password ({form})"
+        problem = "cannot parse the URL; percent-encode special characters in the password"
+        yield f"--redis-url-file: {problem} ({form})"
         return
     if parts.scheme not in _SCHEMES or not host:
-        yield f"--redis-url: not a redis:// or rediss:// URL with a host ({form})"
+        yield f"--redis-url-file: not a redis:// or rediss:// URL with a host ({form})"
     elif port == 0:
-        yield f"--redis-url: port 0 is not valid ({form})"
+        yield f"--redis-url-file: port 0 is not valid ({form})"

@@ -23,17 +23,18 @@ from agentstream_operator.resources.meta import ResourceKey
 from cluster.adapter import REDIS, Adapter, Json, adapter_of
 from cluster.team import Team
 
+SECRET, OTHER, OLDER = "secret" * 6, "other" * 7, "older" * 7
 NAME = "agentstream-coder"
 SECURE = ServerAddress("rediss://redis.example:6380", "redis.example", 6380, "-----BEGIN CERTIFICATE-----")
 
 
-def credentials_of(adapter: Adapter, *owners: Owner, password: str = "secret") -> Credentials:
+def credentials_of(adapter: Adapter, *owners: Owner, password: str = SECRET) -> Credentials:
     namespace = adapter.team.namespace
     uids = frozenset(owner.uid for owner in owners)
     return Credentials(namespace, "coder", f"agentstream.{namespace}.coder", password, uids)
 
 
-async def apply(adapter: Adapter, *owners: Owner, password: str = "secret") -> Credentials:
+async def apply(adapter: Adapter, *owners: Owner, password: str = SECRET) -> Credentials:
     """Writes the agent's Secret. Returns what it was to say."""
     wanted = credentials_of(adapter, *owners, password=password)
     await adapter.cluster.apply_credentials(wanted, owners)
@@ -61,7 +62,7 @@ async def test_a_secret_is_there_as_soon_as_it_is_written(adapter: Adapter) -> N
     assert await adapter.cluster.credentials(adapter.team.namespace, "coder") is None
     wanted = await apply(adapter, adapter.owner())
     assert await adapter.cluster.credentials(adapter.team.namespace, "coder") == wanted
-    assert entries(adapter.team)["password"] == "secret"
+    assert entries(adapter.team)["password"] == SECRET
 
 
 async def test_a_restarted_operator_knows_a_secret_by_the_list(adapter: Adapter) -> None:
@@ -95,23 +96,23 @@ async def test_a_secret_gets_its_owners_and_keeps_what_others_put_into_it(adapte
 
 async def test_a_secret_that_changed_unheard_is_looked_at_before_it_is_written(adapter: Adapter) -> None:
     wanted = await apply(adapter, adapter.owner())
-    adapter.team.change("Secret", NAME, {"stringData": {"password": "other"}})
+    adapter.team.change("Secret", NAME, {"stringData": {"password": OTHER}})
     with pytest.raises(ClusterUnavailable, match=f"Secret {adapter.team.namespace}/{NAME} was changed"):
         await apply(adapter, adapter.owner())
-    assert entries(adapter.team)["password"] == "other"
+    assert entries(adapter.team)["password"] == OTHER
     found = await adapter.cluster.credentials(adapter.team.namespace, "coder")
-    assert found == replace(wanted, password="other")
+    assert found == replace(wanted, password=OTHER)
     await apply(adapter, adapter.owner())
-    assert entries(adapter.team)["password"] == "secret"
+    assert entries(adapter.team)["password"] == SECRET
 
 
 async def test_a_secret_that_was_made_unheard_is_taken_up(adapter: Adapter) -> None:
     async with adapter_of(adapter.team) as other:
-        await apply(other, other.owner(), password="older")
+        await apply(other, other.owner(), password=OLDER)
     with pytest.raises(ClusterUnavailable, match="changed by another client"):
         await apply(adapter, adapter.owner())
     found = await adapter.cluster.credentials(adapter.team.namespace, "coder")
-    assert found == credentials_of(adapter, adapter.owner(), password="older")
+    assert found == credentials_of(adapter, adapter.owner(), password=OLDER)
 
 
 async def test_a_secret_that_was_deleted_unheard_is_made_again_at_the_next_try(adapter: Adapter) -> None:
@@ -121,7 +122,7 @@ async def test_a_secret_that_was_deleted_unheard_is_made_again_at_the_next_try(a
         await apply(adapter, adapter.owner())
     assert await adapter.cluster.credentials(adapter.team.namespace, "coder") is None
     await apply(adapter, adapter.owner())
-    assert entries(adapter.team)["password"] == "secret"
+    assert entries(adapter.team)["password"] == SECRET
 
 
 async def test_a_secret_of_somebody_else_is_left_alone(adapter: Adapter) -> None:
@@ -138,8 +139,8 @@ async def test_a_secret_that_somebody_took_over_is_left_alone(adapter: Adapter) 
     await apply(adapter, adapter.owner())
     adapter.team.change("Secret", NAME, {"metadata": {"labels": None}})
     with pytest.raises(ChildNotOurs):
-        await apply(adapter, adapter.owner(), password="other")
-    assert entries(adapter.team)["password"] == "secret"
+        await apply(adapter, adapter.owner(), password=OTHER)
+    assert entries(adapter.team)["password"] == SECRET
 
 
 async def test_a_secret_that_may_not_be_changed_is_told_of(adapter: Adapter) -> None:
@@ -147,7 +148,7 @@ async def test_a_secret_that_may_not_be_changed_is_told_of(adapter: Adapter) -> 
     adapter.team.change("Secret", NAME, {"immutable": True})
     adapter.tell("Secret", NAME)
     with pytest.raises(ClusterRefused, match=f"the API server refused Secret {NAME}: .*field is immutable"):
-        await apply(adapter, adapter.owner(), password="other")
+        await apply(adapter, adapter.owner(), password=OTHER)
 
 
 async def test_a_secret_is_deleted_once(adapter: Adapter) -> None:
@@ -250,7 +251,7 @@ async def test_keys_that_were_made_unheard_are_taken_up_and_not_overwritten(adap
     assert await adapter.cluster.signing_keys(stream_of(adapter)) == wanted
 
 
-@pytest.mark.parametrize("data", [{"keys": "bm8="}, {"keys": "/w=="}, {"other": "bm8="}, None])
+@pytest.mark.parametrize("data", [{"keys": "bm8="}, {"keys": "/w=="}, {OTHER: "bm8="}, None])
 async def test_a_secret_without_readable_keys_has_none(adapter: Adapter, data: Mapping[str, str]) -> None:
     owner = adapter.owner()
     await apply_keys(adapter, owner, OLD)
@@ -276,7 +277,7 @@ async def test_a_change_of_the_keys_concerns_the_stream(adapter: Adapter) -> Non
 async def apply_agent(adapter: Adapter, owner: Owner, signing: Mapping[str, str]) -> Credentials:
     namespace = adapter.team.namespace
     uids = frozenset({owner.uid})
-    wanted = Credentials(namespace, "coder", f"agentstream.{namespace}.coder", "secret", uids, signing)
+    wanted = Credentials(namespace, "coder", f"agentstream.{namespace}.coder", SECRET, uids, signing)
     await adapter.cluster.apply_credentials(wanted, (owner,))
     return wanted
 
@@ -308,4 +309,4 @@ async def test_an_entry_that_is_no_text_costs_no_password(adapter: Adapter) -> N
     found = await adapter.cluster.credentials(adapter.team.namespace, "coder")
     assert found is not None
     assert found != wanted
-    assert found.password == "secret"
+    assert found.password == SECRET

@@ -297,7 +297,7 @@ async def test_connections_of_strangers_take_little_memory_and_keep_the_api_serv
 async def test_deep_and_large_objects_keep_it_from_nothing(
     api: ApiServer, metrics: MetricsServer, team: Team, redis_server: Server, tmp_path: Path
 ) -> None:
-    another = MetricsServer(api, HOME, redis_server.url, tmp_path / "another")
+    another = MetricsServer(api, HOME, redis_server.url, tmp_path)
     parts = {"deep-list": "[" * 5_000 + "]" * 5_000, "deep-map": '{"a":' * 3_000 + "1" + "}" * 3_000}
     parts |= {f"large-{number}": f"[{'{},' * 330_000}{{}}]" for number in range(10)}
     for name, part in parts.items():
@@ -356,7 +356,11 @@ def run(metrics: MetricsServer, *arguments: str, **environment: str) -> tuple[in
 @pytest.mark.parametrize(
     ("environment", "code", "said"),
     [
-        ({"AGENTSTREAM_REDIS_URL": "http://redis"}, 2, "error: --redis-url: not a redis:// or rediss:// URL"),
+        (
+            {"AGENTSTREAM_REDIS_URL_FILE": "/dev/null"},
+            2,
+            "error: --redis-url-file: not a redis:// or rediss:// URL",
+        ),
         ({"KUBECONFIG": "/nonexistent"}, 2, "error: no cluster: run it in a pod, or set KUBECONFIG"),
         ({}, 1, "error: cannot listen on port "),
     ],

@@ -90,7 +90,8 @@ class Deployed:
         self.user = user
         self.process: subprocess.Popen[bytes] | None = None
         self._server = server
-        self._url = url
+        self._url_file = directory / f"{pod}.url"
+        self._url_file.write_text(url)
         self._namespaces = namespaces
         self._pod = pod
         self._log = directory / f"{pod}.log"
@@ -110,7 +111,7 @@ class Deployed:
             "KUBECONFIG": str(self._kubeconfig),
             "POD_NAMESPACE": self.home,
             "POD_NAME": self._pod,
-            "AGENTSTREAM_REDIS_URL": self._url,
+            "AGENTSTREAM_REDIS_URL_FILE": str(self._url_file),
             "AGENTSTREAM_NAMESPACES": " ".join(self._namespaces),
             "AGENTSTREAM_METRICS_PORT": str(self._metrics_port),
             "AGENTSTREAM_HEALTH_PORT": str(self._health_port),

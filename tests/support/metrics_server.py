@@ -50,7 +50,8 @@ class MetricsServer:
         self.process: subprocess.Popen[bytes] | None = None
         self._server = server
         self._home = home
-        self._url = url
+        self._url_file = directory / "url"
+        self._url_file.write_text(url)
         self._log = directory / "metrics-server.log"
         self._kubeconfig = directory / "metrics-server.kubeconfig"
 
@@ -99,7 +100,7 @@ class MetricsServer:
         """Its settings."""
         return os.environ | {
             "KUBECONFIG": str(self._kubeconfig),
-            "AGENTSTREAM_REDIS_URL": self._url,
+            "AGENTSTREAM_REDIS_URL_FILE": str(self._url_file),
             "AGENTSTREAM_TLS_DIRECTORY": str(self.tls),
             "AGENTSTREAM_EXTERNAL_PORT": str(self.port),
             "AGENTSTREAM_HEALTH_PORT": str(self.health_port),

@@ -30,15 +30,15 @@ def test_any_free_port_may_be_asked_for_twice() -> None:
     [
         (
             {"redis": Endpoint("redis.example:6379")},
-            "--redis-url: not a redis:// or rediss:// URL with a host",
+            "--redis-url-file: not a redis:// or rediss:// URL with a host",
         ),
-        ({"redis": Endpoint("redis://")}, "--redis-url: not a redis:// or rediss:// URL with a host"),
+        ({"redis": Endpoint("redis://")}, "--redis-url-file: not a redis:// or rediss:// URL with a host"),
         (
             {"redis": Endpoint("http://redis.example")},
-            "--redis-url: not a redis:// or rediss:// URL with a host",
+            "--redis-url-file: not a redis:// or rediss:// URL with a host",
         ),
-        ({"redis": Endpoint("redis://redis.example:0")}, "--redis-url: port 0 is not valid"),
-        ({"redis": Endpoint("redis://o:s3cret#1@redis:6379")}, "--redis-url: cannot parse the URL"),
+        ({"redis": Endpoint("redis://redis.example:0")}, "--redis-url-file: port 0 is not valid"),
+        ({"redis": Endpoint("redis://o:s3cret#1@redis:6379")}, "--redis-url-file: cannot parse the URL"),
         ({"installation": "a.b"}, "--installation: 'a.b' is not a DNS label"),
         ({"namespaces": ["team-a", "Team"]}, "--namespace: 'Team' is not the name of a namespace"),
         ({"metrics_port": 8081}, "--metrics-port and --health-port: both are 8081"),

@@ -27,6 +27,9 @@ from agentstream_operator.resources.meta import GROUP, ResourceKey
 AUTHORITY: Final = "ca.crt"
 """The entry with the CA certificate of the server."""
 
+MIN_PASSWORD: Final = 32
+"""Characters of an agent's password: one that somebody else has put into the Secret may be easy to guess."""
+
 _TYPE = "servicebinding.io/redis"
 _SIGNING_TYPE = f"{GROUP}/signing-keys"
 _KEYS = "keys"
@@ -79,7 +82,7 @@ def secret(
 
 
 def credentials_in(found: Mapping[str, Any]) -> Credentials | None:
-    """Parses the Secret of an agent; None if it is incomplete."""
+    """Parses the Secret of an agent; None if it is incomplete, or its password short: both are replaced."""
     metadata = found["metadata"]
     agent = (metadata.get("labels") or {}).get(AGENT_LABEL)
     try:
@@ -93,7 +96,7 @@ def credentials_in(found: Mapping[str, Any]) -> Credentials | None:
         }
     except (KeyError, TypeError, ValueError):
         return None
-    if agent is None or metadata["name"] != secret_name(agent) or not password:
+    if agent is None or metadata["name"] != secret_name(agent) or len(password) < MIN_PASSWORD:
         return None
     owners = frozenset(str(owner["uid"]) for owner in metadata.get("ownerReferences") or ())
     return Credentials(metadata["namespace"], agent, username, password, owners, signing)

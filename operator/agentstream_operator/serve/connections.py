@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -43,6 +42,7 @@ _PAUSE = 1.0
 """Seconds until another try to accept: without a file descriptor, or a place."""
 
 _SAY_AGAIN = 60.0
+_BODY = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class Caller(Enum):
@@ -125,10 +125,19 @@ class Connection(H11Protocol):
         self.handle_events()
 
     def on_response_complete(self) -> None:
-        """Waits for the next request, unless a body is still to come, which nothing here reads."""
-        super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:
+        """Waits for the next request, unless this one had a body, which nothing here reads."""
+        if any(name in _BODY for name, _ in self.headers):
             self.transport.close()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no request; while another is being answered, it only ends the connection."""
+        if self.cycle is None or self.cycle.response_complete:
+            super().send_400_response(msg)
+        else:
+            # the base class would answer twice, and log the failure of the application
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
 
     def timeout_keep_alive_handler(self) -> None:
         """Ends the connection of a client that has not sent a request in time, however much it has sent."""

@@ -38,6 +38,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     username: str | None = None
     password: str | None = None
 
+    def __repr__(self) -> str:
+        """The address without secrets."""
+        return f"Target({self.path or f'{self.host}:{self.port}'})"
+
 
 class Endpoint(msgspec.Struct, frozen=True):
     """Address of a server, and credentials.

@@ -103,7 +103,7 @@ def test_what_it_is_told(rendered):
 
     assert container["args"] == ["metrics-server"]
     assert environment(container) == {
-        "AGENTSTREAM_REDIS_URL": {"secretKeyRef": {"name": "agentstream-redis", "key": "url"}},
+        "AGENTSTREAM_REDIS_URL_FILE": "/etc/agentstream/redis/url",
         "AGENTSTREAM_INSTALLATION": "agentstream",
         "AGENTSTREAM_LOG_FORMAT": "text",
         "AGENTSTREAM_TLS_DIRECTORY": "/etc/agentstream/tls",
@@ -135,15 +135,18 @@ def test_it_can_have_a_user_of_its_own(helm):
     }
     rendered = helm.render(values)
     spec = rendered.one("Deployment", NAME)["spec"]["template"]["spec"]
-    url = {"secretKeyRef": {"name": "read-only", "key": "url"}}
-    authority = {"secretName": "everything", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    url = {"name": "read-only", "items": [{"key": "url", "path": "url"}]}
+    authority = {"name": "everything", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
 
-    assert environment(spec["containers"][0])["AGENTSTREAM_REDIS_URL"] == url
     # of the operator's Secret it has the certificate of the authority, and nothing else
-    assert {"name": "redis-ca", "secret": authority} in spec["volumes"]
+    mounted = {"name": "redis", "projected": {"sources": [{"secret": url}, {"secret": authority}]}}
+    assert mounted in spec["volumes"]
     assert str(spec).count("everything") == 1
-    operator = environment(rendered.operator["containers"][0])
-    assert operator["AGENTSTREAM_REDIS_URL"] == {"secretKeyRef": {"name": "everything", "key": "url"}}
+    own = {
+        "name": "redis",
+        "projected": {"sources": [{"secret": url | {"name": "everything"}}, {"secret": authority}]},
+    }
+    assert own in rendered.operator["volumes"]
 
 
 def test_a_password_that_it_does_not_use_does_not_restart_it(helm, rendered):

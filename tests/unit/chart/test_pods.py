@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.helm import EMBEDDED, EXTERNAL, NAMESPACE, PROMETHEUS, Refused
-from unit.chart.variants import EMBEDDED_EVERYTHING, EVERYTHING
+from unit.chart.variants import EMBEDDED_EVERYTHING, EVERYTHING, VARIANTS
 
 
 def environment(container):
@@ -26,7 +26,7 @@ def test_every_pod_meets_the_restricted_standard(variant):
             assert context["capabilities"] == {"drop": ["ALL"]}, name
             assert context["readOnlyRootFilesystem"] is True, name
         for volume in spec["volumes"]:
-            assert set(volume) - {"name"} <= {"emptyDir", "secret", "configMap"}, name
+            assert set(volume) - {"name"} <= {"emptyDir", "secret", "configMap", "projected"}, name
 
 
 def test_only_who_speaks_to_the_api_server_has_a_token(variant):
@@ -61,7 +61,7 @@ def test_what_the_operator_is_told(helm):
 
     assert container["args"] == ["operator"]
     assert environment(container) == {
-        "AGENTSTREAM_REDIS_URL": {"secretKeyRef": {"name": "agentstream-redis", "key": "url"}},
+        "AGENTSTREAM_REDIS_URL_FILE": "/etc/agentstream/redis/url",
         "AGENTSTREAM_INSTALLATION": "agentstream",
         "AGENTSTREAM_LOG_FORMAT": "text",
         "AGENTSTREAM_METRICS_PORT": "8080",
@@ -76,7 +76,7 @@ def test_everything_that_can_be_told_to_it(helm):
     (container,) = rendered.operator["containers"]
     told = environment(container)
 
-    assert told["AGENTSTREAM_REDIS_URL"] == {"secretKeyRef": {"name": "my-redis", "key": "url"}}
+    assert told["AGENTSTREAM_REDIS_URL_FILE"] == "/etc/agentstream/redis/url"
     assert told["AGENTSTREAM_NAMESPACES"] == "team-a team-b"
     assert told["AGENTSTREAM_ALLOW_KEYS"] == "legacy:* {old}.tasks"
     assert told["AGENTSTREAM_INSTALLATION"] == "blue"
@@ -93,12 +93,20 @@ def test_the_authority_of_the_server_is_mounted(helm):
     (container,) = spec["containers"]
 
     assert environment(container)["AGENTSTREAM_REDIS_CA_FILE"] == "/etc/agentstream/redis/ca.crt"
-    assert {"name": "redis-ca", "mountPath": "/etc/agentstream/redis", "readOnly": True} in container[
+    assert {"name": "redis", "mountPath": "/etc/agentstream/redis", "readOnly": True} in container[
         "volumeMounts"
     ]
-    (volume,) = (v for v in spec["volumes"] if v["name"] == "redis-ca")
-    # the address, with its password, stays out of the file system
-    assert volume["secret"] == {"secretName": "my-redis", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    (volume,) = (v for v in spec["volumes"] if v["name"] == "redis")
+    assert [source["secret"] for source in volume["projected"]["sources"]] == [
+        {"name": "my-redis", "items": [{"key": "url", "path": "url"}]},
+        {"name": "my-redis", "items": [{"key": "ca.crt", "path": "ca.crt"}]},
+    ]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_password_is_in_an_environment(helm, name):
+    for document in helm.render(VARIANTS[name], knows=PROMETHEUS):
+        assert "secretKeyRef" not in str(document), document["kind"]
 
 
 def test_the_operator_is_probed_and_has_time_to_end(helm):
@@ -284,6 +292,14 @@ def test_the_pods_that_run_once_have_the_same_policy(helm):
 
 def test_a_server_whose_address_is_not_known_stays_within_reach(helm):
     assert policies(helm, EXTERNAL)["agentstream"]["egress"] == [{}]
+
+
+def test_metrics_are_for_those_who_are_named_or_else_for_the_namespace_of_the_release(helm):
+    (scrapes, probes) = policies(helm, EXTERNAL)["agentstream"]["ingress"]
+
+    assert scrapes == {"ports": [{"port": 8080, "protocol": "TCP"}], "from": [{"podSelector": {}}]}
+    # from the nodes, which no selector matches
+    assert probes == {"ports": [{"port": 8081, "protocol": "TCP"}]}
 
 
 def test_a_server_whose_address_is_known_is_all_that_is_within_reach(helm):

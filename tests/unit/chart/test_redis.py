@@ -64,13 +64,20 @@ def test_the_password_is_in_the_secret_alone(helm):
     assert "env" not in container(rendered)
 
 
-def test_another_password_restarts_server_and_operator(helm):
-    rendered = helm.render(EMBEDDED)
-    digest = hashlib.sha256(rendered.password.encode()).hexdigest()
-    deployment = rendered.one("Deployment", "agentstream")["spec"]["template"]["metadata"]
+def test_another_password_restarts_server_and_operator_and_its_checksum_does_not_tell_it(helm):
+    def checksums(rendered):
+        return {
+            found["spec"]["template"]["metadata"]["annotations"]["checksum/redis"]
+            for found in (*rendered.of("Deployment"), *rendered.of("StatefulSet"))
+        }
 
-    assert deployment["annotations"]["checksum/redis"] == digest
-    assert stateful(rendered)["template"]["metadata"]["annotations"]["checksum/redis"] == digest
+    rendered, other = helm.render(EMBEDDED), helm.render(EMBEDDED, release="agentstream-a")
+    (checksum,) = checksums(rendered)
+    assert rendered.password != other.password
+    assert checksums(other) != {checksum}
+    # who reads it cannot try passwords as fast as a hash is computed
+    for algorithm in ("sha256", "sha1", "md5", "sha512"):
+        assert hashlib.new(algorithm, rendered.password.encode()).hexdigest() != checksum
 
 
 def test_its_settings_restart_it_and_a_new_chart_does_not(helm):

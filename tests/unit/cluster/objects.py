@@ -27,7 +27,12 @@ def a_secret(
     version: int = 1, *, name: str = "agentstream-coder", labels: Json | None = None, **data: str
 ) -> Json:
     """The Secret of the agent `coder`, with these entries."""
-    entries = {"username": "agentstream.team.coder", "password": "secret", "uri": "redis://r:6379", **data}
+    entries = {
+        "username": "agentstream.team.coder",
+        "password": "secret" * 6,
+        "uri": "redis://r:6379",
+        **data,
+    }
     return {
         "kind": "Secret",
         "metadata": {

@@ -113,7 +113,7 @@ def test_what_was_never_ours_concerns_nobody(make: Any) -> None:
 def test_a_secret_tells_how_the_agent_logs_in_and_where() -> None:
     seen = owned_by(a_secret()).secrets["team", "agentstream-coder"]
     assert seen.credentials is not None
-    assert (seen.credentials.username, seen.credentials.password) == ("agentstream.team.coder", "secret")
+    assert (seen.credentials.username, seen.credentials.password) == ("agentstream.team.coder", "secret" * 6)
     assert seen.address == (a_secret()["data"]["uri"], None)
 
 

@@ -22,7 +22,7 @@ from unit.cluster.objects import Json, a_secret
 PLAIN = ServerAddress("redis://redis.example:6379", "redis.example", 6379)
 SECURE = ServerAddress("rediss://redis.example:6380", "redis.example", 6380, "-----BEGIN CERTIFICATE-----")
 OWNERS = (Owner(a_stream().key, "s"), Owner(a_group().key, "g"))
-CREDENTIALS = Credentials("team", "coder", "agentstream.team.coder", "pässword", frozenset({"s", "g"}))
+CREDENTIALS = Credentials("team", "coder", "agentstream.team.coder", "pässword" * 4, frozenset({"s", "g"}))
 
 
 def made(server: ServerAddress = PLAIN) -> Json:
@@ -46,7 +46,7 @@ def test_a_secret_says_all_that_an_agent_needs() -> None:
         "agent": "coder",
         "installation": "main",
         "username": "agentstream.team.coder",
-        "password": "pässword",
+        "password": "pässword" * 4,
     }
 
 
@@ -79,6 +79,8 @@ def test_what_was_written_is_read_again() -> None:
         {"data": {"username": "YQ=="}},
         {"data": {"username": "YQ==", "password": ""}},
         {"data": {"username": "YQ==", "password": "a"}},
+        # a password that somebody could guess, put there before the operator came
+        {"data": {"username": "YQ==", "password": base64.b64encode(b"x" * 31).decode()}},
         {"data": {"username": "YQ==", "password": None}},
         {"data": {"username": "YQ==", "password": "/w=="}},
     ],

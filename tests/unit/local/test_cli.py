@@ -113,10 +113,32 @@ def test_a_wrong_command_line_is_no_traceback(arguments: tuple[str, ...]) -> Non
 
 def test_a_ca_file_that_is_no_certificate_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "ca.crt").write_text("no certificate")
-    code, text = run("operator", "--redis-url", "rediss://redis", "--redis-ca-file", str(tmp_path / "ca.crt"))
+    (tmp_path / "url").write_text("rediss://redis")
+    code, text = run(
+        "operator", "--redis-url-file", f"{tmp_path}/url", "--redis-ca-file", f"{tmp_path}/ca.crt"
+    )
     assert code == 2
     assert text.startswith(f"error: --redis-ca-file: {tmp_path}/ca.crt is not a PEM certificate")
     assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"", "not a redis:// or rediss:// URL with a host"),
+        (b"redis://o:s3cret\xff@redis", "it is not text"),
+        (b"redis://o:s3cret#1@redis:6379\n", "cannot parse the URL"),
+    ],
+)
+def test_a_file_without_an_address_is_one_line_without_the_password(
+    tmp_path: Path, written: bytes, said: str
+) -> None:
+    (tmp_path / "url").write_bytes(written)
+    code, text = run("operator", "--redis-url-file", f"{tmp_path}/url")
+    assert (code, text.count("\n")) == (2, 1)
+    assert text.startswith("error: --redis-url-file: ")
+    assert said in text
+    assert "s3cret" not in text
 
 
 def test_missing_parts_of_the_installation_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

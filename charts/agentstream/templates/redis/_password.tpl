@@ -10,3 +10,15 @@ asks for it.
 {{- end -}}
 {{- .Values.redis.generated -}}
 {{- end -}}
+
+{{/*
+Changes with the embedded server's password, in annotations that more people may read than the Secret: by scrypt, so
+that a weak password, which somebody else has put into the Secret, cannot be guessed from it.
+*/}}
+{{- define "agentstream.redisChecksum" -}}
+{{- if not (hasKey .Values.redis "checksum") -}}
+{{- $password := include "agentstream.redisPassword" . -}}
+{{- $_ := set .Values.redis "checksum" (derivePassword 1 "maximum" $password .Release.Name .Release.Namespace | sha256sum) -}}
+{{- end -}}
+{{- .Values.redis.checksum -}}
+{{- end -}}

@@ -111,6 +111,8 @@ def test_an_endpoint_does_not_show_secrets() -> None:
     endpoint = Endpoint("redis://user:s3cret@host:1/2?db=3", password="s3cret")
     assert repr(endpoint) == "Endpoint(redis://host:1/2)"
     assert endpoint.address == "redis://host:1/2"
+    assert repr(endpoint.target()) == "Target(host:1)"
+    assert repr(Endpoint("unix:///run/a.sock", password="s3cret").target()) == "Target(/run/a.sock)"
 
 
 def test_only_an_encrypted_connection_has_a_context() -> None:
