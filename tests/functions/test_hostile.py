@@ -202,6 +202,39 @@ def calls(draw: st.DrawFn) -> Call:
     return Call(call.how, function, keys, arguments)
 
 
+FIELDS = (
+    *("settled", "resettled", "acked", "le:1", "base:read", "unreadable", "expire:at", "forget:at"),
+    *("sweep:heard", "sweep:delayed", "sweep:mend", "sweep:due", "sweep:main", "sweep:retry"),
+    *("sweep:ahead", "sweep:retries-ahead"),
+)
+SCORES = st.one_of(st.floats(allow_nan=False), st.sampled_from((0, 1, 1e13, 9e15)))
+NAMES = st.sampled_from(("m", "x", "p", "s", "t", "origin", "")).map(str.encode)
+ENTRY_FIELDS = st.lists(NAMES | PIECES, min_size=2)
+NEW_ID = "*"
+# not XADD with an id of its own, XCLAIM with LASTID or XREADGROUP with NOACK: what is lost by them is told
+WRITTEN = st.one_of(
+    st.tuples(st.just("HSET"), st.just(KEYS.stats("g")), st.sampled_from(FIELDS), PIECES),
+    st.tuples(st.just("HSET"), st.sampled_from((KEYS.parked("g"), KEYS.order)), PIECES, PIECES),
+    st.tuples(st.just("ZADD"), st.just(KEYS.delay("g")), SCORES, PIECES),
+    st.tuples(st.just("ZADD"), st.just(KEYS.receipts), SCORES, PIECES | st.just(b"since")),
+    st.tuples(st.just("SET"), st.sampled_from((KEYS.sent("token"), KEYS.done("g", "k"))), PIECES),
+    st.tuples(
+        *map(st.just, ("XCLAIM", KEY, "g", "bad.2", 0, "1000-1", "1000-5", "FORCE", "RETRYCOUNT")),
+        st.sampled_from((0, 1, 2**53, 2**62)),
+    ),
+    *(
+        ENTRY_FIELDS.map(lambda fields, key=key: ("XADD", key, NEW_ID, *fields[: len(fields) // 2 * 2]))
+        for key in (KEY, KEYS.retry("g"), KEYS.dead_letters("g"), ANSWERS)
+    ),
+    st.sampled_from(JSON).map(
+        lambda text: ("XADD", KEYS.retry("g"), NEW_ID, "m", "x", "x", text.encode("latin-1"))
+    ),
+    st.binary(min_size=1, max_size=20).map(
+        lambda name: ("XREADGROUP", "GROUP", "g", name, "COUNT", 1, "STREAMS", KEY, ">")
+    ),
+)
+
+
 class World:
     """A server with two streams, and somebody who is logged in as the agent."""
 
@@ -236,6 +269,14 @@ class World:
     def call(self, command: Sequence[str | bytes | int | float]) -> object:
         """Calls as the administrator, as everybody but the agent."""
         return self.admin.execute_command(*command)
+
+    def write(self, commands: Sequence[tuple[object, ...]]) -> None:
+        """Writes as the agent, with its own rights."""
+        with self.agent.pipeline(transaction=False) as batch:
+            for command in commands:
+                batch.execute_command(*command)
+            refused = [one for one in batch.execute(raise_on_error=False) if isinstance(one, Exception)]
+        assert not [one for one in refused if isinstance(one, redis.exceptions.NoPermissionError)]
 
     def attack(self, call: Call) -> tuple[object, Work]:
         """Calls as the agent. Returns the reply or the error, and the work that it was."""
@@ -276,6 +317,7 @@ def check_healthy(world: World, key: str, group: str) -> None:
     here, there = GroupCalls(policy, "honest.1"), GroupCalls(policy, "honest.2")
     reply = world.call(commands.measure([(key, "", (group,))], trusts_lag=True))
     assert json.loads(reply[1])["groups"][group]["exists"]  # type: ignore[index]
+    assert len(world.call(there.sweep(1000, 1000, 100, now=True))) == 4  # type: ignore[arg-type]
     limits = (HOUR, 1_000_000, 0, "TrimAcknowledged", 100_000)
     janitor = commands.janitor(key, limits, [(group, 1000, HOUR)], trusts_lag=True, broadcast=True)
     for _ in range(20):
@@ -323,6 +365,28 @@ def test_whatever_the_arguments_nobody_else_is_harmed(world: World) -> None:
             check_healthy(world, key, group)
 
     attack()
+
+
+def test_whatever_is_in_its_keys_nobody_else_is_harmed(world: World) -> None:
+    @settings(max_examples=EXAMPLES)
+    @given(st.lists(WRITTEN, min_size=1, max_size=6), calls())
+    def attack(written: list[tuple[object, ...]], call: Call) -> None:
+        world.reset()
+        world.write(written)
+        check_reply(call, *world.attack(call))
+        for key, group in ((KEY, "g"), (KEY, "h"), (OTHER, "g")):
+            check_healthy(world, key, group)
+
+    attack()
+
+
+def test_thousands_of_consumers_harm_nobody_else(world: World) -> None:
+    world.reset()
+    world.write([("XREADGROUP", "GROUP", "g", f"x{n}", "COUNT", 1, "STREAMS", KEY, ">") for n in range(5000)])
+    for command in VALID:
+        check_reply(Call.of(command), *world.attack(Call.of(command)))
+    for key, group in ((KEY, "g"), (KEY, "h"), (OTHER, "g")):
+        check_healthy(world, key, group)
 
 
 def _add(*messages: object, number: object = 0, lifetime: object = 1000) -> Command:
