@@ -193,6 +193,10 @@ PRODUCER_ONLY: list[tuple[Argument, ...]] = [
     ("FCALL", "as1_settle", 1, TASKS, "coder", "c", f"{TASKS}:stats:coder", "", 0, "acked"),
     ("FCALL", "as1_take", 1, TASKS, "coder", "c", f"{TASKS}:stats:coder", 0, "c", "-", 9),
     ("XINFO", "CONSUMERS", TASKS, "coder"),
+    # a producer that could make a group forget could have it handle copies
+    ("HSET", f"{TASKS}:seen:coder", "from", 1),
+    ("UNLINK", f"{TASKS}:earlier:coder"),
+    ("FCALL", "as1_originals", 1, TASKS, f"{TASKS}:seen:coder", f"{TASKS}:earlier:coder", "1-1", "d" * 16),
 ]
 
 CONSUMER_ONLY: list[tuple[Argument, ...]] = [
@@ -222,6 +226,9 @@ CONSUMER_ONLY: list[tuple[Argument, ...]] = [
     ("HSET", f"{TASKS}:parked:other", "1-1", "dead"),
     ("HSET", f"{NEWS}:parked:other", "1-1", "dead"),
     ("HGETALL", f"{NEWS}:parked:coder"),
+    ("HGET", f"{TASKS}:seen:other", "from"),
+    ("UNLINK", f"{TASKS}:seen:other"),
+    ("RENAME", f"{TASKS}:seen:coder", TASKS),
 ]
 
 MATRIX = [

@@ -15,7 +15,7 @@ import redis
 
 from agentstream.protocol import commands
 from agentstream.protocol.commands import DONE, MORE, PAGE, Command, GroupCalls
-from agentstream.protocol.entry import Source
+from agentstream.protocol.entry import Entry, Source
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.routes import Consumes
 from agentstream.transport.client import Client
@@ -106,6 +106,12 @@ async def once(world: World) -> None:
 
 async def end_once(world: World) -> None:
     await world.call(*commands.end_once(KEY, KEYS.done("g", "k"), "token", "done", 1000))
+
+
+async def originals(world: World) -> None:
+    for first in range(0, world.n, PAGE):
+        met = (Entry(world.live.main, "", f"1-{n}", b"%d" % n) for n in range(first, first + PAGE))
+        await world.call(*world.live.originals(met))
 
 
 async def turn(world: World) -> None:
@@ -258,6 +264,7 @@ CASES: dict[str, Case] = {
     "as1_receipt": receipt,
     "as1_once": once,
     "as1_end_once": end_once,
+    "as1_originals": originals,
     "as1_turn": turn,
     "as1_take": take,
     "as1_sweep": sweep,

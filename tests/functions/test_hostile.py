@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from agentstream.protocol import commands, library
 from agentstream.protocol.commands import DONE, PAGE, Command, GroupCalls
+from agentstream.protocol.entry import Entry
 from agentstream.protocol.keys import StreamKeys, reply_key
 from agentstream.protocol.routes import Consumes, Produces
 from agentstream_operator.broker.broker import Broker
@@ -54,6 +55,7 @@ VALID: Sequence[Command] = (
     commands.receipt(KEYS, ("g", "h"), ("1000-1", "1000-9")),
     commands.once(KEY, KEYS.done("g", "k"), "token", 1000),
     commands.end_once(KEY, KEYS.done("g", "k"), "token", "done", 1000),
+    CALLS.originals([Entry(CALLS.main, "", f"1000-{n}", b"m") for n in (1, 2)]),
     CALLS.turn([Pending("1000-1", after="0-0"), Pending("1000-2", after="1000-1")]),
     CALLS.sweep(1000, 1000, 100, now=True),
     *(

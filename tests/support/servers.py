@@ -154,7 +154,7 @@ class Server:
         with self.admin() as client:
             keys = set(client.scan_iter(count=1000))
         derived = re.compile(
-            r"^(.*\{[^{}]+\}.*?)(:(meta|gate|((once|done|retry|delay|dlq|stats|parked|reply):.*)))?$"
+            r"^(.*\{[^{}]+\}.*?)(:(meta|gate|((once|done|retry|delay|dlq|stats|parked|seen|earlier|reply):.*)))?$"
         )
         owners = {f"{k[:-5]}" for k in keys if k.endswith(":meta")}
         return {

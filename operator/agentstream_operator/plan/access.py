@@ -39,6 +39,7 @@ _CONSUMER_FUNCTIONS = (
     "as1_turn",
     "as1_once",
     "as1_end_once",
+    "as1_originals",
 )
 
 
@@ -145,6 +146,10 @@ def _consumer(consumes: Consumes) -> list[str]:
         _selector(f"%RW~{keys.delay(group)}", "zadd", "zrem", "zrange"),
         _selector(f"%RW~{keys.stats(group)}", "hget", "hset", "hincrby"),
         _selector(f"%RW~{keys.parked(group)}", "hget", "hset", "hdel"),
+        _selector(
+            f"%RW~{keys.seen(group)} %RW~{keys.earlier(group)}",
+            *("hget", "hset", "hlen", "rename", "unlink"),
+        ),
         _selector(f"%RW~{keys.done(group, '*')}", "get", "set", "del"),
         _selector(f"%R~{keys.contracts}", "hgetall"),
         *([_selector(f"%R~{keys.receipts}", "zscore")] if consumes.broadcast else ()),

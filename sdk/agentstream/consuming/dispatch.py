@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from agentstream.consuming.attempt import Attempt, Deadlines
-from agentstream.consuming.fetch import Capacity, FetchSignals
+from agentstream.consuming.fetch import Capacity
 from agentstream.consuming.hold import CLAIMED, LOST, Hold
 from agentstream.consuming.isolation import PoisonIsolation, PrefetchQueue
 from agentstream.consuming.leases import Leases, batches
 from agentstream.consuming.ordering import KeyOrder, OrderPoller
+from agentstream.consuming.originals import Originals
 from agentstream.consuming.settling import Settler
 from agentstream.consuming.triage import (
     EXPIRED,
@@ -27,6 +28,7 @@ from agentstream.consuming.triage import (
     is_expired,
 )
 from agentstream.errors import AgentStreamError, error_text
+from agentstream.identity.keyring import Verifier
 from agentstream.protocol.commands import DONE
 from agentstream.protocol.reasons import FLAWS, Reason
 from agentstream.protocol.routes import OFF, Consumes
@@ -48,23 +50,24 @@ class Dispatcher:
         self,
         policy: Consumes,
         triage: Callable[[Hold, Consumes, float], Verdict],
+        verifier: Verifier,
         call: Callable[..., Awaitable[Any]],
         settler: Settler,
         *,
-        signals: FetchSignals,
         concurrency: int,
     ) -> None:
         self.policy: Consumes = policy
         self.leases: Leases = settler.leases
         self.leases.listen(self)
         self._triage = triage
+        self._originals = Originals(verifier, call, settler, self._verified)
         self._call = call
         self._commands = settler.leases.calls
         self._settler = settler
         self._counters = settler.counters
-        self._signals = signals
+        self._signals = settler.signals
         self._prefetched = PrefetchQueue(self.leases.lease, policy.max_deliveries)
-        self._isolation = PoisonIsolation(self._prefetched, settler, signals.nudge, self._look_again)
+        self._isolation = PoisonIsolation(self._prefetched, settler, settler.signals.nudge, self._look_again)
         self._key_order = KeyOrder()
         self.order_poller: OrderPoller = OrderPoller(call, self._commands, self._key_order, self._turn_came)
         self.capacity: Capacity = Capacity(concurrency, self.leases, self._prefetched, self._key_order)
@@ -176,6 +179,7 @@ class Dispatcher:
 
     async def hand_back(self) -> None:
         """Releases all entries that no handler has."""
+        await self._originals.answered()
         while self._to_start or self._starts:
             await asyncio.gather(*self._starts)
             await asyncio.sleep(0)
@@ -247,8 +251,16 @@ class Dispatcher:
 
     def _admit(self, hold: Hold) -> None:
         """Decides what becomes of an entry; with an ordering key, when its turn has come."""
-        if self._decide(hold):
+        if self.policy.signatures != OFF:
+            self._originals.ask(hold)
+        elif self._decide(hold):
             self._prefetched.put(hold)
+
+    def _verified(self, holds: Sequence[Hold]) -> None:
+        for hold in holds:
+            if self._decide(hold):
+                self._prefetched.put(hold)
+        self._look_again()
 
     def _decide(self, hold: Hold) -> bool:
         """Decides what becomes of an entry. Returns whether a handler is to have it."""

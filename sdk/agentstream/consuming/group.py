@@ -106,13 +106,12 @@ class GroupSession:
         leases = Leases(GroupCalls(policy, identity.name), policy.lease / 1000, services.renewal)
         counters = services.counters.group(policy.stream, policy.group)
         self._settler = Settler(connections.write.call, leases, counters, services.replies, self._signals)
-        verifier = Verifier(services.keyring, policy.stream, policy.key)
         self.dispatcher: Dispatcher = Dispatcher(
             policy,
-            partial(triage, agent=identity.agent, flaw_of=verifier.flaw, read=read),
+            partial(triage, agent=identity.agent, read=read),
+            Verifier(services.keyring, policy.stream, policy.key),
             connections.control.call,
             self._settler,
-            signals=self._signals,
             concurrency=concurrency,
         )
         self._fetcher = Fetcher(

@@ -10,6 +10,7 @@ from typing import Any
 
 from agentstream.protocol.entry import Entry, Source, claimed_entries, read_entries
 from agentstream.protocol.envelope import Message
+from agentstream.protocol.reasons import Reason
 
 
 class HoldState(StrEnum):
@@ -70,13 +71,14 @@ class Hold:
         lease_until: when the lease runs out, by `time.monotonic`, which is the event loop's clock.
         renew_until: when renewing ends although this process is alive, by the same clock.
         message, payload: what the body says, and how the handler wants it; set once the body was read.
+        flaw: what is wrong with its signature, if the group verifies signatures.
         was_held: whether it was still held when it was settled; None before that.
         is_finished: whether it is known that its group has finished the entry.
     """
 
     __slots__ = (
-        "_waiters", "after", "counter", "entry", "id", "is_finished", "lease_until", "message", "payload",
-        "renew_until", "source", "state", "was_held",
+        "_waiters", "after", "counter", "entry", "flaw", "id", "is_finished", "lease_until", "message",
+        "payload", "renew_until", "source", "state", "was_held",
     )  # fmt: skip
 
     message: Message
@@ -91,6 +93,7 @@ class Hold:
         self.state: HoldState = state
         self.lease_until: float = lease_until
         self.renew_until: float = math.inf
+        self.flaw: Reason | None = None
         self.was_held: bool | None = None
         self.is_finished: bool = False
         self._waiters: tuple[asyncio.Future[None], ...] = ()
@@ -137,6 +140,10 @@ class Hold:
         self.state = LOST
         self.was_held = False
         self._wake()
+
+    def verified(self, flaw: Reason | None) -> None:
+        """Keeps what is wrong with its signature."""
+        self.flaw = flaw
 
     def read(self, message: Message, payload: Any) -> None:
         """Keeps what the body says, for the handler."""

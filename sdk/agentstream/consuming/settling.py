@@ -55,7 +55,7 @@ class Settler:
         self.leases: Leases = leases
         self.counters: GroupCounters = counters
         self.replies: Replies = replies
-        self._signals = signals
+        self.signals: FetchSignals = signals
         self._waiting: dict[str, list[Hold]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ending_since = math.inf
@@ -149,7 +149,7 @@ class Settler:
     async def _retry(self, hold: Hold, command: Command, delay: int, outcome: str) -> None:
         await self._settle_one(hold, command, outcome)
         if delay:
-            self._signals.look_after(delay / 1000)
+            self.signals.look_after(delay / 1000)
 
     async def _dead_letter(
         self, hold: Hold, policy: Consumes, command: Command, reason: str, error: str

@@ -63,12 +63,11 @@ def triage(  # noqa: PLR0911 - one per verdict
     now: float,
     *,
     agent: str,
-    flaw_of: Callable[[Entry], Reason | None],
     read: Callable[[Message], Any],
 ) -> Verdict:
     """Decides what becomes of an entry that was read or claimed, `now` in seconds since 1970.
 
-    `flaw_of` returns what is wrong with an entry's signature. `read` reads the payload of a message as its
+    `read` reads the payload of a message as its
     handler wants it, or raises InvalidMessage.
     """
     entry = hold.entry
@@ -79,7 +78,7 @@ def triage(  # noqa: PLR0911 - one per verdict
         return Undeliverable(Reason.MALFORMED, "the entry has no field `m`")
     if hold.state is CLAIMED:
         return _exhausted(hold) if is_exhausted(hold, policy.max_deliveries) else Count()
-    flaw = None if policy.signatures == OFF else flaw_of(entry)
+    flaw = None if policy.signatures == OFF else hold.flaw
     if flaw is not None and policy.signatures != WARN:
         return _refused(entry, flaw, now)
     try:

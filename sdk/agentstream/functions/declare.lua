@@ -84,7 +84,7 @@ local function destroy_group(keys, args)
     if not drop_pending(keys[1], base, group) then return -1 end
     destroyed = redis.call('XGROUP', 'DESTROY', keys[1], group)
   end
-  for _, part in ipairs({':retry:', ':delay:', ':stats:', ':parked:'}) do redis.call('UNLINK', base .. part .. group) end
+  for _, part in ipairs({':retry:', ':delay:', ':stats:', ':parked:', ':seen:', ':earlier:'}) do redis.call('UNLINK', base .. part .. group) end
   if redis.call('XLEN', base .. ':dlq:' .. group) == 0 then redis.call('UNLINK', base .. ':dlq:' .. group) end
   redis.call('HDEL', base .. ':meta', 'checkpoint:' .. group, 'left:' .. group)
   return destroyed
@@ -125,7 +125,7 @@ local function delete_stream(keys, args)
   end
   redis.call('UNLINK', key, base .. ':meta', base .. ':gate', base .. ':order', base .. ':contracts', base .. ':receipts')
   for name in pairs(names) do
-    for _, part in ipairs({':retry:', ':delay:', ':dlq:', ':stats:', ':parked:'}) do
+    for _, part in ipairs({':retry:', ':delay:', ':dlq:', ':stats:', ':parked:', ':seen:', ':earlier:'}) do
       redis.call('UNLINK', base .. part .. name)
     end
   end

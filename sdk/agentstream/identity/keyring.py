@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from typing import Final
@@ -14,8 +13,6 @@ from agentstream.protocol.entry import Entry
 from agentstream.protocol.reasons import Reason
 from agentstream.protocol.routes import OFF, REQUIRE, Consumes, Produces, stronger
 from agentstream.protocol.signatures import (
-    SKEW,
-    WINDOW,
     Keys,
     SigningEntry,
     entry_name,
@@ -157,26 +154,22 @@ class Verifier:
         self._keyring = keyring
         self._stream = stream
         self._key = key
-        self._seen: dict[bytes, tuple[str, float]] = {}
+        self._firsts: dict[bytes, str] = {}
 
     def flaw(self, entry: Entry) -> Reason | None:
         """Verifies an entry with a body. Returns the reason if its signature is not valid, else None."""
-        flaw = self._keyring.flaw(self._stream, self._key, entry)
-        return Reason.REPLAYED if flaw is None and self._is_copy(entry) else flaw
+        return self._keyring.flaw(self._stream, self._key, entry)
 
-    def _is_copy(self, entry: Entry) -> bool:
-        """Whether the same message came on another entry before: its signature is valid there, too.
+    def copy_flaw(self, entry: Entry, first: str) -> Reason | None:
+        """Tells whether a valid entry is a copy: the reason, else None.
 
-        Bodies are compared, not signatures: a sender that repeats a call signs again.
+        Args:
+            entry: with a valid signature.
+            first: the entry in which the server says that the group met the message. What this process was
+                told before counts more: who can write to the server can remove what is known there.
         """
-        digest = hashlib.sha256(entry.body or b"").digest()[:16]
-        known = self._seen.get(digest)
-        if known is not None:
-            return known[0] != entry.origin
-        self._seen[digest] = (entry.origin, entry.added)
-        while len(self._seen) > _REMEMBERED or self._oldest() < entry.added - 2 * (WINDOW + SKEW):
-            del self._seen[next(iter(self._seen))]
-        return False
-
-    def _oldest(self) -> float:
-        return next(iter(self._seen.values()))[1]
+        digest = entry.digest
+        first = self._firsts.setdefault(digest, first)
+        if len(self._firsts) > _REMEMBERED:
+            del self._firsts[next(iter(self._firsts))]
+        return None if first == entry.origin else Reason.REPLAYED

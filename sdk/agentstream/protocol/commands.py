@@ -112,6 +112,18 @@ def end_once(
     return ("FCALL", "as1_end_once", 1, stream, done_key, token, verb, lifetime)
 
 
+class SignedEntry(Protocol):
+    """A signed message, as far as commands tell it from copies."""
+
+    @property
+    def origin(self) -> str:
+        """Its id on the main stream, the same for every attempt."""
+
+    @property
+    def digest(self) -> bytes:
+        """The same for all copies."""
+
+
 class GroupCalls:
     """The commands of one consumer of a group.
 
@@ -133,6 +145,7 @@ class GroupCalls:
         self._parked = keys.parked(policy.group)
         self._receipts = keys.receipts if policy.broadcast else ""
         self._delay = keys.delay(policy.group)
+        self._seen = keys.seen(policy.group), keys.earlier(policy.group)
         self._dead_letters = keys.dead_letters(policy.group)
         self.main: Source = Source(policy.key, retry=False)
         self.retries: Source = Source(keys.retry(policy.group), retry=True)
@@ -203,6 +216,11 @@ class GroupCalls:
         """Moves an entry to the group's dead letters. Replies with a code."""
         why = (self._dead_letters, attempts, reason, error)
         return self._call("as1_dead_letter", entry.source.key, *self._one(entry), *why)
+
+    def originals(self, entries: Iterable[SignedEntry]) -> Command:
+        """Asks in which entry the group first met each message. Replies with an id for each."""
+        met: Iterable[Argument] = chain.from_iterable((entry.origin, entry.digest) for entry in entries)
+        return ("FCALL", "as1_originals", 1, self.main.key, *self._seen, *met)
 
     def turn(self, entries: Iterable[PendingEntry]) -> Command:
         """Asks of which entries the predecessors are finished. Replies with 1 or 0 for each."""

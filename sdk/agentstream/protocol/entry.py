@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -73,6 +74,11 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         """When the server added the message to the main stream, in seconds since 1970; 0 if unknown."""
         milliseconds = self.origin.partition("-")[0]
         return int(milliseconds) / 1000 if _MILLISECONDS.fullmatch(milliseconds) else 0.0
+
+    @property
+    def digest(self) -> bytes:
+        """Tells the message from others, but not from copies: a sender that repeats a call signs again."""
+        return hashlib.sha256(self.body or b"").digest()[:16]
 
     @property
     def key(self) -> str:

@@ -15,7 +15,7 @@ DNS_LABEL: Final = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 DERIVED: Final = (
     *("meta", "gate", "order", "receipts", "contracts", "sent", "once", "done"),
-    *("retry", "delay", "dlq", "stats", "parked", "reply"),
+    *("retry", "delay", "dlq", "stats", "parked", "seen", "earlier", "reply"),
 )
 """The words that come after the key of a stream, or of an agent, in every key derived from it."""
 
@@ -173,6 +173,14 @@ class StreamKeys:
     def retry(self, group: str) -> str:
         """Stream of the messages that are due again for the group."""
         return f"{self.base}:retry:{group}"
+
+    def seen(self, group: str) -> str:
+        """Hash: digest of a signed message -> the entry in which the group first met it."""
+        return f"{self.base}:seen:{group}"
+
+    def earlier(self, group: str) -> str:
+        """The same, of messages that were met earlier."""
+        return f"{self.base}:earlier:{group}"
 
     def delay(self, group: str) -> str:
         """Sorted set of the retries that are not due yet; the score is the due time in ms."""

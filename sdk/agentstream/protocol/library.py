@@ -18,6 +18,7 @@ FILES = (
     "add",
     "settle",
     "once",
+    "originals",
     "claim",
     "sweep",
     "receipts",

@@ -46,7 +46,7 @@ def test_a_producer_of_a_broadcast_stream_may_see_who_acknowledged() -> None:
 
 
 def test_a_consumer_gets_one_selector_for_each_kind_of_key() -> None:
-    read, *others = rules(AgentUse("a", "coder", consumes=(CODER,)), "inst")[-10:]
+    read, *others = rules(AgentUse("a", "coder", consumes=(CODER,)), "inst")[-11:]
     assert read.startswith("(%RW~{a.tasks} %RW~{a.tasks}:retry:coder +xreadgroup +xack ")
     assert "+fcall|as1_settle " in read
     assert others == [
@@ -55,6 +55,7 @@ def test_a_consumer_gets_one_selector_for_each_kind_of_key() -> None:
         "(%RW~{a.tasks}:delay:coder +zadd +zrem +zrange)",
         "(%RW~{a.tasks}:stats:coder +hget +hset +hincrby)",
         "(%RW~{a.tasks}:parked:coder +hget +hset +hdel)",
+        "(%RW~{a.tasks}:seen:coder %RW~{a.tasks}:earlier:coder +hget +hset +hlen +rename +unlink)",
         "(%RW~{a.tasks}:done:coder:* +get +set +del)",
         "(%R~{a.tasks}:contracts +hgetall)",
         "(%RW~{a.*}:reply:* +fcall|as1_reply)",

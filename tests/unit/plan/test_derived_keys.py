@@ -119,7 +119,7 @@ def test_no_pattern_of_an_agent_reaches_what_another_group_or_sender_has_on_the_
     producer = patterns(AgentUse("a", agent, produces))
     consumer = patterns(AgentUse("a", agent, (), (Consumes("tasks", "{a.tasks}", group),)))
     assert not [p for p in producer if fnmatchcase(keys.once(other, token, token), p)]
-    own = (keys.retry, keys.delay, keys.dead_letters, keys.stats, keys.parked)
+    own = (keys.retry, keys.delay, keys.dead_letters, keys.stats, keys.parked, keys.seen, keys.earlier)
     for theirs in (*(kind(rival) for kind in own), keys.done(rival, token)):
         assert not [p for p in consumer if fnmatchcase(theirs, p)], theirs
 

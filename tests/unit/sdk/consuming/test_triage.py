@@ -38,9 +38,7 @@ def entry(data: bytes, counter: int = 1, attempts: int | None = None, *, started
 
 
 def decide(read: Hold, policy: Consumes = POLICY) -> Verdict:
-    return triage(
-        read, policy, now=100.0, agent="coder", flaw_of=lambda _: None, read=lambda message: message.payload
-    )
+    return triage(read, policy, now=100.0, agent="coder", read=lambda message: message.payload)
 
 
 @pytest.mark.parametrize("to", ["coder", "broadcast"])
@@ -144,7 +142,6 @@ def test_what_is_delivered_has_its_payload_as_the_handler_wants_it() -> None:
         POLICY,
         now=100.0,
         agent="coder",
-        flaw_of=lambda _: None,
         read=lambda message: message.type,
     )
     assert isinstance(verdict, Deliver)
@@ -155,5 +152,5 @@ def test_what_the_handler_cannot_read_is_given_up_with_the_reason_for_that() -> 
     def read(_: Message) -> None:
         raise InvalidMessage("no handler takes event", reason="NoHandler")
 
-    verdict = triage(entry(body()), POLICY, now=100.0, agent="coder", flaw_of=lambda _: None, read=read)
+    verdict = triage(entry(body()), POLICY, now=100.0, agent="coder", read=read)
     assert verdict == Undeliverable("NoHandler", "no handler takes event")

@@ -359,43 +359,36 @@ def test_an_unknown_key_is_looked_for_at_once_and_then_every_second() -> None:
     assert checking.flaw(strange) is None
 
 
-def test_a_copy_within_the_window_is_refused_and_the_message_itself_is_not() -> None:
-    checking = verifier()
-    assert checking.flaw(entry(signature=signed())) is None
-    assert checking.flaw(entry(signature=signed())) is None, "the same entry, claimed again"
-    assert checking.flaw(entry(signature=signed(), added=NOW + 1)) is Reason.REPLAYED
-    again = entry(signature=signed(), added=NOW + 90, origin=f"{int(NOW)}000-0")
-    assert checking.flaw(again) is None, "its retry"
+def test_whether_an_entry_is_a_copy_the_server_says() -> None:
+    checking, message = verifier(), entry(signature=signed())
+    assert checking.flaw(message) is None
+    assert checking.copy_flaw(message, message.origin) is None
+    assert checking.copy_flaw(message, message.origin) is None, "the same entry, claimed again"
+    again = entry(signature=signed(), added=NOW + 90, origin=message.origin)
+    assert checking.copy_flaw(again, message.origin) is None, "its retry"
+    copy = entry(signature=signed(at=NOW - 30), added=NOW + 1)
+    assert checking.copy_flaw(copy, message.origin) is Reason.REPLAYED
 
 
-def test_a_copy_of_a_message_that_was_signed_twice_is_refused() -> None:
-    checking = verifier()
-    assert checking.flaw(entry(signature=signed(at=NOW - 30))) is None
-    assert checking.flaw(entry(signature=signed(), added=NOW + 1)) is Reason.REPLAYED
+def test_a_copy_that_comes_before_its_message_does_not_take_its_place() -> None:
+    checking, message = verifier(), entry(signature=signed())
+    assert checking.copy_flaw(entry(signature=signed(), added=NOW + 1), message.origin) is Reason.REPLAYED
+    assert checking.copy_flaw(message, message.origin) is None
 
 
-def test_a_forged_message_is_not_remembered_as_the_first() -> None:
-    checking = verifier()
-    assert checking.flaw(entry(signature=signed(stream="{other}"))) is Reason.FORGED
-    assert checking.flaw(entry(signature=signed(), added=NOW + 1)) is None
+def test_what_somebody_removes_from_the_server_a_process_still_knows() -> None:
+    checking, message = verifier(), entry(signature=signed())
+    copy = entry(signature=signed(), added=NOW + 1)
+    assert checking.copy_flaw(message, message.origin) is None
+    assert checking.copy_flaw(copy, copy.origin) is Reason.REPLAYED
 
 
-def test_what_the_window_excludes_anyway_is_forgotten() -> None:
-    checking = verifier()
-    for second in range(3_000):
-        at = NOW + second
-        body = b"%d" % second
-        assert checking.flaw(entry(body, signed(body, at), added=at)) is None
-    assert len(checking._seen) <= 2 * (WINDOW + SKEW) + 1
-
-
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_remembers_no_more_than_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentstream.identity.keyring._REMEMBERED", 10)
     checking = verifier()
     for number in range(100):
-        body = b"%d" % number
-        assert checking.flaw(entry(body, signed(body))) is None
-    assert len(checking._seen) == 10
+        checking.copy_flaw(entry(b"%d" % number), f"{number}-0")
+    assert len(checking._firsts) == 10
 
 
 WARN, REQUIRE = (
@@ -404,24 +397,15 @@ WARN, REQUIRE = (
 
 
 def decide(read: Entry, policy: Consumes, flaw: Reason | None, now: float = NOW) -> object:
+    hold = Hold(read, 1, DELIVERED, math.inf)
+    hold.verified(flaw)
     return triage(
-        Hold(read, 1, DELIVERED, math.inf),
+        hold,
         policy,
         now,
         agent="coder",
-        flaw_of=lambda _: flaw,
         read=lambda _: None,
     )
-
-
-def test_without_a_policy_nothing_is_checked() -> None:
-    policy = Consumes("tasks", STREAM, "coder")
-    hold = Hold(entry(), 1, DELIVERED, math.inf)
-    verdict = triage(
-        hold, policy, NOW, agent="coder", flaw_of=lambda _: pytest.fail("it was checked"), read=lambda _: None
-    )
-    assert isinstance(verdict, Deliver)
-    assert verdict.flaw is None
 
 
 @pytest.mark.parametrize("flaw", [Reason.UNSIGNED, Reason.FORGED, Reason.UNKNOWN_KEY, Reason.REPLAYED])

@@ -10,7 +10,7 @@ import pytest
 
 from agentstream.protocol import commands, library
 from agentstream.protocol.commands import Command, GroupCalls
-from agentstream.protocol.entry import Source
+from agentstream.protocol.entry import Source, parse_entry
 from agentstream.protocol.envelope import MessageType
 from agentstream.protocol.keys import DNS_LABEL, StreamKeys
 from agentstream.protocol.routes import Consumes
@@ -49,6 +49,7 @@ CALLS: list[Command] = [
     GROUP.retry(ENTRY, 1, 2, "Failed", "boom"),
     GROUP.dead_letter(ENTRY, 2, "Failed", "boom"),
     GROUP.turn((ENTRY,)),
+    GROUP.originals((parse_entry(ENTRY.source, "1-0", [b"m", b"{}"]),)),
     commands.create_stream(KEY, {"name": "tasks"}),
     commands.set_contracts(KEY, "digest", {"event@1": "{}"}),
     commands.create_group(KEY, "coder", "0"),
@@ -81,6 +82,9 @@ MEANING = {
     "done key": KEYS.done("coder", "k"),
     "stats key": KEYS.stats("coder"),
     "delay key": KEYS.delay("coder"),
+    "seen key": KEYS.seen("coder"),
+    "earlier key": KEYS.earlier("coder"),
+    "original id": "1-0",
     "retry key": KEYS.retry("coder"),
     "parked key": KEYS.parked("coder"),
     "dead letter key": KEYS.dead_letters("coder"),
@@ -133,7 +137,7 @@ def test_reply_codes_are_the_same() -> None:
 
 def test_derived_keys_are_the_same() -> None:
     of_group = {part(KEYS, "") for part in (StreamKeys.retry, StreamKeys.delay, StreamKeys.dead_letters)}
-    of_group |= {KEYS.stats(""), KEYS.parked("")}
+    of_group |= {KEYS.stats(""), KEYS.parked(""), KEYS.seen(""), KEYS.earlier("")}
     of_stream = {KEYS.meta, KEYS.gate, KEYS.order, KEYS.contracts, KEYS.receipts}
     used = set(re.findall(r"base \.\. '(:\w+:?)'", LIBRARY))
     listed = [set(re.findall(r"'(:\w+:)'", parts)) for parts in re.findall(r"ipairs\(\{(':.*?)\}\)", LIBRARY)]
