@@ -8,6 +8,8 @@ import time
 
 from pythonjsonlogger.json import JsonFormatter
 
+from agentstream.printable import PrintableRecords
+
 _QUIET = ("kopf", "kubernetes", "aiohttp", "uvicorn")
 
 
@@ -24,6 +26,8 @@ def configure(style: str) -> None:
     formatter.converter = time.gmtime
     formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
     handler.setFormatter(formatter)
+    # what agents and tenants wrote must not look like a line of its own
+    handler.addFilter(PrintableRecords())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from agentstream.printable import text_of
 from agentstream.sent import SentMessage
 
 _SAID_OF_A_GROUP = 5
@@ -36,14 +37,6 @@ def error_text(error: BaseException) -> str:
         else:
             inner.append(error_text(one))
     return f"{text}: {'; '.join(inner)}"
-
-
-def text_of(value: object) -> str:
-    """`str` of a stranger's object, whatever its methods do."""
-    try:
-        return str(value)
-    except BaseException:  # noqa: BLE001 - it says nothing about what happens here
-        return "(it cannot be printed)"
 
 
 class SettingsError(AgentStreamError):

@@ -93,7 +93,7 @@ def test_what_is_no_id_and_digest_is_refused_with_a_constant_text(
 ) -> None:
     with pytest.raises(
         redis.ResponseError,
-        match=r"^(a digest has 16 bytes|an argument must be the id of an entry|wrong number of arguments for the function)$",
+        match=r"^(a digest has 16|an argument must be the id|wrong number of arguments)",
     ):
         admin.fcall("as1_originals", 1, KEY, KEYS.seen("g"), KEYS.earlier("g"), *arguments)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from agentstream.printable import printable
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.port import Cluster, Event
 from agentstream_operator.plan.actions import DeleteStream
@@ -85,7 +86,9 @@ class Context:
         """Emits events of a resource."""
         for note in notes:
             await self.cluster.emit(
-                Event(about.key, note.reason, note.message, note.warning, about.metadata.uid)
+                Event(
+                    about.key, note.reason, printable(note.message, 1_000), note.warning, about.metadata.uid
+                )
             )
 
     async def set_finalizer(self, resource: AnyResource, *, present: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from agentstream.printable import printable
 from agentstream_operator.cluster.port import Cluster, Event, Unreadable
 from agentstream_operator.plan.conditions import ConditionUpdate, with_ready
 from agentstream_operator.reconcile.state.index import owner_of
@@ -99,6 +100,7 @@ class StatusWriter:
         Returns:
             The seconds until a delayed write is due, or None.
         """
+        updates = _fit(updates)
         status, clock = reported.status, asyncio.get_running_loop().time()
         rarely, generation = self.intervals.numbers, resource.metadata.generation
         wait = self._until_settled(reported, updates, clock)
@@ -128,7 +130,7 @@ class StatusWriter:
     async def write_unreadable(self, found: Unreadable) -> None:
         """Writes why a resource cannot be parsed, of which no earlier version is in effect."""
         refused = ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.INVALID, found.problem)
-        conditions = self._conditions(None, with_ready((refused,)), found.generation)
+        conditions = self._conditions(None, with_ready(_fit((refused,))), found.generation)
         kind = AgentStreamStatus if found.owner.key.kind == "AgentStream" else ConsumerGroupStatus
         status = kind(observed_generation=found.generation, conditions=conditions)
         await self.cluster.write_status(found.owner, status)
@@ -184,6 +186,11 @@ class StatusWriter:
             if present is None or not _says(present, update, generation):
                 conditions = set_condition(conditions, *update, generation, now)
         return conditions
+
+
+def _fit(updates: tuple[ConditionUpdate, ...]) -> tuple[ConditionUpdate, ...]:
+    """The same, with messages of one line: servers, agents and tenants may have written parts of them."""
+    return tuple(update._replace(message=printable(update.message)) for update in updates)
 
 
 def _numbers(status: Status | None) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from typing import Any
 from agentstream.consuming.fetch import FetchSignals
 from agentstream.consuming.hold import BEGUN, RELEASABLE, Hold, HoldState
 from agentstream.consuming.leases import Leases, batches
-from agentstream.errors import AgentStreamError, ConnectionLost, text_of
+from agentstream.errors import AgentStreamError, ConnectionLost
+from agentstream.printable import printable
 from agentstream.protocol.commands import DONE, GONE, TRIMMED, Command
 from agentstream.protocol.entry import Source
 from agentstream.protocol.reasons import Reason
@@ -72,7 +73,7 @@ class Settler:
 
     def retry(self, hold: Hold, delay: int, reason: str, error: str) -> None:
         """Has an entry delivered again after `delay` ms."""
-        reason, error = _printable(reason), _printable(error)
+        reason, error = printable(reason, _REASON_LENGTH), printable(error, _REASON_LENGTH)
         command = self._commands.retry(hold, delay, hold.attempts, reason, error)
         self._settle_alone(hold, self._retry(hold, command, delay, "retried"))
 
@@ -89,7 +90,7 @@ class Settler:
         if not policy.dead_letters:
             self.retry(hold, retry_delay(policy, sys.maxsize, unit()), reason, error)
             return
-        reason, error = _printable(reason), _printable(error)
+        reason, error = printable(reason, _REASON_LENGTH), printable(error, _REASON_LENGTH)
         command = self._commands.dead_letter(hold, hold.attempts, reason, error)
         self._settle_alone(hold, self._dead_letter(hold, policy, command, reason, error))
 
@@ -246,11 +247,6 @@ def retry_delay(policy: Consumes, attempt: int, jitter: float) -> int:
     exponent = min(attempt - 1, 64)
     delay = min(policy.backoff_initial * policy.backoff_factor**exponent, policy.backoff_max)
     return int(delay * (1 + jitter / 4))
-
-
-def _printable(reason: object) -> str:
-    """Makes a reason a short text that can be encoded: a handler may give any object, or no Unicode."""
-    return text_of(reason)[:_REASON_LENGTH].encode(errors="backslashreplace").decode()
 
 
 def _answered(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from agentstream.printable import coloured, printable
 from agentstream_operator.reconcile.report.view import GroupView, View
 from agentstream_operator.resources.meta import ResourceKey
 
@@ -87,11 +88,11 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Writes an event with its time."""
-        self._write(f"{datetime.now().astimezone():%H:%M:%S} {text}")
+        self._write(f"{datetime.now().astimezone():%H:%M:%S} {printable(text)}")
 
     def relay(self, name: str, text: str) -> None:
         """Writes a line of a process."""
-        self._write(f"[{name}] {text}")
+        self._write(f"[{name}] {coloured(text)}")
 
     def show(self, view: View) -> None:
         """Writes the progress of groups whose numbers changed, at most every `PROGRESS_EVERY` seconds."""

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from agentstream.printable import coloured, printable
 from agentstream_operator.reconcile.report.view import GroupView, StreamView, View
 from agentstream_operator.resources.meta import ResourceKey
 
@@ -27,12 +28,12 @@ class LiveTable:
 
     def say(self, text: str) -> None:
         """Shows an event with its time."""
-        self._console.print(Text(f"{datetime.now().astimezone():%H:%M:%S} {text}"))
+        self._console.print(Text(f"{datetime.now().astimezone():%H:%M:%S} {printable(text)}"))
 
     def relay(self, name: str, text: str) -> None:
         """Shows a line of a process."""
         prefix = Text(f"[{name}] ", style=_colour(name))
-        self._console.print(prefix + Text.from_ansi(text))
+        self._console.print(prefix + Text.from_ansi(coloured(text)))
 
     def show(self, view: View) -> None:
         """Updates the table."""
