@@ -143,7 +143,7 @@ from pathlib import Path
 from agentstream.agent import Agent
 from agentstream.consuming.dispatch import Dispatcher
 from agentstream.identity.settings import Binding, Settings
-Dispatcher._decide_all = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Dispatcher._verified = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 async def main():
     settings = Settings(namespace="{namespace}", agent="coder", source=Binding(Path("{binding}")), pod="x")
     async with Agent.connect(settings) as agent:
