@@ -75,7 +75,7 @@ class ResourceCache:
         """Lists everything once, owned objects before resources. Raises as `Api.list`."""
         for kind in OWNED_KINDS:
             async for found in self._list(kind, OURS):
-                self._owned.put(found)
+                self._put_child(found)
         for kind in RESOURCES.values():
             async for found in self._list(kind):
                 self._put(kind, found)
@@ -103,7 +103,7 @@ class ResourceCache:
             else:
                 self._put(kind, found)
             return
-        change = self._owned.remove(found) if deleted else self._owned.put(found)
+        change = self._owned.remove(found) if deleted else self._put_child(found)
         if change is not None:
             self._on_change(change)
 
@@ -143,7 +143,7 @@ class ResourceCache:
         changes = []
         async for found in self._list(kind, OURS):
             known.pop((found["metadata"]["namespace"], found["metadata"]["name"]), None)
-            changes.append(self._owned.put(found))
+            changes.append(self._put_child(found))
         for place, version in known.items():
             metadata = {"namespace": place[0], "name": place[1], "resourceVersion": version}
             if await self._api.get(kind, *place) is None:
@@ -171,7 +171,22 @@ class ResourceCache:
             async for found in self._api.list(kind, namespace, selector):
                 yield found
 
+    def _put_child(self, found: Json) -> Change | None:
+        """Takes an object that the operator made. One that it cannot read stands for none."""
+        try:
+            return self._owned.put(found)
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("%s: cannot be read; all others are", found["kind"])
+            return None
+
     def _put(self, kind: ApiKind, found: Json) -> None:
+        """Takes a resource; whatever fails about it concerns no other."""
+        try:
+            self._take(kind, found)
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("%s: could not be taken; all others are", _key(kind, found))
+
+    def _take(self, kind: ApiKind, found: Json) -> None:
         key, metadata = _key(kind, found), found["metadata"]
         if int(self._versions.get(key, -1)) > int(metadata["resourceVersion"]):
             return

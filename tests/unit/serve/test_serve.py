@@ -165,6 +165,7 @@ BUSY = ProbeState(leads=True, health=health(waiting=10_000, oldest=STUCK))
 STUCK_FAST = ProbeState(leads=True, health=health(waiting=1, oldest=STUCK + 1))
 NEARLY_DEAF = ProbeState(leads=True, health=health(), missed=MISSED - 1)
 DEAF = ProbeState(leads=True, health=health(), missed=MISSED)
+STANDING = ProbeState(leads=True, health=replace(health(), standing="cannot measure streams"))
 BLIND = ProbeState(leads=True, health=health(), unwatched="there is no CRD of AgentStream")
 
 
@@ -178,6 +179,7 @@ def test_a_restart_would_not_help_one_that_works_or_waits(state: ProbeState) -> 
     [
         (STUCK_FAST, "a resource has waited 301 s to be reconciled"),
         (DEAF, "watches missed 3 changes in a row"),
+        (STANDING, "cannot measure streams"),
     ],
 )
 def test_one_that_hangs_or_hears_nothing_is_not_alive_and_does_no_work(state: ProbeState, why: str) -> None:

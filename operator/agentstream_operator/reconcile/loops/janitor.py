@@ -85,6 +85,7 @@ class Janitor:
                 if not any(update[:3] == reported[:3] for reported in memory.reported.conditions):
                     readers = self.state.resources.readers_of(stream.key)
                     self.queue.add_all((stream.key, *readers), Priority.RESYNC)
+        self.server.raise_if_all(reports)
 
     def _spec(self, stream: AgentStream) -> JanitorSpec:
         return janitor_spec(stream, [d.group for d in self.state.resources.declared(stream.key)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Sequence
 
@@ -57,12 +58,14 @@ class Monitor:
 
     async def measure_all(self) -> None:
         """Measures every stream once."""
-        await self._measure(tuple(self._state.resources.streams.values()))
+        with contextlib.suppress(AgentStreamError):
+            await self._measure(tuple(self._state.resources.streams.values()))
 
     async def _measure(self, streams: Sequence[AgentStream]) -> None:
         """Measures streams and all workloads in batches, so that other tasks run in between."""
+        found: list[StreamSeen | AgentStreamError] = []
         for first in range(0, len(streams), _BATCH):
-            await self._measure_streams(streams[first : first + _BATCH])
+            found += await self._measure_streams(streams[first : first + _BATCH])
         groups = tuple(self._state.resources.groups.values())
         for first in range(0, len(groups), _BATCH):
             for group in groups[first : first + _BATCH]:
@@ -76,8 +79,9 @@ class Monitor:
                 else:
                     self._state.failures.fine(Loop.MEASURE, group.key)
             await asyncio.sleep(0)
+        self._server.raise_if_all(found)
 
-    async def _measure_streams(self, streams: Sequence[AgentStream]) -> None:
+    async def _measure_streams(self, streams: Sequence[AgentStream]) -> list[StreamSeen | AgentStreamError]:
         before = [self._state.memory.streams[stream.key].seen for stream in streams]
         found = await self._context.observer.observe_all(streams)
         for stream, old, new in zip(streams, before, found, strict=True):
@@ -98,6 +102,7 @@ class Monitor:
                     self._state.access.due.set()
             elif not is_same(old, new):
                 self._check_numbers(stream, new)
+        return found
 
     def _scaling_streams(self) -> frozenset[ResourceKey]:
         """Returns the streams whose backlog scales consumers."""

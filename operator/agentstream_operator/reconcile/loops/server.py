@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
@@ -67,6 +67,7 @@ class ServerWatch:
         try:
             await step
         except Exception as error:  # noqa: BLE001 - see above
+            self.state.failures.not_completed(loop, error)
             self.note_failure(loop, loop, error)
         else:
             self.state.failures.fine(loop, loop)
@@ -78,6 +79,13 @@ class ServerWatch:
             self.probe_now()
             return False
         return self.state.failures.failed(loop, about, error)
+
+    @staticmethod
+    def raise_if_all(found: Sequence[object]) -> None:
+        """Raises an error of the server, if every one of some results is one."""
+        errors = [each for each in found if isinstance(each, ConnectionLost | AccessDenied)]
+        if errors and len(errors) == len(found):
+            raise errors[0]
 
     def check_all(self, priority: Priority) -> None:
         """Drops all observations and queues every key."""

@@ -41,6 +41,7 @@ class LoopFailures:
         self.counts: Counter[str] = Counter(dict.fromkeys(Loop, 0))
         self._known: dict[tuple[Loop, str], str] = {}
         self._completed: dict[Loop, float] = {}
+        self._why: dict[Loop, str] = {}
 
     def failed(self, loop: Loop, about: object, error: BaseException) -> bool:
         """Counts a failure, and logs it unless the last one of `about` said the same. Returns whether so."""
@@ -63,6 +64,12 @@ class LoopFailures:
     def completed(self, loop: Loop) -> None:
         """Notes that a loop completed a round, or has none to do."""
         self._completed[loop] = time.monotonic()
+        self._why.pop(loop, None)
+
+    def not_completed(self, loop: Loop, error: BaseException) -> None:
+        """Notes why a round of a loop did nothing."""
+        self._completed.setdefault(loop, time.monotonic())
+        self._why[loop] = f"{type(error).__name__}: {error}"
 
     def standing(self) -> str | None:
         """Returns which loop has not completed a round for long, and why; None if all do."""
@@ -70,6 +77,6 @@ class LoopFailures:
         for loop in _PROBED:
             silent = now - self._completed.get(loop, now)
             if silent > STANDS:
-                why = self._known.get((loop, loop), "no round has ended")
+                why = self._why.get(loop, "no round has ended")
                 return f"cannot {loop} streams for {silent:.0f} s: {why}"
         return None
