@@ -76,19 +76,21 @@ end
 local function remove_consumers(key, base, group, limit, is_gone)
   local found, removed = {}, {}
   for _, stream in ipairs({key, base .. ':retry:' .. group}) do
-    -- without a group there are no consumers
+    -- without a group there are no consumers; there may be a crowd: no table for each field
     for _, flat in ipairs(redis.pcall('XINFO', 'CONSUMERS', stream, group)) do
-      local c = map(flat)
-      local known = found[c.name] or {streams = {}, pending = 0, idle = c.idle}
-      known.streams[#known.streams + 1] = stream
-      known.pending, known.idle = known.pending + c.pending, math.min(known.idle, c.idle)
-      found[c.name] = known
+      local name, pending, idle = flat[2], flat[4], flat[6]
+      local known = found[name]
+      if known then
+        pending, idle = known.pending + pending, math.min(known.idle, idle)
+      end
+      found[name] = {pending = pending, idle = idle, also = known and stream, stream = known and known.stream or stream}
     end
   end
   local remain, last_seen = false
   for name, c in pairs(found) do
     if #removed < limit and c.pending == 0 and is_gone(name, c.idle) then
-      for _, stream in ipairs(c.streams) do redis.call('XGROUP', 'DELCONSUMER', stream, group, name) end
+      redis.call('XGROUP', 'DELCONSUMER', c.stream, group, name)
+      if c.also then redis.call('XGROUP', 'DELCONSUMER', c.also, group, name) end
       removed[#removed + 1] = name
       last_seen = math.max(last_seen or 0, now_ms() - c.idle)
     else
