@@ -148,6 +148,8 @@ async def is_served(op: Operator, server: Server) -> None:
         entry = agent.xadd(key, {"m": "{}"}).decode()
         await scaled(op, group, 1)
         agent.xreadgroup("coder", "pod.1-x", {key: ">"})
+        # as the function that settles does
+        agent.hincrby(OTHERS.stats("coder"), "settled", 1)
         agent.xack(key, "coder", entry)
     with server.admin() as admin:
         checkpoint = "checkpoint:coder"

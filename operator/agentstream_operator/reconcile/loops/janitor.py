@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from agentstream.errors import AccessDenied, ConnectionLost
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.plan.observed import JanitorReport
 from agentstream_operator.plan.retention import (
     JanitorSpec,
     janitor_actions,
@@ -57,35 +59,50 @@ class Janitor:
 
     async def clean(self, streams: Iterable[AgentStream]) -> None:
         """Cleans up those of the streams that are due and may be trimmed."""
-        memories, now = self.state.memory, asyncio.get_running_loop().time()
-        due = [
-            (stream, spec)
-            for stream in streams
-            if self._may_clean(stream) and self._is_due(stream, spec := self._spec(stream), now)
-        ]
+        now = asyncio.get_running_loop().time()
+        due: list[tuple[AgentStream, JanitorSpec]] = []
+        for stream in streams:
+            with self._alone(stream):
+                if self._may_clean(stream) and self._is_due(stream, spec := self._spec(stream), now):
+                    due.append((stream, spec))
         passes = (self.broker.janitor(spec) for _, spec in due)
         reports = await asyncio.gather(*passes, return_exceptions=True)
         for (stream, spec), report in zip(due, reports, strict=True):
-            memory = memories.streams.get(stream.key)
-            if memory is None:
-                continue
-            if isinstance(report, BaseException):
-                self.server.note_failure(Loop.CLEAN, stream.key, report)
-                if isinstance(report, ConnectionLost | AccessDenied | asyncio.CancelledError):
-                    continue
-                memory.history = remember_failure(memory.history, str(report) or type(report).__name__)
-            else:
-                self.state.failures.fine(Loop.CLEAN, stream.key)
-                memories.janitor.update(janitor_actions(report))
-                # what is left to do is due at once
-                memory.cleaned = None if report.more else JanitorPass(now, spec, memory.seen)
-                memory.history = remember(memory.history, report, memory.now)
-            if memory.seen is not None:
-                update = retention_healthy(stream, memory.seen, memory.history, self.state.backend.eviction)
-                if not any(update[:3] == reported[:3] for reported in memory.reported.conditions):
-                    readers = self.state.resources.readers_of(stream.key)
-                    self.queue.add_all((stream.key, *readers), Priority.RESYNC)
+            with self._alone(stream):
+                self._take(stream, spec, report, now)
         self.server.raise_if_all(reports)
+
+    @contextlib.contextmanager
+    def _alone(self, stream: AgentStream) -> Iterator[None]:
+        """Notes a failure that is one stream's: the others go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - see above
+            self.server.note_failure(Loop.CLEAN, stream.key, error)
+
+    def _take(
+        self, stream: AgentStream, spec: JanitorSpec, report: JanitorReport | BaseException, now: float
+    ) -> None:
+        """Remembers what a pass did, or why it failed, and queues the stream if its condition changed."""
+        memory = self.state.memory.streams.get(stream.key)
+        if memory is None:
+            return
+        if isinstance(report, BaseException):
+            self.server.note_failure(Loop.CLEAN, stream.key, report)
+            if isinstance(report, ConnectionLost | AccessDenied | asyncio.CancelledError):
+                return
+            memory.history = remember_failure(memory.history, str(report) or type(report).__name__)
+        else:
+            self.state.failures.fine(Loop.CLEAN, stream.key)
+            self.state.memory.janitor.update(janitor_actions(report))
+            # what is left to do is due at once
+            memory.cleaned = None if report.more else JanitorPass(now, spec, memory.seen)
+            memory.history = remember(memory.history, report, memory.now)
+        if memory.seen is not None:
+            update = retention_healthy(stream, memory.seen, memory.history, self.state.backend.eviction)
+            if not any(update[:3] == reported[:3] for reported in memory.reported.conditions):
+                readers = self.state.resources.readers_of(stream.key)
+                self.queue.add_all((stream.key, *readers), Priority.RESYNC)
 
     def _spec(self, stream: AgentStream) -> JanitorSpec:
         return janitor_spec(stream, [d.group for d in self.state.resources.declared(stream.key)])
