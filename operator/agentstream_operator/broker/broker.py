@@ -43,7 +43,6 @@ _PASSES = 100
 
 # Seconds without a reply after which a connection counts as broken: longer than any wait for entries.
 _LONGEST_WAIT = 6.0
-_STREAMS = frozenset({"stream", "none", b"stream", b"none"})
 _report_decoder = msgspec.json.Decoder(JanitorReport)
 
 
@@ -189,12 +188,6 @@ class Broker:
             "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", *after, *after.values()
         )
         return {key.decode(): entries[0][0].decode() for key, entries in found or ()}
-
-    async def no_streams(self, keys: Iterable[str]) -> frozenset[str]:
-        """Returns those of these keys that exist and are no streams."""
-        each = tuple(keys)
-        kinds = await asyncio.gather(*(self._client.call("TYPE", key) for key in each))
-        return frozenset(key for key, kind in zip(each, kinds, strict=True) if kind not in _STREAMS)
 
     async def holdings(self, key: str, group: str) -> Counter[str]:
         """Counts the pending entries of each pod; none if the group is missing."""

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost, ServerRefused
+from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.reconcile.loops.server import ServerWatch
@@ -34,9 +34,6 @@ _ROUND = 1.0
 _REST = 10e-6
 """Seconds of pause after a read for each of its keys: the costs of a read grow with them."""
 
-
-_LEFT_OUT = 30.0
-"""Seconds for which keys that are no streams are not read."""
 
 _LATER = 0.01
 """Seconds by which the server's clock may be read later than ours."""
@@ -75,8 +72,6 @@ class Wakeup:
     _watched: dict[str, WatchedKey] = field(default_factory=dict, init=False)
     _scaled_to_zero: dict[ResourceKey, list[ConsumerGroup]] = field(default_factory=dict, init=False)
     _passed: dict[str, str] = field(default_factory=dict, init=False)
-    _odd: frozenset[str] = field(default=frozenset(), init=False)
-    _odd_until: float = field(default=float("-inf"), init=False)
     _refused: bool = field(default=False, init=False)
 
     async def watch(self) -> None:
@@ -87,23 +82,9 @@ class Wakeup:
                     await self._round()
                     self._refused = False
                     continue
-            except ServerRefused as error:
-                await self._leave_out(error)
             except AgentStreamError as error:
                 self._failed(error)
             await asyncio.sleep(_ROUND)
-
-    async def _leave_out(self, error: ServerRefused) -> None:
-        """Finds the keys for which a read was refused, so that the others are read without them."""
-        try:
-            self._odd = await self.broker.no_streams(self._watched)
-        except AgentStreamError:
-            self._odd = frozenset()
-        self._odd_until = asyncio.get_running_loop().time() + _LEFT_OUT
-        for key in self._odd:
-            self.state.failures.failed(Loop.WAKE, self._watched[key].stream, error)
-        if not self._odd:
-            self._failed(error)
 
     async def _round(self) -> None:
         """Reads once, and wakes the groups of keys with new entries."""
@@ -128,12 +109,10 @@ class Wakeup:
         """Collects the keys of all groups at zero replicas."""
         self._rebuilt = now
         self._watched, self._scaled_to_zero = {}, {}
-        if now >= self._odd_until:
-            self._odd = frozenset()
         for group, served in self._asleep():
             for one in served:
                 if watched := self._watched_of(one):
-                    self._watched |= {key: at for key, at in watched.items() if key not in self._odd}
+                    self._watched |= watched
                     self._scaled_to_zero.setdefault(one.stream, []).append(group)
         self._passed = {key: passed for key, passed in self._passed.items() if key in self._watched}
 
