@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agentstream.consuming.attempt import CURRENT
-from agentstream.consuming.fetch import LARGEST_REPLY, READ_TIMEOUT
+from agentstream.consuming.fetch import READ_TIMEOUT
 from agentstream.consuming.group import Consumer, ConsumerConnections, ConsumerIdentity, ConsumerServices
 from agentstream.consuming.presence import Presence
 from agentstream.consuming.renewal import Renewal
@@ -29,6 +29,7 @@ from agentstream.sending.replies import Replies
 from agentstream.signals import SIGNAL_EXIT, on_termination
 from agentstream.telemetry.health import Health
 from agentstream.telemetry.metrics import Observed
+from agentstream.transport.client import LARGEST_REPLY
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 _Upcast = TypeVar("_Upcast", bound=Upcast)

@@ -451,6 +451,39 @@ async def test_what_is_no_answer_is_dropped(
     assert "an entry of the reply stream that is no message" in caplog.text
 
 
+@pytest.mark.parametrize("milliseconds", [1, (1 << 64) - 1])
+async def test_an_answer_with_the_last_id_of_all_keeps_no_other_from_being_read(
+    declared: Topology, planner: Agent, wire: Client, milliseconds: int
+) -> None:
+    async with declared.agent("coder") as coder, answering(coder):
+        # who answers chooses the ids that it adds
+        await planner.request(to="coder", payload={"n": 0})
+        (key,) = await answers(wire)
+        await wire.call("UNLINK", key)
+        await wire.call("XADD", key, f"{milliseconds}-{(1 << 64) - 1}", "m", "x", "", "")
+        for n in range(3):
+            assert (await planner.request(to="coder", payload={"n": n})).payload == {"n": 2 * n}
+        assert await wire.call("XLEN", key) == 0
+
+
+@pytest.mark.parametrize(
+    "sizes", [[4] * 12, [40], [0, 40, 1]], ids=["more than a reply", "one too large", "among others"]
+)
+async def test_answers_that_cannot_be_read_at_a_time_keep_no_other_from_being_read(
+    declared: Topology, planner: Agent, wire: Client, sizes: list[int]
+) -> None:
+    async with declared.agent("coder") as coder, answering(coder):
+        await planner.request(to="coder", payload={"n": 0})
+        (key,) = await answers(wire)
+        for size in sizes:
+            # the server takes no argument beyond 16 MiB, but many of them
+            await wire.call("XADD", key, "*", *(("f", b"x" * (1 << 20)) * size or ("f", "")))
+        with contextlib.suppress(NoReply):
+            # its answer may go with what cannot be read
+            await planner.request(to="coder", payload={"n": 1}, timeout=6)
+        assert (await planner.request(to="coder", payload={"n": 2}, timeout=15)).payload == {"n": 4}
+
+
 async def test_an_answer_lives_as_long_as_whoever_asked_waits(
     declared: Topology, planner: Agent, wire: Client
 ) -> None:

@@ -38,8 +38,6 @@ _SWEEP_INTERVAL = 2_000
 _SPREAD = 0.5
 _SPREAD_OF_NUDGES = 0.005
 _PAGE_OF_STRAYS = 500
-LARGEST_REPLY = 32 << 20
-"""Bytes beyond which a reply with entries breaks the connection: they are then taken a few at a time."""
 
 # So many bytes of messages may wait for a handler, or eight of the largest that the stream takes.
 _LEAST_BUDGET = 16 << 20

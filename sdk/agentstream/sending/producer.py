@@ -38,7 +38,7 @@ from agentstream.sending.sender import Sender
 from agentstream.sent import SentMessage
 from agentstream.telemetry.counters import NOTIFICATIONS_DROPPED, RECONNECTS, Counters
 from agentstream.telemetry.tracing import spans
-from agentstream.transport.client import Client
+from agentstream.transport.client import LARGEST_REPLY, Client
 from agentstream.transport.subscriptions import Subscriptions
 
 
@@ -58,7 +58,7 @@ class Producer:
         self._keyring = Keyring(settings.signing_of)
         self._contracts = Contracts(self._write.call)
         self._sender = Sender(self._write, self._directory, self._keyring, self._counters, self._contracts)
-        client = self._client("answers", ANSWER_TIMEOUT)
+        client = self._client("answers", ANSWER_TIMEOUT, largest_reply=LARGEST_REPLY)
         answers = partial(reply_key, self.namespace, self.name)
         self._requests = Requests(answers, client, self._keyring, self._counters, self._cancel)
         self._receipts = ReceiptPoller(self._write.call)
@@ -253,7 +253,7 @@ class Producer:
         or is away, and the oldest ones while its buffer is full. Several iterators get all of them each.
 
         Args:
-            buffer: how many are kept while the iterator is slow.
+            buffer: how many are kept while the iterator is slow, up to 16 MiB.
 
         Raises:
             ValueError: the buffer is smaller than 1.

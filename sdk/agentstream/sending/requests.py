@@ -35,7 +35,13 @@ _BLOCK = 2_000
 READ_TIMEOUT = _BLOCK / 1000 + 5.0
 """Seconds without an answer of the server after which the connection for replies counts as broken."""
 
-_PAGE = 500
+# How many answers are read at a time, and how many bytes of them if the next ones are as large as the last.
+_PAGE, _BYTES = 500, 4 << 20
+# Who answers may add what is larger than any reply may be. So many new connections in a row that reading one
+# answer broke show that: nothing that is there can be read.
+_MOST_BROKEN = 4
+# the last number that each half of an id may be
+_LAST = (1 << 64) - 1
 _CLOSING_PATIENCE = 2.0
 _log = logging.getLogger("agentstream")
 
@@ -149,18 +155,29 @@ class Requests:
 
     async def _read(self) -> None:
         """Reads replies while a request is pending."""
-        backoff = Backoff(0.05, 1.0)
+        backoff, largest, broken = Backoff(0.05, 1.0), 1, 0
         while self._pending:
+            connects = self._client.connects
             try:
-                read = ("XREAD", "COUNT", _PAGE, "BLOCK", _BLOCK, "STREAMS", self.key, "0")
+                if broken > _MOST_BROKEN:
+                    await self._client.call("UNLINK", self.key)
+                    _log.warning("deleted replies to requests: they are larger than what can be read")
+                    broken = 0
+                count = max(min(_BYTES // largest, _PAGE), 1)
+                read = ("XREAD", "COUNT", count, "BLOCK", _BLOCK, "STREAMS", self.key, "0")
                 for _, entries in await self._client.call(*read) or ():
+                    largest = max(largest >> 1, 1, *(sum(map(len, fields)) for _, fields in entries))
                     for entry_id, fields in entries:
                         self._receive(entry_id.decode(), fields)
-                    await self._client.call("XTRIM", self.key, "MINID", _after(entries[-1][0]))
+                    await self._client.call(*_forget(self.key, entries[-1][0]))
             except AgentStreamError as error:
+                if isinstance(error, ConnectionLost):
+                    largest = _BYTES
+                    broken = broken + 1 if self._client.connects > connects else 0
                 self._failures.failed(error)
                 await asyncio.sleep(backoff.next())
             else:
+                broken = 0
                 backoff.reset()
                 self._failures.recovered()
 
@@ -200,7 +217,11 @@ class Requests:
         return accepted
 
 
-def _after(entry: bytes) -> str:
-    """The smallest id above an entry id."""
-    milliseconds, _, sequence = entry.decode().partition("-")
-    return f"{milliseconds}-{int(sequence) + 1}"
+def _forget(key: str, entry: bytes) -> tuple[str, ...]:
+    """The command that deletes the entries up to one with this id."""
+    milliseconds, sequence = map(int, entry.split(b"-"))
+    if milliseconds == _LAST:
+        # whoever chose that id left none for other answers: the stream has to begin anew
+        return ("UNLINK", key)
+    following = f"{milliseconds + 1}-0" if sequence == _LAST else f"{milliseconds}-{sequence + 1}"
+    return ("XTRIM", key, "MINID", following)

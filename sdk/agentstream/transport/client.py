@@ -23,7 +23,10 @@ from agentstream.transport.endpoint import Endpoint
 from agentstream.transport.retry import Backoff, FailureLog
 from agentstream.transport.size_limit import SizeLimit, may_be_large
 
-__all__ = ["Argument", "Client"]
+__all__ = ["LARGEST_REPLY", "Argument", "Client"]
+
+LARGEST_REPLY = 32 << 20
+"""Bytes beyond which a reply with entries breaks the connection: they are then read a few at a time."""
 
 
 class Listener(Protocol):
