@@ -338,6 +338,22 @@ async def test_an_entry_of_too_many_fields_ends_as_any_other_but_keeps_only_its_
     await world.everything_works()
 
 
+@pytest.mark.parametrize("retries", [False, True])
+async def test_what_a_dead_letter_says_of_its_entry_no_producer_says(world: World, *, retries: bool) -> None:
+    said = ("origin", "attempts", "fence", "reason", "error")
+    key = KEYS.retry("g") if retries else KEY
+    made_up = [part for name in (*said, "other") for part in (name, "made up")]
+    entry = world.admin.execute_command("XADD", key, "*", "m", "x", *made_up)
+    world.admin.xreadgroup("g", "c", {key: ">"})
+    group = world.group("g")
+    source = group.mine.retries if retries else group.mine.main
+    dead = Pending(entry, source)
+    assert await group.call(group.mine.dead_letter(dead, 1, "Failed", "boom")) == DONE
+    ((_, flat),) = await world.wire.call("XRANGE", KEYS.dead_letters("g"), "-", "+")
+    assert [name.decode() for name in flat[::2]] == ["m", "other", *said]
+    assert flat[-3:] == [b"Failed", b"error", b"boom"]
+
+
 async def test_a_full_stream_expires_entries_of_too_many_fields(world: World) -> None:
     many = [part for i in range(4_001) for part in (f"f{i}", "x")]
     expired = world.admin.execute_command("XADD", KEY, "*", *many, "m", "body")

@@ -13,6 +13,7 @@ from agentstream import Notification, Notifications
 from agentstream.agent import Agent
 from agentstream.errors import ConnectionLost, InvalidMessage
 from agentstream.protocol.keys import notify_channel
+from agentstream.sending.notifications import notification
 from agentstream.testing.faults import Faults
 from agentstream.transport.client import Client
 from support.servers import Server
@@ -183,6 +184,20 @@ async def test_what_json_cannot_hold_is_refused(planner: Agent) -> None:
     for payload in ({"n": object()}, {"s": "\ud800"}, [1]):
         with pytest.raises(InvalidMessage):
             await planner.notify("coder", payload)
+
+
+async def test_a_slow_listener_keeps_no_more_than_a_few_megabytes(topology: Topology, wire: Client) -> None:
+    async with topology.agent("coder") as coder, coder.notifications() as notes:
+        await heard_by(wire, 1)
+        for n in range(40):
+            await wire.call("PUBLISH", CODER, notification("a", {"n": n, "more": "x" * (1 << 20)}))
+        await until(lambda: notes.dropped == 25)
+        assert [(await following(notes)).payload["n"] for _ in range(15)] == list(range(25, 40))
+        # one alone may have more
+        await wire.call("PUBLISH", CODER, notification("a", {"more": "x" * (17 << 20)}))
+        await wire.call("PUBLISH", CODER, notification("a", {"n": 40}))
+        await until(lambda: notes.dropped == 26)
+        assert (await following(notes)).payload == {"n": 40}
 
 
 async def test_a_buffer_holds_something(planner: Agent) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from agentstream import ConnectionLost, Message, NoReply, RequestFailed
 from agentstream.agent import Agent
 from agentstream.consuming.delivery import Delivery
+from agentstream.identity.keyring import Keyring
 from agentstream.protocol.keys import cancel_channel, reply_key
+from agentstream.sending.replies import Replies
 from agentstream.sync import Agent as SyncAgent
 from agentstream.transport.client import Client
 from support.topology import Topology, following
@@ -132,6 +135,20 @@ async def test_who_does_not_know_the_reply_stream_can_cancel_nothing(
     await asking
     assert not delivery.cancelled
     await delivery.ack()
+
+
+def test_notices_that_no_requester_publishes_are_not_kept() -> None:
+    async def call(*_: Any) -> None:
+        raise AssertionError
+
+    replies = Replies("test", "coder", call, call, Keyring(lambda _: None))
+    tracemalloc.start()
+    for n in range(64):
+        # any agent of the namespace may publish that
+        replies.note_cancelled(b"%d %s" % (n, bytes(1 << 20)))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1 << 20
 
 
 @pytest.mark.parametrize(("depth", "concurrency"), [(1, 1), (2, 2), (3, 2), (1, 2), (2, 3), (0, 1)])

@@ -20,6 +20,9 @@ from agentstream.protocol.envelope import check_numbers
 from agentstream.transport.subscriptions import Subscriptions
 
 DEFAULT_BUFFER = 1_000
+_MOST_BYTES = 16 << 20
+"""Bytes that a buffer keeps: any agent of the namespace may publish as much as the server lets it."""
+
 _log = logging.getLogger("agentstream")
 
 
@@ -53,11 +56,16 @@ def notification(sender: str, payload: dict[str, Any]) -> bytes:
 
 
 class Mailbox:
-    """Buffers the notifications of one listener; when it is full, drops and counts the oldest ones."""
+    """Buffers the notifications of one listener; when it is full, drops and counts the oldest ones.
+
+    It is full at `size` of them, or where several have more than 16 MiB together.
+    """
 
     def __init__(self, size: int, on_drop: Callable[[], object]) -> None:
         self._on_drop = on_drop
-        self._buffer: deque[bytes] = deque(maxlen=size)
+        self._size = size
+        self._bytes = 0
+        self._buffer: deque[bytes] = deque()
         self._changed = asyncio.Event()
         self._ends: list[Any] = []
         self.is_over: bool = False
@@ -82,13 +90,20 @@ class Mailbox:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        return self._buffer.popleft()
+        return self._pop()
+
+    def _pop(self) -> bytes:
+        oldest = self._buffer.popleft()
+        self._bytes -= len(oldest)
+        return oldest
 
     def _receive(self, data: bytes) -> None:
-        if len(self._buffer) == self._buffer.maxlen:
+        while self._buffer and (len(self._buffer) >= self._size or self._bytes + len(data) > _MOST_BYTES):
+            self._pop()
             self.dropped += 1
             self._on_drop()
         self._buffer.append(data)
+        self._bytes += len(data)
         self._changed.set()
 
 
