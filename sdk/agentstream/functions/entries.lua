@@ -6,6 +6,8 @@
 -- The most fields that an entry keeps when it is moved: `unpack` takes 8000 values. Of one with more only those remain that
 -- are part of a message.
 local MOST_FIELDS = 100
+-- What the functions add to an entry that is moved: a producer may have given fields the same names.
+local ADDED = {x = true, origin = true, attempts = true, fence = true, reason = true, error = true}
 local FIELDS_OF_A_MESSAGE = {m = true, s = true, t = true, p = true}
 
 local function field(fields, name)
@@ -29,7 +31,7 @@ local function earlier(x) return x.fence or x.attempts or 0 end
 local function without_header(fields)
   local kept, has_too_many = {}, #fields > 2 * MOST_FIELDS
   for i = 1, #fields, 2 do
-    if fields[i] ~= 'x' and (FIELDS_OF_A_MESSAGE[fields[i]] and #kept < 2 * MOST_FIELDS or not has_too_many) then
+    if not ADDED[fields[i]] and (FIELDS_OF_A_MESSAGE[fields[i]] and #kept < 2 * MOST_FIELDS or not has_too_many) then
       kept[#kept + 1] = fields[i]
       kept[#kept + 1] = fields[i + 1]
     end

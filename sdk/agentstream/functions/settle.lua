@@ -139,18 +139,9 @@ local function retry(keys, args)
   return DONE
 end
 
--- What a dead letter says of its entry; a producer may have given fields the same names.
-local SAID = {origin = true, attempts = true, fence = true, reason = true, error = true}
-
 -- Writes a dead letter: the fields of the entry, then its origin, attempts, fence, reason and error.
 local function bury(dlq_key, stats, parked, fields, x, attempts, reason, err)
-  local letter = {}
-  for i = 1, #fields, 2 do
-    if not SAID[fields[i]] then
-      letter[#letter + 1] = fields[i]
-      letter[#letter + 1] = fields[i + 1]
-    end
-  end
+  local letter = fields
   for _, v in ipairs({'origin', x.origin, 'attempts', attempts, 'fence', x.fence, 'reason', reason, 'error', err}) do
     letter[#letter + 1] = v
   end

@@ -38,9 +38,8 @@ FAILURE = "e"
 # Bounds of the lifetime of a reply in seconds, whatever timeout the requester has.
 _SHORTEST, _LONGEST = 60.0, 86_400.0
 _FAILURE_PATIENCE = 5.0
-_MOST_CANCELLED = 10_000
-# bytes: of anything longer, no requester is the author
-_LONGEST_NOTICE = 1_024
+# what is longer, in bytes, no requester published
+_MOST_CANCELLED, _LONGEST_NOTICE = 10_000, 1_024
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
@@ -58,9 +57,8 @@ class Replies:
 
     def note_cancelled(self, notice: bytes) -> None:
         """Takes what a requester published that waits no longer; see `notice_of`."""
-        if len(notice) > _LONGEST_NOTICE:
-            return
-        self._cancelled[notice] = None
+        if len(notice) <= _LONGEST_NOTICE:
+            self._cancelled[notice] = None
         if len(self._cancelled) > _MOST_CANCELLED:
             del self._cancelled[next(iter(self._cancelled))]
 

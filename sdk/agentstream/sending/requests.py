@@ -37,11 +37,9 @@ READ_TIMEOUT = _BLOCK / 1000 + 5.0
 
 # How many answers are read at a time, and how many bytes of them if the next ones are as large as the last.
 _PAGE, _BYTES = 500, 4 << 20
-# Who answers may add what is larger than any reply may be. So many new connections in a row that reading one
-# answer broke show that: nothing that is there can be read.
+# So many new connections in a row that reading one answer broke show that somebody added what cannot be read.
 _MOST_BROKEN = 4
-# the last number that each half of an id may be
-_LAST = (1 << 64) - 1
+_LAST = str((1 << 64) - 1)
 _CLOSING_PATIENCE = 2.0
 _log = logging.getLogger("agentstream")
 
@@ -219,9 +217,8 @@ class Requests:
 
 def _forget(key: str, entry: bytes) -> tuple[str, ...]:
     """The command that deletes the entries up to one with this id."""
-    milliseconds, sequence = map(int, entry.split(b"-"))
-    if milliseconds == _LAST:
-        # whoever chose that id left none for other answers: the stream has to begin anew
+    milliseconds, sequence = entry.decode().split("-")
+    if _LAST in (milliseconds, sequence):
+        # whoever chose that id may have left none for other answers: the stream has to begin anew
         return ("UNLINK", key)
-    following = f"{milliseconds + 1}-0" if sequence == _LAST else f"{milliseconds}-{sequence + 1}"
-    return ("XTRIM", key, "MINID", following)
+    return ("XTRIM", key, "MINID", f"{milliseconds}-{int(sequence) + 1}")
