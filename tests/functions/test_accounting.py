@@ -182,6 +182,8 @@ class Losses(RuleBasedStateMachine):
         if outcome in {"acked", "skipped"} and (fields or not one.source.retry):
             truth.acknowledged.add(origin or one.id)
         elif outcome in {"retry", "retry later", "release"}:
+            # what a group that was made again retries may be lost, although it was acknowledged before
+            truth.acknowledged.discard(origin or one.id)
             # a retry that was there already is the same one
             truth.created += self.retries(group) - before + one.source.retry
 

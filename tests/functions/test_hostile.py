@@ -429,6 +429,40 @@ def test_arguments_out_of_bounds_are_refused_before_anything_is_changed(world: W
     assert _contents(world) == before
 
 
+@pytest.mark.parametrize("count", [0, 3001])
+@pytest.mark.parametrize(
+    "name", sorted(set(re.findall(r"register\('(\w+)'", library.source())) - {"as1_revision"})
+)
+def test_every_function_refuses_too_few_arguments_and_too_many(world: World, name: str, count: int) -> None:
+    world.reset()
+    before = _contents(world)
+    with pytest.raises(
+        redis.exceptions.ResponseError, match=r"^(an argument must|wrong number of arguments)"
+    ):
+        world.call(("FCALL", name, 1, KEY, *["x"] * count))
+    assert _contents(world) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (*commands.heal_group(KEY, "g", again=True), "more"),
+        commands.heal_group(KEY, "g", again=True)[:-1],
+        commands.heal_ids(KEY, ["g"] * (2 * PAGE + 1)),
+        commands.create_group(KEY, "g", "0")[:-1],
+        (*commands.create_group(KEY, "g", "0"), "more"),
+        (*commands.destroy_group(KEY, "g"), "more"),
+    ],
+    ids=lambda command: f"{command[1]} {len(command)}",
+)
+def test_what_changes_a_group_takes_just_its_arguments(world: World, command: Command) -> None:
+    world.reset()
+    before = _contents(world)
+    with pytest.raises(redis.exceptions.ResponseError, match=r"^wrong number of arguments"):
+        world.call(command)
+    assert _contents(world) == before
+
+
 def test_counts_are_clamped(world: World) -> None:
     world.reset()
     with world.admin.pipeline(transaction=False) as batch:

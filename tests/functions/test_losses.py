@@ -228,3 +228,25 @@ def traffic(admin: redis.Redis, server: Any) -> type[Traffic]:
 
 def test_only_what_others_take_is_told_and_it_heals(traffic: type[Traffic]) -> None:
     run_state_machine_as_test(traffic, settings=settings(max_examples=examples(40), stateful_step_count=40))
+
+
+def test_a_failover_that_loses_the_last_writes_loses_what_was_sent_meanwhile(traffic: type[Traffic]) -> None:
+    state = traffic()
+    state.begin(trims=False)
+    state.send(20, raw=False)
+    for group in GROUPS:
+        state.read(group, PODS[0], 20)
+        state.settle(group, "acked", 0.5)
+    state.look()
+    state.replicate()
+    state.send(5, raw=True)
+    for group in GROUPS:
+        state.settle(group, "acked", 1)
+    state.look()
+    before = dict(state.accounts)
+    state.fail_over()
+    state.nothing_is_told()
+    for group in GROUPS:
+        known, account = before[group], state.accounts[group]
+        assert (known.sent, known.acknowledged, known.lost) == (25, 20, 0)
+        assert (account.sent, account.acknowledged, account.lost) == (25, 20, 5), group

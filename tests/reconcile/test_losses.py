@@ -9,7 +9,9 @@ import pytest
 import redis
 
 from agentstream.protocol.keys import StreamKeys
-from agentstream_operator.resources.meta import HEAL_ANNOTATION
+from agentstream_operator.resources.agentstream import AgentStream, ManagementPolicy
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import HEAL_ANNOTATION, PAUSED_ANNOTATION
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 from support.operator import Operator, operator
 from support.resources import KEY, a_group, a_stream
@@ -36,6 +38,12 @@ def condition(op: Operator, about: object, kind: ConditionType) -> tuple[str, Co
     status = op.cluster.statuses.get(about)  # type: ignore[call-overload]
     found = [c for c in status.conditions if c.type is kind] if status is not None else []
     return (found[0].status, found[0].reason) if found else None
+
+
+def said(op: Operator, about: object) -> tuple[str, ConditionReason, str]:
+    """What `Synced` says."""
+    status = op.cluster.statuses[about]  # type: ignore[index]
+    return next((c.status, c.reason, c.message) for c in status.conditions if c.type is ConditionType.SYNCED)
 
 
 def lost(op: Operator) -> int:
@@ -153,7 +161,9 @@ def ids(admin: redis.Redis, key: str, group: str) -> list[str]:
 
 
 def healing(resource: Any, how: str) -> Any:
-    metadata = resource.metadata.model_copy(update={"annotations": {HEAL_ANNOTATION: how}})
+    metadata = resource.metadata.model_copy(
+        update={"annotations": {**resource.metadata.annotations, HEAL_ANNOTATION: how}}
+    )
     return resource.model_copy(update={"metadata": metadata})
 
 
@@ -198,6 +208,68 @@ async def test_what_is_gone_is_written_off_if_that_is_wanted(
         await until(lambda: condition(op, CODER.key, ConditionType.MESSAGES_LOST) == healthy)
         sent(admin, 1)
         assert ids(admin, KEY, "coder") == ["0"]
+
+
+OBSERVED = STREAM.model_copy(
+    update={
+        "spec": STREAM.spec.model_copy(update={"management_policy": ManagementPolicy.OBSERVE_ONLY}),
+    }
+)
+
+
+def paused(resource: Any) -> Any:
+    annotations = {**resource.metadata.annotations, PAUSED_ANNOTATION: "true"}
+    return resource.model_copy(
+        update={"metadata": resource.metadata.model_copy(update={"annotations": annotations})}
+    )
+
+
+@pytest.mark.parametrize(
+    ("stream", "group"), [(STREAM, paused(CODER)), (paused(STREAM), CODER), (OBSERVED, CODER)]
+)
+async def test_a_group_that_may_not_be_changed_is_told_of_and_not_healed(
+    server: Server, admin: redis.Redis, stream: AgentStream, group: ConsumerGroup
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, CODER, AUDITOR)
+        sent(admin)
+        await until(lambda: op.engine.view().groups[1].backlog == 100)
+        op.declare(stream, healing(group, "repeat"))
+        await until(lambda: said(op, CODER.key) == ("True", ConditionReason.PAUSED, ""))
+        admin.xreadgroup("coder", "x", {KEY: ">"}, noack=True)
+        await op.event(CODER.key, ConditionReason.MESSAGES_VANISHED)
+        would = f"would heal the group coder of {KEY}"
+        await until(lambda: said(op, CODER.key) == ("False", ConditionReason.PAUSED, would))
+        passes = op.broker.round_trips
+        await until(lambda: op.broker.round_trips > passes + 10)
+        assert ids(admin, KEY, "coder") == []
+        assert ConditionReason.GROUP_HEALED not in op.cluster.reasons(CODER.key)
+        # once it may be changed again, it is
+        op.declare(STREAM, healing(CODER, "repeat"))
+        await op.event(CODER.key, ConditionReason.GROUP_HEALED)
+        assert len(ids(admin, KEY, "coder")) == 100
+
+
+@pytest.mark.parametrize(
+    ("stream", "reason"),
+    [(paused(STREAM), ConditionReason.PAUSED), (OBSERVED, ConditionReason.DRIFT)],
+    ids=["paused", "observed"],
+)
+async def test_ids_of_a_stream_that_may_not_be_changed_are_told_and_not_healed(
+    server: Server, admin: redis.Redis, stream: AgentStream, reason: ConditionReason
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, CODER)
+        op.declare(healing(stream, "ids"))
+        await until(lambda: said(op, STREAM.key)[1] is not ConditionReason.IN_SYNC)
+        admin.xadd(KEY, {"m": "x"}, id=FUTURE)
+        await op.event(STREAM.key, ConditionReason.IDS_IN_THE_FUTURE)
+        would = f"would heal the ids of {KEY}"
+        await until(lambda: said(op, STREAM.key) == ("False", reason, would))
+        passes = op.broker.round_trips
+        await until(lambda: op.broker.round_trips > passes + 10)
+        assert admin.xinfo_stream(KEY)["last-generated-id"] == FUTURE
+        assert ConditionReason.IDS_HEALED not in op.cluster.reasons(STREAM.key)
 
 
 @pytest.mark.parametrize("entry", [FUTURE, LAST])

@@ -57,6 +57,24 @@ something about the server.
     description: >-
       {{`{{ $value | humanizePercentage }} of the reconciliations of {{ $labels.kind }}`}} have failed for 15 minutes. The
       operator's log names the cause.
+- alert: AgentStreamMessagesLost
+  expr: max(agentstream_resources{ {{- $of -}} ,kind="ConsumerGroup",condition="MessagesLost",status="True"}) > 0
+  labels:
+    severity: warning
+  annotations:
+    summary: Clients took messages from groups of others.
+    description: >-
+      {{`{{ $value }}`}} ConsumerGroups lost messages that they had not settled, or were moved past the end of their stream.
+      Their conditions MessagesLost say how many, and who could have done it.
+- alert: AgentStreamIdsInTheFuture
+  expr: max(agentstream_resources{ {{- $of -}} ,kind="AgentStream",condition="IdsInTheFuture",status="True"}) > 0
+  labels:
+    severity: warning
+  annotations:
+    summary: A client added an entry with an id of the future to a stream.
+    description: >-
+      {{`{{ $value }}`}} AgentStreams have ids that are later than the server's clock: minAge trims nothing, signed messages
+      are refused as replayed and, after the last id that there is, nobody can add any more.
 {{- if .Values.metricsServer.enabled }}
 {{- $job = printf "%s-metrics-server" (include "agentstream.fullname" .) }}
 {{- $of = default (printf "namespace=%q,job=%q" .Release.Namespace $job) .Values.metrics.prometheusRule.selector }}

@@ -1,6 +1,7 @@
 """Counts what became of a group's messages: sent, acknowledged, dead-lettered, lost, and their latency.
 
-Counters on the server only grow until the server loses its data; a counter below its last value started anew.
+Counters on the server only grow until the server loses its data. If that is all of it, they start anew; at a
+failover it may be the last writes alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import accumulate
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 
 _BUCKET = "le:"
+_GROWING = ("added", "acked", "skipped", "retried", "dead", "settled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class GroupTotals:
     retries_gone: int  # neither settled nor delayed nor on the retry stream
     open: int  # entries of the stream that are undelivered or pending
     retries: int  # delayed or on the retry stream
-    base: tuple[int, int] | None  # entries read and settled when the server's group was made, if known
+    base: tuple[int, int] | None  # entries read and settled when the server's group was made, if there is one
     taken: int  # of the lost ones, those that others took since then: not what `TrimOldest` trimmed
     buckets: Mapping[float, int] = field(hash=False)
 
@@ -76,6 +78,12 @@ class GroupTotals:
     def lost(self) -> int:
         """Accepted entries that are neither settled nor on the server any more."""
         return self.trimmed + self.vanished + self.retries_gone
+
+    def at_most(self, other: GroupTotals) -> GroupTotals:
+        """Returns these totals, with what never falls as low as in others."""
+        fallen = {name: min(getattr(self, name), getattr(other, name)) for name in _GROWING}
+        buckets = {bound: min(count, other.buckets.get(bound, 0)) for bound, count in self.buckets.items()}
+        return replace(self, **fallen, buckets=buckets)
 
     @property
     def unsettled(self) -> int:
@@ -95,14 +103,15 @@ def counters(
     def count(name: str) -> int:
         return stats.get(name, 0)
 
-    base = (count("base:read"), count("base:settled")) if "base:read" in stats else None
+    is_followed = group.exists and "base:read" in stats
+    base = (count("base:read"), count("base:settled")) if is_followed else None
     # the server's own count jumps where entries were deleted
     read = stream.added - group.undelivered if group.exact else group.read
     vanished, unsettled = 0, group.undelivered + group.pending
     if before is not None and stream.type == "stream" and not group.exists:
         # it will be made again at its checkpoint
         vanished, unsettled = before.vanished, before.open
-    elif base is not None and group.exists:
+    elif base is not None:
         if read is None:
             vanished = before.vanished if before is not None and before.base == base else 0
         else:
@@ -115,7 +124,7 @@ def counters(
         return count(name) - count(f"base:{name}")
 
     trimmed = 0 if trims_oldest else max(0, since("trimmed"))
-    is_sure = base is not None and "base:unsure" not in stats and group.exists and group.exact
+    is_sure = base is not None and "base:unsure" not in stats and group.exact
     taken = max(0, vanished - since("overrun")) + trimmed + max(0, retries_gone - count("base:gone"))
     return GroupTotals(
         added=stream.added,
@@ -137,9 +146,14 @@ def counters(
 
 def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals) -> Account:
     """Returns the account after one more observation."""
+    if _lost_its_last_writes(before, after):
+        # which of the entries that are gone had been settled is not known; the last ones hardly
+        gone = min(max(0, before.added - after.added), before.open)
+        account = replace(account, lost=account.lost + gone)
+        before = before.at_most(after)
     lost = account.lost
     if after.settled < before.settled:
-        # counters never fall: all that belongs to the group is gone
+        # all that belongs to the group is gone
         lost += before.retries
         before = replace(before, settled=0, trimmed=0, retries_gone=0)
     if after.added < before.added:
@@ -165,6 +179,16 @@ def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals
         lost=max(0, lost + after.lost - before.lost),
         latency=Latency(counts),
     )
+
+
+def _lost_its_last_writes(before: GroupTotals, after: GroupTotals) -> bool:
+    """Returns whether the server is as it was a while ago, as after a failover or a restart.
+
+    A group that was made anew has another `base`, or has settled nothing.
+    """
+    if before.base is None or after.base != before.base or after.settled == 0 < before.settled:
+        return False
+    return any(getattr(after, name) < getattr(before, name) for name in _GROWING)
 
 
 @cache

@@ -8,6 +8,7 @@ local AHEAD = 60000
 -- which is from before that, whoever has it in hand. Returns 1, 0 if there is no such group, -1 if it has so much pending that
 -- the call is to be made again.
 local function heal_group(keys, args)
+  count_of(args, 4, 1, 0, 0)
   local key, base, group, left = keys[1], args[1], args[2], allowance()
   local g = type_of(key) == 'stream' and groups_of(key)[group]
   if not g then return 0 end
@@ -46,6 +47,7 @@ end
 -- retry streams, and replaces it with an empty stream. Returns 1 if it did, 0 if the ids are of the present, -1 if the call is
 -- to be made again.
 local function heal_ids(keys, args)
+  count_of(args, 2, 1, 0, 2 * PAGE)
   local key, base, left = keys[1], args[1], allowance()
   if type_of(key) ~= 'stream' then return 0 end
   local info, now = info_of(key, left), now_ms()

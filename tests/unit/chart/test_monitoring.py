@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agentstream_operator.metrics_api.main import SelfMetrics
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.report.metrics import OperatorHealth
+from agentstream_operator.resources.status import ConditionType
 from agentstream_operator.serve.metrics import Metrics, MetricsSample
 from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
 from unit.chart.variants import EVERYTHING
@@ -27,7 +28,10 @@ ALERTS = {
     "AgentStreamQueueStuck",
     "AgentStreamResourcesNotReady",
     "AgentStreamReconcileErrors",
+    "AgentStreamMessagesLost",
+    "AgentStreamIdsInTheFuture",
 }
+KINDS = {"AgentStream", "ConsumerGroup"}
 EXTERNAL_MONITORED = {**MONITORED, "metricsServer": {"enabled": True}}
 EXTERNAL_ALERTS = {"AgentStreamMetricsServerDown", "AgentStreamExternalMetricsFailing"}
 
@@ -158,6 +162,15 @@ def test_alerts_ask_for_metrics_and_labels_that_exist(helm):
             labels = set(re.findall(r"(\w+)!?=", matchers))
             assert labels >= {"namespace", "job"}, name
             assert labels <= {"namespace", "job", *known[metric]}, name
+
+
+def test_alerts_ask_for_conditions_and_kinds_that_exist(helm):
+    asked = set()
+    for name, alert in alerts(helm).items():
+        for kind, condition in re.findall(r'(?:kind="(\w+)",)?condition="(\w+)"', alert["expr"]):
+            assert not kind or kind in KINDS, name
+            asked.add(ConditionType(condition))
+    assert asked == {ConditionType.READY, ConditionType.MESSAGES_LOST, ConditionType.IDS_IN_THE_FUTURE}
 
 
 def test_alerts_are_about_this_release_alone(helm):

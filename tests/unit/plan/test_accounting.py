@@ -110,6 +110,39 @@ def test_a_stream_that_vanished_takes_with_it_what_was_unsettled() -> None:
     assert (account.sent, account.acknowledged) == (3, 2)
 
 
+def test_a_failover_that_loses_the_last_writes_loses_no_more_than_was_added_meanwhile() -> None:
+    """100 were added in all, 90 on the replica; it knows that 80 were settled, not that 95 were."""
+    before = group(
+        read=98, pending=3, undelivered=2, base_read=0, base_settled=0, settled=95, acked=95, le_5=95
+    )
+    after = group(
+        read=82, pending=2, undelivered=8, base_read=0, base_settled=0, settled=80, acked=80, le_5=80
+    )
+    account = account_of((100, before), (90, after))
+    assert (account.sent, account.acknowledged, account.lost) == (0, 0, 5)
+    assert account.latency.counts == {}
+    later = group(
+        read=93, pending=0, undelivered=0, base_read=0, base_settled=0, settled=93, acked=93, le_5=93
+    )
+    account = account_of((100, before), (90, after), (93, later))
+    assert (account.sent, account.acknowledged, account.lost) == (3, 13, 5)
+
+
+def test_a_failover_that_loses_what_was_done_to_retries_counts_nothing_again() -> None:
+    begun = {"read": 9, "base_read": 0, "base_settled": 0, "settled": 9, "retried": 5}
+    account = account_of((9, group(**begun, acked=8, resettled=4)), (9, group(**begun, acked=7, resettled=3)))
+    assert (account.acknowledged, account.retried, account.sent) == (0, 0, 0)
+
+
+def test_a_group_that_is_gone_for_a_while_and_comes_back_as_it_was_is_no_failover() -> None:
+    before = group(read=4, pending=1, undelivered=6, base_read=0, base_settled=0, settled=3)
+    gone = GroupSeen(exists=False, stats=before.stats)
+    anew = group(read=0, undelivered=2, base_read=0, base_settled=3, settled=3)
+    assert account_of((10, before), (0, gone)).lost == 7
+    account = account_of((10, before), (0, gone), (2, anew))
+    assert (account.sent, account.lost) == (2, 7)
+
+
 def test_what_is_delivered_again_at_the_checkpoint_is_no_longer_lost() -> None:
     dropped = group(read=10, pending=0, base_read=0, settled=5)
     restored = group(read=None, undelivered=5, settled=5)
