@@ -283,7 +283,8 @@ def cache_of(adapter: Adapter, known: Known) -> ResourceCache:
 
 
 async def test_everything_is_listed_page_by_page(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAGE", 3)
+    for limit in ("_FIRST_PAGE", "_MOST"):
+        monkeypatch.setattr(module, limit, 3)
     adapter.team.create(*(a_stream(f"s{number}") for number in range(7)), a_group(streamRef={"name": "s0"}))
     known = Known()
     await cache_of(adapter, known).fill()

@@ -28,6 +28,7 @@ STREAM = a_stream(
     retention={"minAge": "1h", "maxLength": 1, "maxBytes": 1_048_576, "onFull": "TrimOldest"},
     producers=["planner"],
     broadcast=True,
+    maxMessageBytes=1_048_576,
     signing={"policy": "Require", "rotation": 1},
     contracts=[{"type": "event", "version": 1, "schema": {"type": "object"}}],
     deletionPolicy="Delete",

@@ -306,3 +306,32 @@ async def test_a_resource_that_is_nested_too_deeply_harms_no_other(
         assert operator.complaints() == []
     finally:
         operator.kill()
+
+
+async def test_what_others_put_into_objects_with_our_labels_harms_no_other(
+    deploy: Deploy, own_team: Team
+) -> None:
+    operator = deploy()
+    await operator.leading()
+    levels = 50_000
+    key = '"id":"a","secret":"%s"' % ("x" * 32)
+    nested = "[{" + key + ',"x":' + "[" * levels + "]" * levels + "}]"
+    for name, kind, label, entry in (
+        ("agentstream-signing.theirs", "agentstream.dev/signing-keys", "stream", "keys"),
+        ("agentstream-theirs", "servicebinding.io/redis", "agent", "signing-tasks"),
+    ):
+        labels = {"app.kubernetes.io/managed-by": "agentstream", f"agentstream.dev/{label}": "theirs"}
+        entries = {"username": "u", "password": "p" * 40, entry: nested}
+        secret = {"kind": "Secret", "metadata": {"name": name, "labels": labels}, "type": kind}
+        own_team.create({"apiVersion": "v1", **secret, "stringData": entries})
+    mine = a_stream("mine", signing={"policy": "Require"}, producers=["boss"])
+    theirs = a_stream("theirs", signing={"policy": "Require"}, producers=["theirs"])
+    own_team.create(mine)
+    await own_team.ready(mine)
+    operator.kill()
+    operator.start()
+    await operator.leading()
+    # and what is needed replaces what somebody has put there
+    own_team.create(theirs)
+    await own_team.ready(theirs)
+    assert (await operator.probe("/readyz"))[0] == 200

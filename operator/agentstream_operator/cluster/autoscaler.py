@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from agentstream_operator.cluster.labels import consumer_metadata, deployment_name
 from agentstream_operator.cluster.port import AutoscalerSeen
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -19,6 +21,9 @@ _LONGEST_WINDOW = 3_600
 
 _AT_ONCE = 1
 """Seconds in which any number of pods may be added or removed: the minimum of the API server."""
+
+_LARGEST = 16_384
+"""Bytes of JSON of an autoscaler of ours; of one that somebody else has made larger, nothing is kept."""
 
 _RESTS = "ScalingDisabled"
 _MESSAGE = 300
@@ -91,6 +96,8 @@ def read(found: Json) -> AutoscalerObject:
         "metadata": {key: metadata.get(key) for key in ("labels", "ownerReferences")},
         "spec": found.get("spec") or {},
     }
+    if len(msgspec.json.encode(ours)) > _LARGEST:
+        ours = {"metadata": {}, "spec": {}}
     return AutoscalerObject(int(metadata["resourceVersion"]), ours, _seen(found.get("status") or {}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,12 +27,15 @@ from agentstream_operator.cluster.secret_contents import address_in, credentials
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import ResourceKey
 
+_log = logging.getLogger(__name__)
+
 Json = Mapping[str, Any]
 Place = tuple[str, str]
 """Namespace and name."""
 
 _MANAGERS = (FIELD_MANAGER, SCALE_MANAGER)
 _MESSAGE = 300
+_LONGEST_REVISION = 64
 _ENDS = 10_000
 
 
@@ -41,7 +45,7 @@ class SecretSeen:
 
     version: int
     credentials: Credentials | None
-    address: tuple[str | None, str | None]  # the server's address and CA certificate, in base64
+    address: str  # the digest of the server's address and CA certificate
     keys: SigningKeys | None = None
 
 
@@ -114,6 +118,14 @@ class OwnedObjects:
         if latest >= _version(found):
             # the answer to a write, after a later event
             return None
+        try:
+            return self._take(kind, place, found)
+        except Exception as error:  # noqa: BLE001 - whatever one has, the others are read
+            # without the error's text, which may quote a Secret
+            _log.warning("cannot read %s %s/%s: %s", kind, *place, type(error).__name__)
+            return self.remove(found)
+
+    def _take(self, kind: str, place: Place, found: Json) -> Change | None:
         if kind == SECRETS.kind:
             return self._put_secret(place, found)
         if kind == DEPLOYMENTS.kind:
@@ -171,7 +183,7 @@ class OwnedObjects:
             version=_version(found),
             uid=metadata["uid"],
             generation=metadata.get("generation", 0),
-            revision=(metadata.get("annotations") or {}).get(REVISION),
+            revision=(metadata.get("annotations") or {}).get(REVISION, "")[:_LONGEST_REVISION] or None,
             replicas=spec.get("replicas", 1),
             ready=status.get("readyReplicas", 0),
             failure=_failure(status),

@@ -32,6 +32,7 @@ _STUCK = frozenset(
     }
 )
 _MESSAGE = 300
+_LONGEST_COST = 32
 _NOT_FOUND = 404
 _SECOND = 1000
 
@@ -75,7 +76,7 @@ def read_pod(found: Json, group: ResourceKey) -> PodSeen:
         version=int(metadata["resourceVersion"]),
         group=group,
         leaving="deletionTimestamp" in metadata,
-        cost=(metadata.get("annotations") or {}).get(COST),
+        cost=(metadata.get("annotations") or {}).get(COST, "")[:_LONGEST_COST] or None,
     )
     if status.get("phase") in ("Succeeded", "Failed"):
         return replace(seen, over=True, down=True)

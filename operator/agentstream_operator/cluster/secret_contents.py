@@ -6,8 +6,10 @@ An agent's is laid out as a Service Binding (https://servicebinding.io) with eve
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from agentstream.errors import SettingsError
@@ -29,6 +31,12 @@ AUTHORITY: Final = "ca.crt"
 
 MIN_PASSWORD: Final = 32
 """Characters of an agent's password: one that somebody else has put into the Secret may be easy to guess."""
+
+_LONGEST, _LONGEST_SIGNING, _MOST_SIGNING = 1_024, 16_384, 2_000
+"""Characters of user and password, and of an entry about signatures in base64; the number of such entries.
+
+What somebody has put into a Secret beyond that is not kept in memory.
+"""
 
 _TYPE = "servicebinding.io/redis"
 _SIGNING_TYPE = f"{GROUP}/signing-keys"
@@ -82,21 +90,26 @@ def secret(
 
 
 def credentials_in(found: Mapping[str, Any]) -> Credentials | None:
-    """Parses the Secret of an agent; None if it is incomplete, or its password short: both are replaced."""
+    """Parses the Secret of an agent; None if it is incomplete or has a poor password: it is replaced."""
     metadata = found["metadata"]
     agent = (metadata.get("labels") or {}).get(AGENT_LABEL)
     try:
         data = found["data"]
         username, password = (_decoded(data[entry]) for entry in ("username", "password"))
         signing = {
-            # an entry that is no text was changed, and is written again
-            entry.removeprefix(_SIGNING): base64.b64decode(text).decode(errors="replace")
-            for entry, text in data.items()
-            if entry.startswith(_SIGNING)
+            # an entry that is long or no text was changed, and is written again
+            entry.removeprefix(_SIGNING): (
+                base64.b64decode(text).decode(errors="replace") if len(text) <= _LONGEST_SIGNING else ""
+            )
+            for entry, text in islice(
+                ((entry, text) for entry, text in data.items() if entry.startswith(_SIGNING)), _MOST_SIGNING
+            )
         }
     except (KeyError, TypeError, ValueError):
         return None
-    if agent is None or metadata["name"] != secret_name(agent) or len(password) < MIN_PASSWORD:
+    if agent is None or metadata["name"] != secret_name(agent):
+        return None
+    if not MIN_PASSWORD <= len(password) <= _LONGEST or len(username) > _LONGEST:
         return None
     owners = frozenset(str(owner["uid"]) for owner in metadata.get("ownerReferences") or ())
     return Credentials(metadata["namespace"], agent, username, password, owners, signing)
@@ -133,16 +146,20 @@ def signing_keys_in(found: Mapping[str, Any]) -> SigningKeys | None:
     return SigningKeys(ResourceKey("AgentStream", metadata["namespace"], stream), keys, owner)
 
 
-def encoded_address(server: ServerAddress) -> tuple[str | None, str | None]:
-    """Returns address and CA certificate in base64, as in a Secret."""
+def address_of(server: ServerAddress) -> str:
+    """Returns the digest of the address and CA certificate, as `address_in` a Secret."""
     authority = server.authority
-    return _encoded(server.uri), _encoded(authority) if authority is not None else None
+    return _digest(_encoded(server.uri), _encoded(authority) if authority is not None else None)
 
 
-def address_in(found: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Reads address and CA certificate of a Secret, in base64."""
+def address_in(found: Mapping[str, Any]) -> str:
+    """Returns the digest of the address and CA certificate of a Secret, which may be large."""
     data = found.get("data") or {}
-    return data.get("uri"), data.get(AUTHORITY)
+    return _digest(data.get("uri"), data.get(AUTHORITY))
+
+
+def _digest(*entries: str | None) -> str:
+    return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 
 def _decoded(text: str) -> str:

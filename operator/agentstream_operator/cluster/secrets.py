@@ -23,7 +23,7 @@ from agentstream_operator.cluster.port import (
 from agentstream_operator.cluster.secret_contents import (
     AUTHORITY,
     ServerAddress,
-    encoded_address,
+    address_of,
     secret,
     signing_secret,
 )
@@ -37,7 +37,7 @@ class Secrets:
         self._api = api
         self._owned = owned
         self._server = server
-        self._address = encoded_address(server)
+        self._address = address_of(server)
         self._installation = installation
 
     async def credentials(self, namespace: str, agent: str) -> Credentials | None:

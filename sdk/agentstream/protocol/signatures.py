@@ -42,7 +42,7 @@ class SigningKey(msgspec.Struct, frozen=True):
     """
 
     id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(?!\n)$")]
-    secret: Annotated[str, msgspec.Meta(min_length=32)]
+    secret: Annotated[str, msgspec.Meta(min_length=32, max_length=1_024)]
     signs_from: int = 0
     rotation: int = 0
 
@@ -50,7 +50,10 @@ class SigningKey(msgspec.Struct, frozen=True):
         return f"SigningKey(id={self.id!r}, signs_from={self.signs_from}, rotation={self.rotation})"
 
 
-Keys = tuple[SigningKey, ...]
+MOST_KEYS: Final = 16
+"""Keys of a stream that are read: two are valid at a time, and a Secret may hold thousands."""
+
+Keys = Annotated[tuple[SigningKey, ...], msgspec.Meta(max_length=MOST_KEYS)]
 """The keys of a stream, the newest first."""
 
 
@@ -69,6 +72,8 @@ class SigningEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 _encoder = msgspec.json.Encoder()
 _keys_decoder = msgspec.json.Decoder(Keys)
 _decoder = msgspec.json.Decoder(SigningEntry)
+# of a text that is nested too deeply, msgspec says the latter
+_UNREADABLE = (msgspec.MsgspecError, RecursionError)
 
 
 ENTRIES: Final = "signing-"
@@ -93,7 +98,7 @@ def decode_signing(text: str) -> SigningEntry:
     """
     try:
         return _decoder.decode(text)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         # its message may quote the text, which is secret
         raise SettingsError("an entry with signing keys has no policy and keys") from None
 
@@ -111,7 +116,7 @@ def decode_keys(text: str) -> Keys:
     """
     try:
         return _keys_decoder.decode(text)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         # its message may quote the text, which is secret
         raise SettingsError("an entry with signing keys is not a list of keys") from None
 

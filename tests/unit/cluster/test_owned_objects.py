@@ -9,6 +9,7 @@ import pytest
 from agentstream_operator.cluster.labels import GROUP_LABEL, MANAGED_BY
 from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
 from agentstream_operator.cluster.port import WorkloadSeen
+from agentstream_operator.cluster.secret_contents import address_in
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import ResourceKey
 from unit.cluster.objects import ENDED, LOOPING, RUNNING, Json, a_deployment, a_pod, a_secret, container
@@ -114,7 +115,7 @@ def test_a_secret_tells_how_the_agent_logs_in_and_where() -> None:
     seen = owned_by(a_secret()).secrets["team", "agentstream-coder"]
     assert seen.credentials is not None
     assert (seen.credentials.username, seen.credentials.password) == ("agentstream.team.coder", "secret" * 6)
-    assert seen.address == (a_secret()["data"]["uri"], None)
+    assert seen.address == address_in(a_secret())
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,22 @@ def test_an_agent_is_concerned_by_what_it_reads_of_its_secret(entry: str, concer
     owned = owned_by(a_secret(1))
     assert owned.put(a_secret(2, **{entry: "other"})) == concerned
     assert owned.secrets["team", "agentstream-coder"].version == 2
+
+
+def an_autoscaler(version: int = 1) -> Json:
+    """The autoscaler of the group `coder`."""
+    metadata = {**a_deployment(version)["metadata"]}
+    return {"kind": "HorizontalPodAutoscaler", "metadata": metadata, "spec": {"maxReplicas": 3}}
+
+
+@pytest.mark.parametrize("make", [a_secret, a_deployment, a_pod, an_autoscaler])
+def test_whatever_one_of_them_has_the_others_are_read(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    spoilt = {**make(2), "metadata": {**make(2)["metadata"], "annotations": 1}, "data": 1, "spec": [{1}]}
+    owned = owned_by(make(1), spoilt)
+    assert owned.versions(spoilt["kind"]) in ({}, {("team", spoilt["metadata"]["name"]): 2})
+    for kind in (a_secret, a_deployment, a_pod):
+        owned.put(kind(3))
+    assert len(objects(owned)) == 3
 
 
 def test_a_secret_that_names_no_agent_concerns_nobody() -> None:

@@ -12,8 +12,8 @@ from agentstream_operator.cluster.port import Credentials, Owner
 from agentstream_operator.cluster.secret_contents import (
     ServerAddress,
     address_in,
+    address_of,
     credentials_in,
-    encoded_address,
     secret,
 )
 from support.resources import a_group, a_stream
@@ -67,8 +67,8 @@ def test_a_secret_belongs_to_every_resource_that_names_its_agent() -> None:
 def test_what_was_written_is_read_again() -> None:
     assert credentials_in(made()) == CREDENTIALS
     for server in (PLAIN, SECURE):
-        assert address_in(made(server)) == encoded_address(server)
-    assert encoded_address(PLAIN) != encoded_address(SECURE)
+        assert address_in(made(server)) == address_of(server)
+    assert address_of(PLAIN) != address_of(SECURE)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,9 @@ def test_what_was_written_is_read_again() -> None:
         {"data": {"username": "YQ==", "password": "a"}},
         # a password that somebody could guess, put there before the operator came
         {"data": {"username": "YQ==", "password": base64.b64encode(b"x" * 31).decode()}},
+        # what is as large as a Secret may be is not kept in memory
+        {"data": {"username": "YQ==", "password": base64.b64encode(b"x" * 1_025).decode()}},
+        {"data": {"username": base64.b64encode(b"x" * 1_025).decode(), "password": "eHh4" * 11}},
         {"data": {"username": "YQ==", "password": None}},
         {"data": {"username": "YQ==", "password": "/w=="}},
     ],
@@ -94,8 +97,18 @@ def test_a_secret_that_is_not_named_after_its_agent_says_nothing(labels: dict[st
     assert credentials_in(a_secret(labels=labels)) is None
 
 
+def test_of_entries_about_signatures_only_so_many_and_so_long_ones_are_kept() -> None:
+    found = credentials_in(a_secret(**{"signing-long": "x" * 100_000, "signing-short": "{}"}))
+    assert found is not None
+    # written again, as it is not what an operator writes
+    assert found.signing == {"long": "", "short": "{}"}
+    found = credentials_in(a_secret(**{f"signing-{n}": "" for n in range(3_000)}))
+    assert found is not None
+    assert len(found.signing) == 2_000
+
+
 def test_a_secret_without_entries_names_no_server() -> None:
-    assert address_in({"metadata": {}}) == (None, None)
+    assert address_in({"metadata": {}}) not in {address_of(PLAIN), address_of(SECURE)}
 
 
 def test_a_password_is_not_in_any_representation() -> None:

@@ -172,8 +172,24 @@ def test_keys_are_read_as_they_were_written() -> None:
     assert decode_keys(encode_keys(KEYS)) == KEYS
 
 
+KEY = '"id":"a","secret":"%s"' % ("s" * 43)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", '[{"id":"a:b","secret":"%s"}]' % ("s" * 43), '[{"id":"a","secret":"hush"}]']
+    "text",
+    [
+        "",
+        "{}",
+        "[1]",
+        '[{"id":"a:b","secret":"%s"}]' % ("s" * 43),
+        '[{"id":"a","secret":"hush"}]',
+        '[{"id":"a","secret":"%s"}]' % ("s" * 100_000),
+        "[" + ",".join(["{" + KEY + "}"] * 17) + "]",
+        # as deep as a Secret may be
+        "[{" + KEY + ',"x":' + "[" * 100_000 + "]" * 100_000 + "}]",
+        "[{" + KEY + ',"x":' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}]",
+    ],
+    ids=lambda text: text[:60],
 )
 def test_what_is_no_list_of_keys_is_refused_without_repeating_it(text: str) -> None:
     for decode, text_of in ((decode_keys, text), (decode_signing, f'{{"keys":{text or 0}}}')):
