@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from agentstream.protocol import library
 
@@ -92,8 +94,14 @@ class Server:
         return self.build.name
 
     def admin(self) -> redis.Redis:
-        """A new client as user `default`; the caller closes it."""
-        return redis.Redis(port=self.port, decode_responses=True, protocol=2)
+        """A new client as user `default`, which repeats no command; the caller closes it."""
+        return redis.Redis(
+            port=self.port,
+            decode_responses=True,
+            protocol=2,
+            socket_timeout=None,
+            retry=Retry(NoBackoff(), 0),
+        )
 
     def start(self, deadline: float = 20.0) -> None:
         """Starts the process and waits until it answers."""
