@@ -342,6 +342,8 @@ def _seconds(option: str, text: str | None) -> float | None:
 
 
 def _fail(*lines: str, code: int = BAD_INPUT) -> NoReturn:
+    from agentstream.printable import printable
+
     for line in lines:
-        typer.echo(f"error: {line}", err=True)
+        typer.echo(f"error: {printable(line)}", err=True)
     raise typer.Exit(code)

@@ -12,7 +12,7 @@ _LONGEST_PIECE: Final = 100_000
 _PIECE = re.compile(r"(\x1b\[[0-9;]*m)|[^\x1b]+|\x1b")
 # control characters but for the tab, line ends, what turns the direction of writing, halves of characters
 _UNFIT = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _HARMLESS = (int, float, type(None))
 
@@ -28,8 +28,9 @@ def printable(value: object, longest: int = _LONGEST) -> str:
 
 
 def coloured(text: str) -> str:
-    """A line of a process as it may go to a terminal: of its control sequences, only colours stay."""
-    return "".join(piece[1] or _line(piece[0], _LONGEST_PIECE) for piece in _PIECE.finditer(text))
+    """A line of a process as it may go to a terminal: only colours stay, and end with the line."""
+    shown = "".join(piece[1] or _line(piece[0], _LONGEST_PIECE) for piece in _PIECE.finditer(text))
+    return f"{shown}\x1b[0m" if "\x1b" in shown else shown
 
 
 def text_of(value: object) -> str:
@@ -64,14 +65,17 @@ class _Printable:
 
 
 class PrintableRecords(logging.Filter):
-    """Makes the arguments and the traceback of each record fit for the lines of a log; drops no record.
+    """Makes the text, the arguments and the traceback of a record fit for the lines of a log; drops none.
 
     It belongs on a logger, not on a handler: the program decides where its records go.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Changes the record. Returns True."""
-        if isinstance(record.args, tuple):
+        if not record.args:
+            # libraries put texts together before they log them
+            record.msg = printable(record.msg)
+        elif isinstance(record.args, tuple):
             record.args = tuple(arg if isinstance(arg, _HARMLESS) else _Printable(arg) for arg in record.args)
         if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
             record.exc_text = _traceback(record.exc_info[1])

@@ -14,17 +14,22 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from typer import Exit
 
 from agentstream.errors import AgentStreamError
 from agentstream.printable import printable
 from agentstream.transport.retry import FailureLog
-from agentstream_operator import logs
+from agentstream_operator import cli, logs
 from agentstream_operator.local.screen.output import Lines, relayed_logs
-from agentstream_operator.local.screen.table import LiveTable
+from agentstream_operator.local.screen.table import LiveTable, ViewTable
+from agentstream_operator.plan.accounting import Account
+from agentstream_operator.reconcile.report.view import GroupView, View
+from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.status import ConditionReason
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = "1-0\n2026-11-30 CRITICAL all is well\x1b]0;title\x07\x1b[2J\x9b2J\r\u2028\u202egood\x00\x7f"
-UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e\ud800-\udfff]")
+HOSTILE = "1-0\n2026-11-30 CRITICAL all is well\x1b]0;title\x07\x1b[2J\x9b2J\r\u2028\u202e\u061cgood\x00\x7f"
+UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e\u061c\ud800-\udfff]")
 texts = st.text(st.characters(codec=None)) | st.sampled_from([HOSTILE, HOSTILE * 1_000])
 
 
@@ -120,6 +125,16 @@ def test_no_call_that_logs_lets_hostile_values_through(
         assert not re.search(r"^2026-11-30 CRITICAL", shown, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    "message", [f"put together: {HOSTILE}", ValueError(HOSTILE)], ids=["text", "an error"]
+)
+def test_no_library_lets_hostile_values_through(message: object, service_log: io.StringIO) -> None:
+    logging.getLogger("kopf.any").error(message)
+    assert "CRITICAL" in service_log.getvalue()
+    assert service_log.getvalue().count("\n") == 1
+    assert not UNFIT.search(service_log.getvalue())
+
+
 def test_errors_of_the_server_are_one_line(program_log: io.StringIO) -> None:
     FailureLog("read tasks").failed(AgentStreamError(HOSTILE))
     assert program_log.getvalue().count("\n") == 1
@@ -150,4 +165,30 @@ def test_the_screen_of_local_mode_shows_lines_and_colours_only(text: str) -> Non
 def test_colours_of_a_process_stay() -> None:
     plain = io.StringIO()
     Lines(plain, lambda: None).relay("coder", "\x1b[31mred\x1b[0m \x1b[2Jgone")
-    assert plain.getvalue() == "[coder] \x1b[31mred\x1b[0m \\x1b[2Jgone\n"
+    assert plain.getvalue() == "[coder] \x1b[31mred\x1b[0m \\x1b[2Jgone\x1b[0m\n"
+
+
+def test_no_process_colours_or_hides_the_lines_of_others() -> None:
+    plain = io.StringIO()
+    Lines(plain, lambda: None).relay("coder", "\x1b[8mhidden from here on")
+    assert plain.getvalue() == "[coder] \x1b[8mhidden from here on\x1b[0m\n"
+
+
+def test_an_error_of_the_command_line_is_fit_for_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Exit):
+        cli._fail(HOSTILE, "second")
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 2
+    assert not UNFIT.search(shown)
+
+
+def test_why_a_process_ended_is_fit_for_a_terminal() -> None:
+    key = ResourceKey("ConsumerGroup", "team", "coder")
+    numbers = (None,) * 7
+    group = GroupView(
+        key, "tasks", *numbers, HOSTILE, ready=False, reason=ConditionReason.CRASH_LOOP, account=Account()
+    )
+    written = io.StringIO()
+    table = ViewTable().render(View(reachable=True, streams=(), groups=(group,)))
+    Console(file=written, width=300, color_system=None).print(table)
+    assert not UNFIT.search(written.getvalue())

@@ -7,6 +7,7 @@ failover it may be the last writes alone.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -163,11 +164,7 @@ def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals
     elif after.base != before.base and after.base is not None:
         # the group was made again: what had vanished before does not come back
         before = replace(before, vanished=0)
-    counts = dict(account.latency.counts)
-    for bound, count in after.buckets.items():
-        grown = _growth(before.buckets.get(bound, 0), count)
-        if grown:
-            counts[bound] = counts.get(bound, 0) + grown
+    grown = {bound: _growth(before.buckets.get(bound, 0), count) for bound, count in after.buckets.items()}
     return replace(
         account,
         sent=account.sent + after.added - before.added,
@@ -177,15 +174,13 @@ def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals
         dead=account.dead + _growth(before.dead, after.dead),
         # a pending entry that was deleted may yet be settled by its holder
         lost=max(0, lost + after.lost - before.lost),
-        latency=Latency(counts),
+        latency=Latency(Counter(account.latency.counts) + Counter(grown)),
     )
 
 
 def _lost_its_last_writes(before: GroupTotals, after: GroupTotals) -> bool:
-    """Returns whether the server is as it was a while ago, as after a failover or a restart.
-
-    A group that was made anew has another `base`, or has settled nothing.
-    """
+    """Returns whether the server is as it was a while ago, as after a failover."""
+    # a group that was made anew has another base, or has settled nothing
     if before.base is None or after.base != before.base or after.settled == 0 < before.settled:
         return False
     return any(getattr(after, name) < getattr(before, name) for name in _GROWING)

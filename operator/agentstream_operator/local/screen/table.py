@@ -76,7 +76,7 @@ class ViewTable:
                 running,
                 f"{group.account.acknowledged:,}",
                 self._number(group.resource, "dead", group.dead),
-                state if group.crashing is None else Text(group.crashing, style="red"),
+                state if group.crashing is None else Text(printable(group.crashing), style="red"),
             )
         return table
 
