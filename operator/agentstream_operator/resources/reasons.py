@@ -240,7 +240,8 @@ class ConditionReason(StrEnum):
     )
     TRIMMED_UNSETTLED = (
         "TrimmedUnsettled",
-        "`onFull: TrimOldest` removed messages that a group had not settled.",
+        "Messages that a group had not settled were removed: by `onFull: TrimOldest`, or as they had more than"
+        " 17 MiB.",
         "Let consumers catch up, or choose another `onFull`.",
     )
     JANITOR_FAILED = (

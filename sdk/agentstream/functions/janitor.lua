@@ -15,6 +15,29 @@ local NODES = 500
 local NODE = 1000
 -- For so many ms at least, what became of broadcasts is kept for who waits for it.
 local KEPT = 60000
+-- For so many ms, an entry that is larger than any message is left to consumers.
+local TIME_FOR_OVERSIZED = 10000
+
+-- Deletes the first and the last entry if they are larger than any message: the server copies both whenever it is asked about
+-- the stream. Consumers have a while to make dead letters of them; groups that did not read one lose it. Returns whether it
+-- deleted any.
+local function delete_oversized(key, base, info, counted, now, r)
+  local has_deleted = false
+  for _, name in ipairs({'first-entry', 'last-entry'}) do
+    local e = info[name]
+    local age = e and now - ms_of(e[1])
+    if e and size_of(e[2]) > LARGEST and (age < 0 or age >= TIME_FOR_OVERSIZED) and redis.call('XDEL', key, e[1]) == 1 then
+      has_deleted = true
+      for group, g in pairs(counted) do
+        if less(g['last-delivered-id'], e[1]) then
+          tally(base .. ':stats:' .. group, 'overrun', 1)
+          r.overrun = r.overrun + 1
+        end
+      end
+    end
+  end
+  return has_deleted
+end
 
 -- Does the part of each declared group. One whose keys stop it is left out, and named with the error: agents write these keys,
 -- and must not keep the janitor from other groups.
@@ -276,6 +299,9 @@ local function janitor(keys, args)
   counted, r.missing = counted_groups(key, base, declared, now)
   -- it is not known where a missing group will resume, so nothing may be trimmed
   if r.missing then return cjson.encode(r) end
+  if delete_oversized(key, base, info, counted, now, r) then
+    info, r.more = info_of(key, reading), true
+  end
   for_each(declared, r, function(d)
     local limit = removable(base .. ':stats:' .. d.name, counted[d.name], now)
     if limit == 0 then return end
@@ -319,9 +345,8 @@ local function janitor(keys, args)
   r.trimmed = trim_before(key, minid, limit, on_full == 'Backpressure' and info.length >= max_length)
   local excess = info.length - r.trimmed - max_length
   if on_full == 'TrimOldest' and excess > 0 then
-    local n
-    n, r.overrun = trim_oldest(key, base, info.length - r.trimmed, max_length, limit, declared, waiting, known)
-    r.trimmed = r.trimmed + n
+    local n, overrun = trim_oldest(key, base, info.length - r.trimmed, max_length, limit, declared, waiting, known)
+    r.trimmed, r.overrun = r.trimmed + n, r.overrun + overrun
   elseif on_full == 'TrimAcknowledged' and floor and excess > 0 then
     -- LIMIT bounds the number, MINID trims only entries that every group has settled
     local n = redis.call('XTRIM', key, 'MINID', '~', floor, 'LIMIT', math.min(excess, limit))
