@@ -338,6 +338,23 @@ async def test_an_entry_of_too_many_fields_ends_as_any_other_but_keeps_only_its_
     await world.everything_works()
 
 
+async def test_what_is_longer_than_anything_that_agents_need_is_not_read_at_each_pass(world: World) -> None:
+    long, later = "x" * 5_000, f"{FAR}-1"
+    world.write("HSET", PARKED, later, long, f"{FAR}-2", "retrying")
+    world.write("HSET", KEYS.order, long, later, "k", later)
+    world.write("XADD", KEYS.retry("g"), "*", "m", "x")
+    world.write("XADD", KEY, "*", "m", "x")
+    for name in (long, "c"):
+        world.write("XGROUP", "CREATECONSUMER", KEY, "g", name)
+    world.admin.xreadgroup("g", long, {KEY: ">"})
+    assert not (await world.janitor()).failed
+    assert set(world.admin.hkeys(PARKED)) == {f"{FAR}-2", "since"}
+    assert world.admin.hkeys(KEYS.order) == ["k"]
+    assert [one["name"] for one in world.admin.xinfo_consumers(KEY, "g")] == ["c"]
+    world.admin.delete(PARKED, KEYS.order)
+    await world.everything_works()
+
+
 async def test_an_entry_that_is_larger_than_any_message_is_not_copied_for_ever(world: World) -> None:
     large, largest_message = ("f", b"x" * (1 << 20)) * 18, ("m", b"x" * (16 << 20))
     now = int(world.admin.time()[0]) * 1000

@@ -240,8 +240,7 @@ class ConditionReason(StrEnum):
     )
     TRIMMED_UNSETTLED = (
         "TrimmedUnsettled",
-        "Messages that a group had not settled were removed: by `onFull: TrimOldest`, or as they had more than"
-        " 17 MiB.",
+        "Messages that a group had not settled were removed, by `onFull: TrimOldest` or as too large.",
         "Let consumers catch up, or choose another `onFull`.",
     )
     JANITOR_FAILED = (

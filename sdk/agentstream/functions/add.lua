@@ -42,6 +42,7 @@ local function message_at(args, first, order_key, known, last)
       if known[once] == nil then known[once] = redis.call('GET', once) end
     elseif name == 'key' then
       key = value
+      check_length(key, LONGEST_TEXT)
       if last[key] == nil then last[key] = redis.call('HGET', order_key, key) end
     elseif name == 'receipts' then
       receipts = value

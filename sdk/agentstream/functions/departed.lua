@@ -88,7 +88,8 @@ local function remove_consumers(key, base, group, limit, is_gone)
   end
   local remain, last_seen = false
   for name, c in pairs(found) do
-    if #removed < limit and c.pending == 0 and is_gone(name, c.idle) then
+    -- no process has too long a name, which would be copied at each look: what it holds, others took from the group
+    if #removed < limit and (c.pending == 0 and is_gone(name, c.idle) or #name > LONGEST_NAME) then
       redis.call('XGROUP', 'DELCONSUMER', c.stream, group, name)
       if c.also then redis.call('XGROUP', 'DELCONSUMER', c.also, group, name) end
       removed[#removed + 1] = name

@@ -223,7 +223,7 @@ local function forget_parked(base, group, minid, broadcast)
   for i = 1, #page[2], 2 do
     local id, state = page[2][i], page[2][i + 1]
     -- an agent may have written something else than an id
-    local is_over = state == 'retrying' and retries == 0
+    local is_over = #state > LONGEST_ID or state == 'retrying' and retries == 0
       or state ~= 'retrying' and not (is_id(id) and not less(id, minid))
     -- receipts ask for what is not too old: its retry was lost
     if is_over and state == 'retrying' and broadcast and is_id(id) and not less(id, minid) then
@@ -255,8 +255,8 @@ local function forget_order(base, declared, minid)
   local page = redis.call('HSCAN', order, redis.call('HGET', meta, 'order:at') or '0', 'COUNT', PAGE)
   for i = 1, #page[2], 2 do
     local id = page[2][i + 1]
-    -- a producer may have written something else than an id
-    if not is_id(id) or (less(id, minid) and not is_retried(base, declared, id)) then
+    -- a producer may have written something else than an id, and for a longer key than any message has
+    if not is_id(id) or #page[2][i] > LONGEST_TEXT or (less(id, minid) and not is_retried(base, declared, id)) then
       redis.call('HDEL', order, page[2][i])
       forgotten = forgotten + 1
     end
@@ -307,6 +307,8 @@ local function janitor(keys, args)
     if limit == 0 then return end
     local gone = #remove_consumers(key, base, d.name, limit, function(_, idle) return idle >= FORGET end)
     r.forgotten, r.more = r.forgotten + gone, r.more or gone == PAGE
+    -- what they held is pending no more
+    if gone > 0 then counted[d.name] = groups_of(key)[d.name] end
   end)
   -- if the clock jumped ahead, nothing is trimmed before new entries have ids of the new time
   local clock = math.min(now, ms_of(info['last-generated-id']))
