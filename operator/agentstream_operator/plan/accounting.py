@@ -104,8 +104,7 @@ def counters(
     def count(name: str) -> int:
         return stats.get(name, 0)
 
-    is_followed = group.exists and "base:read" in stats
-    base = (count("base:read"), count("base:settled")) if is_followed else None
+    base = (count("base:read"), count("base:settled")) if group.exists and "base:read" in stats else None
     # the server's own count jumps where entries were deleted
     read = stream.added - group.undelivered if group.exact else group.read
     vanished, unsettled = 0, group.undelivered + group.pending
@@ -121,12 +120,12 @@ def counters(
     retries = group.retry_length + group.delayed
     retries_gone = max(0, requeued - count("resettled") - retries)
 
-    def since(name: str) -> int:
-        return count(name) - count(f"base:{name}")
-
-    trimmed = 0 if trims_oldest else max(0, since("trimmed"))
-    is_sure = base is not None and "base:unsure" not in stats and group.exact
-    taken = max(0, vanished - since("overrun")) + trimmed + max(0, retries_gone - count("base:gone"))
+    trimmed = 0 if trims_oldest else max(0, count("trimmed") - count("base:trimmed"))
+    taken = max(0, vanished - count("overrun") + count("base:overrun"))
+    taken += trimmed + max(0, retries_gone - count("base:gone"))
+    if base is None or "base:unsure" in stats or not group.exact:
+        # a flood must not hide what was known before
+        taken = before.taken if base is not None and before is not None and before.base == base else 0
     return GroupTotals(
         added=stream.added,
         acked=count("acked"),
@@ -140,19 +139,18 @@ def counters(
         open=unsettled,
         retries=retries,
         base=base,
-        taken=taken if is_sure else 0,
+        taken=taken,
         buckets={_bound(k): v for k, v in stats.items() if k.startswith(_BUCKET)},
     )
 
 
 def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals) -> Account:
     """Returns the account after one more observation."""
+    lost = account.lost
     if _lost_its_last_writes(before, after):
         # which of the entries that are gone had been settled is not known; the last ones hardly
-        gone = min(max(0, before.added - after.added), before.open)
-        account = replace(account, lost=account.lost + gone)
+        lost += min(max(0, before.added - after.added), before.open)
         before = before.at_most(after)
-    lost = account.lost
     if after.settled < before.settled:
         # all that belongs to the group is gone
         lost += before.retries

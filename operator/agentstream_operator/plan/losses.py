@@ -1,7 +1,4 @@
-"""Decides what others did to a stream and its groups that the server does not forbid, and how it is healed.
-
-Nothing but the present observation counts, so an operator that was away sees the same.
-"""
+"""Decides what others did to a stream and its groups that the server does not forbid, and how it heals."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ local function begin_account(base, group, read)
   for name, value in pairs(values) do
     redis.call('HSET', base .. ':stats:' .. group, 'base:' .. name, string.format('%.0f', value))
   end
-  redis.call('HDEL', base .. ':stats:' .. group, 'base:unsure')
+  redis.call('HDEL', base .. ':stats:' .. group, 'base:unsure', 'base:taken')
 end
 
 -- Whether others took entries from a group that has read so many. Begins its account if it was not known where, and anew if it
@@ -45,6 +45,6 @@ local function place(key, base, group, id, info, pending, left)
     begin_account(base, group, read - pending)
   else
     redis.call('XGROUP', 'SETID', key, group, id)
-    redis.call('HDEL', base .. ':stats:' .. group, 'base:read', 'base:settled')
+    redis.call('HDEL', base .. ':stats:' .. group, 'base:read', 'base:settled', 'base:taken')
   end
 end

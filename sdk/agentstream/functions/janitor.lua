@@ -160,10 +160,14 @@ end
 local function record_checkpoint(key, base, info, g, pending, unread)
   local checkpoint = g['last-delivered-id']
   if less(info['last-generated-id'], checkpoint) then return end
+  local stats = base .. ':stats:' .. g.name
+  local lost = redis.pcall('HGET', stats, 'base:taken') == '1'
   if unread then
-    local fine, lost = pcall(check_account, key, base, g, info['entries-added'] - unread)
-    if fine and lost then return end
+    local fine, is_lost = pcall(check_account, key, base, g, info['entries-added'] - unread)
+    if fine and is_lost ~= lost then redis.call('HSET', stats, 'base:taken', is_lost and '1' or '0') end
+    lost = fine and is_lost
   end
+  if lost then return end
   if pending and not less(checkpoint, pending) then checkpoint = before(pending) end
   if redis.call('HGET', base .. ':meta', 'checkpoint:' .. g.name) ~= checkpoint then
     redis.call('HSET', base .. ':meta', 'checkpoint:' .. g.name, checkpoint)
