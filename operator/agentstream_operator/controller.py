@@ -11,6 +11,9 @@ import kopf
 from agentstream_operator.cluster.kinds import OWNED_KINDS, RESOURCES, ApiKind
 from agentstream_operator.cluster.labels import OURS
 
+_AT_A_TIME = 8
+"""Objects of a list that are decoded together: one of 1 MB may take 30 MB then."""
+
 OnEvent = Callable[[ApiKind, str | None, dict[str, Any]], None]
 """Takes a kind, the event type (None: of the initial list), and the object."""
 
@@ -29,6 +32,7 @@ async def watch(on_event: OnEvent, namespaces: Sequence[str] | None, stop: threa
     settings.persistence.diffbase_storage = _NoDiffs()
     settings.persistence.progress_storage = _NoProgress()
     settings.queueing.idle_timeout = 0.1
+    settings.watching.chunk_size = _AT_A_TIME
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
     for kind in OWNED_KINDS:

@@ -146,6 +146,26 @@ async def test_groups_without_consumers_need_no_more_rights(guarded: Kubectl) ->
     assert submit(guarded, OUTSIDER, {**plain, "spec": {**plain["spec"], "deliver": "All"}}) == ""
 
 
+EDITOR = "editor"
+
+
+async def test_who_may_edit_the_namespace_is_refused_nothing(guarded: Kubectl) -> None:
+    # without a controller, `edit` itself stays empty
+    guarded("create", "rolebinding", "edits", "--clusterrole=system:aggregate-to-edit", f"--user={EDITOR}")
+    rights = ["--verb=get,create,patch,update", "--resource=consumergroups.agentstream.dev"]
+    guarded("create", "role", EDITOR, *rights)
+    guarded("create", "rolebinding", EDITOR, f"--role={EDITOR}", f"--user={EDITOR}")
+    await refused(guarded, OUTSIDER, a_group("x", template=a_template()), NO_DEPLOYMENTS)
+    scaling = {"mode": "HPA", "maxReplicas": 3}
+    for change in ({"replicas": 1}, {"replicas": 2}, {"autoscaling": scaling}, {"suspend": True}):
+        for workload in ({"template": a_template()}, {"deploymentRef": {"name": "theirs"}}):
+            group = a_group(f"by-{next(iter(workload)).lower()}", **workload, **change)
+            assert submit(guarded, EDITOR, group) == ""
+            group["metadata"]["name"] += "-gitops"
+            how = ("--server-side", "--force-conflicts", "--field-manager=gitops")
+            assert submit(guarded, EDITOR, group, *how) == ""
+
+
 async def test_a_large_template_is_judged_within_the_servers_limits_on_cost(guarded: Kubectl) -> None:
     await refused(guarded, OUTSIDER, a_group("x", template=a_template()), NO_DEPLOYMENTS)
 

@@ -335,3 +335,16 @@ async def test_what_others_put_into_objects_with_our_labels_harms_no_other(
     own_team.create(theirs)
     await own_team.ready(theirs)
     assert (await operator.probe("/readyz"))[0] == 200
+
+
+async def test_large_objects_take_no_more_memory_than_there_is(deploy: Deploy, own_team: Team) -> None:
+    for number in range(16):
+        schema = {"type": "object", "x": [{}] * 330_000}
+        own_team.create(a_stream(f"large-{number}", contracts=[{"type": "event", "schema": schema}]))
+    operator = deploy()
+    await operator.leading()
+    # which is told of by a watch, after all of its list
+    own_team.create(a_stream("after"))
+    await own_team.ready(a_stream("after"), timeout=90)
+    # the chart's limit is 512 MiB, and decoded together these take 500 beside the operator's 90
+    assert operator.most_memory() < 400

@@ -162,6 +162,12 @@ class Deployed:
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
         return {name: float(value) for name, _, value in lines}
 
+    def most_memory(self) -> int:
+        """The most memory that the process has had, in MiB."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024
+
     async def probe(self, path: str) -> tuple[int, str]:
         """What a probe of the kubelet gets."""
         try:
