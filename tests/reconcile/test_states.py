@@ -387,3 +387,19 @@ def test_reconciling_always_converges_and_then_writes_nothing(server: Server) ->
     # a failing run is not shrunk: each step talks to a real server, and would be repeated for minutes
     bounds = settings(max_examples=50, stateful_step_count=20, phases=[Phase.reuse, Phase.generate])
     run_state_machine_as_test(Reconciling, settings=bounds)
+
+
+def test_a_group_whose_stream_nobody_makes_keeps_its_agent_from_nothing(server: Server) -> None:
+    Reconciling.server = server
+    state = Reconciling()
+    try:
+        at = {"paused": False, "policy": "Retain"}
+        shared = {**at, "name": "b", "producers": [], "shared": True}
+        state.put_stream(management="ObserveOnly", namespace="one", **shared)
+        state.put_stream(management="Managed", namespace="two", **shared)
+        state.put_group(name="a", namespace="two", group="g", lease="10s", stream="b", workload=False, **at)
+        of_its_own = {"name": "a", "producers": ["a"], "shared": False}
+        state.put_stream(management="Managed", namespace="two", **at, **of_its_own)
+        state.settle()
+    finally:
+        state.teardown()

@@ -62,8 +62,10 @@ local function is_id(text)
   return ms ~= nil and is_part(ms) and is_part(seq)
 end
 
--- A number that an agent may have written, if it is a whole one that is kept exactly; else nil.
+-- A number that an agent may have written, if it is a whole one that is kept exactly; else nil. Text has digits only: the
+-- server, and who measures, read ` 7 ` as no number.
 local function whole(text)
+  if type(text) == 'string' and string.find(text, '%D') then return nil end
   local number = tonumber(text)
   return number and number >= 0 and number < 1e15 and math.floor(number) == number and number or nil
 end

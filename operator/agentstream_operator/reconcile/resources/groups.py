@@ -131,8 +131,12 @@ def _remember(context: Context, group: ConsumerGroup, seen: StreamSeen | None, p
     memory = context.state.memory.groups[group.key]
     found = seen.groups.get(group.group_name) if seen is not None else None
     stream = context.state.resources.streams.get(stream_of(group))
-    if seen is not None and seen.type == "none" and stream is not None and managed(stream):
-        # the stream is about to be created again; until then its agents keep their rights
+    if (
+        (seen is not None and seen.type == "none")
+        and (stream is not None and managed(stream))
+        and context.state.memory.streams[stream.key].usable is not False
+    ):
+        # the stream is about to be created again, as no other has its key; its agents keep their rights
         return
     in_place = NO_CONFLICT in plan.conditions and STREAM_READY in plan.conditions
     serves = in_place and (bool(plan.actions) or (found is not None and found.exists))
