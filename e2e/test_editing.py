@@ -164,6 +164,7 @@ EDITS = (
         ),
     ),
     Edit("agentstream/tasks", "broadcast", True, _route("coder", "broadcast", True)),
+    Edit("agentstream/tasks", "maxMessageBytes", 4096, _route("coder", "max_message_bytes", 4096)),
     Edit(
         "agentstream/watched",
         "managementPolicy",
