@@ -44,7 +44,9 @@ class Ledger:
 
     def records(self, *kinds: str) -> list[Record]:
         """All lines of these kinds, in the order in which they were written."""
-        rows = [line.split() for line in self.path.read_text(encoding="utf-8").splitlines()]
+        # the last line may be seen while it is written
+        whole, _, _ = self.path.read_text(encoding="utf-8").rpartition("\n")
+        rows = [line.split() for line in whole.splitlines()]
         return [
             Record(what, int(number), int(attempt), int(fence), who)
             for what, number, attempt, fence, who in rows

@@ -80,7 +80,9 @@ class Consumers:
 
     def lines(self) -> list[tuple[str, str, int, int]]:
         """What happened so far: what, key, number, and the process."""
-        parts = (line.split() for line in self._path.read_text().splitlines())
+        # the last line may be seen while it is written
+        whole, _, _ = self._path.read_text().rpartition("\n")
+        parts = (line.split() for line in whole.splitlines())
         return [(what, key, int(n), int(pid)) for what, key, n, pid in parts]
 
     def of(self, number: int) -> int:
