@@ -76,6 +76,15 @@ def _sender(server: Server) -> socket.socket:
     return connection
 
 
+def _is_cut_off(connection: socket.socket, data: bytes) -> bool:
+    """Whether the server has ended a connection, on which more is sent otherwise."""
+    try:
+        connection.sendall(data)
+    except OSError:
+        return True
+    return False
+
+
 async def test_who_sends_and_does_not_read_is_cut_off(limited: Server, broker: Broker) -> None:
     with limited.admin() as admin:
         for _ in range(40):
@@ -84,15 +93,7 @@ async def test_who_sends_and_does_not_read_is_cut_off(limited: Server, broker: B
         with closing(_sender(limited)) as hostile:
             # 40 MiB each, of which it takes none
             ask = _pack(b"XRANGE", KEY.encode(), b"-", b"+")
-
-            def is_cut_off() -> bool:
-                try:
-                    hostile.sendall(ask)
-                except OSError:
-                    return True
-                return False
-
-            await until(is_cut_off)
+            await until(lambda: _is_cut_off(hostile, ask))
         await others_go_on(limited, broker)
 
 
@@ -101,15 +102,7 @@ async def test_a_command_that_never_ends_is_cut_off(limited: Server, broker: Bro
         with closing(_sender(limited)) as hostile:
             hostile.sendall(b"*1000000\r\n$4\r\nPING\r\n")
             argument = b"$8388608\r\n" + bytes(8 << 20) + b"\r\n"
-
-            def is_cut_off() -> bool:
-                try:
-                    hostile.sendall(argument)
-                except OSError:
-                    return True
-                return False
-
-            await until(is_cut_off)
+            await until(lambda: _is_cut_off(hostile, argument))
         await others_go_on(limited, broker)
 
 

@@ -54,6 +54,13 @@ def sent(admin: redis.Redis, count: int = 100) -> list[str]:
     return [admin.xadd(KEY, {"m": str(n)}) for n in range(count)]
 
 
+async def unread(op: Operator, admin: redis.Redis) -> None:
+    """Declares stream and groups, and has the operator see a hundred messages that neither has read."""
+    await op.put(STREAM, CODER, AUDITOR)
+    sent(admin)
+    await until(lambda: op.engine.view().groups[1].backlog == 100)
+
+
 ATTACKS: dict[str, tuple[str, Attack, ConditionReason, int]] = {
     "adding trims": (
         "planner",
@@ -104,9 +111,7 @@ async def test_messages_that_others_take_from_a_group_are_told(
 ) -> None:
     agent, act, reason, count = ATTACKS[attack]
     async with operator(server.url) as op:
-        await op.put(STREAM, CODER, AUDITOR)
-        sent(admin)
-        await until(lambda: op.engine.view().groups[1].backlog == 100)
+        await unread(op, admin)
         assert condition(op, CODER.key, ConditionType.MESSAGES_LOST) == ("False", ConditionReason.NONE_LOST)
         with login(op, server, agent) as connection:
             act(connection)
@@ -122,9 +127,7 @@ async def test_they_are_told_by_an_operator_that_was_away(
 ) -> None:
     agent, act, reason, _ = ATTACKS[attack]
     async with operator(server.url) as op:
-        await op.put(STREAM, CODER, AUDITOR)
-        sent(admin)
-        await until(lambda: op.engine.view().groups[1].backlog == 100)
+        await unread(op, admin)
         connection, cluster = login(op, server, agent), op.cluster
     with connection:
         act(connection)
@@ -173,10 +176,8 @@ async def test_what_is_still_there_is_delivered_again_if_that_is_wanted(
 ) -> None:
     agent, act, reason, _ = ATTACKS[attack]
     async with operator(server.url) as op:
-        await op.put(STREAM, CODER, AUDITOR)
         everything = [str(n) for n in range(100)]
-        sent(admin)
-        await until(lambda: op.engine.view().groups[1].backlog == 100)
+        await unread(op, admin)
         with login(op, server, agent) as connection:
             act(connection)
         await until(lambda: condition(op, CODER.key, ConditionType.MESSAGES_LOST) == ("True", reason))
@@ -197,9 +198,7 @@ async def test_what_is_gone_is_written_off_if_that_is_wanted(
 ) -> None:
     agent, act, reason, _ = ATTACKS[attack]
     async with operator(server.url) as op:
-        await op.put(STREAM, CODER, AUDITOR)
-        sent(admin)
-        await until(lambda: op.engine.view().groups[1].backlog == 100)
+        await unread(op, admin)
         with login(op, server, agent) as connection:
             act(connection)
         await until(lambda: condition(op, CODER.key, ConditionType.MESSAGES_LOST) == ("True", reason))
@@ -231,9 +230,7 @@ async def test_a_group_that_may_not_be_changed_is_told_of_and_not_healed(
     server: Server, admin: redis.Redis, stream: AgentStream, group: ConsumerGroup
 ) -> None:
     async with operator(server.url) as op:
-        await op.put(STREAM, CODER, AUDITOR)
-        sent(admin)
-        await until(lambda: op.engine.view().groups[1].backlog == 100)
+        await unread(op, admin)
         op.declare(stream, healing(group, "repeat"))
         await until(lambda: said(op, CODER.key) == ("True", ConditionReason.PAUSED, ""))
         admin.xreadgroup("coder", "x", {KEY: ">"}, noack=True)

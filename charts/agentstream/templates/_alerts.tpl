@@ -74,7 +74,7 @@ something about the server.
     summary: A client added an entry with an id of the future to a stream.
     description: >-
       {{`{{ $value }}`}} AgentStreams have ids that are later than the server's clock: minAge trims nothing, signed messages
-      are refused as replayed and, after the last id that there is, nobody can add any more.
+      are refused as replayed and, after the highest id, the stream takes no more entries.
 {{- if .Values.metricsServer.enabled }}
 {{- $job = printf "%s-metrics-server" (include "agentstream.fullname" .) }}
 {{- $of = default (printf "namespace=%q,job=%q" .Release.Namespace $job) .Values.metrics.prometheusRule.selector }}

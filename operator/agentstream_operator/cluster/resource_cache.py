@@ -175,7 +175,7 @@ class ResourceCache:
         """Takes an object that the operator made. One that it cannot read stands for none."""
         try:
             return self._owned.put(found)
-        except Exception:  # noqa: BLE001 - see above
+        except Exception:  # noqa: BLE001 - the others are read
             _log.exception("%s: cannot be read; all others are", found["kind"])
             return None
 
@@ -183,7 +183,7 @@ class ResourceCache:
         """Takes a resource; whatever fails about it concerns no other."""
         try:
             self._take(kind, found)
-        except Exception:  # noqa: BLE001 - see above
+        except Exception:  # noqa: BLE001 - the others are read
             _log.exception("%s: could not be taken; all others are", _key(kind, found))
 
     def _take(self, kind: ApiKind, found: Json) -> None:

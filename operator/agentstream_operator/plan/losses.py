@@ -34,7 +34,7 @@ def ids_in_the_future(seen: StreamSeen) -> ConditionUpdate:
     if ms <= seen.now + AHEAD:
         return ConditionUpdate(kind, "False", ConditionReason.IDS_CURRENT)
     if ms == sequence == _LAST:
-        message = f"the id {seen.last} was added, the last one that there is: nobody can add any more"
+        message = f"the id {seen.last} was added, the highest that there is: the stream takes no more entries"
         return ConditionUpdate(kind, "True", ConditionReason.IDS_EXHAUSTED, message)
     message = f"the stream's ids are later than the server's clock: {seen.last} or a lower one was added"
     return ConditionUpdate(kind, "True", ConditionReason.IDS_IN_THE_FUTURE, message)

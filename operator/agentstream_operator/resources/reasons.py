@@ -261,7 +261,7 @@ class ConditionReason(StrEnum):
     )
     IDS_EXHAUSTED = (
         "IdsExhausted",
-        "A client added an entry with the last id that there is: nobody can add any more.",
+        "A client added an entry with the highest id: the stream takes no more entries.",
         "As for `IdsInTheFuture`.",
     )
     NONE_LOST = "NoneLost", "What the group has read is settled or pending."

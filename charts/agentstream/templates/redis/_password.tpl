@@ -13,7 +13,7 @@ asks for it.
 
 {{/*
 Changes with the embedded server's password, in annotations that more people may read than the Secret: by scrypt, so
-that a weak password, which somebody else has put into the Secret, cannot be guessed from it.
+that a weak password, if one was put into the Secret, cannot be guessed from it.
 */}}
 {{- define "agentstream.redisChecksum" -}}
 {{- if not (hasKey .Values.redis "checksum") -}}

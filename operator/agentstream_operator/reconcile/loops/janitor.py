@@ -77,7 +77,7 @@ class Janitor:
         """Notes a failure that is one stream's: the others go on."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - the others go on
             self.server.note_failure(Loop.CLEAN, stream.key, error)
 
     def _take(

@@ -74,7 +74,7 @@ class Monitor:
                     await self._check_group(group)
                 except (ClusterRefused, ClusterUnavailable):
                     pass
-                except Exception as error:  # noqa: BLE001 - see above
+                except Exception as error:  # noqa: BLE001 - the other groups go on
                     self._server.note_failure(Loop.MEASURE, group.key, error)
                 else:
                     self._state.failures.fine(Loop.MEASURE, group.key)

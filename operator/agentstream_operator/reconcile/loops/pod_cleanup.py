@@ -124,7 +124,7 @@ class PodCleanup:
         """Runs a step for a workload; its failure concerns no other."""
         try:
             await step
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - the others go on
             self.state.failures.failed(Loop.PODS, workload, error)
         else:
             self.state.failures.fine(Loop.PODS, workload)

@@ -66,7 +66,7 @@ class ServerWatch:
             return
         try:
             await step
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - the loop goes on
             self.state.failures.not_completed(loop, error)
             self.note_failure(loop, loop, error)
         else:
