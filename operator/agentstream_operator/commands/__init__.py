@@ -1,0 +1,1 @@
+"""Shows and changes what is in the queues, from a terminal."""

@@ -1,0 +1,1 @@
+"""Answers over HTTP what is in the queues, and takes replays."""
