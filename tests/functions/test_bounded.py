@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import pytest
 import redis
 
-from agentstream.protocol import commands
+from agentstream.protocol import commands, replaying
 from agentstream.protocol.commands import DONE, MORE, PAGE, Command, GroupCalls
 from agentstream.protocol.entry import Entry, Source
 from agentstream.protocol.keys import StreamKeys
+from agentstream.protocol.replaying import FIRST, LAST, parse_page
 from agentstream.protocol.routes import Consumes
 from agentstream.transport.client import Client
 from agentstream_operator.broker.broker import Broker
@@ -253,6 +254,17 @@ async def janitor(world: World) -> None:
     assert world.admin.xlen(f"{KEY}:dlq:g") <= world.n + 100
 
 
+async def page(world: World) -> None:
+    found, start = 0, FIRST
+    while True:
+        got = parse_page(await world.call(*replaying.page(KEY, start, LAST, 10_000)))
+        found += len(got.entries)
+        if got.next is None:
+            break
+        start = got.next
+    assert found == 2 * world.n
+
+
 async def revision(world: World) -> None:
     await world.call(*commands.REVISION)
 
@@ -286,6 +298,7 @@ CASES: dict[str, Case] = {
     "as1_orphan": release_pod,
     "as1_remove_consumers": remove_consumers,
     "as1_janitor": janitor,
+    "as1_page": page,
     "as1_revision": revision,
 }
 

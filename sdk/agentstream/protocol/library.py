@@ -14,6 +14,7 @@ from agentstream.protocol.commands import REVISION
 FILES = (
     "common",
     "entries",
+    "page",
     "leases",
     "add",
     "settle",

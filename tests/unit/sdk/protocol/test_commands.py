@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from agentstream.protocol import commands, library
+from agentstream.protocol import commands, library, replaying
 from agentstream.protocol.commands import Command, GroupCalls
 from agentstream.protocol.entry import Source, parse_entry
 from agentstream.protocol.envelope import MessageType
@@ -62,6 +62,7 @@ CALLS: list[Command] = [
     commands.release_pod(KEY, "coder", ("pod", 5), "-", for_good=True, retries=False),
     commands.remove_consumers(KEY, "coder", "pod", None),
     commands.janitor(KEY, (1, 2, 3, "TrimOldest", 4), [("coder", 5, 6)], trusts_lag=True, broadcast=False),
+    replaying.page(KEY, replaying.FIRST, replaying.LAST, 10),
 ]
 # what arguments of these names must be
 MEANING = {
