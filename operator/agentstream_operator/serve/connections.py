@@ -45,7 +45,7 @@ _SAY_AGAIN = 60.0
 _BODY = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class Caller(Enum):
+class Peer(Enum):
     """What is known of the client of a connection."""
 
     UNKNOWN = auto()
@@ -56,7 +56,7 @@ class Caller(Enum):
     """Its certificate has been verified."""
 
 
-GRACE = {Caller.UNKNOWN: 0.5, Caller.STRANGER: 0.25}
+GRACE = {Peer.UNKNOWN: 0.5, Peer.STRANGER: 0.25}
 """Seconds that a connection has before it may have to give way: for its handshake, then for its request."""
 
 
@@ -65,7 +65,7 @@ class Place:
     """The place that a connection takes: whose it is, and since when (monotonic seconds) that is known."""
 
     since: float
-    caller: Caller = Caller.UNKNOWN
+    caller: Peer = Peer.UNKNOWN
 
     @property
     def kept_until(self) -> float:
@@ -78,7 +78,7 @@ def giving_way(places: Collection[Place], now: float) -> tuple[Place | None, flo
 
     Returns it and 0. Else returns None and the seconds to wait; 0 if a place is free.
     """
-    others = [place for place in places if place.caller is not Caller.VERIFIED]
+    others = [place for place in places if place.caller is not Peer.VERIFIED]
     if len(others) < STRANGERS and len(places) < ALL:
         return None, 0.0
     first = min(others, key=lambda place: place.kept_until, default=None)
@@ -109,7 +109,7 @@ class Connection(H11Protocol):
         names = common_names(transport.get_extra_info("peercert")) if verified else None
         self.app = _with_peer(self.app, names)
         self._place.since = self.loop.time()
-        self._place.caller = Caller.STRANGER if names is None else Caller.VERIFIED
+        self._place.caller = Peer.STRANGER if names is None else Peer.VERIFIED
         self.timeout_keep_alive_task = self.loop.call_later(FIRST_REQUEST, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -177,7 +177,7 @@ class Acceptor:
 
     def drop_unknown(self) -> None:
         """Ends the connections whose handshake is not finished."""
-        for place in [place for place in self._open if place.caller is Caller.UNKNOWN]:
+        for place in [place for place in self._open if place.caller is Peer.UNKNOWN]:
             self._drop(place)
 
     async def close(self) -> None:

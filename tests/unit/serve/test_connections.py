@@ -18,17 +18,17 @@ from agentstream_operator.metrics_api.certificates import ServingCertificates
 from agentstream_operator.metrics_api.request_header import RequestHeaderConfig
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.serve import connections
-from agentstream_operator.serve.connections import GRACE, Caller, Place, giving_way
+from agentstream_operator.serve.connections import GRACE, Peer, Place, giving_way
 from agentstream_operator.serve.http import HttpServer, listening, serving
 from support.apiserver import write_certificate
 from support.waiting import until
 
-UNKNOWN, STRANGER, VERIFIED = Caller.UNKNOWN, Caller.STRANGER, Caller.VERIFIED
+UNKNOWN, STRANGER, VERIFIED = Peer.UNKNOWN, Peer.STRANGER, Peer.VERIFIED
 PLAIN = "text/plain; charset=utf-8"
 HALF = b"GET /apis HTTP/1.1\r\nHost: local"
 
 
-def places(*counts: tuple[int, Caller, float]) -> list[Place]:
+def places(*counts: tuple[int, Peer, float]) -> list[Place]:
     """So many places of such callers since then."""
     return [Place(since, caller) for count, caller, since in counts for _ in range(count)]
 
@@ -52,7 +52,7 @@ def test_a_place_is_free_or_will_be(taken: list[Place], wait: float) -> None:
 
 @pytest.mark.parametrize("rest", [places((99, STRANGER, 99)), places((99, UNKNOWN, 99), (200, VERIFIED, 0))])
 @pytest.mark.parametrize("caller", [UNKNOWN, STRANGER])
-def test_the_one_that_has_had_its_time_longest_gives_way(caller: Caller, rest: list[Place]) -> None:
+def test_the_one_that_has_had_its_time_longest_gives_way(caller: Peer, rest: list[Place]) -> None:
     oldest = Place(98.0, caller)
     assert giving_way([*rest, oldest], 100.0) == (oldest, 0.0)
 
