@@ -50,6 +50,9 @@ class ConditionType(StrEnum):
     )
     CONSUMERS_STALLED = "ConsumersStalled", "Messages are waiting, but none is being settled.", "False"
     DEAD_LETTERING = "DeadLettering", "The group has dead letters.", "False"
+    SUSPENDED = "Suspended", "The replay is held by `suspend: true`.", "False"
+    COMPLETE = "Complete", "The replay has ended well; absent before."
+    FAILED = "Failed", "The replay has ended before its end; absent otherwise.", "False"
 
 
 _READ = "Read the message"
@@ -165,7 +168,7 @@ class ConditionReason(StrEnum):
         "The group was missing on the server and was created again at its last checkpoint.",
         "Expect a few duplicates; find out which client removed the group.",
     )
-    GROUP_DELETED = "GroupDeleted", "The group and its retries were deleted."
+    GROUP_DELETED = "GroupDeleted", "The group and its retries were deleted; a replay of it ends there."
     DATA_LOST = (
         "DataLost",
         "The server lost messages or groups.",
@@ -295,7 +298,7 @@ class ConditionReason(StrEnum):
     )
     SUSPENDED = (
         "Suspended",
-        "`suspend: true`: there are no consumers, and messages wait.",
+        "`suspend: true`: the group has no consumers, and messages wait; or a replay is held where it is.",
         "Set `suspend: false` to resume.",
     )
     NOT_SCALED = (
@@ -329,3 +332,41 @@ class ConditionReason(StrEnum):
         "Read the `reason` and `error` fields of the dead letters, and repair the cause.",
     )
     NO_DEAD_LETTERS = "NoDeadLetters", "The group has no dead letters."
+    GROUP_NOT_FOUND = (
+        "GroupNotFound",
+        "The ConsumerGroup does not exist in the namespace, or is not in effect.",
+        "Create it, or read its conditions; the replay begins by itself. Delete a replay with a wrong name.",
+    )
+    WAITING_FOR_REPLAY = (
+        "WaitingForReplay",
+        "Another replay of the group is at work, and a group has one at a time.",
+        "Wait; or suspend, or delete, the replay that the message names.",
+    )
+    OUTSIDE_RETENTION = (
+        "OutsideRetention",
+        "The range begins before the oldest message that the stream still has.",
+        f"{_READ}: it says how far back the stream reaches. What was trimmed cannot be replayed.",
+    )
+    NOTHING_MATCHED = (
+        "NothingMatched",
+        "No message of the range matches `select`.",
+        "Compare `from` and `select` with the messages or dead letters that there are.",
+    )
+    WINDOW_FULL = (
+        "WindowFull",
+        "The replay waits: the group has more than `window` retries.",
+        "Nothing; raise `window` or add replicas if it should be faster.",
+    )
+    REPLAYING = "Replaying", "Messages are being replayed, or dead letters removed."
+    REPLAY_STARTED = "ReplayStarted", "The replay began; the message says who asked for it, and why."
+    REPLAY_FINISHED = "ReplayFinished", "Everything that the replay selected was moved or removed."
+    DRY_RUN_FINISHED = "DryRunFinished", "`dryRun: true`: messages were counted, and nothing was changed."
+    REPLAY_FAILED = (
+        "ReplayFailed",
+        "The replay cannot go on; what was moved stays moved, and is counted in the status.",
+        f"{_READ}, remove the cause, and create another replay from `status.cursor` on.",
+    )
+    REPLAY_STOPPED = (
+        "ReplayStopped",
+        "The replay was deleted before it had ended; what was moved stays moved.",
+    )

@@ -56,13 +56,13 @@ class Rule:
         return out
 
 
-def immutable(field: str) -> Rule:
+def immutable(field: str, attribute: str | None = None) -> Rule:
     """Builds a model's rule that an optional field is neither added, changed nor removed after creation.
 
     It belongs to the model, not to the field: the API server does not evaluate a rule of a field that is
-    absent before or after the change.
+    absent before or after the change. `attribute` is the field's name in Python where that is another one.
     """
-    value = attrgetter(to_snake(field))
+    value = attrgetter(attribute or to_snake(field))
     return Rule(
         cel=(
             f"has(self.{field}) == has(oldSelf.{field})"

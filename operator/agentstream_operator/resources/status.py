@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
@@ -18,6 +19,8 @@ __all__ = [
     "ConditionStatus",
     "ConditionType",
     "ConsumerGroupStatus",
+    "ReplayPhase",
+    "StreamReplayStatus",
     "find_condition",
     "set_condition",
 ]
@@ -136,6 +139,53 @@ class ConsumerGroupStatus(StatusPart):
 
     dead_letters: _Count | None = None
     """Number of dead letters."""
+
+
+class ReplayPhase(StrEnum):
+    """How far a replay has come."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class StreamReplayStatus(StatusPart):
+    """Observed state of a replay; some seconds old while it runs, exact once it has finished."""
+
+    observed_generation: _ObservedGeneration = UNOBSERVED
+    """Generation that was reconciled last; -1 before the first time."""
+
+    conditions: _Conditions = Field(default_factory=tuple)
+    """Conditions of the resource."""
+
+    phase: Annotated[ReplayPhase, _WORD] | None = None
+    """Pending, Running, Suspended, Complete or Failed."""
+
+    matched: _Count | None = None
+    """Number of messages looked at so far that match; in a dry run, of all that do."""
+
+    moved: _Count | None = None
+    """Number of messages delivered once more, or of dead letters removed."""
+
+    handled: _Count | None = None
+    """Number of the moved messages that the group has acknowledged."""
+
+    dead: _Count | None = None
+    """Number of the moved messages that became dead letters again."""
+
+    skipped: Annotated[Mapping[str, _Count], Field(max_length=32)] | None = None
+    """Numbers of messages that match and were not moved, by reason."""
+
+    cursor: Annotated[str, Field(max_length=64)] | None = None
+    """Id of the last entry that was looked at."""
+
+    started_at: Annotated[datetime, Field(json_schema_extra={"maxLength": 64})] | None = None
+    """Time when the replay began."""
+
+    finished_at: Annotated[datetime, Field(json_schema_extra={"maxLength": 64})] | None = None
+    """Time when the replay ended."""
 
 
 def find_condition(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:
