@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from starlette.requests import HTTPConnection
+
+from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.streamreplay import StreamReplay
 
 Verb = Literal["get", "list", "create", "patch", "delete"]
 
@@ -30,6 +34,17 @@ class Forbidden(Exception):  # noqa: N818
 
 class Unavailable(Exception):  # noqa: N818
     """What a request needs does not answer; the message says what."""
+
+
+class ReplayRefused(Exception):  # noqa: N818
+    """A change of a replay that is not accepted; the message says why.
+
+    `status` is the HTTP status: 403 without the right to it, 409 for a conflict, 422 for what is invalid.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Authenticator(Protocol):
@@ -57,3 +72,26 @@ class AccessCheck(Protocol):
         Raises:
             Unavailable: it cannot be found out.
         """
+
+
+class Replays(Protocol):
+    """Keeps StreamReplays; they are carried out elsewhere.
+
+    A caller is who asks, for the record: what they may do has been checked. All methods raise `Unavailable`
+    while the place does not answer, those that change something also `ReplayRefused`.
+    """
+
+    async def create(self, caller: Caller, replay: StreamReplay) -> StreamReplay | None:
+        """Creates a replay. Returns it with its uid; None if there is one of that name."""
+
+    async def get(self, key: ResourceKey) -> StreamReplay | None:
+        """Returns a replay, if there is one."""
+
+    async def list(self, namespace: str) -> Sequence[StreamReplay]:
+        """Returns the replays of a namespace; of all of them if it is empty."""
+
+    async def patch(self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any]) -> StreamReplay | None:
+        """Changes fields of a replay's spec, named as in manifests. Returns it; None if there is none."""
+
+    async def delete(self, caller: Caller, key: ResourceKey) -> bool:
+        """Deletes a replay, which stops it. Returns whether there was one."""

@@ -30,6 +30,13 @@ from agentstream_operator.queue_api.documents.numbers import (
     ServerNumbers,
     StreamNumbers,
 )
+from agentstream_operator.queue_api.documents.replays import (
+    PreviewAnswer,
+    ReplayAnswer,
+    ReplayChange,
+    ReplayRequest,
+    ReplaysAnswer,
+)
 
 __all__ = [
     "Answer",
@@ -51,7 +58,12 @@ __all__ = [
     "MessageItem",
     "MessagesAnswer",
     "Mistake",
+    "PreviewAnswer",
     "Problem",
+    "ReplayAnswer",
+    "ReplayChange",
+    "ReplayRequest",
+    "ReplaysAnswer",
     "SearchedStream",
     "ServerNumbers",
     "Signature",
