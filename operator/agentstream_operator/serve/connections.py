@@ -42,7 +42,7 @@ _PAUSE = 1.0
 """Seconds until another try to accept: without a file descriptor, or a place."""
 
 _SAY_AGAIN = 60.0
-_BODY = frozenset({b"content-length", b"transfer-encoding"})
+_LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class Peer(Enum):
@@ -125,8 +125,9 @@ class Connection(H11Protocol):
         self.handle_events()
 
     def on_response_complete(self) -> None:
-        """Waits for the next request, unless this one had a body, which nothing here reads."""
-        if any(name in _BODY for name, _ in self.headers):
+        """Waits for the next request, unless the body of this one is still to come, or has two lengths."""
+        # a proxy may take another one of two for the length: https://www.rfc-editor.org/rfc/rfc9112#section-6.1
+        if self.cycle.more_body or _LENGTHS.issubset(name for name, _ in self.headers):
             self.transport.close()
         super().on_response_complete()
 

@@ -225,6 +225,16 @@ async def test_a_body_that_nobody_reads_ends_the_connection() -> None:
         writer.transport.abort()
 
 
+async def test_after_a_body_that_has_come_in_whole_the_next_request_is_answered() -> None:
+    async with plain() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(PROBE + b"\r\nContent-Length: 3\r\n\r\nabc")
+            assert (await reader.readuntil(b"\r\n\r\n")).split()[1] == b"200"
+            assert await reader.readexactly(3) == b"ok\n"
+        writer.close()
+
+
 async def test_a_head_has_a_largest_size() -> None:
     async with plain() as port:
         for size, code in ((60_000, b"200"), (1_000_000, b"400")):

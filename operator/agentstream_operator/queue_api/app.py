@@ -1,0 +1,48 @@
+"""The application: all calls under /queue, live views under /events, and their description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from agentstream_operator.queue_api import description
+from agentstream_operator.queue_api.gate import Gate
+from agentstream_operator.queue_api.limits import Turns
+from agentstream_operator.queue_api.ports import AccessCheck, Authenticator, Replays
+from agentstream_operator.queue_api.problems import add_handlers
+from agentstream_operator.queue_api.routes import replays as replay_routes
+from agentstream_operator.queue_api.sources import Sources
+
+
+def application(
+    sources: Sources,
+    replays: Replays,
+    authenticator: Authenticator,
+    access: AccessCheck,
+    *,
+    count: Callable[[int], object] = lambda _: None,
+) -> ASGIApp:
+    """Builds the application; `count` is called with the HTTP status of every answer."""
+    app = FastAPI(
+        openapi_url=None, redirect_slashes=False, generate_unique_id_function=lambda route: route.name
+    )
+    app.state.sources, app.state.replays, app.state.access = sources, replays, access
+    app.state.searches = Turns(4, 16, "searches")
+    add_handlers(app)
+    for routes in (replay_routes.start, replay_routes.routes):
+        app.include_router(routes)
+    described = JSONResponse(description.describe(app))
+
+    async def describe() -> Response:
+        return described
+
+    app.add_api_route("/openapi.json", describe, include_in_schema=False)
+    return Gate(app, authenticator, count)
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,72 @@
+"""Where the answers come from: the declared resources, and who reads the server."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from agentstream_operator.queue_api.documents import PreviewAnswer
+from agentstream_operator.queue_api.problems import not_found
+from agentstream_operator.reconcile.state.index import ResourceIndex
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.streamreplay import StreamReplaySpec
+
+
+class Previews(Protocol):
+    """Counts what replays would do."""
+
+    async def preview(self, group: ConsumerGroup, spec: StreamReplaySpec) -> PreviewAnswer:
+        """Looks at what a replay would select, and changes nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sources:
+    """What is declared, and what reads the server."""
+
+    index: ResourceIndex
+    previews: Previews
+
+    @property
+    def namespaces(self) -> Collection[str]:
+        """The namespaces with streams or groups."""
+        return {key.namespace for key in (*self.index.streams, *self.index.groups)}
+
+    def stream(self, namespace: str, name: str) -> AgentStream:
+        """Returns a stream.
+
+        Raises:
+            Refusal: 404: it does not exist.
+        """
+        found = self.index.streams.get(ResourceKey("AgentStream", namespace, name))
+        if found is None:
+            raise not_found(f"AgentStream {namespace}/{name}", _SEE)
+        return found
+
+    def group(self, namespace: str, name: str) -> ConsumerGroup:
+        """Returns a group.
+
+        Raises:
+            Refusal: 404: it does not exist.
+        """
+        found = self.index.groups.get(ResourceKey("ConsumerGroup", namespace, name))
+        if found is None:
+            raise not_found(f"ConsumerGroup {namespace}/{name}", _SEE)
+        return found
+
+
+_SEE = "GET /queue/lag lists the streams and groups that there are"
+
+
+def sources_of(request: Request) -> Sources:
+    """Returns where answers come from."""
+    found: Sources = request.app.state.sources
+    return found
+
+
+SourcesOf = Annotated[Sources, Depends(sources_of)]

@@ -1,0 +1,81 @@
+"""The HTTP API without a cluster and without a server: callers, their rights, and replays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from agentstream_operator.queue_api.ports import Caller, ReplayRefused, Unauthenticated, Verb
+from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.streamreplay import StreamReplay, StreamReplaySpec
+
+JANE = {"authorization": "Bearer jane"}
+
+
+class TokensAreNames:
+    """Takes the token of a request for the name of who sends it."""
+
+    async def authenticate(self, request: HTTPConnection) -> Caller:
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        if kind != "Bearer" or not token:
+            raise Unauthenticated("there is no token")
+        return Caller(token)
+
+
+@dataclass
+class Granted:
+    """Allows what is granted: to a caller, a verb and a resource in a namespace; `*` is any of them."""
+
+    rules: Sequence[tuple[str, str, str, str]] = (("*", "*", "*", "*"),)
+    asked: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+
+    async def allow(self, caller: Caller, verb: Verb, resource: str, namespace: str, name: str) -> bool:
+        self.asked.append((caller.name, verb, resource, namespace, name))
+        wanted = (caller.name, verb, resource, namespace)
+        return any(
+            all(has in {"*", wants} for has, wants in zip(rule, wanted, strict=True)) for rule in self.rules
+        )
+
+
+@dataclass
+class MemoryReplays:
+    """Keeps replays in memory."""
+
+    kept: dict[ResourceKey, StreamReplay] = field(default_factory=dict)
+    callers: list[str] = field(default_factory=list)
+
+    async def create(self, caller: Caller, replay: StreamReplay) -> StreamReplay | None:
+        self.callers.append(caller.name)
+        if replay.key in self.kept:
+            return None
+        born = datetime(2026, 1, 1, minute=len(self.kept), tzinfo=UTC)
+        more = {"uid": f"uid-{len(self.kept)}", "generation": 1, "creation_timestamp": born}
+        metadata = replay.metadata.model_copy(update=more)
+        created = replay.model_copy(update={"metadata": metadata})
+        self.kept[replay.key] = created
+        return created
+
+    async def get(self, key: ResourceKey) -> StreamReplay | None:
+        return self.kept.get(key)
+
+    async def list(self, namespace: str) -> Sequence[StreamReplay]:
+        return [replay for key, replay in self.kept.items() if namespace in {"", key.namespace}]
+
+    async def patch(self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any]) -> StreamReplay | None:
+        self.callers.append(caller.name)
+        if key not in self.kept:
+            return None
+        if spec.get("rate") == 13:
+            raise ReplayRefused(422, "a policy forbids unlucky numbers")
+        fields = {**self.kept[key].spec.as_manifest(), **spec}
+        parsed = StreamReplaySpec.model_validate({k: v for k, v in fields.items() if v is not None})
+        self.kept[key] = self.kept[key].model_copy(update={"spec": parsed})
+        return self.kept[key]
+
+    async def delete(self, caller: Caller, key: ResourceKey) -> bool:
+        self.callers.append(caller.name)
+        return self.kept.pop(key, None) is not None
