@@ -17,14 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentstream_operator.cluster.autoscaler import METRIC, labels
 from agentstream_operator.metrics_api import documents, selector
-from agentstream_operator.metrics_api.authorizer import AccessRequest, Authorizer
 from agentstream_operator.metrics_api.backlog import Backlogs, BacklogUnknownError
 from agentstream_operator.metrics_api.documents import Json, MetricValue, StatusError
-from agentstream_operator.metrics_api.request_header import RequestHeaderConfig, UserInfo
 from agentstream_operator.metrics_api.selector import InvalidSelectorError, Selector
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.serve.authorizer import Access, Authorizer, PathAccess, ResourceAccess, ReviewFailed
+from agentstream_operator.serve.request_header import NotFromProxy, RequestHeaderConfig, UserInfo
 
 _log = logging.getLogger(__name__)
 _METRIC = f"/apis/{documents.GROUP_VERSION}/namespaces/{{namespace}}/{{metric}}"
@@ -50,7 +50,7 @@ def application(
 
     async def document(request: Request, accept: Annotated[str, Header()] = "") -> Response:
         path = request.scope["path"]
-        await authorizer.check(_user(request), AccessRequest(path=path))
+        await _authorize(authorizer, _user(request), PathAccess(path))
         if not documents.accepts_json(accept):
             raise StatusError(HTTPStatus.NOT_ACCEPTABLE, "only application/json is served")
         return _json(documents.DISCOVERY[path])
@@ -61,7 +61,8 @@ def application(
         metric: str,
         label_selector: Annotated[str, Query(alias="labelSelector", max_length=_LONGEST_SELECTOR)] = "",
     ) -> Response:
-        await authorizer.check(_user(request), AccessRequest(namespace=namespace, metric=metric))
+        wanted = ResourceAccess("list", documents.GROUP, documents.VERSION, metric, namespace)
+        await _authorize(authorizer, _user(request), wanted)
         if metric != METRIC:
             raise StatusError(HTTPStatus.NOT_FOUND, f"metric {metric} not found; the only one is {METRIC}")
         try:
@@ -98,8 +99,8 @@ class _Authentication:
         else:
             try:
                 state["user"] = config.authenticate(state.get("peer"), scope["headers"])
-            except StatusError as error:
-                respond = _turned_away(error.code, error.message)
+            except NotFromProxy as error:
+                respond = _turned_away(HTTPStatus.UNAUTHORIZED, str(error))
 
         async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -112,6 +113,15 @@ class _Authentication:
 def _user(request: Request) -> UserInfo:
     user: UserInfo = request.state.user
     return user
+
+
+async def _authorize(authorizer: Authorizer, user: UserInfo, access: Access) -> None:
+    try:
+        allowed = await authorizer.allows(user, access)
+    except ReviewFailed as error:
+        raise StatusError(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from error
+    if not allowed:
+        raise StatusError(HTTPStatus.FORBIDDEN, f'User "{user.name}" cannot {access}')
 
 
 def _selected(store: ResourceIndex, namespace: str, wanted: Selector) -> Iterable[ConsumerGroup]:

@@ -16,13 +16,13 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api
 from agentstream_operator.cluster.connect import connect
 from agentstream_operator.metrics_api.app import application
-from agentstream_operator.metrics_api.authorizer import Authorizer
 from agentstream_operator.metrics_api.backlog import Backlogs
-from agentstream_operator.metrics_api.certificates import ServingCertificates
-from agentstream_operator.metrics_api.reflector import Reflector
 from agentstream_operator.reconcile.state.index import ResourceIndex
+from agentstream_operator.serve.authorizer import Authorizer
+from agentstream_operator.serve.certificates import ServingCertificates
 from agentstream_operator.serve.exposition import Exposition, api_requests, counters, round_trips
 from agentstream_operator.serve.http import HttpServer, listening, probe_reply, serving
+from agentstream_operator.serve.reflector import Reflector
 from agentstream_operator.settings import MetricsOptions
 
 _log = logging.getLogger(__name__)

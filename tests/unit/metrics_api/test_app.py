@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentstream_operator.metrics_api.app import application
-from agentstream_operator.metrics_api.authorizer import AccessRequest
 from agentstream_operator.metrics_api.backlog import Backlog, BacklogUnknownError
-from agentstream_operator.metrics_api.documents import StatusError
-from agentstream_operator.metrics_api.request_header import RequestHeaderConfig, UserInfo
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.serve.authorizer import Access, PathAccess, ResourceAccess
+from agentstream_operator.serve.request_header import RequestHeaderConfig, UserInfo
 from support.resources import a_group, a_stream
 
 ROOT = "/apis/external.metrics.k8s.io/v1beta1"
@@ -45,12 +44,11 @@ class Allowing:
 
     def __init__(self, *refused: str) -> None:
         self.refused = refused
-        self.asked: list[tuple[str, AccessRequest]] = []
+        self.asked: list[tuple[str, Access]] = []
 
-    async def check(self, user: UserInfo, access: AccessRequest) -> None:
+    async def allows(self, user: UserInfo, access: Access) -> bool:
         self.asked.append((user.name, access))
-        if access.namespace in self.refused:
-            raise StatusError(403, "no")
+        return not isinstance(access, ResourceAccess) or access.namespace not in self.refused
 
 
 class Site:
@@ -126,7 +124,7 @@ def metric(namespace: str = "team", selector: str = "", name: str = "agentstream
 async def test_discovery(path: str, kind: str) -> None:
     site = Site()
     assert (await site.get(path))[1]["kind"] == kind
-    assert site.authorizer.asked == [("jane", AccessRequest(path=path))]
+    assert site.authorizer.asked == [("jane", PathAccess(path))]
     accept = {"accept": "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"}
     code, answer = await site.get(path, PROXY | accept)
     assert (code, answer["reason"]) == (406, "NotAcceptable")
@@ -155,7 +153,8 @@ async def test_one_item_for_each_group_that_is_selected(selector: str, values: d
     assert (code, answer["kind"]) == (200, "ExternalMetricValueList")
     assert {item["metricLabels"]["group"]: item["value"] for item in answer["items"]} == values
     assert {item["timestamp"] for item in answer["items"]} == {"2026-01-02T03:04:05Z"}
-    assert site.authorizer.asked == [("jane", AccessRequest(namespace="team", metric="agentstream-backlog"))]
+    wanted = ResourceAccess("list", "external.metrics.k8s.io", "v1beta1", "agentstream-backlog", "team")
+    assert site.authorizer.asked == [("jane", wanted)]
 
 
 @pytest.mark.parametrize(

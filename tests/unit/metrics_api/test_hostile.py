@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from agentstream_operator.metrics_api.app import application
 from agentstream_operator.metrics_api.backlog import Backlog
-from agentstream_operator.metrics_api.request_header import RequestHeaderConfig
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.serve.http import HttpServer, listening
+from agentstream_operator.serve.request_header import RequestHeaderConfig
 from support.examples import trying
 from support.resources import a_group, a_stream
 
@@ -40,8 +40,9 @@ class Everything:
         del group
         return Backlog(3, AT)
 
-    async def check(self, *_: object) -> None:
+    async def allows(self, *_: object) -> bool:
         """Allows."""
+        return True
 
 
 class Site:

@@ -15,10 +15,10 @@ import pytest
 import trustme
 
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.metrics_api.certificates import ServingCertificates
-from agentstream_operator.metrics_api.request_header import RequestHeaderConfig
+from agentstream_operator.serve.certificates import ServingCertificates
 from agentstream_operator.serve.connections import common_names
 from agentstream_operator.serve.http import HttpServer, listening
+from agentstream_operator.serve.request_header import RequestHeaderConfig
 from support.apiserver import write_certificate
 from support.waiting import until
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from agentstream_operator.metrics_api.app import application
-from agentstream_operator.metrics_api.certificates import ServingCertificates
-from agentstream_operator.metrics_api.request_header import RequestHeaderConfig
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.serve import connections
+from agentstream_operator.serve.certificates import ServingCertificates
 from agentstream_operator.serve.connections import GRACE, Peer, Place, giving_way
 from agentstream_operator.serve.http import HttpServer, listening, serving
+from agentstream_operator.serve.request_header import RequestHeaderConfig
 from support.apiserver import write_certificate
 from support.waiting import until
 
@@ -81,8 +81,9 @@ class Site:
         self.directory = directory
         self.port = 0
 
-    async def check(self, *_: object) -> None:
+    async def allows(self, *_: object) -> bool:
         """Lets every user have everything."""
+        return True
 
     @functools.cache  # noqa: B019 - it lives as long as a test
     def tls(self, client: str | None = None) -> ssl.SSLContext:

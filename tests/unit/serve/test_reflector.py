@@ -13,8 +13,8 @@ from agentstream_operator.cluster.answers import Metadata, Page
 from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.kinds import ApiKind
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.metrics_api.reflector import Reflector
 from agentstream_operator.reconcile.state.index import ResourceIndex
+from agentstream_operator.serve.reflector import Reflector
 from support.waiting import until
 from unit.cluster.objects import a_resource
 
@@ -96,7 +96,7 @@ class Watching:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentstream_operator.metrics_api.reflector._RETRY", 0.01)
+    monkeypatch.setattr("agentstream_operator.serve.reflector._RETRY", 0.01)
 
 
 def a_group(name: str, version: int = 1, **more: Any) -> Json:

@@ -9,19 +9,18 @@ import pytest
 
 from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.metrics_api import authorizer as module
-from agentstream_operator.metrics_api import request_header
-from agentstream_operator.metrics_api.authorizer import AccessRequest, Authorizer
-from agentstream_operator.metrics_api.documents import StatusError
-from agentstream_operator.metrics_api.request_header import (
+from agentstream_operator.serve import flights, request_header
+from agentstream_operator.serve.authorizer import Access, Authorizer, PathAccess, ResourceAccess, ReviewFailed
+from agentstream_operator.serve.request_header import (
     InvalidConfigMapError,
+    NotFromProxy,
     RequestHeaderConfig,
     UserInfo,
 )
 from support.clock import run_virtually
 
 JANE = UserInfo("jane", ("devs",), "7", (("scope", ("a",)),))
-WISH = AccessRequest(namespace="team", metric="agentstream-backlog")
+WISH = ResourceAccess("list", "external.metrics.k8s.io", "v1beta1", "agentstream-backlog", "team")
 
 
 class Reviews:
@@ -54,19 +53,18 @@ def asking(test: Any) -> None:
     run_virtually(run())
 
 
-async def refused(authorizer: Authorizer, caller: UserInfo = JANE, wish: AccessRequest = WISH) -> int:
+async def refused(authorizer: Authorizer, caller: UserInfo = JANE, wish: Access = WISH) -> int:
     """The code with which a caller is refused; 0 if it is not."""
     try:
-        await authorizer.check(caller, wish)
-    except StatusError as error:
-        return error.code
-    return 0
+        return 0 if await authorizer.allows(caller, wish) else 403
+    except ReviewFailed:
+        return 503
 
 
 def test_what_is_asked() -> None:
     async def test(authorizer: Authorizer, api: Reviews) -> None:
-        await authorizer.check(JANE, WISH)
-        await authorizer.check(UserInfo("joe"), AccessRequest(path="/apis"))
+        await authorizer.allows(JANE, WISH)
+        await authorizer.allows(UserInfo("joe"), PathAccess("/apis"))
         assert api.asked == [
             {
                 "user": "jane",
@@ -90,7 +88,7 @@ def test_what_is_asked() -> None:
 def test_the_clusters_masters_are_not_asked_about() -> None:
     async def test(authorizer: Authorizer, api: Reviews) -> None:
         api.answer = False
-        await authorizer.check(UserInfo("root", ("system:masters",)), WISH)
+        assert await authorizer.allows(UserInfo("root", ("system:masters",)), WISH)
         assert api.asked == []
 
     asking(test)
@@ -136,8 +134,8 @@ def test_who_gives_up_waiting_takes_the_answer_from_nobody() -> None:
 def test_who_differs_in_anything_is_asked_about_anew() -> None:
     async def test(authorizer: Authorizer, api: Reviews) -> None:
         callers = (JANE, UserInfo("jane", ("devs",)), UserInfo("jane", ("ops",), "7"), UserInfo("joe"))
-        wishes = (WISH, AccessRequest(namespace="other", metric=WISH.metric), AccessRequest(path="/apis"))
-        await asyncio.gather(*(authorizer.check(c, w) for c in callers for w in wishes))
+        wishes = (WISH, WISH._replace(namespace="other"), PathAccess("/apis"))
+        await asyncio.gather(*(authorizer.allows(c, w) for c in callers for w in wishes))
         assert len(api.asked) == 12
 
     asking(test)
@@ -160,13 +158,13 @@ def test_without_an_answer_nobody_is_let_in_and_the_next_one_asks_again(answer: 
 
 
 def test_only_so_many_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CACHE_SIZE", 10)
+    monkeypatch.setattr(flights, "CACHE_SIZE", 10)
 
     async def test(authorizer: Authorizer, api: Reviews) -> None:
         for number in range(30):
-            await authorizer.check(UserInfo(f"u{number}"), WISH)
+            await authorizer.allows(UserInfo(f"u{number}"), WISH)
         assert len(authorizer._decisions) == 10
-        await authorizer.check(UserInfo("u29"), WISH)
+        await authorizer.allows(UserInfo("u29"), WISH)
         assert len(api.asked) == 30
 
     asking(test)
@@ -276,13 +274,12 @@ def test_who_is_known_is_authenticated(user: str, groups: tuple[str, ...], known
     ids=["no certificate", "no name", "another name", "no user", "empty user", "only groups"],
 )
 def test_nobody_else_does(peer: tuple[str, ...] | None, headers: list[tuple[bytes, bytes]]) -> None:
-    with pytest.raises(StatusError) as error:
+    with pytest.raises(NotFromProxy):
         TRUST.authenticate(peer, headers)
-    assert error.value.code == 401
 
 
 def test_without_names_whoever_has_a_certificate_is_believed() -> None:
     anyone = request_header.read({"data": {**DATA, "requestheader-allowed-names": "[]"}})
     assert anyone.authenticate((), sent(X_Remote_User="jane")).name == "jane"
-    with pytest.raises(StatusError):
+    with pytest.raises(NotFromProxy):
         anyone.authenticate(None, sent(X_Remote_User="jane"))

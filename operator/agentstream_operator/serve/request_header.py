@@ -9,11 +9,8 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
-
-from agentstream_operator.metrics_api.documents import StatusError
 
 NAMESPACE, NAME = "kube-system", "extension-apiserver-authentication"
 """The ConfigMap in which the API server publishes its request-header configuration."""
@@ -22,6 +19,10 @@ _PREFIX = "requestheader-"
 _ANONYMOUS = "system:anonymous"
 _AUTHENTICATED = "system:authenticated"
 _KNOWN = frozenset({_AUTHENTICATED, "system:unauthenticated"})
+
+
+class NotFromProxy(Exception):  # noqa: N818 - named after what is wrong
+    """A request is not from a front proxy that may say for whom it is; the message says why."""
 
 
 class InvalidConfigMapError(ValueError):
@@ -61,21 +62,18 @@ class RequestHeaderConfig:
         Takes the common names in its client certificate (None without one), and headers in lower case.
 
         Raises:
-            StatusError: 401: the request is not from a front proxy, or names no user.
+            NotFromProxy: the request is not from a front proxy, or names no user.
         """
         if peer is None:
-            raise StatusError(HTTPStatus.UNAUTHORIZED, "client certificate of a front proxy required")
+            raise NotFromProxy("client certificate of a front proxy required")
         if self.allowed_names and not self.allowed_names.intersection(peer):
-            message = "common name of the client certificate is not in requestheader-allowed-names"
-            raise StatusError(HTTPStatus.UNAUTHORIZED, message)
+            raise NotFromProxy("common name of the client certificate is not in requestheader-allowed-names")
         sent: defaultdict[str, list[str]] = defaultdict(list)
         for name, value in headers:
             sent[name.decode("latin-1")].append(value.decode(errors="replace"))
         user = _first(sent, self.user_headers)
         if not user:
-            raise StatusError(
-                HTTPStatus.UNAUTHORIZED, f"no user name in headers {', '.join(self.user_headers)}"
-            )
+            raise NotFromProxy(f"no user name in headers {', '.join(self.user_headers)}")
         groups = tuple(group for header in self.group_headers for group in sent.get(header, ()))
         if user != _ANONYMOUS and not _KNOWN.intersection(groups):
             # as every API server adds it, and as the aggregator itself relies on

@@ -1,4 +1,4 @@
-"""Serving certificate and client CA of the external metrics API, both reloaded while it serves."""
+"""Serving certificate, and CA of front proxies' client certificates, both reloaded while they are in use."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.kinds import CONFIGMAPS
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.metrics_api import request_header
-from agentstream_operator.metrics_api.request_header import InvalidConfigMapError, RequestHeaderConfig
+from agentstream_operator.serve import request_header
+from agentstream_operator.serve.request_header import InvalidConfigMapError, RequestHeaderConfig
 
 _log = logging.getLogger(__name__)
 
