@@ -25,6 +25,7 @@ _GROUPS = {
     "Lease": "apis/coordination.k8s.io/v1",
     "Pod": "api/v1",
     "Secret": "api/v1",
+    "StreamReplay": "apis/agentstream.dev/v1alpha1",
 }
 _ALL_TOLD = "k8s.io/initial-events-end"
 

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.submitting import crds, create, refusals, refused_changes, schema
 from support.apiserver import ApiServer
-from unit.resources.manifests import a_group, a_stream, a_template
+from unit.resources.manifests import a_group, a_replay, a_stream, a_template
 
 Path = tuple[str | int, ...]
 
@@ -81,6 +81,37 @@ GROUP = a_group(
         "deadLetters": 1,
     }
 }
+REPLAY = a_replay(
+    **{"from": {"source": "DeadLetters", "since": "0-0"}},
+    select={
+        "types": ["event"],
+        "senders": ["planner"],
+        "correlation": "a",
+        "ids": ["1-0"],
+    },
+    limit=1,
+    rate=1,
+    window=1,
+    expired="Skip",
+    dryRun=True,
+    suspend=True,
+    reason="INC-4711",
+    ttlSecondsAfterFinished=0,
+) | {
+    "status": {
+        "observedGeneration": 1,
+        "conditions": [CONDITION],
+        "phase": "Running",
+        "matched": 1,
+        "moved": 1,
+        "handled": 1,
+        "dead": 1,
+        "skipped": {"a": 1},
+        "cursor": "1-0",
+        "startedAt": "2026-01-01T00:00:00Z",
+        "finishedAt": "2026-01-01T00:00:00Z",
+    }
+}
 COMPLETE = {
     "AgentStream": (STREAM,),
     "ConsumerGroup": (
@@ -88,6 +119,14 @@ COMPLETE = {
         a_group(template=a_template(), replicas=1),
         a_group(template=a_template(), autoscaling={"targetAge": "1s"}),
         a_group(deploymentRef={"name": "coder"}, replicas=1),
+    ),
+    "StreamReplay": (
+        REPLAY,
+        a_replay(
+            **{"from": {"source": "DeadLetters", "until": "0-0"}},
+            select={"types": ["event"], "reasons": ["MaxDeliveries"]},
+            action="Redeliver",
+        ),
     ),
 }
 """Manifests that have every field between them."""
@@ -108,6 +147,7 @@ class Texts:
     refused: tuple[str, ...]
 
 
+UUID = "7ec428e0-0c1d-4f5a-9b57-0123456789ab"
 TEXTS = {
     "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": Texts(
         ("a", "0-a", "a" * 63), "a" * 64, ("A", "-a", "a-", "a.b", "a_b", "a\n", "ä")
@@ -122,6 +162,20 @@ TEXTS = {
         ("0-0", f"{'9' * 19}-{'9' * 19}", "Beginning", "End", "2026-11-22T10:00:00.123456789-08:00"),
         "0-0".rjust(65, "0"),
         ("beginning", "1-", "1", "2026-11-22", "2026-13-22T10:00:00Z", "2026-11-22T24:00:00Z", "End\n"),
+    ),
+    schema("StreamReplay")["properties"]["spec"]["properties"]["from"]["properties"]["since"][
+        "pattern"
+    ]: Texts(
+        ("0-0", f"{'9' * 19}-{'9' * 19}", "2026-11-22T10:00:00.123456789-08:00"),
+        "0-0".rjust(65, "0"),
+        ("01-0", "1-00", f"1{'0' * 19}-0", "1-", "1", "End", "2026-11-22", "2026-11-22T24:00:00Z", "0-0\n"),
+    ),
+    schema("StreamReplay")["properties"]["spec"]["properties"]["select"]["properties"]["ids"]["items"][
+        "pattern"
+    ]: Texts(
+        ("0-0", f"{'9' * 19}-{'9' * 19}", UUID),
+        "0-0".rjust(65, "0"),
+        ("01-0", UUID[:8], UUID.upper(), "*", f"{UUID}\n"),
     ),
     "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$": Texts(
         ("A", "A" * 128, "a_,:0"), "A" * 129, ("0", "a b", "a:", "a-b")

@@ -16,9 +16,10 @@ from unit.resources.manifests import a_group, a_stream
 
 HOME = "agentstream-system"
 DEFINITIONS = {
-    "both": sorted((ROOT / "crds").glob("*.yaml")),
+    "all": sorted((ROOT / "crds").glob("*.yaml")),
     "streams": [ROOT / "crds" / "agentstreams.agentstream.dev.yaml"],
     "groups": [ROOT / "crds" / "consumergroups.agentstream.dev.yaml"],
+    "replays": [ROOT / "crds" / "streamreplays.agentstream.dev.yaml"],
 }
 SECONDS = 20.0
 """Within which the operator serves again, on a busy machine; only a comparison with lists takes 300 s."""
@@ -35,7 +36,9 @@ async def waits(operator: Deployed) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("which", "namespaces"), [("both", (HOME,)), ("streams", ()), ("groups", (HOME,))], ids=DEFINITIONS
+    ("which", "namespaces"),
+    [("all", (HOME,)), ("streams", ()), ("groups", (HOME,)), ("replays", ())],
+    ids=DEFINITIONS,
 )
 async def test_resources_of_new_definitions_are_served_within_seconds(
     own_api_server: ApiServer,
@@ -80,7 +83,7 @@ async def test_an_operator_that_came_before_the_definitions_waits_for_them(
 ) -> None:
     server, team = own_api_server, Team(own_api_server, HOME)
     server.create_namespace(HOME)
-    await asyncio.to_thread(delete, server, DEFINITIONS["both"])
+    await asyncio.to_thread(delete, server, DEFINITIONS["all"])
     operator = Deployed(
         server, grant(server, HOME, (HOME,)), private_server.url, tmp_path, namespaces=(HOME,)
     )

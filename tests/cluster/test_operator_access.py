@@ -10,12 +10,16 @@ from cluster.team import Json, Team
 from support.apiserver import ApiServer
 from support.deployed import Deployed, grant
 from support.servers import Server
-from unit.resources.manifests import a_group, a_stream, a_template
+from unit.resources.manifests import a_group, a_replay, a_stream, a_template
 
 NEEDED_OTHERWISE = {
     # applying may make an object, and the API server asks about it
     ("create", "deployments"),
     ("create", "horizontalpodautoscalers"),
+    # only if a list shows one that no event told of
+    ("get", "streamreplays"),
+    # only after the end of one that asks for it
+    ("delete", "streamreplays"),
 }
 
 
@@ -49,7 +53,9 @@ async def test_every_right_is_needed(deploy: Deploy, own_team: Team, private_ser
         a_group(template=a_template(), replicas=2, startFrom="Beginning", deletionPolicy="Delete"),
         a_group("elsewhere", deploymentRef={"name": "theirs"}, replicas=3),
         a_group("scaled", template=a_template(), autoscaling={"mode": "HPA"}),
+        a_replay(groupRef={"name": "nobody"}),
     )
+    await own_team.says("StreamReplay", "again", "False", "GroupNotFound")
     await own_team.ready(a_stream(), a_group(), a_group("elsewhere"))
     # an owner more of a Secret, and an event
     own_team.create(a_stream("second", producers=["boss"]))

@@ -13,7 +13,16 @@ from cluster.submitting import crds, create, refusals, refused_changes, schema, 
 from support.apiserver import ApiServer
 from support.kubectl import Kubectl
 from unit.resources import api_server as emulated
-from unit.resources.manifests import a_group, a_stream, a_template, groups, mutated, streams
+from unit.resources.manifests import (
+    a_group,
+    a_replay,
+    a_stream,
+    a_template,
+    groups,
+    mutated,
+    replays,
+    streams,
+)
 from unit.resources.test_schema import ACCEPTED, IMMUTABLE, REFUSED
 
 TEMPLATE = a_template()
@@ -37,6 +46,14 @@ class Rule:
     message: str
     taken: dict[str, Any]
     refused: dict[str, Any]
+
+
+DEAD = {"from": {"source": "DeadLetters"}}
+
+
+def a_range(since: str, until: str) -> dict[str, Any]:
+    """A replay of these entries."""
+    return a_replay(**{"from": {"source": "Stream", "since": since, "until": until}})
 
 
 RULES = [
@@ -214,6 +231,60 @@ RULES = [
         a_group(deploymentRef={"name": "coder"}, replicas=1),
         a_group(deploymentRef={"name": "coder"}, template=TEMPLATE),
     ),
+    Rule(
+        "StreamReplay.spec.from",
+        "since must not be after until: exchange the two",
+        a_range("9-5", "10-4"),
+        a_range("10-0", "9-9"),
+    ),
+    Rule(
+        "StreamReplay.spec.from",
+        "since must not be after until: exchange the two",
+        a_range("10-5", "10-5"),
+        a_range("10-10", "10-9"),
+    ),
+    Rule(
+        "StreamReplay.spec.from",
+        "since must not be after until: exchange the two",
+        a_range("2024-02-29T12:00:00.000000001Z", "2024-02-29T13:00:00.000000001+01:00"),
+        a_range("2024-02-29T12:00:00.000000002Z", "2024-02-29T13:00:00.000000001+01:00"),
+    ),
+    Rule(
+        "StreamReplay.spec.from.since",
+        "must be an existing time since 1970",
+        a_replay(**{"from": {"source": "Stream", "since": "1970-01-01T00:00:00Z"}}),
+        a_replay(**{"from": {"source": "Stream", "since": "2023-02-29T00:00:00Z"}}),
+    ),
+    Rule(
+        "StreamReplay.spec.from.until",
+        "must be an existing time since 1970",
+        a_replay(**{"from": {"source": "Stream", "until": "1970-01-01T00:00:00Z"}}),
+        a_replay(**{"from": {"source": "Stream", "until": "1970-01-01T00:00:00+00:01"}}),
+    ),
+    Rule(
+        "StreamReplay.spec",
+        "Drop removes dead letters only: set from.source to DeadLetters, or action to Redeliver",
+        a_replay(**DEAD, action="Drop", select={"ids": ["1-0"] * 1_000}),
+        a_replay(action="Drop", select={"ids": ["1-0"]}),
+    ),
+    Rule(
+        "StreamReplay.spec",
+        "Drop needs a select: say which dead letters to remove, such as by ids or reasons",
+        a_replay(**DEAD, action="Drop", select={"correlation": "a"}),
+        a_replay(**DEAD, action="Drop", select={}),
+    ),
+    Rule(
+        "StreamReplay.spec",
+        "only dead letters have reasons: set from.source to DeadLetters, or leave reasons out",
+        a_replay(**DEAD, select={"reasons": ["MaxDeliveries"]}),
+        a_replay(select={"reasons": ["MaxDeliveries"]}),
+    ),
+    Rule(
+        "StreamReplay.spec",
+        "expired is for Redeliver: leave it out, since Drop removes expired dead letters, too",
+        a_replay(**DEAD, expired="Deliver"),
+        a_replay(**DEAD, action="Drop", select={"types": ["event"]}, expired="Deliver"),
+    ),
 ]
 
 
@@ -242,6 +313,22 @@ CHANGES = [
     Change("ConsumerGroup", "group", (a_group(group="a"), a_group(group="b"), a_group())),
     Change("ConsumerGroup", "agent", (a_group(agent="a"), a_group(agent="b"), a_group())),
     Change("ConsumerGroup", "startFrom", (a_group(startFrom="0-1"), a_group(startFrom="0-2"), a_group())),
+    Change("StreamReplay", "groupRef", (a_replay(), a_replay(groupRef={"name": "others"}))),
+    Change("StreamReplay", "from", (a_range("1-0", "2-0"), a_range("1-0", "3-0"), a_replay())),
+    Change(
+        "StreamReplay",
+        "select",
+        (a_replay(select={"ids": ["1-0"] * 999}), a_replay(select={"ids": ["1-0"] * 1_000}), a_replay()),
+    ),
+    Change(
+        "StreamReplay",
+        "action",
+        (a_replay(**DEAD, select={"ids": ["1-0"]}, action="Drop"), a_replay(**DEAD, select={"ids": ["1-0"]})),
+    ),
+    Change("StreamReplay", "limit", (a_replay(limit=1), a_replay(limit=2), a_replay())),
+    Change("StreamReplay", "expired", (a_replay(expired="Deliver"), a_replay())),
+    Change("StreamReplay", "dryRun", (a_replay(dryRun=True), a_replay())),
+    Change("StreamReplay", "reason", (a_replay(reason="a"), a_replay(reason="b"), a_replay())),
 ]
 
 
@@ -296,6 +383,12 @@ def test_keys_are_not_rotated_backwards(api_server: ApiServer, namespace: str) -
 def test_everything_else_may_change(api_server: ApiServer, namespace: str) -> None:
     stored = create(api_server, a_group(template=a_template(), replicas=1), namespace)
     new = a_group(template=a_template(image="coder:2"), autoscaling={}, suspend=True, deliver="All")
+    assert refused_changes(api_server, stored, new) == []
+
+
+def test_the_pace_of_a_replay_may_change(api_server: ApiServer, namespace: str) -> None:
+    stored = create(api_server, a_replay(), namespace)
+    new = a_replay(suspend=True, rate=7, window=7, ttlSecondsAfterFinished=7)
     assert refused_changes(api_server, stored, new) == []
 
 
@@ -363,7 +456,7 @@ def test_the_emulation_agrees_about_changes(api_server: ApiServer, namespace: st
     assert real == f"spec.{field}: Forbidden: {expected}"
 
 
-@given(manifest=streams | groups | mutated(streams) | mutated(groups))
-@settings(max_examples=300)
+@given(manifest=streams | groups | replays | mutated(streams) | mutated(groups) | mutated(replays))
+@settings(max_examples=400)
 def test_the_emulation_agrees_about_anything(api_server: ApiServer, manifest: dict[str, Any]) -> None:
     assert_agreement(api_server, manifest)

@@ -14,19 +14,16 @@ from agentstream_operator.cluster.port import (
     SigningKeys,
     WorkloadSeen,
 )
-from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FINALIZER, NamespaceSeen, ResourceKey
+from agentstream_operator.resources.parse import AnyResource as Resource
 from agentstream_operator.resources.status import (
-    AgentStreamStatus,
+    AnyStatus,
     Condition,
     ConditionReason,
     ConditionType,
-    ConsumerGroupStatus,
     find_condition,
 )
-
-Resource = AgentStream | ConsumerGroup
 
 
 @dataclass
@@ -47,6 +44,7 @@ class MemoryCluster:
         statuses: the statuses that were written.
         finalizers: resources that carry the finalizer.
         events: what was emitted, in order.
+        deleted_replays: replays whose time was over, in order.
         writes: how many calls changed something, by the method's name.
     """
 
@@ -60,9 +58,10 @@ class MemoryCluster:
     autoscalers: dict[ResourceKey, AutoscalerSeen] = field(default_factory=dict)
     ranked: dict[ResourceKey, dict[str, int]] = field(default_factory=dict)
     templates: dict[ResourceKey, ConsumerGroup] = field(default_factory=dict)
-    statuses: dict[ResourceKey, AgentStreamStatus | ConsumerGroupStatus] = field(default_factory=dict)
+    statuses: dict[ResourceKey, AnyStatus] = field(default_factory=dict)
     finalizers: set[ResourceKey] = field(default_factory=set)
     events: list[Event] = field(default_factory=list)
+    deleted_replays: list[Owner] = field(default_factory=list)
     writes: dict[str, int] = field(default_factory=dict)
 
     async def namespace(self, name: str) -> NamespaceSeen:
@@ -121,9 +120,13 @@ class MemoryCluster:
             del self.autoscalers[group]
             self._count("delete_autoscaler")
 
-    async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
+    async def write_status(self, about: Owner, status: AnyStatus) -> None:
         self._count("write_status")
         self.statuses[about.key] = status
+
+    async def delete_replay(self, about: Owner) -> None:
+        self._count("delete_replay")
+        self.deleted_replays.append(about)
 
     async def set_finalizer(self, about: Owner, *, present: bool) -> None:
         self._count("set_finalizer")

@@ -8,6 +8,7 @@ from typing import Any
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION
+from agentstream_operator.resources.streamreplay import StreamReplay
 
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = "{team.tasks}"
@@ -65,5 +66,24 @@ def a_group(
         {
             "metadata": _metadata(name, namespace, age, annotations or {}, **(meta or {})),
             "spec": {"streamRef": {"name": stream}, **spec},
+        }
+    )
+
+
+def a_replay(
+    name: str = "again",
+    namespace: str = "team",
+    *,
+    group: str = "coder",
+    age: int = 0,
+    annotations: dict[str, str] | None = None,
+    meta: dict[str, Any] | None = None,
+    **spec: Any,
+) -> StreamReplay:
+    """A StreamReplay of the group's dead letters, unless `spec` says otherwise."""
+    return StreamReplay.model_validate(
+        {
+            "metadata": _metadata(name, namespace, age, annotations or {}, **(meta or {})),
+            "spec": {"groupRef": {"name": group}, "from": {"source": "DeadLetters"}, **spec},
         }
     )

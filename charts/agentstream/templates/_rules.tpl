@@ -3,8 +3,12 @@
 - apiGroups: [agentstream.dev]
   resources: [agentstreams, consumergroups]
   verbs: [get, list, watch, patch]
+# deletes those that ended as long ago as they ask for
 - apiGroups: [agentstream.dev]
-  resources: [agentstreams/status, consumergroups/status]
+  resources: [streamreplays]
+  verbs: [get, list, watch, delete]
+- apiGroups: [agentstream.dev]
+  resources: [agentstreams/status, consumergroups/status, streamreplays/status]
   verbs: [patch]
 # one per agent with its binding, and one per signed stream with its keys
 - apiGroups: [""]

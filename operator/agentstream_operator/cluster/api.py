@@ -175,9 +175,14 @@ class Api:
         path = kind.path(namespace, name, "status")
         await self._send("patch", kind, "PATCH", path, steps, content=_STEPS, query=_MANAGED)
 
-    async def delete(self, kind: ApiKind, namespace: str, name: str) -> None:
-        """Deletes an object, if it exists, and its dependents in the background."""
-        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
+    async def delete(self, kind: ApiKind, namespace: str, name: str, uid: str | None = None) -> None:
+        """Deletes an object, if it exists, and its dependents in the background.
+
+        With a uid, only the object that has it; `ApiError` with code 409 if another one has the name.
+        """
+        options: Json = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
+        if uid is not None:
+            options |= {"preconditions": {"uid": uid}}
         try:
             await self._send("delete", kind, "DELETE", kind.path(namespace, name), options)
         except ApiError as error:

@@ -37,6 +37,7 @@ RESOURCES = {kind.model.__name__: ApiKind(API_VERSION, kind.model.__name__, kind
 """The custom resources, by kind."""
 
 AGENTSTREAMS, CONSUMERGROUPS = RESOURCES["AgentStream"], RESOURCES["ConsumerGroup"]
+STREAMREPLAYS = RESOURCES["StreamReplay"]
 
 OWNED_KINDS = (SECRETS, DEPLOYMENTS, PODS, AUTOSCALERS)
 """The kinds of the objects that the operator creates, and of their pods."""

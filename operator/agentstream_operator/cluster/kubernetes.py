@@ -19,7 +19,7 @@ from agentstream_operator.cluster.secrets import Secrets
 from agentstream_operator.cluster.workloads import DeploymentRefs, Workloads
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ADOPT_ANNOTATION, API_VERSION, FINALIZER, NamespaceSeen
-from agentstream_operator.resources.status import AgentStreamStatus, ConditionReason, ConsumerGroupStatus
+from agentstream_operator.resources.status import AnyStatus, ConditionReason
 
 _log = logging.getLogger(__name__)
 _COMPONENT = "agentstream"
@@ -79,7 +79,7 @@ class KubernetesCluster:
         if template is not None and not has_deletion_cost(template.as_manifest()):
             await set_deletion_costs(self._api, group.metadata.namespace, self._owned.alive(group.key), held)
 
-    async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
+    async def write_status(self, about: Owner, status: AnyStatus) -> None:
         """Replaces a status, unless the resource is gone or was replaced."""
         key, uid = about
         try:
@@ -89,6 +89,15 @@ class KubernetesCluster:
         except ApiError as error:
             if error.code != HTTPStatus.NOT_FOUND and not error.another:
                 raise ClusterRefused(f"the API server refused the status of {key}: {error}") from error
+
+    async def delete_replay(self, about: Owner) -> None:
+        """Deletes a StreamReplay, unless it is gone or was replaced."""
+        key, uid = about
+        try:
+            await self._api.delete(RESOURCES[key.kind], key.namespace, key.name, uid)
+        except ApiError as error:
+            if error.code != HTTPStatus.CONFLICT:
+                raise ClusterRefused(f"the API server refused to delete {key}: {error}") from error
 
     async def set_finalizer(self, about: Owner, *, present: bool) -> None:
         """Adds or removes the operator's finalizer, and no other."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from agentstream.protocol.signatures import Keys
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import NamespaceSeen, ResourceKey
-from agentstream_operator.resources.status import AgentStreamStatus, ConditionReason, ConsumerGroupStatus
+from agentstream_operator.resources.status import AnyStatus, ConditionReason
 
 
 class ClusterUnavailable(Exception):  # noqa: N818 - named like the SDK's errors, after what is wrong
@@ -153,8 +153,11 @@ class Cluster(Protocol):
     async def set_deletion_costs(self, group: ConsumerGroup, held: Mapping[str, int]) -> None:
         """Makes pods that hold fewer messages (by name; default 0) the first to be removed at a scale-in."""
 
-    async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
+    async def write_status(self, about: Owner, status: AnyStatus) -> None:
         """Writes a changed status, unless the resource is gone or was replaced."""
+
+    async def delete_replay(self, about: Owner) -> None:
+        """Deletes a StreamReplay that ended long enough ago, unless it is gone or was replaced."""
 
     async def set_finalizer(self, about: Owner, *, present: bool) -> None:
         """Adds or removes the operator's finalizer, unless the resource is gone or was replaced."""

@@ -14,14 +14,11 @@ from agentstream_operator.cluster.kinds import OWNED_KINDS, RESOURCES, ApiKind
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
 from agentstream_operator.cluster.port import ClusterUnavailable, Owner, Unreadable
-from agentstream_operator.resources.agentstream import AgentStream
-from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ObjectMeta, ResourceKey
-from agentstream_operator.resources.parse import InvalidResource, parse_resource
+from agentstream_operator.resources.parse import AnyResource, InvalidResource, parse_resource
 
 _log = logging.getLogger(__name__)
 
-Resource = AgentStream | ConsumerGroup
 Json = Mapping[str, Any]
 
 _EVERY = 300.0
@@ -32,10 +29,10 @@ _GRACE = 20.0
 class ChangeListener(Protocol):
     """Receives changes of resources."""
 
-    def known(self, key: ResourceKey) -> Resource | None:
+    def known(self, key: ResourceKey) -> AnyResource | None:
         """Returns a resource as it was put last."""
 
-    def put(self, resource: Resource) -> None:
+    def put(self, resource: AnyResource) -> None:
         """Takes a new or changed resource."""
 
     def remove(self, key: ResourceKey) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.connect import connect
-from agentstream_operator.cluster.kinds import DEPLOYMENTS, RESOURCES, ApiKind
+from agentstream_operator.cluster.kinds import AGENTSTREAMS, CONSUMERGROUPS, DEPLOYMENTS, ApiKind
 from agentstream_operator.cluster.kubernetes import set_finalizer
 from agentstream_operator.cluster.port import ClusterUnavailable, Owner
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
@@ -64,7 +64,8 @@ async def _stop(api: Api, namespace: str, name: str) -> None:
 
 async def _remove(api: Api, namespaces: Sequence[str] | None) -> int:
     count = 0
-    for kind in RESOURCES.values():
+    # no StreamReplay has one: what it leaves on the server expires, or goes with the stream
+    for kind in (AGENTSTREAMS, CONSUMERGROUPS):
         for namespace in namespaces or (None,):
             for found in await _all(api, kind, namespace):
                 metadata = found["metadata"]

@@ -14,9 +14,10 @@ from agentstream_operator.local.manifests.catalog import Catalog
 from agentstream_operator.local.processes.commands import command_of
 from agentstream_operator.local.processes.sources import SourceWatcher
 from agentstream_operator.local.processes.workloads import ProcessHost, Workload
+from agentstream_operator.local.replays import LocalReplays
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import NO_NAMESPACE, NamespaceSeen, ResourceKey
-from agentstream_operator.resources.status import AgentStreamStatus, ConsumerGroupStatus
+from agentstream_operator.resources.status import AnyStatus, StreamReplayStatus
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +30,7 @@ class LocalCluster:
     bindings: BindingFiles
     signing: SigningFiles
     catalog: Catalog
+    replays: LocalReplays
     host: ProcessHost
     ended: Callable[[ResourceKey, str], Awaitable[None]]
     _sources: SourceWatcher = field(init=False, default_factory=SourceWatcher)
@@ -111,9 +113,16 @@ class LocalCluster:
         if group.key in self._workloads:
             self._workloads[group.key].set_deletion_costs(held)
 
-    async def write_status(self, about: Owner, status: AgentStreamStatus | ConsumerGroupStatus) -> None:
-        """Shows a change of readiness."""
-        self.catalog.set_status(about.key, status)
+    async def write_status(self, about: Owner, status: AnyStatus) -> None:
+        """Shows a change of readiness, and keeps the status of a replay."""
+        if isinstance(status, StreamReplayStatus):
+            self.replays.set_status(about, status)
+        else:
+            self.catalog.set_status(about.key, status)
+
+    async def delete_replay(self, about: Owner) -> None:
+        """Deletes a replay."""
+        self.replays.remove(about)
 
     async def set_finalizer(self, about: Owner, *, present: bool) -> None:
         """Keeps a resource that is no longer declared until its data is deleted, or releases it."""

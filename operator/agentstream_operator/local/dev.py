@@ -19,6 +19,7 @@ from agentstream_operator.local.cluster import LocalCluster
 from agentstream_operator.local.manifests.catalog import Catalog
 from agentstream_operator.local.processes.reaper import Reaper
 from agentstream_operator.local.processes.workloads import ProcessHost
+from agentstream_operator.local.replays import LocalReplays
 from agentstream_operator.local.screen.output import LocalError, cannot, open_screen, relayed_logs
 from agentstream_operator.local.screen.summary import Summary, as_json, as_text, summarise
 from agentstream_operator.local.server.datadir import DataDirectory
@@ -154,7 +155,10 @@ class _Run:
             self._screen.close()
 
     async def _serve(self) -> Summary:
-        catalog = Catalog(self._options.paths, metadata=self._data.resources, output=self._screen)
+        replays = LocalReplays(self._data.replays, output=self._screen)
+        catalog = Catalog(
+            self._options.paths, metadata=self._data.resources, replays=replays, output=self._screen
+        )
         manifests = catalog.read()
         if manifests.problems:
             raise LocalError(*manifests.problems)
@@ -178,6 +182,7 @@ class _Run:
                         bindings,
                         SigningFiles(self._data.signing),
                         catalog,
+                        replays,
                         ProcessHost(tasks, reaper, self._screen),
                         # the engine exists before the first process
                         ended=lambda group, process: engine.pod_gone(group, _gone_now(process)),

@@ -66,7 +66,7 @@ IN_SYNC = ConditionUpdate(ConditionType.SYNCED, "True", ConditionReason.IN_SYNC)
 CREDENTIALS_APPLIED = ConditionUpdate(
     ConditionType.CREDENTIALS_SYNCED, "True", ConditionReason.CREDENTIALS_APPLIED
 )
-_READY = ConditionUpdate(ConditionType.READY, "True", ConditionReason.READY)
+READY = ConditionUpdate(ConditionType.READY, "True", ConditionReason.READY)
 
 # the first one that is not met gives `Ready` its reason: causes come before their consequences
 _REQUIRED = (
@@ -75,6 +75,7 @@ _REQUIRED = (
     (ConditionType.STREAM_READY, "True"),
     (ConditionType.SYNCED, "True"),
     (ConditionType.CREDENTIALS_SYNCED, "True"),
+    (ConditionType.FAILED, "False"),
 )
 
 # what these say holds until the resource is changed
@@ -83,8 +84,10 @@ _FOR_GOOD = frozenset(
 )
 
 
-def with_ready(updates: Iterable[ConditionUpdate]) -> tuple[ConditionUpdate, ...]:
-    """Computes `Ready` and puts it first: true if all required conditions are met, else why not.
+def with_ready(
+    updates: Iterable[ConditionUpdate], ready: ConditionUpdate = READY
+) -> tuple[ConditionUpdate, ...]:
+    """Computes `Ready` and puts it first: `ready` if all required conditions are met, else why not.
 
     `Stalled` follows where waiting is of no use, as kstatus means it
     (https://pkg.go.dev/sigs.k8s.io/cli-utils/pkg/kstatus); it is absent otherwise.
@@ -95,10 +98,11 @@ def with_ready(updates: Iterable[ConditionUpdate]) -> tuple[ConditionUpdate, ...
         update = by_kind.get(kind)
         if update is not None and update.status != required:
             why = (update.reason, update.message)
+            for_good = update.kind is ConditionType.FAILED or update.reason in _FOR_GOOD
             ready = ConditionUpdate(ConditionType.READY, "False", *why)
             stalled = ConditionUpdate(ConditionType.STALLED, "True", *why)
-            return (ready, stalled, *others) if update.reason in _FOR_GOOD else (ready, *others)
-    return (_READY, *others)
+            return (ready, stalled, *others) if for_good else (ready, *others)
+    return (ready, *others)
 
 
 def unreachable(outage: str) -> tuple[ConditionUpdate, ...]:

@@ -17,7 +17,7 @@ from agentstream_operator.reconcile.state.index import agent_key, owner_of
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.reconcile.status import StatusWriter
 from agentstream_operator.resources.meta import FINALIZER, NamespaceSeen, ResourceKey
-from agentstream_operator.resources.parse import AnyResource
+from agentstream_operator.resources.parse import AnyResource, StreamOrGroup
 
 _ROUNDS = 3
 """Rounds in a row that may change something on the server before the next one waits for the backoff."""
@@ -61,7 +61,7 @@ class Context:
             refused = refused or (isinstance(action, DeleteStream) and not reply)
         return plan.refused if refused else plan.events
 
-    def recheck(self, resource: AnyResource) -> float | None:
+    def recheck(self, resource: StreamOrGroup) -> float | None:
         """Returns the delay (0) before the result of applied actions is checked.
 
         None if the resource is queued anyway, when its agents are written.

@@ -36,6 +36,7 @@ from agentstream_operator.reconcile.report.metrics import (
 from agentstream_operator.reconcile.report.view import View, view
 from agentstream_operator.reconcile.resources.agents import reconcile_agent
 from agentstream_operator.reconcile.resources.groups import reconcile_group
+from agentstream_operator.reconcile.resources.replays import reconcile_replay
 from agentstream_operator.reconcile.resources.streams import reconcile_stream
 from agentstream_operator.reconcile.state.index import AGENT, ResourceIndex, agent_key
 from agentstream_operator.reconcile.state.live_access import LiveAccess
@@ -46,6 +47,7 @@ from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.parse import AnyResource
 from agentstream_operator.resources.status import ConditionReason, ConditionType
+from agentstream_operator.resources.streamreplay import StreamReplay
 
 
 class Outcome(StrEnum):
@@ -115,6 +117,8 @@ class Engine:
             state.memory.reported(resource).finalizer = None
         elif isinstance(resource, AgentStream):
             state.memory.recall_stream(key, resource.status)
+        elif isinstance(resource, StreamReplay):
+            state.memory.recall_replay(key, resource.status)
         else:
             state.memory.recall_group(key, resource.status)
         # after a restart, resources with an up-to-date status wait for those without
@@ -124,6 +128,9 @@ class Engine:
 
     def remove(self, key: ResourceKey) -> None:
         """Drops a resource that is gone."""
+        gone = self._state.resources.replays.get(key)
+        if gone is not None:
+            self._state.memory.removed_replays[key].append(gone)
         affected = self._state.resources.remove(key)
         self._state.memory.forget(key)
         self._queue.forget(key)
@@ -252,6 +259,8 @@ class Engine:
                 return await reconcile_stream(self._context, key)
             if key.kind == "ConsumerGroup":
                 return await reconcile_group(self._context, key)
+            if key.kind == "StreamReplay":
+                return await reconcile_replay(self._context, key)
             return await reconcile_agent(self._context, key)
         except (ConnectionLost, AccessDenied) as error:
             self._server.probe_now()

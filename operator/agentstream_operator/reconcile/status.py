@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,20 +12,27 @@ from agentstream.printable import printable
 from agentstream_operator.cluster.port import Cluster, Event, Unreadable
 from agentstream_operator.plan.conditions import ConditionUpdate, with_ready
 from agentstream_operator.reconcile.state.index import owner_of
-from agentstream_operator.reconcile.state.memory import Status, StatusMemory
+from agentstream_operator.reconcile.state.memory import StatusMemory
 from agentstream_operator.reconcile.state.state import StatusIntervals
-from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.parse import AnyResource
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
+    AnyStatus,
     Condition,
     ConditionReason,
     ConditionType,
     ConsumerGroupStatus,
+    StreamReplayStatus,
     find_condition,
     set_condition,
 )
+from agentstream_operator.resources.streamreplay import StreamReplay
 
+_STATUSES: Mapping[str, type[AnyStatus]] = {
+    "AgentStream": AgentStreamStatus,
+    "ConsumerGroup": ConsumerGroupStatus,
+    "StreamReplay": StreamReplayStatus,
+}
 _ALARMS = frozenset(
     {
         ConditionReason.WRONG_TYPE,
@@ -54,6 +61,9 @@ _ALARMS = frozenset(
         ConditionReason.IDS_EXHAUSTED,
         ConditionReason.MESSAGES_VANISHED,
         ConditionReason.GROUP_MOVED_AHEAD,
+        ConditionReason.GROUP_NOT_FOUND,
+        ConditionReason.OUTSIDE_RETENTION,
+        ConditionReason.NOTHING_MATCHED,
     }
 )
 _SUMMARIES = frozenset({ConditionType.READY, ConditionType.STALLED})
@@ -64,7 +74,7 @@ _PROMPT = ("replicas", "desired_replicas")
 _SOON = 1.0
 _DERIVED = frozenset({"conditions", "observed_generation"})
 _TRANSIENT = frozenset({ConditionReason.RECONCILING})
-_TRANSIENT_AT_FIRST = _TRANSIENT | {ConditionReason.STREAM_MISSING}
+_TRANSIENT_AT_FIRST = _TRANSIENT | {ConditionReason.STREAM_MISSING, ConditionReason.GROUP_NOT_FOUND}
 
 
 def rounded(number: int) -> int:
@@ -102,7 +112,7 @@ class StatusWriter:
         """
         updates = _fit(updates)
         status, clock = reported.status, asyncio.get_running_loop().time()
-        rarely, generation = self.intervals.numbers, resource.metadata.generation
+        generation = resource.metadata.generation
         wait = self._until_settled(reported, updates, clock)
         if wait > 0:
             return wait
@@ -112,16 +122,18 @@ class StatusWriter:
         if same and all(getattr(status, name) == value for name, value in numbers.items()):
             return None
         if status is not None and status.observed_generation == generation:
-            moved = [f[:3] for f in updates] != [f[:3] for f in reported.conditions]
+            replay = isinstance(resource, StreamReplay)
+            rarely, told = (self.intervals.progress, 2) if replay else (self.intervals.numbers, 3)
+            moved = [f[:told] for f in updates] != [f[:told] for f in reported.conditions]
             scaled = any(numbers[name] != getattr(status, name) for name in _PROMPT if name in numbers)
             wait = reported.written_at + (min(rarely, _SOON) if scaled else rarely) - clock
             if not moved and wait > 0:
                 return wait
         await self._alarm(resource, status, updates)
         conditions = self._conditions(status, updates, generation)
-        kind = AgentStreamStatus if isinstance(resource, AgentStream) else ConsumerGroupStatus
         numbers = {**_numbers(status), **numbers}
-        new: Status = kind(observed_generation=generation, conditions=conditions, **numbers)
+        kind = _STATUSES[resource.kind]
+        new = kind(observed_generation=generation, conditions=conditions, **numbers)
         if new != status:
             await self.cluster.write_status(owner_of(resource), new)
         reported.status, reported.conditions, reported.written_at = new, updates, clock
@@ -131,8 +143,7 @@ class StatusWriter:
         """Writes why a resource cannot be parsed, of which no earlier version is in effect."""
         refused = ConditionUpdate(ConditionType.SYNCED, "False", ConditionReason.INVALID, found.problem)
         conditions = self._conditions(None, with_ready(_fit((refused,))), found.generation)
-        kind = AgentStreamStatus if found.owner.key.kind == "AgentStream" else ConsumerGroupStatus
-        status = kind(observed_generation=found.generation, conditions=conditions)
+        status = _STATUSES[found.owner.key.kind](observed_generation=found.generation, conditions=conditions)
         await self.cluster.write_status(found.owner, status)
 
     def is_due(self, reported: StatusMemory, numbers: dict[str, Any]) -> bool:
@@ -157,7 +168,7 @@ class StatusWriter:
         return reported.transient_since + self.intervals.transient - clock
 
     async def _alarm(
-        self, resource: AnyResource, status: Status | None, updates: tuple[ConditionUpdate, ...]
+        self, resource: AnyResource, status: AnyStatus | None, updates: tuple[ConditionUpdate, ...]
     ) -> None:
         known = {(c.type, c.reason) for c in status.conditions} if status is not None else set()
         for update in updates:
@@ -171,7 +182,7 @@ class StatusWriter:
                 await self.cluster.emit(Event(resource.key, update.reason, message, warning=True, uid=uid))
 
     def _conditions(
-        self, status: Status | None, updates: tuple[ConditionUpdate, ...], generation: int
+        self, status: AnyStatus | None, updates: tuple[ConditionUpdate, ...], generation: int
     ) -> tuple[Condition, ...]:
         before = status.conditions if status is not None else ()
         if any(f.kind is ConditionType.BACKEND_REACHABLE and f.status == "False" for f in updates):
@@ -193,7 +204,7 @@ def _fit(updates: tuple[ConditionUpdate, ...]) -> tuple[ConditionUpdate, ...]:
     return tuple(update._replace(message=printable(update.message)) for update in updates)
 
 
-def _numbers(status: Status | None) -> dict[str, Any]:
+def _numbers(status: AnyStatus | None) -> dict[str, Any]:
     if status is None:
         return {}
     return {name: getattr(status, name) for name in type(status).model_fields if name not in _DERIVED}

@@ -9,9 +9,10 @@ from .agentstream import AgentStream
 from .consumergroup import ConsumerGroup
 from .meta import GROUP, VERSION, Resource
 from .schema import structural_schema
+from .streamreplay import StreamReplay
 
 
-def column(name: str, kind: str, path: str, description: str) -> dict[str, str]:
+def column(name: str, kind: str, path: str, description: str) -> dict[str, Any]:
     """Builds a column of `kubectl get`."""
     return {"name": name, "type": kind, "description": description, "jsonPath": path}
 
@@ -23,7 +24,7 @@ class CrdKind:
     model: type[Resource]
     plural: str
     short_name: str
-    columns: tuple[dict[str, str], ...]  # the columns of `kubectl get`
+    columns: tuple[dict[str, Any], ...]  # the columns of `kubectl get`
     scale: dict[str, str] | None = None  # paths of the scale subresource, if it has one
 
     @property
@@ -33,10 +34,12 @@ class CrdKind:
 
 
 _READY = '.status.conditions[?(@.type=="Ready")]'
+_REASON = column("Reason", "string", f"{_READY}.reason", "Reason of the condition Ready.")
+_AGE = column("Age", "date", ".metadata.creationTimestamp", "Time since the creation.")
 _COMMON_COLUMNS = (
     column("Ready", "string", f"{_READY}.status", "Status of the condition Ready."),
-    column("Reason", "string", f"{_READY}.reason", "Reason of the condition Ready."),
-    column("Age", "date", ".metadata.creationTimestamp", "Time since the creation."),
+    _REASON,
+    _AGE,
 )
 
 KINDS = (
@@ -68,6 +71,23 @@ KINDS = (
             "statusReplicasPath": ".status.replicas",
             "labelSelectorPath": ".status.selector",
         },
+    ),
+    CrdKind(
+        model=StreamReplay,
+        plural="streamreplays",
+        short_name="sreplay",
+        columns=(
+            column("Group", "string", ".spec.groupRef.name", "ConsumerGroup that gets the messages."),
+            column("Source", "string", ".spec.from.source", "Where the messages are read."),
+            column("Matched", "integer", ".status.matched", "Number of messages that match so far."),
+            column("Moved", "integer", ".status.moved", "Number of messages delivered once more."),
+            column("Handled", "integer", ".status.handled", "Number of them that were acknowledged."),
+            column("Dead", "integer", ".status.dead", "Number of them that are dead letters again."),
+            column("Phase", "string", ".status.phase", "How far the replay has come."),
+            _AGE,
+            # only with `-o wide`
+            _REASON | {"priority": 1},
+        ),
     ),
 )
 

@@ -17,9 +17,11 @@ from .consumergroup import ConsumerGroup
 from .meta import API_VERSION, ObjectMeta
 from .model import BROKEN_RULES, quote
 from .reasons import ConditionReason, ConditionType
-from .status import UNOBSERVED
+from .status import UNOBSERVED, ReplayPhase
+from .streamreplay import StreamReplay
 
-AnyResource = AgentStream | ConsumerGroup
+StreamOrGroup = AgentStream | ConsumerGroup
+AnyResource = StreamOrGroup | StreamReplay
 
 MAX_DEPTH = 64
 """Levels of nesting of a manifest; the API server takes thousands in a JSON Schema, too many to work with."""
@@ -33,9 +35,14 @@ _MOST_VALUES = 200_000
 _MOST_PROBLEMS = 20
 _LONGEST_SUBJECT, _LONGEST_PROBLEM = 300, 1_000
 
-_MODELS: Mapping[str, type[AnyResource]] = {"AgentStream": AgentStream, "ConsumerGroup": ConsumerGroup}
+_MODELS: Mapping[str, type[AnyResource]] = {
+    "AgentStream": AgentStream,
+    "ConsumerGroup": ConsumerGroup,
+    "StreamReplay": StreamReplay,
+}
 _TYPES = frozenset(str(kind) for kind in ConditionType)
 _REASONS = frozenset(str(reason) for reason in ConditionReason)
+_PHASES = frozenset(str(phase) for phase in ReplayPhase)
 
 
 class InvalidResource(ValueError):  # noqa: N818 (it names what is wrong, as its message does)
@@ -200,7 +207,7 @@ def _scalar(value: Any, path: tuple[int | str, ...]) -> Any:
 
 
 def _clean_status(manifest: dict[str, Any]) -> None:
-    """Drops conditions of other versions, and the status of a resource that no operator has seen."""
+    """Drops words of other versions, and the status of a resource that no operator has seen."""
     status = manifest.get("status")
     if isinstance(status, dict) and status.get("observedGeneration") == UNOBSERVED:
         del manifest["status"]
@@ -212,6 +219,8 @@ def _clean_status(manifest: dict[str, Any]) -> None:
             and str(condition.get("type")) in _TYPES
             and str(condition.get("reason")) in _REASONS
         ]
+    if isinstance(status, dict) and status.get("phase") not in _PHASES:
+        status.pop("phase", None)
 
 
 def _all_problems(model: type[BaseModel], error: ValidationError) -> tuple[str, ...]:

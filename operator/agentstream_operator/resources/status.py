@@ -14,6 +14,7 @@ from .reasons import ConditionReason, ConditionType
 
 __all__ = [
     "AgentStreamStatus",
+    "AnyStatus",
     "Condition",
     "ConditionReason",
     "ConditionStatus",
@@ -185,7 +186,10 @@ class StreamReplayStatus(StatusPart):
     """Time when the replay began."""
 
     finished_at: Annotated[datetime, Field(json_schema_extra={"maxLength": 64})] | None = None
-    """Time when the replay ended."""
+    """Time when the replay ended, well or not."""
+
+
+AnyStatus = AgentStreamStatus | ConsumerGroupStatus | StreamReplayStatus
 
 
 def find_condition(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:

@@ -295,8 +295,3 @@ class StreamReplay(Resource):
     def requested_by(self) -> str | None:
         """Who asked for the replay, if that was said."""
         return self.metadata.annotations.get(REQUESTED_BY_ANNOTATION)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the replay has ended, well or not."""
-        return self.status is not None and self.status.finished_at is not None

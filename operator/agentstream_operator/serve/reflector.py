@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.kinds import RESOURCES, ApiKind
+from agentstream_operator.cluster.kinds import AGENTSTREAMS, CONSUMERGROUPS, RESOURCES, ApiKind
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.cluster.resource_cache import is_same
 from agentstream_operator.reconcile.state.index import ResourceIndex
@@ -29,7 +29,8 @@ class Reflector:
         self._api = api
         self._store = store
         scopes = [None] if namespaces is None else namespaces
-        self._unlisted = {(kind.kind, namespace) for kind in RESOURCES.values() for namespace in scopes}
+        kinds = (AGENTSTREAMS, CONSUMERGROUPS)
+        self._unlisted = {(kind.kind, namespace) for kind in kinds for namespace in scopes}
         self._known: set[ResourceKey] = set()
 
     @property

@@ -6,10 +6,10 @@ import pytest
 
 from support.helm import CHART, EMBEDDED, EXTERNAL, NAMESPACE, RELEASE, Refused, settings
 
-POLICIES = {"agentstream-consumers", "agentstream-operator"}
+POLICIES = {"agentstream-consumers", "agentstream-operator", "agentstream-replays"}
 
 
-def test_there_is_one_for_people_and_one_for_the_operator_and_both_are_enforced(helm):
+def test_there_are_two_for_people_and_one_for_the_operator_and_all_are_enforced(helm):
     rendered = helm.render(EMBEDDED)
 
     assert rendered.names("ValidatingAdmissionPolicy") == POLICIES
@@ -33,10 +33,11 @@ def test_the_operator_is_known_by_its_account(helm, values, account):
     assert condition["expression"] == f"request.userInfo.username == '{name}'"
 
 
-def test_only_groups_of_the_watched_namespaces_are_judged(helm):
+@pytest.mark.parametrize("policy", ["agentstream-consumers", "agentstream-replays"])
+def test_only_what_is_in_the_watched_namespaces_is_judged(helm, policy):
     rendered = helm.render({**EMBEDDED, "watchNamespaces": ["team-a", "team-b"]})
 
-    policy = rendered.one("ValidatingAdmissionPolicy", "agentstream-consumers")
+    policy = rendered.one("ValidatingAdmissionPolicy", policy)
     (selected,) = policy["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
     assert selected == {
         "key": "kubernetes.io/metadata.name",

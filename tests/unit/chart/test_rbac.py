@@ -10,8 +10,10 @@ from unit.chart.variants import BARE, EVERYTHING
 OPERATOR = {
     ("agentstream.dev", "agentstreams", ""): {"get", "list", "watch", "patch"},
     ("agentstream.dev", "consumergroups", ""): {"get", "list", "watch", "patch"},
+    ("agentstream.dev", "streamreplays", ""): {"get", "list", "watch", "delete"},
     ("agentstream.dev", "agentstreams/status", ""): {"patch"},
     ("agentstream.dev", "consumergroups/status", ""): {"patch"},
+    ("agentstream.dev", "streamreplays/status", ""): {"patch"},
     ("", "secrets", ""): {"get", "list", "watch", "create", "patch", "delete"},
     ("", "pods", ""): {"list", "watch", "patch"},
     ("", "namespaces", ""): {"get"},
@@ -116,15 +118,11 @@ def test_roles_of_the_cluster_cover_the_resources(helm):
     assert covered(view) == {"view", "edit", "admin"}
     assert covered(edit) == {"edit", "admin"}
     assert all(verbs == {"get", "list", "watch"} for verbs in rules(view).values())
+    writing = {"create", "update", "patch", "delete", "deletecollection"}
     assert rules(edit) == {
-        ("agentstream.dev", "agentstreams", ""): {"create", "update", "patch", "delete", "deletecollection"},
-        ("agentstream.dev", "consumergroups", ""): {
-            "create",
-            "update",
-            "patch",
-            "delete",
-            "deletecollection",
-        },
+        ("agentstream.dev", "agentstreams", ""): writing,
+        ("agentstream.dev", "consumergroups", ""): writing,
+        ("agentstream.dev", "streamreplays", ""): writing,
         ("agentstream.dev", "consumergroups/scale", ""): {"update", "patch"},
     }
     # nobody's verdict about a resource but the operator's

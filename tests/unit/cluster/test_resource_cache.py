@@ -14,10 +14,10 @@ from agentstream_operator.cluster.kinds import AGENTSTREAMS, DEPLOYMENTS, OWNED_
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.owned_objects import Change, OwnedObjects
 from agentstream_operator.cluster.port import ClusterUnavailable, Unreadable
-from agentstream_operator.cluster.resource_cache import Resource, ResourceCache, is_same
+from agentstream_operator.cluster.resource_cache import ResourceCache, is_same
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
-from agentstream_operator.resources.parse import parse_resource
+from agentstream_operator.resources.parse import AnyResource, parse_resource
 from support.clock import run_virtually
 from unit.cluster.objects import Json, a_deployment, a_pod, a_resource, a_secret
 
@@ -29,13 +29,13 @@ CODER = ResourceKey("ConsumerGroup", "team", "coder")
 class Known:
     """Who acts on resources: remembers them, and in which order it was told of what."""
 
-    resources: dict[ResourceKey, Resource] = field(default_factory=dict)
+    resources: dict[ResourceKey, AnyResource] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
 
-    def known(self, key: ResourceKey) -> Resource | None:
+    def known(self, key: ResourceKey) -> AnyResource | None:
         return self.resources.get(key)
 
-    def put(self, resource: Resource) -> None:
+    def put(self, resource: AnyResource) -> None:
         self.resources[resource.key] = resource
         self.told.append(f"put {resource.metadata.name}")
 
@@ -130,6 +130,7 @@ async def test_everything_is_listed_once_children_before_resources() -> None:
         ("horizontalpodautoscalers", "", OURS),
         ("agentstreams", "", ""),
         ("consumergroups", "", ""),
+        ("streamreplays", "", ""),
     ]
     assert watched.reconciler.told == ["put tasks", "put coder"]
     assert (len(watched.owned.secrets), len(watched.owned.deployments)) == (1, 1)
@@ -313,7 +314,7 @@ async def test_where_nothing_was_missed_nothing_is_looked_at() -> None:
     watched = await filled(a_resource(), a_resource("ConsumerGroup", "coder"))
     watched.change(a_resource(version=2, generation=2))
     await watched.cache.compare(grace=3600)
-    resources = [("agentstreams", "", ""), ("consumergroups", "", "")]
+    resources = [(plural, "", "") for plural in ("agentstreams", "consumergroups", "streamreplays")]
     owned = [(kind.plural, "", OURS) for kind in OWNED_KINDS]
     assert watched.there.asked == [*resources, *owned]
     assert (watched.cache.missed, watched.cache.missed_lately) == (0, 0)

@@ -14,6 +14,7 @@ from agentstream_operator.local.manifests.metadata import (
     with_metadata,
     write_metadata,
 )
+from agentstream_operator.local.replays import LocalReplays
 from agentstream_operator.local.screen.output import LocalError
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -41,7 +42,10 @@ class Case:
         self.said: list[str] = []
         self.put_in: list[AgentStream | ConsumerGroup] = []
         self.removed: list[ResourceKey] = []
-        self.catalog = Catalog([self.file], metadata=self.records, output=self, now=lambda: NOW)
+        replays = LocalReplays(directory / "replays", output=self, now=lambda: NOW)
+        self.catalog = Catalog(
+            [self.file], metadata=self.records, replays=replays, output=self, now=lambda: NOW
+        )
 
     def say(self, text: str) -> None:
         self.said.append(text)

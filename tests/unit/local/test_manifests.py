@@ -132,7 +132,7 @@ def test_an_unquoted_time_is_text(tmp_path: Path) -> None:
             [
                 (
                     "m.yaml:2: AgentStreem default/tasks: kind: 'AgentStreem' is not one of "
-                    "AgentStream, ConsumerGroup"
+                    "AgentStream, ConsumerGroup, StreamReplay"
                 )
             ],
         ),

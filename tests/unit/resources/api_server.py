@@ -13,6 +13,7 @@ from typing import Any
 
 import celpy
 import jsonschema
+from celpy import celtypes
 
 from agentstream_operator.resources.crd import KINDS, crd
 
@@ -20,9 +21,14 @@ _ENVIRONMENT = celpy.Environment()
 _KEEPS_UNKNOWN = "x-kubernetes-preserve-unknown-fields"
 
 
+def _split(text: celtypes.StringType, separator: celtypes.StringType) -> celtypes.ListType:
+    """An extension of Kubernetes: https://kubernetes.io/docs/reference/using-api/cel/."""
+    return celtypes.ListType(map(celtypes.StringType, text.split(separator)))
+
+
 @cache
 def _program(rule: str) -> celpy.Runner:
-    return _ENVIRONMENT.program(_ENVIRONMENT.compile(rule))
+    return _ENVIRONMENT.program(_ENVIRONMENT.compile(rule), functions={"split": _split})
 
 
 @cache

@@ -21,6 +21,12 @@ def a_group(name: str = "coder", **spec: Any) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": "ConsumerGroup", "metadata": {"name": name}, "spec": spec}
 
 
+def a_replay(name: str = "again", **spec: Any) -> dict[str, Any]:
+    """A StreamReplay manifest of the stream of the group `coder`, unless told otherwise."""
+    spec = {"groupRef": {"name": "coder"}, "from": {"source": "Stream"}, **spec}
+    return {"apiVersion": API_VERSION, "kind": "StreamReplay", "metadata": {"name": name}, "spec": spec}
+
+
 def a_template(**container: Any) -> dict[str, Any]:
     """A pod template with one container."""
     return {"spec": {"containers": [{"name": "coder", "image": "coder:1", **container}]}}
@@ -155,6 +161,42 @@ groups = st.builds(
     ),
 )
 """Manifests of which most are valid, and the others are just beyond a limit."""
+
+_bounds = st.sampled_from(
+    [
+        *("0-0", "1-0", "9-10", "10-9", "10-10", "1700000000000-7", "1700000000001-0", "01-0", "1-01", "9"),
+        *(f"{'9' * 19}-{'9' * 19}", f"{'9' * 19}-{'8' * 19}", f"1{'0' * 19}-0"),
+        *("2024-02-29T12:00:00Z", "2024-02-29T12:00:00.000000001Z", "2024-02-29T12:00:00.000000002Z"),
+        *("2024-02-29T13:00:00+01:00", "2024-02-29T13:00:00.5+02:00", "2023-02-29T12:00:00Z"),
+        *("1970-01-01T00:00:00Z", "1970-01-01T00:00:00+05:30", "1969-12-31T23:59:59Z", "End"),
+    ]
+)
+_UUID = "7ec428e0-0c1d-4f5a-9b57-0123456789ab"
+replays = st.builds(
+    lambda name, source, bounds, spec: a_replay(name, **{"from": {"source": source, **bounds}}, **spec),
+    _names,
+    st.sampled_from(["Stream", "DeadLetters", "DeadLetters"]),
+    _some(since=_bounds, until=_bounds),
+    _some(
+        select=_some(
+            types=st.lists(st.sampled_from(["task_request", "event", "wish"]), max_size=11),
+            senders=st.lists(_names, max_size=2),
+            correlation=st.sampled_from(["", "a", "a" * 512, "a" * 513]),
+            ids=st.lists(st.sampled_from(["1-0", _UUID, _UUID.upper(), "1"]), max_size=2),
+            reasons=st.lists(st.sampled_from(["MaxDeliveries", "my own", ""]), max_size=2),
+        ),
+        action=st.sampled_from(["Redeliver", "Drop", "Export"]),
+        limit=_amounts,
+        rate=_amounts,
+        window=_amounts,
+        expired=st.sampled_from(["Skip", "Deliver"]),
+        dryRun=st.booleans(),
+        suspend=st.booleans(),
+        reason=st.sampled_from(["", "INC-4711", "a" * 256, "a" * 257]),
+        ttlSecondsAfterFinished=_amounts,
+    ),
+)
+"""As the others; the ends of their ranges are of both kinds, in any order."""
 
 _JUNK = st.one_of(
     st.none(),

@@ -17,11 +17,11 @@ from agentstream_operator.reconcile.status import StatusWriter
 from agentstream_operator.resources.reasons import ConditionReason, ConditionType
 from support.cluster import MemoryCluster
 from support.kstatus import KStatus, kstatus
-from support.resources import BORN, a_group, a_stream
+from support.resources import BORN, a_group, a_replay, a_stream
 from unit.resources import manifests
 from unit.resources.api_server import refusals, stored
 
-KINDS: list[Callable[..., Any]] = [a_stream, a_group]
+KINDS: list[Callable[..., Any]] = [a_stream, a_group, a_replay]
 SUMMARIES = {ConditionType.READY, ConditionType.STALLED}
 REQUIRED = {
     ConditionType.BACKEND_REACHABLE: "True",
@@ -29,6 +29,7 @@ REQUIRED = {
     ConditionType.STREAM_READY: "True",
     ConditionType.SYNCED: "True",
     ConditionType.CREDENTIALS_SYNCED: "True",
+    ConditionType.FAILED: "False",
 }
 FOR_GOOD = {ConditionReason.KEY_NOT_ALLOWED, ConditionReason.CONTRACT_INVALID, ConditionReason.INVALID}
 
@@ -63,7 +64,8 @@ def expected(conditions: tuple[ConditionUpdate, ...]) -> KStatus:
     for kind, required in REQUIRED.items():
         update = by_kind.get(kind)
         if update is not None and update.status != required:
-            return "Failed" if update.reason in FOR_GOOD else "InProgress"
+            for_good = kind is ConditionType.FAILED or update.reason in FOR_GOOD
+            return "Failed" if for_good else "InProgress"
     return "Current"
 
 
@@ -93,7 +95,9 @@ def test_messages_that_wait_are_no_failure_of_an_upgrade(reason: ConditionReason
     assert kstatus(written(a_group, (1, with_ready((waiting,))))) == "Current"
 
 
-@pytest.mark.parametrize("manifest", [manifests.a_stream(), manifests.a_group()], ids=lambda m: m["kind"])
+@pytest.mark.parametrize(
+    "manifest", [manifests.a_stream(), manifests.a_group(), manifests.a_replay()], ids=lambda m: m["kind"]
+)
 def test_a_resource_that_no_operator_has_seen_is_in_progress(manifest: dict[str, Any]) -> None:
     found = stored(manifest)
     found["metadata"]["generation"] = 1

@@ -115,10 +115,13 @@ CASES = [
     ),
     (
         {**a_stream(), "kind": "Widget"},
-        "Widget default/tasks: kind: 'Widget' is not one of AgentStream, ConsumerGroup",
+        "Widget default/tasks: kind: 'Widget' is not one of AgentStream, ConsumerGroup, StreamReplay",
     ),
-    ({"metadata": 3}, "Resource default/?: kind: None is not one of AgentStream, ConsumerGroup"),
-    ({"kind": ["a"]}, "['a'] default/?: kind: ['a'] is not one of AgentStream, ConsumerGroup"),
+    (
+        {"metadata": 3},
+        "Resource default/?: kind: None is not one of AgentStream, ConsumerGroup, StreamReplay",
+    ),
+    ({"kind": ["a"]}, "['a'] default/?: kind: ['a'] is not one of AgentStream, ConsumerGroup, StreamReplay"),
     (
         {**a_stream(), "apiVersion": "agentstream.dev/v1"},
         STREAM + f"apiVersion: 'agentstream.dev/v1' is not supported (write {API_VERSION})",

@@ -17,11 +17,20 @@ from agentstream_operator.resources.parse import InvalidResource, parse_resource
 from agentstream_operator.resources.schema import SchemaError, structural_schema
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 from unit.resources.api_server import nodes, refusals, schema_of, stored
-from unit.resources.manifests import a_group, a_stream, a_template, groups, mutated, streams
+from unit.resources.manifests import (
+    a_group,
+    a_replay,
+    a_stream,
+    a_template,
+    groups,
+    mutated,
+    replays,
+    streams,
+)
 
 NODES = [
     pytest.param(node, id=f"{kind}{path}")
-    for kind in ("AgentStream", "ConsumerGroup")
+    for kind in ("AgentStream", "ConsumerGroup", "StreamReplay")
     for path, node in nodes(schema_of(kind))
 ]
 FORBIDDEN = {"$ref", "$defs", "anyOf", "oneOf", "allOf", "not", "const", "title", "uniqueItems", "nullable"}
@@ -59,7 +68,7 @@ def test_patterns_are_anchored_and_rules_have_messages(node):
             assert rule["fieldPath"].removeprefix(".") in node["properties"]
 
 
-@pytest.mark.parametrize("kind", ["AgentStream", "ConsumerGroup"])
+@pytest.mark.parametrize("kind", ["AgentStream", "ConsumerGroup", "StreamReplay"])
 def test_every_field_of_spec_and_status_is_described(kind):
     for part in ("spec", "status"):
         for path, node in nodes(schema_of(kind)["properties"][part]):
@@ -172,6 +181,27 @@ def test_they_agree_on_groups(manifest):
     _assert_agreement(manifest)
 
 
+@given(replays)
+@settings(max_examples=150)
+def test_they_agree_on_replays(manifest):
+    _assert_agreement(manifest)
+
+
+@given(mutated(replays))
+@settings(max_examples=200)
+def test_they_agree_on_replays_with_something_wrong(manifest):
+    _assert_agreement(manifest)
+
+
+@given(replays, replays)
+@settings(max_examples=150)
+def test_they_agree_on_changes_of_replays(old, new):
+    if not refusals(old) and not refusals(new):
+        changed = {*refusals(new, old)}
+        said = {line.partition(": ")[2] for line in refused_changes(parse_resource(old), parse_resource(new))}
+        assert changed == said
+
+
 @given(mutated(streams))
 @settings(max_examples=200)
 def test_they_agree_on_streams_with_something_wrong(manifest):
@@ -184,14 +214,14 @@ def test_they_agree_on_groups_with_something_wrong(manifest):
     _assert_agreement(manifest)
 
 
-@given(streams | groups)
+@given(streams | groups | replays)
 @settings(max_examples=100)
 def test_filling_in_the_schemas_defaults_changes_nothing_for_the_model(manifest):
     if not refusals(manifest):
         assert parse_resource(stored(manifest)) == parse_resource(manifest)
 
 
-@given(streams | groups)
+@given(streams | groups | replays)
 @settings(max_examples=50)
 def test_a_resource_survives_being_written_as_a_manifest(manifest):
     if not refusals(manifest):
@@ -200,6 +230,7 @@ def test_a_resource_survives_being_written_as_a_manifest(manifest):
         assert refusals(resource.as_manifest()) == []
 
 
+TIME = "2024-02-29T12:00:00.5Z"
 ACCEPTED = {
     "a stream without a spec": {key: value for key, value in a_stream().items() if key != "spec"},
     "a group that runs elsewhere": a_group(),
@@ -219,9 +250,40 @@ ACCEPTED = {
         ]
     ),
     "a leap day": a_group(startFrom="2024-02-29T00:00:00Z"),
+    "a replay of everything": a_replay(),
+    "a replay of one moment": a_replay(**{"from": {"source": "Stream", "since": TIME, "until": TIME}}),
+    "a replay of an entry": a_replay(**{"from": {"source": "Stream", "since": "1-1", "until": "1-1"}}),
+    "ids of more digits are later": a_replay(
+        **{"from": {"source": "Stream", "since": "9-0", "until": "10-0"}}
+    ),
+    "a dry run of a removal": a_replay(
+        **{"from": {"source": "DeadLetters"}}, action="Drop", dryRun=True, select={"types": ["event"]}
+    ),
+    "ids of entries and messages": a_replay(select={"ids": ["1-0", "7ec428e0-0c1d-4f5a-9b57-0123456789ab"]}),
 }
 
 REFUSED = {
+    "a replay of nowhere": a_replay(**{"from": {}}),
+    "a replay of nobody": a_replay(groupRef=None),
+    "a range that ends before it begins": a_replay(
+        **{"from": {"source": "Stream", "since": "10-0", "until": "9-0"}}
+    ),
+    "a range of times that ends before it begins": a_replay(
+        **{"from": {"source": "Stream", "since": TIME, "until": "2024-02-29T13:00:00.4+01:00"}}
+    ),
+    "a removal of messages of the stream": a_replay(action="Drop", select={"types": ["event"]}),
+    "a removal of everything": a_replay(**{"from": {"source": "DeadLetters"}}, action="Drop"),
+    "a removal of everything by an empty select": a_replay(
+        **{"from": {"source": "DeadLetters"}}, action="Drop", select={}
+    ),
+    "a removal of everything by an empty list": a_replay(
+        **{"from": {"source": "DeadLetters"}}, action="Drop", select={"ids": []}
+    ),
+    "a removal that delivers what has expired": a_replay(
+        **{"from": {"source": "DeadLetters"}}, action="Drop", select={"ids": ["1-0"]}, expired="Deliver"
+    ),
+    "reasons of messages that did not die": a_replay(select={"reasons": ["MaxDeliveries"]}),
+    "the short id of a message": a_replay(select={"ids": ["7ec428e0"]}),
     "an unknown field": a_stream(retention={"maxAge": "24h"}),
     "snake case": a_stream(retention={"min_age": "24h"}),
     "a retention of nothing": a_stream(retention={"minAge": "0s"}),
@@ -285,7 +347,33 @@ IMMUTABLE = [
     (a_group, "group", "a", "b"),
     (a_group, "agent", "a", "b"),
     (a_group, "startFrom", "Beginning", "1-0"),
+    (a_replay, "select", {"types": ["event"]}, {"types": ["task_request"]}),
+    (a_replay, "limit", 1, 2),
+    (a_replay, "reason", "INC-1", "INC-2"),
 ]
+MUTABLE = {"suspend": True, "rate": 7, "window": 7, "ttlSecondsAfterFinished": 7}
+FIXED = {
+    "groupRef": {"name": "other"},
+    "from": {"source": "DeadLetters"},
+    "action": "Drop",
+    "expired": "Deliver",
+    "dryRun": True,
+}
+
+
+def test_of_a_replay_only_its_pace_may_change():
+    old = a_replay()
+    for field, value in MUTABLE.items():
+        new = a_replay(**{field: value})
+        assert refusals(new, old) == []
+        assert refused_changes(parse_resource(old), parse_resource(new)) == ()
+    for field, value in FIXED.items():
+        new = a_replay(**{"select": {"ids": ["1-0"]}, "from": {"source": "DeadLetters"}, field: value})
+        said = refused_changes(parse_resource(a_replay(select={"ids": ["1-0"]})), parse_resource(new))
+        assert f"spec.{field}: {field} is immutable: create another resource instead" in said
+        assert f"{field} is immutable: create another resource instead" in refusals(new, old)
+    fields = {*schema_of("StreamReplay")["properties"]["spec"]["properties"]}
+    assert fields == {*MUTABLE, *FIXED, "select", "limit", "reason"}
 
 
 @pytest.mark.parametrize(("make", "field", "one", "other"), IMMUTABLE)

@@ -14,6 +14,8 @@ WANTED = {
     "consumergroups",
     "consumergroups/scale",
     "consumergroups/status",
+    "streamreplays",
+    "streamreplays/status",
 }
 
 

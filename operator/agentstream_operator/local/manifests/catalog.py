@@ -21,6 +21,7 @@ from agentstream_operator.local.manifests.metadata import (
     with_metadata,
     write_metadata,
 )
+from agentstream_operator.local.replays import LocalReplays
 from agentstream_operator.local.screen.output import Output
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.resources.agentstream import AgentStream
@@ -41,19 +42,24 @@ _DEBOUNCE_MS = 200
 
 
 class Catalog:
-    """The resources that the manifests declare, with uids, ages and generations from the file `metadata`."""
+    """The resources that the manifests declare, with uids, ages and generations from the file `metadata`.
+
+    Replays are kept by `replays`, with those that no manifest declares.
+    """
 
     def __init__(
         self,
         paths: Sequence[Path],
         *,
         metadata: Path,
+        replays: LocalReplays,
         output: Output,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._paths = paths
         self._file = metadata
         self._metadata = read_metadata(metadata)
+        self._replays = replays
         self._output = output
         self._now = now
         self._declared: dict[ResourceKey, Resource] = {}
@@ -74,6 +80,10 @@ class Catalog:
                     f"{manifests.lines[key]}: {key}: {problem}"
                     for problem in refused_changes(before, resource)
                 )
+        for key, replay in manifests.replays.items():
+            manifests.problems += (
+                f"{manifests.lines[key]}: {key}: {problem}" for problem in self._replays.refused(replay)
+            )
         if not manifests.declared and not manifests.problems:
             paths = ", ".join(map(str, self._paths))
             manifests.problems.append(f"{paths}: declares no AgentStream and no ConsumerGroup")
@@ -97,6 +107,7 @@ class Catalog:
         self._engine = engine
         for resource in self._declared.values():
             engine.put(resource)
+        self._replays.attach(engine)
 
     def apply(self, manifests: Manifests) -> None:
         """Stores manifests, and passes new, changed and removed resources to the engine.
@@ -123,6 +134,7 @@ class Catalog:
             self._deleting.discard(key)
             if before != resource:
                 self._put(resource)
+        self._replays.declare(manifests.replays)
 
     def place(self, key: ResourceKey) -> str:
         """Returns file and line of a resource's declaration, the last one if it was removed."""

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from agentstream_operator.local.manifests.loader import Manifests
 from agentstream_operator.plan.conflicts import claim_of
 from agentstream_operator.plan.streams import invalid_contract
+from agentstream_operator.reconcile.state.index import group_of
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
+
+_ADD = "add it or give its file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Findings:
 def check(manifests: Manifests) -> Findings:
     """Checks manifests that were loaded together; their own mistakes come first."""
     findings = Findings([*manifests.problems])
-    if not manifests.declared and not manifests.problems:
+    if not manifests.declared and not manifests.replays and not manifests.problems:
         findings.mistakes.append("no AgentStream and no ConsumerGroup is declared")
     claims: dict[Hashable, ResourceKey] = {}
     for key, resource in manifests.declared.items():
@@ -43,6 +46,11 @@ def check(manifests: Manifests) -> Findings:
         if isinstance(resource, AgentStream) and not resource.spec.producers:
             text = "spec.producers: is empty, so that no agent may send to the stream"
             findings.warnings.append(f"{manifests.at(key, 'spec.producers')}: {key}: {text}")
+    for key, replay in manifests.replays.items():
+        if group_of(replay) not in manifests.declared:
+            text = f"no ConsumerGroup {key.namespace}/{group_of(replay).name} is declared; {_ADD}"
+            path = "spec.groupRef.name"
+            findings.mistakes.append(f"{manifests.at(key, path)}: {key}: {path}: {text}")
     return findings
 
 
@@ -51,7 +59,7 @@ def _mistakes(resource: AgentStream | ConsumerGroup, manifests: Manifests) -> It
     if isinstance(resource, ConsumerGroup):
         name = resource.spec.stream_ref.name
         if ResourceKey("AgentStream", resource.key.namespace, name) not in manifests.declared:
-            text = f"no AgentStream {resource.key.namespace}/{name} is declared; add it or give its file"
+            text = f"no AgentStream {resource.key.namespace}/{name} is declared; {_ADD}"
             yield "spec.streamRef.name", text
     elif (invalid := invalid_contract(resource)) is not None:
         path, _, text = invalid.message.partition(": ")

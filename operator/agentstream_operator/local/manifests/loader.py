@@ -12,10 +12,9 @@ from agentstream_operator.local.manifests.documents import (
     UnreadableFileError,
     read_documents,
 )
-from agentstream_operator.resources.agentstream import AgentStream
-from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import GROUP, ResourceKey
-from agentstream_operator.resources.parse import InvalidResource, parse_resource
+from agentstream_operator.resources.parse import InvalidResource, StreamOrGroup, parse_resource
+from agentstream_operator.resources.streamreplay import StreamReplay
 
 STDIN = Path("-")
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
@@ -26,12 +25,15 @@ class Manifests:
     """The contents of manifest files.
 
     Attributes:
+        declared: streams and groups.
+        replays: what is carried out once, and not kept in effect.
         problems: mistakes, one line each, beginning with file and line.
         ignored: kinds that are not AgentStream's, with the first line of each.
         documents: where each resource is declared.
     """
 
-    declared: dict[ResourceKey, AgentStream | ConsumerGroup] = field(default_factory=dict)
+    declared: dict[ResourceKey, StreamOrGroup] = field(default_factory=dict)
+    replays: dict[ResourceKey, StreamReplay] = field(default_factory=dict)
     lines: dict[ResourceKey, SourceLine] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     ignored: dict[str, SourceLine] = field(default_factory=dict)
@@ -55,11 +57,14 @@ class Manifests:
                 self.problems.append(f"{document.at(path)}: {error.subject}: {problem}")
             return
         key = resource.key
-        if key in self.declared:
+        if key in self.lines:
             self.problems.append(f"{document.place}: {key} is declared twice, first at {self.lines[key]}")
             return
-        self.declared[key], self.lines[key] = resource, document.place
-        self.documents[key] = document
+        if isinstance(resource, StreamReplay):
+            self.replays[key] = resource
+        else:
+            self.declared[key] = resource
+        self.lines[key], self.documents[key] = document.place, document
 
 
 def load_manifests(paths: Iterable[Path], stdin: bytes | None = None) -> Manifests:
@@ -115,4 +120,4 @@ def _foreign_kind(document: Document) -> str | None:
     if not isinstance(version, str) or not isinstance(kind, str) or version.split("/")[0] == GROUP:
         return None
     # one of our kinds with a mistyped group is a mistake
-    return None if kind in {"AgentStream", "ConsumerGroup"} else kind
+    return None if kind in {"AgentStream", "ConsumerGroup", "StreamReplay"} else kind

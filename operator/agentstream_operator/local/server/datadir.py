@@ -8,6 +8,7 @@ users.acl        the server's users, with hashed passwords
 appendonlydir/   the messages
 bindings/        one directory per agent: address and credentials
 signing/         one file per signed stream: its keys
+replays/         one file per replay: its manifest and how far it has come
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class DataDirectory:
         self.path = path.absolute()
         self.shown = path
         self.bindings, self.signing = self.path / "bindings", self.path / "signing"
-        self.resources = self.path / "resources.json"
+        self.resources, self.replays = self.path / "resources.json", self.path / "replays"
         self.lock = -1
 
     def password(self) -> str:
@@ -60,6 +61,7 @@ class DataDirectory:
             make_private(self.path)
             make_private(self.bindings)
             make_private(self.signing)
+            make_private(self.replays)
             self.lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             self._acquire()
             # it contains passwords, and is often inside a Git repository

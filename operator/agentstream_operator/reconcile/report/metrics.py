@@ -53,7 +53,8 @@ def health(state: State, broker: Broker, queue: WorkQueue[ResourceKey]) -> Opera
 def count_conditions(state: State) -> Counter[ConditionCount]:
     """Counts resources by kind, condition and status."""
     counted: Counter[ConditionCount] = Counter()
-    resources: list[AnyResource] = [*state.resources.streams.values(), *state.resources.groups.values()]
+    known = state.resources
+    resources: list[AnyResource] = [*known.streams.values(), *known.groups.values(), *known.replays.values()]
     for resource in resources:
         status = state.memory.reported(resource).status
         for condition in status.conditions if status is not None else ():

@@ -33,7 +33,7 @@ from agentstream_operator.reconcile.state.memory import AgentMemory
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.parse import AnyResource
+from agentstream_operator.resources.parse import StreamOrGroup
 from agentstream_operator.resources.reasons import ConditionReason
 
 _PASSWORD_BYTES = 32
@@ -81,7 +81,7 @@ async def reconcile_agent(context: Context, key: ResourceKey) -> float | None:
 
 
 async def _write(
-    context: Context, name: AgentName, memory: AgentMemory, resources: list[AnyResource]
+    context: Context, name: AgentName, memory: AgentMemory, resources: list[StreamOrGroup]
 ) -> bool:
     """Writes Secret, user and route. Returns whether all is written: rights shrink after a full list only."""
     state = context.state
@@ -130,7 +130,7 @@ async def _write(
 async def _credentials(
     context: Context,
     name: AgentName,
-    resources: list[AnyResource],
+    resources: list[StreamOrGroup],
     found: Credentials | None,
     signing: dict[str, str],
     *,
@@ -168,7 +168,7 @@ async def _remove(context: Context, name: AgentName) -> None:
     state.memory.agents.pop(name, None)
 
 
-def _use(state: State, name: AgentName, resources: list[AnyResource]) -> AgentUse:
+def _use(state: State, name: AgentName, resources: list[StreamOrGroup]) -> AgentUse:
     memory, streams = state.memory, state.resources.streams
     produces, consumes = [], []
     for resource in resources:
@@ -183,20 +183,20 @@ def _use(state: State, name: AgentName, resources: list[AnyResource]) -> AgentUs
     return use_of(name, produces, consumes, contracts)
 
 
-def _unplanned(state: State, resource: AnyResource) -> bool:
+def _unplanned(state: State, resource: StreamOrGroup) -> bool:
     """Returns whether a resource has not been planned yet, so that the rights it grants are unknown."""
     if isinstance(resource, AgentStream):
         return state.memory.streams[resource.key].usable is None
     return state.memory.groups[resource.key].serves is None
 
 
-def _may_change(state: State, resource: AnyResource) -> bool:
+def _may_change(state: State, resource: StreamOrGroup) -> bool:
     if isinstance(resource, AgentStream):
         return managed(resource)
     return may_change(resource, state.resources.streams.get(stream_of(resource)))
 
 
-def _requeue(context: Context, resources: list[AnyResource]) -> None:
+def _requeue(context: Context, resources: list[StreamOrGroup]) -> None:
     """Queues the resources whose status does not report the agent's credentials as applied yet."""
     memory = context.state.memory
     for resource in resources:

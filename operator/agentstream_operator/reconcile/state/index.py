@@ -12,7 +12,8 @@ from agentstream_operator.plan.conflicts import claim_of, may_claim, oldest, sen
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.parse import AnyResource
+from agentstream_operator.resources.parse import AnyResource, StreamOrGroup
+from agentstream_operator.resources.streamreplay import StreamReplay
 
 AGENT = "Agent"
 """Kind of the keys under which agents are reconciled; there is no such resource."""
@@ -35,6 +36,11 @@ def stream_of(group: ConsumerGroup) -> ResourceKey:
     return ResourceKey("AgentStream", group.metadata.namespace, group.spec.stream_ref.name)
 
 
+def group_of(replay: StreamReplay) -> ResourceKey:
+    """Returns the key of a replay's ConsumerGroup."""
+    return ResourceKey("ConsumerGroup", replay.metadata.namespace, replay.spec.group_ref.name)
+
+
 class ServedGroup(NamedTuple):
     """A group that no older resource claims."""
 
@@ -55,9 +61,11 @@ class ResourceIndex:
         self.changes = 0  # counts puts and removals
         self.streams: dict[ResourceKey, AgentStream] = {}
         self.groups: dict[ResourceKey, ConsumerGroup] = {}
+        self.replays: dict[ResourceKey, StreamReplay] = {}
         self._unreadable: dict[ResourceKey, Unreadable] = {}
         self._claims: defaultdict[str, set[ResourceKey]] = defaultdict(set)
         self._readers: defaultdict[ResourceKey, set[ResourceKey]] = defaultdict(set)
+        self._replays_of: defaultdict[ResourceKey, set[ResourceKey]] = defaultdict(set)
         self._named_by: defaultdict[AgentName, set[ResourceKey]] = defaultdict(set)
         self._declared: dict[ResourceKey, tuple[ServedGroup, ...]] = {}
         self._scaling: defaultdict[tuple[str, str], set[ResourceKey]] = defaultdict(set)
@@ -65,14 +73,16 @@ class ResourceIndex:
 
     def get(self, key: ResourceKey) -> AnyResource | None:
         """Returns a resource, if it is known."""
-        return self.streams.get(key) or self.groups.get(key)
+        return self.streams.get(key) or self.groups.get(key) or self.replays.get(key)
 
     def put(self, resource: AnyResource) -> set[ResourceKey]:
         """Stores a resource. Returns the keys of all others whose plans may change."""
         key = resource.key
         self.changes += 1
-        self._served.clear()
         self.readable(key)
+        if isinstance(resource, StreamReplay):
+            return self._put_replay(resource)
+        self._served.clear()
         affected = self._retold(self.groups.get(key), resource) | self._unlink(key)
         if isinstance(resource, AgentStream):
             self.streams[key] = resource
@@ -87,11 +97,19 @@ class ResourceIndex:
             self._named_by[name].add(key)
         return (affected | self._related(resource)) - {key}
 
+    def _put_replay(self, replay: StreamReplay) -> set[ResourceKey]:
+        self._unlink_replay(replay.key)
+        self.replays[replay.key] = replay
+        self._replays_of[group_of(replay)].add(replay.key)
+        return set(self._replays_of[group_of(replay)]) - {replay.key}
+
     def remove(self, key: ResourceKey) -> set[ResourceKey]:
         """Removes a resource. Returns the keys of all whose plans may change."""
         self.changes += 1
-        self._served.clear()
         self.readable(key)
+        if key in self.replays:
+            return self._unlink_replay(key)
+        self._served.clear()
         affected = self._retold(self.groups.get(key), None) | self._unlink(key)
         self.streams.pop(key, None)
         self.groups.pop(key, None)
@@ -114,7 +132,8 @@ class ResourceIndex:
     @property
     def unreadable_namespaces(self) -> Collection[str]:
         """Namespaces with an invalid resource, in which not every use of an agent is known."""
-        return {key.namespace for key in self._unreadable}
+        # a replay names no agent
+        return {key.namespace for key in self._unreadable if key.kind != "StreamReplay"}
 
     @property
     def agents(self) -> Collection[AgentName]:
@@ -125,12 +144,13 @@ class ResourceIndex:
         """Yields the keys of everything that is reconciled."""
         yield from self.streams
         yield from self.groups
+        yield from self.replays
         for name in self._named_by:
             yield agent_key(name)
 
-    def named_by(self, name: AgentName) -> list[AnyResource]:
+    def named_by(self, name: AgentName) -> list[StreamOrGroup]:
         """Returns the resources that name an agent, the oldest first."""
-        found = (self.get(key) for key in self._named_by.get(name, ()))
+        found = (self.streams.get(key) or self.groups.get(key) for key in self._named_by.get(name, ()))
         return sorted((resource for resource in found if resource is not None), key=seniority)
 
     def winner(self, stream: AgentStream) -> AgentStream | None:
@@ -159,6 +179,10 @@ class ResourceIndex:
         """Returns the keys of all groups that name a stream."""
         return self._readers.get(stream, ())
 
+    def replays_of(self, group: ResourceKey) -> list[StreamReplay]:
+        """Returns the replays of a group, the oldest first; with statuses that may be of an earlier time."""
+        return sorted((self.replays[key] for key in self._replays_of.get(group, ())), key=seniority)
+
     def groups_of_agent(self, group: ConsumerGroup) -> list[ConsumerGroup]:
         """Returns all groups with the agent of a group, the oldest first."""
         return [other for other in self.named_by(agents_of(group)[0]) if isinstance(other, ConsumerGroup)]
@@ -186,8 +210,8 @@ class ResourceIndex:
         return oldest(self.groups[key] for key in rivals)
 
     def _unlink(self, key: ResourceKey) -> set[ResourceKey]:
-        """Removes a resource from the relations. Returns the keys of all related ones."""
-        resource = self.get(key)
+        """Removes a stream or group from the relations. Returns the keys of all related ones."""
+        resource = self.streams.get(key) or self.groups.get(key)
         if resource is None:
             return set()
         affected = self._related(resource)
@@ -202,7 +226,16 @@ class ResourceIndex:
             _discard(self._named_by, name, key)
         return affected
 
-    def _retold(self, before: ConsumerGroup | None, after: AnyResource | None) -> set[ResourceKey]:
+    def _unlink_replay(self, key: ResourceKey) -> set[ResourceKey]:
+        """Removes a replay. Returns the keys of the others of its group, which may wait for it."""
+        replay = self.replays.pop(key, None)
+        if replay is None:
+            return set()
+        others = self._replays_of[group_of(replay)] - {key}
+        _discard(self._replays_of, group_of(replay), key)
+        return others
+
+    def _retold(self, before: ConsumerGroup | None, after: StreamOrGroup | None) -> set[ResourceKey]:
         """Returns the producers of broadcast streams that gain or lose a group: their routes list it."""
         changed = {
             (stream_of(group), group.group_name)
@@ -215,7 +248,7 @@ class ResourceIndex:
         found = (stream for stream in streams if stream is not None and stream.spec.broadcast)
         return {agent_key(name) for stream in found for name in agents_of(stream)}
 
-    def _related(self, resource: AnyResource) -> set[ResourceKey]:
+    def _related(self, resource: StreamOrGroup) -> set[ResourceKey]:
         """Returns the keys of all whose plans depend on a resource."""
         agents = set(agents_of(resource))
         if isinstance(resource, AgentStream):
@@ -227,6 +260,7 @@ class ResourceIndex:
             rivals = (key for key in self._readers[stream] if self.groups[key].group_name == name)
             related = {stream, *rivals} if stream in self.streams else set(rivals)
             related.update(other.key for other in self.groups_of_agent(resource))
+            related |= self._replays_of.get(resource.key, set())
             if resource.spec.deployment_ref is not None:
                 related |= self._scaling.get((stream.namespace, resource.spec.deployment_ref.name), set())
         return related | {agent_key(name) for name in agents}

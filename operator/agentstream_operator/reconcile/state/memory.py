@@ -24,13 +24,15 @@ from agentstream_operator.resources.meta import NamespaceSeen, ResourceKey
 from agentstream_operator.resources.parse import AnyResource
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
+    AnyStatus,
     ConditionReason,
     ConditionType,
     ConsumerGroupStatus,
+    StreamReplayStatus,
     find_condition,
 )
+from agentstream_operator.resources.streamreplay import StreamReplay
 
-Status = AgentStreamStatus | ConsumerGroupStatus
 _MOVES = (ConditionReason.SCALED_UP, ConditionReason.SCALED_DOWN)
 
 
@@ -38,7 +40,7 @@ _MOVES = (ConditionReason.SCALED_UP, ConditionReason.SCALED_DOWN)
 class StatusMemory:
     """The latest written status."""
 
-    status: Status | None = None
+    status: AnyStatus | None = None
     conditions: tuple[ConditionUpdate, ...] = ()  # the source of the written ones
     written_at: float = float("-inf")  # on the loop's clock
     transient_since: float | None = None  # since when the state to write is a transient one
@@ -99,6 +101,19 @@ class GroupMemory:
 
 
 @dataclass(slots=True)
+class ReplayMemory:
+    """What is remembered of a StreamReplay."""
+
+    reported: StatusMemory = field(default_factory=StatusMemory)
+
+    @property
+    def status(self) -> StreamReplayStatus | None:
+        """The latest written status; that of the resource itself may be an earlier one."""
+        status = self.reported.status
+        return status if isinstance(status, StreamReplayStatus) else None
+
+
+@dataclass(slots=True)
 class AgentMemory:
     """What is remembered of an agent."""
 
@@ -122,8 +137,11 @@ class Memory:
     def __init__(self) -> None:
         self.streams: defaultdict[ResourceKey, StreamMemory] = defaultdict(StreamMemory)
         self.groups: defaultdict[ResourceKey, GroupMemory] = defaultdict(GroupMemory)
+        self.replays: defaultdict[ResourceKey, ReplayMemory] = defaultdict(ReplayMemory)
         self.agents: defaultdict[AgentName, AgentMemory] = defaultdict(AgentMemory)
         self.namespaces: dict[str, NamespaceSeen] = {}
+        # replays that are gone, by name, until what they left on the server is removed
+        self.removed_replays: defaultdict[ResourceKey, list[StreamReplay]] = defaultdict(list)
         # actions of the janitor since the start, by name
         self.janitor = Counter(janitor_actions(JanitorReport("none")))
 
@@ -143,14 +161,21 @@ class Memory:
         if scaling is not None and scaling.reason in _MOVES:
             memory.moved = scaling.reason
 
+    def recall_replay(self, key: ResourceKey, status: StreamReplayStatus | None) -> None:
+        """Restores the memory of an earlier process: how far a replay had come."""
+        self.replays[key] = ReplayMemory(_reported(status))
+
     def forget(self, key: ResourceKey) -> None:
         """Drops the memory of a resource, and of its namespace: another one may get that name."""
         self.namespaces.pop(key.namespace, None)
         self.streams.pop(key, None)
         self.groups.pop(key, None)
+        self.replays.pop(key, None)
 
     def reported(self, resource: AnyResource) -> StatusMemory:
         """Returns what is remembered of a resource's status."""
+        if isinstance(resource, StreamReplay):
+            return self.replays[resource.key].reported
         memories = self.streams if isinstance(resource, AgentStream) else self.groups
         return memories[resource.key].reported
 
@@ -170,7 +195,7 @@ class Memory:
         return AgentsState(tuple(waiting), failed) if waiting or failed else ALL_WRITTEN
 
 
-def _reported(status: Status | None) -> StatusMemory:
+def _reported(status: AnyStatus | None) -> StatusMemory:
     if status is None:
         return StatusMemory()
     conditions = tuple(ConditionUpdate(c.type, c.status, c.reason, c.message) for c in status.conditions)
@@ -178,6 +203,6 @@ def _reported(status: Status | None) -> StatusMemory:
     return StatusMemory(status, conditions, written_at=time.monotonic())
 
 
-def _was_in_sync(status: Status) -> bool:
+def _was_in_sync(status: AnyStatus) -> bool:
     synced = find_condition(status.conditions, ConditionType.SYNCED)
     return synced is not None and synced.status == "True"

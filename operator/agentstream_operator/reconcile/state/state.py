@@ -30,6 +30,7 @@ class StatusIntervals:
     """Seconds by which status writes are delayed."""
 
     numbers: float = 30.0  # between two writes that only refresh numbers and messages
+    progress: float = 5.0  # the same, of a replay, which changes its reasons often, too
     transient: float = 1.0  # for a state that is about to change by itself
 
 
