@@ -134,6 +134,14 @@ def admin(server: Server) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
+def raw(admin: redis.Redis) -> Iterator[redis.Redis]:
+    """The administrator, who gets replies as bytes."""
+    options = {**admin.connection_pool.connection_kwargs, "decode_responses": False}
+    with redis.Redis(connection_pool=redis.ConnectionPool(**options)) as client:
+        yield client
+
+
+@pytest.fixture
 async def topology(server: Server, wire: Client) -> Topology:
     """`planner` produces to `tasks`."""
     declared = Topology(wire, server.url)

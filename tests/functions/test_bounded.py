@@ -17,7 +17,7 @@ from agentstream.protocol import commands, replaying
 from agentstream.protocol.commands import DONE, MORE, PAGE, Command, GroupCalls
 from agentstream.protocol.entry import Entry, Source
 from agentstream.protocol.keys import StreamKeys
-from agentstream.protocol.replaying import FIRST, LAST, parse_page
+from agentstream.protocol.replaying import FIRST, LAST, MOVED, ReplayOf, Selected, parse_moved, parse_page
 from agentstream.protocol.routes import Consumes
 from agentstream.transport.client import Client
 from agentstream_operator.broker.broker import Broker
@@ -265,6 +265,32 @@ async def page(world: World) -> None:
     assert found == 2 * world.n
 
 
+async def replay(world: World) -> None:
+    for source, ids in (("dead", 1000), ("stream", 1000), ("stream", 2000)):
+        of = ReplayOf(KEY, "g", f"{source}.{ids}")
+        selected = [Selected(f"{ids}-{n}", "", "k") for n in range(1, min(world.n, PAGE) + 1)]
+        at = ""
+        while selected:
+            cursors = at, f"{ids}-{world.n}"
+            reply = await world.call(*replaying.replay(of, source, cursors, 10**6, selected))  # type: ignore[arg-type]
+            code, at, moved, _ = parse_moved(reply)
+            assert (code, moved > 0) == (MOVED, source == "dead")
+            del selected[: moved if source == "dead" else len(selected)]
+
+
+async def drop(world: World) -> None:
+    letters = [f"1000-{n}" for n in range(1, min(world.n, PAGE) + 1)]
+    await world.call(*replaying.drop(ReplayOf(KEY, "g", "r.1"), ("", letters[-1]), letters))
+
+
+async def replay_state(world: World) -> None:
+    await world.call(*replaying.progress(ReplayOf(KEY, "g", "r.1")))
+
+
+async def end_replay(world: World) -> None:
+    await world.call(*replaying.end(ReplayOf(KEY, "g", "r.1")))
+
+
 async def revision(world: World) -> None:
     await world.call(*commands.REVISION)
 
@@ -299,6 +325,10 @@ CASES: dict[str, Case] = {
     "as1_remove_consumers": remove_consumers,
     "as1_janitor": janitor,
     "as1_page": page,
+    "as1_replay": replay,
+    "as1_drop": drop,
+    "as1_replay_state": replay_state,
+    "as1_end_replay": end_replay,
     "as1_revision": revision,
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -19,14 +18,6 @@ Order = Literal["forward", "backward"]
 ORDERS = st.sampled_from(("forward", "backward"))
 HIGHEST = f"{2**64 - 1}-{2**64 - 1}"
 IDS = st.builds("{}-{}".format, st.integers(1, 9), st.integers(0, 3))
-
-
-@pytest.fixture
-def raw(admin: redis.Redis) -> Iterator[redis.Redis]:
-    """The administrator, who gets replies as bytes."""
-    options = {**admin.connection_pool.connection_kwargs, "decode_responses": False}
-    with redis.Redis(connection_pool=redis.ConnectionPool(**options)) as client:
-        yield client
 
 
 def read(raw: redis.Redis, start: str, end: str, count: int, order: Order) -> list[PageEntry]:

@@ -162,7 +162,7 @@ class Server:
         with self.admin() as client:
             keys = set(client.scan_iter(count=1000))
         derived = re.compile(
-            r"^(.*\{[^{}]+\}.*?)(:(meta|gate|((once|done|retry|delay|dlq|stats|parked|seen|earlier|reply):.*)))?$"
+            r"^(.*\{[^{}]+\}.*?)(:(meta|gate|((once|done|retry|delay|dlq|stats|parked|seen|earlier|reply|replay):.*)))?$"
         )
         owners = {f"{k[:-5]}" for k in keys if k.endswith(":meta")}
         return {

@@ -2,18 +2,18 @@
 
 -- The counters of a group that its account needs, as numbers. What an agent wrote instead of one counts as 0.
 local function figures_of(base, group)
-  local stats, names, figures = base .. ':stats:' .. group, {'settled', 'trimmed', 'overrun', 'retried', 'released', 'resettled',
-    'base:read', 'base:settled', 'base:overrun', 'base:unsure'}, {}
+  local stats, names, figures = base .. ':stats:' .. group, {'settled', 'trimmed', 'overrun', 'retried', 'released', 'replayed',
+    'resettled', 'base:read', 'base:settled', 'base:overrun', 'base:unsure'}, {}
   local values = redis.call('HMGET', stats, unpack(names))
   for i, name in ipairs(names) do figures[name] = whole(values[i] or '') or 0 end
-  figures.began = values[7] and values[8] and not values[10]
+  figures.began = values[8] and values[9] and not values[11]
   return figures
 end
 
 -- Begins the account: from now on, entries read must equal `read` and what is settled and pending.
 local function begin_account(base, group, read)
   local now = figures_of(base, group)
-  local gone = now.retried + now.released - now.resettled
+  local gone = now.retried + now.released + now.replayed - now.resettled
     - redis.call('XLEN', base .. ':retry:' .. group) - redis.call('ZCARD', base .. ':delay:' .. group)
   local values = {read = read, settled = now.settled, trimmed = now.trimmed, overrun = now.overrun, gone = math.max(gone, 0)}
   for name, value in pairs(values) do

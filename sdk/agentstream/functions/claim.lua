@@ -97,7 +97,7 @@ local function pass_on(key, group, consumer, stats, from_retry, parked, retry_ke
   spend(left, size_of(fields))
   settled(key, group, stats, from_retry, {id})
   tally(stats, 'released', 1)
-  if parked ~= '' then redis.call('HSET', parked, x.origin, 'retrying') end
+  note_retry(parked, x)
   return DONE
 end
 

@@ -74,6 +74,24 @@ local function drop_pending(key, base, group)
   return #ids < PAGE
 end
 
+-- The keys of a replay: its state, and the last entry of each ordering key in it.
+local function keys_of_replay(base, id) return base .. ':replay:' .. id, base .. ':replay:' .. id .. ':keys' end
+
+-- Forgets a replay; what it has moved stays where it is. Returns how many keys it had.
+local function forget_replay(base, group, id)
+  redis.call('HDEL', base .. ':stats:' .. group, 'replay:' .. id .. ':acked', 'replay:' .. id .. ':dead')
+  redis.call('HDEL', base .. ':meta', 'replay:' .. id)
+  return redis.call('UNLINK', keys_of_replay(base, id))
+end
+
+-- Forgets the replays of a stream, or of one of its groups.
+local function forget_replays(base, only_group)
+  for name, group in pairs(map(redis.call('HGETALL', base .. ':meta'))) do
+    local id = string.match(name, '^replay:(.*)$')
+    if id and (not only_group or group == only_group) then forget_replay(base, group, id) end
+  end
+end
+
 -- KEYS: stream. ARGV: base, group.
 -- Removes the group with its retries and delays, but no dead letters. Returns 1 if there was a group, 0 if there was none,
 -- -1 if it has so much pending that the call is to be made again.
@@ -86,7 +104,8 @@ local function destroy_group(keys, args)
   end
   for _, part in ipairs({':retry:', ':delay:', ':stats:', ':parked:', ':seen:', ':earlier:'}) do redis.call('UNLINK', base .. part .. group) end
   if redis.call('XLEN', base .. ':dlq:' .. group) == 0 then redis.call('UNLINK', base .. ':dlq:' .. group) end
-  redis.call('HDEL', base .. ':meta', 'checkpoint:' .. group, 'left:' .. group)
+  forget_replays(base, group)
+  redis.call('HDEL', base .. ':meta', 'checkpoint:' .. group, 'left:' .. group, 'fence:' .. group)
   return destroyed
 end
 
@@ -123,6 +142,7 @@ local function delete_stream(keys, args)
   for name in pairs(names) do
     if only_if_empty and leaves_work(base, name) then return 0 end
   end
+  forget_replays(base)
   redis.call('UNLINK', key, base .. ':meta', base .. ':gate', base .. ':order', base .. ':contracts', base .. ':receipts')
   for name in pairs(names) do
     for _, part in ipairs({':retry:', ':delay:', ':dlq:', ':stats:', ':parked:', ':seen:', ':earlier:'}) do

@@ -16,12 +16,16 @@ local function field(fields, name)
   end
 end
 
--- The header `x` of a retried entry: its original id, its attempts and its fence, as far as they can be read. {} for a first
--- delivery: a producer's header does not count.
+-- Whether a text is the id of a replay, `<name>.<part of its uid>`.
+local function is_replay(text) return type(text) == 'string' and #text <= 80 and string.find(text, '^[a-z0-9-]+%.[a-z0-9]+$') ~= nil end
+
+-- The header `x` of a retried entry: its original id, its attempts, its fence, and the replay that it comes from, as far as they
+-- can be read. {} for a first delivery: a producer's header does not count.
 local function header(fields, from_retry)
   local read, x = pcall(cjson.decode, from_retry and field(fields, 'x') or '{}')
   if not read or type(x) ~= 'table' then return {} end
-  return {origin = is_id(x.origin) and x.origin or nil, attempts = whole(x.attempts), fence = whole(x.fence)}
+  return {origin = is_id(x.origin) and x.origin or nil, attempts = whole(x.attempts), fence = whole(x.fence),
+    replay = is_replay(x.replay) and x.replay or nil}
 end
 
 -- The number of deliveries of the message before those of this entry.

@@ -226,9 +226,10 @@ local function forget_parked(base, group, minid, broadcast)
   if not is_id(since) then since = nil end
   for i = 1, #page[2], 2 do
     local id, state = page[2][i], page[2][i + 1]
+    local is_replayed = is_replay(state) and is_id(string.match(id, '^replay:(.*)$'))
     -- an agent may have written something else than an id
-    local is_over = #state > LONGEST_ID or state == 'retrying' and retries == 0
-      or state ~= 'retrying' and not (is_id(id) and not less(id, minid))
+    local is_over = not is_replayed and #state > LONGEST_ID or (state == 'retrying' or is_replayed) and retries == 0
+      or state ~= 'retrying' and not is_replayed and not (is_id(id) and not less(id, minid))
     -- receipts ask for what is not too old: its retry was lost
     if is_over and state == 'retrying' and broadcast and is_id(id) and not less(id, minid) then
       redis.call('HSET', parked, id, 'missing')

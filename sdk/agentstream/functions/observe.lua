@@ -3,7 +3,7 @@
 -- The latest time, in ms, and the digits of a counter, that are kept exactly in JSON.
 local LATEST, DIGITS = 99999999999999, 14
 -- The counters of a group that are read: its consumers may write any other field, and anything into these.
-local COUNTED = {'acked', 'skipped', 'settled', 'resettled', 'retried', 'released', 'dead', 'trimmed', 'base:read',
+local COUNTED = {'acked', 'skipped', 'settled', 'resettled', 'retried', 'released', 'replayed', 'dead', 'trimmed', 'base:read',
   'base:settled', 'overrun', 'base:trimmed', 'base:overrun', 'base:gone', 'base:unsure', 'unreadable', 'le:inf'}
 for i = 1, #BOUNDS do COUNTED[#COUNTED + 1] = 'le:' .. BOUNDS[i] end
 

@@ -44,9 +44,10 @@ local function receipt(keys, args)
 end
 
 -- See docs/adr/0014-ordering-keys.md.
--- KEYS: stream. ARGV: group, consumer, parked key, id, counter, predecessor, ...
+-- KEYS: stream; and the retry stream for entries of a replay. ARGV: group, consumer, parked key, id, counter, predecessor, ...
 -- Returns 1 for each of these entries that the consumer holds and whose predecessor the group has finished: it was delivered
--- before, and is neither pending nor retried. Else 0, also to who held the entry in a group that was made again since.
+-- before, and is neither pending nor retried; in a replay, nor replayed. Else 0, also to who held the entry in a group that was
+-- made again since.
 local function turn(keys, args)
   count_of(args, 4, 3, 1, PAGE)
   for i = 4, #args, 3 do
@@ -55,11 +56,13 @@ local function turn(keys, args)
     if args[i + 2] ~= '' then check_id(args[i + 2]) end
   end
   local key, group, consumer, parked, replies = keys[1], args[1], args[2], args[3], {}
+  local is_replay = keys[2] ~= nil
   for i = 4, #args, 3 do
     local before = args[i + 2]
-    local has_come = held(key, group, consumer, args[i], tonumber(args[i + 1])) == DONE
+    local has_come = held(keys[2] or key, group, consumer, args[i], tonumber(args[i + 1])) == DONE
       and (before == '' or #redis.call('XPENDING', key, group, before, before, 1) == 0
-        and redis.call('HGET', parked, before) ~= 'retrying')
+        and redis.call('HGET', parked, before) ~= 'retrying'
+        and not (is_replay and redis.call('HGET', parked, 'replay:' .. before)))
     replies[#replies + 1] = has_come and 1 or 0
   end
   return replies

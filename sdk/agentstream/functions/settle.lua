@@ -19,6 +19,17 @@ local function counters(key, group, consumer, first, last, count)
   return found
 end
 
+-- Counts messages of a replay that a group has handled (acked) or given up (dead). An agent may have made up the replay.
+local function count_replayed(stats, replay, outcome, n)
+  local name = 'replay:' .. replay .. ':' .. outcome
+  if redis.call('HGET', stats, name) then tally(stats, name, n) end
+end
+
+-- Notes in the key `parked` that a message of a replay is finished, for those with its ordering key that come after it.
+local function finish_replayed(parked, x, origin)
+  if redis.call('HGET', parked, 'replay:' .. origin) == x.replay then redis.call('HDEL', parked, 'replay:' .. origin) end
+end
+
 -- Notes what became of settled entries, by their original ids: that those were acknowledged for which receipts may ask, and
 -- that a retry is over.
 local function note_settled(parked, receipts, from_retry, origins)
@@ -40,7 +51,7 @@ local function settle(keys, args)
   if outcome ~= 'acked' and outcome ~= 'skipped' then refuse('ERR unknown outcome') end
   check_id(args[8])
   check_id(args[#args - 1])
-  local now, replies, ids, origins, waits, latencies = now_ms(), {}, {}, {}, {}, {}
+  local now, replies, ids, origins, waits, latencies, replayed = now_ms(), {}, {}, {}, {}, {}, {}
   local known = counters(key, group, consumer, args[8], args[#args - 1], count)
   local left = allowance()
   for i = 8, #args, 2 do
@@ -51,23 +62,31 @@ local function settle(keys, args)
     local code = known[id] == counter and DONE or held(key, group, consumer, id, counter)
     replies[#replies + 1] = code
     if code == DONE then
-      local origin = id
+      local origin, x = id, {}
       if from_retry then
         local e = redis.call('XRANGE', key, id, id)
         if e[1] then
-          origin = header(e[1][2], true).origin or id
+          x = header(e[1][2], true)
+          origin = x.origin or id
           spend(left, size_of(e[1][2]))
         end
       end
       ids[#ids + 1], origins[#origins + 1] = id, origin
-      local wait = now - ms_of(origin)
-      waits[wait] = (waits[wait] or 0) + 1
+      if x.replay then
+        -- how long ago it was added says nothing about how fast the group is
+        replayed[x.replay] = (replayed[x.replay] or 0) + 1
+        if parked ~= '' then finish_replayed(parked, x, origin) end
+      else
+        local wait = now - ms_of(origin)
+        waits[wait] = (waits[wait] or 0) + 1
+      end
     end
   end
   if #ids > 0 then
     settled(key, group, stats, from_retry, ids)
     tally(stats, outcome, #ids)
     if parked ~= '' then note_settled(parked, receipts, from_retry, origins) end
+    for replay, n in pairs(replayed) do count_replayed(stats, replay, 'acked', n) end
     if outcome == 'acked' then
       for wait, n in pairs(waits) do
         local b = bucket(wait)
@@ -104,6 +123,12 @@ local function check_leaving(args, last)
   return flag(args[5]), number_in(args[7], 0, MOST), number_in(args[last - 2], 0, MOST)
 end
 
+-- Notes that a message is tried again. One of a replay keeps what was known of it: that it was acknowledged, or is retried
+-- already, as a dead letter was.
+local function note_retry(parked, x)
+  if parked ~= '' and not x.replay then redis.call('HSET', parked, x.origin, 'retrying') end
+end
+
 local function add_header(fields, x)
   fields[#fields + 1] = 'x'
   fields[#fields + 1] = cjson.encode(x)
@@ -135,7 +160,7 @@ local function retry(keys, args)
   end
   settled(key, group, stats, from_retry, {id})
   tally(stats, 'retried', 1)
-  if parked ~= '' then redis.call('HSET', parked, x.origin, 'retrying') end
+  note_retry(parked, x)
   return DONE
 end
 
@@ -147,7 +172,12 @@ local function bury(dlq_key, stats, parked, fields, x, attempts, reason, err)
   end
   local id = redis.call('XADD', dlq_key, '*', unpack(letter))
   tally(stats, 'dead', 1)
-  if parked ~= '' then redis.call('HSET', parked, x.origin, 'dead') end
+  if parked ~= '' then
+    -- what was acknowledged before it was replayed stays so
+    if not x.replay or redis.call('HGET', parked, x.origin) == 'retrying' then redis.call('HSET', parked, x.origin, 'dead') end
+    if x.replay then finish_replayed(parked, x, x.origin) end
+  end
+  if x.replay then count_replayed(stats, x.replay, 'dead', 1) end
   return id
 end
 

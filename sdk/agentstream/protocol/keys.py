@@ -15,10 +15,11 @@ DNS_LABEL: Final = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 DERIVED: Final = (
     *("meta", "gate", "order", "receipts", "contracts", "sent", "once", "done"),
-    *("retry", "delay", "dlq", "stats", "parked", "seen", "earlier", "reply"),
+    *("retry", "delay", "dlq", "stats", "parked", "seen", "earlier", "reply", "replay"),
 )
 """The words that come after the key of a stream, or of an agent, in every key derived from it."""
 
+_REPLAY = re.compile(rf"({DNS_LABEL})\.[a-z0-9]{{1,8}}")
 _TAG = re.compile(r"\{[^{}]+\}")
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -68,6 +69,17 @@ def cancel_channel(installation: str, namespace: str, addressee: str) -> str:
 def reply_key(namespace: str, agent: str, token: str) -> str:
     """The short-lived stream with the answers to one process's requests; its token cannot be guessed."""
     return f"{{{namespace}.{agent}}}:reply:{token}"
+
+
+def replay_id(name: str, uid: str) -> str:
+    """The id of a replay on the server: `<name of the StreamReplay>.<first 8 characters of its uid>`."""
+    return f"{name}.{uid[:8]}"
+
+
+def parse_replay(text: object) -> str | None:
+    """The name of the StreamReplay in the id of a replay; None if somebody made it up that has none."""
+    found = _REPLAY.fullmatch(text) if isinstance(text, str) else None
+    return found[1] if found else None
 
 
 class ConsumerProcess(NamedTuple):
@@ -181,6 +193,10 @@ class StreamKeys:
     def earlier(self, group: str) -> str:
         """The same, of messages that were met earlier."""
         return f"{self.base}:earlier:{group}"
+
+    def replay(self, replay: str) -> str:
+        """Hash of the operator: how far a replay is, by the id of the replay."""
+        return f"{self.base}:replay:{replay}"
 
     def delay(self, group: str) -> str:
         """Sorted set of the retries that are not due yet; the score is the due time in ms."""

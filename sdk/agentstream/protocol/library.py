@@ -10,7 +10,8 @@ from typing import Any
 from agentstream.errors import ProtocolError, ServerRefused
 from agentstream.protocol.commands import REVISION
 
-# A file sees the local functions of the files before it.
+# A file sees the local names of those before it, of which there may be 200. These keep theirs to themselves.
+_SCOPED = frozenset(("page", "add", "once", "originals", "receipts", "observe", "replay", "janitor", "heal"))
 FILES = (
     "common",
     "entries",
@@ -27,6 +28,7 @@ FILES = (
     "account",
     "observe",
     "declare",
+    "replay",
     "departed",
     "janitor",
     "heal",
@@ -39,7 +41,8 @@ def source() -> str:
     from importlib.resources import files  # noqa: PLC0415 - agents call what is on the server already
 
     directory = files("agentstream").joinpath("functions")
-    return "\n".join(directory.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in FILES)
+    texts = {name: directory.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in FILES}
+    return "\n".join(f"do\n{text}end\n" if name in _SCOPED else text for name, text in texts.items())
 
 
 @cache

@@ -12,7 +12,7 @@ from agentstream.protocol import commands, library, replaying
 from agentstream.protocol.commands import Command, GroupCalls
 from agentstream.protocol.entry import Source, parse_entry
 from agentstream.protocol.envelope import MessageType
-from agentstream.protocol.keys import DNS_LABEL, StreamKeys
+from agentstream.protocol.keys import DNS_LABEL, StreamKeys, replay_id
 from agentstream.protocol.routes import Consumes
 from agentstream_operator.resources import contracts
 from agentstream_operator.resources.consumergroup import DeadLetterSpec, DeliverySpec
@@ -20,6 +20,7 @@ from agentstream_operator.resources.model import DnsLabel
 
 KEY = "{t.tasks}"
 KEYS = StreamKeys(KEY)
+REPLAY = replaying.ReplayOf(KEY, "coder", replay_id("again", "01234567-89ab"))
 LIBRARY = library.source()
 
 
@@ -63,6 +64,10 @@ CALLS: list[Command] = [
     commands.remove_consumers(KEY, "coder", "pod", None),
     commands.janitor(KEY, (1, 2, 3, "TrimOldest", 4), [("coder", 5, 6)], trusts_lag=True, broadcast=False),
     replaying.page(KEY, replaying.FIRST, replaying.LAST, 10),
+    replaying.replay(REPLAY, "dead", ("1-0", "2-0"), 100, (replaying.Selected("1-0", "", "k"),)),
+    replaying.drop(REPLAY, ("1-0", "2-0"), ("1-0",)),
+    replaying.progress(REPLAY),
+    replaying.end(REPLAY),
 ]
 # what arguments of these names must be
 MEANING = {
@@ -74,6 +79,12 @@ MEANING = {
     "id": "1-0",
     "counter": 7,
     "declared group": "coder",
+    "replay id": "again.01234567",
+    "cursor": "1-0",
+    "new cursor": "2-0",
+    "window": 100,
+    "ordering key": "k",
+    "id of a dead letter": "1-0",
     "sent key": KEYS.sent("token"),
     "gate key": KEYS.gate,
     "receipts key": KEYS.receipts,
@@ -139,7 +150,7 @@ def test_reply_codes_are_the_same() -> None:
 def test_derived_keys_are_the_same() -> None:
     of_group = {part(KEYS, "") for part in (StreamKeys.retry, StreamKeys.delay, StreamKeys.dead_letters)}
     of_group |= {KEYS.stats(""), KEYS.parked(""), KEYS.seen(""), KEYS.earlier("")}
-    of_stream = {KEYS.meta, KEYS.gate, KEYS.order, KEYS.contracts, KEYS.receipts}
+    of_stream = {KEYS.meta, KEYS.gate, KEYS.order, KEYS.contracts, KEYS.receipts, KEYS.replay("")}
     used = set(re.findall(r"base \.\. '(:\w+:?)'", LIBRARY))
     listed = [set(re.findall(r"'(:\w+:)'", parts)) for parts in re.findall(r"ipairs\(\{(':.*?)\}\)", LIBRARY)]
     assert {f"{KEYS.base}{suffix}" for suffix in used.union(*listed)} == of_group | of_stream
