@@ -15,10 +15,11 @@ from agentstream_operator.cluster.kubernetes import set_finalizer
 from agentstream_operator.cluster.labels import OURS
 from agentstream_operator.cluster.owned_objects import Change
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable, Event, Owner
-from agentstream_operator.cluster.resource_cache import Resource, ResourceCache
+from agentstream_operator.cluster.resource_cache import ResourceCache
 from agentstream_operator.plan.observed import Gone
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
+from agentstream_operator.resources.parse import AnyResource
 from agentstream_operator.resources.status import (
     AgentStreamStatus,
     Condition,
@@ -269,10 +270,10 @@ class Known(ResourceIndex):
 
     told = 0
 
-    def known(self, key: ResourceKey) -> Resource | None:
+    def known(self, key: ResourceKey) -> AnyResource | None:
         return self.get(key)
 
-    def put(self, resource: Resource) -> set[ResourceKey]:
+    def put(self, resource: AnyResource) -> set[ResourceKey]:
         self.told += 1
         return super().put(resource)
 

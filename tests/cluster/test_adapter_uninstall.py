@@ -96,7 +96,7 @@ async def test_what_is_being_deleted_is_let_go(own_team: Team) -> None:
 async def test_where_the_crds_are_gone_there_is_nothing_to_do(
     own_team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RESOURCES", {"Ghost": ApiKind("agentstream.dev/v1", "Ghost", "ghosts")})
+    monkeypatch.setattr(module, "WITH_FINALIZERS", [ApiKind("agentstream.dev/v1", "Ghost", "ghosts")])
     assert await uninstall([own_team.namespace], None) == 0
 
 

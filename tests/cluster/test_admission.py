@@ -10,7 +10,7 @@ from support.apiserver import ApiServer
 from support.deployed import grant
 from support.kubectl import Kubectl, KubectlError
 from support.waiting import until
-from unit.resources.manifests import a_group, a_stream, a_template
+from unit.resources.manifests import a_group, a_replay, a_stream, a_template
 
 OUTSIDER, DEPLOYER, SCALER = "outsider", "deployer", "scaler"
 RIGHTS = {
@@ -180,6 +180,44 @@ async def test_a_large_template_is_judged_within_the_servers_limits_on_cost(guar
 
     assert [applied(DEPLOYER, number) for number in (1, 2)] == ["", ""]
     assert "may not create Deployments" in applied(OUTSIDER, 3)
+
+
+ADA = "ada"
+ONLY_YOUR_OWN = "agentstream.dev/requested-by can only be your own name, ada: leave it out"
+NOT_CHANGED = "agentstream.dev/requested-by cannot be changed: leave it as it is"
+
+
+def asked_by(name: str | None, replay: str = "again", **spec: Any) -> dict[str, Any]:
+    """A replay that somebody is said to have asked for."""
+    manifest = a_replay(replay, **spec)
+    if name is not None:
+        manifest["metadata"]["annotations"] = {"agentstream.dev/requested-by": name}
+    return manifest
+
+
+async def test_nobody_asks_for_a_replay_in_the_name_of_another(api_server: ApiServer, namespace: str) -> None:
+    grant(api_server, namespace, (namespace,))
+    kubectl, queue = api_server.kubectl(namespace), f"system:serviceaccount:{namespace}:agentstream-queue"
+    verbs = "--verb=get,create,update,patch,delete"
+    kubectl("create", "role", "replays", verbs, "--resource=streamreplays.agentstream.dev")
+    kubectl("create", "rolebinding", "replays", "--role=replays", f"--user={ADA}", f"--user={queue}")
+    await refused(kubectl, ADA, asked_by("grace"), ONLY_YOUR_OWN)
+    await refused(kubectl, ADA, asked_by(queue), ONLY_YOUR_OWN)
+    assert submit(kubectl, ADA, asked_by(None, "plain")) == ""
+    assert submit(kubectl, ADA, asked_by(ADA)) == ""
+    # the pace may change, and who asked for it stays
+    assert submit(kubectl, ADA, asked_by(ADA, rate=7)) == ""
+    for name in ("grace", None):
+        said_to = submit(kubectl, ADA, asked_by(name))
+        assert NOT_CHANGED in said_to, name
+    assert NOT_CHANGED in submit(kubectl, ADA, asked_by(ADA, "plain"))
+    # the queue server asks on behalf of its callers
+    assert submit(kubectl, queue, asked_by("grace", "for-grace")) == ""
+    assert submit(kubectl, ADA, asked_by("grace", "for-grace", rate=7)) == ""
+    assert NOT_CHANGED in submit(kubectl, ADA, asked_by(ADA, "for-grace"))
+    assert NOT_CHANGED in submit(kubectl, queue, asked_by(ADA, "for-grace"))
+    # the administrator is nobody else either
+    assert "can only be your own name" in kubectl.fails("apply", "-f", "-", manifest=asked_by(ADA, "other"))
 
 
 OPERATOR_MAY_NOT = "the operator may "

@@ -10,7 +10,7 @@ import pytest
 from cluster.submitting import collection, crds
 from support.apiserver import ApiServer
 from support.kubectl import Kubectl
-from unit.resources.manifests import a_group, a_stream, a_template
+from unit.resources.manifests import a_group, a_replay, a_stream, a_template
 
 STREAM = {"key": "{team.tasks}", "length": 1200, "groups": 2}
 GROUP = {"group": "coders", "backlog": 40, "pending": 8, "replicas": 3, "selector": "agentstream.dev/group=a"}
@@ -64,6 +64,29 @@ def test_the_columns_of_groups(kubectl: Kubectl, coder: str, wide: tuple[str, ..
         *("NAME", "STREAM", "GROUP", "BACKLOG", "PENDING", "REPLICAS", "READY", "REASON", "AGE")
     ]
     assert row.split()[:-1] == ["coder", "tasks", "coders", "40", "8", "3", "False", "StreamMissing"]
+
+
+REPLAY = {"phase": "Running", "matched": 1000, "moved": 812, "handled": 640, "dead": 3}
+
+
+@pytest.mark.parametrize(("wide", "more"), [((), []), (("-o", "wide"), ["Replaying"])], ids=["plain", "wide"])
+def test_the_columns_of_replays(kubectl: Kubectl, wide: tuple[str, ...], more: list[str]) -> None:
+    kubectl.apply(a_replay())
+    report(kubectl, "streamreplays/again", REPLAY, a_condition("True", "Replaying"))
+    header, row = kubectl("get", "streamreplays", *wide).splitlines()
+    columns = ["NAME", "GROUP", "SOURCE", "MATCHED", "MOVED", "HANDLED", "DEAD", "PHASE", "AGE"]
+    assert header.split() == [*columns, *(["REASON"] if more else [])]
+    cells = row.split()
+    assert cells[:8] == ["again", "coder", "Stream", "1000", "812", "640", "3", "Running"]
+    assert cells[9:] == more
+    assert kubectl("get", "sreplay", "-o", "name") == "streamreplay.agentstream.dev/again\n"
+
+
+def test_a_replay_that_nobody_has_looked_at_has_no_numbers(kubectl: Kubectl) -> None:
+    kubectl.apply(a_replay())
+    _, row = kubectl("get", "streamreplays").splitlines()
+    assert row.split()[:3] == ["again", "coder", "Stream"]
+    assert len(row.split()) == 4
 
 
 def test_short_names_and_the_category_of_all(kubectl: Kubectl, tasks: str, coder: str) -> None:

@@ -14,6 +14,9 @@ from agentstream_operator.cluster.kubernetes import set_finalizer
 from agentstream_operator.cluster.port import ClusterUnavailable, Owner
 from agentstream_operator.resources.meta import FINALIZER, ResourceKey
 
+WITH_FINALIZERS = (AGENTSTREAMS, CONSUMERGROUPS)
+"""The kinds that may have the finalizer: what a StreamReplay leaves on the server expires by itself."""
+
 _WITHIN = 60.0
 _LOOK_EVERY = 0.5
 
@@ -64,8 +67,7 @@ async def _stop(api: Api, namespace: str, name: str) -> None:
 
 async def _remove(api: Api, namespaces: Sequence[str] | None) -> int:
     count = 0
-    # no StreamReplay has one: what it leaves on the server expires, or goes with the stream
-    for kind in (AGENTSTREAMS, CONSUMERGROUPS):
+    for kind in WITH_FINALIZERS:
         for namespace in namespaces or (None,):
             for found in await _all(api, kind, namespace):
                 metadata = found["metadata"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from agentstream_operator.cluster.port import Owner
+from agentstream_operator.cluster.port import ClusterUnavailable, Owner
 from agentstream_operator.local.bindings import make_private, write_private
 from agentstream_operator.local.screen.output import LocalError, Output, cannot
 from agentstream_operator.queue_api.ports import Caller, ReplayRefused, Unavailable
@@ -90,7 +90,7 @@ class LocalReplays:
             for key, replay in declared.items():
                 self._declare(key, replay)
         except OSError as error:
-            raise cannot(f"write to {self._folder}", error) from error
+            raise self._cannot_write(error) from error
         self._manifests = declared
 
     def _declare(self, key: ResourceKey, declared: StreamReplay) -> None:
@@ -105,7 +105,7 @@ class LocalReplays:
         """Stores a status, unless the replay is gone or was replaced, and shows another phase.
 
         Raises:
-            LocalError: the file cannot be written.
+            ClusterUnavailable: the file cannot be written.
         """
         before = self._present.get(about.key)
         if before is None or before.metadata.uid != about.uid:
@@ -114,7 +114,7 @@ class LocalReplays:
         try:
             self._write(replay)
         except OSError as error:
-            raise cannot(f"write to {self._folder}", error) from error
+            raise ClusterUnavailable(str(self._cannot_write(error))) from error
         self._present[about.key] = replay
         if before.status is None or before.status.phase is not status.phase:
             ready = find_condition(status.conditions, ConditionType.READY)
@@ -125,7 +125,7 @@ class LocalReplays:
         """Deletes a replay, unless it is gone or was replaced.
 
         Raises:
-            LocalError: the file cannot be written.
+            ClusterUnavailable: the file cannot be changed.
         """
         present = self._present.get(about.key)
         if present is None or present.metadata.uid != about.uid:
@@ -133,7 +133,7 @@ class LocalReplays:
         try:
             self._delete(present)
         except OSError as error:
-            raise cannot(f"write to {self._folder}", error) from error
+            raise ClusterUnavailable(str(self._cannot_write(error))) from error
 
     async def create(self, caller: Caller, replay: StreamReplay) -> StreamReplay | None:
         """Creates a replay. Returns it with its uid; None if there is one of that name."""
@@ -143,7 +143,7 @@ class LocalReplays:
         try:
             self._put(created)
         except OSError as error:
-            raise _unwritable(self._folder, error) from error
+            raise Unavailable(str(self._cannot_write(error))) from error
         return created
 
     async def get(self, key: ResourceKey) -> StreamReplay | None:
@@ -174,7 +174,7 @@ class LocalReplays:
         try:
             self._put(after)
         except OSError as error:
-            raise _unwritable(self._folder, error) from error
+            raise Unavailable(str(self._cannot_write(error))) from error
         return after
 
     async def delete(self, caller: Caller, key: ResourceKey) -> bool:
@@ -186,7 +186,7 @@ class LocalReplays:
         try:
             self._delete(present)
         except OSError as error:
-            raise _unwritable(self._folder, error) from error
+            raise Unavailable(str(self._cannot_write(error))) from error
         return True
 
     def _created(self, replay: StreamReplay, annotations: Mapping[str, str]) -> StreamReplay:
@@ -239,6 +239,9 @@ class LocalReplays:
     def _file(self, key: ResourceKey) -> Path:
         return self._folder / _file_name(key)
 
+    def _cannot_write(self, error: OSError) -> LocalError:
+        return cannot(f"write to {self._folder}", error)
+
 
 def _file_name(key: ResourceKey) -> str:
     return f"{key.namespace}.{key.name}.json"
@@ -273,7 +276,3 @@ def _changed(replay: StreamReplay, spec: StreamReplaySpec, annotations: Mapping[
         }
     )
     return replay.model_copy(update={"metadata": metadata, "spec": spec})
-
-
-def _unwritable(folder: Path, error: OSError) -> Unavailable:
-    return Unavailable(str(cannot(f"write to {folder}", error)))

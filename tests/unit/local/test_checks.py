@@ -10,7 +10,7 @@ import pytest
 
 from agentstream_operator.local.manifests.checks import Findings, check
 from agentstream_operator.local.manifests.loader import load_manifests
-from unit.resources.manifests import a_group, a_stream, a_template
+from unit.resources.manifests import a_group, a_replay, a_stream, a_template
 
 
 def checked(directory: Path, *manifests: dict[str, Any]) -> Findings:
@@ -50,6 +50,11 @@ MISTAKES = {
     "one Deployment for two groups": (
         [TASKS, *(a_group(name, deploymentRef={"name": "app"}, replicas=1) for name in ("a", "b"))],
         "the Deployment app is already used by ConsumerGroup default/a at",
+    ),
+    "a replay of no group": ([TASKS, a_replay()], "no ConsumerGroup default/coder is declared"),
+    "a replay of a group elsewhere": (
+        [TASKS, a_group(), elsewhere(a_replay())],
+        "no ConsumerGroup elsewhere/coder is declared; add it or give its file",
     ),
     "a schema that is none": ([a_stream(contracts=[BROKEN], producers=["a"])], "is not a valid JSON Schema"),
 }
