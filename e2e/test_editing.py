@@ -13,13 +13,23 @@ import pytest
 import yaml
 from harness.chart import Installation
 from harness.kubectl import Kubectl, condition, in_effect
-from harness.manifests import a_group, a_stream, a_template
+from harness.manifests import a_group, a_replay, a_stream, a_template
 from harness.redis import Redis
 from harness.shell import ROOT
 from harness.waiting import until
 
 PER_NODE = 1000
 """Entries that the server keeps together: fewer are not trimmed."""
+
+MESSAGE = {
+    "v": 1,
+    "id": "7ec428e0-0c1d-4f5a-9b57-0123456789ab",
+    "from": "planner",
+    "to": "again",
+    "type": "event",
+    "payload": {},
+    "timestamp": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,11 @@ class Place:
         found: dict[str, Any] = spec["containers"][0]
         return found
 
+    def replay(self) -> dict[str, Any]:
+        """How far the replay has come."""
+        found: dict[str, Any] = self.kubectl.get("streamreplay", "slow").get("status", {})
+        return found
+
     def condition(self, what: str, name: str) -> Any:
         return condition(self.kubectl.get(*what.split("/")), name)
 
@@ -90,18 +105,20 @@ def place(cluster: Any) -> Iterator[Place]:
     cluster.kubectl("create", "namespace", namespace)
     kubectl = cluster.kubectl.within(namespace)
     made = Place(kubectl, installation.redis)
-    streams = ("tasks", "settled", "aged", "large", "heaped", "watched")
+    streams = ("tasks", "settled", "aged", "large", "heaped", "watched", "replayed")
     kubectl.apply(*(a_stream(name) for name in streams), a_deployment("theirs"), a_deployment("others"))
     kubectl.ready("agentstreams", "--all")
     made.fill(made.key("aged"), 2 * PER_NODE, age=600)
     made.fill(f"{made.key('tasks')}:dlq:coder", 2 * PER_NODE, age=600)
     made.fill(made.key("large"), 2 * PER_NODE, "x" * 1024)
+    made.fill(made.key("replayed"), PER_NODE, json.dumps(MESSAGE))
     for name in ("settled", "tasks", "aged"):
         made.fill(made.key(name), 1)
     kubectl.apply(
         # what was there before these count from is settled for them
         a_group("settled", "settled"),
         a_group("large", "large"),
+        a_group("again", "replayed"),
         a_group("coder", "tasks"),
         a_group("fixed", "tasks", template=idle()),
         a_group("resting", "tasks", template=idle()),
@@ -110,6 +127,7 @@ def place(cluster: Any) -> Iterator[Place]:
     )
     kubectl.ready("consumergroups", "--all")
     made.fill(made.key("heaped"), 10)
+    kubectl.apply(a_replay("slow", "again", rate=1, window=1, suspend=True))
     yield made
     cluster.kubectl("delete", "namespace", namespace, "--timeout=120s", timeout=130)
 
@@ -232,12 +250,19 @@ EDITS = (
     Edit("consumergroup/scaled", "autoscaling.mode", "Direct", lambda p: not p.autoscaler("scaled-consumer")),
     # it is over, and nobody knows how fast a pod is: one more at a time
     Edit("consumergroup/scaled", "autoscaling.targetAge", "1s", lambda p: p.replicas("scaled-consumer") > 2),
+    # nobody takes retries: with a window of 1 there are two, and then it waits
+    Edit("streamreplay/slow", "suspend", False, lambda p: 0 < p.replay().get("moved", 0) <= 2),
+    Edit("streamreplay/slow", "window", 10 * PER_NODE, lambda p: p.replay().get("moved", 0) > 2),
+    # one in a second would take a quarter of an hour
+    Edit("streamreplay/slow", "rate", PER_NODE, lambda p: p.replay().get("moved") == PER_NODE),
 )
 
 ELSEWHERE = {
     # what it does is seen at the deletion: test_deletion.py
     ("agentstreams", "deletionPolicy"),
     ("consumergroups", "deletionPolicy"),
+    # what it does is seen after the end: tests/cluster/test_operator_access.py
+    ("streamreplays", "ttlSecondsAfterFinished"),
 }
 
 
@@ -268,7 +293,8 @@ def mutable_fields(plural: str) -> set[tuple[str, str]]:
 
 def test_no_field_was_forgotten() -> None:
     edited = {(f"{edit.resource.partition('/')[0]}s", edit.field) for edit in EDITS}
-    assert mutable_fields("agentstreams") | mutable_fields("consumergroups") == edited | ELSEWHERE
+    plurals = ("agentstreams", "consumergroups", "streamreplays")
+    assert set().union(*(mutable_fields(plural) for plural in plurals)) == edited | ELSEWHERE
 
 
 @pytest.mark.parametrize(
@@ -284,6 +310,7 @@ def test_no_field_was_forgotten() -> None:
             "streamRef is immutable",
         ),
         ("consumergroup/scaled", {"replicas": 1}, "replicas and autoscaling exclude each other"),
+        ("streamreplay/slow", {"limit": 7}, "limit is immutable"),
     ],
 )
 def test_what_may_not_be_edited_is_refused_with_the_reason(

@@ -11,7 +11,7 @@ from harness.shell import ROOT, CommandFailed
 
 ARTIFACTS = ROOT / "e2e" / "artifacts"
 
-_OURS = "agentstreams,consumergroups"
+_OURS = "agentstreams,consumergroups,streamreplays"
 _KINDS = f"nodes,pods,deployments,statefulsets,jobs,services,persistentvolumeclaims,secrets,{_OURS}"
 
 

@@ -20,6 +20,12 @@ def a_group(name: str, stream: str, **spec: Any) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": "ConsumerGroup", "metadata": {"name": name}, "spec": spec}
 
 
+def a_replay(name: str, group: str, **spec: Any) -> dict[str, Any]:
+    """A StreamReplay of the stream of a group; further fields of the spec in the API's spelling."""
+    spec = {"groupRef": {"name": group}, "from": {"source": "Stream"}, **spec}
+    return {"apiVersion": API_VERSION, "kind": "StreamReplay", "metadata": {"name": name}, "spec": spec}
+
+
 def a_template(*command: str, image: str = QUICKSTART, **more: Any) -> dict[str, Any]:
     """The template of pods of one container; fields of their spec in the API's spelling."""
     container = {"name": "agent", "image": image, "imagePullPolicy": "IfNotPresent", "command": list(command)}

@@ -37,7 +37,7 @@ something about the server.
       The oldest key in the queue has waited {{`{{ $value | humanizeDuration }}`}}. Changes of resources are applied with
       this delay.
 - alert: AgentStreamResourcesNotReady
-  expr: sum by (kind) (max by (kind, status) (agentstream_resources{ {{- $of -}} ,condition="Ready",status!="True"})) > 0
+  expr: sum by (kind) (max by (kind, status) (agentstream_resources{ {{- $of -}} ,condition="Ready",status!="True",kind!="StreamReplay"})) > 0
   for: 15m
   labels:
     severity: warning

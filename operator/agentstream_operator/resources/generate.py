@@ -20,7 +20,7 @@ _PAGE_HEAD = """\
 
 <!-- Generated from resources/reasons.py by `make generate`; do not edit. -->
 
-Every AgentStream and ConsumerGroup reports its state as conditions (`kubectl describe`, or
+Every AgentStream, ConsumerGroup and StreamReplay reports its state as conditions (`kubectl describe`, or
 `kubectl wait --for=condition=Ready`). A condition has a status (`True`, `False`, or `Unknown`) and a reason;
 events and metrics use the same reasons. `lastTransitionTime` moves only when the status does.
 """

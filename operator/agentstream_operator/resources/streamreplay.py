@@ -7,6 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from agentstream.protocol.keys import replay_id
+
 from .contracts import MessageType
 from .meta import API_VERSION, GROUP, Resource
 from .model import Bool, DnsLabel, Int, Model, Text
@@ -289,7 +291,7 @@ class StreamReplay(Resource):
     @property
     def replay_id(self) -> str:
         """Id of the replay on the server, which no later replay of this name has."""
-        return f"{self.metadata.name}.{self.metadata.uid[:8]}"
+        return replay_id(self.metadata.name, self.metadata.uid)
 
     @property
     def requested_by(self) -> str | None:
