@@ -265,14 +265,14 @@ def validate(
     manifests = load_manifests(paths, given)
     found = check(manifests)
     if output == "json":
-        keys = [str(key) for key in manifests.declared]
+        keys = [str(key) for key in manifests.lines]
         typer.echo(json.dumps({"resources": keys, "mistakes": found.mistakes, "warnings": found.warnings}))
         raise typer.Exit(BAD_INPUT if found.mistakes else 0)
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if found.mistakes:
         _fail(*found.mistakes)
-    count = len(manifests.declared)
+    count = len(manifests.lines)
     typer.echo(f"{count} resource{'' if count == 1 else 's'}, no mistakes")
 
 

