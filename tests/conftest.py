@@ -19,6 +19,7 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from support.entries import KEY
 from support.helm import HELMS, Helm
+from support.replays import Replays
 from support.servers import Build, Server, builds, children
 from support.topology import Topology
 from support.tracing import exporter
@@ -139,6 +140,12 @@ def raw(admin: redis.Redis) -> Iterator[redis.Redis]:
     options = {**admin.connection_pool.connection_kwargs, "decode_responses": False}
     with redis.Redis(connection_pool=redis.ConnectionPool(**options)) as client:
         yield client
+
+
+@pytest.fixture
+def replays(stream: redis.Redis, raw: redis.Redis) -> Replays:
+    """A stream with the group `g`."""
+    return Replays(raw)
 
 
 @pytest.fixture

@@ -139,6 +139,15 @@ NOBODY: list[tuple[Argument, ...]] = [
     ("FCALL", "as1_orphan", 1, TASKS, TASKS, "coder", ""),
     ("FCALL", "as1_remove_consumers", 1, TASKS, TASKS, "coder", ""),
     ("FCALL_RO", "as1_observe", 1, TASKS, TASKS, 1),
+    ("FCALL_RO", "as1_page", 1, TASKS, "-", "+", 1, "forward"),
+    ("FCALL", "as1_replay", 1, TASKS, TASKS, "coder", "again.1", "stream", "", "1-1", 1),
+    ("FCALL", "as1_drop", 1, TASKS, TASKS, "coder", "again.1", "", "1-1"),
+    ("FCALL_RO", "as1_replay_state", 1, TASKS, TASKS, "coder", "again.1"),
+    ("FCALL", "as1_end_replay", 1, TASKS, TASKS, "coder", "again.1"),
+    ("HGETALL", f"{TASKS}:replay:again.1"),
+    ("HSET", f"{TASKS}:replay:again.1", "cursor", "9-9"),
+    ("UNLINK", f"{TASKS}:replay:again.1"),
+    ("HGET", f"{TASKS}:replay:again.1:keys", "k"),
     ("FCALL_RO", "as1_measure", 1, TASKS, 1, TASKS, "", 0),
     # answers to others
     ("XREAD", "COUNT", 9, "STREAMS", ANSWERS, 0),
@@ -396,7 +405,7 @@ async def test_a_consumer_can_do_all_that_handling_a_message_takes(
         assert await wire.call(*calls.renew(main, 60_000, entries[:2])) == [DONE, DONE]
         assert await wire.call(*calls.settle(main, "acked", entries[:1])) == [DONE]
         entries[1].after, entries[2].after = entries[0].id, entries[3].id
-        assert await wire.call(*calls.turn(entries[1:3])) == [1, 0]
+        assert await wire.call(*calls.turn(calls.main, entries[1:3])) == [1, 0]
         assert await wire.call(*calls.release(main, DELIVERED, entries[1:2])) == [DONE]
         assert len((await wire.call(*calls.take(main, "c", "-", 10)))[1]) == 5
         assert await wire.call(*calls.retry(entries[2], 0, 1, "Failed", "e")) == DONE

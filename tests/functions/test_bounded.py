@@ -116,7 +116,7 @@ async def originals(world: World) -> None:
 
 
 async def turn(world: World) -> None:
-    await world.call(*world.live.turn(world.held(world.live.main)))
+    await world.call(*world.live.turn(world.live.main, world.held(world.live.main)))
 
 
 async def take(world: World) -> None:

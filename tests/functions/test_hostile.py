@@ -56,13 +56,14 @@ VALID: Sequence[Command] = (
     commands.once(KEY, KEYS.done("g", "k"), "token", 1000),
     commands.end_once(KEY, KEYS.done("g", "k"), "token", "done", 1000),
     CALLS.originals([Entry(CALLS.main, "", f"1000-{n}", b"m") for n in (1, 2)]),
-    CALLS.turn([Pending("1000-1", after="0-0"), Pending("1000-2", after="1000-1")]),
+    CALLS.turn(CALLS.main, [Pending("1000-1", after="0-0"), Pending("1000-2", after="1000-1")]),
     CALLS.sweep(1000, 1000, 100, now=True),
     *(
         command
         for source, held in ((CALLS.main, MINE), (CALLS.retries, MY_RETRIES))
         for command in (
             CALLS.take(source, "bad.1", "-", 100),
+            CALLS.turn(source, held),
             CALLS.begin(source, held),
             CALLS.renew(source, 1000, held),
             *(CALLS.release(source, state, held) for state in ("begun", "delivered", "claimed")),
@@ -111,6 +112,9 @@ JSON = (
     "[]",
     "null",
     '{"origin":"1000-1"}',
+    '{"origin":"1000-1","replay":"again.01234567"}',
+    '{"origin":"1000-1","replay":"%s.1"}' % ("x" * 100),
+    '{"replay":{"a":[1]}}',
     '{"origin":"\xff"}',
     '{"a":NaN}',
     '{"attempts":1e999}',
@@ -412,7 +416,7 @@ SMALL = {
     "an error of a MiB": CALLS.dead_letter(MINE[0], 1, "Failed", "x" * (1 << 20)),
     "a delay below zero": CALLS.retry(MINE[0], -1, 1, "Failed", ""),
     "a count below zero": CALLS.take(CALLS.main, "bad.1", "-", -1),
-    "300,000 ids": CALLS.turn([Pending("1000-1", after="0-0")] * 100_000),
+    "300,000 ids": CALLS.turn(CALLS.main, [Pending("1000-1", after="0-0")] * 100_000),
     "no ids": CALLS.settle(CALLS.main, "acked", ()),
     "a counter that is none": CALLS.settle(CALLS.main, "acked", [Pending("1000-9", counter="x")]),  # type: ignore[arg-type]
 }

@@ -169,7 +169,7 @@ class Group:
         assert await self.call(mine.begin(mine.main, [acked])) == [2]
         acked.counter = 2
         assert await self.call(mine.renew(mine.main, HOUR, [acked, also])) == [DONE, DONE]
-        assert await self.call(mine.turn([released])) == [1]
+        assert await self.call(mine.turn(mine.main, [released])) == [1]
         assert await self.call(mine.settle(mine.main, "acked", [acked, also])) == [DONE, DONE]
         assert await self.call(mine.retry(later, 1, 1, "Failed", "boom")) == DONE
         assert await self.call(mine.retry(soon, 0, 1, "Failed", "boom")) == DONE

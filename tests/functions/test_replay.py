@@ -1,99 +1,29 @@
-"""A page of a replay is moved once, whoever asks for it and how often, and nothing else changes by it."""
+"""A page of a replay is moved once, whoever asks for it and how often."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import redis
 
 from agentstream.protocol import commands
-from agentstream.protocol.commands import DONE, GroupCalls
-from agentstream.protocol.keys import StreamKeys, replay_id
+from agentstream.protocol.keys import replay_id
 from agentstream.protocol.replaying import (
     ELSEWHERE,
     MOVED,
     NO_ROOM,
-    PageMoved,
     ReplayOf,
     ReplayProgress,
     Selected,
     drop,
     end,
     parse_moved,
-    parse_progress,
     progress,
     replay,
 )
-from agentstream.protocol.routes import Consumes
-from support.entries import HOUR, KEY, Pending, fill
-
-KEYS = StreamKeys(KEY)
-AGAIN = ReplayOf(KEY, "g", replay_id("again", "01234567-89ab"))
-LATER = ReplayOf(KEY, "g", replay_id("later", "76543210-ba98"))
-CALLS = GroupCalls(Consumes("tasks", KEY, "g", broadcast=True), "pod.1")
-PLAIN = GroupCalls(Consumes("tasks", KEY, "g"), "pod.1")
-WINDOW = 1000
-
-
-class Replays:
-    """Calls about replays, and what is to be seen of them."""
-
-    def __init__(self, raw: redis.Redis) -> None:
-        self.raw = raw
-
-    def call(self, command: commands.Command) -> Any:
-        return self.raw.execute_command(*command)
-
-    def move(
-        self,
-        entries: Sequence[Selected | str],
-        *,
-        of: ReplayOf = AGAIN,
-        dead: bool = False,
-        at: str = "",
-        to: str = "",
-        window: int = WINDOW,
-    ) -> PageMoved:
-        selected = [one if isinstance(one, Selected) else Selected(one) for one in entries]
-        cursors = (at, to or selected[-1].id)
-        return parse_moved(self.call(replay(of, "dead" if dead else "stream", cursors, window, selected)))
-
-    def progress(self, of: ReplayOf = AGAIN) -> ReplayProgress:
-        return parse_progress(self.call(progress(of)))
-
-    def retries(self) -> list[tuple[str, dict[str, Any]]]:
-        """Body and header of each entry of the retry stream."""
-        return [
-            (fields[b"m"].decode(), json.loads(fields[b"x"]))
-            for _, fields in self.raw.xrange(KEYS.retry("g"))
-        ]
-
-    def handle(self, count: int, calls: GroupCalls = CALLS) -> list[Pending]:
-        """Reads entries of the stream and acknowledges them."""
-        held = self.read(calls.main.key, count)
-        assert self.call(calls.settle(calls.main, "acked", held)) == [DONE] * count
-        return held
-
-    def read(self, key: str, count: int, consumer: str = "pod.1") -> list[Pending]:
-        reply = self.raw.xreadgroup("g", consumer, {key: ">"}, count=count) or [(key, [])]
-        source = CALLS.main if key == KEY else CALLS.retries
-        return [Pending(entry.decode(), source) for entry, _ in reply[0][1]]
-
-    def stats(self) -> dict[str, str]:
-        return {name.decode(): value.decode() for name, value in self.raw.hgetall(KEYS.stats("g")).items()}
-
-    def state_of(self, entry: str) -> str:
-        (state,) = self.call(commands.receipt(KEYS, ("g",), (entry,)))
-        return str(state.decode())
-
-
-@pytest.fixture
-def replays(stream: redis.Redis, raw: redis.Redis) -> Replays:
-    """A stream with the group `g`."""
-    return Replays(raw)
+from support.entries import HOUR, KEY, fill
+from support.replays import AGAIN, CALLS, KEYS, LATER, PLAIN, Replays
 
 
 def test_a_page_is_moved_and_noted_in_one_call(replays: Replays, stream: redis.Redis) -> None:

@@ -349,7 +349,7 @@ async def test_who_held_an_entry_before_the_group_was_made_anew_has_no_turn(
     hold = a_hold(second, [b"m", b'{"key":"k"}', b"p", first.encode()])
 
     async def turn(consumer: str) -> list[int]:
-        return await wire.call(*GroupCalls(group, consumer).turn((hold,)))
+        return await wire.call(*GroupCalls(group, consumer).turn(hold.source, (hold,)))
 
     assert await turn("first.1") == [0]
     await wire.call("XACK", group.key, "coder", first)

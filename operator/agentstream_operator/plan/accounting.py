@@ -16,7 +16,7 @@ from itertools import accumulate
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 
 _BUCKET = "le:"
-_GROWING = ("added", "acked", "skipped", "retried", "dead", "settled")
+_GROWING = ("added", "acked", "skipped", "retried", "dead", "replayed", "settled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class Account:
     skipped: int = 0  # addressed to other agents, so settled without handling
     retried: int = 0  # failed attempts that are repeated
     dead: int = 0
+    replayed: int = 0  # given to the group once more; by so many, acknowledged and dead may exceed sent
     lost: int = 0  # accepted, neither settled nor on the server any more
     latency: Latency = field(default_factory=Latency)  # of the acknowledged ones
 
@@ -65,6 +66,7 @@ class GroupTotals:
     skipped: int
     retried: int
     dead: int
+    replayed: int
     settled: int  # entries of the stream
     trimmed: int  # while they were pending
     vanished: int  # read since `base`, and neither settled nor pending
@@ -116,7 +118,7 @@ def counters(
             vanished = before.vanished if before is not None and before.base == base else 0
         else:
             vanished = max(0, read - base[0] - (count("settled") - base[1]) - group.pending)
-    requeued = count("retried") + count("released")
+    requeued = count("retried") + count("released") + count("replayed")
     retries = group.retry_length + group.delayed
     retries_gone = max(0, requeued - count("resettled") - retries)
 
@@ -132,6 +134,7 @@ def counters(
         skipped=count("skipped"),
         retried=count("retried"),
         dead=count("dead"),
+        replayed=count("replayed"),
         settled=count("settled"),
         trimmed=count("trimmed"),
         vanished=vanished,
@@ -170,6 +173,7 @@ def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals
         skipped=account.skipped + _growth(before.skipped, after.skipped),
         retried=account.retried + _growth(before.retried, after.retried),
         dead=account.dead + _growth(before.dead, after.dead),
+        replayed=account.replayed + _growth(before.replayed, after.replayed),
         # a pending entry that was deleted may yet be settled by its holder
         lost=max(0, lost + after.lost - before.lost),
         latency=Latency(Counter(account.latency.counts) + Counter(grown)),

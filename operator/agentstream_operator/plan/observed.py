@@ -32,7 +32,9 @@ class GroupSeen(msgspec.Struct, frozen=True):
     due: int = 0  # those of them that are due
     next_due: int | None = None  # when the first of them is
     dead: int = 0  # dead letters
-    stats: Mapping[str, int] = {}  # counters of settling; `unreadable` counts what was dropped or begun anew
+    stats: Mapping[
+        str, int
+    ] = {}  # counters of settling and replaying; `unreadable` counts what was dropped or begun anew
     misread: tuple[str, ...] = ()  # those of them that hold no number on the server
     unreadable: bool = False  # whether a key of the group is of another type than it should be
 

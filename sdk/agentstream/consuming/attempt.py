@@ -69,7 +69,8 @@ class Attempt:
     def __repr__(self) -> str:
         """Names the message, without its content."""
         message, stream = self.hold.message, self.policy.stream
-        return f"<Delivery of {message.type} {message.id} on {stream}, attempt {self.hold.attempts}>"
+        replay = f" of replay {self.hold.entry.replay}" if self.hold.entry.replay else ""
+        return f"<Delivery of {message.type} {message.id} on {stream}, attempt {self.hold.attempts}{replay}>"
 
     @property
     def held(self) -> bool:

@@ -78,6 +78,14 @@ class Delivery(Generic[Payload]):
         return self._attempt.hold.attempts
 
     @property
+    def replay(self) -> str | None:
+        """Name of the StreamReplay by which the group gets the message once more; None for all others.
+
+        The handler may have handled the message before. What `once` guards is not repeated.
+        """
+        return self._attempt.hold.entry.replay
+
+    @property
     def deadline(self) -> float | None:
         """When the handler is cancelled, by the event loop's clock in seconds; None for never."""
         return self._attempt.deadline

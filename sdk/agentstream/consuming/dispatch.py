@@ -25,7 +25,7 @@ from agentstream.consuming.triage import (
     Skip,
     Undeliverable,
     Verdict,
-    is_expired,
+    is_over,
 )
 from agentstream.errors import AgentStreamError, error_text
 from agentstream.identity.keyring import Verifier
@@ -148,7 +148,7 @@ class Dispatcher:
                 self._signals.doubt()
             elif hold.state is CLAIMED:
                 self._start_soon(hold)
-            elif hold.message.expires_at is not None and is_expired(hold.message, time.time()):
+            elif hold.message.expires_at is not None and is_over(hold, hold.message, time.time()):
                 self._dead_letter(hold, EXPIRED)
             else:
                 return self._begin(hold)

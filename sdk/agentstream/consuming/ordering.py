@@ -5,8 +5,9 @@ settled. Every entry names its predecessor. Its turn comes when the group has fi
 process knows that if the entry was here when it did so itself; otherwise it asks the server: what it finished
 before the entry came, another consumer may have again, if the group was lost and made again.
 
-An entry of the retry stream had its turn before it was retried: it waits only for the current entry. Entries
-wait only for those that were added earlier, so they never wait in a circle.
+An entry of the retry stream had its turn before it was retried: it waits only for the current entry. One of a
+replay may not have had it: it names the one before it in the replay. Entries wait only for those that were
+added earlier, so they never wait in a circle.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from agentstream.consuming.hold import Hold
 from agentstream.errors import AgentStreamError
 from agentstream.protocol.commands import GroupCalls
-from agentstream.protocol.entry import NOTHING, position
+from agentstream.protocol.entry import NOTHING, Source, position
 from agentstream.transport.retry import Backoff, FailureLog
 
 
@@ -138,7 +139,8 @@ class KeyOrder:
             del self._lanes[lane.key]
             return None
         first = lane.waiting[0]
-        if first.source.retry or first.after in (NOTHING, finished):
+        had_its_turn = first.source.retry and first.entry.replay is None
+        if had_its_turn or first.after in (NOTHING, finished):
             return self._take_turn(lane)
         lane.ask_at = lane.ask_with_others_at = -math.inf
         lane.backoff = self._new_backoff()
@@ -189,19 +191,21 @@ class OrderPoller:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(ask_at):
                         await self._look.wait()
-            if due := self._key_order.due(loop.time())[:_BATCH]:
-                await self._ask(due)
+            due = self._key_order.due(loop.time())
+            for source in self._commands.sources:
+                if of_source := [hold for hold in due if hold.source == source][:_BATCH]:
+                    await self._ask(source, of_source)
 
-    async def _ask(self, holds: Sequence[Hold]) -> None:
-        replies = await self._finished(holds)
+    async def _ask(self, source: Source, holds: Sequence[Hold]) -> None:
+        replies = await self._finished(source, holds)
         now = asyncio.get_running_loop().time()
         answers = zip(holds, map(bool, replies), strict=True)
         self._on_turn([hold for hold, done in answers if self._key_order.answered(hold, now, finished=done)])
 
-    async def _finished(self, holds: Sequence[Hold]) -> Sequence[int]:
+    async def _finished(self, source: Source, holds: Sequence[Hold]) -> Sequence[int]:
         """Asks whether the predecessor of each is finished; 0 for all if the server does not answer."""
         try:
-            replies: Sequence[int] = await self._call(*self._commands.turn(holds))
+            replies: Sequence[int] = await self._call(*self._commands.turn(source, holds))
         except AgentStreamError as error:
             self._failures.failed(error)
             return [0] * len(holds)

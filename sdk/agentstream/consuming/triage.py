@@ -87,7 +87,7 @@ def triage(  # noqa: PLR0911 - one per verdict
         return Undeliverable(error.reason, str(error))
     if not policy.deliver_all and message.to not in (agent, BROADCAST):
         return Skip()
-    if message.expires_at is not None and is_expired(message, now):
+    if is_over(hold, message, now):
         return EXPIRED
     if policy.dead_letters and is_exhausted(hold, policy.max_deliveries):
         return _exhausted(hold)
@@ -112,6 +112,9 @@ def _refused(entry: Entry, flaw: Reason, now: float) -> Undeliverable | Defer:
     return Undeliverable(flaw, FLAWS[flaw])
 
 
-def is_expired(message: Message, now: float) -> bool:
-    """Whether the message lost its meaning before `now`, in seconds since 1970."""
-    return message.expires_at is not None and message.expires_at <= now
+def is_over(hold: Hold, message: Message, now: float) -> bool:
+    """Whether the message lost its meaning before `now`, in seconds since 1970.
+
+    What was replayed is delivered all the same: whoever replayed it decided about that.
+    """
+    return message.expires_at is not None and message.expires_at <= now and hold.entry.replay is None

@@ -222,12 +222,13 @@ class GroupCalls:
         met: Iterable[Argument] = chain.from_iterable((entry.origin, entry.digest) for entry in entries)
         return ("FCALL", "as1_originals", 1, self.main.key, *self._seen, *met)
 
-    def turn(self, entries: Iterable[PendingEntry]) -> Command:
-        """Asks of which entries the predecessors are finished. Replies with 1 or 0 for each."""
+    def turn(self, source: Source, entries: Iterable[PendingEntry]) -> Command:
+        """Asks of which entries of a source the predecessors are finished. Replies with 1 or 0 for each."""
         waiting: Iterable[Argument] = chain.from_iterable(
             (entry.id, entry.counter, entry.after or "") for entry in entries
         )
-        return self._call("as1_turn", self.main.key, self._parked, *waiting)
+        streams = (2, self.main.key, source.key) if source.retry else (1, self.main.key)
+        return ("FCALL", "as1_turn", *streams, self._group, self.consumer, self._parked, *waiting)
 
     def _one(self, entry: PendingEntry) -> Command:
         return (self._stats, self._parked_of((entry,)), int(entry.source.retry), entry.id, entry.counter)

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from agentstream.protocol.keys import parse_replay
+
 NOTHING = "0-0"
 """The predecessor of an entry that has none."""
 
@@ -31,6 +33,7 @@ class Header(msgspec.Struct, frozen=True):
     origin: Any = None
     attempts: Any = None
     fence: Any = None
+    replay: Any = None
 
 
 class _Keyed(msgspec.Struct):
@@ -50,6 +53,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         after: the entry that was added before it with the same ordering key, `NOTHING` for the first; None
             without an ordering key.
         earlier, earlier_fence: attempts on, and deliveries of, earlier entries of the same message.
+        replay: name of the StreamReplay by which the group gets the message once more; None for all others.
         withheld: its size in bytes, if it is so large that the functions hand over none of it; else 0.
     """
 
@@ -63,6 +67,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     earlier: int = 0
     earlier_fence: int = 0
     withheld: int = 0
+    replay: str | None = None
 
     @property
     def size(self) -> int:
@@ -106,6 +111,7 @@ def parse_entry(source: Source, entry_id: str, fields: list[bytes]) -> Entry:
         _predecessor(_field(fields, b"p"), entry_id),
         attempts,
         attempts if fence is None else fence,
+        replay=parse_replay(header.replay),
     )
 
 

@@ -59,6 +59,7 @@ class SyncDelivery(SyncFace[delivery.Delivery[Payload]], Generic[Payload], of=de
     cancelled: bool
     entry: str
     attempt: int
+    replay: str | None
     fence: int
     settled: bool
     outcome: str

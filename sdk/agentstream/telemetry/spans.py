@@ -66,6 +66,10 @@ class TracedDelivery(Protocol):
         """The attempt, counted from 1."""
 
     @property
+    def replay(self) -> str | None:
+        """Name of the StreamReplay that it comes from, if any."""
+
+    @property
     def trace_context(self) -> bytes | None:
         """The field `t`."""
 
@@ -183,6 +187,8 @@ class Spans:
             "agentstream.entry": delivery.entry,
             "agentstream.attempt": delivery.attempt,
         }
+        if delivery.replay is not None:
+            attributes["agentstream.replay"] = delivery.replay
         span = self._tracer.start_span(
             f"process {delivery.stream}",
             context=_context_of(delivery.trace_context),

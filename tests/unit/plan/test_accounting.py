@@ -94,6 +94,15 @@ def test_what_others_took_is_what_was_read_and_is_neither_settled_nor_pending() 
     assert taken(group(**rest, settled=0)) == 0, "it is not known where its account began"
 
 
+def test_replays_are_retries_that_nobody_asked_the_group_for() -> None:
+    before = GroupSeen(exists=True, retry_length=1, stats={"retried": 1, "acked": 9})
+    during = GroupSeen(exists=True, retry_length=4, stats={"retried": 1, "replayed": 3, "acked": 9})
+    after = GroupSeen(exists=True, stats={"retried": 1, "replayed": 3, "resettled": 3, "acked": 12})
+    account = account_of((9, before), (9, during), (9, after))
+    assert (account.acknowledged, account.replayed, account.lost) == (3, 3, 1)
+    assert account_of((9, before), (9, during)).lost == 0
+
+
 def test_retries_that_are_nowhere_are_lost() -> None:
     before = GroupSeen(exists=True, retry_length=2, delayed=1, stats={"retried": 4, "resettled": 1})
     after = GroupSeen(exists=True, retry_length=0, delayed=1, stats={"retried": 4, "resettled": 1})

@@ -25,6 +25,12 @@ def retried(number: int, origin: str, after: str = NOTHING, key: str = "k") -> H
     return a_hold(f"{number}-0", fields, source=RETRIES)
 
 
+def replayed(number: int, origin: str, after: str = NOTHING, key: str = "k") -> Hold:
+    header = msgspec.json.encode({"origin": origin, "attempts": 0, "replay": "again.01234567"})
+    fields = [b"m", msgspec.json.encode({"key": key}), b"p", after.encode(), b"x", header]
+    return a_hold(f"{number}-0", fields, source=RETRIES)
+
+
 def made(*entries: Hold) -> KeyOrder:
     key_order = KeyOrder(lambda: Backoff(1.0, 4.0, lambda: 1.0))
     for one in entries:
@@ -54,6 +60,18 @@ def test_what_comes_after_an_entry_that_was_put_off_asks_for_it() -> None:
     assert key_order.ask_at == 13.0
     assert key_order.answered(second, 13.0, finished=True)
     assert (len(key_order), key_order.ask_at) == (0, None)
+
+
+def test_what_is_replayed_asks_for_what_comes_before_it_in_the_replay() -> None:
+    first, second, third = replayed(9, "1-0"), replayed(10, "3-0", "1-0"), replayed(11, "5-0", "3-0")
+    key_order = made(second, third)
+    assert key_order.due(0) == [second]
+    assert key_order.put(first)
+    assert key_order.due(0) == []
+    settle(first)
+    assert key_order.leave(first) is second
+    assert key_order.leave(second) is None, "it is tried again"
+    assert key_order.due(0) == [third]
 
 
 def test_keys_that_have_waited_for_half_of_their_time_ask_with_others() -> None:

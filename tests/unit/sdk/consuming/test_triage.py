@@ -46,6 +46,13 @@ def test_what_is_addressed_to_the_agent_or_to_all_is_delivered(to: str) -> None:
     assert isinstance(decide(entry(body(to))), Deliver)
 
 
+def test_what_has_expired_is_delivered_if_it_was_replayed() -> None:
+    past = body(expires_at=99.0)
+    assert isinstance(decide(entry(past, attempts=0)), Undeliverable)
+    header = b'{"origin":"1-0","attempts":0,"replay":"again.01234567"}'
+    assert isinstance(decide(a_hold("5-0", [b"m", past, b"x", header], source=RETRIES)), Deliver)
+
+
 def test_what_is_addressed_to_others_is_skipped() -> None:
     assert decide(entry(body("tester"))) == Skip()
 

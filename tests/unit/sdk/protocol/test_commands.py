@@ -49,7 +49,7 @@ CALLS: list[Command] = [
     GROUP.settle(ENTRY.source, "acked", (ENTRY,)),
     GROUP.retry(ENTRY, 1, 2, "Failed", "boom"),
     GROUP.dead_letter(ENTRY, 2, "Failed", "boom"),
-    GROUP.turn((ENTRY,)),
+    GROUP.turn(ENTRY.source, (ENTRY,)),
     GROUP.originals((parse_entry(ENTRY.source, "1-0", [b"m", b"{}"]),)),
     commands.create_stream(KEY, {"name": "tasks"}),
     commands.set_contracts(KEY, "digest", {"event@1": "{}"}),
