@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agentstream_operator.cluster.port import ClusterUnavailable, Owner
 from agentstream_operator.local.replays import LocalReplays
@@ -25,6 +30,7 @@ from agentstream_operator.resources.status import (
     set_condition,
 )
 from agentstream_operator.resources.streamreplay import StreamReplay
+from support.examples import examples
 from unit.resources import manifests
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -343,3 +349,51 @@ def test_the_clock_may_go_back(tmp_path: Path) -> None:
         for file in sorted(tmp_path.glob("*.json"))
     )
     assert first < second
+
+
+NAMES = ("a", "b")
+steps = st.one_of(
+    st.tuples(st.just("declare"), st.frozensets(st.sampled_from(NAMES))),
+    st.tuples(st.sampled_from(["create", "delete", "finish"]), st.sampled_from(NAMES)),
+    st.tuples(st.just("restart"), st.none()),
+)
+
+
+@given(st.lists(steps, max_size=20))
+@settings(max_examples=examples(100))
+def test_none_is_carried_out_again_unless_somebody_asked_for_it_again(plan: list[tuple[str, Any]]) -> None:
+    asyncio.run(carried_out(plan))
+
+
+async def carried_out(plan: list[tuple[str, Any]]) -> None:
+    with TemporaryDirectory() as directory:
+        run = Run(Path(directory))
+        run.attach()
+        declared: frozenset[str] = frozenset()
+        # how often somebody asked for each, and which were seen
+        asked: Counter[str] = Counter()
+        seen: dict[str, set[str]] = {name: set() for name in NAMES}
+        # those that a manifest of some run has asked for
+        known: set[str] = set()
+        for step, what in plan:
+            key = AGAIN._replace(name=str(what))
+            if step == "declare":
+                asked.update(what - known - {r.key.name for r in await run.replays.list("")})
+                known = (known - declared) | what
+                declared = what
+                run.declare(*(a_replay(name) for name in sorted(what)))
+            elif step == "create":
+                if await run.replays.create(ADA, a_replay(what)) is not None:
+                    asked[what] += 1
+                    known.discard(what)
+            elif step == "restart":
+                run, declared = Run(Path(directory)), frozenset()
+                run.attach()
+            elif step == "delete":
+                await run.replays.delete(ADA, key)
+            elif (uid := await run.uid(key)) is not None:
+                run.replays.remove(Owner(key, uid))
+            for replay in await run.replays.list(""):
+                seen[replay.key.name].add(replay.metadata.uid)
+        for name in NAMES:
+            assert len(seen[name]) <= asked[name], (name, plan)

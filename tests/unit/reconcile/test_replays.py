@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from agentstream_operator.cluster.port import Owner, Unreadable
 from agentstream_operator.plan.conditions import ConditionUpdate, with_ready
 from agentstream_operator.reconcile.state.memory import StatusMemory
 from agentstream_operator.reconcile.state.state import StatusIntervals
 from agentstream_operator.reconcile.status import StatusWriter
 from agentstream_operator.resources.status import ConditionReason, ConditionType, StreamReplayStatus
+from agentstream_operator.resources.streamreplay import StreamReplay
 from support.cluster import MemoryCluster
 from support.resources import BORN, a_group, a_replay, a_stream
 from unit.reconcile.test_index import CODER, TASKS, store_of
@@ -38,6 +42,39 @@ def test_the_oldest_replay_of_a_group_is_the_first() -> None:
     store.put(later)
     assert store.replays_of(a_group().key) == [SECOND, later]
     assert store.replays_of(a_group("nobody").key) == []
+
+
+changes = st.lists(
+    st.tuples(
+        st.sampled_from("abc"), st.sampled_from(["coder", "reviewer"]), st.integers(0, 3), st.booleans()
+    )
+)
+
+
+@given(changes)
+def test_the_replays_of_a_group_are_those_that_name_it(
+    changes: list[tuple[str, str, int, bool]],
+) -> None:
+    store, there = store_of(), {}
+    for name, group, age, gone in changes:
+        replay = a_replay(name, group=group, age=age)
+        if gone:
+            told = store.remove(replay.key)
+            former = there.pop(replay.key, None)
+            siblings = [r.key for r in there.values() if former is not None and same_group(r, former)]
+        else:
+            told = store.put(replay)
+            there[replay.key] = replay
+            siblings = [r.key for r in there.values() if same_group(r, replay) and r.key != replay.key]
+        assert told == set(siblings)
+        for each in ("coder", "reviewer"):
+            expected = [r for r in there.values() if r.spec.group_ref.name == each]
+            expected.sort(key=lambda r: (r.metadata.creation_timestamp, r.metadata.name))
+            assert store.replays_of(a_group(each).key) == expected
+
+
+def same_group(one: StreamReplay, other: StreamReplay) -> bool:
+    return one.spec.group_ref == other.spec.group_ref
 
 
 def test_replays_are_known_and_checked_like_other_resources() -> None:
