@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
+from agentstream_operator.commands import lag
 from agentstream_operator.commands.extra import Commands
 
 if TYPE_CHECKING:
@@ -20,7 +21,12 @@ app = typer.Typer(
     help="Redis and Valkey streams for software agents, declared as Kubernetes resources.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # plain text: an error is one line, and `--help` needs not import rich
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 110},
 )
+for _commands in (lag,):
+    app.add_typer(_commands.app)
 
 BAD_INPUT = 2
 Result = TypeVar("Result")

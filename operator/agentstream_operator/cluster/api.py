@@ -18,7 +18,7 @@ from aiohttp import ClientError
 from kubernetes.aio.client.api_client import ApiClient
 
 from agentstream_operator.cluster.answers import Page, decode, decode_page
-from agentstream_operator.cluster.kinds import ApiKind
+from agentstream_operator.cluster.kinds import ACCOUNTS, ApiKind
 from agentstream_operator.cluster.labels import FIELD_MANAGER
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
 
@@ -143,6 +143,12 @@ class Api:
             if event["type"] == "ERROR":
                 _refuse(int(event["object"].get("code", 500)), msgspec.json.encode(event["object"]))
             yield event["type"], event["object"]
+
+    async def token(self, namespace: str, account: str, seconds: int) -> str:
+        """Returns a new token of a ServiceAccount (TokenRequest), for the API server's own audience."""
+        body = {"spec": {"expirationSeconds": seconds}}
+        path = ACCOUNTS.path(namespace, account, "token")
+        return str(_object(await self._send("create", ACCOUNTS, "POST", path, body))["status"]["token"])
 
     async def create(self, kind: ApiKind, namespace: str | None, body: Json) -> Json:
         """Creates an object; `ApiError` with code 409 if it exists."""

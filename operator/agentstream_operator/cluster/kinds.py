@@ -25,6 +25,8 @@ class ApiKind:
 
 
 SECRETS = ApiKind("v1", "Secret", "secrets")
+SERVICES = ApiKind("v1", "Service", "services")
+ACCOUNTS = ApiKind("v1", "ServiceAccount", "serviceaccounts")
 PODS = ApiKind("v1", "Pod", "pods")
 NAMESPACES = ApiKind("v1", "Namespace", "namespaces")
 EVENTS = ApiKind("v1", "Event", "events")

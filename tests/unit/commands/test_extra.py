@@ -17,7 +17,9 @@ import importlib, pkgutil, agentstream_operator.local.dev
 for room in ("local", "commands", "queue_api"):
     package = importlib.import_module(f"agentstream_operator.{room}")
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+        # the way to a cluster is the one that needs it
+        if module.name != "agentstream_operator.commands.forward":
+            importlib.import_module(module.name)
 """
 
 

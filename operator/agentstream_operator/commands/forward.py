@@ -1,0 +1,72 @@
+"""Reaches the API of a cluster: by a port that the API server forwards, with the token of the kubeconfig."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from agentstream_operator.cluster.connect import NoCluster, context_names
+from agentstream_operator.cluster.port import ClusterUnavailable
+from agentstream_operator.cluster.tunnel import NoQueueServer, Tunnel, open_tunnel
+from agentstream_operator.commands.failure import BAD_INPUT, UNREACHABLE, CommandFailed
+from agentstream_operator.commands.options import ApiOptions, ApiTarget
+
+__all__ = ["context_names", "forwarded"]
+
+
+@contextmanager
+def forwarded(options: ApiOptions) -> Iterator[ApiTarget]:
+    """Opens the way to the API of a cluster, and keeps it open meanwhile.
+
+    Raises:
+        CommandFailed: there is no cluster or no queue server in it, or the user may not reach it.
+    """
+    with start_blocking_portal() as portal:
+        opened = open_tunnel(options.kubeconfig, options.context, options.api_namespace)
+        with _told(), portal.wrap_async_context_manager(opened) as tunnel:
+            yield _target(portal, tunnel)
+
+
+def _target(portal: BlockingPortal, tunnel: Tunnel) -> ApiTarget:
+    def token() -> str:
+        with _told():
+            return portal.call(tunnel.token)
+
+    service = tunnel.service
+    return ApiTarget(
+        url=f"https://127.0.0.1:{tunnel.port}",
+        token=token,
+        namespace=tunnel.namespace,
+        place=f"the queue server in {service.namespace}",
+        remedy=f"kubectl -n {service.namespace} logs {service.pod}",
+        verify=_unverified(),
+    )
+
+
+def _unverified() -> ssl.SSLContext:
+    """TLS whose certificate is not checked.
+
+    The API server, whose certificate is, found the pod, and its kubelet connects to the port inside of the
+    pod: nobody but who runs the pod or its node could answer instead. The certificate is one that the chart
+    signs itself, so that it says no more than that.
+    """
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turns what prevents the way into what ends a command."""
+    try:
+        yield
+    except NoCluster as error:
+        raise CommandFailed(
+            f"{error}; or run the command in the folder of a running `agentstream dev`", code=BAD_INPUT
+        ) from error
+    except (NoQueueServer, ClusterUnavailable) as error:
+        raise CommandFailed(str(error), code=UNREACHABLE) from error
