@@ -66,7 +66,8 @@ _ALARMS = frozenset(
         ConditionReason.NOTHING_MATCHED,
     }
 )
-_SUMMARIES = frozenset({ConditionType.READY, ConditionType.STALLED})
+# another condition has the cause, or an event of its own tells of it
+_NO_ALARM = frozenset({ConditionType.READY, ConditionType.STALLED, ConditionType.FAILED})
 _SIGNIFICANT = 100
 _PROMPT = ("replicas", "desired_replicas")
 """Numbers that clients act on, such as `kubectl rollout` and autoscalers."""
@@ -174,7 +175,7 @@ class StatusWriter:
         for update in updates:
             if (
                 update.reason in _ALARMS
-                and update.kind not in _SUMMARIES
+                and update.kind not in _NO_ALARM
                 and (update.kind, update.reason) not in known
             ):
                 message = update.message or str(update.kind)

@@ -344,7 +344,7 @@ class ConditionReason(StrEnum):
     )
     OUTSIDE_RETENTION = (
         "OutsideRetention",
-        "The range begins before the oldest message that the stream still has.",
+        "The range begins before the oldest message that the stream still has, or all of it does.",
         f"{_READ}: it says how far back the stream reaches. What was trimmed cannot be replayed.",
     )
     NOTHING_MATCHED = (
