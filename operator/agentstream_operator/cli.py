@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
-from agentstream_operator.commands import lag
+from agentstream_operator.commands import dlq, lag, replay
 from agentstream_operator.commands.extra import Commands
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"max_content_width": 110},
 )
-for _commands in (lag,):
+for _commands in (lag, dlq, replay):
     app.add_typer(_commands.app)
 
 BAD_INPUT = 2
@@ -291,8 +291,10 @@ def version() -> None:
 
 
 def main() -> None:
-    """Runs the command line."""
-    app()
+    """Runs the command line, as `agentstream` or as the plugin `kubectl agentstream`."""
+    from agentstream_operator.commands.program import program
+
+    app(prog_name=program())
 
 
 def _endpoint(url_file: Path, ca_file: Path | None) -> Endpoint:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
-from typing import Any, Self, TypeVar
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -30,6 +30,15 @@ _TITLES = {
     503: "the API cannot answer now",
 }
 _UNKNOWN_CALLER = "is the token valid? `kubectl auth whoami`, or --token-file for --api"
+
+
+class SentEvent(NamedTuple):
+    """A server-sent event."""
+
+    name: str
+    data: str
+    id: str
+    """Of the latest event that had one: a view of messages goes on from it."""
 
 
 class QueueClient:
@@ -76,9 +85,9 @@ class QueueClient:
         """Deletes what a path names."""
         self._send("DELETE", path)
 
-    def events(self, path: str, query: Query | None = None) -> Iterator[tuple[str, str]]:
-        """Yields server-sent events: their name and their data, until the API ends them."""
-        headers = {"Accept": "text/event-stream"}
+    def events(self, path: str, query: Query | None = None, after: str = "") -> Iterator[SentEvent]:
+        """Yields server-sent events until the API ends them; after the one with an id, if it is given."""
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
         timeout = httpx.Timeout(_SILENT, connect=_CONNECT)
         try:
             with self._http.stream(
@@ -125,9 +134,9 @@ def url(*parts: str) -> str:
     return "".join(f"/{quote(part, safe='')}" for part in parts)
 
 
-def parse_events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
-    """Yields name and data of events from the lines of a `text/event-stream`."""
-    name, data = "message", list[str]()
+def parse_events(lines: Iterable[str]) -> Iterator[SentEvent]:
+    """Yields events from the lines of a `text/event-stream`."""
+    name, data, id_ = "message", list[str](), ""
     for line in lines:
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
@@ -135,9 +144,11 @@ def parse_events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
             name = value
         elif field == "data":
             data.append(value)
+        elif field == "id":
+            id_ = value
         elif not line:
             if data:
-                yield name, "\n".join(data)
+                yield SentEvent(name, "\n".join(data), id_)
             name, data = "message", []
 
 

@@ -25,6 +25,18 @@ def streams(ctx: Context, incomplete: str) -> list[str]:
     return _complete(ctx, incomplete, lambda s: (g.name for g in _lag(s).streams if _meant(s, g.namespace)))
 
 
+def replays(ctx: Context, incomplete: str) -> list[str]:
+    """Completes names of StreamReplays."""
+
+    def named(session: Session) -> Iterable[str]:
+        from agentstream_operator.queue_api.documents import ReplaysAnswer
+
+        found = session.api.get("/queue/replays", ReplaysAnswer, {"namespace": session.namespace})
+        return (each.name for each in found.replays)
+
+    return _complete(ctx, incomplete, named)
+
+
 def namespaces(ctx: Context, incomplete: str) -> list[str]:
     """Completes names of namespaces that have streams or groups."""
     return _complete(ctx, incomplete, lambda s: _namespaces(_lag(s)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec
 
@@ -102,27 +102,46 @@ def command(
     """
 
     def declare(function: Callable[Concatenate[Session, P], None]) -> Callable[Concatenate[Session, P], None]:
-        common = {each: taken for each, taken in _COMMON.items() if each not in without}
-
-        def run(**given: Any) -> None:
-            shared = {each: given.pop(each) for each in common}
-            options = ApiOptions(**{each: shared.pop(each) for each in _WHERE})
-            with reported(), Session(options, **shared) as session:
-                function(session, **given)  # type: ignore[call-arg]
-
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        added = [
-            inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-            for each, (kind, default) in common.items()
-        ]
-        taken = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + added
-        run.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in taken}
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
-        app.command(name)(run)
+        app.command(name)(_runner(function, without))
         return function
 
     return declare
+
+
+def callback(
+    app: typer.Typer,
+) -> Callable[[Callable[Concatenate[Session, P], None]], Callable[Concatenate[Session, P], None]]:
+    """Declares what a group of commands does by itself, as `command` does for a command."""
+
+    def declare(function: Callable[Concatenate[Session, P], None]) -> Callable[Concatenate[Session, P], None]:
+        app.callback(invoke_without_command=True)(_runner(function, ()))
+        return function
+
+    return declare
+
+
+def _runner(
+    function: Callable[Concatenate[Session, P], None], without: Collection[str]
+) -> Callable[..., None]:
+    """What typer calls: it has the options of the function and the common ones, and opens the session."""
+    common = {each: taken for each, taken in _COMMON.items() if each not in without}
+
+    def run(**given: Any) -> None:
+        shared = {each: given.pop(each) for each in common}
+        options = ApiOptions(**{each: shared.pop(each) for each in _WHERE})
+        with reported(), Session(options, **shared) as session:
+            function(session, **given)  # type: ignore[call-arg]
+
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    added = [
+        inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+        for each, (kind, default) in common.items()
+    ]
+    taken = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + added
+    run.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in taken}
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    return run
 
 
 class reported:  # noqa: N801 - used as a statement

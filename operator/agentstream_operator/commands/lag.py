@@ -34,11 +34,7 @@ def lag(session: Session, group: Group = None) -> None:
     """
     from agentstream_operator.commands import lag_table
 
-    look = lag_table.looker(session, group)
-    if session.watch:
-        session.printer.watch(look, lag_table.show)
-    else:
-        lag_table.show(session.printer, look())
+    session.shown(lag_table.looker(session, group), lag_table.show)
 
 
 @command(app, without=("output", "watch"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from agentstream_operator.commands.failure import BAD_INPUT, CommandFailed
 from agentstream_operator.commands.options import ApiOptions, ApiTarget
@@ -12,6 +13,8 @@ from agentstream_operator.commands.options import ApiOptions, ApiTarget
 if TYPE_CHECKING:
     from agentstream_operator.commands.client import QueueClient
     from agentstream_operator.commands.output import Printer
+
+Shown = TypeVar("Shown")
 
 
 class Session:
@@ -60,6 +63,13 @@ class Session:
         if self.options.all_namespaces:
             return None
         return self.options.namespace or self.target.namespace
+
+    def shown(self, look: Callable[[], Shown], show: Callable[[Printer, Shown], None]) -> None:
+        """Shows what `look` gets, once or, with `--watch`, until Ctrl-C."""
+        if self.watch:
+            self.printer.watch(look, show)
+        else:
+            show(self.printer, look())
 
     def group(self, name: str) -> tuple[str, str]:
         """Finds a group: `NAME`, in the namespace that is meant, or `NAMESPACE/NAME`.
