@@ -202,7 +202,7 @@ _SELECTS = st.builds(
 
 
 @trying(300)
-@given(_MESSAGES, _SELECTS, addressed=st.booleans(), delivers_expired=st.booleans())
+@given(changes=_MESSAGES, select=_SELECTS, addressed=st.booleans(), delivers_expired=st.booleans())
 def test_only_what_a_group_would_handle_is_moved_from_the_stream(
     changes: dict[str, Any], select: ReplaySelect, *, addressed: bool, delivers_expired: bool
 ) -> None:
