@@ -214,6 +214,10 @@ class Broker:
             removed += names
         return tuple(name.decode(errors="replace") for name in (*removed, *names))
 
+    async def call(self, *command: commands.Argument) -> Any:
+        """Sends a command of `protocol.replaying`. Returns the reply, which is read there."""
+        return await self._client.call(*command)
+
     async def nudge(self, namespace: str, agent: str, word: Nudge) -> None:
         """Publishes a nudge to an agent's processes. Raises nothing: it only makes them look sooner."""
         channel = nudge_channel(self._installation, namespace, agent)

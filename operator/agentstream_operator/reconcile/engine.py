@@ -21,6 +21,7 @@ from agentstream_operator.reconcile.loops.deletion_cost import DeletionCost
 from agentstream_operator.reconcile.loops.janitor import Janitor
 from agentstream_operator.reconcile.loops.monitor import Monitor
 from agentstream_operator.reconcile.loops.pod_cleanup import PodCleanup
+from agentstream_operator.reconcile.loops.replays import Replays
 from agentstream_operator.reconcile.loops.server import ServerWatch
 from agentstream_operator.reconcile.loops.wakeup import Wakeup
 from agentstream_operator.reconcile.observer import Observer
@@ -101,6 +102,7 @@ class Engine:
         self._wakeup = Wakeup(state, broker, observer, queue, self._server)
         self._pod_cleanup = PodCleanup(state, broker, cluster)
         self._deletion_cost = DeletionCost(state, broker, cluster)
+        self._replays = Replays(self._context, self._server)
 
     def put(self, resource: AnyResource) -> None:
         """Takes a new or changed resource."""
@@ -130,7 +132,9 @@ class Engine:
         """Drops a resource that is gone."""
         gone = self._state.resources.replays.get(key)
         if gone is not None:
-            self._state.memory.removed_replays[key].append(gone)
+            # the status that came with it is an earlier one
+            status = self._state.memory.replays[key].status
+            self._state.memory.removed_replays[key].append(gone.model_copy(update={"status": status}))
         affected = self._state.resources.remove(key)
         self._state.memory.forget(key)
         self._queue.forget(key)
@@ -172,6 +176,7 @@ class Engine:
             "clean up streams": self._janitor.watch,
             "clean up after pods": self._pod_cleanup.watch,
             "set pod deletion costs": self._deletion_cost.watch,
+            "carry out replays": self._replays.watch,
             "check everything anew": self._resync,
         }
 

@@ -25,6 +25,7 @@ class Loop(StrEnum):
     WAKE = "wake groups"
     PODS = "clean up after pods"
     COSTS = "set pod deletion costs"
+    REPLAY = "carry out"
 
 
 _PROBED = (Loop.MEASURE, Loop.CLEAN)

@@ -9,12 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from agentstream.protocol.replaying import ReplayProgress
 from agentstream.protocol.signatures import Keys
 from agentstream_operator.cluster.port import WorkloadSeen
 from agentstream_operator.plan.accounting import Account, GroupTotals
 from agentstream_operator.plan.agents import AgentName, Passwords, Written
 from agentstream_operator.plan.conditions import ALL_WRITTEN, AgentsState, ConditionUpdate, Failure
 from agentstream_operator.plan.observed import JanitorReport, StreamSeen
+from agentstream_operator.plan.replay import Reach
 from agentstream_operator.plan.retention import JanitorSpec, RetentionHistory, janitor_actions
 from agentstream_operator.plan.scaling import Decision, Replicas
 from agentstream_operator.plan.signal import Pace, Progress, Rate
@@ -105,6 +107,11 @@ class ReplayMemory:
     """What is remembered of a StreamReplay."""
 
     reported: StatusMemory = field(default_factory=StatusMemory)
+    reach: Reach | None = None  # how its range lies outside of what the stream had at its beginning
+    progress: ReplayProgress | None = None  # as of the latest look
+    at_end: bool = False  # whether nothing is left to be looked at
+    window_full: bool = False  # whether it holds as the group has too many retries
+    problem: str = ""  # why it could not go on, at the latest try
 
     @property
     def status(self) -> StreamReplayStatus | None:
@@ -142,6 +149,7 @@ class Memory:
         self.namespaces: dict[str, NamespaceSeen] = {}
         # replays that are gone, by name, until what they left on the server is removed
         self.removed_replays: defaultdict[ResourceKey, list[StreamReplay]] = defaultdict(list)
+        self.running_replays: set[ResourceKey] = set()  # those that are to be carried out now
         # actions of the janitor since the start, by name
         self.janitor = Counter(janitor_actions(JanitorReport("none")))
 
@@ -171,6 +179,7 @@ class Memory:
         self.streams.pop(key, None)
         self.groups.pop(key, None)
         self.replays.pop(key, None)
+        self.running_replays.discard(key)
 
     def reported(self, resource: AnyResource) -> StatusMemory:
         """Returns what is remembered of a resource's status."""
