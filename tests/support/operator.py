@@ -16,15 +16,16 @@ from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionReason
+from agentstream_operator.resources.streamreplay import StreamReplay
 from support.cluster import MemoryCluster
 from support.waiting import until
 
 FAST = EngineOptions(
     loops=LoopIntervals(measure=0.02, janitor=0.05, access=0.05, deletion_costs=0.05, resync=2.0),
-    status=StatusIntervals(numbers=0.05, transient=0.2),
+    status=StatusIntervals(numbers=0.05, progress=0.05, transient=0.2),
     server_timeout=1.0,
 )
-Resource = AgentStream | ConsumerGroup
+Resource = AgentStream | ConsumerGroup | StreamReplay
 
 
 @dataclass

@@ -77,7 +77,7 @@ def place(entry_id: str) -> tuple[int, int]:
 
 
 class Reach(NamedTuple):
-    """Whether a range begins before the oldest message that there is; `outside`: whether it ends there, too."""
+    """A range that begins before the oldest message that there is; `outside`: it ends there, too."""
 
     outside: bool
     message: str
@@ -275,7 +275,7 @@ def _suspended(replay: StreamReplay, numbers: dict[str, Any], *, begun: bool) ->
         reason, remedy = ConditionReason.PAUSED, "remove the annotation `agentstream.dev/paused`"
     message = f"{'holds where it is' if begun else 'has not begun'}: {remedy} to go on"
     held = ConditionUpdate(ConditionType.SUSPENDED, "True", reason, message)
-    ready = ConditionUpdate(ConditionType.READY, "True", reason, message)
+    ready = ConditionUpdate(ConditionType.READY, "False", reason, message)
     return ReplayPlan(ReplayPhase.SUSPENDED, with_ready((held,), ready), numbers)
 
 
