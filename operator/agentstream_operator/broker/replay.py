@@ -14,7 +14,7 @@ from agentstream.protocol.commands import PAGE
 from agentstream.protocol.entry import Entry, Source, parse_entry
 from agentstream.protocol.replaying import EntryPage, PageEntry, ReplayProgress, Selected, page, parse_page
 from agentstream_operator.plan.letters import Letter, read_letter
-from agentstream_operator.plan.replay import Span, place
+from agentstream_operator.plan.replay import IdRange, place
 from agentstream_operator.plan.selection import Selection
 
 Call = Callable[..., Awaitable[Any]]
@@ -26,7 +26,7 @@ SAMPLE: Final = 10
 _FEW = 20
 
 
-async def pages(call: Call, key: str, span: Span, *, ahead: bool = False) -> AsyncGenerator[EntryPage]:
+async def pages(call: Call, key: str, span: IdRange, *, ahead: bool = False) -> AsyncGenerator[EntryPage]:
     """Yields the entries between two ids, a page at a time: a MiB and an entry, or `PAGE` entries.
 
     `ahead`: the next page is read while one is worked on.
@@ -52,7 +52,7 @@ async def pages(call: Call, key: str, span: Span, *, ahead: bool = False) -> Asy
             await asyncio.gather(reading, return_exceptions=True)
 
 
-async def _read(call: Call, key: str, span: Span, count: int) -> EntryPage:
+async def _read(call: Call, key: str, span: IdRange, count: int) -> EntryPage:
     return parse_page(await call(*page(key, span.start, span.end, count)))
 
 
@@ -67,7 +67,7 @@ def readable(key: str, found: PageEntry, *, dead: bool) -> Entry | Letter:
 
 
 @dataclass
-class Preview:
+class ReplayPreview:
     """What a replay would do with what was looked at.
 
     Attributes:
@@ -114,7 +114,7 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class PreviewScope:
     """What a preview looks at.
 
     Attributes:
@@ -127,19 +127,19 @@ class Scope:
 
     key: str
     dead: bool
-    span: Span
+    span: IdRange
     delivered: str | None = None
     limit: int | None = None
 
 
 async def preview(
     call: Call,
-    scope: Scope,
+    scope: PreviewScope,
     selection: Selection,
     *,
     now: Callable[[], float] = time.time,
     seconds: float = float("inf"),
-) -> Preview:
+) -> ReplayPreview:
     """Counts what a replay would do, and changes nothing; needs only the right to read.
 
     Messages that the group is working on, or tries again, count as those that it would get: nobody knows
@@ -155,7 +155,7 @@ async def preview(
     Raises:
         AgentStreamError: as `Client.call`.
     """
-    seen, until = Preview(), time.monotonic() + seconds
+    seen, until = ReplayPreview(), time.monotonic() + seconds
     undelivered = place(scope.delivered) if scope.delivered is not None and not scope.dead else None
     async with aclosing(pages(call, scope.key, scope.span, ahead=True)) as read:
         async for found in read:

@@ -32,34 +32,34 @@ _ENDED = (ReplayPhase.COMPLETE, ReplayPhase.FAILED)
 _SLOWEST, _FOLLOWED_FOR = 60.0, 7 * 86_400
 
 
-class Pace(msgspec.Struct, frozen=True):
+class Allowance(msgspec.Struct, frozen=True):
     """How many messages may be moved: `due` of them at the time `at`, in seconds of a steady clock."""
 
     at: float
     due: float = 0.0
 
-    def later(self, rate: int, now: float) -> Pace:
+    def later(self, rate: int, now: float) -> Allowance:
         """Returns the pace at a later time; what was missed for longer than a second is not made up for."""
         due = self.due + max(0.0, now - self.at) * rate
-        return Pace(max(now, self.at), min(due, max(1.0, rate * _BURST)))
+        return Allowance(max(now, self.at), min(due, max(1.0, rate * _BURST)))
 
-    def spent(self, moved: int) -> Pace:
+    def spent(self, moved: int) -> Allowance:
         """Returns the pace after some were moved."""
-        return Pace(self.at, self.due - moved)
+        return Allowance(self.at, self.due - moved)
 
     def wait(self, rate: int) -> float:
         """Returns the seconds until the next move."""
         return max(TICK, (1.0 - self.due) / rate)
 
 
-class Span(NamedTuple):
+class IdRange(NamedTuple):
     """The ids between which a replay reads, both included."""
 
     start: str
     end: str
 
 
-def span_of(spec: StreamReplaySpec, began: int) -> Span:
+def span_of(spec: StreamReplaySpec, began: int) -> IdRange:
     """Returns where a replay reads that began at a time of the server in ms.
 
     It ends with what there was then: a replay chases neither new messages, nor its own that are dead again.
@@ -67,7 +67,7 @@ def span_of(spec: StreamReplaySpec, began: int) -> Span:
     origin, end = spec.from_, f"{began}-{LAST_SEQUENCE}"
     if origin.until is not None:
         end = min(origin.last_id, end, key=place)
-    return Span(origin.first_id, end)
+    return IdRange(origin.first_id, end)
 
 
 def place(entry_id: str) -> tuple[int, int]:
@@ -83,7 +83,7 @@ class Reach(NamedTuple):
     message: str
 
 
-def reach(spec: StreamReplaySpec, seen: StreamSeen, span: Span) -> Reach | None:
+def reach(spec: StreamReplaySpec, seen: StreamSeen, span: IdRange) -> Reach | None:
     """Returns how a range lies outside of what the stream still has; None if it does not."""
     # what never had more reaches back to its beginning
     if is_dead(spec) or span.start == "-" or seen.added <= seen.length:

@@ -21,7 +21,7 @@ from agentstream_operator.reconcile.loops.deletion_cost import DeletionCost
 from agentstream_operator.reconcile.loops.janitor import Janitor
 from agentstream_operator.reconcile.loops.monitor import Monitor
 from agentstream_operator.reconcile.loops.pod_cleanup import PodCleanup
-from agentstream_operator.reconcile.loops.replays import Replays
+from agentstream_operator.reconcile.loops.replays import ReplayRunner
 from agentstream_operator.reconcile.loops.server import ServerWatch
 from agentstream_operator.reconcile.loops.wakeup import Wakeup
 from agentstream_operator.reconcile.observer import Observer
@@ -102,7 +102,7 @@ class Engine:
         self._wakeup = Wakeup(state, broker, observer, queue, self._server)
         self._pod_cleanup = PodCleanup(state, broker, cluster)
         self._deletion_cost = DeletionCost(state, broker, cluster)
-        self._replays = Replays(self._context, self._server)
+        self._replays = ReplayRunner(self._context, self._server)
 
     def put(self, resource: AnyResource) -> None:
         """Takes a new or changed resource."""

@@ -12,8 +12,8 @@ from agentstream.protocol import replaying
 from agentstream.protocol.commands import PAGE
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.replaying import EntryPage, PageEntry, PageMoved, ReplayOf, Selected
-from agentstream_operator.broker.replay import Scope, pages, preview, readable
-from agentstream_operator.plan.replay import TICK, Pace, Span, is_held, place, span_of
+from agentstream_operator.broker.replay import PreviewScope, pages, preview, readable
+from agentstream_operator.plan.replay import TICK, Allowance, IdRange, is_held, place, span_of
 from agentstream_operator.plan.selection import Selection, is_dead, selection_of
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.loops.server import ServerWatch
@@ -38,7 +38,7 @@ class _Over(Exception):  # noqa: N818 - no error: the replay is to go on no more
 
 
 @dataclass(slots=True)
-class Replays:
+class ReplayRunner:
     """Has one task for each replay that is to be carried out."""
 
     context: Context
@@ -64,7 +64,7 @@ class Replays:
 
     async def _carry_out(self, key: ResourceKey) -> None:
         try:
-            await Run.of(self.context, key, self._turns).carry_out()
+            await ReplayRun.of(self.context, key, self._turns).carry_out()
         except _Over:
             pass
         except Exception as error:  # noqa: BLE001 - the others go on
@@ -79,7 +79,7 @@ class Replays:
 
 
 @dataclass(slots=True)
-class Run:
+class ReplayRun:
     """Carries out one replay, from where it is until its end."""
 
     context: Context
@@ -90,11 +90,11 @@ class Run:
     turns: asyncio.Semaphore
     _cursor: str = field(default="", init=False)
     _moved: int = field(default=0, init=False)
-    _pace: Pace = field(default_factory=lambda: Pace(asyncio.get_running_loop().time()), init=False)
+    _pace: Allowance = field(default_factory=lambda: Allowance(asyncio.get_running_loop().time()), init=False)
     _told: float = field(default=float("-inf"), init=False)
 
     @classmethod
-    def of(cls, context: Context, key: ResourceKey, turns: asyncio.Semaphore) -> Run:
+    def of(cls, context: Context, key: ResourceKey, turns: asyncio.Semaphore) -> ReplayRun:
         """Returns the run of a replay; raises `_Over` if it lacks something."""
         resources = context.state.resources
         replay = resources.replays.get(key)
@@ -127,10 +127,10 @@ class Run:
         """The replay as the server knows it."""
         return ReplayOf(self.stream.stream_key, self.group.group_name, self.replay.replay_id)
 
-    async def _count(self, span: Span) -> None:
+    async def _count(self, span: IdRange) -> None:
         seen = self.context.state.memory.streams[self.stream.key].shown
         group = seen.groups.get(self.group.group_name) if seen is not None else None
-        scope = Scope(
+        scope = PreviewScope(
             self._key, is_dead(self.replay.spec), span, group.last if group is not None else None,
             self.replay.spec.limit,
         )  # fmt: skip
@@ -155,12 +155,12 @@ class Run:
             if reported and place(reported) > place(found.cursor or "0-0"):
                 await self._move([], reported)
 
-    async def _move_from(self, span: Span) -> bool:
+    async def _move_from(self, span: IdRange) -> bool:
         """Moves what comes after the cursor. Returns whether that is all; else the cursor is another one."""
         if self._cursor:
             if place(self._cursor) >= place(span.end):
                 return True
-            span = Span(replaying.after(self._cursor), span.end)
+            span = IdRange(replaying.after(self._cursor), span.end)
         async with aclosing(pages(self.context.broker.call, self._key, span)) as read:
             async for page in read:
                 if self._left() <= 0:
@@ -226,7 +226,7 @@ class Run:
         self.memory.problem = ""
         if moved.code == replaying.NO_ROOM:
             # what was missed meanwhile is not made up for
-            self._pace = Pace(asyncio.get_running_loop().time())
+            self._pace = Allowance(asyncio.get_running_loop().time())
 
     async def _wait(self) -> None:
         """Waits until at least one message may be moved."""
