@@ -297,6 +297,25 @@ def main() -> None:
     app(prog_name=program())
 
 
+def complete_plugin() -> None:
+    """Completes `kubectl agentstream …` for kubectl, as the program `kubectl_complete-agentstream`.
+
+    Its arguments are the words after the plugin's name. It prints what could follow, a line each, and `:4`,
+    which keeps kubectl from offering files.
+    """
+    import contextlib
+    import os
+    import shlex
+    import sys
+
+    words = ["agentstream", *sys.argv[1:]]
+    asked = {"_AGENTSTREAM_COMPLETE": "complete_bash", "COMP_WORDS": shlex.join(words)}
+    os.environ |= asked | {"COMP_CWORD": str(len(words) - 1)}
+    with contextlib.suppress(SystemExit):
+        app(prog_name="agentstream")
+    typer.echo(":4")
+
+
 def _endpoint(url_file: Path, ca_file: Path | None) -> Endpoint:
     import ssl
 
