@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from agentstream.protocol.keys import notify_channel
 from agentstream.transport.client import Client
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.parse import parse_resource
+from support.replays import replay_all
 from support.topology import NAMESPACE, Topology, following
 from support.waiting import until
 
@@ -77,6 +79,18 @@ async def test_batches(declared: Topology, page: ModuleType) -> None:
     assert store == ["a", "b"]
     (record,) = await declared.dead_letters(declared.routes["coder"].consumes[0])
     assert record["reason"] == b"EmptyText"
+
+
+async def test_replays(declared: Topology, page: ModuleType, wire: Client) -> None:
+    charged: list[dict[str, int]] = []
+    mailed: list[dict[str, int]] = []
+    charging = partial(page.charging, charge=charged.append, mail=mailed.append)
+    async with serving(declared, charging) as planner:
+        await planner.send_message(to="coder", type="event", payload={"order": 7})
+        await settled(declared, 1)
+        assert await replay_all(wire, declared.routes["coder"].consumes[0]) == 1
+        await settled(declared, 1)
+    assert charged == mailed == [{"order": 7}]
 
 
 async def test_kinds_of_payload(declared: Topology, page: ModuleType, capsys: Printed) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from itertools import product
 from pathlib import Path
@@ -20,20 +19,15 @@ from agentstream.consuming.delivery import Delivery
 from agentstream.errors import Retry
 from agentstream.protocol.commands import PAGE
 from agentstream.protocol.entry import position
-from agentstream.protocol.keys import StreamKeys, replay_id
+from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.replaying import (
     FIRST,
     LAST,
-    MOVED,
-    ReplayOf,
-    Selected,
     page,
-    parse_moved,
     parse_page,
-    replay,
 )
-from agentstream.protocol.routes import Consumes
 from agentstream.transport.client import Client
+from support.replays import replay_all
 from support.servers import Server
 from support.signed import OLD, Signed
 from support.topology import Topology, body_of, following, numbers, send
@@ -41,32 +35,6 @@ from support.tracing import exporter
 from support.waiting import until
 
 KEYS = StreamKeys("{test.tasks}")
-
-
-async def replay_all(
-    wire: Client,
-    consumes: Consumes,
-    name: str = "again",
-    *,
-    source: Literal["stream", "dead"] = "stream",
-    only: Iterable[str] | None = None,
-) -> int:
-    """Replays a page of the stream, or of the dead letters, as the operator does. Returns how many moved."""
-    of = ReplayOf(consumes.key, consumes.group, replay_id(name, secrets.token_hex(4)))
-    key = consumes.key if source == "stream" else StreamKeys(consumes.key).dead_letters(consumes.group)
-    entries = parse_page(await wire.call(*page(key, FIRST, LAST, PAGE))).entries
-    selected = [
-        Selected(entry.id, "", _key_in(entry.fields)) for entry in entries if only is None or entry.id in only
-    ]
-    cursors = ("", entries[-1].id)
-    moved = parse_moved(await wire.call(*replay(of, source, cursors, 10_000, selected)))
-    assert moved.code == MOVED
-    return moved.moved
-
-
-def _key_in(fields: list[bytes]) -> str:
-    body = fields[fields.index(b"m") + 1]
-    return str(msgspec.json.decode(body).get("key") or "")
 
 
 async def test_a_replayed_message_says_so_and_begins_anew(topology: Topology, wire: Client) -> None:

@@ -1,27 +1,36 @@
-"""Replays of the group `g`, by the calls that the operator makes."""
+"""Replays by the calls that the operator makes: of the group `g` page by page, and of a group all at once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
+import msgspec
 import redis
 
 from agentstream.protocol import commands
-from agentstream.protocol.commands import DONE, GroupCalls
+from agentstream.protocol.commands import DONE, PAGE, GroupCalls
+from agentstream.protocol.entry import position
 from agentstream.protocol.keys import StreamKeys, replay_id
 from agentstream.protocol.replaying import (
+    FIRST,
+    LAST,
+    MOVED,
     PageMoved,
     ReplayOf,
     ReplayProgress,
     Selected,
+    page,
     parse_moved,
+    parse_page,
     parse_progress,
     progress,
     replay,
 )
 from agentstream.protocol.routes import Consumes
+from agentstream.transport.client import Client
 from support.entries import KEY, Pending
 
 KEYS = StreamKeys(KEY)
@@ -83,3 +92,32 @@ class Replays:
     def state_of(self, entry: str) -> str:
         (state,) = self.call(commands.receipt(KEYS, ("g",), (entry,)))
         return str(state.decode())
+
+
+async def replay_all(
+    wire: Client,
+    consumes: Consumes,
+    name: str = "again",
+    *,
+    source: Literal["stream", "dead"] = "stream",
+    only: Iterable[str] | None = None,
+) -> int:
+    """Replays a page of the stream, or of the dead letters, as the operator does. Returns how many moved."""
+    of = ReplayOf(consumes.key, consumes.group, replay_id(name, secrets.token_hex(4)))
+    key = consumes.key if source == "stream" else StreamKeys(consumes.key).dead_letters(consumes.group)
+    entries = parse_page(await wire.call(*page(key, FIRST, LAST, PAGE))).entries
+    selected = [
+        Selected(entry.id, "", _key_in(entry.fields)) for entry in entries if only is None or entry.id in only
+    ]
+    at, moved = "", 0
+    while at != entries[-1].id:
+        left = [one for one in selected if position(one.id) > position(at)]
+        reply = parse_moved(await wire.call(*replay(of, source, (at, entries[-1].id), 10_000, left)))
+        assert reply.code == MOVED
+        at, moved = reply.cursor, moved + reply.moved
+    return moved
+
+
+def _key_in(fields: list[bytes]) -> str:
+    body = fields[fields.index(b"m") + 1]
+    return str(msgspec.json.decode(body).get("key") or "")

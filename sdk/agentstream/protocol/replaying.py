@@ -149,7 +149,8 @@ def replay(
         cursors: what was looked at: the entries after the first id, up to the second one; the first is empty
             at the start.
         window: how long the retry stream may become.
-        selected: those of the page that are selected, in the order of their ids; at most `PAGE`.
+        selected: those of the page that are selected, in the order of their ids; at most `PAGE`, of which one
+            call moves about a hundred.
     """
     where = (*of.where, source, *cursors, window)
     return ("FCALL", "as1_replay", 1, of.key, *where, *chain.from_iterable(selected))
