@@ -260,6 +260,9 @@ class _Bridge:
         except (ClusterUnavailable, NoQueueServer, ClientError, OSError):
             # the client sees that the connection ends
             return
+        except asyncio.CancelledError:
+            # at the end; the server of Python 3.11 would print that its task was cancelled
+            return
         finally:
             writer.close()
             self._open.discard(task)
