@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-import redis
 
 from agentstream.errors import ConnectionLost, ServerRefused
 from agentstream.protocol.commands import GroupCalls
@@ -47,7 +46,7 @@ def body(**changes: Any) -> str:
     return json.dumps(message)
 
 
-def send(admin: redis.Redis, count: int, **changes: Any) -> list[str]:
+def send(admin: Any, count: int, **changes: Any) -> list[str]:
     """Adds messages that the group has read and acknowledged."""
     pipe = admin.pipeline()
     for _ in range(count):
@@ -59,7 +58,7 @@ def send(admin: redis.Redis, count: int, **changes: Any) -> list[str]:
     return ids
 
 
-def bury(admin: redis.Redis, count: int, reason: str = "MaxDeliveries", **changes: Any) -> list[str]:
+def bury(admin: Any, count: int, reason: str = "MaxDeliveries", **changes: Any) -> list[str]:
     """Adds dead letters. Returns their origins."""
     origins = [f"{at}-1" for at in range(1, count + 1)]
     pipe = admin.pipeline()
@@ -71,7 +70,7 @@ def bury(admin: redis.Redis, count: int, reason: str = "MaxDeliveries", **change
     return origins
 
 
-def origins(admin: redis.Redis) -> list[str]:
+def origins(admin: Any) -> list[str]:
     """What the group got once more, in order."""
     return [json.loads(fields["x"])["origin"] for _, fields in admin.xrange(RETRY)]
 
@@ -107,7 +106,7 @@ def changed(replay: StreamReplay, **spec: Any) -> StreamReplay:
 
 
 async def test_the_group_gets_what_is_selected_once_more_and_no_other_group_anything(
-    server: Server, admin: redis.Redis
+    server: Server, admin: Any
 ) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP, OTHER)
@@ -131,7 +130,7 @@ async def test_the_group_gets_what_is_selected_once_more_and_no_other_group_anyt
 
 
 async def test_dead_letters_are_moved_as_they_are_selected_and_who_asked_is_told(
-    server: Server, admin: redis.Redis
+    server: Server, admin: Any
 ) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
@@ -148,7 +147,7 @@ async def test_dead_letters_are_moved_as_they_are_selected_and_who_asked_is_told
         assert "jane" in op.cluster.events[-1].message
 
 
-async def test_a_drop_removes_what_is_selected_and_nothing_else(server: Server, admin: redis.Redis) -> None:
+async def test_a_drop_removes_what_is_selected_and_nothing_else(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         bury(admin, 600)
@@ -163,7 +162,7 @@ async def test_a_drop_removes_what_is_selected_and_nothing_else(server: Server, 
 
 
 @pytest.mark.parametrize("make", [of_stream, of_dead])
-async def test_a_dry_run_counts_and_changes_nothing(server: Server, admin: redis.Redis, make: Any) -> None:
+async def test_a_dry_run_counts_and_changes_nothing(server: Server, admin: Any, make: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         send(admin, 40)
@@ -179,7 +178,7 @@ async def test_a_dry_run_counts_and_changes_nothing(server: Server, admin: redis
         assert not admin.keys("*:replay:*")
 
 
-async def test_what_the_group_gets_anyway_is_left_out(server: Server, admin: redis.Redis) -> None:
+async def test_what_the_group_gets_anyway_is_left_out(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         send(admin, 3)
@@ -194,7 +193,7 @@ async def test_what_the_group_gets_anyway_is_left_out(server: Server, admin: red
         assert found.skipped == {"pending": 1, "undelivered": 1, "invalid": 1}
 
 
-async def test_a_replay_ends_with_what_was_there_when_it_began(server: Server, admin: redis.Redis) -> None:
+async def test_a_replay_ends_with_what_was_there_when_it_began(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         wanted = send(admin, 20)
@@ -206,7 +205,7 @@ async def test_a_replay_ends_with_what_was_there_when_it_began(server: Server, a
         assert origins(admin) == wanted
 
 
-async def test_a_limit_is_a_limit_and_a_range_is_a_range(server: Server, admin: redis.Redis) -> None:
+async def test_a_limit_is_a_limit_and_a_range_is_a_range(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         ids = send(admin, 100)
@@ -220,9 +219,7 @@ async def test_a_limit_is_a_limit_and_a_range_is_a_range(server: Server, admin: 
         assert origins(admin) == [*ids[10:17], ids[98]]
 
 
-async def test_it_holds_while_the_group_has_as_many_retries_as_the_window(
-    server: Server, admin: redis.Redis
-) -> None:
+async def test_it_holds_while_the_group_has_as_many_retries_as_the_window(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         wanted = send(admin, 30)
@@ -239,9 +236,7 @@ async def test_it_holds_while_the_group_has_as_many_retries_as_the_window(
         assert taken + origins(admin) == wanted
 
 
-async def test_a_second_replay_of_a_group_waits_for_the_first_and_says_so(
-    server: Server, admin: redis.Redis
-) -> None:
+async def test_a_second_replay_of_a_group_waits_for_the_first_and_says_so(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         ids = send(admin, 20)
@@ -265,7 +260,7 @@ async def test_a_second_replay_of_a_group_waits_for_the_first_and_says_so(
         assert Counter(origins(admin)) == Counter(dict.fromkeys(ids, 2))
 
 
-async def test_a_replay_is_held_and_goes_on_where_it_was(server: Server, admin: redis.Redis) -> None:
+async def test_a_replay_is_held_and_goes_on_where_it_was(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         wanted = send(admin, 40)
@@ -285,7 +280,7 @@ async def test_a_replay_is_held_and_goes_on_where_it_was(server: Server, admin: 
         assert origins(admin) == wanted
 
 
-async def test_a_replay_of_a_group_that_is_not_there_waits_for_it(server: Server, admin: redis.Redis) -> None:
+async def test_a_replay_of_a_group_that_is_not_there_waits_for_it(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM)
         replay = of_stream()
@@ -297,7 +292,7 @@ async def test_a_replay_of_a_group_that_is_not_there_waits_for_it(server: Server
         assert op.cluster.says(replay.key, ConditionType.COMPLETE)[1] == "NothingMatched"
 
 
-async def test_a_replay_fails_with_its_group(server: Server, admin: redis.Redis) -> None:
+async def test_a_replay_fails_with_its_group(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         send(admin, 40)
@@ -312,7 +307,7 @@ async def test_a_replay_fails_with_its_group(server: Server, admin: redis.Redis)
 
 
 async def test_a_range_outside_of_what_the_stream_has_fails_and_says_what_it_has(
-    server: Server, admin: redis.Redis
+    server: Server, admin: Any
 ) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
@@ -331,9 +326,7 @@ async def test_a_range_outside_of_what_the_stream_has_fails_and_says_what_it_has
         assert origins(admin) == ids[15:]
 
 
-async def test_what_becomes_of_moved_messages_is_followed_after_the_end(
-    server: Server, admin: redis.Redis
-) -> None:
+async def test_what_becomes_of_moved_messages_is_followed_after_the_end(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         send(admin, 3)
@@ -349,7 +342,7 @@ async def test_what_becomes_of_moved_messages_is_followed_after_the_end(
 
 
 async def test_deleting_a_replay_stops_it_and_removes_what_the_server_knew(
-    server: Server, admin: redis.Redis
+    server: Server, admin: Any
 ) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
@@ -368,7 +361,7 @@ async def test_deleting_a_replay_stops_it_and_removes_what_the_server_knew(
         assert not [name for name in admin.hkeys(KEYS.stats("coder")) if name.startswith("replay:")]
 
 
-async def test_a_replay_is_deleted_when_its_time_is_over(server: Server, admin: redis.Redis) -> None:
+async def test_a_replay_is_deleted_when_its_time_is_over(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         bury(admin, 1)
@@ -380,7 +373,7 @@ async def test_a_replay_is_deleted_when_its_time_is_over(server: Server, admin: 
         assert ConditionReason.REPLAY_STOPPED not in op.cluster.reasons(replay.key)
 
 
-async def test_it_waits_while_the_server_is_away_and_goes_on(server: Server, admin: redis.Redis) -> None:
+async def test_it_waits_while_the_server_is_away_and_goes_on(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         wanted = send(admin, 60)
@@ -427,7 +420,7 @@ class Dying:
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("make", [of_stream, of_dead])
 async def test_an_operator_that_is_killed_at_any_call_is_followed_by_one_that_goes_on(
-    server: Server, admin: redis.Redis, make: Any, at: int, *, done: bool
+    server: Server, admin: Any, make: Any, at: int, *, done: bool
 ) -> None:
     cluster, replay = MemoryCluster(), make(limit=1_100)
     dying = Dying(at, ConnectionLost("killed"), done=done)
@@ -443,7 +436,7 @@ async def test_an_operator_that_is_killed_at_any_call_is_followed_by_one_that_go
         assert found.moved == 1_100
 
 
-async def test_two_operators_at_once_move_nothing_twice(server: Server, admin: redis.Redis) -> None:
+async def test_two_operators_at_once_move_nothing_twice(server: Server, admin: Any) -> None:
     cluster, replay = MemoryCluster(), of_stream(rate=2_000)
     async with operator(server.url, cluster=cluster) as one:
         await one.put(STREAM, GROUP)
@@ -457,7 +450,7 @@ async def test_two_operators_at_once_move_nothing_twice(server: Server, admin: r
             assert origins(admin) == wanted
 
 
-async def test_a_server_that_refuses_is_told_and_asked_again(server: Server, admin: redis.Redis) -> None:
+async def test_a_server_that_refuses_is_told_and_asked_again(server: Server, admin: Any) -> None:
     broker = Dying(2, ServerRefused("OOM command not allowed"), done=False)
     async with operator(server.url, broker=broker.around) as op:
         await op.put(STREAM, GROUP)
@@ -471,7 +464,7 @@ async def test_a_server_that_refuses_is_told_and_asked_again(server: Server, adm
         assert origins(admin) == wanted
 
 
-async def test_replays_keep_their_rate(server: Server, admin: redis.Redis) -> None:
+async def test_replays_keep_their_rate(server: Server, admin: Any) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
         send(admin, 200)

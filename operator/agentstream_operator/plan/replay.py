@@ -41,7 +41,7 @@ class Allowance(msgspec.Struct, frozen=True):
     def later(self, rate: int, now: float) -> Allowance:
         """Returns the pace at a later time; what was missed for longer than a second is not made up for."""
         due = self.due + max(0.0, now - self.at) * rate
-        return Allowance(max(now, self.at), min(due, max(1.0, rate * _BURST)))
+        return Allowance(max(now, self.at), min(due, 1.0 + rate * _BURST))
 
     def spent(self, moved: int) -> Allowance:
         """Returns the pace after some were moved."""
