@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agentstream.protocol.commands import PAGE
 from agentstream.protocol.entry import Entry, Source, parse_entry
+from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.replaying import EntryPage, PageEntry, ReplayProgress, Selected, page, parse_page
+from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.letters import Letter, read_letter
-from agentstream_operator.plan.replay import IdRange, place
-from agentstream_operator.plan.selection import Selection
+from agentstream_operator.plan.outlook import warnings
+from agentstream_operator.plan.replay import IdRange, place, span_of
+from agentstream_operator.plan.selection import Selection, is_dead, selection_of
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
+from agentstream_operator.resources.streamreplay import StreamReplaySpec
 
 Call = Callable[..., Awaitable[Any]]
 """Sends a command and returns its reply, as `Client.call`."""
@@ -176,3 +182,66 @@ async def preview(
                 seen.more = True
                 break
     return seen
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOutlook:
+    """What a replay would do, and what to think of before it is started.
+
+    Attributes:
+        preview: what was counted.
+        total: how many entries there are, whether in the range or not.
+        seconds: how long it would take at the rate that is asked for.
+        warnings: a sentence each.
+    """
+
+    preview: ReplayPreview
+    total: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+async def look_ahead(
+    broker: Broker,
+    spec: StreamReplaySpec,
+    group: ConsumerGroup,
+    stream: AgentStream,
+    *,
+    keys: Iterable[str] = (),
+    seconds: float = float("inf"),
+) -> ReplayOutlook:
+    """Says what a replay would do if it were started now; needs only the right to read.
+
+    Args:
+        broker: reads the server.
+        spec: of the replay.
+        group: the group that it is for.
+        stream: its stream.
+        keys: ids of the stream's signing keys, as far as they are known.
+        seconds: after so many it says what it found so far; `preview.more` tells.
+
+    Raises:
+        AgentStreamError: as `Client.call`.
+    """
+    name, key, dead = group.group_name, stream.stream_key, is_dead(spec)
+    seen = await broker.observe(key, (name,))
+    known, span, at = tuple(keys), span_of(spec, seen.now), seen.groups.get(name)
+    scope = PreviewScope(
+        StreamKeys(key).dead_letters(name) if dead else key,
+        dead,
+        span,
+        at.last if at is not None else None,
+        spec.limit,
+    )
+    selection = selection_of(spec, group, stream, known)
+    counted = await preview(broker.call, scope, selection, now=lambda: seen.now / 1000, seconds=seconds)
+    total = seen.length if not dead else at.dead if at is not None else 0
+    said = warnings(spec, stream, seen, name, span, has_keys=bool(known))
+    if counted.more:
+        said = (
+            *said,
+            f"only {counted.scanned:,} entries were looked at in {seconds:g} s; the run looks at all",
+        )
+    elif not counted.matched:
+        said = (*said, "no message of the range matches")
+    return ReplayOutlook(counted, total, counted.seconds(spec.rate), said)
