@@ -18,8 +18,6 @@ NEEDED_OTHERWISE = {
     ("create", "horizontalpodautoscalers"),
     # only if a list shows one that no event told of
     ("get", "streamreplays"),
-    # only after the end of one that asks for it
-    ("delete", "streamreplays"),
 }
 
 
@@ -54,7 +52,9 @@ async def test_every_right_is_needed(deploy: Deploy, own_team: Team, private_ser
         a_group("elsewhere", deploymentRef={"name": "theirs"}, replicas=3),
         a_group("scaled", template=a_template(), autoscaling={"mode": "HPA"}),
         a_replay(groupRef={"name": "nobody"}),
+        a_replay("counted", dryRun=True, ttlSecondsAfterFinished=0),
     )
+    await own_team.gone("StreamReplay", "counted")
     await own_team.says("StreamReplay", "again", "False", "GroupNotFound")
     await own_team.ready(a_stream(), a_group(), a_group("elsewhere"))
     # an owner more of a Secret, and an event

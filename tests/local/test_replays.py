@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.dev import Dev, a_group, a_stream
+from support.dev import Dev, a_group, a_stream, coders
 from support.waiting import until
 
 REPLAY = """\
@@ -81,3 +81,46 @@ async def test_a_damaged_file_is_one_line(dev: Dev) -> None:
     assert await dev.wait() == 2
     (line,) = dev.lines
     assert "default.again.json: is not the file of a replay; delete it, or repair it: " in line
+
+
+FAILS = """\
+import asyncio
+from agentstream import Agent, Reject
+
+async def main():
+    async with Agent.from_env() as agent:
+        async for delivery in agent.stream_consume("tasks"):
+            async with delivery:
+                raise Reject("NoModel")
+
+asyncio.run(main())
+"""
+DEAD = REPLAY.replace("source: Stream", "source: DeadLetters")
+
+
+async def test_dead_letters_are_handled_once_a_consumer_is_mended(dev: Dev) -> None:
+    mended = (dev.directory / "coder.py").read_text()
+    (dev.directory / "coder.py").write_text(FAILS)
+    declare(dev, text := coders(messages=3, scale="replicas: 1"))
+    await dev.start("m.yaml")
+    await dev.line("DeadLetters")
+    await dev.line("[boss-0] sent")
+    (dev.directory / "coder.py").write_text(mended)
+    await dev.line("[coder-0] up")
+    replays = "".join(
+        DEAD.format(name=name, spec=f"select: {{reasons: [{reason}]}}")
+        for name, reason in (("again", "NoModel"), ("nothing", "MaxDeliveries"))
+    )
+    declare(dev, text + replays)
+    await dev.line("StreamReplay default/again: Complete")
+    await dev.line("StreamReplay default/nothing: Complete")
+    # the boss was started again, too, and sends the same once more
+    await until(lambda: sorted(dev.done) == [0, 0, 1, 1, 2, 2])
+    await until(lambda: kept(dev)["status"].get("handled") == 3)
+    assert await dev.end() in {0, 1}
+    # at the next start it is the same replay, and over
+    declare(dev, text.replace('"3"', '"0"') + replays)
+    await dev.start("m.yaml", "--for", "3s")
+    await dev.wait()
+    assert sorted(dev.done) == [0, 0, 1, 1, 2, 2]
+    assert kept(dev)["status"]["moved"] == 3

@@ -97,7 +97,8 @@ class LocalReplays:
         before = self._present.get(key) or self._kept.get(key)
         if before is None or refused_changes(before, declared):
             # what was kept of another run is another replay
-            self._put(self._created(declared, {_DECLARED_ANNOTATION: _Declared.YES}))
+            asked = {REQUESTED_BY_ANNOTATION: "a manifest", **declared.metadata.annotations}
+            self._put(self._created(declared, {**asked, _DECLARED_ANNOTATION: _Declared.YES}))
         elif _declared(before) is not _Declared.DELETED:
             self._put(_changed(before, declared.spec, {_DECLARED_ANNOTATION: _Declared.YES}))
 
