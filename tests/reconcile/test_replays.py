@@ -538,3 +538,17 @@ async def test_what_a_replica_has_not_heard_of_is_taken_from_the_status(server: 
     async with operator(server.url, *stored, cluster=cluster) as op:
         await ended(op, replay)
         assert origins(admin) == wanted
+
+
+async def test_what_was_signed_with_a_key_that_is_gone_stays_where_it_is(server: Server, admin: Any) -> None:
+    signed = a_stream(producers=["planner"], signing={"policy": "Require"})
+    async with operator(server.url) as op:
+        await op.put(signed, GROUP)
+        key = op.cluster.signing[signed.key].keys[0].id
+        for name in (key, "gone"):
+            admin.xadd(DEAD, {"m": body(), "origin": "1-1", "reason": "MaxDeliveries", "s": f"{name}:1:mac"})
+        replay = of_dead()
+        op.declare(replay)
+        found = await ended(op, replay)
+        assert (found.moved, found.skipped) == (1, {"unknownKey": 1})
+        assert admin.xlen(DEAD) == 1
