@@ -116,6 +116,15 @@ def dev(
             min=1, max=65535, help="Port of Valkey on 127.0.0.1. Default: any free port.", show_default=False
         ),
     ] = None,
+    api_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port of the HTTP API on 127.0.0.1. Default: any free port.",
+            show_default=False,
+        ),
+    ] = None,
     data: Annotated[Path, typer.Option(metavar="DIR", help="Directory for messages and credentials.")] = Path(
         ".agentstream"
     ),
@@ -142,7 +151,7 @@ def dev(
     from agentstream_operator.local.screen.output import LocalError
 
     try:
-        code = run(DevOptions(paths, data, port, seconds, idle, output == "json", reload))
+        code = run(DevOptions(paths, data, port, api_port, seconds, idle, output == "json", reload))
     except LocalError as error:
         _fail(*error.lines)
     raise typer.Exit(code)

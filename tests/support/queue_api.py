@@ -9,7 +9,16 @@ from typing import Any
 
 from starlette.requests import HTTPConnection
 
+from agentstream_operator.queue_api.documents import (
+    GroupNumbers,
+    LagAnswer,
+    PreviewAnswer,
+    ServerNumbers,
+    StreamNumbers,
+)
 from agentstream_operator.queue_api.ports import Caller, ReplayRefused, Unauthenticated, Verb
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.streamreplay import StreamReplay, StreamReplaySpec
 
@@ -24,6 +33,45 @@ class TokensAreNames:
         if kind != "Bearer" or not token:
             raise Unauthenticated("there is no token")
         return Caller(token)
+
+
+class NoLags:
+    """Knows nothing of what is asked for, as if the server did not answer."""
+
+    async def lag(self, streams: Sequence[AgentStream], groups: Sequence[ConsumerGroup]) -> LagAnswer:
+        return LagAnswer(
+            at=datetime.now(UTC),
+            server=ServerNumbers(reachable=False),
+            streams=tuple(
+                StreamNumbers(
+                    namespace=stream.metadata.namespace,
+                    name=stream.metadata.name,
+                    key=stream.stream_key,
+                    known=False,
+                    ready=False,
+                    reason="BackendUnavailable",
+                )
+                for stream in streams
+            ),
+            groups=tuple(
+                GroupNumbers(
+                    namespace=group.metadata.namespace,
+                    name=group.metadata.name,
+                    stream=group.spec.stream_ref.name,
+                    known=False,
+                    ready=False,
+                    reason="BackendUnavailable",
+                )
+                for group in groups
+            ),
+        )
+
+
+class NoPreviews:
+    """Tries nothing out, as nothing is tried out."""
+
+    async def preview(self, group: ConsumerGroup, spec: StreamReplaySpec) -> PreviewAnswer:
+        raise AssertionError(f"{group.key}: {spec}")
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentstream.errors import AccessDenied, ServerRefused
 from agentstream.protocol import library
@@ -29,6 +29,14 @@ for i = 1, #group, 2 do
   if group[i] == 'lag' then return group[i + 1] end
 end
 """
+
+
+class ServerLoad(NamedTuple):
+    """The role of a server, `master` or `slave`, and bytes of its memory; None without a limit."""
+
+    role: str
+    used_memory: int
+    max_memory: int | None
 
 
 class BrokerClient:
@@ -85,10 +93,19 @@ async def inspect(client: BrokerClient, *, trusts_lag: bool) -> ServerSeen:
     Raises:
         AgentStreamError: as `Client.call`.
     """
-    info = await client.call("INFO", "server", "memory")
-    lines = (line.partition(":") for line in info.decode().splitlines())
-    fields = {name: value for name, _, value in lines}
+    fields = _fields(await client.call("INFO", "server", "memory"))
     return ServerSeen(fields["run_id"], fields["maxmemory_policy"], trusts_lag)
+
+
+async def read_load(client: BrokerClient) -> ServerLoad:
+    """Reads the role of the server, and the memory that it uses and may use.
+
+    Raises:
+        AgentStreamError: as `Client.call`.
+    """
+    fields = _fields(await client.call("INFO", "replication", "memory"))
+    most = int(fields.get("maxmemory", "0"))
+    return ServerLoad(fields.get("role", "master"), int(fields.get("used_memory", "0")), most or None)
 
 
 async def probe_lag(client: BrokerClient) -> bool:
@@ -103,3 +120,8 @@ async def probe_lag(client: BrokerClient) -> bool:
         return bool(await client.call("EVAL", _LAG_AFTER_TRIM, 1, _SCRATCH) == 7)  # noqa: PLR2004 - see the script
     except (AccessDenied, ServerRefused):
         return False
+
+
+def _fields(info: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in info.decode().splitlines())
+    return {name: value for name, _, value in lines}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.local.api import serving_api
 from agentstream_operator.local.bindings import BindingFiles, SigningFiles
 from agentstream_operator.local.cluster import LocalCluster
 from agentstream_operator.local.manifests.catalog import Catalog
@@ -47,6 +48,7 @@ class DevOptions:
     paths: Sequence[Path]
     data: Path
     port: int | None
+    api_port: int | None
     seconds: float | None
     until_idle: float | None
     json: bool
@@ -197,7 +199,7 @@ class _Run:
                     ]
                     if self._options.reload:
                         reconciling.append(tasks.create_task(cluster.reload(), name="watch sources"))
-                    await self._show_until_stopped(engine, since)
+                    await self._show(engine, broker, replays, since)
                     self._screen.say("stopping the agents (Ctrl-C again to kill them)")
                     # first the reconcilers, which would replace processes that end
                     for task in reconciling:
@@ -232,6 +234,13 @@ class _Run:
         finally:
             await server.stop()
             reaper.close()
+
+    async def _show(self, engine: Engine, broker: Broker, replays: LocalReplays, since: float) -> None:
+        """Serves the HTTP API, and shows the state until a signal, the end of the time, or idleness."""
+        console = self._data.console
+        async with serving_api(engine, broker, replays, console, self._options.api_port) as url:
+            self._screen.say(f"api on {url} (token in {self._data.shown / console.name})")
+            await self._show_until_stopped(engine, since)
 
     async def _show_until_stopped(self, engine: Engine, since: float) -> None:
         """Shows the state until a signal, the end of the time, or idleness."""

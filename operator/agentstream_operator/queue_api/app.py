@@ -10,10 +10,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from agentstream_operator.queue_api import description
+from agentstream_operator.queue_api.events import LiveViews
 from agentstream_operator.queue_api.gate import Gate
 from agentstream_operator.queue_api.limits import Turns
 from agentstream_operator.queue_api.ports import AccessCheck, Authenticator, Replays
 from agentstream_operator.queue_api.problems import add_handlers
+from agentstream_operator.queue_api.routes import events as event_routes
+from agentstream_operator.queue_api.routes import lag as lag_routes
 from agentstream_operator.queue_api.routes import replays as replay_routes
 from agentstream_operator.queue_api.sources import Sources
 
@@ -23,17 +26,22 @@ def application(
     replays: Replays,
     authenticator: Authenticator,
     access: AccessCheck,
+    live: LiveViews,
     *,
     count: Callable[[int], object] = lambda _: None,
 ) -> ASGIApp:
-    """Builds the application; `count` is called with the HTTP status of every answer."""
+    """Builds the application; `count` is called with the HTTP status of every answer.
+
+    Close `live` before the server stops, which waits for its answers.
+    """
     app = FastAPI(
         openapi_url=None, redirect_slashes=False, generate_unique_id_function=lambda route: route.name
     )
     app.state.sources, app.state.replays, app.state.access = sources, replays, access
-    app.state.searches = Turns(4, 16, "searches")
+    app.state.live = live
+    app.state.searches, app.state.views = Turns(4, 16, "searches"), Turns(10, 50, "live views")
     add_handlers(app)
-    for routes in (replay_routes.start, replay_routes.routes):
+    for routes in (lag_routes.routes, replay_routes.start, replay_routes.routes, event_routes.routes):
         app.include_router(routes)
     described = JSONResponse(description.describe(app))
 

@@ -93,5 +93,14 @@ async def _search(request: Request) -> AsyncIterator[None]:
         yield
 
 
+async def _view(request: Request) -> AsyncIterator[None]:
+    turns: Turns = request.app.state.views
+    with turns.of(request.state.caller):
+        yield
+
+
 SEARCH = Depends(_search)
 """Declares that a route searches entries, which costs the server time."""
+
+VIEW = Depends(_view)
+"""Declares that a route answers for minutes."""

@@ -47,16 +47,20 @@ class Refusal(Exception):  # noqa: N818 - named after what it is
         self.mistakes = mistakes
         self.headers: Mapping[str, str] = headers or {}
 
-    def response(self) -> Response:
-        """Builds the answer."""
-        body = Problem(
+    @property
+    def problem(self) -> Problem:
+        """The document."""
+        return Problem(
             title=self.status.phrase,
             status=self.status,
             detail=printable(self.detail)[:_LONGEST_DETAIL],
             remedy=self.remedy,
             errors=self.mistakes,
         )
-        return Response(body.model_dump_json(), self.status, self.headers, MEDIA_TYPE)
+
+    def response(self) -> Response:
+        """Builds the answer."""
+        return Response(self.problem.model_dump_json(), self.status, self.headers, MEDIA_TYPE)
 
 
 def not_found(what: str, remedy: str) -> Refusal:

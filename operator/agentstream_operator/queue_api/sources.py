@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 from fastapi import Depends
 from starlette.requests import Request
 
-from agentstream_operator.queue_api.documents import PreviewAnswer
+from agentstream_operator.queue_api.documents import LagAnswer, PreviewAnswer
 from agentstream_operator.queue_api.problems import not_found
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.streamreplay import StreamReplaySpec
+
+
+class Lags(Protocol):
+    """Measures streams and groups."""
+
+    async def lag(self, streams: Sequence[AgentStream], groups: Sequence[ConsumerGroup]) -> LagAnswer:
+        """Returns the numbers of these, at most a second old; those that are unknown are null."""
 
 
 class Previews(Protocol):
@@ -30,6 +37,7 @@ class Sources:
     """What is declared, and what reads the server."""
 
     index: ResourceIndex
+    lags: Lags
     previews: Previews
 
     @property

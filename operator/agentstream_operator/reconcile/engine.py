@@ -47,7 +47,7 @@ from agentstream_operator.reconcile.supervision import supervised
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.parse import AnyResource
-from agentstream_operator.resources.status import ConditionReason, ConditionType
+from agentstream_operator.resources.status import AnyStatus, ConditionReason, ConditionType
 from agentstream_operator.resources.streamreplay import StreamReplay
 
 
@@ -206,6 +206,15 @@ class Engine:
     def known(self, key: ResourceKey) -> AnyResource | None:
         """Returns a resource as it was put last."""
         return self._state.resources.get(key)
+
+    @property
+    def resources(self) -> ResourceIndex:
+        """The resources as they were put last; nobody but the engine changes them."""
+        return self._state.resources
+
+    def status_of(self, resource: AnyResource) -> AnyStatus | None:
+        """Returns the status of a resource as it was written last."""
+        return self._state.memory.reported(resource).status
 
     @property
     def health(self) -> OperatorHealth:

@@ -8,12 +8,13 @@ import pytest
 
 from agentstream_operator.queue_api.app import application
 from agentstream_operator.queue_api.documents import PreviewAnswer
+from agentstream_operator.queue_api.events import LiveViews
 from agentstream_operator.queue_api.sources import Sources
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.streamreplay import ReplaySource, StreamReplaySpec
 from support.asking import Reply, ask
-from support.queue_api import JANE, Granted, MemoryReplays, TokensAreNames
+from support.queue_api import JANE, Granted, MemoryReplays, NoLags, TokensAreNames
 from support.resources import a_group, a_stream
 
 DEAD = {"namespace": "team", "groupRef": {"name": "coder"}, "from": {"source": "DeadLetters"}}
@@ -48,7 +49,8 @@ class Site:
         index.put(a_group())
         self.replays = MemoryReplays()
         self.access = Granted()
-        self.app = application(Sources(index, Previews()), self.replays, TokensAreNames(), self.access)
+        sources = Sources(index, NoLags(), Previews())
+        self.app = application(sources, self.replays, TokensAreNames(), self.access, LiveViews())
 
     async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Reply:
         names = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -8,6 +8,7 @@ users.acl        the server's users, with hashed passwords
 appendonlydir/   the messages
 bindings/        one directory per agent: address and credentials
 signing/         one file per signed stream: its keys
+console          the address of the HTTP API and a token for it, while it is served
 replays/         one file per replay: its manifest and how far it has come
 """
 
@@ -44,6 +45,7 @@ class DataDirectory:
         self.shown = path
         self.bindings, self.signing = self.path / "bindings", self.path / "signing"
         self.resources, self.replays = self.path / "resources.json", self.path / "replays"
+        self.console = self.path / "console"
         self.lock = -1
 
     def password(self) -> str:

@@ -19,6 +19,7 @@ from agentstream_operator.queue_api.access import (
     SEE_REPLAYS,
     Namespace,
     ReplayName,
+    Rights,
     RightsOf,
     declared,
     of_replay,
@@ -32,7 +33,7 @@ from agentstream_operator.queue_api.documents import (
 )
 from agentstream_operator.queue_api.ports import Replays
 from agentstream_operator.queue_api.problems import Refusal, invalid, not_found
-from agentstream_operator.queue_api.sources import SourcesOf
+from agentstream_operator.queue_api.sources import Sources, SourcesOf
 from agentstream_operator.resources.meta import ObjectMeta, ResourceKey
 from agentstream_operator.resources.status import ConditionType, ReplayPhase, find_condition
 from agentstream_operator.resources.streamreplay import (
@@ -120,6 +121,31 @@ async def start_replay(
     return answer(created)
 
 
+async def replays_of(
+    rights: Rights,
+    sources: Sources,
+    replays: Replays,
+    namespace: str | None = None,
+    group: str | None = None,
+) -> ReplaysAnswer:
+    """Lists what a caller may see, and asks for.
+
+    Raises:
+        Refusal: 403: that is nothing.
+    """
+    if namespace is not None:
+        await rights.require(SEE_REPLAYS, namespace)
+        found = await replays.list(namespace)
+    else:
+        found = await replays.list("")
+        there = {*sources.namespaces, *(replay.metadata.namespace for replay in found)}
+        seen = await rights.among(SEE_REPLAYS, there)
+        found = [replay for replay in found if replay.metadata.namespace in seen]
+    answers = [answer(replay) for replay in found if group in (None, replay.spec.group_ref.name)]
+    answers.sort(key=lambda each: (each.created is not None, each.created, each.name), reverse=True)
+    return ReplaysAnswer(replays=tuple(answers))
+
+
 @routes.get("", summary="All replays", openapi_extra=declared(SEE_REPLAYS))
 async def list_replays(
     rights: RightsOf,
@@ -129,18 +155,7 @@ async def list_replays(
     group: Annotated[str | None, Query(pattern=NAME, description="Only of this ConsumerGroup.")] = None,
 ) -> ReplaysAnswer:
     """Lists the replays of all namespaces whose replays the caller may list, the newest first."""
-    if namespace is not None:
-        await rights.require(SEE_REPLAYS, namespace)
-        found = await replays.list(namespace)
-    else:
-        found = await replays.list("")
-        seen = await rights.among(
-            SEE_REPLAYS, {*sources.namespaces, *(replay.metadata.namespace for replay in found)}
-        )
-        found = [replay for replay in found if replay.metadata.namespace in seen]
-    answers = [answer(replay) for replay in found if group in (None, replay.spec.group_ref.name)]
-    answers.sort(key=lambda each: (each.created is not None, each.created, each.name), reverse=True)
-    return ReplaysAnswer(replays=tuple(answers))
+    return await replays_of(rights, sources, replays, namespace, group)
 
 
 @routes.get(

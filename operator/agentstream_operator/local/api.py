@@ -1,0 +1,84 @@
+"""The HTTP API of `agentstream dev`: in its process, on 127.0.0.1, for whoever can read its file."""
+
+from __future__ import annotations
+
+import getpass
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.local.bindings import write_private
+from agentstream_operator.local.replays import LocalReplays
+from agentstream_operator.local.screen.output import cannot
+from agentstream_operator.queue_api.app import application
+from agentstream_operator.queue_api.events import LiveViews
+from agentstream_operator.queue_api.lag import LagReader
+from agentstream_operator.queue_api.loopback import LoopbackAuthenticator, OwnerMayAll
+from agentstream_operator.queue_api.previews import PreviewReader
+from agentstream_operator.queue_api.sources import Sources
+from agentstream_operator.reconcile.engine import Engine
+from agentstream_operator.serve.http import HttpServer
+
+
+@asynccontextmanager
+async def serving_api(
+    engine: Engine, broker: Broker, replays: LocalReplays, console: Path, port: int | None
+) -> AsyncIterator[str]:
+    """Serves the HTTP API on 127.0.0.1, on any free port if none is given. Yields its address.
+
+    The file `console` has the address, and a token that is new for each run; it goes with the API.
+
+    Raises:
+        LocalError: the port is in use, or the file cannot be written.
+    """
+    with _listening(port) as listener:
+        at = int(listener.getsockname()[1])
+        url, token = f"http://127.0.0.1:{at}", secrets.token_urlsafe(32)
+        lags, live = LagReader(engine.resources, broker, engine.status_of), LiveViews()
+        app = application(
+            Sources(engine.resources, lags, PreviewReader(engine.resources, broker)),
+            replays,
+            LoopbackAuthenticator(token, _user(), at),
+            OwnerMayAll(),
+            live,
+        )
+        async with HttpServer(app, graceful_shutdown=1).serving(listener):
+            try:
+                with _written(console, {"url": url, "token": token}):
+                    yield url
+            finally:
+                live.close()
+                await lags.close()
+
+
+def _listening(port: int | None) -> socket.socket:
+    try:
+        return socket.create_server(("127.0.0.1", port or 0))
+    except OSError as error:
+        raise cannot(f"listen on 127.0.0.1:{port or 0} for the HTTP API", error) from error
+
+
+@contextmanager
+def _written(path: Path, content: dict[str, str]) -> Iterator[None]:
+    """Keeps a file as long as it is entered."""
+    try:
+        write_private(path, msgspec.json.encode(content).decode())
+    except OSError as error:
+        raise cannot(f"write to {path}", error) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # this uid has no name
+        return "owner"
