@@ -9,8 +9,8 @@ local REMEMBERED_FOR = 30 * DAY
 -- message has deliveries.
 local FENCES = 1000000
 local LONGEST_REASON = 40
--- The most entries that one call moves, in about 2 ms: each is looked up in several places.
-local MOVES = 100
+-- The most entries that one call moves, in about a ms: each is looked up in several places.
+local MOVES = 50
 
 -- Checks group, replay id and both cursors, at `args[2]`, `args[3]`, `args[at]` and `args[at + 1]`; and that from `args[first]`
 -- on, one id in `size` arguments, the ids are in order and between the cursors: no mistake moves an entry twice.

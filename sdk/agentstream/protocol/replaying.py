@@ -150,7 +150,7 @@ def replay(
             at the start.
         window: how long the retry stream may become.
         selected: those of the page that are selected, in the order of their ids; at most `PAGE`, of which one
-            call moves about a hundred.
+            call moves about fifty.
     """
     where = (*of.where, source, *cursors, window)
     return ("FCALL", "as1_replay", 1, of.key, *where, *chain.from_iterable(selected))
