@@ -1,8 +1,9 @@
 """What a replay costs: a stream with a million messages, of which every tenth is selected.
 
-Starts an embedded Valkey of its own. Prints how long it takes to read all, and to count what is selected as a
-dry run does; how fast whole pages are moved; and the longest single call of each function by the server's own
-clock, in which nobody else is served.
+Starts an embedded Valkey of its own for each part. Calls: how long it takes to read all, how fast it is
+moved, and the longest single call of each function by the server's own clock: nobody else is served
+meanwhile. Carried: how long a dry run of an operator takes, and how well it keeps the rate of a replay while
+a consumer handles what the group gets.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import statistics
 import sys
 import tempfile
 import time
+import uuid
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from agentstream.protocol import commands
-from agentstream.protocol.commands import PAGE
+from agentstream.protocol.commands import PAGE, GroupCalls
 from agentstream.protocol.keys import StreamKeys, replay_id
 from agentstream.protocol.replaying import (
     FIRST,
@@ -32,13 +36,25 @@ from agentstream.protocol.replaying import (
     parse_page,
     replay,
 )
+from agentstream.protocol.routes import Consumes
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.reconcile.state.state import EngineOptions, LoopIntervals
+from agentstream_operator.resources.status import StreamReplayStatus
+from agentstream_operator.resources.streamreplay import StreamReplay
+from support.entries import Pending
+from support.operator import Operator, operator
+from support.resources import KEY, a_group, a_replay, a_stream
 from support.servers import Server, builds
+from support.waiting import until
 
-KEY, GROUP = "{bench.tasks}", "coder"
+GROUP = "coder"
 KEYS = StreamKeys(KEY)
+STREAM = a_stream(producers=["planner"], retention={"minAge": "24h", "maxLength": 100_000_000})
+DECLARED = a_group(startFrom="End")
+CALLS = GroupCalls(Consumes("tasks", KEY, GROUP), "pod.1")
+CALM = EngineOptions(loops=LoopIntervals(measure=1.0, janitor=5.0), server_timeout=10.0)
 EVERY = 10
 FILL = """
 local key, first, count = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -55,12 +71,10 @@ end
 """
 
 
-def fill(admin: Any, count: int, *, keyed: bool) -> None:
-    """Adds messages that the group has handled; every tenth is a request."""
-    admin.execute_command(*commands.create_stream(KEY, {"name": "tasks"}))
+def fill(admin: Any, count: int, *, keyed: bool = False) -> None:
+    """Adds messages; every tenth is a request."""
     for first in range(0, count, 10_000):
         admin.eval(FILL, 1, KEY, first, min(10_000, count - first), EVERY, int(keyed))
-    admin.execute_command(*commands.create_group(KEY, GROUP, "$"))
 
 
 def longest(admin: Any, function: str) -> str:
@@ -104,12 +118,65 @@ async def move(call: Any, ids: list[str], size: int, name: str, source: Literal[
     return spent
 
 
+async def carried(server: Server, count: int) -> None:
+    """Has an operator count what a replay would do, and carry out others at a rate."""
+    admin: Any = server.admin()
+    async with operator(server.url, STREAM, options=CALM) as op:
+        await op.ready(STREAM.key)
+        await asyncio.to_thread(fill, admin, count)
+        # a group that begins at the end has handled what is there
+        await op.put(DECLARED)
+        done = asyncio.create_task(consume(op))
+        try:
+            print(f"{server.version}, carried out by an operator: {count:,} messages")
+            spent, status = await carry_out(op, "dry", {"dryRun": True})
+            print(f"  dry run, {status.matched:,} selected: {spent:.1f} s")
+            for rate in (100, 1_000, 5_000):
+                spent, status = await carry_out(op, f"at-{rate}", {"rate": rate, "limit": 10 * rate})
+                print(f"  {status.moved:,} at {rate:,}/s in {spent:.1f} s: {status.moved / spent / rate:.0%}")
+        finally:
+            done.cancel()
+            await asyncio.gather(done, return_exceptions=True)
+            admin.close()
+
+
+async def carry_out(op: Operator, name: str, spec: dict[str, Any]) -> tuple[float, StreamReplayStatus]:
+    """Declares a replay. Returns the seconds until it had moved all, and its last status."""
+    meta = {"uid": str(uuid.uuid4())}
+    replay = a_replay(
+        name, meta=meta, **{"from": {"source": "Stream"}, "select": {"types": ["task_request"]}, **spec}
+    )
+    began = time.monotonic()
+    op.declare(replay)
+    await until(lambda: ended(op, replay).phase in {"Complete", "Failed"}, timeout=300)
+    return time.monotonic() - began, ended(op, replay)
+
+
+def ended(op: Operator, replay: StreamReplay) -> StreamReplayStatus:
+    """The status of a replay."""
+    found = op.cluster.statuses.get(replay.key)
+    return found if isinstance(found, StreamReplayStatus) else StreamReplayStatus()
+
+
+async def consume(op: Operator) -> None:
+    """Handles what the group gets, at once."""
+    while True:
+        reply = await op.broker.call(*CALLS.read((CALLS.retries,), PAGE, None))
+        held = [Pending(entry.decode(), CALLS.retries) for _, found in reply or () for entry, _ in found]
+        if held:
+            await op.broker.call(*CALLS.settle(CALLS.retries, "acked", held))
+        else:
+            await asyncio.sleep(0.01)
+
+
 async def measure(server: Server, count: int, *, keyed: bool) -> None:
     """Fills, scans, moves, and prints."""
     admin: Any = server.admin()
     broker = await Broker.connect(server.url, installation="bench")
     await broker.close()
     fill(admin, count, keyed=keyed)
+    # a group that begins at the end has handled what is there
+    admin.execute_command(*commands.create_group(KEY, GROUP, "$"))
     admin.config_set("slowlog-log-slower-than", 20)
     admin.config_set("slowlog-max-len", 100_000)
     client = Client(lambda: Endpoint(server.url), name="bench")
@@ -142,16 +209,22 @@ async def measure(server: Server, count: int, *, keyed: bool) -> None:
 
 
 def main() -> None:
-    """Measures on each server, with and without ordering keys."""
+    """Measures each part on a server of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=1_000_000)
+    parser.add_argument("--only", choices=("calls", "carried"))
     options = parser.parse_args()
-    for keyed in (False, True):
+    parts: list[Callable[[Server], Coroutine[Any, Any, None]]] = []
+    if options.only != "carried":
+        parts += [partial(measure, count=options.messages, keyed=keyed) for keyed in (False, True)]
+    if options.only != "calls":
+        parts.append(partial(carried, count=options.messages))
+    for part in parts:
         with tempfile.TemporaryDirectory() as directory:
             server = Server(builds()[0], Path(directory))
             server.start()
             try:
-                asyncio.run(measure(server, options.messages, keyed=keyed))
+                asyncio.run(part(server))
             finally:
                 server.kill()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import redis
 from agentstream.protocol import library
 from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.plan.observed import Gone
+from agentstream_operator.resources.status import ConditionReason
 from support.operator import operator
-from support.resources import KEY, a_group, a_stream
+from support.resources import KEY, a_group, a_replay, a_stream
 from support.servers import Server
 from support.waiting import until
 
@@ -77,6 +79,21 @@ async def test_an_operator_with_these_rights_is_refused_nothing(limited: str, ad
         for number in range(12):
             admin.xadd(KEY, {"m": "x"}, id=f"1-{number + 1}")
         admin.xreadgroup("coder", "pod.1", {KEY: ">"}, count=3)
+        admin.xack(KEY, "coder", "1-1", "1-2")
+        for letter in ("1-1", "1-2"):
+            admin.xadd(StreamKeys(KEY).dead_letters("coder"), {"m": "{}", "p": "0-0", "origin": letter})
+        again, dead, drop = (
+            a_replay(name, meta={"uid": str(uuid.uuid4())}, **{"from": {"source": source}, **more})
+            for name, source, more in (
+                ("again", "Stream", {}),
+                ("dead", "DeadLetters", {"select": {"ids": ["1-1"]}}),
+                ("drop", "DeadLetters", {"select": {"ids": ["1-2"]}, "action": "Drop"}),
+            )
+        )
+        for replay in (again, dead, drop):
+            op.declare(replay)
+            await op.event(replay.key, ConditionReason.REPLAY_FINISHED)
+            await op.delete(replay)
         await until(lambda: admin.exists(StreamKeys(KEY).gate))
         await op.broker.release_pod(KEY, "coder", Gone("pod"))
         await op.broker.remove_consumers(KEY, "coder", Gone("pod"))
