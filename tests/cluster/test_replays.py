@@ -113,6 +113,27 @@ async def test_a_replay_waits_for_its_group(team: Team, unique: str, shared_brok
         await team.says("StreamReplay", unique, "True", "NothingMatched", "Complete")
 
 
+async def test_a_replay_can_be_held_and_its_pace_be_changed(
+    team: Team, unique: str, shared_broker: Server
+) -> None:
+    with shared_broker.admin() as client:
+        queue = Queue(team, unique, client)
+        await queue.make()
+        queue.handle(50)
+        queue.ask(unique, rate=1, window=1, suspend=True)
+        await team.says("StreamReplay", unique, "True", "Suspended", "Suspended")
+        assert queue.retries == []
+        team.change("StreamReplay", unique, {"spec": {"suspend": False}})
+        await team.says("StreamReplay", unique, "True", "WindowFull")
+        assert len(queue.retries) == 1
+        team.change("StreamReplay", unique, {"spec": {"window": 100}})
+        await until(lambda: len(queue.retries) > 1)
+        # one in a second would take the better part of a minute
+        team.change("StreamReplay", unique, {"spec": {"rate": 1_000}})
+        await team.says("StreamReplay", unique, "True", "ReplayFinished", "Complete")
+        assert len(queue.retries) == 50
+
+
 async def test_one_replay_of_a_group_waits_for_another_and_a_deleted_one_ends(
     team: Team, unique: str, shared_broker: Server
 ) -> None:

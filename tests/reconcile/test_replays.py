@@ -19,7 +19,7 @@ from agentstream_operator.resources.status import ConditionReason, ConditionType
 from agentstream_operator.resources.streamreplay import StreamReplay
 from support.cluster import MemoryCluster
 from support.operator import Operator, operator
-from support.resources import KEY, a_group, a_replay, a_stream
+from support.resources import KEY, PAUSED, TEMPLATE, a_group, a_replay, a_stream
 from support.servers import Server
 from support.waiting import until
 
@@ -476,3 +476,79 @@ async def test_replays_keep_their_rate(server: Server, admin: Any) -> None:
         took = (found.finished_at - found.started_at).total_seconds()
         assert took >= 1.8
         assert found.started_at <= datetime.now(UTC)
+
+
+async def test_a_replay_wakes_a_group_that_is_scaled_to_zero(server: Server, admin: Any) -> None:
+    group = a_group(template=TEMPLATE, autoscaling={"minReplicas": 0, "maxReplicas": 3})
+    async with operator(server.url) as op:
+        await op.put(STREAM, group)
+        await until(lambda: group.key in op.cluster.workloads)
+        await until(lambda: op.cluster.workloads[group.key].replicas == 0)
+        bury(admin, 5)
+        replay = of_dead()
+        op.declare(replay)
+        await ended(op, replay)
+        await until(lambda: op.cluster.workloads[group.key].replicas > 0)
+
+
+async def test_a_paused_replay_does_nothing(server: Server, admin: Any) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        bury(admin, 5)
+        replay = of_dead(annotations=PAUSED)
+        op.declare(replay)
+        await until(lambda: status(op, replay).phase == "Suspended")
+        assert op.cluster.says(replay.key, ConditionType.SUSPENDED)[1] == "Paused"
+        await op.engine.idle()
+        assert admin.xlen(DEAD) == 5
+
+
+async def test_many_replays_of_many_groups_are_carried_out_side_by_side(server: Server, admin: Any) -> None:
+    groups = [a_group(f"g{n}") for n in range(12)]
+    async with operator(server.url) as op:
+        await op.put(STREAM, *groups)
+        replays = [of_dead(f"again-{n}", group=f"g{n}") for n in range(12)]
+        for n in range(12):
+            pipe = admin.pipeline()
+            for at in range(60):
+                pipe.xadd(KEYS.dead_letters(f"g{n}"), {"m": body(to=f"g{n}"), "origin": f"{at + 1}-1"})
+            pipe.execute()
+        op.declare(*replays)
+        for n, replay in enumerate(replays):
+            assert (await ended(op, replay)).moved == 60
+            assert admin.xlen(KEYS.retry(f"g{n}")) == 60
+
+
+async def test_what_a_replica_has_not_heard_of_is_taken_from_the_status(server: Server, admin: Any) -> None:
+    cluster, replay = MemoryCluster(), of_stream(rate=40)
+    async with operator(server.url, cluster=cluster) as op:
+        await op.put(STREAM, GROUP)
+        wanted = send(admin, 60)
+        op.declare(replay)
+        await until(lambda: (status(op, replay).moved or 0) > 10)
+    reached = status(cluster, replay).cursor
+    assert reached is not None
+    taken = [each for each in origins(admin) if wanted.index(each) > wanted.index(reached)]
+    # the server forgets what it knew of the replay, and what it has moved since the status was written
+    admin.delete(*admin.keys("*:replay:*"))
+    kept = len(origins(admin)) - len(taken)
+    for entry, _ in admin.xrange(RETRY)[kept:]:
+        admin.xdel(RETRY, entry)
+    stored = [cluster.as_stored(each) for each in (STREAM, GROUP, replay)]
+    async with operator(server.url, *stored, cluster=cluster) as op:
+        await ended(op, replay)
+        assert origins(admin) == wanted
+
+
+async def test_what_was_signed_with_a_key_that_is_gone_stays_where_it_is(server: Server, admin: Any) -> None:
+    signed = a_stream(producers=["planner"], signing={"policy": "Require"})
+    async with operator(server.url) as op:
+        await op.put(signed, GROUP)
+        key = op.cluster.signing[signed.key].keys[0].id
+        for name in (key, "gone"):
+            admin.xadd(DEAD, {"m": body(), "origin": "1-1", "reason": "MaxDeliveries", "s": f"{name}:1:mac"})
+        replay = of_dead()
+        op.declare(replay)
+        found = await ended(op, replay)
+        assert (found.moved, found.skipped) == (1, {"unknownKey": 1})
+        assert admin.xlen(DEAD) == 1

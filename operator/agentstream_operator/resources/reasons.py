@@ -161,7 +161,10 @@ class ConditionReason(StrEnum):
         "The stream was missing on the server and was created again, empty.",
         "Find out which client removed it; see `DataLost`.",
     )
-    STREAM_DELETED = "StreamDeleted", "The stream and all keys derived from it were deleted."
+    STREAM_DELETED = (
+        "StreamDeleted",
+        "The stream and all keys derived from it were deleted; a replay of it ends there.",
+    )
     GROUP_CREATED = "GroupCreated", "The group was created."
     GROUP_RESTORED = (
         "GroupRestored",

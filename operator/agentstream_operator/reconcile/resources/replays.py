@@ -25,13 +25,14 @@ from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.queue import Priority
 from agentstream_operator.reconcile.state.index import group_of, owner_of, stream_of
 from agentstream_operator.reconcile.state.memory import ReplayMemory
-from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.agentstream import AgentStream, SignaturePolicy
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import ConditionReason, ReplayPhase, StreamReplayStatus
 from agentstream_operator.resources.streamreplay import StreamReplay
 
-_LISTED_SOON = 1.0
+_SOON, _LATER = 1.0, 5.0
+"""Seconds until it is looked again for what a replay lacks: what is about to be there, or may come to be."""
 
 
 async def reconcile_replay(context: Context, key: ResourceKey) -> float | None:
@@ -70,8 +71,9 @@ async def reconcile_replay(context: Context, key: ResourceKey) -> float | None:
         others = state.resources.replays_of(group_of(replay))
         context.queue.add_all((other.key for other in others if other.key != key), Priority.EVENT)
         return await _follow(context, replay, memory, written)
-    if given.missing is not None and not state.resources.complete:
-        return _LISTED_SOON
+    if given.missing is not None and written is not None and not is_ended(written):
+        is_soon = given.missing.reason is ConditionReason.RECONCILING or not state.resources.complete
+        return _SOON if is_soon else _LATER
     return again
 
 
@@ -115,7 +117,7 @@ def _others(context: Context, replay: StreamReplay) -> list[StreamReplay]:
     return [other for other in found if other.key != replay.key]
 
 
-def _missing(
+def _missing(  # noqa: PLR0911 - one for each thing that may be missing
     context: Context,
     replay: StreamReplay,
     group: ConsumerGroup | None,
@@ -142,6 +144,8 @@ def _missing(
         message = f"ConsumerGroup {key.name} is not in effect; its conditions say why"
         reason = ConditionReason.RECONCILING if serves is None else ConditionReason.GROUP_NOT_FOUND
         return EventNote(reason, message)
+    if stream.signatures is SignaturePolicy.REQUIRE and not state.memory.streams[stream.key].keys:
+        return EventNote(ConditionReason.RECONCILING, f"the signing keys of {name} are not known yet")
     return None
 
 
