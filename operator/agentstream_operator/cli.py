@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Literal
 
 import typer
 
-from agentstream_operator.commands import dlq, lag, replay
+from agentstream_operator.commands import dlq, lag, replay, services
 from agentstream_operator.commands.extra import Commands
-
-if TYPE_CHECKING:
-    from agentstream.transport.endpoint import Endpoint
-    from agentstream_operator.settings import MetricsOptions, OperatorOptions
+from agentstream_operator.commands.services import BAD_INPUT, fail
 
 app = typer.Typer(
     name="agentstream",
@@ -25,16 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"max_content_width": 110},
 )
-for _commands in (lag, dlq, replay):
+for _commands in (lag, dlq, replay, services):
     app.add_typer(_commands.app)
-
-BAD_INPUT = 2
-Result = TypeVar("Result")
-
-
-def _port(name: str, text: str) -> Any:
-    """Declares an option for a port; 0 is any free one."""
-    return typer.Option(envvar=f"AGENTSTREAM_{name}", metavar="PORT", min=0, max=65535, help=text)
 
 
 Paths = Annotated[
@@ -44,55 +32,6 @@ Paths = Annotated[
         help="Manifest files (.yaml, .yml, .json), or directories with such files.",
         show_default=False,
     ),
-]
-
-RedisUrlFile = Annotated[
-    Path,
-    typer.Option(
-        envvar="AGENTSTREAM_REDIS_URL_FILE",
-        metavar="FILE",
-        help="File with the address of Redis or Valkey and the operator's credentials: "
-        "redis://USER:PASSWORD@HOST:PORT (rediss:// for TLS). Others may read arguments and environments.",
-        exists=True,
-        dir_okay=False,
-        show_default=False,
-    ),
-]
-RedisCaFile = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="AGENTSTREAM_REDIS_CA_FILE",
-        metavar="FILE",
-        help="CA certificate for rediss://; also written into agents' Secrets.",
-        exists=True,
-        dir_okay=False,
-    ),
-]
-Namespaces = Annotated[
-    list[str] | None,
-    typer.Option(
-        envvar="AGENTSTREAM_NAMESPACES",
-        help="Namespace of the resources; repeat for several. Default: all namespaces.",
-        show_default=False,
-    ),
-]
-Installation = Annotated[
-    str,
-    typer.Option(
-        envvar="AGENTSTREAM_INSTALLATION",
-        help="Name of the installation: prefix of its users on the server, and part of its Lease's name.",
-    ),
-]
-AllowedKeys = Annotated[
-    list[str] | None,
-    typer.Option(
-        envvar="AGENTSTREAM_ALLOW_KEYS",
-        metavar="PATTERN",
-        help="Glob pattern of stream keys that any namespace may claim; repeat for several.",
-    ),
-]
-LogFormat = Annotated[
-    Literal["text", "json"], typer.Option(envvar="AGENTSTREAM_LOG_FORMAT", help="Format of log lines.")
 ]
 
 
@@ -153,107 +92,8 @@ def dev(
     try:
         code = run(DevOptions(paths, data, port, api_port, seconds, idle, output == "json", reload))
     except LocalError as error:
-        _fail(*error.lines)
+        fail(*error.lines)
     raise typer.Exit(code)
-
-
-@app.command()
-def operator(
-    redis_url_file: RedisUrlFile,
-    redis_ca_file: RedisCaFile = None,
-    namespace: Namespaces = None,
-    installation: Installation = "agentstream",
-    allow_key: AllowedKeys = None,
-    metrics_port: Annotated[int, _port("METRICS_PORT", "Port of /metrics.")] = 8080,
-    health_port: Annotated[int, _port("HEALTH_PORT", "Port of /livez and /readyz.")] = 8081,
-    log_format: LogFormat = "text",
-) -> None:
-    """Runs the operator: reconciles the AgentStreams and ConsumerGroups of a Kubernetes cluster.
-
-    Runs in a pod, or outside the cluster with KUBECONFIG. Of several operators of one installation, only the
-    holder of the Lease agentstream-INSTALLATION in its own namespace reconciles; the others stand by. SIGTERM
-    stops it in order.
-    """
-    from agentstream.errors import AgentStreamError
-    from agentstream_operator.serve.http import ListenError
-    from agentstream_operator.service import FatalError, run
-    from agentstream_operator.settings import OperatorOptions
-
-    options = OperatorOptions(
-        redis=_endpoint(redis_url_file, redis_ca_file),
-        namespaces=namespace or None,
-        installation=installation,
-        allowed_keys=allow_key or (),
-        metrics_port=metrics_port,
-        health_port=health_port,
-    )
-    _configure(options, log_format)
-    _run(run(options), ListenError, FatalError, AgentStreamError)
-
-
-@app.command()
-def metrics_server(
-    redis_url_file: RedisUrlFile,
-    tls_directory: Annotated[
-        Path,
-        typer.Option(
-            envvar="AGENTSTREAM_TLS_DIRECTORY",
-            metavar="DIR",
-            help="Directory with the serving certificate and its key: tls.crt and tls.key. "
-            "Both are reloaded when they change.",
-            file_okay=False,
-        ),
-    ],
-    redis_ca_file: RedisCaFile = None,
-    namespace: Namespaces = None,
-    installation: Installation = "agentstream",
-    allow_key: AllowedKeys = None,
-    port: Annotated[int, _port("EXTERNAL_PORT", "Port of external metrics, with TLS.")] = 6443,
-    health_port: Annotated[int, _port("HEALTH_PORT", "Port of /livez, /readyz and /metrics.")] = 8081,
-    log_format: LogFormat = "text",
-) -> None:
-    """Runs the metrics server: serves groups' backlogs as external metrics, for autoscaling in mode HPA.
-
-    Serves the API external.metrics.k8s.io to the API server, identified by its front-proxy certificate, for
-    users with the right to list the metric. Reads Redis or Valkey itself, and works while the operator is
-    down. SIGTERM stops it in order.
-    """
-    from agentstream_operator.metrics_api.main import run
-    from agentstream_operator.serve.http import ListenError
-    from agentstream_operator.settings import MetricsOptions
-
-    options = MetricsOptions(
-        redis=_endpoint(redis_url_file, redis_ca_file),
-        namespaces=namespace or None,
-        installation=installation,
-        allowed_keys=allow_key or (),
-        certificate=tls_directory / "tls.crt",
-        key=tls_directory / "tls.key",
-        port=port,
-        health_port=health_port,
-    )
-    _configure(options, log_format)
-    _run(run(options), ListenError)
-
-
-@app.command()
-def remove_finalizers(
-    namespace: Namespaces = None,
-    stop_deployment: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Deployment of the operator, scaled to zero first."),
-    ] = None,
-) -> None:
-    """Removes the finalizers of all resources, so that they can be deleted without the operator.
-
-    For uninstalling. Streams, groups and users on Redis or Valkey are kept.
-    """
-    from agentstream_operator.cluster.api import ApiError
-    from agentstream_operator.cluster.port import ClusterUnavailable
-    from agentstream_operator.cluster.uninstall import uninstall
-
-    count = _run(uninstall(namespace or None, stop_deployment), ApiError, ClusterUnavailable)
-    typer.echo(f"{count} finalizer{'' if count == 1 else 's'} removed")
 
 
 @app.command()
@@ -286,7 +126,7 @@ def validate(
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if found.mistakes:
-        _fail(*found.mistakes)
+        fail(*found.mistakes)
     count = len(manifests.lines)
     typer.echo(f"{count} resource{'' if count == 1 else 's'}, no mistakes")
 
@@ -325,48 +165,6 @@ def complete_plugin() -> None:
     typer.echo(":4")
 
 
-def _endpoint(url_file: Path, ca_file: Path | None) -> Endpoint:
-    import ssl
-
-    from agentstream.transport.endpoint import Endpoint
-
-    try:
-        url = url_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        # the message of the latter would quote the file
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        _fail(f"--redis-url-file: cannot read {url_file}: {reason}")
-    try:
-        ssl.create_default_context(cafile=ca_file)
-    except (OSError, ValueError) as error:
-        _fail(f"--redis-ca-file: {ca_file} is not a PEM certificate: {error}")
-    return Endpoint(url, ca_file=str(ca_file) if ca_file is not None else None)
-
-
-def _configure(options: OperatorOptions | MetricsOptions, log_format: str) -> None:
-    """Checks the options of a service, and configures its logging."""
-    from agentstream_operator.logs import configure
-    from agentstream_operator.settings import mistakes
-
-    if wrong := list(mistakes(options)):
-        _fail(*wrong)
-    configure(log_format)
-
-
-def _run(work: Coroutine[Any, Any, Result], *failures: type[Exception]) -> Result:
-    """Runs a coroutine; prints expected failures in a line."""
-    import asyncio
-
-    from agentstream_operator.cluster.connect import NoCluster
-
-    try:
-        return asyncio.run(work)
-    except NoCluster as error:
-        _fail(" ".join(str(error).split()))
-    except failures as error:
-        _fail(str(error), code=1)
-
-
 def _seconds(option: str, text: str | None) -> float | None:
     if text is None:
         return None
@@ -375,12 +173,4 @@ def _seconds(option: str, text: str | None) -> float | None:
     try:
         return parse_duration(text).seconds
     except ValueError as error:
-        _fail(f"{option}: {error}")
-
-
-def _fail(*lines: str, code: int = BAD_INPUT) -> NoReturn:
-    from agentstream.printable import printable
-
-    for line in lines:
-        typer.echo(f"error: {printable(line)}", err=True)
-    raise typer.Exit(code)
+        fail(f"{option}: {error}")

@@ -1,4 +1,4 @@
-"""Options of the operator and of the metrics server, and their validation."""
+"""Options of the operator, of the metrics server and of the queue server, and their validation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCHEMES = ("redis", "rediss")
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
-    """Options of the command line that both services have; `agentstream operator --help` describes them."""
+    """Options of the command line that all services have; `agentstream operator --help` describes them."""
 
     redis: Endpoint
     namespaces: Sequence[str] | None
@@ -42,7 +42,20 @@ class MetricsOptions(ServiceOptions):
     health_port: int
 
 
-def mistakes(options: OperatorOptions | MetricsOptions) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class QueueOptions(ServiceOptions):
+    """Options of `agentstream queue-server`; `proxy_ca` is the PEM text of a CA."""
+
+    certificate: Path
+    key: Path
+    port: int
+    health_port: int
+    hosts: Sequence[str]
+    proxy_ca: str | None
+    proxy_names: Sequence[str]
+
+
+def mistakes(options: OperatorOptions | MetricsOptions | QueueOptions) -> Iterator[str]:
     """Validates options. Yields a line for each mistake, without passwords."""
     yield from _mistakes_in_url(options.redis.url)
     if not re.fullmatch(DNS_LABEL, options.installation):
@@ -55,6 +68,9 @@ def mistakes(options: OperatorOptions | MetricsOptions) -> Iterator[str]:
         if isinstance(options, OperatorOptions)
         else (options.port, "--port")
     )
+    if isinstance(options, QueueOptions) and options.proxy_ca is not None and not options.proxy_names:
+        # any certificate of that CA could otherwise speak for everybody
+        yield "--proxy-ca-file: name the proxies, too: --proxy-name is the common name of a certificate"
     if other == options.health_port != 0:
         yield f"{name} and --health-port: both are {other}; choose two ports"
 

@@ -19,7 +19,8 @@ from typer import Exit
 from agentstream.errors import AgentStreamError
 from agentstream.printable import printable
 from agentstream.transport.retry import FailureLog
-from agentstream_operator import cli, logs
+from agentstream_operator import logs
+from agentstream_operator.commands import services
 from agentstream_operator.local.screen.output import Lines, relayed_logs
 from agentstream_operator.local.screen.table import LiveTable, ViewTable
 from agentstream_operator.plan.accounting import Account
@@ -176,7 +177,7 @@ def test_no_process_colours_or_hides_the_lines_of_others() -> None:
 
 def test_an_error_of_the_command_line_is_fit_for_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exit):
-        cli._fail(HOSTILE, "second")
+        services.fail(HOSTILE, "second")
     shown = capsys.readouterr().err
     assert shown.count("\n") == 2
     assert not UNFIT.search(shown)

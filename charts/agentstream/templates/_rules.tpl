@@ -44,6 +44,34 @@
   verbs: [list, watch]
 {{- end -}}
 
+{{/* The queue server's rules: it writes StreamReplays for callers whose right to it was reviewed. */}}
+{{- define "agentstream.queueServerRules" -}}
+- apiGroups: [agentstream.dev]
+  resources: [agentstreams, consumergroups]
+  verbs: [list, watch]
+- apiGroups: [agentstream.dev]
+  resources: [streamreplays]
+  verbs: [get, list, create, patch, delete]
+{{- end -}}
+
+{{/* What people may by the ServiceAccount for the command line. */}}
+{{- define "agentstream.cliRules" -}}
+- apiGroups: [agentstream.dev]
+  resources: [consumergroups/lag]
+  verbs: [get]
+- apiGroups: [agentstream.dev]
+  resources: [streamreplays]
+  verbs: [get, list]
+{{- if eq .Values.queueServer.cliMay "everything" }}
+- apiGroups: [agentstream.dev]
+  resources: [agentstreams/messages, consumergroups/deadletters]
+  verbs: [get]
+- apiGroups: [agentstream.dev]
+  resources: [streamreplays]
+  verbs: [create, patch, delete]
+{{- end }}
+{{- end -}}
+
 {{/* Rules for removing the finalizers. */}}
 {{- define "agentstream.hookRules" -}}
 - apiGroups: [agentstream.dev]

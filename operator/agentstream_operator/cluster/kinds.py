@@ -34,6 +34,7 @@ DEPLOYMENTS = ApiKind("apps/v1", "Deployment", "deployments")
 AUTOSCALERS = ApiKind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 CONFIGMAPS = ApiKind("v1", "ConfigMap", "configmaps")
 ACCESS_REVIEWS = ApiKind("authorization.k8s.io/v1", "SubjectAccessReview", "subjectaccessreviews")
+TOKEN_REVIEWS = ApiKind("authentication.k8s.io/v1", "TokenReview", "tokenreviews")
 LEASES = ApiKind("coordination.k8s.io/v1", "Lease", "leases")
 RESOURCES = {kind.model.__name__: ApiKind(API_VERSION, kind.model.__name__, kind.plural) for kind in KINDS}
 """The custom resources, by kind."""

@@ -63,7 +63,11 @@ class ServingCertificates:
             if loading == self._loaded:
                 return
             fresh = _context()
-            fresh.load_verify_locations(cadata=self.config.client_ca)
+            if self.config.client_ca:
+                fresh.load_verify_locations(cadata=self.config.client_ca)
+            else:
+                # nobody is known by a certificate, so that none is asked for
+                fresh.verify_mode = ssl.CERT_NONE
             fresh.load_cert_chain(*self._files)
         except (OSError, ValueError) as error:
             # one file of the pair may not be written yet

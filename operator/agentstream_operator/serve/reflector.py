@@ -23,10 +23,21 @@ Json = Mapping[str, Any]
 
 
 class Reflector:
-    """Lists and watches resources in some namespaces, or in all (None), and mirrors them in a store."""
+    """Lists and watches resources in some namespaces, or in all (None), and mirrors them in a store.
 
-    def __init__(self, api: Api, namespaces: Sequence[str] | None, store: ResourceIndex) -> None:
+    Their statuses are those of when their specs changed last, unless it is `with_status`.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        namespaces: Sequence[str] | None,
+        store: ResourceIndex,
+        *,
+        with_status: bool = False,
+    ) -> None:
         self._api = api
+        self._with_status = with_status
         self._store = store
         scopes = [None] if namespaces is None else namespaces
         kinds = (AGENTSTREAMS, CONSUMERGROUPS)
@@ -85,7 +96,7 @@ class Reflector:
         key = _key(kind, found)
         self._known.add(key)
         known = self._store.get(key)
-        if known is not None and is_same(known.metadata, found["metadata"]):
+        if known is not None and not self._with_status and is_same(known.metadata, found["metadata"]):
             # mostly an update of the status
             return
         try:

@@ -1,0 +1,131 @@
+"""`agentstream queue-server`: wires the HTTP API to a cluster, starts it and stops it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from prometheus_client import Counter
+from prometheus_client.core import Metric
+
+from agentstream_operator.broker.broker import Broker
+from agentstream_operator.cluster.api import Api
+from agentstream_operator.cluster.connect import connect
+from agentstream_operator.queue_api.app import application
+from agentstream_operator.queue_api.events import LiveViews
+from agentstream_operator.queue_api.lag import LagReader
+from agentstream_operator.queue_api.previews import PreviewReader
+from agentstream_operator.queue_api.sources import Sources
+from agentstream_operator.queue_server.access import ReviewedAccess
+from agentstream_operator.queue_server.authenticator import ClusterAuthenticator
+from agentstream_operator.queue_server.replays import ClusterReplays
+from agentstream_operator.queue_server.tokens import TokenReviews
+from agentstream_operator.reconcile.state.index import ResourceIndex
+from agentstream_operator.serve.authorizer import Authorizer
+from agentstream_operator.serve.certificates import ServingCertificates
+from agentstream_operator.serve.exposition import Exposition, api_requests, counters, round_trips
+from agentstream_operator.serve.http import HttpServer, listening, probe_reply, serving
+from agentstream_operator.serve.reflector import Reflector
+from agentstream_operator.serve.request_header import RequestHeaderConfig
+from agentstream_operator.settings import QueueOptions
+
+_log = logging.getLogger(__name__)
+
+
+class QueueMetrics(Exposition):
+    """Counts responses; reads everything else at a scrape."""
+
+    def __init__(self, tokens: TokenReviews, authorizer: Authorizer, api: Api, broker: Broker) -> None:
+        self._tokens = tokens
+        self._authorizer = authorizer
+        self._api = api
+        self._broker = broker
+        super().__init__()
+        self._responses = Counter(
+            "agentstream_queue_answers",
+            "Responses of the HTTP API, by HTTP status.",
+            ("code",),
+            registry=self._registry,
+        )
+
+    def count_response(self, code: int) -> None:
+        """Counts a response."""
+        self._responses.labels(str(code)).inc()
+
+    def collect(self) -> Iterator[Metric]:
+        """Reads the present numbers."""
+        text = "TokenReviews, by outcome."
+        yield counters("agentstream_token_reviews", text, ("outcome",), self._tokens.reviews)
+        text = "SubjectAccessReviews, by outcome."
+        yield counters("agentstream_access_reviews", text, ("outcome",), self._authorizer.reviews)
+        yield api_requests(self._api.requests)
+        yield round_trips(self._broker.round_trips)
+
+
+async def run(options: QueueOptions) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        NoCluster: no API server is configured.
+        ListenError: a port cannot be listened on.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    connection = await connect()
+    api = Api(connection.client)
+    index = ResourceIndex(options.allowed_keys)
+    reflector = Reflector(api, options.namespaces, index, with_status=True)
+    certificates = ServingCertificates(options.certificate, options.key)
+    # without a CA of proxies, no certificate of a client is asked for
+    trusted = RequestHeaderConfig(options.proxy_ca or "", frozenset(options.proxy_names))
+    certificates.apply(trusted)
+    broker = Broker.of(options.redis, installation=options.installation)
+    tokens, authorizer = TokenReviews(api, loop.time), Authorizer(api, loop.time)
+    lags, live = LagReader(index, broker), LiveViews()
+    metrics = QueueMetrics(tokens, authorizer, api, broker)
+    proxies = trusted if options.proxy_ca is not None else None
+    app = application(
+        Sources(index, lags, PreviewReader(index, broker)),
+        ClusterReplays(api, options.namespaces),
+        ClusterAuthenticator(tokens, frozenset(options.hosts), lambda: proxies),
+        ReviewedAccess(authorizer),
+        live,
+        count=metrics.count_response,
+    )
+    server = HttpServer(app, tls=certificates.context)
+
+    def unready() -> str | None:
+        # an unreachable Redis is no reason: what is not known is answered as such
+        return certificates.missing if reflector.complete else "listing resources"
+
+    replies = {
+        "/livez": lambda: probe_reply(None),
+        "/readyz": lambda: probe_reply(unready()),
+        "/metrics": metrics.reply,
+    }
+    async with AsyncExitStack() as stack:
+        for close in (connection.close, broker.close, lags.close, authorizer.close, tokens.close):
+            stack.push_async_callback(close)
+        watches = asyncio.gather(reflector.watch(), certificates.watch_files())
+        stack.push_async_callback(_cancel, watches)
+        await stack.enter_async_context(serving(options.health_port, replies))
+        await stack.enter_async_context(server.serving(listening(options.port)))
+        # answers that go on for minutes end first
+        stack.callback(live.close)
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait((stopped, watches), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if watches.done():
+            # they end only by failing
+            watches.result()
+        _log.info("stopping")
+
+
+async def _cancel(watches: asyncio.Future[Any]) -> None:
+    watches.cancel()
+    await asyncio.gather(watches, return_exceptions=True)

@@ -1,0 +1,85 @@
+"""Finds out whose bearer tokens are, by TokenReviews, whose results are cached for some seconds.
+
+https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from agentstream_operator.cluster.api import Api, ApiError
+from agentstream_operator.cluster.kinds import TOKEN_REVIEWS
+from agentstream_operator.cluster.port import ClusterUnavailable
+from agentstream_operator.queue_api.ports import Caller, Unauthenticated, Unavailable
+from agentstream_operator.serve.flights import Flights
+
+KNOWN_FOR, UNKNOWN_FOR = 10.0, 5.0
+"""Seconds for which it counts whose a token is, and that it is nobody's."""
+
+AT_A_TIME: Final = 8
+"""TokenReviews under way; whoever comes while all of them are for unknown tokens is told to come again."""
+
+LONGEST: Final = 16_384
+"""Characters of a token; those of ServiceAccounts have about a thousand."""
+
+
+class TokenReviews:
+    """Asks the API server whose a token is: once for all who send the same at a time.
+
+    Tokens are neither kept nor logged, only their digests. `reviews` counts by outcome: `known`, `unknown` or
+    `error`. Times are seconds on a monotonic clock.
+    """
+
+    def __init__(self, api: Api, now: Callable[[], float]) -> None:
+        self._api = api
+        self._callers: Flights[bytes, Caller | None] = Flights(
+            now, lambda caller: KNOWN_FOR if caller is not None else UNKNOWN_FOR
+        )
+        self._under_way = 0
+        self.reviews: Counter[str] = Counter()
+
+    async def caller(self, token: str) -> Caller:
+        """Returns whose a token is.
+
+        Raises:
+            Unauthenticated: nobody's.
+            Unavailable: the API server did not say.
+        """
+        if not token or len(token) > LONGEST:
+            raise Unauthenticated("the token is not one of this cluster")
+        key = hashlib.sha256(token.encode()).digest()
+        # what is known already costs nothing, so that a flood of others does not keep it out
+        if not self._callers.counts(key) and self._under_way >= AT_A_TIME:
+            raise Unavailable("too many tokens are being looked at")
+        found = await self._callers.answer(key, lambda: self._review(token))
+        if found is None:
+            raise Unauthenticated("the token is not one of this cluster, or has expired")
+        return found
+
+    async def close(self) -> None:
+        """Cancels the running reviews."""
+        await self._callers.close()
+
+    async def _review(self, token: str) -> Caller | None:
+        body = {"apiVersion": TOKEN_REVIEWS.api_version, "kind": TOKEN_REVIEWS.kind, "spec": {"token": token}}
+        self._under_way += 1
+        try:
+            status = (await self._api.create(TOKEN_REVIEWS, None, body))["status"]
+            caller = _caller(status["user"]) if status.get("authenticated") is True else None
+        except (ApiError, ClusterUnavailable, KeyError, TypeError, AttributeError) as error:
+            self.reviews["error"] += 1
+            # its message could quote the request
+            raise Unavailable("the API server cannot say whose the token is") from error
+        finally:
+            self._under_way -= 1
+        self.reviews["known" if caller is not None else "unknown"] += 1
+        return caller
+
+
+def _caller(user: dict[str, Any]) -> Caller:
+    extra = {str(name): tuple(map(str, values)) for name, values in (user.get("extra") or {}).items()}
+    groups = tuple(map(str, user.get("groups") or ()))
+    return Caller(str(user["username"]), groups, str(user.get("uid") or ""), tuple(sorted(extra.items())))
