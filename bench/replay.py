@@ -133,7 +133,8 @@ async def carried(server: Server, count: int) -> None:
             print(f"  dry run, {status.matched:,} selected: {spent:.1f} s")
             for rate in (100, 1_000, 5_000):
                 spent, status = await carry_out(op, f"at-{rate}", {"rate": rate, "limit": 10 * rate})
-                print(f"  {status.moved:,} at {rate:,}/s in {spent:.1f} s: {status.moved / spent / rate:.0%}")
+                moved = status.moved or 0
+                print(f"  {moved:,} at {rate:,}/s in {spent:.1f} s: {moved / spent / rate:.0%}")
         finally:
             done.cancel()
             await asyncio.gather(done, return_exceptions=True)

@@ -52,7 +52,9 @@ class ClusterAuthenticator:
         try:
             user = trusted.authenticate(peer, request.scope["headers"])
         except NotFromProxy as error:
-            raise Unauthenticated(str(error)) from error
+            raise Unauthenticated(
+                "the client certificate is not that of a trusted proxy, or the proxy names no user"
+            ) from error
         return Caller(user.name, user.groups, user.uid, user.extra)
 
     def _check_names(self, request: HTTPConnection) -> None:

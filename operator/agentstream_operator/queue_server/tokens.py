@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from agentstream_operator.cluster.api import Api, ApiError
@@ -54,7 +54,7 @@ class TokenReviews:
         # what is known already costs nothing, so that a flood of others does not keep it out
         if not self._callers.counts(key) and self._under_way >= AT_A_TIME:
             raise Unavailable("too many tokens are being looked at")
-        found = await self._callers.answer(key, lambda: self._review(token))
+        found = await self._callers.answer(key, lambda: self._ask(token))
         if found is None:
             raise Unauthenticated("the token is not one of this cluster, or has expired")
         return found
@@ -63,9 +63,13 @@ class TokenReviews:
         """Cancels the running reviews."""
         await self._callers.close()
 
+    def _ask(self, token: str) -> Coroutine[Any, Any, Caller | None]:
+        # counted at once: a flood comes before the first of its questions begins
+        self._under_way += 1
+        return self._review(token)
+
     async def _review(self, token: str) -> Caller | None:
         body = {"apiVersion": TOKEN_REVIEWS.api_version, "kind": TOKEN_REVIEWS.kind, "spec": {"token": token}}
-        self._under_way += 1
         try:
             status = (await self._api.create(TOKEN_REVIEWS, None, body))["status"]
             caller = _caller(status["user"]) if status.get("authenticated") is True else None

@@ -33,6 +33,7 @@ def test_only_who_speaks_to_the_api_server_has_a_token(variant):
     wanted = {
         "Deployment agentstream",
         "Deployment agentstream-metrics-server",
+        "Deployment agentstream-queue-server",
         "Job agentstream-pre-delete",
         "Pod agentstream-test",
     }
@@ -338,7 +339,7 @@ def test_only_agents_of_watched_namespaces_reach_it(helm):
     operator, agents = rule["from"]
 
     (components,) = operator["podSelector"]["matchExpressions"]
-    assert components["values"] == ["operator", "metrics-server"]
+    assert components["values"] == ["operator", "metrics-server", "queue-server"]
     assert agents["namespaceSelector"]["matchExpressions"] == [
         {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a"]}
     ]
@@ -351,7 +352,11 @@ def test_only_pods_that_are_named_reach_it(helm):
             "ingress"
         ]
         operator, *others = rule["from"]
-        assert operator["podSelector"]["matchExpressions"][0]["values"] == ["operator", "metrics-server"]
+        assert operator["podSelector"]["matchExpressions"][0]["values"] == [
+            "operator",
+            "metrics-server",
+            "queue-server",
+        ]
         assert others == [agents]
 
 

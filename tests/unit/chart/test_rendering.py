@@ -130,6 +130,7 @@ def test_selectors_find_their_pods_alone(variant):
         "agentstream": [variant.one("Service", "agentstream-metrics")["spec"]["selector"]],
         "agentstream-redis": [],
         "agentstream-metrics-server": [],
+        "agentstream-queue-server": [],
     }
     for document in [*variant.of("Deployment"), *variant.of("StatefulSet")]:
         name = document["metadata"]["name"]

@@ -111,6 +111,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bare": BARE,
     "two": {**EMBEDDED, "replicas": 2},
     "external-metrics": {**EMBEDDED, "metricsServer": {"enabled": True}},
+    "queue": {**EMBEDDED, "queueServer": {"enabled": True}},
+    "queue-everything": {
+        **EVERYTHING,
+        "queueServer": {
+            "enabled": True,
+            "replicas": 2,
+            "hosts": ["queue.example.com"],
+            "redis": {"existingSecret": "read-only"},
+            "tls": {"existingSecret": "queue-certificate"},
+            "proxy": {"caSecret": "proxy-ca", "names": ["gateway"]},
+            "cliMay": "everything",
+            "from": [{"namespaceSelector": {}}],
+        },
+        "extraObjects": [],
+    },
     "cert-manager": {
         **EVERYTHING,
         "metricsServer": {"enabled": True, "replicas": 2, "certManager": {"enabled": True}},

@@ -18,6 +18,7 @@ import uvicorn
 
 from agentstream_operator.queue_api.app import application
 from agentstream_operator.queue_api.documents import PreviewAnswer
+from agentstream_operator.queue_api.events import LiveViews
 from agentstream_operator.queue_api.sources import Sources
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.consumergroup import ConsumerGroup
@@ -64,7 +65,7 @@ class Site:
         # what measures and browses is not asked for replays
         sources: dict[str, Any] = dict.fromkeys(each.name for each in fields(Sources))
         sources |= {"index": index, "previews": self.previews}
-        self.app = application(Sources(**sources), self.replays, TokensAreNames(), Granted())
+        self.app = application(Sources(**sources), self.replays, TokensAreNames(), Granted(), LiveViews())
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(

@@ -1,0 +1,181 @@
+"""The queue server and a real API server: who is known, who may what, and what is written in whose name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from support.apiserver import ApiServer, NoProgramsError, private_server, write_certificate
+from support.queue_server import QueueServer, bound, token_of
+from support.servers import Build, Server, builds
+from unit.resources.manifests import a_group, a_stream
+
+HOME, TEAM, OTHER = "queue", "team", "other"
+VIEW, EDIT = "agentstream-view", "agentstream-edit"
+ROLES: dict[str, tuple[str, ...]] = {"nobody": (), "viewer": (VIEW,), "editor": (VIEW, EDIT)}
+"""Accounts, and the roles of the chart that they have; the cluster's role edit has both."""
+
+REPLAY = {"namespace": TEAM, "groupRef": {"name": "coder"}, "from": {"source": "DeadLetters"}}
+PROXY = "gateway"
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[ApiServer]:
+    try:
+        with private_server() as server:
+            for name in (HOME, TEAM, OTHER):
+                server.create_namespace(name)
+            yield server
+    except NoProgramsError as missing:
+        pytest.skip(f"NO API SERVER, NOTHING OF KUBERNETES IS TESTED: {missing}")
+
+
+@pytest.fixture(scope="module")
+def redis_server(
+    running_servers: dict[Build, Server], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    server = Server(builds()[0], tmp_path_factory.mktemp("redis"))
+    server.start()
+    shared = Build("queue-server", server.build.binary)
+    running_servers[shared] = server
+    yield server
+    del running_servers[shared]
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of a trusted proxy, of another client of its CA, and of one of another CA."""
+    directory = tmp_path_factory.mktemp("proxy")
+    authority = write_certificate(directory / "proxy", common_name=PROXY)
+    write_certificate(directory / "other", common_name="other", authority=authority)
+    write_certificate(directory / "stranger", common_name=PROXY)
+    authority.cert_pem.write_to_path(directory / "ca.crt")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def running(
+    api: ApiServer, redis_server: Server, certificates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[QueueServer]:
+    queue = QueueServer(api, HOME, redis_server.url, tmp_path_factory.mktemp("queue"))
+    queue.install()
+    for account, roles in ROLES.items():
+        api.kubectl(TEAM).apply(*bound(TEAM, account, *roles))
+    for namespace in (TEAM, OTHER):
+        for found in (a_stream(), a_group("coder")):
+            found["metadata"]["namespace"] = namespace
+            api.kubectl(namespace).apply(found)
+    queue.start("--proxy-ca-file", str(certificates / "ca.crt"), "--proxy-name", PROXY)
+    yield queue
+    assert queue.stop() == 0, queue.log.read_text()
+    assert "Traceback" not in queue.log.read_text()
+
+
+@pytest.fixture
+async def queue(running: QueueServer) -> QueueServer:
+    await running.ready()
+    return running
+
+
+async def calls(queue: QueueServer, token: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Every call of its description, with its rights."""
+    async with queue.client(token) as http:
+        paths = (await http.get("/openapi.json")).json()["paths"]
+    return [(method, path, found) for path, methods in paths.items() for method, found in methods.items()]
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_every_call_is_answered_to_those_who_may(api: ApiServer, queue: QueueServer, role: str) -> None:
+    token = token_of(api, TEAM, role)
+    may = {
+        "nobody": set(),
+        "viewer": {"get consumergroups/lag", "get streamreplays", "list streamreplays"},
+    }
+    body = {"post": REPLAY | {"dryRun": True}, "patch": {"suspend": True}}
+    for method, path, found in await calls(queue, token):
+        names = {"namespace": TEAM, "group": "coder", "stream": "tasks", "name": "none"}
+        target = path.format_map({**names, "entry": "1-0", "correlation": "c", "letter": "1-0"})
+        query = "?view=lag" if path == "/events" else ""
+        async with queue.client(token) as http, http.stream(
+            method, target + query, json=body.get(method)
+        ) as reply:  # fmt: skip
+            status = reply.status_code
+        needs = found["x-agentstream-access"]
+        allowed = role == "editor" or needs[0] in may[role]
+        assert (status != 403) == allowed, (role, method, path, status)
+        assert status != 401
+
+
+async def test_a_replay_is_created_in_the_name_of_who_asked_and_can_be_held_and_ended(
+    api: ApiServer, queue: QueueServer
+) -> None:
+    async with queue.client(token_of(api, TEAM, "editor")) as http:
+        started = await http.post("/queue/replay", json=REPLAY, headers={"Idempotency-Key": "inc-7"})
+        assert started.status_code == 202, started.text
+        path = f"/apis/agentstream.dev/v1alpha1/namespaces/{TEAM}/streamreplays/inc-7"
+        created = api.expect("GET", path)
+        assert created["metadata"]["annotations"] == {
+            "agentstream.dev/requested-by": f"system:serviceaccount:{TEAM}:editor"
+        }
+        again = await http.post("/queue/replay", json=REPLAY, headers={"Idempotency-Key": "inc-7"})
+        assert again.json()["uid"] == started.json()["uid"]
+        other = await http.post(
+            "/queue/replay", json=REPLAY | {"limit": 1}, headers={"Idempotency-Key": "inc-7"}
+        )
+        assert other.status_code == 409
+        held = await http.patch(f"/queue/replays/{TEAM}/inc-7", json={"suspend": True})
+        assert held.json()["spec"]["suspend"] is True
+        listed = await http.get("/queue/replays", params={"namespace": TEAM})
+        assert [each["name"] for each in listed.json()["replays"]] == ["inc-7"]
+        assert (await http.delete(f"/queue/replays/{TEAM}/inc-7")).status_code == 204
+        assert (await http.get(f"/queue/replays/{TEAM}/inc-7")).status_code == 404
+
+
+async def test_a_list_shows_what_one_may_see(api: ApiServer, queue: QueueServer) -> None:
+    async with queue.client(token_of(api, TEAM, "viewer")) as http:
+        found = (await http.get("/queue/lag")).json()
+        assert {(g["namespace"], g["known"]) for g in found["groups"]} == {(TEAM, False)}
+        assert found["server"]["reachable"]
+        assert (await http.get("/queue/lag", params={"namespace": OTHER})).status_code == 403
+        unknown = await http.get(f"/queue/lag/{TEAM}/coder")
+        assert unknown.status_code == 503
+
+
+async def test_who_is_not_known_learns_nothing_and_no_token_is_logged(queue: QueueServer) -> None:
+    for token in (None, "s3cret.wrong.token"):
+        async with queue.client(token) as http:
+            reply = await http.get("/queue/lag")
+        assert (reply.status_code, reply.headers["content-type"]) == (401, "application/problem+json")
+        assert "s3cret" not in reply.text
+    assert "s3cret" not in queue.log.read_text()
+    assert 'agentstream_token_reviews_total{outcome="unknown"}' in queue.metrics()
+
+
+async def test_a_trusted_proxy_says_who_asks_and_nobody_else(queue: QueueServer, certificates: Path) -> None:
+    as_editor = {
+        "X-Remote-User": f"system:serviceaccount:{TEAM}:editor",
+        "X-Remote-Group": f"system:serviceaccounts:{TEAM}",
+    }
+    async with queue.client(None, certificates / "proxy") as http:
+        reply = await http.get("/queue/lag", headers=as_editor)
+        assert reply.status_code == 200, reply.text
+        assert (await http.get("/queue/lag", headers={"X-Remote-User": "stranger"})).status_code == 403
+        assert (await http.get("/queue/lag")).status_code == 401
+    async with queue.client(None, certificates / "other") as http:
+        assert (await http.get("/queue/lag", headers=as_editor)).status_code == 401
+    async with queue.client(None) as http:
+        assert (await http.get("/queue/lag", headers=as_editor)).status_code == 401
+    async with queue.client(None, certificates / "stranger") as http:
+        with pytest.raises(httpx.TransportError):
+            await http.get("/queue/lag", headers=as_editor)
+
+
+async def test_a_name_that_is_not_its_own_is_refused(api: ApiServer, queue: QueueServer) -> None:
+    async with queue.client(token_of(api, TEAM, "editor")) as http:
+        reply = await http.get("/queue/lag", headers={"Host": "evil.example"})
+    assert reply.status_code == 403
