@@ -9,9 +9,13 @@ from typing import Any
 
 from starlette.requests import HTTPConnection
 
+from agentstream_operator.queue_api.browser import MessagesWanted
 from agentstream_operator.queue_api.documents import (
     GroupNumbers,
     LagAnswer,
+    LetterGroupsAnswer,
+    LettersAnswer,
+    MessagesAnswer,
     PreviewAnswer,
     ServerNumbers,
     StreamNumbers,
@@ -72,6 +76,25 @@ class NoPreviews:
 
     async def preview(self, group: ConsumerGroup, spec: StreamReplaySpec) -> PreviewAnswer:
         raise AssertionError(f"{group.key}: {spec}")
+
+
+class NothingThere:
+    """Finds nothing in streams and dead letters."""
+
+    async def messages(self, stream: AgentStream, wish: MessagesWanted) -> MessagesAnswer:
+        del wish
+        where = {"namespace": stream.metadata.namespace, "stream": stream.metadata.name}
+        return MessagesAnswer(**where, scanned=0, more=False, messages=())
+
+    async def letters(self, group: ConsumerGroup, limit: int, cursor: str | None) -> LettersAnswer:
+        del limit, cursor
+        where = {"namespace": group.metadata.namespace, "group": group.metadata.name}
+        return LettersAnswer(**where, scanned=0, more=False, letters=())
+
+    async def letter_groups(self, group: ConsumerGroup, cursor: str | None) -> LetterGroupsAnswer:
+        del cursor
+        where = {"namespace": group.metadata.namespace, "group": group.metadata.name}
+        return LetterGroupsAnswer(**where, scanned=0, more=False, groups=())
 
 
 @dataclass

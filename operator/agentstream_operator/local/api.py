@@ -16,6 +16,7 @@ from agentstream_operator.local.bindings import write_private
 from agentstream_operator.local.replays import LocalReplays
 from agentstream_operator.local.screen.output import cannot
 from agentstream_operator.queue_api.app import application
+from agentstream_operator.queue_api.browser import Browser
 from agentstream_operator.queue_api.events import LiveViews
 from agentstream_operator.queue_api.lag import LagReader
 from agentstream_operator.queue_api.loopback import LoopbackAuthenticator, OwnerMayAll
@@ -41,7 +42,12 @@ async def serving_api(
         url, token = f"http://127.0.0.1:{at}", secrets.token_urlsafe(32)
         lags, live = LagReader(engine.resources, broker, engine.status_of), LiveViews()
         app = application(
-            Sources(engine.resources, lags, PreviewReader(engine.resources, broker)),
+            Sources(
+                engine.resources,
+                lags,
+                PreviewReader(engine.resources, broker),
+                Browser(engine.resources, broker),
+            ),
             replays,
             LoopbackAuthenticator(token, _user(), at),
             OwnerMayAll(),

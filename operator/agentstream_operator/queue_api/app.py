@@ -17,6 +17,8 @@ from agentstream_operator.queue_api.ports import AccessCheck, Authenticator, Rep
 from agentstream_operator.queue_api.problems import add_handlers
 from agentstream_operator.queue_api.routes import events as event_routes
 from agentstream_operator.queue_api.routes import lag as lag_routes
+from agentstream_operator.queue_api.routes import letters as letter_routes
+from agentstream_operator.queue_api.routes import messages as message_routes
 from agentstream_operator.queue_api.routes import replays as replay_routes
 from agentstream_operator.queue_api.sources import Sources
 
@@ -41,7 +43,8 @@ def application(
     app.state.live = live
     app.state.searches, app.state.views = Turns(4, 16, "searches"), Turns(10, 50, "live views")
     add_handlers(app)
-    for routes in (lag_routes.routes, replay_routes.start, replay_routes.routes, event_routes.routes):
+    reading = (lag_routes.routes, letter_routes.routes, message_routes.routes, event_routes.routes)
+    for routes in (*reading, replay_routes.start, replay_routes.routes):
         app.include_router(routes)
     described = JSONResponse(description.describe(app))
 

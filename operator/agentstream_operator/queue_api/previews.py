@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final
 
 from agentstream_operator.broker.broker import Broker
@@ -11,7 +10,7 @@ from agentstream_operator.broker.replay import look_ahead
 from agentstream_operator.plan.letters import Letter
 from agentstream_operator.queue_api.documents import PreviewAnswer
 from agentstream_operator.queue_api.items import message_item, time_of
-from agentstream_operator.queue_api.problems import Refusal
+from agentstream_operator.queue_api.problems import no_stream
 from agentstream_operator.reconcile.state.index import ResourceIndex, stream_of
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.streamreplay import StreamReplaySpec
@@ -37,10 +36,7 @@ class PreviewReader:
         stream = self.index.streams.get(stream_of(group))
         claimed = stream is not None and self.index.winner(stream) is stream
         if stream is None or not claimed or self.index.group_winner(group) is not group:
-            name, namespace = group.metadata.name, group.metadata.namespace
-            detail = f"ConsumerGroup {namespace}/{name} has no stream, or another resource has its place"
-            remedy = f"kubectl -n {namespace} describe consumergroup {name} says why, under Conditions"
-            raise Refusal(HTTPStatus.CONFLICT, detail, remedy)
+            raise no_stream(f"ConsumerGroup {group.metadata.namespace}/{group.metadata.name}")
         ahead = await look_ahead(self.broker, spec, group, stream, seconds=LOOKS_FOR)
         seen = ahead.preview
         sample = (found.entry if isinstance(found, Letter) else found for found in seen.sample)

@@ -74,6 +74,13 @@ def invalid(pointer: str, detail: str, remedy: str) -> Refusal:
     return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"{pointer}: {detail}", remedy, mistake)
 
 
+def no_stream(what: str) -> Refusal:
+    """A resource has no place on the server: its stream is missing, or belongs to another resource."""
+    detail = f"{what} has no stream, or another resource has its place"
+    remedy = "its conditions say why: kubectl describe"
+    return Refusal(HTTPStatus.CONFLICT, detail, remedy)
+
+
 def busy(what: str) -> Refusal:
     """Too much of something is under way."""
     remedy = "wait for what is under way, then try again"

@@ -9,7 +9,14 @@ from typing import Annotated, Protocol
 from fastapi import Depends
 from starlette.requests import Request
 
-from agentstream_operator.queue_api.documents import LagAnswer, PreviewAnswer
+from agentstream_operator.queue_api.browser import MessagesWanted
+from agentstream_operator.queue_api.documents import (
+    LagAnswer,
+    LetterGroupsAnswer,
+    LettersAnswer,
+    MessagesAnswer,
+    PreviewAnswer,
+)
 from agentstream_operator.queue_api.problems import not_found
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.agentstream import AgentStream
@@ -32,6 +39,19 @@ class Previews(Protocol):
         """Looks at what a replay would select, and changes nothing."""
 
 
+class Browses(Protocol):
+    """Reads messages and dead letters."""
+
+    async def messages(self, stream: AgentStream, wish: MessagesWanted) -> MessagesAnswer:
+        """Returns messages of a stream that match, and what was looked at."""
+
+    async def letters(self, group: ConsumerGroup, limit: int, cursor: str | None) -> LettersAnswer:
+        """Returns dead letters, the newest first."""
+
+    async def letter_groups(self, group: ConsumerGroup, cursor: str | None) -> LetterGroupsAnswer:
+        """Returns dead letters by what they died of."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sources:
     """What is declared, and what reads the server."""
@@ -39,6 +59,7 @@ class Sources:
     index: ResourceIndex
     lags: Lags
     previews: Previews
+    browser: Browses
 
     @property
     def namespaces(self) -> Collection[str]:

@@ -16,6 +16,7 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api
 from agentstream_operator.cluster.connect import connect
 from agentstream_operator.queue_api.app import application
+from agentstream_operator.queue_api.browser import Browser
 from agentstream_operator.queue_api.events import LiveViews
 from agentstream_operator.queue_api.lag import LagReader
 from agentstream_operator.queue_api.previews import PreviewReader
@@ -90,7 +91,7 @@ async def run(options: QueueOptions) -> None:
     metrics = QueueMetrics(tokens, authorizer, api, broker)
     proxies = trusted if options.proxy_ca is not None else None
     app = application(
-        Sources(index, lags, PreviewReader(index, broker)),
+        Sources(index, lags, PreviewReader(index, broker), Browser(index, broker)),
         ClusterReplays(api, options.namespaces),
         ClusterAuthenticator(tokens, frozenset(options.hosts), lambda: proxies),
         ReviewedAccess(authorizer),

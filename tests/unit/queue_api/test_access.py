@@ -12,14 +12,17 @@ from agentstream_operator.queue_api.events import LiveViews
 from agentstream_operator.queue_api.sources import Sources
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from support.asking import Reply, ask
-from support.queue_api import JANE, Granted, MemoryReplays, NoLags, NoPreviews, TokensAreNames
+from support.queue_api import JANE, Granted, MemoryReplays, NoLags, NoPreviews, NothingThere, TokensAreNames
 from support.resources import a_group, a_stream
 
 REPLAY = {"namespace": "team", "groupRef": {"name": "coder"}, "from": {"source": "DeadLetters"}}
-LAG = ("get", "consumergroups/lag")
+LAG, LETTERS = ("get", "consumergroups/lag"), ("get", "consumergroups/deadletters")
 NEEDS: dict[tuple[str, str], tuple[tuple[str, str], Any]] = {
     ("get", "/queue/lag"): (LAG, None),
     ("get", "/queue/lag/{namespace}/{group}"): (LAG, None),
+    ("get", "/queue/deadletters/{namespace}/{group}"): (LETTERS, None),
+    ("get", "/queue/deadletters/{namespace}/{group}/groups"): (LETTERS, None),
+    ("get", "/queue/messages/{namespace}/{stream}"): (("get", "agentstreams/messages"), None),
     ("post", "/queue/replay"): (("create", "streamreplays"), REPLAY),
     ("get", "/queue/replays"): (("list", "streamreplays"), None),
     ("get", "/queue/replays/{namespace}/{name}"): (("get", "streamreplays"), None),
@@ -36,12 +39,12 @@ def site(*rules: tuple[str, str, str, str]) -> Any:
     index = ResourceIndex()
     index.put(a_stream())
     index.put(a_group())
-    sources = Sources(index, NoLags(), NoPreviews())
+    sources = Sources(index, NoLags(), NoPreviews(), NothingThere())
     return application(sources, MemoryReplays(), TokensAreNames(), Granted(rules), LiveViews(lifetime=0.0))
 
 
 async def call(app: Any, method: str, path: str, headers: dict[str, str]) -> Reply:
-    target = path.format(namespace="team", group="coder", name="x")
+    target = path.format(namespace="team", group="coder", stream="tasks", name="x")
     if path == "/events":
         target += "?view=lag"
     return await ask(app, method.upper(), target, NEEDS[method, path][1], headers=headers)
@@ -66,7 +69,7 @@ async def test_a_call_says_in_its_description_what_it_needs(method: str, path: s
 
 @pytest.mark.parametrize(("method", "path"), [*CALLS, ("get", "/openapi.json")])
 async def test_nobody_gets_an_answer_without_saying_who_they_are(method: str, path: str) -> None:
-    target = path.format(namespace="team", group="coder", name="x")
+    target = path.format(namespace="team", group="coder", stream="tasks", name="x")
     reply = await ask(site(("*", "*", "*", "*")), method.upper(), target)
     assert reply.status == 401
     assert reply.headers["content-type"] == "application/problem+json"

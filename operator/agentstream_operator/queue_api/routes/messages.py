@@ -1,0 +1,71 @@
+"""Messages of a stream, by time, by id and by what their envelopes say."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from agentstream.protocol.replaying import FIRST, LAST
+from agentstream_operator.broker.scan import Span
+from agentstream_operator.plan.selection import Selection
+from agentstream_operator.queue_api.access import (
+    MESSAGES,
+    NAME,
+    Namespace,
+    StreamName,
+    declared,
+    of_stream,
+)
+from agentstream_operator.queue_api.browser import MessagesWanted
+from agentstream_operator.queue_api.documents import MessagesAnswer
+from agentstream_operator.queue_api.limits import SEARCH
+from agentstream_operator.queue_api.sources import SourcesOf
+from agentstream_operator.resources.streamreplay import ReplaySelect
+
+routes = APIRouter(prefix="/queue/messages", tags=["messages"])
+EntryId = Annotated[
+    str | None, Query(max_length=41, description="An entry id, or its first part: a time in ms since 1970.")
+]
+
+
+@routes.get(
+    "/{namespace}/{stream}",
+    summary="Messages of a stream",
+    dependencies=[of_stream(MESSAGES), SEARCH],
+    openapi_extra=declared(MESSAGES),
+)
+async def get_messages(
+    *,
+    sources: SourcesOf,
+    namespace: Namespace,
+    stream: StreamName,
+    since: EntryId = None,
+    until: EntryId = None,
+    order: Annotated[
+        Literal["forward", "backward"], Query(description="Oldest or newest first.")
+    ] = "backward",
+    type_: Annotated[
+        Literal["task_request", "task_result", "event"] | None,
+        Query(alias="type", description="Of this type."),
+    ] = None,
+    from_: Annotated[str | None, Query(alias="from", pattern=NAME, description="Sent by this agent.")] = None,
+    correlation: Annotated[
+        str | None, Query(min_length=1, max_length=512, description="Of this correlation id.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=500, description="How many at most.")] = 50,
+    cursor: Annotated[str | None, Query(max_length=64, description="Goes on from an earlier answer.")] = None,
+) -> MessagesAnswer:
+    """Returns messages of a stream that match, the newest first.
+
+    Looks for half a second at most, and says at how many entries; `cursor` goes on from there.
+    """
+    select = ReplaySelect(
+        types=(type_,) if type_ is not None else None,
+        senders=(from_,) if from_ is not None else None,
+        correlation=correlation,
+    )
+    span = Span(since or FIRST, until or LAST, order, cursor)
+    wish = MessagesWanted(span, limit, Selection(select, delivers_expired=True), time.time())
+    return await sources.browser.messages(sources.stream(namespace, stream), wish)
