@@ -70,6 +70,10 @@ def dev(
     reload: Annotated[  # noqa: FBT002 - an option of the command line
         bool, typer.Option(help="Start agents again when Python files of their directories change.")
     ] = True,
+    verbose: Annotated[  # noqa: FBT002 - the same
+        bool,
+        typer.Option("--verbose", help="Show the traceback of every failed attempt, not only of new errors."),
+    ] = False,
     output: Annotated[
         Literal["text", "json"],
         typer.Option(help="Format of the summary. json: standard output has only the summary."),
@@ -90,7 +94,7 @@ def dev(
     from agentstream_operator.local.screen.output import LocalError
 
     try:
-        code = run(DevOptions(paths, data, port, api_port, seconds, idle, output == "json", reload))
+        code = run(DevOptions(paths, data, port, api_port, seconds, idle, output == "json", reload, verbose))
     except LocalError as error:
         fail(*error.lines)
     raise typer.Exit(code)

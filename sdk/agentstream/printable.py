@@ -33,6 +33,21 @@ def coloured(text: str) -> str:
     return f"{shown}\x1b[0m" if "\x1b" in shown else shown
 
 
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error, in which the text of an error is one line: others may have written it."""
+    try:
+        parts = traceback.TracebackException.from_exception(error).format()
+        lines = [
+            "\n".join(_line(line, _LONGEST) for line in part.rstrip("\n").split("\n"))
+            if part.startswith((" ", "\n"))
+            else _line(part.rstrip("\n"), _LONGEST)
+            for part in parts
+        ]
+    except Exception:  # noqa: BLE001 - of a stranger's error
+        return f"{type(error).__name__}: (it cannot be printed)"
+    return "\n".join(lines)
+
+
 def text_of(value: object) -> str:
     """`str` of a stranger's object, whatever its methods do."""
     try:
@@ -78,24 +93,9 @@ class PrintableRecords(logging.Filter):
         elif isinstance(record.args, tuple):
             record.args = tuple(arg if isinstance(arg, _HARMLESS) else _Printable(arg) for arg in record.args)
         if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
-            record.exc_text = _traceback(record.exc_info[1])
+            record.exc_text = traceback_of(record.exc_info[1])
         return True
 
 
 _OWN: Final = PrintableRecords()
 logging.getLogger("agentstream").addFilter(_OWN)
-
-
-def _traceback(error: BaseException) -> str:
-    """The traceback, in which the text of an error is one line: others may have written it."""
-    try:
-        parts = traceback.TracebackException.from_exception(error).format()
-        lines = [
-            "\n".join(_line(line, _LONGEST) for line in part.rstrip("\n").split("\n"))
-            if part.startswith((" ", "\n"))
-            else _line(part.rstrip("\n"), _LONGEST)
-            for part in parts
-        ]
-    except Exception:  # noqa: BLE001 - of a stranger's error
-        return f"{type(error).__name__}: (it cannot be printed)"
-    return "\n".join(lines)

@@ -141,6 +141,32 @@ async def test_messages_that_became_dead_letters_are_no_success(dev: Dev) -> Non
     await dev.start("m.yaml", "--until-idle", "500ms", "--output", "json")
     assert await dev.wait() == 1
     assert dev.summary["total"]["deadLettered"] == 3
+    # what to do about them, while it runs and afterwards
+    assert dev.text.count("new dead letter") == 1
+    assert "dead letters: 3 of coder; they are kept: `agentstream dlq coder`" in dev.lines[-1]
+
+
+@pytest.mark.parametrize(("arguments", "tracebacks"), [((), 1), (("--verbose",), 6)])
+async def test_a_failed_attempt_is_a_line_and_each_error_has_a_traceback_once(
+    dev: Dev, arguments: tuple[str, ...], tracebacks: int
+) -> None:
+    twice = "replicas: 1\n  delivery: {maxDeliveries: 2, backoff: {initial: 10ms}}"
+    declare(dev, coders(messages=3, scale=twice))
+    (dev.directory / "coder.py").write_text(FAILS.replace('Reject("NoModel")', 'ValueError("no model")'))
+    await dev.start("m.yaml", "--until-idle", "500ms", *arguments)
+    assert await dev.wait() == 1
+    again = [line for line in dev.lines if "attempt 1 of 2, again in 0.0 s: ValueError: no model" in line]
+    last = [line for line in dev.lines if "attempt 2 of 2, now a dead letter: ValueError: no model" in line]
+    assert (len(again), len(last)) == (3, 3)
+    assert dev.text.count("Traceback") == tracebacks
+
+
+async def test_when_it_is_ready_it_says_what_to_do_next(dev: Dev) -> None:
+    declare(dev, a_stream("tasks"))
+    await dev.start("m.yaml")
+    await dev.ready()
+    await dev.line("next, in another terminal in this folder: agentstream lag · agentstream top")
+    assert await dev.end() == 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from agentstream_operator.commands.extra import KUBERNETES
 
 ROOT = Path(__file__).parents[2]
 MOST = 60 * 2**20
-"""Bytes that the installation may take: a third of what it took with the packages for clusters."""
+"""Bytes that the installation may take: less than half of what it took with the packages for clusters."""
 
 
 def uv() -> str:

@@ -86,7 +86,7 @@ class LocalCluster:
         """Runs the group's command in this many processes."""
         key = group.key
         binding = self.bindings.directory(key.namespace, group.agent_name)
-        command = command_of(group, binding, self.catalog.folder(key), os.environ)
+        command = command_of(group, binding, self.catalog.folder(key), os.environ, verbose=self.host.verbose)
         if command is None:
             self._report(key, "its first container has no command, and local mode does not run images")
             self._stop(key)

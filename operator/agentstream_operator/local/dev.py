@@ -21,6 +21,7 @@ from agentstream_operator.local.manifests.catalog import Catalog
 from agentstream_operator.local.processes.reaper import Reaper
 from agentstream_operator.local.processes.workloads import ProcessHost
 from agentstream_operator.local.replays import LocalReplays
+from agentstream_operator.local.screen.advice import DeadLetterNotices, after_ready, after_the_end, where
 from agentstream_operator.local.screen.output import LocalError, cannot, open_screen, relayed_logs
 from agentstream_operator.local.screen.summary import Summary, as_json, as_text, summarise
 from agentstream_operator.local.server.datadir import DataDirectory
@@ -53,6 +54,7 @@ class DevOptions:
     until_idle: float | None
     json: bool
     reload: bool
+    verbose: bool
 
 
 def run(options: DevOptions) -> int:
@@ -75,6 +77,8 @@ def run(options: DevOptions) -> int:
     try:
         sys.stdout.write(f"{as_json(summary) if options.json else as_text(summary)}\n")
         sys.stdout.flush()
+        if (advice := after_the_end(summary)) is not None:
+            print(advice, file=sys.stderr if options.json else sys.stdout, flush=True)
     except BrokenPipeError:
         # the interpreter flushes once more when it exits, which must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -185,7 +189,7 @@ class _Run:
                         SigningFiles(self._data.signing),
                         catalog,
                         replays,
-                        ProcessHost(tasks, reaper, self._screen),
+                        ProcessHost(tasks, reaper, self._screen, self._options.verbose),
                         # the engine exists before the first process
                         ended=lambda group, process: engine.pod_gone(group, _gone_now(process)),
                     )
@@ -247,13 +251,17 @@ class _Run:
         loop, options = asyncio.get_running_loop(), self._options
         idle = IdleDetector(options.until_idle) if options.until_idle is not None else None
         end = loop.time() + options.seconds if options.seconds is not None else None
-        complete = False
+        complete, notices = False, DeadLetterNotices()
         while not self._stop.is_set():
             view = engine.view()
             self._screen.show(view)
             if not complete and all(s.ready for s in view.streams) and all(g.ready for g in view.groups):
                 complete = True
                 self._screen.say(f"everything is ready after {loop.time() - since:.2f} s")
+                if (place := where(options.data, Path.cwd())) is not None:
+                    self._screen.say(after_ready(view, place))
+            for line in notices.lines(view, loop.time()):
+                self._screen.say(line)
             if idle is not None and idle.reached(view, loop.time()):
                 break
             if idle is not None and (broken := idle.stuck(view, loop.time())) is not None:

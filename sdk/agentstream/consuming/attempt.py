@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from agentstream.consuming.failures import log_failure
 from agentstream.consuming.hold import LOST, Hold
 from agentstream.consuming.once import Once
 from agentstream.consuming.settling import Settler, retry_delay
@@ -71,6 +72,13 @@ class Attempt:
         message, stream = self.hold.message, self.policy.stream
         replay = f" of replay {self.hold.entry.replay}" if self.hold.entry.replay else ""
         return f"<Delivery of {message.type} {message.id} on {stream}, attempt {self.hold.attempts}{replay}>"
+
+    @property
+    def title(self) -> str:
+        """Names the message and the attempt in lines of a log, without its content."""
+        message, policy = self.hold.message, self.policy
+        of = f" of {policy.max_deliveries}" if policy.dead_letters else ""
+        return f"{message.type} {message.id} on {policy.stream}: attempt {self.hold.attempts}{of}"
 
     @property
     def held(self) -> bool:
@@ -214,20 +222,22 @@ class Attempt:
             await self.hold.settled()
         return self.is_ending is not None or isinstance(error, Exception | asyncio.CancelledError)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> str:
         """Begins to settle as by a handler that failed, unless it has settled.
 
         `Retry` and `Reject` have it settled as they say. An answer that cannot be sent is refused again
         whenever the handler gives it.
+
+        Returns:
+            What becomes of the message, for a line of the log.
         """
         if isinstance(error, Reject):
-            self._dead_letter(error.reason)
-        elif error is self._refused:
-            self._dead_letter(Reason.INVALID_ANSWER, error_text(error))
-        elif isinstance(error, Retry):
-            self._retry(_delay_of(error), error.reason)
-        else:
-            self._retry(None, _LEAKED if _is_leaked(error) else error_text(error))
+            return self._dead_letter(error.reason)
+        if error is self._refused:
+            return self._dead_letter(Reason.INVALID_ANSWER, error_text(error))
+        if isinstance(error, Retry):
+            return self._retry(_delay_of(error), error.reason)
+        return self._retry(None, _LEAKED if _is_leaked(error) else error_text(error))
 
     def lose(self) -> None:
         """Interrupts the handler, as the lease is known to be lost."""
@@ -280,33 +290,40 @@ class Attempt:
     def _begin_failed(self, error: BaseException) -> bool:
         """Logs a failure, and begins to settle by it. Returns whether it settles."""
         is_first = not self.verb
-        self.fail(error)
+        outcome = self.fail(error)
         if not isinstance(error, Retry | Reject):
-            if is_first:
-                _log.warning("%r: failed", self, exc_info=error)
-            else:
-                _log.error("%r: failed after it was settled", self, exc_info=error)
+            level = logging.WARNING if is_first else logging.ERROR
+            log_failure(level, f"{self.title}, {outcome}", error)
         return is_first
 
-    def _dead_letter(self, reason: str, error: str = "") -> None:
-        if self._decide("dead_letter"):
-            self._settler.dead_letter(self.hold, self.policy, reason, error)
+    def _dead_letter(self, reason: str, error: str = "") -> str:
+        if not self._decide("dead_letter"):
+            return self._undecided
+        self._settler.dead_letter(self.hold, self.policy, reason, error)
+        return "now a dead letter" if self.policy.dead_letters else "again after the longest delay"
 
     def _retry(
         self, after: float | None, reason: str, at_last: str = Reason.MAX_DELIVERIES, *, verb: str = "retry"
-    ) -> None:
+    ) -> str:
         """Has the message delivered again, or makes it a dead letter with the reason `at_last`."""
         if not self._decide(verb):
-            return
+            return self._undecided
         if self.hold.attempts >= self.policy.max_deliveries:
             self._settler.dead_letter(self.hold, self.policy, at_last, reason)
-            return
+            return "now a dead letter" if self.policy.dead_letters else "again after the longest delay"
         delay = (
             retry_delay(self.policy, self.hold.attempts, unit())
             if after is None
             else round(float(after) * 1000)
         )
-        self._settler.retry(self.hold, max(delay, 0), "", reason)
+        delay = max(delay, 0)
+        self._settler.retry(self.hold, delay, "", reason)
+        return f"again in {delay / 1000:,.1f} s"
+
+    @property
+    def _undecided(self) -> str:
+        lost = self.hold.state is LOST
+        return "which another consumer may have by now" if lost else "after it was settled"
 
     def _decide(self, verb: str) -> bool:
         """Takes the verb, if it is the first. Returns whether there is something to settle."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from agentstream.consuming.attempt import Attempt
 from agentstream.consuming.delivery import Delivery
+from agentstream.consuming.failures import log_failure
 from agentstream.consuming.isolation import is_suspect
 from agentstream.errors import Reject, Retry
 from agentstream.handlers.declare import Handler, InThread
@@ -117,10 +118,11 @@ class Batches:
     async def _fail(self, attempts: list[Attempt], error: BaseException) -> None:
         """Settles the messages of a call that failed, but for those that it settled."""
         unsettled = [attempt for attempt in attempts if not attempt.verb]
-        for attempt in unsettled:
-            attempt.fail(error)
+        outcomes = [f"{attempt.title}, {attempt.fail(error)}" for attempt in unsettled]
         if not isinstance(error, Retry | Reject):
-            _log.warning("%r and %d more: failed", attempts[0], len(attempts) - 1, exc_info=error)
+            first = outcomes[0] if outcomes else f"{attempts[0].title}, after all were settled"
+            more = f" (and {len(attempts) - 1} more of its batch)" if len(attempts) > 1 else ""
+            log_failure(logging.WARNING, first + more, error)
         await asyncio.gather(*(attempt.hold.settled() for attempt in unsettled))
 
     async def _called(self, deliveries: list[Delivery[Any]]) -> None:

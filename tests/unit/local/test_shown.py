@@ -6,11 +6,19 @@ import io
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from agentstream_operator.local.dev import HOPELESS, IdleDetector
+from agentstream_operator.local.screen.advice import (
+    QUIET,
+    DeadLetterNotices,
+    after_ready,
+    after_the_end,
+    where,
+)
 from agentstream_operator.local.screen.output import PROGRESS_EVERY, Lines, relayed_logs
 from agentstream_operator.local.screen.summary import as_json, as_text, summarise
 from agentstream_operator.local.screen.table import ViewTable
@@ -296,3 +304,58 @@ def test_it_waits_for_as_long_as_it_was_told_to() -> None:
     quiet.stuck(a_view(CRASHING), 0.0)
     assert quiet.stuck(a_view(CRASHING), 59.0) is None
     assert quiet.stuck(a_view(CRASHING), 60.0) is not None
+
+
+def test_after_it_is_ready_it_names_commands_that_help() -> None:
+    told = after_ready(a_view(a_group(), streams=(a_stream(),)), "in this folder")
+    assert told == (
+        "next, in another terminal in this folder: "
+        "agentstream lag · agentstream top · agentstream dlq coder · agentstream --help"
+    )
+    assert "agentstream lag · agentstream top · agentstream --help" in after_ready(a_view(), "in this folder")
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (".agentstream", "in this folder"),
+        ("/home/me/.agentstream", "in this folder"),
+        ("/elsewhere/.agentstream", "in /elsewhere"),
+        ("data", None),
+    ],
+)
+def test_commands_are_named_only_where_they_find_the_run(
+    data: str, place: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = data.replace("/home/me", str(tmp_path))
+    assert where(Path(data), tmp_path) == place
+
+
+def test_dead_letters_are_told_of_once_in_a_while_for_each_group() -> None:
+    notices = DeadLetterNotices()
+
+    def told(now: float, **dead: int) -> list[str]:
+        groups = (a_group(name, account=an_account(dead=count)) for name, count in dead.items())
+        return list(notices.lines(a_view(*groups), now))
+
+    assert told(100, coder=0) == []
+    assert told(101, coder=1) == ["ConsumerGroup default/coder: 1 new dead letter: agentstream dlq coder"]
+    assert told(102, coder=900, tester=0) == []
+    # the other one is not held back
+    assert told(103, coder=900, tester=2) == [
+        "ConsumerGroup default/tester: 2 new dead letters: agentstream dlq tester"
+    ]
+    assert told(101 + QUIET, coder=1000, tester=2) == [
+        "ConsumerGroup default/coder: 999 new dead letters: agentstream dlq coder"
+    ]
+    assert told(900, coder=1000, tester=2) == []
+
+
+def test_the_summary_is_followed_by_what_became_dead_letters() -> None:
+    fine, dead = a_group("boss"), a_group("coder", account=an_account(dead=1200))
+    assert after_the_end(summarise(a_view(fine), 1)) is None
+    assert after_the_end(summarise(a_view(fine, dead), 1)) == (
+        "dead letters: 1,200 of coder; they are kept: `agentstream dlq coder` shows them while"
+        " `agentstream dev` runs"
+    )

@@ -56,11 +56,17 @@ class Command:
 
 
 def command_of(
-    group: ConsumerGroup, binding: Path, folder: Path, surroundings: Mapping[str, str]
+    group: ConsumerGroup,
+    binding: Path,
+    folder: Path,
+    surroundings: Mapping[str, str],
+    *,
+    verbose: bool = False,
 ) -> Command | None:
     """Builds the command of a group's consumers; None if its template has none.
 
-    The folder of the manifest stands for the image's working directory. The agents inherit the surroundings.
+    The folder of the manifest stands for the image's working directory. The agents inherit the surroundings,
+    and log the traceback of every failed attempt if `verbose`.
     """
     template = group.spec.template
     if template is None:
@@ -68,7 +74,10 @@ def command_of(
     container = template.spec.containers[0]
     if not container.command:
         return None
-    environment = _environment(container, binding, surroundings)
+    settings = {"AGENTSTREAM_BINDING": str(binding)}
+    if verbose:
+        settings["AGENTSTREAM_TRACEBACKS"] = "always"
+    environment = _environment(container, settings, surroundings)
     arguments = tuple(expand(argument, environment) for argument in (*container.command, *container.args))
     seconds = (template.spec.model_extra or {}).get("terminationGracePeriodSeconds")
     grace = float(seconds) if isinstance(seconds, int | float) else _KILL_AFTER
@@ -91,7 +100,9 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
     return _REFERENCE.sub(value, text)
 
 
-def _environment(container: Container, binding: Path, surroundings: Mapping[str, str]) -> dict[str, str]:
+def _environment(
+    container: Container, settings: Mapping[str, str], surroundings: Mapping[str, str]
+) -> dict[str, str]:
     # `python` is the interpreter of this process, which has the SDK
     path = os.pathsep.join((str(Path(sys.executable).parent), surroundings.get("PATH", os.defpath)))
     environment = {
@@ -99,7 +110,7 @@ def _environment(container: Container, binding: Path, surroundings: Mapping[str,
         **{name: value for name, value in surroundings.items() if not name.startswith("AGENTSTREAM_")},
         "PATH": path,
         "PYTHONUNBUFFERED": "1",
-        "AGENTSTREAM_BINDING": str(binding),
+        **settings,
     }
     for variable in container.env:
         if variable.value is not None:

@@ -17,11 +17,12 @@ from agentstream_operator.local.screen.output import Output
 
 @dataclass(frozen=True, slots=True)
 class ProcessHost:
-    """What processes run with."""
+    """What processes run with; those that are `verbose` log the traceback of every failed attempt."""
 
     tasks: asyncio.TaskGroup
     reaper: Reaper
     output: Output
+    verbose: bool = False
 
 
 @dataclass(slots=True, eq=False)
