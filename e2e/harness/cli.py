@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.kubectl import Kubectl
 
-_PROGRAM = Path(sys.executable).with_name("agentstream")
+_PROGRAM = str(Path(sys.executable).with_name("agentstream"))
 
 
 @dataclass(frozen=True)
