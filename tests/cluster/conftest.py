@@ -47,11 +47,12 @@ def _skip(missing: NoProgramsError) -> NoReturn:
 
 
 @pytest.fixture
-def namespace(api_server: ApiServer) -> str:
+def namespace(api_server: ApiServer) -> Iterator[str]:
     """A namespace that is empty and nobody else's."""
     name = f"{_WORKER}-{next(_numbers)}"
     api_server.create_namespace(name)
-    return name
+    yield name
+    api_server.drop_policies(name)
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 
 from support.apiserver import ApiServer
 from support.kubectl import Kubectl
+from support.waiting import until
 
 Json = dict[str, Any]
 _GROUPS = {
@@ -131,6 +133,8 @@ class Team:
         headers = {"Authorization": f"Bearer {self.server.token}"}
         present: Json | None = None
         all_told = told = False
+        # a server that has just started tells clients to come again
+        await until(lambda: self.server.call("GET", self._path(kind))[0] != HTTPStatus.TOO_MANY_REQUESTS)
         async with (
             aiohttp.ClientSession(headers=headers, read_bufsize=2**20) as session,
             session.get(self.server.url + self._path(kind), params=query, ssl=tls) as answer,

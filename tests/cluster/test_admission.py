@@ -197,7 +197,10 @@ def asked_by(name: str | None, replay: str = "again", **spec: Any) -> dict[str, 
 
 async def test_nobody_asks_for_a_replay_in_the_name_of_another(api_server: ApiServer, namespace: str) -> None:
     grant(api_server, namespace, (namespace,))
-    kubectl, queue = api_server.kubectl(namespace), f"system:serviceaccount:{namespace}:agentstream-queue"
+    kubectl, queue = (
+        api_server.kubectl(namespace),
+        f"system:serviceaccount:{namespace}:agentstream-queue-server",
+    )
     verbs = "--verb=get,create,update,patch,delete"
     kubectl("create", "role", "replays", verbs, "--resource=streamreplays.agentstream.dev")
     kubectl("create", "rolebinding", "replays", "--role=replays", f"--user={ADA}", f"--user={queue}")

@@ -244,6 +244,14 @@ class ApiServer:
         """Makes a namespace."""
         self.expect("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
 
+    def drop_policies(self, home: str) -> None:
+        """Deletes the policies of an operator in a namespace: the server reads all of them at every change."""
+        for plural in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+            path = f"/apis/admissionregistration.k8s.io/v1/{plural}"
+            for found in self.expect("GET", path)["items"]:
+                if found["metadata"]["name"].endswith(f"-{home}"):
+                    self.call("DELETE", f"{path}/{found['metadata']['name']}")
+
     def call(
         self, method: str, path: str, body: Any = None, *, content_type: str = "application/json"
     ) -> tuple[int, dict[str, Any]]:

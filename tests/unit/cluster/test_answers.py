@@ -56,8 +56,8 @@ def test_what_is_not_deep_is_not_changed(value: Any) -> None:
 def test_whatever_is_deep_is_cut_where_it_is_too_deep(
     pairs: list[tuple[str, str]], times: int, inner: Any
 ) -> None:
-    text = json.dumps({"before": inner, "deep": "@", "after": inner})
-    deep = text.replace('"@"', nested(pairs, times, json.dumps(inner))).encode()
+    text = json.dumps(inner)
+    deep = f'{{"before": {text}, "deep": {nested(pairs, times, text)}, "after": {text}}}'.encode()
     found = json.loads(_cut(deep))
     assert (found["before"], found["after"]) == (inner, inner)
     assert depth(found) <= DEEPEST
