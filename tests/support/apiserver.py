@@ -245,7 +245,7 @@ class ApiServer:
         self.expect("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
 
     def drop_policies(self, home: str) -> None:
-        """Deletes the policies of an operator in a namespace: the server reads all of them at every change."""
+        """Deletes the policies of an operator in a namespace: with each, the server takes longer."""
         for plural in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
             path = f"/apis/admissionregistration.k8s.io/v1/{plural}"
             for found in self.expect("GET", path)["items"]:
