@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -107,3 +108,16 @@ async def test_strangers_and_other_sites_learn_nothing(dev: Dev) -> None:
         token = json.loads(console(dev).read_text())["token"]
     assert token not in dev.text
     assert await dev.end() in {0, 1}
+
+
+async def test_a_port_that_is_taken_is_a_line(tmp_path: Path) -> None:
+    dev = Dev(tmp_path)
+    (tmp_path / "m.yaml").write_text(a_stream("tasks"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        await dev.start("m.yaml", "--api-port", str(port))
+        assert await dev.wait() == 2
+    await dev.close()
+    (line,) = [line for line in dev.lines if "error" in line]
+    assert line.startswith(f"error: --api-port: cannot listen on 127.0.0.1:{port}: Address already in use;")
+    assert "Traceback" not in dev.text

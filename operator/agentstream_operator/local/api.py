@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +15,7 @@ import msgspec
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.local.bindings import write_private
 from agentstream_operator.local.replays import LocalReplays
-from agentstream_operator.local.screen.output import cannot
+from agentstream_operator.local.screen.output import LocalError, cannot
 from agentstream_operator.queue_api.app import application
 from agentstream_operator.queue_api.browser import Browser
 from agentstream_operator.queue_api.events import LiveViews
@@ -66,7 +67,10 @@ def _listening(port: int | None) -> socket.socket:
     try:
         return socket.create_server(("127.0.0.1", port or 0))
     except OSError as error:
-        raise cannot(f"listen on 127.0.0.1:{port or 0} for the HTTP API", error) from error
+        why = os.strerror(error.errno) if error.errno is not None else str(error)
+        raise LocalError(
+            f"--api-port: cannot listen on 127.0.0.1:{port or 0}: {why}; leave it out for any free port"
+        ) from error
 
 
 @contextmanager

@@ -74,6 +74,12 @@ def run(options: DevOptions) -> int:
         except asyncio.CancelledError:
             # a second Ctrl-C
             return 130
+        except ExceptionGroup as group:
+            # what ends the tasks of a run comes as a group
+            mistakes = [error for error in group.exceptions if isinstance(error, LocalError)]
+            if len(mistakes) < len(group.exceptions):
+                raise
+            raise LocalError(*(line for mistake in mistakes for line in mistake.lines)) from group
     try:
         sys.stdout.write(f"{as_json(summary) if options.json else as_text(summary)}\n")
         sys.stdout.flush()
