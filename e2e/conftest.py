@@ -13,10 +13,11 @@ from harness.chart import Installation
 from harness.evidence import ARTIFACTS, collect
 from harness.kind import Cluster
 from harness.kubectl import Kubectl
-from harness.ledger import Counts
+from harness.ledger import Counts, Ledger, a_ledger
 from harness.load import Load
 from harness.machine import Machine, prepare
 from harness.recovery import Recoveries, Recovery
+from harness.waiting import until
 
 _recoveries = pytest.StashKey[Recoveries]()
 _cluster = pytest.StashKey[Cluster]()
@@ -72,6 +73,29 @@ def installation(cluster: Cluster) -> Installation:
 def kubectl(installation: Installation, make_namespace: Callable[[], Kubectl]) -> Kubectl:
     """kubectl for a namespace of the test's own, in a cluster with the chart in it."""
     return make_namespace()
+
+
+@pytest.fixture(scope="module")
+def place(cluster: Cluster) -> Iterator[Kubectl]:
+    """A namespace, in a cluster with the chart in it."""
+    Installation(cluster).ensure()
+    name = f"e2e-{secrets.token_hex(3)}"
+    cluster.kubectl("create", "namespace", name)
+    yield cluster.kubectl.within(name)
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def ledger(cluster: Cluster, place: Kubectl) -> Iterator[Ledger]:
+    """A ledger that can be reached."""
+    ledger = Ledger(cluster)
+    try:
+        place.apply(*a_ledger("python", "ledger.py"))
+        place("rollout", "status", "deployment/load", "--timeout=90s", timeout=100)
+        until(ledger.read, despite_errors=True)
+        yield ledger
+    finally:
+        ledger.remove(place)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,7 @@ from harness.crew import Crew
 from harness.images import COUNTING
 from harness.kind import Cluster
 from harness.kubectl import Kubectl, Manifest
-from harness.ledger import Ledger, a_ledger
+from harness.ledger import Ledger
 from harness.manifests import a_group, a_stream, a_template
 from harness.waiting import until
 from harness.watch import Watch
@@ -27,27 +26,10 @@ SENT, BUG = 300, 3
 BROKEN = SENT // BUG
 
 
-@pytest.fixture(scope="module")
-def place(cluster: Cluster) -> Iterator[Kubectl]:
-    """A namespace, in a cluster with the chart in it."""
+@pytest.fixture(scope="module", autouse=True)
+def queue_server(cluster: Cluster) -> None:
+    """What the command line asks, for everybody who may create a token of its account."""
     Installation(cluster).install("queueServer.enabled=true", "queueServer.cliMay=everything")
-    name = f"e2e-{secrets.token_hex(3)}"
-    cluster.kubectl("create", "namespace", name)
-    yield cluster.kubectl.within(name)
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
-
-
-@pytest.fixture(scope="module")
-def ledger(cluster: Cluster, place: Kubectl) -> Iterator[Ledger]:
-    """A ledger that can be reached."""
-    ledger = Ledger(cluster)
-    try:
-        place.apply(*a_ledger("python", "ledger.py"))
-        place("rollout", "status", "deployment/load", "--timeout=90s", timeout=100)
-        until(ledger.read, despite_errors=True)
-        yield ledger
-    finally:
-        ledger.remove(place)
 
 
 def a_consumer(name: str, **spec: Any) -> Manifest:

@@ -1,42 +1,16 @@
-"""Groups whose consumers follow their backlog, and a ledger for them."""
+"""Groups whose consumers follow their backlog."""
 
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import Iterator
 
 import pytest
 from harness.chart import Installation
 from harness.crew import Crew
-from harness.kind import Cluster
 from harness.kubectl import Kubectl
-from harness.ledger import Ledger, a_ledger
-from harness.waiting import until
+from harness.ledger import Ledger
 from harness.watch import Watch
-
-
-@pytest.fixture(scope="module")
-def place(cluster: Cluster) -> Iterator[Kubectl]:
-    """A namespace, in a cluster with the chart in it."""
-    Installation(cluster).ensure()
-    name = f"e2e-{secrets.token_hex(3)}"
-    cluster.kubectl("create", "namespace", name)
-    yield cluster.kubectl.within(name)
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
-
-
-@pytest.fixture(scope="module")
-def ledger(cluster: Cluster, place: Kubectl) -> Iterator[Ledger]:
-    """A ledger that can be reached."""
-    ledger = Ledger(cluster)
-    try:
-        place.apply(*a_ledger("python", "ledger.py"))
-        place("rollout", "status", "deployment/load", "--timeout=90s", timeout=100)
-        until(ledger.read, despite_errors=True)
-        yield ledger
-    finally:
-        ledger.remove(place)
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import signal
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
-from typing import Any
 
 from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -23,9 +19,8 @@ from agentstream_operator.serve.certificates import ServingCertificates
 from agentstream_operator.serve.exposition import Exposition, api_requests, counters, round_trips
 from agentstream_operator.serve.http import HttpServer, listening, probe_reply, serving
 from agentstream_operator.serve.reflector import Reflector
+from agentstream_operator.serve.service import serve_until, stop_signals
 from agentstream_operator.settings import MetricsOptions
-
-_log = logging.getLogger(__name__)
 
 
 class SelfMetrics(Exposition):
@@ -65,9 +60,7 @@ async def run(options: MetricsOptions) -> None:
         NoCluster: no API server is configured.
         ListenError: a port cannot be listened on.
     """
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    stop, clock = stop_signals(), asyncio.get_running_loop().time
     connection = await connect()
     api = Api(connection.client)
     index = ResourceIndex(options.allowed_keys)
@@ -75,7 +68,7 @@ async def run(options: MetricsOptions) -> None:
     certificates = ServingCertificates(options.certificate, options.key)
     broker = Broker.of(options.redis, installation=options.installation)
     backlogs = Backlogs(index, broker)
-    authorizer = Authorizer(api, loop.time)
+    authorizer = Authorizer(api, clock)
     metrics = SelfMetrics(index, authorizer, api, broker)
     app = application(index, backlogs, authorizer, lambda: certificates.config, metrics.count_response)
     server = HttpServer(app, tls=certificates.context)
@@ -89,26 +82,16 @@ async def run(options: MetricsOptions) -> None:
         "/readyz": lambda: probe_reply(unready()),
         "/metrics": metrics.reply,
     }
-    async with AsyncExitStack() as stack:
-        for close in (connection.close, broker.close, backlogs.close, authorizer.close):
-            stack.push_async_callback(close)
-        watches = asyncio.gather(
+    await serve_until(
+        stop,
+        (
+            lambda: serving(options.health_port, replies),
+            lambda: server.serving(listening(options.port)),
+        ),
+        (
             reflector.watch(),
             certificates.watch_files(),
             certificates.watch_configmap(api, server.drop_connections),
-        )
-        stack.push_async_callback(_cancel, watches)
-        await stack.enter_async_context(serving(options.health_port, replies))
-        await stack.enter_async_context(server.serving(listening(options.port)))
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait((stopped, watches), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if watches.done():
-            # they end only by failing
-            watches.result()
-        _log.info("stopping")
-
-
-async def _cancel(watches: asyncio.Future[Any]) -> None:
-    watches.cancel()
-    await asyncio.gather(watches, return_exceptions=True)
+        ),
+        (connection.close, broker.close, backlogs.close, authorizer.close),
+    )

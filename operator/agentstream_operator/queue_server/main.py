@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import signal
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
-from typing import Any
 
 from prometheus_client import Counter
 from prometheus_client.core import Metric
@@ -32,9 +28,8 @@ from agentstream_operator.serve.exposition import Exposition, api_requests, coun
 from agentstream_operator.serve.http import HttpServer, listening, probe_reply, serving
 from agentstream_operator.serve.reflector import Reflector
 from agentstream_operator.serve.request_header import RequestHeaderConfig
+from agentstream_operator.serve.service import serve_until, stop_signals
 from agentstream_operator.settings import QueueOptions
-
-_log = logging.getLogger(__name__)
 
 
 class QueueMetrics(Exposition):
@@ -74,9 +69,7 @@ async def run(options: QueueOptions) -> None:
         NoCluster: no API server is configured.
         ListenError: a port cannot be listened on.
     """
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    stop, clock = stop_signals(), asyncio.get_running_loop().time
     connection = await connect()
     api = Api(connection.client)
     index = ResourceIndex(options.allowed_keys)
@@ -86,7 +79,7 @@ async def run(options: QueueOptions) -> None:
     trusted = RequestHeaderConfig(options.proxy_ca or "", frozenset(options.proxy_names))
     certificates.apply(trusted)
     broker = Broker.of(options.redis, installation=options.installation)
-    tokens, authorizer = TokenReviews(api, loop.time), Authorizer(api, loop.time)
+    tokens, authorizer = TokenReviews(api, clock), Authorizer(api, clock)
     lags, live = LagReader(index, broker), LiveViews()
     metrics = QueueMetrics(tokens, authorizer, api, broker)
     proxies = trusted if options.proxy_ca is not None else None
@@ -109,24 +102,14 @@ async def run(options: QueueOptions) -> None:
         "/readyz": lambda: probe_reply(unready()),
         "/metrics": metrics.reply,
     }
-    async with AsyncExitStack() as stack:
-        for close in (connection.close, broker.close, lags.close, authorizer.close, tokens.close):
-            stack.push_async_callback(close)
-        watches = asyncio.gather(reflector.watch(), certificates.watch_files())
-        stack.push_async_callback(_cancel, watches)
-        await stack.enter_async_context(serving(options.health_port, replies))
-        await stack.enter_async_context(server.serving(listening(options.port)))
+    await serve_until(
+        stop,
+        (
+            lambda: serving(options.health_port, replies),
+            lambda: server.serving(listening(options.port)),
+        ),
+        (reflector.watch(), certificates.watch_files()),
+        (connection.close, broker.close, lags.close, authorizer.close, tokens.close),
         # answers that go on for minutes end first
-        stack.callback(live.close)
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait((stopped, watches), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if watches.done():
-            # they end only by failing
-            watches.result()
-        _log.info("stopping")
-
-
-async def _cancel(watches: asyncio.Future[Any]) -> None:
-    watches.cancel()
-    await asyncio.gather(watches, return_exceptions=True)
+        ending=live.close,
+    )
