@@ -98,7 +98,7 @@ async def test_a_flood_of_wrong_tokens_is_bounded_and_keeps_no_known_one_out(pla
     flood = [asyncio.create_task(place.with_token(f"bad-{n}")) for n in range(10 * AT_A_TIME)]
     try:
         # each has asked, or was sent away
-        while not all(task.done() or f"bad-{n}" in place.api.asked for n, task in enumerate(flood)):  # noqa: ASYNC110
+        while not all(task.done() or f"bad-{n}" in place.api.asked for n, task in enumerate(flood)):  # noqa: ASYNC110 - turns, no time
             await asyncio.sleep(0)
         assert len(place.api.asked) == 1 + AT_A_TIME
         assert (await place.with_token("good")).name == "jane"
