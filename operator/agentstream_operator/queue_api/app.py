@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
@@ -53,7 +52,3 @@ def application(
 
     app.add_api_route("/openapi.json", describe, include_in_schema=False)
     return Gate(app, authenticator, count)
-
-
-def _operation_id(route: APIRoute) -> str:
-    return route.name

@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from agentstream_operator.queue_api.documents import Problem
-from agentstream_operator.queue_api.examples import EXAMPLES
 from agentstream_operator.queue_api.problems import MEDIA_TYPE
 
 TITLE: Final = "AgentStream queues"
@@ -60,7 +59,6 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
             }
         operation["responses"] = dict(sorted(responses.items()))
-        _add_examples(operation)
     return found
 
 
@@ -77,10 +75,3 @@ def _errors(path: str, operation: dict[str, Any]) -> Iterator[int]:
         yield _NAMED
     if "requestBody" in operation:
         yield _TAKEN
-
-
-def _add_examples(operation: dict[str, Any]) -> None:
-    for status, example in EXAMPLES.get(operation["operationId"], {}).items():
-        where = operation["requestBody"] if status == "body" else operation["responses"][status]
-        (content,) = where["content"].values()
-        content["example"] = example
