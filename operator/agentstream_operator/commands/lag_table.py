@@ -36,7 +36,7 @@ def show(printer: Printer, answer: LagAnswer) -> None:
     printer.show(answer, answer.groups, GROUPS, "no groups: `agentstream lag -A` shows all namespaces")
     if not answer.server.reachable and not printer.structured:
         raise CommandFailed(
-            "Redis or Valkey does not answer: `agentstream doctor` says more", code=UNREACHABLE
+            "Redis or Valkey does not answer; try again, or look at the log of the operator", code=UNREACHABLE
         )
 
 

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _MOST_MISTAKES = 20
 _LONGEST_POINTER, _LONGEST_DETAIL = 200, 500
 _SEE_CALLS = "GET /openapi.json describes every call"
-_AGAIN = "try again in some seconds; `agentstream doctor` looks for the cause"
+_AGAIN = "try again in some seconds; the conditions of the resources say more: kubectl describe"
 _REFUSED = {
     HTTPStatus.FORBIDDEN: "ask for the right to it, or let somebody do it who has it",
     HTTPStatus.CONFLICT: "look at it with GET /queue/replays, and try again",
