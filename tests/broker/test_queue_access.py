@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from agentstream.errors import AccessDenied
+from agentstream.protocol import library
 from agentstream.protocol.keys import StreamKeys
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
@@ -78,6 +79,19 @@ async def test_everything_that_the_api_shows_can_be_read(reader: Broker, admin: 
         )
         assert (await PreviewReader(index, reader).preview(GROUP, spec)).matched
     assert [entry["object"] for entry in admin.acl_log() if entry["username"] == _NAME] == []
+
+
+async def test_the_server_tells_the_reader_what_it_is(
+    reader: Broker, server: Server, admin: redis.Redis
+) -> None:
+    info = await reader.info()
+    assert f"{info.program}-{info.version}".startswith(server.version)
+    assert (info.role, info.eviction_policy, info.max_memory) == ("master", "noeviction", None)
+    assert (info.append_only, info.write_failed) == (server.persistent, False)
+    assert info.library == library.revision()
+    assert abs(info.clock - int(float(admin.time()[0]) * 1000)) < 60_000
+    admin.function_flush()
+    assert (await reader.info()).library is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,3 +183,24 @@ async def test_a_name_that_is_not_its_own_is_refused(api: ApiServer, queue: Queu
     async with queue.client(token_of(api, TEAM, "editor")) as http:
         reply = await http.get("/queue/lag", headers={"Host": "evil.example"})
     assert reply.status_code == 403
+
+
+async def test_the_doctor_learns_over_the_api_what_is_wrong_with_the_server(
+    api: ApiServer, queue: QueueServer, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(token_of(api, TEAM, "viewer"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agentstream_operator", "doctor", "-o", "json", "-n", TEAM),
+        *("--api", f"https://localhost:{queue.port}", "--token-file", str(tmp_path / "token")),
+        cwd=tmp_path,
+        env=os.environ | {"SSL_CERT_FILE": str(queue.log.parent / "tls" / "ca.crt")},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 1
+    found = {check["check"]: check["verdict"] for check in json.loads(out)["checks"]}
+    fine = {"api", "server", "server version", "eviction", "functions", "clock"}
+    assert {check for check, verdict in found.items() if verdict == "ok"} == fine
+    # no operator runs, which would bring them into effect
+    resources = {f"AgentStream {TEAM}/tasks", f"ConsumerGroup {TEAM}/coder"}
+    assert found.keys() - fine == {"memory", "durability", *resources}

@@ -20,12 +20,13 @@ from agentstream_operator.broker import observe
 from agentstream_operator.broker.acl import Users
 from agentstream_operator.broker.busy import LongFunction, end_long_function
 from agentstream_operator.broker.observe import Look
-from agentstream_operator.broker.server import BrokerClient, ServerLoad, inspect, probe_lag, read_load
+from agentstream_operator.broker.server import BrokerClient, inspect, probe_lag, read_info
 from agentstream_operator.plan.actions import Action, DeleteUser, SetUser
 from agentstream_operator.plan.observed import (
     ConsumerSeen,
     Gone,
     JanitorReport,
+    ServerInfo,
     ServerSeen,
     StreamSeen,
     UserSeen,
@@ -169,9 +170,9 @@ class Broker:
         self._probed, self._trusts_lag = seen.run_id, trusts_lag
         return msgspec.structs.replace(seen, trusts_lag=trusts_lag)
 
-    async def load(self) -> ServerLoad:
-        """Reads the role of the server, and its memory."""
-        return await read_load(self._client)
+    async def info(self) -> ServerInfo:
+        """Reads what the server tells of itself."""
+        return await read_info(self._client)
 
     async def end_long_function(self) -> LongFunction | None:
         """Ends a function that keeps the server busy for more than a second; None if there is none."""

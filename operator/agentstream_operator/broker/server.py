@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NamedTuple
+from typing import Any
 
 from agentstream.errors import AccessDenied, ServerRefused
 from agentstream.protocol import library
-from agentstream.protocol.commands import Argument
+from agentstream.protocol.commands import REVISION, Argument
 from agentstream.transport.client import Client
-from agentstream_operator.plan.observed import ServerSeen
+from agentstream_operator.plan.observed import ServerInfo, ServerSeen
 
 _NOT_LOADED = "Function not found"
 _SCRATCH = "{agentstream-probe}"
@@ -29,14 +29,6 @@ for i = 1, #group, 2 do
   if group[i] == 'lag' then return group[i + 1] end
 end
 """
-
-
-class ServerLoad(NamedTuple):
-    """The role of a server, `master` or `slave`, and bytes of its memory; None without a limit."""
-
-    role: str
-    used_memory: int
-    max_memory: int | None
 
 
 class BrokerClient:
@@ -97,15 +89,36 @@ async def inspect(client: BrokerClient, *, trusts_lag: bool) -> ServerSeen:
     return ServerSeen(fields["run_id"], fields["maxmemory_policy"], trusts_lag)
 
 
-async def read_load(client: BrokerClient) -> ServerLoad:
-    """Reads the role of the server, and the memory that it uses and may use.
+async def read_info(client: BrokerClient) -> ServerInfo:
+    """Reads what the server tells of itself.
 
     Raises:
         AgentStreamError: as `Client.call`.
     """
-    fields = _fields(await client.call("INFO", "replication", "memory"))
-    most = int(fields.get("maxmemory", "0"))
-    return ServerLoad(fields.get("role", "master"), int(fields.get("used_memory", "0")), most or None)
+    sections = ("server", "replication", "memory", "persistence")
+    info, library = await asyncio.gather(client.call("INFO", *sections), _revision(client))
+    fields = _fields(info)
+    name, known = ("valkey", "valkey_version") if "valkey_version" in fields else ("redis", "redis_version")
+    return ServerInfo(
+        program=name,
+        version=fields.get(known, ""),
+        role=fields.get("role", "master"),
+        used_memory=int(fields.get("used_memory", "0")),
+        max_memory=int(fields.get("maxmemory", "0")) or None,
+        eviction_policy=fields.get("maxmemory_policy", ""),
+        append_only=fields.get("aof_enabled") == "1",
+        write_failed="err" in {fields.get("aof_last_write_status"), fields.get("rdb_last_bgsave_status")},
+        clock=int(fields.get("server_time_usec", "0")) // 1000,
+        library=library,
+    )
+
+
+async def _revision(client: BrokerClient) -> int | None:
+    """Returns the revision of the function library, if there is one; who only reads cannot load it."""
+    try:
+        return int(await client.call(*REVISION))
+    except (AccessDenied, ServerRefused):
+        return None
 
 
 async def probe_lag(client: BrokerClient) -> bool:

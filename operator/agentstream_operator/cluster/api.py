@@ -10,6 +10,8 @@ import asyncio
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -18,7 +20,7 @@ from aiohttp import ClientError
 from kubernetes.aio.client.api_client import ApiClient
 
 from agentstream_operator.cluster.answers import Page, decode, decode_page
-from agentstream_operator.cluster.kinds import ACCOUNTS, ApiKind
+from agentstream_operator.cluster.kinds import ACCOUNTS, SELF_REVIEWS, ApiKind
 from agentstream_operator.cluster.labels import FIELD_MANAGER
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
 
@@ -88,6 +90,30 @@ class Api:
             if error.code == 404:  # noqa: PLR2004
                 return None
             raise
+
+    async def version(self) -> tuple[str, datetime | None]:
+        """Returns the version of the API server, such as `v1.34.1`, and its time to the second."""
+        url = f"{self._client.configuration.host}/version"
+        try:
+            response = await self._client.call_api(
+                "GET", url, header_params=await self._headers(_JSON), _request_timeout=_TIMEOUT
+            )
+            data = await response.response.read()
+        except (ClientError, TimeoutError, OSError, ssl.SSLError) as error:
+            raise _no_answer(error) from error
+        if response.status >= 400:  # noqa: PLR2004
+            _refuse(response.status, data)
+        sent = response.response.headers.get("Date")
+        return str(_object(data)["gitVersion"]), parsedate_to_datetime(sent) if sent else None
+
+    async def may(self, verb: str, kind: ApiKind, namespace: str, part: str = "") -> bool:
+        """Tells whether the caller may do something (SelfSubjectAccessReview); in all namespaces if empty."""
+        group, _, version = kind.api_version.rpartition("/")
+        attributes = {"verb": verb, "group": group, "version": version, "resource": kind.plural}
+        attributes |= {"subresource": part, "namespace": namespace}
+        body = {"apiVersion": SELF_REVIEWS.api_version, "kind": SELF_REVIEWS.kind}
+        body["spec"] = {"resourceAttributes": attributes}  # type: ignore[assignment]
+        return bool((await self.create(SELF_REVIEWS, None, body))["status"]["allowed"])
 
     async def discovers(self, kind: ApiKind) -> bool:
         """Returns whether discovery lists a kind, as it does soon after the CRD is there; Kopf needs it."""

@@ -35,6 +35,8 @@ AUTOSCALERS = ApiKind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpo
 CONFIGMAPS = ApiKind("v1", "ConfigMap", "configmaps")
 ACCESS_REVIEWS = ApiKind("authorization.k8s.io/v1", "SubjectAccessReview", "subjectaccessreviews")
 TOKEN_REVIEWS = ApiKind("authentication.k8s.io/v1", "TokenReview", "tokenreviews")
+SELF_REVIEWS = ApiKind("authorization.k8s.io/v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
+DEFINITIONS = ApiKind("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions")
 LEASES = ApiKind("coordination.k8s.io/v1", "Lease", "leases")
 RESOURCES = {kind.model.__name__: ApiKind(API_VERSION, kind.model.__name__, kind.plural) for kind in KINDS}
 """The custom resources, by kind."""

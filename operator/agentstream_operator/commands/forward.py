@@ -5,16 +5,19 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.connect import NoCluster, context_names
 from agentstream_operator.cluster.port import ClusterUnavailable
+from agentstream_operator.cluster.survey import Survey, survey
 from agentstream_operator.cluster.tunnel import NoQueueServer, Tunnel, open_tunnel
 from agentstream_operator.commands.failure import BAD_INPUT, UNREACHABLE, CommandFailed
 from agentstream_operator.commands.options import ApiOptions, ApiTarget
 
-__all__ = ["context_names", "forwarded"]
+__all__ = ["context_names", "forwarded", "surveyed"]
 
 
 @contextmanager
@@ -28,6 +31,19 @@ def forwarded(options: ApiOptions) -> Iterator[ApiTarget]:
         opened = open_tunnel(options.kubeconfig, options.context, options.api_namespace)
         with _told(), portal.wrap_async_context_manager(opened) as tunnel:
             yield _target(portal, tunnel)
+
+
+def surveyed(options: ApiOptions) -> Survey:
+    """Looks at the installation in a cluster.
+
+    Raises:
+        CommandFailed: there is no cluster, or it does not answer.
+    """
+    with start_blocking_portal() as portal, _told():
+        look = partial(survey, everywhere=options.all_namespaces)
+        return portal.call(
+            look, options.kubeconfig, options.context, options.api_namespace, options.namespace
+        )
 
 
 def _target(portal: BlockingPortal, tunnel: Tunnel) -> ApiTarget:
@@ -68,5 +84,5 @@ def _told() -> Iterator[None]:
         raise CommandFailed(
             f"{error}; or run the command in the folder of a running `agentstream dev`", code=BAD_INPUT
         ) from error
-    except (NoQueueServer, ClusterUnavailable) as error:
+    except (NoQueueServer, ClusterUnavailable, ApiError) as error:
         raise CommandFailed(str(error), code=UNREACHABLE) from error

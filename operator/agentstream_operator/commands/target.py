@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
@@ -42,13 +43,21 @@ def find(options: ApiOptions) -> Iterator[ApiTarget]:
     if options.api is not None:
         yield _explicit(options.api, options.token_file)
         return
-    cluster = options.context or options.kubeconfig or options.api_namespace
-    console = None if cluster else console_file(Path.cwd())
-    if console is not None:
+    if (console := _console_of(options)) is not None:
         yield _local(console)
         return
-    with _cluster(options) as target:
+    with cluster().forwarded(options) as target:
         yield target
+
+
+def in_cluster(options: ApiOptions) -> bool:
+    """Tells whether the options lead to a cluster, and not to an address or to `agentstream dev`."""
+    return options.api is None and _console_of(options) is None
+
+
+def _console_of(options: ApiOptions) -> Path | None:
+    named = options.context or options.kubeconfig or options.api_namespace
+    return None if named else console_file(Path.cwd())
 
 
 def console_file(folder: Path) -> Path | None:
@@ -126,10 +135,14 @@ def _read_token(file: Path) -> str:
     return token
 
 
-@contextmanager
-def _cluster(options: ApiOptions) -> Iterator[ApiTarget]:
+def cluster() -> ModuleType:
+    """Returns what reaches clusters: the module `forward`, which needs packages that a laptop may not have.
+
+    Raises:
+        CommandFailed: they are not installed.
+    """
     try:
-        from agentstream_operator.commands.forward import forwarded
+        from agentstream_operator.commands import forward
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in KUBERNETES:
             raise
@@ -138,5 +151,4 @@ def _cluster(options: ApiOptions) -> Iterator[ApiTarget]:
             "pip install 'agentstream-operator[kubernetes]'",
             code=BAD_INPUT,
         ) from missing
-    with forwarded(options) as target:
-        yield target
+    return forward

@@ -133,3 +133,18 @@ class ServerSeen(msgspec.Struct, frozen=True):
     run_id: str  # changes when the process does
     eviction_policy: str  # all but `noeviction` may delete streams
     trusts_lag: bool  # whether its own lag is right after unread entries were trimmed
+
+
+class ServerInfo(msgspec.Struct, frozen=True):
+    """What the server tells everybody who may ask: its program, its settings, its clock."""
+
+    program: str  # `redis` or `valkey`
+    version: str
+    role: str  # `master` or `slave`
+    used_memory: int  # bytes
+    max_memory: int | None  # bytes; None without a limit
+    eviction_policy: str
+    append_only: bool  # whether accepted messages survive a crash of the process
+    write_failed: bool  # whether the latest write of its data to the disk failed
+    clock: int  # ms since 1970
+    library: int | None = None  # revision of the function library; None if it is not loaded

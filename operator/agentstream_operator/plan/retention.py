@@ -11,6 +11,9 @@ from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.status import ConditionReason, ConditionType
 
+NO_EVICTION = "noeviction"
+"""The only `maxmemory-policy` with which the server never deletes a stream."""
+
 REMEMBERED = 60_000
 """Time in ms for which a condition reports a loss or a shortened history: later passes may trim nothing."""
 
@@ -95,6 +98,11 @@ def remember_failure(history: RetentionHistory | None, why: str) -> RetentionHis
     return replace(history or RetentionHistory(JanitorReport("stream")), failure=why)
 
 
+def eviction_text(policy: str) -> str:
+    """Says what is wrong with a policy that may evict streams."""
+    return f"maxmemory-policy is {policy}, not {NO_EVICTION}"
+
+
 def retention_healthy(  # noqa: PLR0911 - one per cause
     stream: AgentStream, seen: StreamSeen, history: RetentionHistory | None, eviction: str | None
 ) -> ConditionUpdate:
@@ -103,9 +111,7 @@ def retention_healthy(  # noqa: PLR0911 - one per cause
     `eviction` is the server's eviction policy, if it may evict streams.
     """
     if eviction is not None:
-        return _unhealthy(
-            ConditionReason.EVICTION_POLICY_WRONG, f"maxmemory-policy is {eviction}, not noeviction"
-        )
+        return _unhealthy(ConditionReason.EVICTION_POLICY_WRONG, eviction_text(eviction))
     if history is None:
         return _HEALTHY
     if history.failure:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
+import msgspec
+
 from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.observe import Look
-from agentstream_operator.broker.server import ServerLoad
 from agentstream_operator.plan.lag import Readings, drain, follow, group_lag, stream_lag
-from agentstream_operator.plan.observed import StreamSeen
+from agentstream_operator.plan.observed import ServerInfo, StreamSeen
 from agentstream_operator.plan.signal import Rate
 from agentstream_operator.queue_api.documents import (
     ConsumerCount,
@@ -47,7 +48,7 @@ class Measured:
 
     at: datetime
     streams: dict[ResourceKey, StreamSeen] = field(default_factory=dict)
-    server: ServerLoad | None = None
+    server: ServerInfo | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +96,7 @@ class LagReader:
             self._seen.pop(gone)
             self._readings.pop(gone, None)
         try:
-            server = await self.broker.load()
+            server = await self.broker.info()
             found = await self.broker.measure([self._look(stream) for stream in streams])
         except AgentStreamError:
             return Measured(datetime.now(UTC))
@@ -188,12 +189,11 @@ class LagReader:
         return found.status == "True", found.reason
 
 
-def _server(load: ServerLoad | None) -> ServerNumbers:
-    if load is None:
+def _server(info: ServerInfo | None) -> ServerNumbers:
+    if info is None:
         return ServerNumbers(reachable=False)
-    return ServerNumbers(
-        reachable=True, role=load.role, used_memory=load.used_memory, max_memory=load.max_memory
-    )
+    fields = msgspec.structs.asdict(info)
+    return ServerNumbers(reachable=True, **fields | {"clock": datetime.fromtimestamp(info.clock / 1000, UTC)})
 
 
 def _rate(rate: Rate | None) -> float | None:

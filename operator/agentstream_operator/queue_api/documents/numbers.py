@@ -23,6 +23,27 @@ class ServerNumbers(Answer):
     max_memory: Count | None = None
     """Bytes that it may use; null if that is not limited, or unknown."""
 
+    program: Literal["redis", "valkey"] | None = None
+    """Which program it is."""
+
+    version: str | None = None
+    """The version of the program."""
+
+    eviction_policy: str | None = None
+    """Its `maxmemory-policy`; all but `noeviction` may delete streams."""
+
+    append_only: bool | None = None
+    """Whether it writes all changes to its disk (`appendonly`)."""
+
+    write_failed: bool | None = None
+    """Whether the latest write of its data to the disk failed."""
+
+    clock: datetime | None = None
+    """Its time, when it was asked."""
+
+    library: Count | None = None
+    """Revision of the function library that the operator loads; null if it is not loaded, or unknown."""
+
 
 class StreamNumbers(Answer):
     """An AgentStream."""

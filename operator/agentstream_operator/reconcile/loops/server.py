@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from agentstream.errors import AccessDenied, AgentStreamError, ConnectionLost
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.busy import is_busy
+from agentstream_operator.plan.retention import NO_EVICTION
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
 from agentstream_operator.reconcile.state.loop_failures import Loop
 from agentstream_operator.reconcile.state.state import State
@@ -52,7 +53,7 @@ class ServerWatch:
                 delay = min(2 * delay, _LONGEST_RETRY)
             else:
                 delay = _FIRST_RETRY
-                eviction = None if server.eviction_policy == "noeviction" else server.eviction_policy
+                eviction = None if server.eviction_policy == NO_EVICTION else server.eviction_policy
                 self._found(server.run_id, eviction, doubted=doubted)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(options.loops.measure):

@@ -1,0 +1,78 @@
+"""Commands in the folder of a running `agentstream dev`, which are all that they need."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from support.dev import Dev, a_stream
+
+
+class Ended(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+async def run(dev: Dev, *arguments: str, given: str | None = None) -> Ended:
+    """Runs `agentstream` in the folder of a `dev`; `given` is its standard input."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agentstream_operator", *arguments),
+        cwd=dev.directory,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate(None if given is None else given.encode())
+    assert process.returncode is not None
+    assert b"Traceback" not in err, err.decode()
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+@pytest.fixture
+async def dev(tmp_path: Path) -> AsyncIterator[Dev]:
+    dev = Dev(tmp_path)
+    yield dev
+    await dev.close()
+
+
+def declare(dev: Dev, text: str) -> None:
+    (dev.directory / "m.yaml").write_text(text)
+
+
+async def test_the_doctor_finds_nothing_wrong_and_then_that_it_has_ended(dev: Dev) -> None:
+    declare(dev, a_stream("tasks"))
+    await dev.start("m.yaml")
+    await dev.ready()
+    ended = await run(dev, "doctor", "-o", "json")
+    found = {check["check"]: check["verdict"] for check in json.loads(ended.out)["checks"]}
+    assert (ended.code, set(found.values())) == (0, {"ok"}), ended.out
+    assert set(found) == {
+        *("api", "server", "eviction", "memory", "durability", "functions", "clock", "resources")
+    }
+    file = dev.directory / ".agentstream" / "console"
+    console = file.read_text()
+    assert await dev.end() == 0
+    file.write_text(console)
+    assert (await run(dev, "doctor")).code == 3
+
+
+async def test_the_doctor_says_what_is_wrong_with_a_resource(dev: Dev) -> None:
+    declare(dev, a_stream("tasks"))
+    await dev.start("m.yaml")
+    await dev.ready()
+    declare(dev, a_stream("tasks") + a_stream("again", 'key: "{default.tasks}"'))
+    await dev.line("AgentStream default/again: not ready")
+    ended = await run(dev, "doctor")
+    assert ended.code == 1
+    [line] = [line for line in ended.out.splitlines() if line.startswith("wrong")]
+    assert "AgentStream default/again  KeyClaimed: An older AgentStream" in line
+    assert await dev.end() == 0
