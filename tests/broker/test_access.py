@@ -140,6 +140,7 @@ NOBODY: list[tuple[Argument, ...]] = [
     ("FCALL", "as1_remove_consumers", 1, TASKS, TASKS, "coder", ""),
     ("FCALL_RO", "as1_observe", 1, TASKS, TASKS, 1),
     ("FCALL_RO", "as1_page", 1, TASKS, "-", "+", 1, "forward"),
+    ("FCALL_RO", "as1_whereabouts", 1, TASKS, TASKS, "coder", "1-1", 0, "+"),
     ("FCALL", "as1_replay", 1, TASKS, TASKS, "coder", "again.1", "stream", "", "1-1", 1),
     ("FCALL", "as1_drop", 1, TASKS, TASKS, "coder", "again.1", "", "1-1"),
     ("FCALL_RO", "as1_replay_state", 1, TASKS, TASKS, "coder", "again.1"),

@@ -126,6 +126,24 @@ async def test_messages_are_found_by_what_they_say(browser: Browser, admin: redi
     assert not (await browser.messages(STREAM, MessagesWanted(Span("1-0", "2-0"), 50))).more
 
 
+async def test_messages_are_found_by_a_part_of_their_text_or_id(
+    browser: Browser, admin: redis.Redis
+) -> None:
+    ids = [admin.xadd(KEY, {"m": envelope(n, payload={"text": f"Order {n} für Ünal"})}) for n in range(40)]
+    admin.xadd(KEY, {"other": "order 17"})
+
+    async def found(**wanted: str) -> list[str]:
+        page = await browser.messages(STREAM, MessagesWanted(Span(order="forward"), 50, **wanted))
+        assert (page.scanned, page.more) == (41, False)
+        return [each.entry for each in page.messages]
+
+    assert await found(text="ORDER 17 f") == [ids[17]]
+    assert await found(id_=f"00000000-0000-4000-8000-{23:012}") == [ids[23]]
+    assert await found(id_="00000000-0000-4000-8000-00000000003") == ids[30:]
+    assert await found(text="order 3", id_="0000") == [ids[3], *ids[30:]]
+    assert await found(text="nobody") == []
+
+
 async def test_what_is_no_id_is_refused_and_what_has_no_stream_is_said(
     browser: Browser, broker: Broker
 ) -> None:

@@ -17,6 +17,9 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.scan import Span
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from agentstream_operator.queue_api.browser import Browser, MessagesWanted
+from agentstream_operator.queue_api.consumers import ConsumersReader
+from agentstream_operator.queue_api.conversations import ConversationReader
+from agentstream_operator.queue_api.finder import MessageFinder
 from agentstream_operator.queue_api.lag import LagReader
 from agentstream_operator.queue_api.previews import PreviewReader
 from agentstream_operator.reconcile.state.index import ResourceIndex
@@ -73,6 +76,11 @@ async def test_everything_that_the_api_shows_can_be_read(reader: Broker, admin: 
     assert len((await browser.messages(STREAM, MessagesWanted(Span(), 50))).messages) == 5
     assert (await browser.letters(GROUP, 50, None)).total == 1
     assert [each.reason for each in (await browser.letter_groups(GROUP, None)).groups] == ["MaxDeliveries"]
+    (first, *_) = (await browser.messages(STREAM, MessagesWanted(Span(order="forward"), 1))).messages
+    states = (await MessageFinder(index, reader).message(STREAM, first.entry)).groups
+    assert [each.state for each in states] == ["Held"]
+    assert (await ConversationReader(index, reader).conversation("team", (STREAM,), "x", None)).streams
+    assert [each.pending for each in (await ConsumersReader(index, reader).consumers(GROUP)).consumers] == [2]
     for source in ReplaySource:
         spec = StreamReplaySpec.model_validate(
             {"group_ref": {"name": "coder"}, "from": ReplayFrom(source=source)}

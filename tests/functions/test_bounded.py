@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import pytest
 import redis
 
-from agentstream.protocol import commands, replaying
+from agentstream.protocol import commands, replaying, whereabouts
 from agentstream.protocol.commands import DONE, MORE, PAGE, Command, GroupCalls
 from agentstream.protocol.entry import Entry, Source
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.replaying import FIRST, LAST, MOVED, ReplayOf, Selected, parse_moved, parse_page
 from agentstream.protocol.routes import Consumes
+from agentstream.protocol.whereabouts import parse_whereabouts
 from agentstream.transport.client import Client
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.observed import Gone
@@ -291,6 +292,16 @@ async def end_replay(world: World) -> None:
     await world.call(*replaying.end(ReplayOf(KEY, "g", "r.1")))
 
 
+async def look_for(world: World) -> None:
+    rank: int | None = 0
+    before: str | None = LAST
+    while rank is not None or before is not None:
+        command = whereabouts.whereabouts(KEY, "g", "5-5", rank, before)
+        found = parse_whereabouts(await world.call(*command))
+        assert (found.retry, found.holder, found.last) == (None, None, f"1000-{world.n}")
+        rank, before = found.rank, found.before
+
+
 async def revision(world: World) -> None:
     await world.call(*commands.REVISION)
 
@@ -329,6 +340,7 @@ CASES: dict[str, Case] = {
     "as1_drop": drop,
     "as1_replay_state": replay_state,
     "as1_end_replay": end_replay,
+    "as1_whereabouts": look_for,
     "as1_revision": revision,
 }
 

@@ -11,16 +11,21 @@ from starlette.requests import HTTPConnection
 
 from agentstream_operator.queue_api.browser import MessagesWanted
 from agentstream_operator.queue_api.documents import (
+    ConsumersAnswer,
+    ConversationAnswer,
     GroupNumbers,
     LagAnswer,
     LetterGroupsAnswer,
     LettersAnswer,
+    MessageAnswer,
     MessagesAnswer,
     PreviewAnswer,
     ServerNumbers,
     StreamNumbers,
 )
 from agentstream_operator.queue_api.ports import Caller, ReplayRefused, Unauthenticated, Verb
+from agentstream_operator.queue_api.sources import Sources
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -95,6 +100,29 @@ class NothingThere:
         del cursor
         where = {"namespace": group.metadata.namespace, "group": group.metadata.name}
         return LetterGroupsAnswer(**where, scanned=0, more=False, groups=())
+
+    async def message(self, stream: AgentStream, entry_id: str) -> MessageAnswer:
+        where = {"namespace": stream.metadata.namespace, "stream": stream.metadata.name}
+        return MessageAnswer(**where, entry=entry_id, size=0, groups=())
+
+    async def conversation(
+        self, namespace: str, streams: Sequence[AgentStream], correlation: str, cursor: str | None
+    ) -> ConversationAnswer:
+        del streams, cursor
+        where = {"namespace": namespace, "correlation_id": correlation}
+        return ConversationAnswer(**where, messages=(), streams=(), more=False)
+
+    async def consumers(self, group: ConsumerGroup) -> ConsumersAnswer:
+        where = {"namespace": group.metadata.namespace, "group": group.metadata.name}
+        return ConsumersAnswer(**where, more=False, consumers=())
+
+
+def nothing_there(index: ResourceIndex, **others: Any) -> Sources:
+    """Sources that know what is declared, and nothing else but what `others` read."""
+    there = NothingThere()
+    found: dict[str, Any] = {"lags": NoLags(), "previews": NoPreviews(), "browser": there, "finder": there}
+    found |= {"conversations": there, "consumers": there}
+    return Sources(index, **(found | others))
 
 
 @dataclass

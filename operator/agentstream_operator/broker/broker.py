@@ -25,6 +25,7 @@ from agentstream_operator.plan.actions import Action, DeleteUser, SetUser
 from agentstream_operator.plan.observed import (
     ConsumerSeen,
     Gone,
+    HeldSeen,
     JanitorReport,
     ServerInfo,
     ServerSeen,
@@ -182,6 +183,10 @@ class Broker:
         """Lists the consumers of a group; none if the group is missing."""
         return await observe.consumers(self._client, key, group)
 
+    async def held(self, key: str, group: str, consumer: str, most: int) -> tuple[HeldSeen, ...]:
+        """Lists the first pending entries of a consumer; none if it or the group is missing."""
+        return await observe.held(self._client, key, group, consumer, most)
+
     async def arrivals(self, after: Mapping[str, str], seconds: float) -> Mapping[str, str]:
         """Waits until one of many streams has an entry after the id given for its key; it need not exist.
 
@@ -220,7 +225,7 @@ class Broker:
         return tuple(name.decode(errors="replace") for name in (*removed, *names))
 
     async def call(self, *command: commands.Argument) -> Any:
-        """Sends a command of `protocol.replaying`. Returns the reply, which is read there."""
+        """Sends a command of `protocol.replaying` or `whereabouts`. Returns the reply, for those to read."""
         return await self._client.call(*command)
 
     async def nudge(self, namespace: str, agent: str, word: Nudge) -> None:

@@ -15,7 +15,7 @@ from agentstream.protocol import commands
 from agentstream.protocol.keys import StreamKeys, parse_consumer
 from agentstream.transport.error_replies import error_from_reply, group_is_gone
 from agentstream_operator.broker.server import BrokerClient
-from agentstream_operator.plan.observed import ConsumerSeen, StreamSeen
+from agentstream_operator.plan.observed import ConsumerSeen, HeldSeen, StreamSeen
 
 TOGETHER = 50
 """The most streams that one call reads: 1.5 ms, during which the server does nothing else."""
@@ -88,6 +88,20 @@ async def consumers(client: BrokerClient, key: str, group: str) -> tuple[Consume
     found = await _of_group(client, "XINFO", "CONSUMERS", key, group)
     fields = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in found)
     return tuple(ConsumerSeen(f[b"name"].decode(errors="replace"), f[b"pending"], f[b"idle"]) for f in fields)
+
+
+async def held(client: BrokerClient, key: str, group: str, consumer: str, most: int) -> tuple[HeldSeen, ...]:
+    """Lists the first pending entries of a consumer; none if it, the group or the stream is missing.
+
+    Raises:
+        AgentStreamError: as `Client.call`.
+    """
+    # https://redis.io/docs/latest/commands/xpending/: [[id, consumer, idle, deliveries], ...]
+    found = await _of_group(client, "XPENDING", key, group, "-", "+", str(most), consumer)
+    return tuple(
+        HeldSeen(entry.decode(), max(idle, 0), max(deliveries, 0))
+        for entry, _, idle, deliveries in found or ()
+    )
 
 
 async def holdings(client: BrokerClient, key: str, group: str) -> Counter[str]:

@@ -17,12 +17,10 @@ from agentstream_operator.local.bindings import write_private
 from agentstream_operator.local.replays import LocalReplays
 from agentstream_operator.local.screen.output import LocalError, cannot
 from agentstream_operator.queue_api.app import application
-from agentstream_operator.queue_api.browser import Browser
 from agentstream_operator.queue_api.events import LiveViews
 from agentstream_operator.queue_api.lag import LagReader
 from agentstream_operator.queue_api.loopback import LoopbackAuthenticator, OwnerMayAll
-from agentstream_operator.queue_api.previews import PreviewReader
-from agentstream_operator.queue_api.sources import Sources
+from agentstream_operator.queue_api.reading import sources_of_server
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.serve.http import HttpServer
 
@@ -43,12 +41,7 @@ async def serving_api(
         url, token = f"http://127.0.0.1:{at}", secrets.token_urlsafe(32)
         lags, live = LagReader(engine.resources, broker, engine.status_of), LiveViews()
         app = application(
-            Sources(
-                engine.resources,
-                lags,
-                PreviewReader(engine.resources, broker),
-                Browser(engine.resources, broker),
-            ),
+            sources_of_server(lags),
             replays,
             LoopbackAuthenticator(token, _user(), at),
             OwnerMayAll(),

@@ -74,6 +74,14 @@ class ConsumerSeen(msgspec.Struct, frozen=True):
         return parse_consumer(self.name)[0]
 
 
+class HeldSeen(NamedTuple):
+    """An entry that a consumer holds."""
+
+    entry: str  # id on the stream, or on the retry stream
+    idle: int  # ms since its lease was renewed
+    deliveries: int  # how often the server gave it to a consumer
+
+
 class Gone(NamedTuple):
     """Processes that have ended: all of a pod, or those that started before a time (ms since 1970)."""
 

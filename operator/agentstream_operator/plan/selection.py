@@ -153,6 +153,12 @@ def selection_of(
     )
 
 
+def belongs(entry: Entry, correlation: str) -> bool:
+    """Whether a message is one of a conversation: it refers to this id, or has it as its own."""
+    envelope = _envelope(entry.body)
+    return envelope is not None and correlation in (envelope.correlation_id, envelope.id)
+
+
 def is_dead(spec: StreamReplaySpec) -> bool:
     """Whether a replay reads dead letters."""
     return spec.from_.source is ReplaySource.DEAD_LETTERS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple
@@ -75,17 +75,34 @@ class Rights:
         """
         if await self._have(need, "", ""):
             return frozenset(namespaces)
-        turn = asyncio.Semaphore(_AT_A_TIME)
-
-        async def have(namespace: str) -> bool:
-            async with turn:
-                return await self._have(need, namespace, "")
-
-        found = await asyncio.gather(*map(have, namespaces))
-        seen = frozenset(name for name, allowed in zip(namespaces, found, strict=True) if allowed)
+        seen = await self._those(namespaces, lambda namespace: self._have(need, namespace, ""))
         if not seen:
             raise self._refusal(need, "in any namespace")
         return seen
+
+    async def among_names(self, need: Need, namespace: str, names: Collection[str]) -> frozenset[str]:
+        """Returns those resources of a namespace, by name, for which the caller has a right.
+
+        Raises:
+            Refusal: 403: it is none of them.
+            Unavailable: that cannot be found out.
+        """
+        if await self._have(need, namespace, ""):
+            return frozenset(names)
+        seen = await self._those(names, lambda name: self._have(need, namespace, name))
+        if not seen:
+            raise self._refusal(need, f"in the namespace {namespace}")
+        return seen
+
+    async def _those(self, names: Collection[str], have: Callable[[str], Awaitable[bool]]) -> frozenset[str]:
+        turn = asyncio.Semaphore(_AT_A_TIME)
+
+        async def allowed(name: str) -> bool:
+            async with turn:
+                return await have(name)
+
+        found = await asyncio.gather(*map(allowed, names))
+        return frozenset(name for name, is_allowed in zip(names, found, strict=True) if is_allowed)
 
     async def _have(self, need: Need, namespace: str, name: str) -> bool:
         return await self.check.allow(self.caller, need.verb, need.resource, namespace, name)
@@ -109,6 +126,15 @@ def of_stream(need: Need) -> Any:
 
     async def check(rights: RightsOf, namespace: Namespace, stream: StreamName) -> None:
         await rights.require(need, namespace, stream)
+
+    return Depends(check)
+
+
+def of_namespace(need: Need) -> Any:
+    """Declares that a route needs a right to all resources of a kind in the namespace of its path."""
+
+    async def check(rights: RightsOf, namespace: Namespace) -> None:
+        await rights.require(need, namespace)
 
     return Depends(check)
 

@@ -14,6 +14,8 @@ from agentstream_operator.queue_api.gate import Gate
 from agentstream_operator.queue_api.limits import Turns
 from agentstream_operator.queue_api.ports import AccessCheck, Authenticator, Replays
 from agentstream_operator.queue_api.problems import add_handlers
+from agentstream_operator.queue_api.routes import consumers as consumer_routes
+from agentstream_operator.queue_api.routes import conversations as conversation_routes
 from agentstream_operator.queue_api.routes import events as event_routes
 from agentstream_operator.queue_api.routes import lag as lag_routes
 from agentstream_operator.queue_api.routes import letters as letter_routes
@@ -42,8 +44,16 @@ def application(
     app.state.live = live
     app.state.searches, app.state.views = Turns(4, 16, "searches"), Turns(10, 50, "live views")
     add_handlers(app)
-    reading = (lag_routes.routes, letter_routes.routes, message_routes.routes, event_routes.routes)
-    for routes in (*reading, replay_routes.start, replay_routes.routes):
+    for module in (
+        lag_routes,
+        consumer_routes,
+        letter_routes,
+        message_routes,
+        conversation_routes,
+        event_routes,
+    ):
+        app.include_router(module.routes)
+    for routes in (replay_routes.start, replay_routes.routes):
         app.include_router(routes)
     described = JSONResponse(description.describe(app))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from agentstream.protocol.entry import Entry
 from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.replay import readable
 from agentstream_operator.broker.scan import InvalidEntryId, Scan, Scanned, Span
-from agentstream_operator.plan.letters import Letter, LetterGroup, LetterGroups, read_letter
+from agentstream_operator.plan.letters import Letter, LetterGroup, LetterGroups, message_id, read_letter
 from agentstream_operator.plan.selection import Selection
 from agentstream_operator.queue_api.documents import (
     LetterGroupItem,
@@ -20,8 +21,9 @@ from agentstream_operator.queue_api.documents import (
     MessagesAnswer,
 )
 from agentstream_operator.queue_api.items import message_item, time_of
-from agentstream_operator.queue_api.problems import invalid, no_stream
-from agentstream_operator.reconcile.state.index import ResourceIndex, stream_of
+from agentstream_operator.queue_api.places import key_of, stream_of_group
+from agentstream_operator.queue_api.problems import invalid
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 
@@ -36,6 +38,16 @@ class MessagesWanted(NamedTuple):
     limit: int
     selection: Selection = Selection()
     now: float = 0.0
+    id_: str | None = None
+    text: str | None = None
+
+    def wants(self, entry: Entry) -> bool:
+        """Whether an entry matches; `id_` is how the UUID begins, and `text` what its JSON has somewhere."""
+        if self.text is not None and self.text.lower().encode() not in (entry.body or b"").lower():
+            return False
+        if self.id_ is not None and not (message_id(entry.body) or "").startswith(self.id_):
+            return False
+        return self.selection.verdict(entry, self.now) is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,14 +64,12 @@ class Browser:
             Refusal: 409: another resource has claimed the stream's key; 422: an id or the cursor is none.
             AgentStreamError: the server does not answer.
         """
-        if self.index.winner(stream) is not stream:
-            raise no_stream(f"AgentStream {stream.metadata.namespace}/{stream.metadata.name}")
+        key = key_of(self.index, stream)
         found: list[MessageItem] = []
-        scan = self._scan(stream.stream_key, wish.span)
-        left = LARGEST_PAGE
+        scan, left = self._scan(key, wish.span), LARGEST_PAGE
         async for page_entry in scan.entries():
-            entry = readable(stream.stream_key, page_entry, dead=False)
-            if isinstance(entry, Letter) or wish.selection.verdict(entry, wish.now) is None:
+            entry = readable(key, page_entry, dead=False)
+            if isinstance(entry, Letter) or not wish.wants(entry):
                 continue
             found.append(message_item(entry))
             left -= len(entry.body or b"")
@@ -115,11 +125,7 @@ class Browser:
         )
 
     def _letters_of(self, group: ConsumerGroup) -> str:
-        stream = self.index.streams.get(stream_of(group))
-        claimed = stream is not None and self.index.winner(stream) is stream
-        if stream is None or not claimed or self.index.group_winner(group) is not group:
-            raise no_stream(f"ConsumerGroup {group.metadata.namespace}/{group.metadata.name}")
-        return StreamKeys(stream.stream_key).dead_letters(group.group_name)
+        return StreamKeys(stream_of_group(self.index, group).stream_key).dead_letters(group.group_name)
 
     def _scan(self, key: str, span: Span) -> Scan:
         try:

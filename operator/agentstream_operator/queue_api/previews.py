@@ -10,8 +10,8 @@ from agentstream_operator.broker.replay import look_ahead
 from agentstream_operator.plan.letters import Letter
 from agentstream_operator.queue_api.documents import PreviewAnswer
 from agentstream_operator.queue_api.items import message_item, time_of
-from agentstream_operator.queue_api.problems import no_stream
-from agentstream_operator.reconcile.state.index import ResourceIndex, stream_of
+from agentstream_operator.queue_api.places import stream_of_group
+from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.streamreplay import StreamReplaySpec
 
@@ -33,10 +33,7 @@ class PreviewReader:
             Refusal: 409: the group has no stream, or another resource has claimed its place.
             AgentStreamError: the server does not answer.
         """
-        stream = self.index.streams.get(stream_of(group))
-        claimed = stream is not None and self.index.winner(stream) is stream
-        if stream is None or not claimed or self.index.group_winner(group) is not group:
-            raise no_stream(f"ConsumerGroup {group.metadata.namespace}/{group.metadata.name}")
+        stream = stream_of_group(self.index, group)
         ahead = await look_ahead(self.broker, spec, group, stream, seconds=LOOKS_FOR)
         seen = ahead.preview
         sample = (found.entry if isinstance(found, Letter) else found for found in seen.sample)

@@ -11,9 +11,12 @@ from starlette.requests import Request
 
 from agentstream_operator.queue_api.browser import MessagesWanted
 from agentstream_operator.queue_api.documents import (
+    ConsumersAnswer,
+    ConversationAnswer,
     LagAnswer,
     LetterGroupsAnswer,
     LettersAnswer,
+    MessageAnswer,
     MessagesAnswer,
     PreviewAnswer,
 )
@@ -52,6 +55,29 @@ class Browses(Protocol):
         """Returns dead letters by what they died of."""
 
 
+class Finds(Protocol):
+    """Finds single messages."""
+
+    async def message(self, stream: AgentStream, entry_id: str) -> MessageAnswer:
+        """Returns a message, and what became of it in each group."""
+
+
+class Converses(Protocol):
+    """Finds the messages of conversations."""
+
+    async def conversation(
+        self, namespace: str, streams: Sequence[AgentStream], correlation: str, cursor: str | None
+    ) -> ConversationAnswer:
+        """Returns messages of a conversation, and what was looked at."""
+
+
+class Consuming(Protocol):
+    """Reads the consumers of groups."""
+
+    async def consumers(self, group: ConsumerGroup) -> ConsumersAnswer:
+        """Returns the consumers of a group, and what they hold."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sources:
     """What is declared, and what reads the server."""
@@ -60,11 +86,18 @@ class Sources:
     lags: Lags
     previews: Previews
     browser: Browses
+    finder: Finds
+    conversations: Converses
+    consumers: Consuming
 
     @property
     def namespaces(self) -> Collection[str]:
         """The namespaces with streams or groups."""
         return {key.namespace for key in (*self.index.streams, *self.index.groups)}
+
+    def streams(self, namespace: str) -> list[AgentStream]:
+        """Returns the streams of a namespace."""
+        return [stream for key, stream in self.index.streams.items() if key.namespace == namespace]
 
     def stream(self, namespace: str, name: str) -> AgentStream:
         """Returns a stream.

@@ -12,11 +12,9 @@ from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api
 from agentstream_operator.cluster.connect import connect
 from agentstream_operator.queue_api.app import application
-from agentstream_operator.queue_api.browser import Browser
 from agentstream_operator.queue_api.events import LiveViews
 from agentstream_operator.queue_api.lag import LagReader
-from agentstream_operator.queue_api.previews import PreviewReader
-from agentstream_operator.queue_api.sources import Sources
+from agentstream_operator.queue_api.reading import sources_of_server
 from agentstream_operator.queue_server.access import ReviewedAccess
 from agentstream_operator.queue_server.authenticator import ClusterAuthenticator
 from agentstream_operator.queue_server.replays import ClusterReplays
@@ -84,7 +82,7 @@ async def run(options: QueueOptions) -> None:
     metrics = QueueMetrics(tokens, authorizer, api, broker)
     proxies = trusted if options.proxy_ca is not None else None
     app = application(
-        Sources(index, lags, PreviewReader(index, broker), Browser(index, broker)),
+        sources_of_server(lags),
         ClusterReplays(api, options.namespaces),
         ClusterAuthenticator(tokens, frozenset(options.hosts), lambda: proxies),
         ReviewedAccess(authorizer),

@@ -11,7 +11,9 @@ from agentstream.errors import ProtocolError, ServerRefused
 from agentstream.protocol.commands import REVISION
 
 # A file sees the local names of those before it, of which there may be 200. These keep theirs to themselves.
-_SCOPED = frozenset(("page", "add", "once", "originals", "receipts", "observe", "replay", "janitor", "heal"))
+_SCOPED = frozenset(
+    ("page", "add", "once", "originals", "receipts", "whereabouts", "observe", "replay", "janitor", "heal")
+)
 FILES = (
     "common",
     "entries",
@@ -24,6 +26,7 @@ FILES = (
     "claim",
     "sweep",
     "receipts",
+    "whereabouts",
     "lag",
     "account",
     "observe",

@@ -9,12 +9,11 @@ import pytest
 from agentstream_operator.queue_api.app import application
 from agentstream_operator.queue_api.documents import PreviewAnswer
 from agentstream_operator.queue_api.events import LiveViews
-from agentstream_operator.queue_api.sources import Sources
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.streamreplay import ReplaySource, StreamReplaySpec
 from support.asking import Reply, ask
-from support.queue_api import JANE, Granted, MemoryReplays, NoLags, NothingThere, TokensAreNames
+from support.queue_api import JANE, Granted, MemoryReplays, TokensAreNames, nothing_there
 from support.resources import a_group, a_stream
 
 DEAD = {"namespace": "team", "groupRef": {"name": "coder"}, "from": {"source": "DeadLetters"}}
@@ -49,7 +48,7 @@ class Site:
         index.put(a_group())
         self.replays = MemoryReplays()
         self.access = Granted()
-        sources = Sources(index, NoLags(), Previews(), NothingThere())
+        sources = nothing_there(index, previews=Previews())
         self.app = application(sources, self.replays, TokensAreNames(), self.access, LiveViews())
 
     async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Reply:

@@ -19,7 +19,6 @@ from agentstream_operator.queue_api.documents.messages import (
     MessagesAnswer,
     SearchedStream,
     Signature,
-    State,
     StateInGroup,
 )
 from agentstream_operator.queue_api.documents.numbers import (
@@ -67,7 +66,6 @@ __all__ = [
     "SearchedStream",
     "ServerNumbers",
     "Signature",
-    "State",
     "StateInGroup",
     "StreamNumbers",
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from agentstream_operator.plan.fate import MessageState
 from agentstream_operator.queue_api.documents.common import Answer, Count, Looked, Seconds
 
 Signature = Literal["Unsigned", "Unchecked", "Valid", "UnknownKey", "Invalid"]
@@ -74,21 +75,17 @@ class MessagesAnswer(Looked):
     """The messages that match."""
 
 
-State = Literal[
-    "Waiting", "Held", "Retrying", "Delayed", "Dead", "Acknowledged", "NotAddressed", "Missing", "Unknown"
-]
-
-
 class StateInGroup(Answer):
     """What became of a message in one group."""
 
     group: str
     """Name of the ConsumerGroup."""
 
-    state: State
+    state: MessageState
     """Waiting: no consumer has it yet; Held: a consumer has it; Retrying: due for another attempt;
-    Delayed: waits for its next attempt; Dead: a dead letter; Acknowledged; NotAddressed: for another
-    agent; Missing: lost, or settled longer ago than is remembered; Unknown: the server did not say."""
+    Delayed: waits for its next attempt; Dead: a dead letter; Acknowledged: the group is done with it, or
+    began after it, or its dead letter was removed; NotAddressed: for another agent; Missing: gone from the
+    stream before the group got it; Unknown: the group is not there, or the search was not finished."""
 
     consumer: str | None = None
     """The consumer that holds it."""
@@ -149,7 +146,7 @@ class SearchedStream(Looked):
 
 
 class ConversationAnswer(Answer):
-    """The messages with one correlation id, over all streams of a namespace, the oldest first."""
+    """The messages of a conversation, over all streams of a namespace that one may read, the oldest first."""
 
     namespace: str
     """The namespace."""

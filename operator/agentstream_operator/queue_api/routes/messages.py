@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
 from agentstream.protocol.replaying import FIRST, LAST
 from agentstream_operator.broker.scan import Span
 from agentstream_operator.plan.selection import Selection
 from agentstream_operator.queue_api.access import (
+    LETTERS,
     MESSAGES,
     NAME,
     Namespace,
     StreamName,
     declared,
+    of_namespace,
     of_stream,
 )
 from agentstream_operator.queue_api.browser import MessagesWanted
-from agentstream_operator.queue_api.documents import MessagesAnswer
+from agentstream_operator.queue_api.documents import MessageAnswer, MessagesAnswer
 from agentstream_operator.queue_api.limits import SEARCH
 from agentstream_operator.queue_api.sources import SourcesOf
 from agentstream_operator.resources.streamreplay import ReplaySelect
@@ -54,6 +56,19 @@ async def get_messages(
     correlation: Annotated[
         str | None, Query(min_length=1, max_length=512, description="Of this correlation id.")
     ] = None,
+    id_: Annotated[
+        str | None,
+        Query(alias="id", pattern="^[0-9a-f-]{4,36}$", description="Whose UUID begins so."),
+    ] = None,
+    text: Annotated[
+        str | None,
+        Query(
+            alias="q",
+            min_length=1,
+            max_length=200,
+            description="Whose JSON, as it is on the stream, has this in it; the case of letters is ignored.",
+        ),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="How many at most.")] = 50,
     cursor: Annotated[str | None, Query(max_length=64, description="Goes on from an earlier answer.")] = None,
 ) -> MessagesAnswer:
@@ -67,5 +82,27 @@ async def get_messages(
         correlation=correlation,
     )
     span = Span(since or FIRST, until or LAST, order, cursor)
-    wish = MessagesWanted(span, limit, Selection(select, delivers_expired=True), time.time())
+    wish = MessagesWanted(span, limit, Selection(select, delivers_expired=True), time.time(), id_, text)
     return await sources.browser.messages(sources.stream(namespace, stream), wish)
+
+
+@routes.get(
+    "/{namespace}/{stream}/{entry}",
+    summary="A message",
+    dependencies=[of_stream(MESSAGES), of_namespace(LETTERS), SEARCH],
+    openapi_extra=declared(MESSAGES, LETTERS),
+)
+async def get_message(
+    *,
+    sources: SourcesOf,
+    namespace: Namespace,
+    stream: StreamName,
+    entry: Annotated[
+        str, Path(max_length=41, description="Entry id on the stream, such as 1796040762366-0.")
+    ],
+) -> MessageAnswer:
+    """Returns a message, and what became of it in each group.
+
+    Says who holds it and since when, when it is tried again, and why it is a dead letter.
+    """
+    return await sources.finder.message(sources.stream(namespace, stream), entry)

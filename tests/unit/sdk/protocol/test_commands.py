@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from agentstream.protocol import commands, library, replaying
+from agentstream.protocol import commands, library, replaying, whereabouts
 from agentstream.protocol.commands import Command, GroupCalls
 from agentstream.protocol.entry import Source, parse_entry
 from agentstream.protocol.envelope import MessageType
@@ -68,6 +68,7 @@ CALLS: list[Command] = [
     replaying.drop(REPLAY, ("1-0", "2-0"), ("1-0",)),
     replaying.progress(REPLAY),
     replaying.end(REPLAY),
+    whereabouts.whereabouts(KEY, "coder", "1-0"),
 ]
 # what arguments of these names must be
 MEANING = {
