@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from agentstream_operator.commands import dlq, doctor, lag, replay, services
+from agentstream_operator.commands import dlq, doctor, lag, messages, replay, services
 from agentstream_operator.commands.extra import Commands
 from agentstream_operator.commands.services import BAD_INPUT, fail
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"max_content_width": 110},
 )
-for _commands in (lag, dlq, replay, doctor, services):
+for _commands in (lag, dlq, replay, messages, doctor, services):
     app.add_typer(_commands.app)
 
 

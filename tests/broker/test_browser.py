@@ -126,9 +126,7 @@ async def test_messages_are_found_by_what_they_say(browser: Browser, admin: redi
     assert not (await browser.messages(STREAM, MessagesWanted(Span("1-0", "2-0"), 50))).more
 
 
-async def test_messages_are_found_by_a_part_of_their_text_or_id(
-    browser: Browser, admin: redis.Redis
-) -> None:
+async def test_messages_are_found_by_a_part_of_their_text_or_id(browser: Browser, admin: redis.Redis) -> None:
     ids = [admin.xadd(KEY, {"m": envelope(n, payload={"text": f"Order {n} für Ünal"})}) for n in range(40)]
     admin.xadd(KEY, {"other": "order 17"})
 

@@ -64,7 +64,7 @@ def envelope(number: int = 0, **fields: Any) -> str:
 
 
 class Queue:
-    """A stream of two groups: `coder`, whose consumer is told what to do, and `writer`, which does nothing."""
+    """A stream of two groups: `coder`, whose consumer is told what to do, and `writer`, which is idle."""
 
     def __init__(self, raw: redis.Redis, index: ResourceIndex, broker: Broker) -> None:
         self.raw = raw

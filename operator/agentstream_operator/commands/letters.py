@@ -122,9 +122,12 @@ def _say_the_rest(printer: Printer, scanned: int, total: int | None, *, more: bo
         printer.line(f"Looked at the newest {count(scanned)} of {count(total)}: --limit N looks at more.")
 
 
-def _pages(session: Session, asked: Asked, most: int) -> Iterator[LettersAnswer]:
-    """Yields pages of letters, the newest first, until so many were looked at."""
-    path = url("queue", "deadletters", asked.namespace, asked.group)
+def letters_of(session: Session, group: tuple[str, str], most: int) -> Iterator[LettersAnswer]:
+    """Yields pages of letters, the newest first, until so many were looked at.
+
+    `group` is a namespace and a name.
+    """
+    path = url("queue", "deadletters", *group)
     cursor: str | None = None
     scanned = 0
     while True:
@@ -151,7 +154,7 @@ def _list(session: Session, asked: Asked, most: int) -> None:
     printer = session.printer
     found: list[LetterItem] = []
     scanned, total, more = 0, None, False
-    for page in _pages(session, asked, LOOKED_AT):
+    for page in letters_of(session, asked.place, LOOKED_AT):
         found += [letter for letter in page.letters if _selects(asked, letter)]
         scanned, total, more = scanned + page.scanned, page.total, page.more
         if len(found) >= most:
@@ -171,7 +174,7 @@ def _list(session: Session, asked: Asked, most: int) -> None:
 def _show(session: Session, asked: Asked, wanted: str, most: int) -> None:
     found = [
         letter
-        for page in _pages(session, asked, most)
+        for page in letters_of(session, asked.place, most)
         for letter in page.letters
         if wanted in {letter.letter, letter.origin} or (letter.message.id or "").startswith(wanted.lower())
     ]
@@ -244,7 +247,7 @@ def _export(session: Session, asked: Asked, place: str, most: int) -> None:
 def _write(session: Session, asked: Asked, file: TextIO, most: int) -> tuple[int, int, bool]:
     """Writes letters as lines. Returns how many, how many have no payload, and whether there are more."""
     written, left_out, more = 0, 0, False
-    for page in _pages(session, asked, most):
+    for page in letters_of(session, asked.place, most):
         more = page.more
         for letter in page.letters:
             if _selects(asked, letter):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+import typer
 
 from agentstream.printable import printable
 from agentstream_operator.commands.output import Printer
@@ -37,6 +40,22 @@ def open_progress(printer: Printer, describe: Describe) -> Iterator[ProgressView
             yield _Bar(bar.add_task("", total=None), bar.update, describe)
     else:
         yield _ProgressLines(printer, describe)
+
+
+@contextmanager
+def searching(what: str) -> Iterator[Callable[[int], None]]:
+    """Says on a terminal how many messages a search has looked at: what it yields is called with that."""
+    here = sys.stderr.isatty()
+
+    def tell(scanned: int) -> None:
+        if here and scanned:
+            typer.echo(f"\r{printable(what)}: {scanned:,} looked at\x1b[K", err=True, nl=False)
+
+    try:
+        yield tell
+    finally:
+        if here:
+            typer.echo("\r\x1b[K", err=True, nl=False)
 
 
 class _Silent:

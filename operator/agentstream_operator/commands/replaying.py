@@ -42,6 +42,11 @@ class Asked:
     reasons: Sequence[str] | None = None
 
     @property
+    def place(self) -> tuple[str, str]:
+        """Namespace and name of the group."""
+        return self.namespace, self.group
+
+    @property
     def select(self) -> dict[str, Any]:
         """The selection, without what was not given."""
         fields = {
