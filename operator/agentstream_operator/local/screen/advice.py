@@ -29,6 +29,8 @@ def where(data: Path, current: Path) -> str | None:
 def after_ready(view: View, place: str) -> str:
     """Returns the line that says what to do now."""
     commands = ["agentstream lag", "agentstream top"]
+    if view.streams:
+        commands.append(f"agentstream tail {shlex.quote(view.streams[0].resource.name)}")
     if view.groups:
         commands.append(dlq(view.groups[0].resource))
     return f"next, in another terminal {place}: {' · '.join(commands)} · agentstream --help"
