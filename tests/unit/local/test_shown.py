@@ -310,7 +310,8 @@ def test_after_it_is_ready_it_names_commands_that_help() -> None:
     told = after_ready(a_view(a_group(), streams=(a_stream(),)), "in this folder")
     assert told == (
         "next, in another terminal in this folder: "
-        "agentstream lag · agentstream top · agentstream tail tasks · agentstream dlq coder · agentstream --help"
+        "agentstream lag · agentstream top · agentstream tail tasks · agentstream dlq coder · "
+        "agentstream --help"
     )
     assert "agentstream lag · agentstream top · agentstream --help" in after_ready(a_view(), "in this folder")
 
