@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from agentstream_operator.commands import dlq, doctor, lag, messages, replay, services
+from agentstream_operator.commands import dlq, doctor, lag, messages, plan, replay, services
 from agentstream_operator.commands.extra import Commands
+from agentstream_operator.commands.plan import Paths
 from agentstream_operator.commands.services import BAD_INPUT, fail
 
 app = typer.Typer(
@@ -21,18 +22,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"max_content_width": 110},
 )
-for _commands in (lag, dlq, replay, messages, doctor, services):
+for _commands in (lag, dlq, replay, messages, plan, doctor, services):
     app.add_typer(_commands.app)
-
-
-Paths = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="PATH...",
-        help="Manifest files (.yaml, .yml, .json), or directories with such files.",
-        show_default=False,
-    ),
-]
 
 
 @app.command()

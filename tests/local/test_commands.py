@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from support.dev import Dev, a_stream
+from support.dev import Dev, a_group, a_stream
 
 
 class Ended(NamedTuple):
@@ -75,4 +75,27 @@ async def test_the_doctor_says_what_is_wrong_with_a_resource(dev: Dev) -> None:
     assert ended.code == 1
     [line] = [line for line in ended.out.splitlines() if line.startswith("wrong")]
     assert "AgentStream default/again  KeyClaimed: An older AgentStream" in line
+    assert await dev.end() == 0
+
+
+async def test_a_plan_says_what_a_changed_manifest_then_does(dev: Dev) -> None:
+    declare(dev, a_stream("tasks") + a_group("coder", "tasks", "sleep", "60"))
+    await dev.start("m.yaml")
+    await dev.ready()
+    assert await run(dev, "plan", "m.yaml") == Ended(0, "2 as declared\n", "")
+    new = a_stream("tasks", "retention: {minAge: 1h}") + a_group("other", "tasks", "sleep", "60")
+    (dev.directory / "new.yaml").write_text(new)
+    code, out, _ = await run(dev, "plan", "new.yaml", "-o", "json")
+    acts = [(found["act"], found["name"]) for found in json.loads(out)["changes"]]
+    assert (code, acts) == (1, [("change", "tasks"), ("create", "other"), ("remove", "coder")])
+    declare(dev, new)
+    await dev.line("ConsumerGroup default/other: ready")
+    await dev.line("ConsumerGroup default/coder: no longer declared")
+    assert (await run(dev, "plan", "new.yaml")).code == 0
+    declare(dev, new.replace("tasks", "others"))
+    # it does not do what the plan says is refused
+    code, out, _ = await run(dev, "plan", "m.yaml")
+    assert code == 2
+    line = await dev.line("spec.streamRef: ")
+    assert line.partition("spec.streamRef: ")[2] in out
     assert await dev.end() == 0

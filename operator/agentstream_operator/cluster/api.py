@@ -185,6 +185,15 @@ class Api:
         path = kind.path(namespace, name, part)
         return _object(await self._send("patch", kind, "PATCH", path, body, content=MERGE, query=_MANAGED))
 
+    async def try_create(self, kind: ApiKind, namespace: str, body: Json) -> Json:
+        """Returns what `create` would make; makes nothing. Unknown fields are refused."""
+        return _object(await self._send("create", kind, "POST", kind.path(namespace), body, query=_TRIED))
+
+    async def try_merge(self, kind: ApiKind, namespace: str, name: str, body: Json) -> Json:
+        """Returns what `merge` would come to; changes nothing. Unknown fields are refused."""
+        path = kind.path(namespace, name)
+        return _object(await self._send("patch", kind, "PATCH", path, body, content=MERGE, query=_TRIED))
+
     async def apply(self, kind: ApiKind, body: Json, *, force: bool, manager: str = FIELD_MANAGER) -> Json:
         """Applies an object with all fields to own by server-side apply.
 
@@ -291,6 +300,7 @@ def raise_refusal(error: ApiError, what: str) -> None:
 
 
 _MANAGED = {"fieldManager": FIELD_MANAGER}
+_TRIED = {"dryRun": "All", "fieldValidation": "Strict", "fieldManager": "agentstream-plan"}
 
 
 def _no_answer(error: Exception) -> ClusterUnavailable:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
@@ -13,11 +14,13 @@ from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.connect import NoCluster, context_names
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.cluster.survey import Survey, survey
+from agentstream_operator.cluster.trial import try_all
 from agentstream_operator.cluster.tunnel import NoQueueServer, Tunnel, open_tunnel
 from agentstream_operator.commands.failure import BAD_INPUT, UNREACHABLE, CommandFailed
 from agentstream_operator.commands.options import ApiOptions, ApiTarget
+from agentstream_operator.plan.changes import Trial
 
-__all__ = ["context_names", "forwarded", "surveyed"]
+__all__ = ["context_names", "forwarded", "surveyed", "tried"]
 
 
 @contextmanager
@@ -44,6 +47,16 @@ def surveyed(options: ApiOptions) -> Survey:
         return portal.call(
             look, options.kubeconfig, options.context, options.api_namespace, options.namespace
         )
+
+
+def tried(options: ApiOptions, manifests: Sequence[Mapping[str, Any]]) -> list[Trial]:
+    """Applies manifests for trial, in a cluster.
+
+    Raises:
+        CommandFailed: there is no cluster, it does not answer, or the user may not read what is there.
+    """
+    with start_blocking_portal() as portal, _told():
+        return portal.call(try_all, options.kubeconfig, options.context, options.namespace, manifests)
 
 
 def _target(portal: BlockingPortal, tunnel: Tunnel) -> ApiTarget:

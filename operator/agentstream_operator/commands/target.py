@@ -43,7 +43,7 @@ def find(options: ApiOptions) -> Iterator[ApiTarget]:
     if options.api is not None:
         yield _explicit(options.api, options.token_file)
         return
-    if (console := _console_of(options)) is not None:
+    if (console := local_console(options)) is not None:
         yield _local(console)
         return
     with cluster().forwarded(options) as target:
@@ -52,10 +52,11 @@ def find(options: ApiOptions) -> Iterator[ApiTarget]:
 
 def in_cluster(options: ApiOptions) -> bool:
     """Tells whether the options lead to a cluster, and not to an address or to `agentstream dev`."""
-    return options.api is None and _console_of(options) is None
+    return options.api is None and local_console(options) is None
 
 
-def _console_of(options: ApiOptions) -> Path | None:
+def local_console(options: ApiOptions) -> Path | None:
+    """Returns the file of the `agentstream dev` that is meant, if one is."""
     named = options.context or options.kubeconfig or options.api_namespace
     return None if named else console_file(Path.cwd())
 
