@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import redis
 
 from support.dev import Dev, a_group, a_stream
 
@@ -98,4 +99,31 @@ async def test_a_plan_says_what_a_changed_manifest_then_does(dev: Dev) -> None:
     assert code == 2
     line = await dev.line("spec.streamRef: ")
     assert line.partition("spec.streamRef: ")[2] in out
+    assert await dev.end() == 0
+
+
+async def test_a_stream_that_is_there_is_imported_and_taken_over(dev: Dev) -> None:
+    declare(dev, a_stream("tasks"))
+    await dev.start("m.yaml")
+    await dev.ready()
+    with redis.Redis(
+        port=dev.port(), username="agentstream-operator", password=dev.password(), decode_responses=True
+    ) as admin:
+        for number in range(3):
+            admin.xadd("{shop}:orders", {"n": number}, id=f"{1_700_000_000_000 + number}-0")
+        admin.xgroup_create("{shop}:orders", "worker", "1700000000000-0")
+        admin.xgroup_create("{shop}:orders", "Old One", "0")
+        code, out, err = await run(dev, "import", "{shop}:orders", "-n", "shop")
+        assert (code, err) == (0, "")
+        assert "# the group Old One cannot be declared" in out
+        declare(dev, a_stream("tasks") + out)
+        await dev.line("StreamAdopted: adopted the stream {shop}:orders with 3 messages")
+        await dev.line("ConsumerGroup shop/worker: ready")
+        assert admin.xlen("{shop}:orders") == 3
+        lag = json.loads((await run(dev, "lag", "shop/worker", "-o", "json")).out)
+        assert lag["groups"][0]["undelivered"] == 2
+        again = await run(dev, "import", "{shop}:orders", "-n", "shop")
+        assert "# it belongs to AgentStream shop/shop-orders of installation agentstream already" in again.out
+    missing = await run(dev, "import", "nothing")
+    assert missing == Ended(1, "", "error: nothing is no stream: there is no such key\n")
     assert await dev.end() == 0

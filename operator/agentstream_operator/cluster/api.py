@@ -20,7 +20,7 @@ from aiohttp import ClientError
 from kubernetes.aio.client.api_client import ApiClient
 
 from agentstream_operator.cluster.answers import Page, decode, decode_page
-from agentstream_operator.cluster.kinds import ACCOUNTS, SELF_REVIEWS, ApiKind
+from agentstream_operator.cluster.kinds import ACCOUNTS, NAMESPACES, SELF_REVIEWS, ApiKind
 from agentstream_operator.cluster.labels import FIELD_MANAGER
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
 
@@ -80,6 +80,7 @@ class Api:
     def __init__(self, client: ApiClient) -> None:
         self._client = client
         self._slots = asyncio.Semaphore(_AT_A_TIME)
+        self._date: str | None = None  # of the latest answer
         self.requests: Counter[tuple[str, str, int]] = Counter()
 
     async def get(self, kind: ApiKind, namespace: str | None, name: str) -> Json | None:
@@ -93,18 +94,8 @@ class Api:
 
     async def version(self) -> tuple[str, datetime | None]:
         """Returns the version of the API server, such as `v1.34.1`, and its time to the second."""
-        url = f"{self._client.configuration.host}/version"
-        try:
-            response = await self._client.call_api(
-                "GET", url, header_params=await self._headers(_JSON), _request_timeout=_TIMEOUT
-            )
-            data = await response.response.read()
-        except (ClientError, TimeoutError, OSError, ssl.SSLError) as error:
-            raise _no_answer(error) from error
-        if response.status >= 400:  # noqa: PLR2004
-            _refuse(response.status, data)
-        sent = response.response.headers.get("Date")
-        return str(_object(data)["gitVersion"]), parsedate_to_datetime(sent) if sent else None
+        found = _object(await self._send("get", NAMESPACES, "GET", "/version"))
+        return str(found["gitVersion"]), parsedate_to_datetime(self._date) if self._date else None
 
     async def may(self, verb: str, kind: ApiKind, namespace: str, part: str = "") -> bool:
         """Tells whether the caller may do something (SelfSubjectAccessReview); in all namespaces if empty."""
@@ -185,14 +176,11 @@ class Api:
         path = kind.path(namespace, name, part)
         return _object(await self._send("patch", kind, "PATCH", path, body, content=MERGE, query=_MANAGED))
 
-    async def try_create(self, kind: ApiKind, namespace: str, body: Json) -> Json:
-        """Returns what `create` would make; makes nothing. Unknown fields are refused."""
-        return _object(await self._send("create", kind, "POST", kind.path(namespace), body, query=_TRIED))
-
-    async def try_merge(self, kind: ApiKind, namespace: str, name: str, body: Json) -> Json:
-        """Returns what `merge` would come to; changes nothing. Unknown fields are refused."""
+    async def trial(self, kind: ApiKind, namespace: str, body: Json, name: str = "") -> Json:
+        """Returns what creating an object, or with a name changing one, would come to; changes nothing."""
+        method, content = ("PATCH", MERGE) if name else ("POST", _JSON)
         path = kind.path(namespace, name)
-        return _object(await self._send("patch", kind, "PATCH", path, body, content=MERGE, query=_TRIED))
+        return _object(await self._send("trial", kind, method, path, body, content=content, query=_TRIED))
 
     async def apply(self, kind: ApiKind, body: Json, *, force: bool, manager: str = FIELD_MANAGER) -> Json:
         """Applies an object with all fields to own by server-side apply.
@@ -282,7 +270,7 @@ class Api:
                 response = await self._client.call_api(
                     method, url, header_params=headers, body=body, _request_timeout=_TIMEOUT
                 )
-                code = response.status
+                code, self._date = response.status, response.response.headers.get("Date")
                 data: bytes = await response.response.read()
         except (ClientError, TimeoutError, OSError, ssl.SSLError) as error:
             raise _no_answer(error) from error

@@ -64,11 +64,9 @@ async def _try(
     live = await api.get(kind, key.namespace, key.name)
     try:
         if live is not None:
-            return Trial(
-                key, live, await api.try_merge(kind, key.namespace, key.name, patch_of(manifest, live))
-            )
+            return Trial(key, live, await api.trial(kind, key.namespace, patch_of(manifest, live), key.name))
         body = {**manifest, "metadata": {**manifest["metadata"], "namespace": key.namespace}}
-        after = await api.try_create(kind, key.namespace, body)
+        after = await api.trial(kind, key.namespace, body)
     except ApiError as error:
         return Trial(key, live, None, (f"the API server refuses it: {error}",))
     return Trial(key, None, after, orphan=await _is_orphan(api, key, after, declared))

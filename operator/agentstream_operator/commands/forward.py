@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -13,12 +12,13 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.connect import NoCluster, context_names
 from agentstream_operator.cluster.port import ClusterUnavailable
-from agentstream_operator.cluster.survey import Survey, survey
+from agentstream_operator.cluster.survey import survey
 from agentstream_operator.cluster.trial import try_all
 from agentstream_operator.cluster.tunnel import NoQueueServer, Tunnel, open_tunnel
 from agentstream_operator.commands.failure import BAD_INPUT, UNREACHABLE, CommandFailed
 from agentstream_operator.commands.options import ApiOptions, ApiTarget
 from agentstream_operator.plan.changes import Trial
+from agentstream_operator.plan.checkup import Finding
 
 __all__ = ["context_names", "forwarded", "surveyed", "tried"]
 
@@ -36,17 +36,15 @@ def forwarded(options: ApiOptions) -> Iterator[ApiTarget]:
             yield _target(portal, tunnel)
 
 
-def surveyed(options: ApiOptions) -> Survey:
-    """Looks at the installation in a cluster.
+def surveyed(options: ApiOptions, ours: str) -> list[Finding]:
+    """Looks at the installation in a cluster; `ours` is the version of this program.
 
     Raises:
         CommandFailed: there is no cluster, or it does not answer.
     """
+    namespace, home = "" if options.all_namespaces else options.namespace, options.api_namespace or ""
     with start_blocking_portal() as portal, _told():
-        look = partial(survey, everywhere=options.all_namespaces)
-        return portal.call(
-            look, options.kubeconfig, options.context, options.api_namespace, options.namespace
-        )
+        return portal.call(survey, options.kubeconfig, options.context, home, namespace, ours)
 
 
 def tried(options: ApiOptions, manifests: Sequence[Mapping[str, Any]]) -> list[Trial]:

@@ -29,48 +29,29 @@ _SHOWN = 60
 
 
 class PlannedField(Answer):
-    """A field that changes."""
+    """A field that changes; null: it is absent."""
 
     path: str
-    """Where it is."""
-
     before: Any
-    """Its value now; null if it is absent."""
-
     after: Any
-    """Its value then; null if it is absent."""
 
 
 class PlannedChange(Answer):
-    """What becomes of a resource."""
+    """What becomes of a resource: the fields that change, and what that means, or why it is refused."""
 
     kind: str
-    """Its kind."""
-
     namespace: str
-    """Its namespace."""
-
     name: str
-    """Its name."""
-
     act: Act
-    """What is done to it."""
-
     fields: tuple[PlannedField, ...]
-    """The fields that change."""
-
     means: tuple[str, ...]
-    """What that means, or why it is refused."""
 
 
 class PlanAnswer(Answer):
-    """What applying manifests would change."""
+    """The resources that change, and how many do not."""
 
     changes: tuple[PlannedChange, ...]
-    """The resources that change."""
-
     unchanged: int
-    """How many stay as they are."""
 
 
 def run(session: Session, paths: Sequence[Path]) -> None:
@@ -93,21 +74,17 @@ def run(session: Session, paths: Sequence[Path]) -> None:
             code=BAD_INPUT,
         )
     console = local_console(session.options)
-    trials = (
-        _in_cluster(session, manifests) if console is None else _in_dev(session, console.parent, manifests)
-    )
+    if console is None:
+        contents = [document.content for document in manifests.documents.values()]
+        trials: list[Trial] = cluster().tried(session.options, contents)
+    else:
+        trials = _in_dev(session, console.parent, manifests)
     changes = [change_of(trial, now) for trial, now in _with_numbers(session, trials)]
     _show(session.printer, changes)
     if any(change.act is Act.REFUSE for change in changes):
         raise typer.Exit(BAD_INPUT)
     if any(change.act is not Act.NOTHING for change in changes):
         raise typer.Exit(NOT_SO)
-
-
-def _in_cluster(session: Session, manifests: Manifests) -> list[Trial]:
-    contents = [document.content for document in manifests.documents.values()]
-    found: list[Trial] = cluster().tried(session.options, contents)
-    return found
 
 
 def _in_dev(session: Session, data: Path, manifests: Manifests) -> list[Trial]:
@@ -154,7 +131,9 @@ def _with_numbers(session: Session, trials: Sequence[Trial]) -> Iterator[tuple[T
     if any(trial.before != trial.after for trial in trials):
         # without them, less can be said
         with contextlib.suppress(CommandFailed):
-            numbers = _numbers(session)
+            for each in session.api.get("/queue/lag", LagAnswer).streams:
+                key = ResourceKey("AgentStream", each.namespace, each.name)
+                numbers[key] = StreamNow(each.length, each.history_seconds)
     for trial in trials:
         yield trial, numbers.get(_stream_of(trial), StreamNow())
 
@@ -164,14 +143,6 @@ def _stream_of(trial: Trial) -> ResourceKey:
         return trial.key
     spec = (trial.after or trial.before or {}).get("spec") or {}
     return ResourceKey("AgentStream", trial.key.namespace, (spec.get("streamRef") or {}).get("name") or "")
-
-
-def _numbers(session: Session) -> dict[ResourceKey, StreamNow]:
-    lag = session.api.get("/queue/lag", LagAnswer)
-    return {
-        ResourceKey("AgentStream", each.namespace, each.name): StreamNow(each.length, each.history_seconds)
-        for each in lag.streams
-    }
 
 
 def _show(printer: Printer, changes: Sequence[PlannedResource]) -> None:

@@ -106,7 +106,7 @@ def operator(
     from agentstream_operator.settings import OperatorOptions
 
     options = OperatorOptions(
-        redis=_endpoint(redis_url_file, redis_ca_file),
+        redis=endpoint_in(redis_url_file, redis_ca_file),
         namespaces=namespace or None,
         installation=installation,
         allowed_keys=allow_key or (),
@@ -140,7 +140,7 @@ def metrics_server(
     from agentstream_operator.settings import MetricsOptions
 
     options = MetricsOptions(
-        redis=_endpoint(redis_url_file, redis_ca_file),
+        redis=endpoint_in(redis_url_file, redis_ca_file),
         namespaces=namespace or None,
         installation=installation,
         allowed_keys=allow_key or (),
@@ -204,7 +204,7 @@ def queue_server(
     from agentstream_operator.settings import QueueOptions
 
     options = QueueOptions(
-        redis=_endpoint(redis_url_file, redis_ca_file),
+        redis=endpoint_in(redis_url_file, redis_ca_file),
         namespaces=namespace or None,
         installation=installation,
         allowed_keys=allow_key or (),
@@ -249,7 +249,8 @@ def fail(*lines: str, code: int = BAD_INPUT) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _endpoint(url_file: Path, ca_file: Path | None) -> Endpoint:
+def endpoint_in(url_file: Path, ca_file: Path | None) -> Endpoint:
+    """Reads the address of a server; ends the command if it cannot be read."""
     import ssl
 
     from agentstream.transport.endpoint import Endpoint

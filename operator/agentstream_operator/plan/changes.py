@@ -17,12 +17,11 @@ from agentstream_operator.resources.agentstream import (
 )
 from agentstream_operator.resources.consumergroup import ConsumerGroup, DeliverPolicy, GroupDeletion
 from agentstream_operator.resources.duration import Duration
-from agentstream_operator.resources.meta import ResourceKey
+from agentstream_operator.resources.meta import API_VERSION, ResourceKey
 from agentstream_operator.resources.parse import AnyResource, InvalidResource, parse_resource
 from agentstream_operator.resources.reasons import ConditionReason
 from agentstream_operator.resources.streamreplay import ReplayAction, StreamReplay
 
-_MANIFEST = {"spec", "metadata"}
 _METADATA = ("labels", "annotations")
 _MINUTE = 60
 
@@ -77,7 +76,7 @@ def change_of(trial: Trial, stream: StreamNow) -> PlannedResource:
     if trial.refused:
         return PlannedResource(trial.key, Act.REFUSE, means=trial.refused)
     if after is None:
-        return PlannedResource(trial.key, Act.REMOVE, means=tuple(_removed(_parsed(trial.key, before))))
+        return PlannedResource(trial.key, Act.REMOVE, means=(_removed(_parsed(trial.key, before)),))
     resource = _parsed(trial.key, after)
     if before is None:
         return PlannedResource(trial.key, Act.CREATE, means=(*_created(resource, stream), *_orphan(trial)))
@@ -112,31 +111,34 @@ def _fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Fie
 
 def _parsed(key: ResourceKey, manifest: Mapping[str, Any] | None) -> AnyResource | None:
     """The resource; None if this version cannot read it, as one of another version."""
-    if manifest is None:
-        return None
-    known = {name: part for name, part in manifest.items() if name in _MANIFEST}
-    metadata = {**(known.get("metadata") or {}), "name": key.name, "namespace": key.namespace}
-    whole = {**known, "metadata": metadata, "apiVersion": "agentstream.dev/v1alpha1", "kind": key.kind}
+    known = {"apiVersion": API_VERSION, "kind": key.kind, "spec": (manifest or {}).get("spec")}
+    whole = {**known, "metadata": {"name": key.name, "namespace": key.namespace}}
     try:
         return parse_resource(whole)
     except InvalidResource:
         return None
 
 
-def _removed(resource: AnyResource | None) -> Iterator[str]:
+def _removed(resource: AnyResource | None) -> str:
     match resource:
-        case AgentStream() if resource.spec.deletion_policy is StreamDeletion.DELETE:
-            yield f"the stream {resource.stream_key} is deleted with its messages"
-        case AgentStream() if resource.spec.deletion_policy is StreamDeletion.DELETE_IF_EMPTY:
-            yield f"the stream {resource.stream_key} is deleted, unless a group has messages left"
         case AgentStream():
-            yield f"the stream {resource.stream_key} stays with its messages, and is trimmed no more"
-        case ConsumerGroup() if resource.spec.deletion_policy is GroupDeletion.DELETE:
-            yield f"the group {resource.group_name} is deleted, and what it has not settled with it"
+            return (
+                f"the stream {resource.stream_key} "
+                + {
+                    StreamDeletion.DELETE: "is deleted with its messages",
+                    StreamDeletion.DELETE_IF_EMPTY: "is deleted, unless a group has messages left",
+                    StreamDeletion.RETAIN: "stays with its messages, and is trimmed no more",
+                }[resource.spec.deletion_policy]
+            )
         case ConsumerGroup():
-            yield f"the group {resource.group_name} stays where it is, and has no consumers any more"
-        case _:
-            return
+            return (
+                f"the group {resource.group_name} "
+                + {
+                    GroupDeletion.DELETE: "is deleted, and what it has not settled with it",
+                    GroupDeletion.RETAIN: "stays where it is, and has no consumers any more",
+                }[resource.spec.deletion_policy]
+            )
+    return "it is of another version"
 
 
 def _orphan(trial: Trial) -> Iterator[str]:
@@ -162,19 +164,16 @@ def _created(resource: AnyResource | None, stream: StreamNow) -> Iterator[str]:
         case StreamReplay():
             group = resource.spec.group_ref.name
             yield f"gives messages to {group} once more: `agentstream replay {group} --dry-run` counts them"
-        case _:
-            return
 
 
 def _start(group: ConsumerGroup, stream: StreamNow) -> str:
-    match group.spec.start_from:
-        case "End":
-            return "what is sent from now on (startFrom: End)"
-        case "Beginning":
-            number = "all messages" if not stream.length else f"all {stream.length:,} messages"
-            return f"{number} that the stream has (startFrom: Beginning)"
-        case start:
-            return f"the messages of the stream from {start} on"
+    count = f"{stream.length:,} " if stream.length else ""
+    starts = {
+        "End": "what is sent from now on (startFrom: End)",
+        "Beginning": f"all {count}messages that the stream has (startFrom: Beginning)",
+    }
+    start = group.spec.start_from
+    return starts.get(start, f"the messages of the stream from {start} on")
 
 
 def _changed(before: AnyResource | None, after: AnyResource | None, now: StreamNow) -> Iterator[str]:
@@ -203,54 +202,60 @@ def _retention(before: AgentStream, after: AgentStream, now: StreamNow) -> Itera
 
 def _stream(before: AgentStream, after: AgentStream) -> Iterator[str]:
     old, new = before.spec, after.spec
-    if gone := [name for name in old.producers if name not in new.producers]:
-        yield f"may not send any more: {', '.join(gone)}"
-    if more := [name for name in new.producers if name not in old.producers]:
-        yield f"may send from now on: {', '.join(more)}"
-    if new.max_message_bytes < old.max_message_bytes:
-        yield f"messages above {new.max_message_bytes:,} bytes are refused; those there become dead letters"
-    if after.signatures is not before.signatures:
-        yield {
-            SignaturePolicy.OFF: "messages are neither signed nor verified any more",
-            SignaturePolicy.WARN: "messages without a valid signature are delivered, counted and logged",
-            SignaturePolicy.REQUIRE: "messages without a valid signature become dead letters",
-        }[after.signatures]
-    if new.contracts != old.contracts:
-        yield "payloads that do not match their contract are refused, or become dead letters"
-    if new.broadcast is not old.broadcast:
-        yield "broadcasts are sent to it" if new.broadcast else "broadcasts are not sent to it any more"
-    if new.management_policy is not old.management_policy:
-        observes = new.management_policy is ManagementPolicy.OBSERVE_ONLY
-        yield ConditionReason.OBSERVE_ONLY.meaning if observes else "the operator changes the server again"
-    if new.deletion_policy is not old.deletion_policy and new.deletion_policy is not StreamDeletion.RETAIN:
-        yield "deleting the resource will delete its messages"
+    gone = ", ".join(name for name in old.producers if name not in new.producers)
+    more = ", ".join(name for name in new.producers if name not in old.producers)
+    unsigned = "messages without a valid signature"
+    signing = {
+        SignaturePolicy.OFF: "messages are neither signed nor verified any more",
+        SignaturePolicy.WARN: f"{unsigned} are delivered, counted and logged",
+        SignaturePolicy.REQUIRE: f"{unsigned} become dead letters",
+    }[after.signatures]
+    observed = new.management_policy is ManagementPolicy.OBSERVE_ONLY
+    larger = f"messages above {new.max_message_bytes:,} bytes are refused; those there become dead letters"
+    casts = f"broadcasts are {'' if new.broadcast else 'not '}sent to it"
+    destroys = old.deletion_policy is StreamDeletion.RETAIN is not new.deletion_policy
+    yield from _told(
+        (bool(gone), f"may not send any more: {gone}"),
+        (bool(more), f"may send from now on: {more}"),
+        (new.max_message_bytes < old.max_message_bytes, larger),
+        (after.signatures is not before.signatures, signing),
+        (new.contracts != old.contracts, "payloads that do not match their contract become dead letters"),
+        (new.broadcast is not old.broadcast, casts),
+        (
+            observed and old.management_policy is not new.management_policy,
+            ConditionReason.OBSERVE_ONLY.meaning,
+        ),
+        (destroys, "deleting the resource will delete its messages"),
+    )
 
 
 def _group(before: ConsumerGroup, after: ConsumerGroup) -> Iterator[str]:
     old, new = before.spec, after.spec
-    if new.suspend is not old.suspend:
-        yield "it has no consumers, and messages wait" if new.suspend else "its consumers start again"
-    if new.template != old.template:
-        yield "its consumers are replaced; what they hold is handled, or delivered again"
-    if new.deployment_ref != old.deployment_ref:
-        yield "another Deployment is scaled"
-    if new.delivery.max_deliveries < old.delivery.max_deliveries:
-        yield f"what has failed {new.delivery.max_deliveries} times becomes a dead letter at its next failure"
-    if new.dead_letter.enabled is not old.dead_letter.enabled:
-        yield (
-            "what fails for good becomes a dead letter again"
-            if new.dead_letter.enabled
-            else "nothing becomes a dead letter: what fails is tried for ever"
-        )
-    if new.dead_letter.min_age < old.dead_letter.min_age:
-        yield f"dead letters older than {new.dead_letter.min_age} are removed for good"
-    if new.deliver is not old.deliver:
-        everything = new.deliver is DeliverPolicy.ALL
-        yield (
-            "it gets every message" if everything else "it gets only what is addressed to it, and broadcasts"
-        )
-    if new.deletion_policy is not old.deletion_policy and new.deletion_policy is GroupDeletion.DELETE:
-        yield "deleting the resource will delete the group and what it has not settled"
+    attempts, kept = new.delivery.max_deliveries, new.dead_letter.min_age
+    replaced = "its consumers are replaced; what they hold is handled, or delivered again"
+    dead, was = new.dead_letter.enabled, old.dead_letter.enabled
+    addressed = "it gets only what is addressed to it, and broadcasts"
+    everything = new.deliver is DeliverPolicy.ALL
+    destroys = old.deletion_policy is GroupDeletion.RETAIN is not new.deletion_policy
+    yield from _told(
+        (new.suspend and not old.suspend, "it has no consumers, and messages wait"),
+        (old.suspend and not new.suspend, "its consumers start again"),
+        (new.template != old.template, replaced),
+        (new.deployment_ref != old.deployment_ref, "another Deployment is scaled"),
+        (
+            attempts < old.delivery.max_deliveries,
+            f"what has failed {attempts} times is dead at its next failure",
+        ),
+        (dead and not was, "what fails for good becomes a dead letter again"),
+        (was and not dead, "nothing becomes a dead letter: what fails is tried for ever"),
+        (kept < old.dead_letter.min_age, f"dead letters older than {kept} are removed for good"),
+        (new.deliver is not old.deliver, "it gets every message" if everything else addressed),
+        (destroys, "deleting the resource will delete the group and what it has not settled"),
+    )
+
+
+def _told(*texts: tuple[bool, str]) -> Iterator[str]:
+    return (text for holds, text in texts if holds)
 
 
 def _age(seconds: float) -> str:

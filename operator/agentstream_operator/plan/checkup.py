@@ -46,14 +46,6 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-class Definition(msgspec.Struct, frozen=True):
-    """A CustomResourceDefinition: as this version has it, and as it is found, if it is there."""
-
-    name: str
-    wanted: Mapping[str, Any]
-    found: Mapping[str, Any] | None
-
-
 class Deployed(msgspec.Struct, frozen=True):
     """A Deployment: its place, the version on its label, and replicas."""
 
@@ -116,17 +108,15 @@ def check_kubernetes(version: str) -> Finding:
     return Finding("kubernetes", Verdict.OK, f"version {version}")
 
 
-def check_definition(definition: Definition) -> Finding:
-    """Checks that a CRD is there, established, and as this version has it."""
-    name, found = definition.name, definition.found
+def check_definition(name: str, wanted: Mapping[str, Any], found: Mapping[str, Any] | None) -> Finding:
+    """Checks that a CRD is there, is served, and as this version has it."""
     remedy = "apply the CRDs of this version: `helm upgrade`, or kubectl apply --server-side -f crds/"
     if found is None:
         return Finding("crd", Verdict.WRONG, f"{name} is not there", remedy)
     states = {c["type"]: c["status"] for c in (found.get("status") or {}).get("conditions") or ()}
     if states.get("Established") != "True":
-        why = f"kubectl describe crd {name}"
-        return Finding("crd", Verdict.WRONG, f"{name} is not served", f"`{why}` says why")
-    differing = _first_difference(definition.wanted["spec"]["versions"], found["spec"]["versions"])
+        return Finding("crd", Verdict.WRONG, f"{name} is not served", f"kubectl describe crd {name}")
+    differing = _first_difference(wanted["spec"]["versions"], found["spec"]["versions"])
     if differing is not None:
         text = f"{name} is of another version: {differing.lstrip('.') or 'versions'} differs"
         return Finding("crd", Verdict.WRONG, text, remedy)

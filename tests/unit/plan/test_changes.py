@@ -93,7 +93,7 @@ def change(
             GROUP,
             {},
             {"delivery": {"maxDeliveries": 2}},
-            ["what has failed 2 times becomes a dead letter at its next failure"],
+            ["what has failed 2 times is dead at its next failure"],
         ),
         (
             GROUP,

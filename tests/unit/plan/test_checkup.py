@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from agentstream_operator.plan.checkup import (
     OLDEST_SAFE,
-    Definition,
     Deployed,
     Finding,
     Verdict,
@@ -132,31 +131,32 @@ def test_an_old_kubernetes_is_found(version: str, *, fine: bool) -> None:
     assert (check_kubernetes(version).verdict is Verdict.OK) is fine
 
 
-def a_definition(**changed: Any) -> Definition:
-    return Definition(NAME, DEFINITION, copy.deepcopy(DEFINITION) | ESTABLISHED | changed)
+def a_definition(**changed: Any) -> dict[str, Any]:
+    return copy.deepcopy(DEFINITION) | ESTABLISHED | changed
+
+
+def checked(found: dict[str, Any] | None) -> Finding:
+    return check_definition(NAME, DEFINITION, found)
 
 
 def test_a_definition_of_this_version_is_fine_with_what_the_api_server_adds() -> None:
     found = a_definition()
-    assert found.found is not None
-    found.found["spec"]["versions"][0]["deprecated"] = False
-    assert check_definition(found).verdict is Verdict.OK
+    found["spec"]["versions"][0]["deprecated"] = False
+    assert checked(found).verdict is Verdict.OK
 
 
 def test_a_definition_that_is_missing_not_served_or_of_another_version_is_found() -> None:
-    assert check_definition(Definition(NAME, DEFINITION, None)).text == f"{NAME} is not there"
-    assert check_definition(a_definition(status={})).text == f"{NAME} is not served"
-    older = a_definition()
-    assert older.found is not None
-    spec = older.found["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    del spec["properties"]["broadcast"]
-    finding = check_definition(older)
-    assert finding.text.endswith("spec.properties.broadcast differs")
-    newer = a_definition()
-    assert newer.found is not None
-    spec = newer.found["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    spec["properties"]["later"] = {"type": "string"}
-    assert check_definition(newer).text.endswith("spec.properties.later differs")
+    assert checked(None).text == f"{NAME} is not there"
+    assert checked(a_definition(status={})).text == f"{NAME} is not served"
+    older, newer = a_definition(), a_definition()
+    older_spec, newer_spec = (
+        each["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+        for each in (older, newer)
+    )
+    del older_spec["properties"]["broadcast"]
+    newer_spec["properties"]["later"] = {"type": "string"}
+    assert checked(older).text.endswith("spec.properties.broadcast differs")
+    assert checked(newer).text.endswith("spec.properties.later differs")
 
 
 def test_an_operator_that_is_missing_not_ready_or_of_another_version_is_found() -> None:

@@ -25,6 +25,7 @@ from typing import Self
 
 from agentstream_operator.local.bindings import make_private, write_private
 from agentstream_operator.local.screen.output import LocalError, cannot
+from agentstream_operator.local.server.valkey import OPERATOR
 
 _TAKEOVER = 8.0
 """Seconds that the server of a killed `agentstream dev` gets to end."""
@@ -106,6 +107,17 @@ class DataDirectory:
             with contextlib.suppress(OSError):
                 os.close(self.lock)
             self.lock = -1
+
+
+def running_url(data: Path) -> str:
+    """Returns the address of the server that keeps its data in a directory, with the operator's password.
+
+    Raises:
+        OSError, LookupError: there is none, or the directory is another user's.
+    """
+    password = (data / "operator").read_text(encoding="utf-8")
+    port = (data / "server.conf").read_text(encoding="utf-8").split("\nport ")[1].split()[0]
+    return f"redis://{OPERATOR}:{password}@127.0.0.1:{port}"
 
 
 def _runs(pid: str) -> bool:
