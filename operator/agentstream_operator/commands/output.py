@@ -15,11 +15,13 @@ from typing import Any, Generic, TextIO, TypeVar
 from pydantic import BaseModel
 
 from agentstream.printable import printable
+from agentstream_operator.queue_api.figures import NONE, UNKNOWN, count, rate, span
+
+__all__ = ["NONE", "UNKNOWN", "Column", "Printer", "clock", "count", "dump", "lay_out", "rate", "span"]
 
 Row = TypeVar("Row")
 Shown = TypeVar("Shown")
 
-UNKNOWN, NONE = "?", "-"
 REFRESH = 2.0
 """Seconds between two looks of `--watch`."""
 
@@ -205,29 +207,6 @@ def _narrow(widths: list[int], columns: Sequence[Column[Row]], width: int) -> No
             taken = min(too_much, max(widths[index] - _LEAST, 0))
             widths[index] -= taken
             too_much -= taken
-
-
-def count(number: int | None, *, exact: bool = True) -> str:
-    """Formats a number of things: `4,812`, an estimate `~4,812`, `?` if it is not known."""
-    return UNKNOWN if number is None else f"{'' if exact else '~'}{number:,}"
-
-
-def rate(number: float | None) -> str:
-    """Formats a rate per second; `-` if there is none."""
-    return NONE if number is None else f"{number:,.1f}"
-
-
-def span(seconds: float | None, unknown: str = NONE) -> str:
-    """Formats a length of time by its two largest units: `0.4s`, `12s`, `1m12s`, `3h05m`, `2d04h`."""
-    if seconds is None:
-        return unknown
-    if seconds < 10:  # noqa: PLR2004 - so many seconds have a decimal
-        return f"{seconds:.1f}s"
-    whole = round(seconds)
-    for size, unit, part, sub in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // part:02d}{sub}"
-    return f"{whole}s"
 
 
 def clock(at: datetime | None, now: datetime | None = None) -> str:

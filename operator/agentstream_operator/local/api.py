@@ -6,13 +6,17 @@ import getpass
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.console.app import Console
+from agentstream_operator.console.login import LOGIN
+from agentstream_operator.console.visitors import OneTimeCodes
 from agentstream_operator.local.bindings import write_private
 from agentstream_operator.local.replays import LocalReplays
 from agentstream_operator.local.screen.output import LocalError, cannot
@@ -25,11 +29,19 @@ from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.serve.http import HttpServer
 
 
+class LocalApi(NamedTuple):
+    """Where the API is."""
+
+    url: str
+    link: Callable[[], str]
+    """Returns a link that logs a browser in to the console, once."""
+
+
 @asynccontextmanager
 async def serving_api(
     engine: Engine, broker: Broker, replays: LocalReplays, console: Path, port: int | None
-) -> AsyncIterator[str]:
-    """Serves the HTTP API on 127.0.0.1, on any free port if none is given. Yields its address.
+) -> AsyncIterator[LocalApi]:
+    """Serves the HTTP API and the console on 127.0.0.1, on any free port if none is given.
 
     The file `console` has the address, and a token that is new for each run; it goes with the API.
 
@@ -47,10 +59,11 @@ async def serving_api(
             OwnerMayAll(),
             live,
         )
-        async with HttpServer(app, graceful_shutdown=1).serving(listener):
+        codes = OneTimeCodes()
+        async with HttpServer(Console(app, live, codes), graceful_shutdown=1).serving(listener):
             try:
                 with _written(console, {"url": url, "token": token}):
-                    yield url
+                    yield LocalApi(url, lambda: f"{url}{LOGIN}?code={codes.new(token)}")
             finally:
                 live.close()
                 await lags.close()

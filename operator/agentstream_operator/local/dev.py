@@ -248,8 +248,11 @@ class _Run:
     async def _show(self, engine: Engine, broker: Broker, replays: LocalReplays, since: float) -> None:
         """Serves the HTTP API, and shows the state until a signal, the end of the time, or idleness."""
         console = self._data.console
-        async with serving_api(engine, broker, replays, console, self._options.api_port) as url:
-            self._screen.say(f"api on {url} (token in {self._data.shown / console.name})")
+        async with serving_api(engine, broker, replays, console, self._options.api_port) as api:
+            self._screen.say(f"api on {api.url} (token in {self._data.shown / console.name})")
+            # who reads a log later must not get in
+            link = api.link() if sys.stdout.isatty() else f"{api.url}/console"
+            self._screen.say(f"console on {link}")
             await self._show_until_stopped(engine, since)
 
     async def _show_until_stopped(self, engine: Engine, since: float) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp
 
 from agentstream_operator.queue_api import description
 from agentstream_operator.queue_api.events import LiveViews
@@ -32,7 +31,7 @@ def application(
     live: LiveViews,
     *,
     count: Callable[[int], object] = lambda _: None,
-) -> ASGIApp:
+) -> Gate:
     """Builds the application; `count` is called with the HTTP status of every answer.
 
     Close `live` before the server stops, which waits for its answers.

@@ -17,6 +17,7 @@ from agentstream_operator.plan.lag import Readings, drain, follow, group_lag, st
 from agentstream_operator.plan.observed import ServerInfo, StreamSeen
 from agentstream_operator.plan.signal import Rate
 from agentstream_operator.queue_api.documents import (
+    ConditionItem,
     ConsumerCount,
     GroupNumbers,
     LagAnswer,
@@ -137,6 +138,7 @@ class LagReader:
             known=lag is not None,
             ready=ready,
             reason=reason,
+            conditions=self._conditions(stream),
             **numbers,
         )
 
@@ -172,6 +174,7 @@ class LagReader:
             consumers=self._consumers(group),
             ready=ready,
             reason=reason,
+            conditions=self._conditions(group),
             **numbers,
         )
 
@@ -180,6 +183,19 @@ class LagReader:
         if not isinstance(status, ConsumerGroupStatus) or not group.has_workload:
             return ConsumerCount()
         return ConsumerCount(wanted=status.desired_replicas, running=status.replicas)
+
+    def _conditions(self, resource: AgentStream | ConsumerGroup) -> tuple[ConditionItem, ...]:
+        status = self.status(resource)
+        return tuple(
+            ConditionItem(
+                type=each.type,
+                status=each.status,
+                reason=each.reason,
+                message=each.message,
+                since=each.last_transition_time,
+            )
+            for each in (status.conditions if status is not None else ())
+        )
 
     def _ready(self, resource: AgentStream | ConsumerGroup) -> tuple[bool, str]:
         status = self.status(resource)

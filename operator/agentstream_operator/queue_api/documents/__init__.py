@@ -22,6 +22,7 @@ from agentstream_operator.queue_api.documents.messages import (
     StateInGroup,
 )
 from agentstream_operator.queue_api.documents.numbers import (
+    ConditionItem,
     ConsumerCount,
     GroupLagAnswer,
     GroupNumbers,
@@ -39,6 +40,7 @@ from agentstream_operator.queue_api.documents.replays import (
 
 __all__ = [
     "Answer",
+    "ConditionItem",
     "ConsumerCount",
     "ConsumerItem",
     "ConsumersAnswer",

@@ -45,6 +45,25 @@ class ServerNumbers(Answer):
     """Revision of the function library that the operator loads; null if it is not loaded, or unknown."""
 
 
+class ConditionItem(Answer):
+    """A condition of a resource, as `kubectl describe` shows it."""
+
+    type: str
+    """What it tells."""
+
+    status: Literal["True", "False", "Unknown"]
+    """Whether that is so."""
+
+    reason: str
+    """Why, in a word of docs/reference/conditions.md."""
+
+    message: str
+    """Why, in a sentence."""
+
+    since: datetime
+    """Since when its status is this one."""
+
+
 class StreamNumbers(Answer):
     """An AgentStream."""
 
@@ -86,6 +105,9 @@ class StreamNumbers(Answer):
 
     reason: str
     """Reason of the condition `Ready`."""
+
+    conditions: tuple[ConditionItem, ...] = ()
+    """All conditions of the resource."""
 
 
 class ConsumerCount(Answer):
@@ -157,6 +179,9 @@ class GroupNumbers(Answer):
 
     reason: str
     """Reason of the condition `Ready`."""
+
+    conditions: tuple[ConditionItem, ...] = ()
+    """All conditions of the resource."""
 
 
 class LagAnswer(Answer):
