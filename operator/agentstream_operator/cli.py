@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from agentstream_operator.commands import dlq, doctor, lag, messages, plan, replay, services, takeover
+from agentstream_operator.commands import console, dlq, doctor, lag, messages, plan, replay, services, takeover
 from agentstream_operator.commands.extra import Commands
 from agentstream_operator.commands.plan import Paths
 from agentstream_operator.commands.services import BAD_INPUT, fail
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"max_content_width": 110},
 )
-for _commands in (lag, dlq, replay, messages, plan, takeover, doctor, services):
+for _commands in (lag, dlq, replay, messages, console, plan, takeover, doctor, services):
     app.add_typer(_commands.app)
 
 

@@ -70,6 +70,7 @@ def _target(portal: BlockingPortal, tunnel: Tunnel) -> ApiTarget:
         place=f"the queue server in {service.namespace}",
         remedy=f"kubectl -n {service.namespace} logs {service.pod}",
         verify=_unverified(),
+        forwarded=True,
     )
 
 

@@ -43,3 +43,6 @@ class ApiTarget:
 
     proxies: bool = False
     """Whether proxies of the environment are used."""
+
+    forwarded: bool = False
+    """Whether the way to it ends with the command."""

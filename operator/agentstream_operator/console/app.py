@@ -106,12 +106,17 @@ class Console:
     async def _respond(self, scope: Scope, body: bytes) -> Response:
         path: str = scope["path"]
         visitors = Visitors(self.gate.authenticator, self.codes)
+        if path == f"{ROOT}/code" and scope["method"] == "POST":
+            return await self._link(visitors, scope)
         if path == "/":
             return RedirectResponse(ROOT, HTTPStatus.SEE_OTHER)
         if path.startswith(f"{ROOT}/static/"):
             return _file(path.removeprefix(f"{ROOT}/static/"))
         if path == LOGIN:
             return await login(visitors, scope, body)
+        return await self._admitted(visitors, scope, body)
+
+    async def _admitted(self, visitors: Visitors, scope: Scope, body: bytes) -> Response:
         try:
             user = await visitors.caller(scope)
         except Unauthenticated:
@@ -127,8 +132,6 @@ class Console:
         if scope["method"] == "POST":
             if path == f"{ROOT}/logout":
                 return logout()
-            if path == f"{ROOT}/code":
-                return self._code(scope)
             form = parse_qs(body.decode(errors="replace"))
             act, visit = _find(_ACTIONS, path, self._visit(user, form))
             return RedirectResponse(await act(visit), HTTPStatus.SEE_OTHER)
@@ -137,13 +140,17 @@ class Console:
         view, visit = _find(_PAGES, path, self._visit(user, query))
         return _shown(await view(visit), user, scope)
 
-    def _code(self, scope: Scope) -> Response:
-        """Makes a link for a browser, for who shows a token."""
-        token = Headers(scope=scope).get("authorization", "").partition(" ")[2].strip()
-        if not fits(token):
-            raise invalid(
-                "header/Authorization", "there is no token that a browser can keep", "log in by hand"
-            )
+    async def _link(self, visitors: Visitors, scope: Scope) -> Response:
+        """Makes a link that logs a browser in, for the command line: it gets problems as JSON."""
+        try:
+            await visitors.caller(scope)
+            token = Headers(scope=scope).get("authorization", "").partition(" ")[2].strip()
+            if not fits(token):
+                raise invalid(
+                    "header/Authorization", "there is no token that a browser can keep", "log in by hand"
+                )
+        except Exception as error:  # noqa: BLE001 - it is answered, and logged if it is unexpected
+            return failure_of(error).response()
         return JSONResponse({"path": f"{LOGIN}?code={self.codes.new(token)}"})
 
     def _live(self, user: Caller, address: str) -> Response:

@@ -49,6 +49,7 @@ def _environment() -> Environment:
         "time": _time,
         "text": _text,
         "pretty": pretty,
+        "inline": _inline,
     }
     environment.globals |= {"version": version("agentstream-operator")}
     return environment
@@ -79,6 +80,11 @@ def pretty(value: object) -> str:
     return "\n".join(shown) + (
         f"\n… {len(lines) - _MOST_LINES:,} more lines" if len(lines) > _MOST_LINES else ""
     )
+
+
+def _inline(value: object, longest: int = 160) -> str:
+    """Data as JSON in one line, of which the beginning is shown."""
+    return printable(json.dumps(value, ensure_ascii=False), longest)
 
 
 def _time(at: datetime | None) -> Markup | str:

@@ -16,7 +16,9 @@ function follow(main) {
   source.addEventListener("page", (event) => {
     // somebody who types or has chosen something keeps it
     if (main.contains(document.activeElement) && document.activeElement !== document.body) return;
+    const open = [...main.querySelectorAll("details")].map((each) => each.open);
     main.innerHTML = JSON.parse(event.data).html;
+    main.querySelectorAll("details").forEach((each, at) => { if (at in open) each.open = open[at]; });
     localTimes(main);
     state.textContent = "live";
     state.className = "good";
