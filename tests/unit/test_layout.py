@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DISTRIBUTIONS = {"agentstream": ROOT / "sdk", "agentstream_operator": ROOT / "operator"}
-MAX_LINES, MAX_LINES_OF_A_FILE = 46_000, 400
+MAX_LINES, MAX_LINES_OF_A_FILE = 50_000, 400
 MAX_ARGUMENTS, MAX_CALLBACKS = 6, 2
 
 

@@ -16,7 +16,7 @@ class _Link(BaseModel):
 
 
 def run(session: Session, *, opens: bool) -> None:
-    """Prints a link, and opens it if a browser is there; waits where the way to the API ends with the command.
+    """Prints a link and opens it; waits where the way to the API ends with the command.
 
     Raises:
         CommandFailed: the API does not answer, or has no console.

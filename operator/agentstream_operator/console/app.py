@@ -18,7 +18,7 @@ from agentstream_operator.console import letters, messages, queues, replays
 from agentstream_operator.console.history import History
 from agentstream_operator.console.inner import InnerApi, Refused
 from agentstream_operator.console.login import LOGIN, ROOT, login, logout
-from agentstream_operator.console.pages import Page, render, render_main
+from agentstream_operator.console.pages import ShownPage, render, render_main
 from agentstream_operator.console.visit import Visit
 from agentstream_operator.console.visitors import OneTimeCodes, Visitors, fits
 from agentstream_operator.queue_api.documents import Answer, Problem
@@ -43,7 +43,7 @@ _FILES: Final = {"console.css": "text/css", "console.js": "text/javascript", "ic
 _OF_ALL, _OF_ONE = 100, 20
 """Pages that are shown anew each second: altogether, and of one visitor; others reload."""
 
-View = Callable[[Visit], Awaitable[Page]]
+View = Callable[[Visit], Awaitable[ShownPage]]
 Action = Callable[[Visit], Awaitable[str]]
 Found = TypeVar("Found", View, Action)
 
@@ -142,15 +142,14 @@ class Console:
 
     async def _link(self, visitors: Visitors, scope: Scope) -> Response:
         """Makes a link that logs a browser in, for the command line: it gets problems as JSON."""
+        token = Headers(scope=scope).get("authorization", "").partition(" ")[2].strip()
         try:
             await visitors.caller(scope)
-            token = Headers(scope=scope).get("authorization", "").partition(" ")[2].strip()
-            if not fits(token):
-                raise invalid(
-                    "header/Authorization", "there is no token that a browser can keep", "log in by hand"
-                )
         except Exception as error:  # noqa: BLE001 - it is answered, and logged if it is unexpected
             return failure_of(error).response()
+        if not fits(token):
+            why = "there is no token that a browser can keep"
+            return invalid("header/Authorization", why, "log in by hand").response()
         return JSONResponse({"path": f"{LOGIN}?code={self.codes.new(token)}"})
 
     def _live(self, user: Caller, address: str) -> Response:
@@ -204,13 +203,13 @@ def _file(name: str) -> Response:
     return Response(content, media_type=_FILES[name])
 
 
-def _shown(page: Page, user: Caller | None, scope: Scope) -> Response:
+def _shown(page: ShownPage, user: Caller | None, scope: Scope) -> Response:
     name = user.name if user is not None else None
     return HTMLResponse(render(page, name, _address(scope)), page.status)
 
 
 def _failed(problem: Problem, user: Caller | None, scope: Scope) -> Response:
-    page = Page("problem.html", problem.title, {"problem": problem}, status=problem.status)
+    page = ShownPage("problem.html", problem.title, {"problem": problem}, status=problem.status)
     return _shown(page, user, scope)
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from agentstream_operator.console.pages import Page
+from agentstream_operator.console.pages import ShownPage
 from agentstream_operator.console.visit import Visit
 from agentstream_operator.queue_api.documents import LetterGroupItem, LetterGroupsAnswer, LettersAnswer
 
@@ -29,22 +29,22 @@ class Died(NamedTuple):
     until: datetime | None
 
 
-async def grouped(visit: Visit) -> Page:
+async def grouped(visit: Visit) -> ShownPage:
     """Shows dead letters by reason and error, with the actions for each reason."""
     namespace, name = visit.places["namespace"], visit.places["name"]
     path = f"/queue/deadletters/{namespace}/{name}/groups"
     found = await visit.api.get(path, LetterGroupsAnswer, {"cursor": visit.asked("cursor")})
     content = {"found": found, "died": by_reason(found), "place": (namespace, name)}
-    return Page("letters.html", f"Dead letters of {namespace}/{name}", content)
+    return ShownPage("letters.html", f"Dead letters of {namespace}/{name}", content)
 
 
-async def listed(visit: Visit) -> Page:
+async def listed(visit: Visit) -> ShownPage:
     """Shows dead letters one by one, the newest first."""
     namespace, name = visit.places["namespace"], visit.places["name"]
     query = {"cursor": visit.asked("cursor"), "limit": _LISTED}
     found = await visit.api.get(f"/queue/deadletters/{namespace}/{name}", LettersAnswer, query)
     content = {"found": found, "place": (namespace, name)}
-    return Page("letter_list.html", f"Dead letters of {namespace}/{name}", content)
+    return ShownPage("letter_list.html", f"Dead letters of {namespace}/{name}", content)
 
 
 def by_reason(found: LetterGroupsAnswer) -> list[Died]:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Scope
 
-from agentstream_operator.console.pages import Page, render
+from agentstream_operator.console.pages import ShownPage, render
 from agentstream_operator.console.visitors import Visitors, fits, forget, remember
 from agentstream_operator.queue_api.ports import Unauthenticated
 
@@ -52,7 +52,7 @@ def logout() -> Response:
 
 
 def _form(following: str, problem: str | None = None) -> Response:
-    page = Page("login.html", "Log in", {"next": following, "problem": problem})
+    page = ShownPage("login.html", "Log in", {"next": following, "problem": problem})
     status = HTTPStatus.OK if problem is None else HTTPStatus.FORBIDDEN
     return HTMLResponse(render(page, None, LOGIN), status)
 

@@ -18,7 +18,7 @@ _LONGEST_LINE: Final = 2_000
 _MOST_LINES: Final = 5_000
 
 
-class Page(NamedTuple):
+class ShownPage(NamedTuple):
     """What a page shows: the name of its template, its title, and what the template needs.
 
     Attributes:
@@ -55,7 +55,7 @@ def _environment() -> Environment:
     return environment
 
 
-def render(page: Page, user: str | None, path: str) -> str:
+def render(page: ShownPage, user: str | None, path: str) -> str:
     """Renders a whole page; `user` is who looks, `path` where it is."""
     return (
         _environment()
@@ -64,7 +64,7 @@ def render(page: Page, user: str | None, path: str) -> str:
     )
 
 
-def render_main(page: Page) -> str:
+def render_main(page: ShownPage) -> str:
     """Renders the part of a page that changes."""
     return (
         _environment()

@@ -6,9 +6,9 @@ from collections import defaultdict
 from typing import Final
 
 from agentstream_operator.console.charts import Line, chart
-from agentstream_operator.console.findings import findings
+from agentstream_operator.console.troubles import troubles
 from agentstream_operator.console.inner import Refused
-from agentstream_operator.console.pages import Page
+from agentstream_operator.console.pages import ShownPage
 from agentstream_operator.console.visit import Visit
 from agentstream_operator.queue_api.documents import (
     ConsumersAnswer,
@@ -20,7 +20,7 @@ from agentstream_operator.queue_api.documents import (
 _LISTED: Final = "50"
 
 
-async def overview(visit: Visit) -> Page:
+async def overview(visit: Visit) -> ShownPage:
     """Shows what is wrong, and all streams with their groups."""
     lag = await visit.api.get("/queue/lag", LagAnswer)
     _remember(visit, lag)
@@ -29,11 +29,11 @@ async def overview(visit: Visit) -> Page:
         groups[group.namespace, group.stream].append(group)
     named = [(stream, groups.pop((stream.namespace, stream.name), [])) for stream in lag.streams]
     strays = [group for each in groups.values() for group in each]
-    content = {"lag": lag, "findings": findings(lag), "streams": named, "strays": strays}
-    return Page("overview.html", "Queues", content, live=True)
+    content = {"lag": lag, "troubles": troubles(lag), "streams": named, "strays": strays}
+    return ShownPage("overview.html", "Queues", content, live=True)
 
 
-async def stream(visit: Visit) -> Page:
+async def stream(visit: Visit) -> ShownPage:
     """Shows a stream, its groups, and its messages as far as they match what is asked for."""
     namespace, name = visit.places["namespace"], visit.places["name"]
     lag = await visit.api.get("/queue/lag", LagAnswer, {"namespace": namespace, "stream": name})
@@ -55,10 +55,10 @@ async def stream(visit: Visit) -> Page:
         "query": query,
         "place": (namespace, name),
     }
-    return Page("stream.html", f"AgentStream {namespace}/{name}", content)
+    return ShownPage("stream.html", f"AgentStream {namespace}/{name}", content)
 
 
-async def group(visit: Visit) -> Page:
+async def group(visit: Visit) -> ShownPage:
     """Shows a group: its numbers over time, its conditions, and what its consumers hold."""
     namespace, name = visit.places["namespace"], visit.places["name"]
     lag = await visit.api.get("/queue/lag", LagAnswer, {"namespace": namespace, "group": name})
@@ -81,7 +81,7 @@ async def group(visit: Visit) -> Page:
         "rates": chart("Messages per second", times, [arrivals, settled]),
         "place": (namespace, name),
     }
-    return Page("group.html", f"ConsumerGroup {namespace}/{name}", content, live=True)
+    return ShownPage("group.html", f"ConsumerGroup {namespace}/{name}", content, live=True)
 
 
 def _remember(visit: Visit, lag: LagAnswer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentstream_operator.console.inner import Refused
-from agentstream_operator.console.pages import Page
+from agentstream_operator.console.pages import ShownPage
 from agentstream_operator.console.visit import Visit
 from agentstream_operator.queue_api.documents import PreviewAnswer, ReplayAnswer, ReplaysAnswer
 
@@ -17,20 +17,20 @@ _FIELDS = (
 _NUMBERS = ("limit", "rate", "window")
 
 
-async def listed(visit: Visit) -> Page:
+async def listed(visit: Visit) -> ShownPage:
     """Shows all replays, the newest first."""
     found = await visit.api.get("/queue/replays", ReplaysAnswer)
-    return Page("replays.html", "Replays", {"replays": found.replays}, live=True)
+    return ShownPage("replays.html", "Replays", {"replays": found.replays}, live=True)
 
 
-async def one(visit: Visit) -> Page:
+async def one(visit: Visit) -> ShownPage:
     """Shows what became of a replay so far."""
     namespace, name = visit.places["namespace"], visit.places["name"]
     found = await visit.api.get(f"/queue/replays/{namespace}/{name}", ReplayAnswer)
-    return Page("replay.html", f"Replay {namespace}/{name}", {"replay": found}, live=True)
+    return ShownPage("replay.html", f"Replay {namespace}/{name}", {"replay": found}, live=True)
 
 
-async def tried(visit: Visit) -> Page:
+async def tried(visit: Visit) -> ShownPage:
     """Shows the form of a replay, and what it would do as it is filled in; changes nothing."""
     preview, problem = None, None
     if visit.asked("look"):
@@ -40,7 +40,7 @@ async def tried(visit: Visit) -> Page:
         except Refused as refused:
             problem = refused.problem
     content = {"fields": fields_of(visit), "preview": preview, "problem": problem}
-    return Page("new_replay.html", "Replay messages", content)
+    return ShownPage("new_replay.html", "Replay messages", content)
 
 
 async def start(visit: Visit) -> str:

@@ -24,7 +24,7 @@ class Severity(IntEnum):
     WARNING = 1
 
 
-class Finding(NamedTuple):
+class Trouble(NamedTuple):
     """Something that is wrong.
 
     Attributes:
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
     remedy: str
 
 
-def findings(lag: LagAnswer) -> list[Finding]:
+def troubles(lag: LagAnswer) -> list[Trouble]:
     """Returns what is wrong, the worst first."""
     found = [*_of_server(lag.server)]
     for stream in lag.streams:
@@ -52,10 +52,10 @@ def findings(lag: LagAnswer) -> list[Finding]:
     return sorted(found, key=lambda each: each.severity)
 
 
-def _of_server(server: ServerNumbers) -> Iterator[Finding]:
+def _of_server(server: ServerNumbers) -> Iterator[Trouble]:
     if not server.reachable:
         why = "numbers are unknown until it does; what was accepted before is kept by it"
-        yield Finding(
+        yield Trouble(
             Severity.BROKEN, "Redis or Valkey does not answer", why, "/console", "agentstream doctor"
         )
     elif server.used_memory is not None and server.max_memory:
@@ -64,36 +64,36 @@ def _of_server(server: ServerNumbers) -> Iterator[Finding]:
             why = (
                 f"{part:.0%} of {server.max_memory / 2**20:,.0f} MiB are in use: full, it takes nothing more"
             )
-            yield Finding(
+            yield Trouble(
                 Severity.BROKEN, "The server is almost out of memory", why, "/console", "agentstream doctor"
             )
 
 
-def _of_stream(stream: StreamNumbers) -> Iterator[Finding]:
+def _of_stream(stream: StreamNumbers) -> Iterator[Trouble]:
     name, link = f"{stream.namespace}/{stream.name}", f"/console/streams/{stream.namespace}/{stream.name}"
     if not stream.ready:
-        yield Finding(
+        yield Trouble(
             Severity.BROKEN, f"AgentStream {name}: {stream.reason}", _why(stream), link, "Conditions"
         )
     if stream.admission == "Closed":
         why = f"{count(stream.unsettled)} messages are unsettled: senders are refused until some are"
-        yield Finding(Severity.BROKEN, f"AgentStream {name} is full", why, link, "Who is behind")
+        yield Trouble(Severity.BROKEN, f"AgentStream {name} is full", why, link, "Who is behind")
 
 
-def _of_group(group: GroupNumbers) -> Iterator[Finding]:
+def _of_group(group: GroupNumbers) -> Iterator[Trouble]:
     name, link = f"{group.namespace}/{group.name}", f"/console/groups/{group.namespace}/{group.name}"
     if not group.ready:
-        yield Finding(
+        yield Trouble(
             Severity.BROKEN, f"ConsumerGroup {name}: {group.reason}", _why(group), link, "Conditions"
         )
     elif group.backlog and group.consumers.wanted is not None and not group.consumers.running:
         why = f"{count(group.backlog)} messages wait, the oldest for {span(group.oldest_seconds)}"
-        yield Finding(Severity.BROKEN, f"ConsumerGroup {name} has no consumer", why, link, "Its consumers")
+        yield Trouble(Severity.BROKEN, f"ConsumerGroup {name} has no consumer", why, link, "Its consumers")
     if group.dead:
         letters = "dead letter" if group.dead == 1 else "dead letters"
         why = "messages that could not be handled wait for a decision: replay or drop them"
         what = f"ConsumerGroup {name} has {count(group.dead)} {letters}"
-        yield Finding(Severity.WARNING, what, why, f"{link}/deadletters", "What they died of")
+        yield Trouble(Severity.WARNING, what, why, f"{link}/deadletters", "What they died of")
 
 
 def _why(resource: StreamNumbers | GroupNumbers) -> str:
