@@ -140,6 +140,9 @@ async def test_messages_are_found_by_a_part_of_their_text_or_id(browser: Browser
     assert await found(id_="00000000-0000-4000-8000-00000000003") == ids[30:]
     assert await found(text="order 3", id_="0000") == [ids[3], *ids[30:]]
     assert await found(text="nobody") == []
+    compact = admin.xadd(KEY, {"m": envelope(99).replace(": ", ":").replace(", ", ",")})
+    page = await browser.messages(STREAM, MessagesWanted(Span(), 50, text='"NUMBER": 99'))
+    assert [each.entry for each in page.messages] == [compact]
 
 
 async def test_what_is_no_id_is_refused_and_what_has_no_stream_is_said(

@@ -6,9 +6,9 @@ from collections import defaultdict
 from typing import Final
 
 from agentstream_operator.console.charts import Line, chart
-from agentstream_operator.console.troubles import troubles
 from agentstream_operator.console.inner import Refused
 from agentstream_operator.console.pages import ShownPage
+from agentstream_operator.console.troubles import troubles
 from agentstream_operator.console.visit import Visit
 from agentstream_operator.queue_api.documents import (
     ConsumersAnswer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -27,6 +28,8 @@ from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 
+_SPACE = re.compile("([:,]) ")
+
 LARGEST_PAGE: Final = 4 << 20
 """Bytes of messages in one answer; the rest is on the next page."""
 
@@ -43,8 +46,11 @@ class MessagesWanted(NamedTuple):
 
     def wants(self, entry: Entry) -> bool:
         """Whether an entry matches; `id_` is how the UUID begins, and `text` what its JSON has somewhere."""
-        if self.text is not None and self.text.lower().encode() not in (entry.body or b"").lower():
-            return False
+        if self.text is not None:
+            body, text = (entry.body or b"").lower(), self.text.lower()
+            # what is shown has spaces that most senders leave out
+            if text.encode() not in body and _SPACE.sub(r"\1", text).encode() not in body:
+                return False
         if self.id_ is not None and not (message_id(entry.body) or "").startswith(self.id_):
             return False
         return self.selection.verdict(entry, self.now) is not None

@@ -11,6 +11,7 @@ from prometheus_client.core import Metric
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api
 from agentstream_operator.cluster.connect import connect
+from agentstream_operator.console.app import Console
 from agentstream_operator.queue_api.app import application
 from agentstream_operator.queue_api.events import LiveViews
 from agentstream_operator.queue_api.lag import LagReader
@@ -89,7 +90,7 @@ async def run(options: QueueOptions) -> None:
         live,
         count=metrics.count_response,
     )
-    server = HttpServer(app, tls=certificates.context)
+    server = HttpServer(Console(app, live), tls=certificates.context)
 
     def unready() -> str | None:
         # an unreachable Redis is no reason: what is not known is answered as such

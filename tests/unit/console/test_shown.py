@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentstream_operator.console.charts import HEIGHT, WIDTH, Line, chart
-from agentstream_operator.console.troubles import Severity, troubles
 from agentstream_operator.console.history import EVERY, GROUPS, POINTS, History
+from agentstream_operator.console.troubles import Severity, troubles
 from agentstream_operator.queue_api.documents import (
     ConditionItem,
     ConsumerCount,
