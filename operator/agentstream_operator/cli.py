@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from agentstream_operator.commands import console, dlq, doctor, lag, messages, plan, replay, services, takeover
+from agentstream_operator.commands import (
+    console,
+    dlq,
+    doctor,
+    lag,
+    messages,
+    plan,
+    replay,
+    services,
+    takeover,
+)
 from agentstream_operator.commands.extra import Commands
 from agentstream_operator.commands.plan import Paths
 from agentstream_operator.commands.services import BAD_INPUT, fail
