@@ -31,6 +31,7 @@ from agentstream_operator.cluster.resource_cache import ResourceCache
 from agentstream_operator.cluster.secret_contents import ServerAddress
 from agentstream_operator.cluster.workloads import DeploymentRefs
 from agentstream_operator.reconcile.engine import Engine
+from agentstream_operator.reconcile.report.figures import Figures
 from agentstream_operator.reconcile.state.state import EngineOptions, LoopIntervals, StatusIntervals
 from agentstream_operator.reconcile.supervision import supervised
 from agentstream_operator.serve.http import probe_reply, serving
@@ -88,7 +89,7 @@ class _OperatorService:
         lease = f"agentstream-{options.installation}"
         # an Api of its own: renewals of the Lease do not wait for other requests
         self._leader = Leader(Api(connection.client), connection.namespace, lease, self._identity)
-        self._metrics = Metrics(self._sample)
+        self._metrics = Metrics(self._sample, self._figures, each=options.metrics_of_each)
         self._engine: Engine | None = None
         self._cache: ResourceCache | None = None
         self._unwatched: str | None = None
@@ -103,7 +104,7 @@ class _OperatorService:
             ),
         }
         async with (
-            serving(options.metrics_port, {"/metrics": self._metrics.reply}),
+            serving(options.metrics_port, {"/metrics": self._metrics.scrape}),
             serving(options.health_port, health),
         ):
             await self._until_stopped(asyncio.create_task(self._lead(), name="lead"))
@@ -242,12 +243,13 @@ class _OperatorService:
         return MetricsSample(
             leads=self._leader.leads,
             health=engine.health if engine is not None else None,
-            conditions=engine.conditions if engine is not None else Counter(),
             requests=self._api.requests,
             events=cache.events if cache is not None else Counter(),
             missed=cache.missed if cache is not None else 0,
-            work=engine.work if engine is not None else (),
         )
+
+    async def _figures(self) -> Figures:
+        return await self._engine.figures() if self._engine is not None else Figures()
 
 
 def server_of(redis: Endpoint) -> ServerAddress:

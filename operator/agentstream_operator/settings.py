@@ -30,6 +30,7 @@ class OperatorOptions(ServiceOptions):
 
     metrics_port: int
     health_port: int
+    metrics_of_each: bool = True  # whether there are metrics of single resources
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,7 +261,7 @@ async def test_metrics_and_probes_of_a_working_operator(deploy: Deploy, own_team
 
     # some are about what has not happened yet
     await until(complete)
-    labels = 'condition="Ready",kind="AgentStream",status="True"'
+    labels = 'kind="AgentStream",condition="Ready",status="True"'
     assert (await operator.metrics())[f"agentstream_resources{{{labels}}}"] == 1
     assert (await operator.probe("/livez"))[0] == 200
     assert await operator.probe("/readyz") == (200, "leading\n")

@@ -183,10 +183,9 @@ async def test_the_work_of_every_group_is_told(server: Server, admin: redis.Redi
         for _ in range(3):
             admin.xadd(KEY, {"m": "{}"})
         await until(lambda: op.cluster.workloads[host.key].replicas == 2)
-        await until(lambda: len(op.engine.work) == 2)
-        work = {group.group: group for group in op.engine.work}
+        work = {group.resource.metadata.name: group for group in (await op.engine.figures()).groups}
         assert work["coder"].signal.undelivered == 3
-        assert (work["coder"].stream, work["coder"].desired) == ("tasks", 2)
+        assert work["coder"].desired == 2
         assert (work["guest"].signal.known, work["guest"].desired) == (False, None)
         said = ConditionType.SCALING_ACTIVE
         await until(lambda: op.cluster.says(host.key, said)[2] == "scaled by targetBacklog")

@@ -92,6 +92,13 @@ def operator(
     allow_key: AllowedKeys = None,
     metrics_port: Annotated[int, _port("METRICS_PORT", "Port of /metrics.")] = 8080,
     health_port: Annotated[int, _port("HEALTH_PORT", "Port of /livez and /readyz.")] = 8081,
+    metrics_of_each: Annotated[  # noqa: FBT002 - an option of the command line
+        bool,
+        typer.Option(
+            envvar="AGENTSTREAM_METRICS_OF_EACH",
+            help="Metrics of every stream, group and replay: about 50 series for each group.",
+        ),
+    ] = True,
     log_format: LogFormat = "text",
 ) -> None:
     """Runs the operator: reconciles the AgentStreams and ConsumerGroups of a Kubernetes cluster.
@@ -112,6 +119,7 @@ def operator(
         allowed_keys=allow_key or (),
         metrics_port=metrics_port,
         health_port=health_port,
+        metrics_of_each=metrics_of_each,
     )
     _configure(options, log_format)
     _run(run(options), ListenError, FatalError, AgentStreamError)

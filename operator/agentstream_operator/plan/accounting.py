@@ -54,6 +54,7 @@ class Account:
     dead: int = 0
     replayed: int = 0  # given to the group once more; by so many, acknowledged and dead may exceed sent
     lost: int = 0  # accepted, neither settled nor on the server any more
+    most_lost: int = 0  # the most that `lost` has been: what seemed lost may yet be settled
     latency: Latency = field(default_factory=Latency)  # of the acknowledged ones
 
 
@@ -165,6 +166,8 @@ def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals
     elif after.base != before.base and after.base is not None:
         # the group was made again: what had vanished before does not come back
         before = replace(before, vanished=0)
+    # a pending entry that was deleted may yet be settled by its holder
+    lost = max(0, lost + after.lost - before.lost)
     grown = {bound: _growth(before.buckets.get(bound, 0), count) for bound, count in after.buckets.items()}
     return replace(
         account,
@@ -174,8 +177,8 @@ def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals
         retried=account.retried + _growth(before.retried, after.retried),
         dead=account.dead + _growth(before.dead, after.dead),
         replayed=account.replayed + _growth(before.replayed, after.replayed),
-        # a pending entry that was deleted may yet be settled by its holder
-        lost=max(0, lost + after.lost - before.lost),
+        lost=lost,
+        most_lost=max(account.most_lost, lost),
         latency=Latency(Counter(account.latency.counts) + Counter(grown)),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random as randomness
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
 
@@ -26,14 +25,8 @@ from agentstream_operator.reconcile.loops.server import ServerWatch
 from agentstream_operator.reconcile.loops.wakeup import Wakeup
 from agentstream_operator.reconcile.observer import Observer
 from agentstream_operator.reconcile.queue import Priority, TryAgain, WorkQueue
-from agentstream_operator.reconcile.report.metrics import (
-    ConditionCount,
-    GroupWork,
-    OperatorHealth,
-    count_conditions,
-    health,
-    work,
-)
+from agentstream_operator.reconcile.report.figures import Figures, figures
+from agentstream_operator.reconcile.report.metrics import OperatorHealth, health
 from agentstream_operator.reconcile.report.view import View, view
 from agentstream_operator.reconcile.resources.agents import reconcile_agent
 from agentstream_operator.reconcile.resources.groups import reconcile_group
@@ -221,15 +214,9 @@ class Engine:
         """The present health."""
         return health(self._state, self._broker, self._queue)
 
-    @property
-    def conditions(self) -> Counter[ConditionCount]:
-        """The number of resources by kind, condition and status."""
-        return count_conditions(self._state)
-
-    @property
-    def work(self) -> tuple[GroupWork, ...]:
-        """The work of every group."""
-        return tuple(work(self._state))
+    async def figures(self) -> Figures:
+        """Returns what is held of every resource, for metrics."""
+        return await figures(self._state)
 
     def check_all(self) -> None:
         """Checks every resource anew, as a resync does in the course of a minute."""

@@ -40,7 +40,9 @@ def listening(port: int) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def serving(port: int, replies: Mapping[str, Callable[[], Reply]]) -> AsyncIterator[int]:
+async def serving(
+    port: int, replies: Mapping[str, Callable[[], Reply | Awaitable[Reply]]]
+) -> AsyncIterator[int]:
     """Answers GET requests over plain HTTP on all interfaces, by path. Yields the port: for 0, any free one.
 
     Calls the reply of the path in the event loop for each request.
@@ -123,10 +125,11 @@ def probe_reply(problem: str | None, well: str = "ok") -> Reply:
     return (200 if problem is None else 503), "text/plain; charset=utf-8", f"{text}\n".encode()
 
 
-def _endpoint(reply: Callable[[], Reply]) -> Callable[[], Awaitable[Response]]:
+def _endpoint(reply: Callable[[], Reply | Awaitable[Reply]]) -> Callable[[], Awaitable[Response]]:
     # not a plain function, which FastAPI would call in a thread: then a blocked loop would seem alive
     async def endpoint() -> Response:
-        status, content_type, body = reply()
+        found = reply()
+        status, content_type, body = await found if isinstance(found, Awaitable) else found
         return Response(body, status, headers={"Content-Type": content_type})
 
     return endpoint

@@ -1,16 +1,20 @@
-"""Prometheus metrics of the operator itself."""
+"""Prometheus metrics of the operator: of itself, and of the resources."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from agentstream_operator.reconcile.engine import Outcome
-from agentstream_operator.reconcile.report.metrics import ConditionCount, GroupWork, OperatorHealth
+from agentstream_operator.reconcile.report.figures import Figures
+from agentstream_operator.reconcile.report.metrics import OperatorHealth
 from agentstream_operator.serve.exposition import Exposition, api_requests, counters, round_trips
+from agentstream_operator.serve.http import Reply
+from agentstream_operator.serve.resource_metrics import resource_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +27,28 @@ class MetricsSample:
 
     leads: bool
     health: OperatorHealth | None
-    conditions: Mapping[ConditionCount, int]
     requests: Mapping[tuple[str, str, int], int]
     events: Mapping[str, int]
     missed: int
-    work: Iterable[GroupWork] = ()
 
 
 class Metrics(Exposition):
-    """Measures reconciliations, and exposes them with a sample of everything else."""
+    """Measures reconciliations, and exposes them with a sample of everything else.
 
-    def __init__(self, sample: Callable[[], MetricsSample]) -> None:
+    Without `each`, no series is about a single resource.
+    """
+
+    def __init__(
+        self,
+        sample: Callable[[], MetricsSample],
+        figures: Callable[[], Awaitable[Figures]],
+        *,
+        each: bool = True,
+    ) -> None:
         self._sample = sample
+        self._figures = figures
+        self._each = each
+        self._scrape: asyncio.Task[Reply] | None = None
         super().__init__()
         self._durations = Histogram(
             "agentstream_reconcile_duration_seconds",
@@ -56,6 +70,23 @@ class Metrics(Exposition):
         if outcome is Outcome.SUCCESS:
             self._success.labels(kind).set_to_current_time()
 
+    async def scrape(self) -> Reply:
+        """Answers a scrape; scrapes at the same time get the same answer.
+
+        What is held of the resources is written down in a thread: the event loop goes on meanwhile.
+        """
+        if self._scrape is None or self._scrape.done():
+            self._scrape = asyncio.create_task(self._scraped(), name="scrape")
+        return await asyncio.shield(self._scrape)
+
+    async def _scraped(self) -> Reply:
+        found = await self._figures()
+        status, content_type, own = self.reply()
+        return status, content_type, await asyncio.to_thread(self._all, own, found)
+
+    def _all(self, own: bytes, found: Figures) -> bytes:
+        return own + resource_metrics(found, each=self._each)
+
     def collect(self) -> Iterator[Metric]:
         """Computes the metrics of a sample."""
         sample = self._sample()
@@ -73,54 +104,10 @@ class Metrics(Exposition):
             yield counters("agentstream_janitor", text, ("action",), health.janitor)
             text = "Failures of background work on single streams or groups."
             yield counters("agentstream_background_failures", text, ("loop",), health.failures)
-        resources = GaugeMetricFamily(
-            "agentstream_resources",
-            "Resources by condition and its status.",
-            labels=("kind", "condition", "status"),
-        )
-        for labels, count in sample.conditions.items():
-            resources.add_metric(labels, count)
-        yield resources
         yield api_requests(sample.requests)
         yield counters("agentstream_watch_events", "Watch events received.", ("resource",), sample.events)
         missed = "Changes that no watch event announced."
         yield CounterMetricFamily("agentstream_watch_missed", missed, value=sample.missed)
-        yield from _group_families(sample.work)
-
-
-_GROUP = ("namespace", "stream", "group")
-
-
-def _group_families(work: Iterable[GroupWork]) -> Iterator[Metric]:
-    """Exposes the work of groups; an unknown lag has no series, as 0 would be believed."""
-
-    def family(name: str, text: str) -> GaugeMetricFamily:
-        return GaugeMetricFamily(f"agentstream_group_{name}", text, labels=_GROUP)
-
-    known = family("lag_known", "Whether the lag of the group is known.")
-    desired = family("desired_replicas", "Consumers that the group should have.")
-    speed = family("service_rate", "Messages that a busy consumer of the group settles per second.")
-    undelivered = family("undelivered", "Messages not yet delivered, and retries that are due.")
-    pending = family("pending", "Messages delivered to a consumer and not settled.")
-    backlog = family("backlog", "Messages undelivered or pending.")
-    oldest = family("oldest_seconds", "Age of the oldest message of the backlog.")
-    arrival = family("arrival_rate", "Messages added to the group's stream per second.")
-    taken = family("taken", "Messages that other clients took from the group, until that is healed.")
-    for group in work:
-        labels, signal = (group.namespace, group.stream, group.group), group.signal
-        known.add_metric(labels, signal.known)
-        taken.add_metric(labels, group.taken)
-        if group.desired is not None:
-            desired.add_metric(labels, group.desired)
-        if group.pace is not None:
-            speed.add_metric(labels, group.pace)
-        if signal.known:
-            undelivered.add_metric(labels, signal.waiting)
-            pending.add_metric(labels, signal.pending)
-            backlog.add_metric(labels, signal.backlog)
-            oldest.add_metric(labels, max(signal.oldest, signal.oldest_pending))
-            arrival.add_metric(labels, signal.arrival)
-    yield from (known, taken, desired, speed, undelivered, pending, backlog, oldest, arrival)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -15,6 +15,8 @@ from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.report.metrics import OperatorHealth
 from agentstream_operator.resources.status import ConditionType
 from agentstream_operator.serve.metrics import Metrics, MetricsSample
+from agentstream_operator.serve.resource_metrics import resource_metrics
+from support.figures import FIGURES, no_figures
 from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
 from unit.chart.variants import EVERYTHING
 
@@ -42,20 +44,19 @@ def exposed():
     sample = MetricsSample(
         leads=True,
         health=health,
-        conditions={("AgentStream", "Ready", "True"): 1},
         requests={("get", "secrets", 200): 1},
         events={"secrets": 1},
         missed=0,
     )
-    metrics = Metrics(lambda: sample)
+    metrics = Metrics(lambda: sample, no_figures)
     metrics.reconciled("AgentStream", Outcome.SUCCESS, 0.1)
     counting = SimpleNamespace(groups=range(1), reviews={"allowed": 1}, requests={}, round_trips=0)
     self_metrics = SelfMetrics(counting, counting, counting, counting)
     self_metrics.count_response(200)
     return {
         sample.name: set(sample.labels)
-        for told in (metrics, self_metrics)
-        for family in text_string_to_metric_families(told.reply()[2].decode())
+        for told in (metrics.reply()[2], self_metrics.reply()[2], resource_metrics(FIGURES, each=True))
+        for family in text_string_to_metric_families(told.decode())
         for sample in family.samples
     }
 
