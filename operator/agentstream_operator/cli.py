@@ -15,6 +15,7 @@ from agentstream_operator.commands import (
     messages,
     plan,
     replay,
+    send,
     services,
     takeover,
 )
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"max_content_width": 110},
 )
-for _commands in (lag, dlq, replay, messages, console, plan, takeover, doctor, services):
+for _commands in (lag, dlq, replay, messages, console, send, plan, takeover, doctor, services):
     app.add_typer(_commands.app)
 
 

@@ -127,3 +127,45 @@ async def test_a_stream_that_is_there_is_imported_and_taken_over(dev: Dev) -> No
     missing = await run(dev, "import", "nothing")
     assert missing == Ended(1, "", "error: nothing is no stream: there is no such key\n")
     assert await dev.end() == 0
+
+
+ANSWERS = """\
+import asyncio
+from agentstream import Agent, Reject
+
+async def main():
+    async with Agent.from_env() as agent:
+        async for delivery in agent.stream_consume("tasks"):
+            async with delivery:
+                if delivery.message.payload.get("fails"):
+                    raise Reject("NoSuchTask")
+                elif delivery.message.payload.get("n") != 0:
+                    await delivery.reply({"twice": 2 * delivery.message.payload["n"]})
+
+asyncio.run(main())
+"""
+
+
+async def test_a_message_is_sent_as_a_producer_and_its_answer_printed(dev: Dev) -> None:
+    (dev.directory / "answers.py").write_text(ANSWERS)
+    declare(
+        dev,
+        a_stream("tasks", "producers: [boss, planner]")
+        + a_stream("none")
+        + a_group("coder", "tasks", "python", "answers.py"),
+    )
+    await dev.start("m.yaml")
+    await dev.ready()
+    code, out, err = await run(dev, "send", "coder", '{"n": 21}', "--as", "boss", "--wait")
+    assert (code, out, err) == (0, '{"twice": 42}\n', "")
+    code, out, _ = await run(dev, "send", "tasks", "-", "--as", "planner", "-o", "json", given='{"n": 1}')
+    sent = json.loads(out)
+    assert (code, sent["stream"]) == (0, "tasks")
+    shown = json.loads((await run(dev, "show", sent["id"], "-o", "json")).out)
+    assert (shown["from"], shown["payload"], shown["groups"][0]["group"]) == ("planner", {"n": 1}, "coder")
+    late = await run(dev, "send", "coder", '{"n": 0}', "--as", "boss", "--wait", "--timeout", "1s")
+    assert (late.code, len(late.err.splitlines())) == (1, 1)
+    refused = await run(dev, "send", "coder", '{"fails": true}', "--as", "boss", "--wait")
+    assert (refused.code, len(refused.err.splitlines())) == (1, 1)
+    assert "NoSuchTask" in refused.err
+    assert await dev.end() in {0, 1}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from typer.testing import CliRunner
 
 from agentstream_operator.cli import app
 from agentstream_operator.commands.target import CONSOLE
+from agentstream_operator.local.manifests.metadata import StoredMetadata, write_metadata
+from agentstream_operator.resources.agentstream import AgentStream
+from agentstream_operator.resources.parse import parse_resource
 
 TOKEN = "a-token"
 
@@ -107,6 +111,34 @@ def fake_api(folder: Path) -> Iterator[FakeApi]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def runs(api: FakeApi, folder: Path, *manifests: Any, earlier: Sequence[Any] = ()) -> None:
+    """Lets the `agentstream dev` of a folder have these in effect; `earlier` ones are only remembered."""
+    stored = {}
+    streams, groups = list[Any](), list[Any]()
+    for manifest in (*manifests, *earlier):
+        resource = parse_resource(manifest)
+        spec = json.dumps(resource.spec.as_manifest())
+        born = datetime(2026, 1, 1, tzinfo=UTC)
+        stored[resource.key] = StoredMetadata(*resource.key, uid="u", created=born, generation=1, spec=spec)
+        shared = {
+            "namespace": resource.key.namespace,
+            "name": resource.key.name,
+            "known": True,
+            "ready": True,
+        }
+        shared |= {"reason": "Ready"}
+        if manifest in earlier:
+            continue
+        if isinstance(resource, AgentStream):
+            streams.append({**shared, "key": resource.stream_key, "length": 1200, "historySeconds": 7200.0})
+        else:
+            groups.append({**shared, "stream": manifest["spec"]["streamRef"]["name"]})
+    write_metadata(folder / ".agentstream" / "resources.json", stored)
+    server = {"reachable": True}
+    answer = {"at": "2026-12-01T09:00:00Z", "server": server, "streams": streams, "groups": groups}
+    api.says("/queue/lag", answer)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ def streams(ctx: Context, incomplete: str) -> list[str]:
     return _complete(ctx, incomplete, lambda s: (g.name for g in _lag(s).streams if _meant(s, g.namespace)))
 
 
+def addressees(ctx: Context, incomplete: str) -> list[str]:
+    """Completes names of ConsumerGroups and of AgentStreams."""
+    return sorted({*groups(ctx, incomplete), *streams(ctx, incomplete)})
+
+
 def replays(ctx: Context, incomplete: str) -> list[str]:
     """Completes names of StreamReplays."""
 

@@ -88,15 +88,8 @@ def run(session: Session, paths: Sequence[Path]) -> None:
 
 
 def _in_dev(session: Session, data: Path, manifests: Manifests) -> list[Trial]:
-    """Compares with what runs: the specs are in its directory, and the API says which are in effect."""
-    lag = session.api.get("/queue/lag", LagAnswer)
-    running = {ResourceKey("AgentStream", each.namespace, each.name) for each in lag.streams}
-    running |= {ResourceKey("ConsumerGroup", each.namespace, each.name) for each in lag.groups}
-    try:
-        stored = read_metadata(data / "resources.json")
-    except LocalError as error:
-        raise CommandFailed(*error.lines, code=UNREACHABLE) from error
-    present = {key: json.loads(stored[key].spec) for key in running & stored.keys()}
+    """Compares with what runs."""
+    present = running(session, data)
     trials = [_trial(resource, present.get(key)) for key, resource in manifests.declared.items()]
     trials += (Trial(key, {"spec": present[key]}, None) for key in present if key not in manifests.declared)
     trials += (_trial(replay, _kept(data, replay)) for replay in manifests.replays.values())
@@ -105,6 +98,22 @@ def _in_dev(session: Session, data: Path, manifests: Manifests) -> list[Trial]:
         msgspec.structs.replace(trial, orphan=_stream_of(trial) not in declared) if trial.after else trial
         for trial in trials
     ]
+
+
+def running(session: Session, data: Path) -> dict[ResourceKey, dict[str, Any]]:
+    """Returns the specs of the streams and groups that an `agentstream dev` has in effect.
+
+    Raises:
+        CommandFailed: its data cannot be read.
+    """
+    lag = session.api.get("/queue/lag", LagAnswer)
+    present = {ResourceKey("AgentStream", each.namespace, each.name) for each in lag.streams}
+    present |= {ResourceKey("ConsumerGroup", each.namespace, each.name) for each in lag.groups}
+    try:
+        stored = read_metadata(data / "resources.json")
+    except LocalError as error:
+        raise CommandFailed(*error.lines, code=UNREACHABLE) from error
+    return {key: json.loads(stored[key].spec) for key in present & stored.keys()}
 
 
 def _trial(resource: AnyResource, spec: Mapping[str, Any] | None) -> Trial:

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from agentstream_operator.local.manifests.metadata import StoredMetadata, write_metadata
 from agentstream_operator.resources.parse import parse_resource
-from support.fake_api import FakeApi, run
+from support.fake_api import FakeApi, run, runs
 from unit.resources.manifests import a_group, a_replay, a_stream
 
-SERVER = {"reachable": True}
 GETS_ALL = "a new group gets all 1,200 messages that the stream has (startFrom: Beginning)"
 
 
 @pytest.fixture
 def running(api: FakeApi, folder: Path) -> FakeApi:
     """An `agentstream dev` that runs a stream and a group, and knows another one of an earlier run."""
-    stored = {}
-    for manifest in (a_stream(), a_group(), a_group("earlier")):
-        resource = parse_resource(manifest)
-        spec = json.dumps(resource.spec.as_manifest())
-        born = datetime(2026, 1, 1, tzinfo=UTC)
-        stored[resource.key] = StoredMetadata(*resource.key, uid="u", created=born, generation=1, spec=spec)
-    write_metadata(folder / ".agentstream" / "resources.json", stored)
-    shared = {"namespace": "default", "known": True, "ready": True, "reason": "Ready"}
-    stream = {**shared, "name": "tasks", "key": "k", "length": 1200, "historySeconds": 7200.0}
-    group = {**shared, "name": "coder", "stream": "tasks"}
-    answer = {"at": "2026-12-01T09:00:00Z", "server": SERVER, "streams": [stream], "groups": [group]}
-    api.says("/queue/lag", answer)
+    runs(api, folder, a_stream(), a_group(), earlier=[a_group("earlier")])
     return api
 
 
