@@ -9,7 +9,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .bootstrap/bin/uv)
 RUN := $(UV) run --no-sync --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help helm run test test-all coverage lint check generate histories bench e2e clean
+.PHONY: help helm prometheus run test test-all coverage lint check generate histories bench e2e clean
 
 help: ## List the targets.
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,10 +40,18 @@ $(HELMS): e2e/airgap/helm-install | .venv/dev
 
 helm: $(HELMS) ## Fetch helm 4 and helm 3 into .venv/helm.
 
+# what tests alerts and dashboards; elsewhere than on Debian those tests are skipped, and say so
+PROMETHEUS := .venv/prometheus/usr/bin/promtool
+
+$(PROMETHEUS): e2e/airgap/prometheus-install | .venv/dev
+	e2e/airgap/prometheus-install .venv/prometheus || echo "NO PROMETHEUS: alerts and dashboards are not tested" >&2
+
+prometheus: $(PROMETHEUS) ## Fetch prometheus and promtool into .venv/prometheus, where there is apt.
+
 # twice the processors: most of what tests do is to wait for servers
 WORKERS = $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
 
-test: .venv/dev $(HELMS) ## Run all tests in parallel, on the newest server program.
+test: .venv/dev $(HELMS) $(PROMETHEUS) ## Run all tests in parallel, on the newest server program.
 	$(RUN) pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -q $(PYTEST)
 
 test-all: PYTEST += --full

@@ -57,15 +57,17 @@ something about the server.
     description: >-
       {{`{{ $value | humanizePercentage }} of the reconciliations of {{ $labels.kind }}`}} have failed for 15 minutes. The
       operator's log names the cause.
+{{- if not .Values.metrics.perResource }}
 - alert: AgentStreamMessagesLost
   expr: max(agentstream_resources{ {{- $of -}} ,kind="ConsumerGroup",condition="MessagesLost",status="True"}) > 0
   labels:
-    severity: warning
+    severity: critical
   annotations:
     summary: Clients took messages from groups of others.
     description: >-
       {{`{{ $value }}`}} ConsumerGroups lost messages that they had not settled, or were moved past the end of their stream.
       Their conditions MessagesLost say how many, and who could have done it.
+{{- end }}
 - alert: AgentStreamIdsInTheFuture
   expr: max(agentstream_resources{ {{- $of -}} ,kind="AgentStream",condition="IdsInTheFuture",status="True"}) > 0
   labels:
@@ -75,6 +77,9 @@ something about the server.
     description: >-
       {{`{{ $value }}`}} AgentStreams have ids that are later than the server's clock: minAge trims nothing, signed messages
       are refused as replayed and, after the highest id, the stream takes no more entries.
+{{- if .Values.metrics.perResource }}
+{{ include "agentstream.messageAlerts" . }}
+{{- end }}
 {{- if .Values.metricsServer.enabled }}
 {{- $job = printf "%s-metrics-server" (include "agentstream.fullname" .) }}
 {{- $of = default (printf "namespace=%q,job=%q" .Release.Namespace $job) .Values.metrics.prometheusRule.selector }}

@@ -62,6 +62,7 @@ FAMILIES: Final = {
     "agentstream_group_delayed": (_GAUGE, "Retries that are not due yet."),
     "agentstream_group_dead_letters": (_GAUGE, "Dead letters of the group."),
     "agentstream_group_oldest_seconds": (_GAUGE, "Age of the oldest message of the backlog."),
+    "agentstream_group_oldest_waiting_seconds": (_GAUGE, "Age of the oldest message that no consumer has."),
     "agentstream_group_target_age_seconds": (_GAUGE, "Age that the backlog should not reach (targetAge)."),
     "agentstream_group_arrival_rate": (_GAUGE, "Messages added to the group's stream per second."),
     "agentstream_group_added_total": (_COUNTER, "Messages added to the group's stream."),
@@ -175,6 +176,7 @@ def _group(sheet: _Sheet, work: GroupWork) -> None:
         put("agentstream_group_pending", labels, signal.pending)
         put("agentstream_group_backlog", labels, signal.backlog)
         put("agentstream_group_oldest_seconds", labels, max(signal.oldest, signal.oldest_pending))
+        put("agentstream_group_oldest_waiting_seconds", labels, signal.oldest)
         put("agentstream_group_arrival_rate", labels, signal.arrival)
     if lag is not None:
         put("agentstream_group_retrying", labels, lag.retrying)

@@ -15,7 +15,7 @@ from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.report.metrics import OperatorHealth
 from agentstream_operator.resources.status import ConditionType
 from agentstream_operator.serve.metrics import Metrics, MetricsSample
-from agentstream_operator.serve.resource_metrics import resource_metrics
+from agentstream_operator.serve.resource_metrics import BUCKETS, resource_metrics
 from support.figures import FIGURES, no_figures
 from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
 from unit.chart.variants import EVERYTHING
@@ -33,6 +33,21 @@ ALERTS = {
     "AgentStreamMessagesLost",
     "AgentStreamIdsInTheFuture",
 }
+MESSAGES = {
+    "AgentStreamMessagesLost",
+    "AgentStreamDeadLettersGrowing",
+    "AgentStreamBacklogOld",
+    "AgentStreamGroupNotConsuming",
+    "AgentStreamAdmissionClosed",
+    "AgentStreamHistoryShortened",
+    "AgentStreamAtMaxReplicas",
+    "AgentStreamDeliveryObjective",
+    "AgentStreamLatencyObjective",
+}
+"""Alerts from series of single streams and groups."""
+
+RUNBOOK = (ROOT / "docs/operations/runbook.md").read_text()
+CLI = (ROOT / "docs/cli.md").read_text()
 KINDS = {"AgentStream", "ConsumerGroup"}
 EXTERNAL_MONITORED = {**MONITORED, "metricsServer": {"enabled": True}}
 EXTERNAL_ALERTS = {"AgentStreamMetricsServerDown", "AgentStreamExternalMetricsFailing"}
@@ -61,10 +76,15 @@ def exposed():
     }
 
 
-def alerts(helm, values=EXTERNAL_MONITORED):
+def rules(helm, values=EXTERNAL_MONITORED):
     (rule,) = helm.render(values, knows=PROMETHEUS).of("PrometheusRule")
     (group,) = rule["spec"]["groups"]
-    return {alert["alert"]: alert for alert in group["rules"]}
+    return group["rules"]
+
+
+def alerts(helm, values=EXTERNAL_MONITORED):
+    """The rules by name; of two burn rates the last."""
+    return {alert["alert"]: alert for alert in rules(helm, values)}
 
 
 def kinds(rendered):
@@ -146,38 +166,46 @@ def test_without_a_metrics_server_nothing_of_it_is_watched(helm):
     rendered = helm.render(MONITORED, knows=PROMETHEUS)
 
     assert rendered.names("ServiceMonitor") == {"agentstream"}
-    assert alerts(helm, MONITORED).keys() == ALERTS
+    assert alerts(helm, MONITORED).keys() == ALERTS | MESSAGES
 
 
 def test_the_alerts_are_these(helm):
-    assert alerts(helm).keys() == ALERTS | EXTERNAL_ALERTS
+    assert alerts(helm).keys() == ALERTS | MESSAGES | EXTERNAL_ALERTS
 
 
 def test_alerts_ask_for_metrics_and_labels_that_exist(helm):
     known = exposed()
-    for name, alert in alerts(helm).items():
+    for alert in rules(helm):
+        name = alert["alert"]
         series = re.findall(r"(agentstream_\w+)\{([^}]*)\}", alert["expr"])
         assert series, name
         assert len(series) == alert["expr"].count("agentstream_"), name
         for metric, matchers in series:
             labels = set(re.findall(r"(\w+)!?=", matchers))
-            assert labels >= {"namespace", "job"}, name
+            assert labels >= ({"job"} if name in MESSAGES else {"namespace", "job"}), name
             assert labels <= {"namespace", "job", *known[metric]}, name
 
 
 def test_alerts_ask_for_conditions_and_kinds_that_exist(helm):
     asked = set()
     for name, alert in alerts(helm).items():
-        for kind, condition in re.findall(r'(?:kind="(\w+)",)?condition="(\w+)"', alert["expr"]):
+        for kind, condition in re.findall(r'(?:kind="(\w+)",)?(?:condition|type)="(\w+)"', alert["expr"]):
             assert not kind or kind in KINDS, name
             asked.add(ConditionType(condition))
-    assert asked == {ConditionType.READY, ConditionType.MESSAGES_LOST, ConditionType.IDS_IN_THE_FUTURE}
+    assert asked == {
+        ConditionType.READY,
+        ConditionType.MESSAGES_LOST,
+        ConditionType.IDS_IN_THE_FUTURE,
+        ConditionType.CONSUMERS_STALLED,
+    }
 
 
 def test_alerts_are_about_this_release_alone(helm):
-    for name, alert in alerts(helm).items():
+    for alert in rules(helm):
+        name = alert["alert"]
         job = "agentstream-metrics-server" if name in EXTERNAL_ALERTS else "agentstream-metrics"
-        release = f'namespace="agentstream-system",job="{job}"'
+        # the namespace of a group's series is the group's
+        release = f'job="{job}"' if name in MESSAGES else f'namespace="agentstream-system",job="{job}"'
         assert alert["expr"].count(release) == alert["expr"].count("agentstream_")
 
 
@@ -190,14 +218,46 @@ def test_series_may_be_named_otherwise(helm):
         assert "job=" not in alert["expr"]
 
 
-def test_every_alert_says_what_it_means_and_where_the_remedy_is(helm):
-    headings = re.findall(r"^## (.+)$", (ROOT / "docs/operations/runbook.md").read_text(), re.MULTILINE)
+def section(alert):
+    """The section of the runbook about an alert."""
+    return RUNBOOK.partition(f"\n## {alert}\n")[2].partition("\n## ")[0]
 
-    for name, alert in alerts(helm).items():
+
+def test_every_alert_says_what_it_means_and_where_the_remedy_is(helm):
+    for alert in rules(helm):
+        name = alert["alert"]
         assert alert["labels"]["severity"] in {"critical", "warning"}
-        assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
-        assert alert["annotations"]["runbook_url"] == f"docs/operations/runbook.md#{name.lower()}"
-        assert name in headings
+        # without a place on the web, no link that leads nowhere
+        assert alert["annotations"].keys() == {"summary", "description", "runbook"}
+        assert alert["annotations"]["runbook"] == f"docs/operations/runbook.md#{name.lower()}"
+        assert section(name), name
+
+
+def test_the_runbook_has_a_command_for_every_alert_about_messages():
+    commands = {name.split("-")[0] for name in re.findall(r"^## (.+)$", CLI, re.MULTILINE)}
+    known = {command for heading in commands for command in heading.split(", ")}
+    for name in MESSAGES:
+        named = set(re.findall(r"\bagentstream ([a-z]+)\b", section(name)))
+        assert named, name
+        assert named <= known, name
+
+
+@pytest.mark.parametrize("url", ["docs/runbook.md", "ftp://a/b", "https://a/b#c"])
+def test_a_link_is_absolute(helm, url):
+    with pytest.raises(Refused, match="runbookUrl"):
+        alerts(helm, {**EMBEDDED, "metrics": {"prometheusRule": {"enabled": True, "runbookUrl": url}}})
+
+
+def test_without_metrics_of_single_resources_there_are_no_alerts_from_them(helm):
+    values = {**EMBEDDED, "metrics": {**MONITORED["metrics"], "perResource": False}}
+    found = alerts(helm, values)
+    assert found.keys() == ALERTS
+    assert found["AgentStreamMessagesLost"]["labels"]["severity"] == "critical"
+    env = {
+        e["name"]: e.get("value")
+        for e in helm.render(values, knows=PROMETHEUS).operator["containers"][0]["env"]
+    }
+    assert env["AGENTSTREAM_METRICS_OF_EACH"] == "false"
 
 
 def test_alerts_can_be_tuned(helm):
@@ -207,11 +267,17 @@ def test_alerts_can_be_tuned(helm):
         "queueOldestSeconds": 5,
         "alertLabels": {"team": "platform", "severity": "page"},
         "runbookUrl": "https://wiki.example/agentstream",
+        "deadLetters": 3,
+        "delivery": {"objective": 0.99},
+        "latency": {"seconds": 30, "groups": "fast-.*"},
     }
     tuned = alerts(helm, {**EMBEDDED, "metrics": {"prometheusRule": settings}})
 
-    assert tuned.keys() == ALERTS - {"AgentStreamReconcileErrors"}
+    assert tuned.keys() == (ALERTS | MESSAGES) - {"AgentStreamReconcileErrors"}
     assert tuned["AgentStreamQueueStuck"]["expr"].endswith("> 5")
+    assert tuned["AgentStreamDeadLettersGrowing"]["expr"].endswith("> 3")
+    assert "> 6 * (1 - 0.99)" in tuned["AgentStreamDeliveryObjective"]["expr"]
+    assert 'group=~"fast-.*",le="30"' in tuned["AgentStreamLatencyObjective"]["expr"]
     assert all(alert["labels"]["team"] == "platform" for alert in tuned.values())
     # how urgent an alert is, is its own
     assert tuned["AgentStreamOperatorDown"]["labels"]["severity"] == "critical"
@@ -224,7 +290,14 @@ def test_every_alert_can_be_left_out():
     schema = json.loads((CHART / "values.schema.json").read_text())
     rule = schema["properties"]["metrics"]["properties"]["prometheusRule"]["properties"]
 
-    assert set(rule["disabled"]["items"]["enum"]) == ALERTS | EXTERNAL_ALERTS
+    assert set(rule["disabled"]["items"]["enum"]) == ALERTS | MESSAGES | EXTERNAL_ALERTS
+
+
+def test_latencies_are_judged_by_a_bucket_that_there_is():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    rule = schema["properties"]["metrics"]["properties"]["prometheusRule"]["properties"]
+
+    assert rule["latency"]["properties"]["seconds"]["enum"] == [bucket / 1000 for bucket in BUCKETS]
 
 
 def test_values_of_alerts_reach_prometheus_as_they_are(helm):

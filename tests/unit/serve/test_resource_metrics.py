@@ -65,6 +65,7 @@ def test_everything_is_shown_of_a_group() -> None:
         "delayed": 3,
         "dead_letters": 6,
         "oldest_seconds": 4.0,
+        "oldest_waiting_seconds": 1.5,
         "arrival_rate": 2.5,
         "added_total": 20,
         "settled_total outcome=acked": 9,
