@@ -45,14 +45,14 @@ class MetricsOptions(ServiceOptions):
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions(ServiceOptions):
-    """Options of `agentstream queue-server`; `proxy_ca` is the PEM text of a CA."""
+    """Options of `agentstream queue-server`."""
 
     certificate: Path
     key: Path
     port: int
     health_port: int
     hosts: Sequence[str]
-    proxy_ca: str | None
+    proxy_ca_file: Path | None
     proxy_names: Sequence[str]
 
 
@@ -69,7 +69,7 @@ def mistakes(options: OperatorOptions | MetricsOptions | QueueOptions) -> Iterat
         if isinstance(options, OperatorOptions)
         else (options.port, "--port")
     )
-    if isinstance(options, QueueOptions) and options.proxy_ca is not None and not options.proxy_names:
+    if isinstance(options, QueueOptions) and options.proxy_ca_file is not None and not options.proxy_names:
         # any certificate of that CA could otherwise speak for everybody
         yield "--proxy-ca-file: name the proxies, too: --proxy-name is the common name of a certificate"
     if other == options.health_port != 0:

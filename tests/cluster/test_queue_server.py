@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from support.apiserver import ApiServer, NoProgramsError, private_server, write_certificate
 from support.queue_server import QueueServer, bound, token_of
 from support.servers import Build, Server, builds
+from support.waiting import until
 from unit.resources.manifests import a_group, a_stream
 
 HOME, TEAM, OTHER = "queue", "team", "other"
@@ -137,6 +140,16 @@ async def test_a_replay_is_created_in_the_name_of_who_asked_and_can_be_held_and_
         listed = await http.get("/queue/replays", params={"namespace": TEAM})
         assert [each["name"] for each in listed.json()["replays"]] == ["inc-7"]
         assert (await http.delete(f"/queue/replays/{TEAM}/inc-7")).status_code == 204
+        editor = f"system:serviceaccount:{TEAM}:editor"
+        events = api.expect("GET", f"/api/v1/namespaces/{TEAM}/events")["items"]
+        assert {
+            (each["reason"], each["message"]) for each in events if each["involvedObject"]["name"] == "inc-7"
+        } == {
+            ("ReplayChanged", f"changed by {editor}: suspend to True"),
+            ("ReplayDeleted", f"deleted by {editor}"),
+        }
+        assert all(each["involvedObject"]["uid"] == created["metadata"]["uid"] for each in events)
+        assert f"StreamReplay {TEAM}/inc-7: ReplayDeleted: deleted by {editor}" in queue.log.read_text()
         assert (await http.get(f"/queue/replays/{TEAM}/inc-7")).status_code == 404
 
 
@@ -177,6 +190,45 @@ async def test_a_trusted_proxy_says_who_asks_and_nobody_else(queue: QueueServer,
     async with queue.client(None, certificates / "stranger") as http:
         with pytest.raises(httpx.TransportError):
             await http.get("/queue/lag", headers=as_editor)
+
+
+async def test_a_token_that_was_revoked_counts_for_seconds_only(api: ApiServer, queue: QueueServer) -> None:
+    api.kubectl(TEAM).apply(*bound(TEAM, "leaver", VIEW))
+    token = token_of(api, TEAM, "leaver")
+    async with queue.client(token) as http:
+        assert (await http.get("/queue/lag")).status_code == 200
+        api.expect("DELETE", f"/api/v1/namespaces/{TEAM}/serviceaccounts/leaver")
+
+        async def is_out() -> bool:
+            return (await http.get("/queue/lag")).status_code == 401
+
+        await until(is_out, timeout=30)
+
+
+async def test_a_flood_of_wrong_tokens_keeps_nobody_out_who_was_known(
+    api: ApiServer, queue: QueueServer
+) -> None:
+    before = reviews(queue)
+    async with queue.client(token_of(api, TEAM, "viewer")) as known, queue.client(None) as stranger:
+        assert (await known.get("/queue/lag")).status_code == 200
+
+        async def guess(number: int) -> int:
+            headers = {"Authorization": f"Bearer wrong-{number}"}
+            return (await stranger.get("/queue/lag", headers=headers)).status_code
+
+        statuses = Counter[int]()
+        for part in range(10):
+            statuses.update(await asyncio.gather(*(guess(100 * part + n) for n in range(100))))
+            assert (await known.get("/queue/lag")).status_code == 200
+    assert statuses.keys() <= {401, 503}
+    assert statuses[503] > 500
+    assert reviews(queue) - before < 500
+
+
+def reviews(queue: QueueServer) -> float:
+    """TokenReviews so far that found nobody."""
+    found = re.search(r'agentstream_token_reviews_total{outcome="unknown"} (\S+)', queue.metrics())
+    return float(found[1]) if found else 0.0
 
 
 async def test_a_name_that_is_not_its_own_is_refused(api: ApiServer, queue: QueueServer) -> None:

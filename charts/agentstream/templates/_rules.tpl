@@ -52,6 +52,10 @@
 - apiGroups: [agentstream.dev]
   resources: [streamreplays]
   verbs: [get, list, create, patch, delete]
+# who changed or deleted a replay
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
 {{- end -}}
 
 {{/* What people may by the ServiceAccount for the command line. */}}

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from http import HTTPStatus
 
 from agentstream_operator.cluster.api import Api, ApiError
-from agentstream_operator.cluster.kinds import EVENTS, NAMESPACES, RESOURCES
+from agentstream_operator.cluster.events import EventWriter
+from agentstream_operator.cluster.kinds import NAMESPACES, RESOURCES
 from agentstream_operator.cluster.labels import deployment_name
 from agentstream_operator.cluster.owned_objects import OwnedObjects
 from agentstream_operator.cluster.pods import has_deletion_cost, set_deletion_costs
-from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable, Event, Owner, Pods
+from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable, Owner, Pods
 from agentstream_operator.cluster.secret_contents import ServerAddress
 from agentstream_operator.cluster.secrets import Secrets
 from agentstream_operator.cluster.workloads import DeploymentRefs, Workloads
 from agentstream_operator.resources.consumergroup import ConsumerGroup
-from agentstream_operator.resources.meta import ADOPT_ANNOTATION, API_VERSION, FINALIZER, NamespaceSeen
-from agentstream_operator.resources.status import AnyStatus, ConditionReason
+from agentstream_operator.resources.meta import ADOPT_ANNOTATION, FINALIZER, NamespaceSeen
+from agentstream_operator.resources.status import AnyStatus
 
 _log = logging.getLogger(__name__)
 _COMPONENT = "agentstream"
-_MESSAGE = 1024
 _TRIES = 5
-
-_LOG_ONLY = frozenset({ConditionReason.STREAM_CREATED, ConditionReason.GROUP_CREATED})
-"""Reasons that every new resource has and its status shows: they are logged without an event."""
 
 
 class KubernetesCluster:
@@ -48,7 +43,7 @@ class KubernetesCluster:
     ) -> None:
         self._api = api
         self._owned = owned
-        self._identity = identity
+        self.emit = EventWriter(api, _COMPONENT, identity).emit
         secrets = Secrets(api, owned, server, installation)
         self.credentials, self.apply_credentials = secrets.credentials, secrets.apply_credentials
         self.delete_credentials, self.users = secrets.delete_credentials, secrets.users
@@ -102,38 +97,6 @@ class KubernetesCluster:
     async def set_finalizer(self, about: Owner, *, present: bool) -> None:
         """Adds or removes the operator's finalizer, and no other."""
         await set_finalizer(self._api, about, present=present)
-
-    async def emit(self, event: Event) -> None:
-        """Logs an event and writes it, unless it is for the log only; a failure to write is only logged."""
-        level = logging.WARNING if event.warning else logging.INFO
-        _log.log(level, "%s: %s: %s", event.about, event.reason, event.message)
-        if event.reason in _LOG_ONLY:
-            return
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        about = event.about
-        body = {
-            "metadata": {"name": f"{about.name}.{uuid.uuid4().hex[:16]}", "namespace": about.namespace},
-            "involvedObject": {
-                "apiVersion": API_VERSION,
-                "kind": about.kind,
-                "namespace": about.namespace,
-                "name": about.name,
-                "uid": event.uid,
-            },
-            "reason": event.reason,
-            "message": event.message[:_MESSAGE],
-            "type": "Warning" if event.warning else "Normal",
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-            "source": {"component": _COMPONENT},
-            "reportingComponent": _COMPONENT,
-            "reportingInstance": self._identity,
-        }
-        try:
-            await self._api.create(EVENTS, about.namespace, body)
-        except (ApiError, ClusterUnavailable) as error:
-            _log.info("could not write the event: %s", error)
 
 
 async def set_finalizer(api: Api, about: Owner, *, present: bool) -> None:

@@ -208,9 +208,15 @@ def queue_server(
     carries out. SIGTERM stops it in order.
     """
     from agentstream_operator.queue_server.main import run
+    from agentstream_operator.queue_server.proxies import InvalidAuthority, read_authority
     from agentstream_operator.serve.http import ListenError
     from agentstream_operator.settings import QueueOptions
 
+    try:
+        if proxy_ca_file is not None:
+            read_authority(proxy_ca_file)
+    except InvalidAuthority as error:
+        fail(f"--proxy-ca-file: {error}")
     options = QueueOptions(
         redis=endpoint_in(redis_url_file, redis_ca_file),
         namespaces=namespace or None,
@@ -221,7 +227,7 @@ def queue_server(
         port=port,
         health_port=health_port,
         hosts=host or (),
-        proxy_ca=_authority(proxy_ca_file),
+        proxy_ca_file=proxy_ca_file,
         proxy_names=proxy_name or (),
     )
     _configure(options, log_format)
@@ -274,20 +280,6 @@ def endpoint_in(url_file: Path, ca_file: Path | None) -> Endpoint:
     except (OSError, ValueError) as error:
         fail(f"--redis-ca-file: {ca_file} is not a PEM certificate: {error}")
     return Endpoint(url, ca_file=str(ca_file) if ca_file is not None else None)
-
-
-def _authority(file: Path | None) -> str | None:
-    """Reads the CA of proxies."""
-    import ssl
-
-    if file is None:
-        return None
-    try:
-        text = file.read_text(encoding="ascii")
-        ssl.create_default_context(cadata=text)
-    except (OSError, ValueError) as error:
-        fail(f"--proxy-ca-file: {file} is not a PEM certificate: {error}")
-    return text
 
 
 def _configure(options: OperatorOptions | MetricsOptions | QueueOptions, log_format: str) -> None:

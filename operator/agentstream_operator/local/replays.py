@@ -12,9 +12,11 @@ from typing import Any
 
 import msgspec
 
+from agentstream.printable import printable
 from agentstream_operator.cluster.port import ClusterUnavailable, Owner
 from agentstream_operator.local.bindings import make_private, write_private
 from agentstream_operator.local.screen.output import LocalError, Output, cannot
+from agentstream_operator.plan.replay import changed_by
 from agentstream_operator.queue_api.ports import Caller, ReplayRefused, Unavailable
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.resources.meta import GROUP, ResourceKey
@@ -158,7 +160,6 @@ class LocalReplays:
 
     async def patch(self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any]) -> StreamReplay | None:
         """Changes fields of a replay's spec, named as in manifests. Returns it; None if there is none."""
-        del caller
         before = self._present.get(key)
         if before is None:
             return None
@@ -176,11 +177,11 @@ class LocalReplays:
             self._put(after)
         except OSError as error:
             raise Unavailable(str(self._cannot_write(error))) from error
+        self._output.say(f"{key}: {changed_by(caller.name, spec)}")
         return after
 
     async def delete(self, caller: Caller, key: ResourceKey) -> bool:
         """Deletes a replay, which stops it. Returns whether there was one."""
-        del caller
         present = self._present.get(key)
         if present is None:
             return False
@@ -188,6 +189,7 @@ class LocalReplays:
             self._delete(present)
         except OSError as error:
             raise Unavailable(str(self._cannot_write(error))) from error
+        self._output.say(f"{key}: deleted by {printable(caller.name)}")
         return True
 
     def _created(self, replay: StreamReplay, annotations: Mapping[str, str]) -> StreamReplay:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -200,6 +200,12 @@ def expires_in(replay: StreamReplay, status: StreamReplayStatus, now: datetime) 
     if ttl is None or status.finished_at is None:
         return None
     return max(0.0, ttl - (now - status.finished_at).total_seconds())
+
+
+def changed_by(who: str, fields: Mapping[str, object]) -> str:
+    """Returns what somebody changed of a replay, for events."""
+    changed = ", ".join(f"{name} to {value}" for name, value in sorted(fields.items()))
+    return f"changed by {printable(who)}: {printable(changed)}"
 
 
 def asked_by(replay: StreamReplay) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 
 from prometheus_client import Counter
@@ -11,6 +12,7 @@ from prometheus_client.core import Metric
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.cluster.api import Api
 from agentstream_operator.cluster.connect import connect
+from agentstream_operator.cluster.events import EventWriter
 from agentstream_operator.console.app import Console
 from agentstream_operator.queue_api.app import application
 from agentstream_operator.queue_api.events import LiveViews
@@ -18,6 +20,7 @@ from agentstream_operator.queue_api.lag import LagReader
 from agentstream_operator.queue_api.reading import sources_of_server
 from agentstream_operator.queue_server.access import ReviewedAccess
 from agentstream_operator.queue_server.authenticator import ClusterAuthenticator
+from agentstream_operator.queue_server.proxies import TrustedProxies
 from agentstream_operator.queue_server.replays import ClusterReplays
 from agentstream_operator.queue_server.tokens import TokenReviews
 from agentstream_operator.reconcile.state.index import ResourceIndex
@@ -29,6 +32,8 @@ from agentstream_operator.serve.reflector import Reflector
 from agentstream_operator.serve.request_header import RequestHeaderConfig
 from agentstream_operator.serve.service import serve_until, stop_signals
 from agentstream_operator.settings import QueueOptions
+
+_COMPONENT = "agentstream-queue-server"
 
 
 class QueueMetrics(Exposition):
@@ -74,18 +79,23 @@ async def run(options: QueueOptions) -> None:
     index = ResourceIndex(options.allowed_keys)
     reflector = Reflector(api, options.namespaces, index, with_status=True)
     certificates = ServingCertificates(options.certificate, options.key)
-    # without a CA of proxies, no certificate of a client is asked for
-    trusted = RequestHeaderConfig(options.proxy_ca or "", frozenset(options.proxy_names))
-    certificates.apply(trusted)
+    proxies = None
+    if options.proxy_ca_file is not None:
+        names = frozenset(options.proxy_names)
+        proxies = TrustedProxies(options.proxy_ca_file, names, certificates.apply)
+    else:
+        # no certificate of a client is asked for
+        certificates.apply(RequestHeaderConfig(""))
     broker = Broker.of(options.redis, installation=options.installation)
     tokens, authorizer = TokenReviews(api, clock), Authorizer(api, clock)
     lags, live = LagReader(index, broker), LiveViews()
     metrics = QueueMetrics(tokens, authorizer, api, broker)
-    proxies = trusted if options.proxy_ca is not None else None
     app = application(
         sources_of_server(lags),
-        ClusterReplays(api, options.namespaces),
-        ClusterAuthenticator(tokens, frozenset(options.hosts), lambda: proxies),
+        ClusterReplays(api, EventWriter(api, _COMPONENT, socket.gethostname()), options.namespaces),
+        ClusterAuthenticator(
+            tokens, frozenset(options.hosts), lambda: proxies.config if proxies is not None else None
+        ),
         ReviewedAccess(authorizer),
         live,
         count=metrics.count_response,
@@ -107,7 +117,11 @@ async def run(options: QueueOptions) -> None:
             lambda: serving(options.health_port, replies),
             lambda: server.serving(listening(options.port)),
         ),
-        (reflector.watch(), certificates.watch_files()),
+        (
+            reflector.watch(),
+            certificates.watch_files(),
+            *([proxies.watch()] if proxies is not None else []),
+        ),
         (connection.close, broker.close, lags.close, authorizer.close, tokens.close),
         # answers that go on for minutes end first
         ending=live.close,

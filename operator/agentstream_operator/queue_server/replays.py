@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from agentstream.printable import printable
 from agentstream_operator.cluster.api import Api, ApiError
+from agentstream_operator.cluster.events import EventWriter
 from agentstream_operator.cluster.kinds import STREAMREPLAYS
-from agentstream_operator.cluster.port import ClusterUnavailable
+from agentstream_operator.cluster.port import ClusterUnavailable, Event
+from agentstream_operator.plan.replay import changed_by
 from agentstream_operator.queue_api.ports import Caller, ReplayRefused, Unavailable
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.parse import InvalidResource, parse_resource
+from agentstream_operator.resources.status import ConditionReason
 from agentstream_operator.resources.streamreplay import REQUESTED_BY_ANNOTATION, StreamReplay
 
 _TOLD = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY})
@@ -23,11 +27,12 @@ _TOLD = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.CONFLICT, HTTPStatus.UNPROCE
 class ClusterReplays:
     """Writes StreamReplays with the rights of this server, after those of the caller were checked.
 
-    Who asked stands in an annotation, which nobody else may write in another's name. `namespaces` are those
-    that the server may read; None: all.
+    Who asked stands in an annotation, which nobody else may write in another's name; who changed or deleted
+    one, in an event. `namespaces` are those that the server may read; None: all.
     """
 
     api: Api
+    events: EventWriter
     namespaces: Sequence[str] | None
 
     async def create(self, caller: Caller, replay: StreamReplay) -> StreamReplay | None:
@@ -61,7 +66,6 @@ class ClusterReplays:
 
     async def patch(self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any]) -> StreamReplay | None:
         """Changes fields of a replay's spec. Returns it; None if there is none."""
-        del caller
         with _told():
             try:
                 found = await self.api.merge(STREAMREPLAYS, key.namespace, key.name, {"spec": dict(spec)})
@@ -69,16 +73,22 @@ class ClusterReplays:
                 if error.code == HTTPStatus.NOT_FOUND:
                     return None
                 raise
-        return _read(found)
+        replay = _read(found)
+        await self._tell(ConditionReason.REPLAY_CHANGED, replay, changed_by(caller.name, spec))
+        return replay
 
     async def delete(self, caller: Caller, key: ResourceKey) -> bool:
         """Deletes a replay, which stops it. Returns whether there was one."""
-        del caller
         with _told():
-            if await self.api.get(STREAMREPLAYS, key.namespace, key.name) is None:
+            found = await self.api.get(STREAMREPLAYS, key.namespace, key.name)
+            if found is None:
                 return False
-            await self.api.delete(STREAMREPLAYS, key.namespace, key.name)
+            await self.api.delete(STREAMREPLAYS, key.namespace, key.name, found["metadata"]["uid"])
+        await self._tell(ConditionReason.REPLAY_DELETED, _read(found), f"deleted by {printable(caller.name)}")
         return True
+
+    async def _tell(self, reason: ConditionReason, replay: StreamReplay, message: str) -> None:
+        await self.events.emit(Event(replay.key, reason, message, uid=replay.metadata.uid))
 
     async def _all(self, namespace: str) -> AsyncIterator[dict[str, Any]]:
         scopes: Sequence[str | None] = [namespace] if namespace else self.namespaces or [None]

@@ -14,13 +14,17 @@ from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.kinds import TOKEN_REVIEWS
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.queue_api.ports import Caller, Unauthenticated, Unavailable
+from agentstream_operator.serve.bucket import Bucket
 from agentstream_operator.serve.flights import Flights
 
 KNOWN_FOR, UNKNOWN_FOR = 10.0, 5.0
 """Seconds for which it counts whose a token is, and that it is nobody's."""
 
 AT_A_TIME: Final = 8
-"""TokenReviews under way; whoever comes while all of them are for unknown tokens is told to come again."""
+"""TokenReviews under way from which on a token that was not seen before has to come again."""
+
+STRANGERS, STRANGERS_AT_ONCE = 10.0, 40
+"""Unknown tokens that are looked at in a second, and at once: each costs the API server a TokenReview."""
 
 LONGEST: Final = 16_384
 """Characters of a token; those of ServiceAccounts have about a thousand."""
@@ -39,6 +43,7 @@ class TokenReviews:
             now, lambda caller: KNOWN_FOR if caller is not None else UNKNOWN_FOR
         )
         self._under_way = 0
+        self._strangers = Bucket(STRANGERS, STRANGERS_AT_ONCE, now)
         self.reviews: Counter[str] = Counter()
 
     async def caller(self, token: str) -> Caller:
@@ -51,9 +56,10 @@ class TokenReviews:
         if not token or len(token) > LONGEST:
             raise Unauthenticated("the token is not one of this cluster")
         key = hashlib.sha256(token.encode()).digest()
-        # what is known already costs nothing, so that a flood of others does not keep it out
-        if not self._callers.counts(key) and self._under_way >= AT_A_TIME:
-            raise Unavailable("too many tokens are being looked at")
+        # what was known before is asked for again at any time: a flood of others must not keep it out
+        is_stranger = not self._callers.counts(key) and self._callers.last(key) is None
+        if is_stranger and (self._under_way >= AT_A_TIME or not self._strangers.take()):
+            raise Unavailable("too many unknown tokens are being looked at")
         found = await self._callers.answer(key, lambda: self._ask(token))
         if found is None:
             raise Unauthenticated("the token is not one of this cluster, or has expired")

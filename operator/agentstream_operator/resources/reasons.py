@@ -369,6 +369,11 @@ class ConditionReason(StrEnum):
         "The replay cannot go on; what was moved stays moved, and is counted in the status.",
         f"{_READ}, remove the cause, and create another replay from `status.cursor` on.",
     )
+    REPLAY_CHANGED = (
+        "ReplayChanged",
+        "Somebody changed the replay over the HTTP API: the message says who, and what.",
+    )
+    REPLAY_DELETED = "ReplayDeleted", "Somebody deleted the replay over the HTTP API: the message says who."
     REPLAY_STOPPED = (
         "ReplayStopped",
         "The replay was deleted before it had ended; what was moved stays moved.",

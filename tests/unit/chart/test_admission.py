@@ -33,6 +33,18 @@ def test_the_operator_is_known_by_its_account(helm, values, account):
     assert condition["expression"] == f"request.userInfo.username == '{name}'"
 
 
+@pytest.mark.parametrize(
+    ("values", "account"),
+    [({}, "agentstream-queue-server"), ({"serviceAccount": {"name": "theirs", "create": False}}, "theirs")],
+)
+def test_the_queue_server_may_say_who_asked_for_a_replay(helm, values, account):
+    policy = helm.render({**EXTERNAL, **values}).one("ValidatingAdmissionPolicy", "agentstream-replays")
+
+    (validation,) = policy["spec"]["validations"]
+    name = f"system:serviceaccount:{NAMESPACE}:{account}"
+    assert f"|| request.userInfo.username == '{name}'" in validation["expression"]
+
+
 @pytest.mark.parametrize("policy", ["agentstream-consumers", "agentstream-replays"])
 def test_only_what_is_in_the_watched_namespaces_is_judged(helm, policy):
     rendered = helm.render({**EMBEDDED, "watchNamespaces": ["team-a", "team-b"]})

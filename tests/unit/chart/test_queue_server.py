@@ -110,6 +110,7 @@ def test_its_rights(rendered):
         ("agentstream.dev", "agentstreams", ""): {"list", "watch"},
         ("agentstream.dev", "consumergroups", ""): {"list", "watch"},
         ("agentstream.dev", "streamreplays", ""): {"get", "list", "create", "patch", "delete"},
+        ("", "events", ""): {"create"},
     }
 
 
@@ -147,10 +148,32 @@ def test_rights_and_account_can_be_left_to_others(helm):
 
 def test_who_may_reach_it_and_what_it_reaches(helm):
     policy = policies(helm, VALUES)[NAME]
-    assert [ports(rule) for rule in policy["ingress"]] == [{8443, 8081}]
+    assert [ports(rule) for rule in policy["ingress"]] == [{8443}, {8081}]
     assert [ports(rule) for rule in policy["egress"]] == [{53, 5353}, {443, 6443, 8443, 16443}, {6379}]
 
 
 def test_a_wrong_word_is_refused(helm):
     with pytest.raises(Refused, match="cliMay"):
         helm.render({**EMBEDDED, "queueServer": {"enabled": True, "cliMay": "all"}})
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_a_drain_takes_one_of_its_pods_at_a_time(helm, replicas):
+    rendered = helm.render({**VALUES, "queueServer": {**VALUES["queueServer"], "replicas": replicas}})
+    found = [d for d in rendered.of("PodDisruptionBudget") if d["metadata"]["name"] == NAME]
+    assert len(found) == (replicas > 1)
+    for budget in found:
+        labels = rendered.one("Deployment", NAME)["spec"]["template"]["metadata"]["labels"]
+        assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_who_may_call_it_may_be_named_and_who_scrapes_need_not(helm):
+    callers = [{"podSelector": {"matchLabels": {"app": "gateway"}}}]
+    values = {
+        **VALUES,
+        "networkPolicy": {"enabled": True},
+        "queueServer": {**VALUES["queueServer"], "from": callers},
+    }
+    calls, scrapes = helm.render(values).one("NetworkPolicy", NAME)["spec"]["ingress"]
+    assert ([p["port"] for p in calls["ports"]], calls["from"]) == ([8443], callers)
+    assert ([p["port"] for p in scrapes["ports"]], "from" in scrapes) == ([8081], False)

@@ -12,7 +12,15 @@ from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.port import ClusterUnavailable
 from agentstream_operator.queue_api.ports import Caller, Forbidden, Unauthenticated, Unavailable
 from agentstream_operator.queue_server.authenticator import ClusterAuthenticator
-from agentstream_operator.queue_server.tokens import AT_A_TIME, KNOWN_FOR, LONGEST, UNKNOWN_FOR, TokenReviews
+from agentstream_operator.queue_server.tokens import (
+    AT_A_TIME,
+    KNOWN_FOR,
+    LONGEST,
+    STRANGERS,
+    STRANGERS_AT_ONCE,
+    UNKNOWN_FOR,
+    TokenReviews,
+)
 from agentstream_operator.serve.request_header import RequestHeaderConfig
 
 HOST = ("host", "queue.example.com:443")
@@ -108,6 +116,25 @@ async def test_a_flood_of_wrong_tokens_is_bounded_and_keeps_no_known_one_out(pla
     assert sum(isinstance(each, Unavailable) for each in found) == 9 * AT_A_TIME
 
 
+async def test_a_flood_costs_the_api_server_so_many_reviews_a_second_and_no_more(place: Place) -> None:
+    await place.with_token("good")
+    refused = 0
+    for n in range(2_000):
+        place.now += 0.01
+        try:
+            await place.with_token(f"bad-{n}")
+        except Unauthenticated:
+            pass
+        except Unavailable:
+            refused += 1
+            # who was known is asked about again at any time, also when that does not count any more
+            assert (await place.with_token("good")).name == "jane"
+    asked = [token for token in place.api.asked if token != "good"]
+    assert STRANGERS * 19 <= len(asked) <= STRANGERS_AT_ONCE + STRANGERS * 20
+    assert len(asked) + refused == 2_000
+    assert place.api.asked.count("good") == 2
+
+
 @pytest.mark.parametrize("failure", [ApiError(403, "no s3cret"), ClusterUnavailable("no s3cret")])
 async def test_an_api_server_that_does_not_say_is_no_answer_and_tells_no_token(
     place: Place, failure: Exception
@@ -153,6 +180,10 @@ async def test_a_proxy_that_names_nobody_does_not_speak_for_the_owner_of_a_token
         (("host", "[::1"),),
         (HOST, ("origin", "http://evil.example")),
         (HOST, ("origin", "null")),
+        (HOST, ("origin", "https://localhost:443")),
+        (HOST, ("origin", "https://queue.example.com")),
+        (HOST, ("origin", "http://queue.example.com:443")),
+        (HOST, ("origin", f"https://{HOST[1]}"), ("origin", "https://evil.example")),
     ],
 )
 async def test_other_names_and_sites_are_refused(place: Place, headers: tuple[tuple[str, str], ...]) -> None:
