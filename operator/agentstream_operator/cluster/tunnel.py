@@ -46,12 +46,14 @@ class NoQueueServer(Exception):  # noqa: N818 - named after what is wrong
 
 @dataclass(frozen=True, slots=True)
 class QueueService:
-    """The Service of the queue server, and the pod that answers for it."""
+    """The Service of a server, as the queue server, and the pod that answers for it."""
 
     namespace: str
     name: str
     pod: str
     port: int
+    instead: str = "use --api URL"
+    """What to do where its port may not be forwarded."""
 
     @property
     def account(self) -> str:
@@ -133,19 +135,31 @@ async def open_tunnel(
     api = Api(connection.client)
     try:
         service = await _find(api, namespace)
-        # what is refused is said before anything is asked of it
-        bridge = _Bridge(connection.client, service, await _dial(connection.client, service))
-        server = await asyncio.start_server(bridge.serve, "127.0.0.1", 0)
         login = _Login(connection, partial(connect, kubeconfig, context))
-        try:
-            yield Tunnel(service, connection.namespace, server.sockets[0].getsockname()[1], login)
-        finally:
-            server.close()
-            await bridge.close()
+        async with forward(connection.client, service) as port:
+            yield Tunnel(service, connection.namespace, port, login)
     except ApiError as error:
         raise NoQueueServer(f"the API server refused it: {error}") from error
     finally:
         await connection.close()
+
+
+@asynccontextmanager
+async def forward(client: ApiClient, service: QueueService) -> AsyncIterator[int]:
+    """Forwards a port of this machine to a pod. Yields the port.
+
+    Raises:
+        NoQueueServer: the caller may not.
+        ClusterUnavailable: the API server does not do it.
+    """
+    # what is refused is said before anything is asked of the pod
+    bridge = _Bridge(client, service, await _dial(client, service))
+    server = await asyncio.start_server(bridge.serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await bridge.close()
 
 
 async def _find(api: Api, namespace: str | None) -> QueueService:
@@ -164,12 +178,24 @@ async def _find(api: Api, namespace: str | None) -> QueueService:
         case _:
             names = ", ".join(each["metadata"]["name"] for each in services)
             raise NoQueueServer(f"there are several queue servers in {where} ({names}): use --api URL")
-    name, spec = service["metadata"]["name"], service["spec"]
+    return await find_pod(api, service, "the queue server", "use --api URL")
+
+
+async def find_pod(
+    api: Api, service: Json, what: str, instead: str, *, port: int | None = None
+) -> QueueService:
+    """Finds a pod of a Service that is ready; `port` is that of the Service, its first one if absent.
+
+    Raises:
+        NoQueueServer: none is ready.
+    """
+    where, name, spec = service["metadata"]["namespace"], service["metadata"]["name"], service["spec"]
+    ports = [each for each in spec["ports"] if port in {None, each["port"]}] or spec["ports"]
     selector = ",".join(f"{label}={value}" for label, value in (spec.get("selector") or {}).items())
     async for pod in api.list(PODS, where, selector):
         if _is_ready(pod):
-            return QueueService(where, name, pod["metadata"]["name"], _port(spec["ports"][0], pod))
-    raise NoQueueServer(f"no pod of the queue server is ready: kubectl -n {where} get pods -l {selector}")
+            return QueueService(where, name, pod["metadata"]["name"], _port(ports[0], pod), instead)
+    raise NoQueueServer(f"no pod of {what} is ready: kubectl -n {where} get pods -l {selector}")
 
 
 async def _elsewhere(api: Api, where: str, *, named: bool) -> str:
@@ -224,7 +250,7 @@ async def _dial(client: ApiClient, service: QueueService) -> ClientWebSocketResp
         if error.status == HTTPStatus.FORBIDDEN:
             raise NoQueueServer(
                 f"you may not forward ports to pod {service.namespace}/{service.pod}: have that allowed "
-                "(create on pods/portforward), or use --api URL"
+                f"(create on pods/portforward), or {service.instead}"
             ) from error
         raise ClusterUnavailable(
             f"the API server forwards no ports: {error.status} {error.message}"

@@ -12,6 +12,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.connect import NoCluster, context_names
 from agentstream_operator.cluster.port import ClusterUnavailable
+from agentstream_operator.cluster.sender import CannotSend, declared_as, open_sender
 from agentstream_operator.cluster.survey import survey
 from agentstream_operator.cluster.trial import try_all
 from agentstream_operator.cluster.tunnel import NoQueueServer, Tunnel, open_tunnel
@@ -19,8 +20,9 @@ from agentstream_operator.commands.failure import BAD_INPUT, UNREACHABLE, Comman
 from agentstream_operator.commands.options import ApiOptions, ApiTarget
 from agentstream_operator.plan.changes import Trial
 from agentstream_operator.plan.checkup import Finding
+from agentstream_operator.resources.meta import ResourceKey
 
-__all__ = ["context_names", "forwarded", "surveyed", "tried"]
+__all__ = ["context_names", "declared", "forwarded", "sending", "surveyed", "tried"]
 
 
 @contextmanager
@@ -55,6 +57,29 @@ def tried(options: ApiOptions, manifests: Sequence[Mapping[str, Any]]) -> list[T
     """
     with start_blocking_portal() as portal, _told():
         return portal.call(try_all, options.kubeconfig, options.context, options.namespace, manifests)
+
+
+def declared(options: ApiOptions, name: str) -> dict[ResourceKey, dict[str, Any]]:
+    """Returns the specs of a group and a stream of this name in a cluster.
+
+    Raises:
+        CommandFailed: there is no cluster, it does not answer, or the user may not read them.
+    """
+    with start_blocking_portal() as portal, _told():
+        return portal.call(declared_as, options.kubeconfig, options.context, options.namespace, name)
+
+
+@contextmanager
+def sending(options: ApiOptions, namespace: str, agent: str) -> Iterator[dict[str, str]]:
+    """Opens a way to the server of a cluster, and yields the entries of an agent's Secret that lead there.
+
+    Raises:
+        CommandFailed: the user may not send as the agent, or not from here.
+    """
+    with start_blocking_portal() as portal:
+        opened = open_sender(options.kubeconfig, options.context, namespace, agent)
+        with _told(), portal.wrap_async_context_manager(opened) as entries:
+            yield entries
 
 
 def _target(portal: BlockingPortal, tunnel: Tunnel) -> ApiTarget:
@@ -96,5 +121,7 @@ def _told() -> Iterator[None]:
         raise CommandFailed(
             f"{error}; or run the command in the folder of a running `agentstream dev`", code=BAD_INPUT
         ) from error
+    except CannotSend as error:
+        raise CommandFailed(str(error)) from error
     except (NoQueueServer, ClusterUnavailable, ApiError) as error:
         raise CommandFailed(str(error), code=UNREACHABLE) from error

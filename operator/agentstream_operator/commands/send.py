@@ -44,11 +44,12 @@ def send(
 ) -> None:
     """Sends a message, as an agent with its own credentials; --wait prints the answer's payload.
 
-    Works in the folder of `agentstream dev`, which has the credentials of every agent. The agent must be a
-    producer of the stream. Ctrl-C while waiting calls nothing back: the message is handled all the same.
+    The agent must be a producer of the stream. In the folder of `agentstream dev` its credentials are there;
+    in a cluster, you need to read its Secret, and to forward a port to the server where that is a Service.
+    After Ctrl-C the message is handled all the same.
 
     Exit codes: 0; 1 if it could not be sent, or there was no answer in time; 2 for invalid input; 3 if
-    `agentstream dev` or its server does not answer.
+    nothing answers.
     """
     from agentstream_operator.commands import sending
 

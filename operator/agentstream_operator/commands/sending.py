@@ -1,4 +1,4 @@
-"""Sends a message as an agent of `agentstream dev`; the one module here that uses the SDK as they do."""
+"""Sends a message as an agent; the one module here that uses the SDK as agents do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import json
 import logging
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,10 +25,12 @@ from agentstream import (
     NoReply,
     Settings,
 )
+from agentstream.protocol.signatures import decode_signing, entry_name
+from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.commands.failure import BAD_INPUT, NOT_SO, UNREACHABLE, CommandFailed
 from agentstream_operator.commands.planning import running
 from agentstream_operator.commands.session import Session
-from agentstream_operator.commands.target import local_console
+from agentstream_operator.commands.target import cluster, local_console
 from agentstream_operator.queue_api.documents import Answer
 from agentstream_operator.resources.duration import parse_duration
 from agentstream_operator.resources.meta import ResourceKey
@@ -65,22 +70,35 @@ def run(session: Session, target: str, text: str, wish: Sending, *, wait: bool) 
     Raises:
         CommandFailed: it cannot be sent, or is not answered in time.
     """
-    console = local_console(session.options)
-    if session.options.api is not None or console is None:
+    options = session.options
+    if options.api is not None:
         raise CommandFailed(
-            "a message comes from an agent, with its credentials: run the command in the folder of a running "
-            "`agentstream dev`; in a cluster, send from a pod that mounts the agent's Secret",
+            "--api: a message comes from an agent, with its credentials, and the HTTP API has none: use a "
+            "kubeconfig, or the folder of a running `agentstream dev`",
             code=BAD_INPUT,
         )
     payload, timeout = _payload(text), _seconds(wish.timeout)
-    way = _way(session, running(session, console.parent), target)
+    console = local_console(options)
+    if console is not None:
+        way = _way(running(session, console.parent), target, session.namespace)
+    else:
+        namespace, _, name = target.rpartition("/")
+        options = replace(options, namespace=namespace or options.namespace)
+        way = _way(cluster().declared(options, name), name, None)
     if wait and way.to is None:
         raise CommandFailed("--wait: name a ConsumerGroup: all groups of a stream get it", code=BAD_INPUT)
-    settings = _settings(console.parent, way, wish.sender)
+    agent = _sender(way, wish.sender)
+    credentials: AbstractContextManager[Mapping[str, str]] = (
+        nullcontext(_entries(console.parent, way, agent))
+        if console is not None
+        else cluster().sending(options, way.namespace, agent)
+    )
     # what the SDK tells operators of agents is in the error, too
     logging.getLogger("agentstream").addHandler(logging.NullHandler())
     try:
-        sent = asyncio.run(_send(settings, way, payload, wish, timeout if wait else None))
+        with credentials as entries, TemporaryDirectory(prefix="agentstream-") as folder:
+            settings = _settings(way.namespace, agent, entries, Path(folder))
+            sent = asyncio.run(_send(settings, way, payload, wish, timeout if wait else None))
     except (InvalidMessage, InvalidPayload) as error:
         raise CommandFailed(str(error), code=BAD_INPUT) from error
     except NoReply as error:
@@ -128,10 +146,10 @@ def _seconds(text: str) -> float:
         raise CommandFailed(f"--timeout: {error}", code=BAD_INPUT) from error
 
 
-def _way(session: Session, specs: Mapping[ResourceKey, Mapping[str, Any]], target: str) -> _Way:
+def _way(specs: Mapping[ResourceKey, Mapping[str, Any]], target: str, namespace: str | None) -> _Way:
     """Finds the group or the stream that is named, which must be in effect."""
-    namespace, slash, name = target.rpartition("/")
-    where = namespace if slash else session.namespace
+    prefix, slash, name = target.rpartition("/")
+    where = prefix if slash else namespace
     found = [key for key in specs if key.name == name and where in {None, key.namespace}]
     if not found:
         raise CommandFailed(f"there is no group and no stream {target}: `agentstream lag -A` lists all")
@@ -147,21 +165,44 @@ def _way(session: Session, specs: Mapping[ResourceKey, Mapping[str, Any]], targe
     return _Way(key.namespace, stream, to, declared.get("producers") or ())
 
 
-def _settings(data: Path, way: _Way, sender: str | None) -> Settings:
-    """The credentials of who sends: agents are told apart by them, and nobody sends without."""
-    stream = f"{way.namespace}/{way.stream}"
+def _sender(way: _Way, named: str | None) -> str:
+    """Who sends: the agent that is named, or the only one that may."""
+    stream, names = f"{way.namespace}/{way.stream}", ", ".join(way.senders)
     if not way.senders:
         raise CommandFailed(f"no agent may send to {stream}: name one in spec.producers")
-    if sender is None and len(way.senders) > 1:
-        names = ", ".join(way.senders)
+    if named is None and len(way.senders) > 1:
         raise CommandFailed(
             f"several agents may send to {stream}: say which with --as ({names})", code=BAD_INPUT
         )
-    agent = sender or next(iter(way.senders))
-    binding = data / "bindings" / f"{way.namespace}.{agent}"
-    if agent not in way.senders or not (binding / "password").exists():
-        names = ", ".join(way.senders)
+    if named is not None and named not in way.senders:
         raise CommandFailed(
-            f"{agent} may not send to {stream}: name it in spec.producers; these may: {names}"
+            f"{named} may not send to {stream}: name it in spec.producers; these may: {names}"
         )
-    return Settings.from_env({"AGENTSTREAM_BINDING": str(binding), "AGENTSTREAM_POD": "agentstream-send"})
+    return named or next(iter(way.senders))
+
+
+def _entries(data: Path, way: _Way, agent: str) -> dict[str, str]:
+    """The binding of an agent of `agentstream dev`."""
+    binding = data / "bindings" / f"{way.namespace}.{agent}"
+    try:
+        return {file.name: file.read_text(encoding="utf-8").strip() for file in binding.iterdir()}
+    except OSError as error:
+        raise CommandFailed(f"{agent} has no credentials yet: {error}", code=UNREACHABLE) from error
+
+
+def _settings(namespace: str, agent: str, entries: Mapping[str, str], folder: Path) -> Settings:
+    """The agent, with the credentials and keys of its binding; the server's CA, if any, goes into a file."""
+    authority = folder / "ca.crt"
+    if authority.name in entries:
+        authority.write_text(entries[authority.name], encoding="utf-8")
+    ca_file = str(authority) if authority.name in entries else None
+    prefix = entry_name("")
+    keys = {name.removeprefix(prefix): text for name, text in entries.items() if name.startswith(prefix)}
+    return Settings(
+        namespace=namespace,
+        agent=agent,
+        source=Endpoint(entries.get("uri", ""), entries.get("username"), entries.get("password"), ca_file),
+        pod="agentstream-send",
+        installation=entries.get("installation", "agentstream"),
+        signing={stream: decode_signing(text) for stream, text in keys.items()},
+    )

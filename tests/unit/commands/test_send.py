@@ -45,7 +45,7 @@ def dev(api: FakeApi, folder: Path) -> Path:
             1,
             "coder may not send to default/tasks: name it in spec.producers",
         ),
-        (("coder", "{}", "--as", "planner"), 1, "planner may not send to default/tasks: "),
+        (("coder", "{}", "--as", "planner"), 3, "planner has no credentials yet: "),
         (("none", "{}"), 1, "no agent may send to default/none: name one in spec.producers"),
         (("nobody", "{}"), 1, "there is no group and no stream nobody: `agentstream lag -A` lists all"),
         (("other/coder", "{}"), 1, "there is no group and no stream other/coder: "),
@@ -68,9 +68,9 @@ def test_what_cannot_be_sent_is_a_line(dev: Path, arguments: tuple[str, ...], co
     assert "secret" not in ran.err
 
 
-def test_outside_of_the_folder_of_dev_a_message_comes_from_a_pod(folder: Path) -> None:
+def test_outside_of_the_folder_of_dev_a_cluster_is_meant_and_an_address_is_not_enough(folder: Path) -> None:
     del folder
-    for more in ((), ("--context", "c"), ("--api", "http://127.0.0.1:1")):
-        ran = run("send", "coder", "{}", *more)
-        assert ran.code == 2
-        assert ran.err.startswith("error: a message comes from an agent, with its credentials: ")
+    ran = run("send", "coder", "{}")
+    assert (ran.code, ran.err.startswith("error: no cluster: ")) == (2, True)
+    ran = run("send", "coder", "{}", "--api", "http://127.0.0.1:1")
+    assert (ran.code, ran.err.startswith("error: --api: a message comes from an agent")) == (2, True)
