@@ -190,8 +190,11 @@ async def find_pod(
         NoQueueServer: none is ready.
     """
     where, name, spec = service["metadata"]["namespace"], service["metadata"]["name"], service["spec"]
+    if not spec.get("selector") or not spec.get("ports"):
+        # without a selector, any pod of the namespace would get the caller's token or password
+        raise NoQueueServer(f"Service {where}/{name} does not select pods: {instead}")
     ports = [each for each in spec["ports"] if port in {None, each["port"]}] or spec["ports"]
-    selector = ",".join(f"{label}={value}" for label, value in (spec.get("selector") or {}).items())
+    selector = ",".join(f"{label}={value}" for label, value in spec["selector"].items())
     async for pod in api.list(PODS, where, selector):
         if _is_ready(pod):
             return QueueService(where, name, pod["metadata"]["name"], _port(ports[0], pod), instead)

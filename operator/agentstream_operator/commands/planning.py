@@ -22,7 +22,7 @@ from agentstream_operator.local.screen.output import LocalError
 from agentstream_operator.plan.changes import Act, PlannedResource, StreamNow, Trial, change_of
 from agentstream_operator.queue_api.documents import Answer, LagAnswer
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.parse import AnyResource, parse_resource, refused_changes
+from agentstream_operator.resources.parse import AnyResource, InvalidResource, parse_resource, refused_changes
 from agentstream_operator.resources.streamreplay import StreamReplay
 
 _SHOWN = 60
@@ -120,7 +120,11 @@ def _trial(resource: AnyResource, spec: Mapping[str, Any] | None) -> Trial:
     after = {"spec": resource.spec.as_manifest()}
     if spec is None:
         return Trial(resource.key, None, after)
-    before = parse_resource({**resource.as_manifest(), "spec": spec})
+    try:
+        before = parse_resource({**resource.as_manifest(), "spec": spec})
+    except InvalidResource:
+        # of another version, which had other fields
+        return Trial(resource.key, {"spec": spec}, after)
     return Trial(resource.key, {"spec": before.spec.as_manifest()}, after, refused_changes(before, resource))
 
 

@@ -238,6 +238,18 @@ async def test_a_service_in_any_other_namespace_gets_no_token(cluster: Cluster, 
     )
 
 
+async def test_a_service_that_selects_no_pods_leads_to_none(cluster: Cluster, tmp_path: Path) -> None:
+    file = kubeconfig(tmp_path, cluster, token="user-token")
+    for gone in ("selector", "ports"):
+        cluster.services = [a_service()]
+        del cluster.services[0]["spec"][gone]
+        code, _, err = await agentstream(file, "-A")
+        assert (code, cluster.tokens, cluster.forwarded) == (3, [], [])
+        assert err == (
+            "error: Service agentstream-system/agentstream-queue-server does not select pods: use --api URL\n"
+        )
+
+
 async def test_what_is_missing_is_said_in_a_line(cluster: Cluster, tmp_path: Path) -> None:
     file = kubeconfig(tmp_path, cluster, token="user-token")
     cluster.may_forward = False

@@ -87,3 +87,15 @@ def test_an_older_api_that_says_less_of_the_server_is_no_mistake_of_the_server(a
     ran = run("doctor")
     assert ran.code == 1
     assert [line.split()[:2] for line in ran.lines[1:3]] == [["wrong", "api"], ["note", "server"]]
+
+
+def test_whoever_may_not_read_numbers_gets_a_note(api: FakeApi) -> None:
+    answers(api)
+    api.fails("/queue/lag", 403, "jane cannot get", "ask for a Role")
+    ran = run("doctor")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.lines[-1].split(maxsplit=2) == [
+        "note",
+        "server",
+        "not allowed: jane cannot get: ask for a Role",
+    ]

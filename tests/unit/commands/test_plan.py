@@ -69,6 +69,18 @@ def test_an_immutable_field_is_refused_and_a_group_without_a_stream_is_said(
     assert any(line.strip().startswith("StreamMissing: ") for line in ran.lines)
 
 
+def test_what_another_version_stored_is_compared_field_by_field(running: FakeApi, folder: Path) -> None:
+    del running
+    file = folder / ".agentstream" / "resources.json"
+    stored = json.loads(file.read_text())
+    (one,) = (each for each in stored if each["kind"] == "AgentStream")
+    one["spec"] = json.dumps({**json.loads(one["spec"]), "formerly": 1})
+    file.write_text(json.dumps(stored))
+    write(folder, a_stream(), a_group())
+    ran = run("plan", "m.yaml")
+    assert (ran.code, ran.lines[1]) == (1, "         spec.formerly: 1 -> (absent)")
+
+
 def test_a_replay_that_was_carried_out_is_not_carried_out_again(running: FakeApi, folder: Path) -> None:
     del running
     kept = folder / ".agentstream" / "replays"
