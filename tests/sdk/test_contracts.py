@@ -24,9 +24,9 @@ from agentstream.sending.outgoing import OutgoingMessage
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.resources.agentstream import AgentStream
-from agentstream_operator.resources.status import ConditionReason, ConditionType
+from agentstream_operator.resources.status import ConditionReason, ConditionType, StreamReplayStatus
 from support.operator import Operator, operator
-from support.resources import KEY, ROUTES, a_group, a_stream
+from support.resources import KEY, ROUTES, a_group, a_replay, a_stream
 from support.servers import Server
 from support.waiting import until
 
@@ -168,6 +168,36 @@ async def test_agents_that_run_follow_a_change(server: Server, op: Operator, adm
             return not await refused()
 
         await until(taken)
+
+
+async def test_a_replayed_message_that_the_contract_no_longer_allows_is_a_dead_letter_and_counted(
+    server: Server, op: Operator, admin: redis.Redis
+) -> None:
+    async with handled(agent(server, op, "coder")) as seen:
+        for doc in (1, 2):
+            await send(server, op, {"doc": doc})
+            assert await seen.get() == {"doc": doc}
+
+        async def settled() -> bool:
+            return (await op.broker.observe(KEY, ("coder",))).groups["coder"].pending == 0
+
+        await until(settled)
+        await op.put(
+            contracted({"type": "event", "schema": {"type": "object", "properties": {"doc": {"minimum": 2}}}})
+        )
+        replay = a_replay(meta={"uid": "0b0e9d3e"}, **{"from": {"source": "Stream"}})
+        await op.put(replay)
+        assert await seen.get() == {"doc": 2}
+
+        def followed() -> bool:
+            status = op.cluster.statuses.get(replay.key)
+            return isinstance(status, StreamReplayStatus) and (status.handled, status.dead) == (1, 1)
+
+        await until(followed)
+    ((reason, error),) = records(admin)
+    assert reason == "ContractViolated"
+    assert error.endswith("the value is less than the minimum of 2 - at `$.doc`")
+    assert admin.xlen(KEY) == 2
 
 
 def digests(admin: redis.Redis) -> tuple[str, str, str | None]:

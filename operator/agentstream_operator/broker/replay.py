@@ -10,7 +10,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from agentstream.protocol.commands import PAGE
 from agentstream.protocol.entry import Entry, Source, parse_entry
 from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.replaying import EntryPage, PageEntry, ReplayProgress, Selected, page, parse_page
@@ -29,11 +28,14 @@ Call = Callable[..., Awaitable[Any]]
 SAMPLE: Final = 10
 """How many messages that match a preview shows."""
 
+MANY: Final = 200
+"""Entries that are read at a time: two ms, during which the server does nothing else."""
+
 _FEW = 20
 
 
 async def pages(call: Call, key: str, span: IdRange, *, ahead: bool = False) -> AsyncGenerator[EntryPage]:
-    """Yields the entries between two ids, a page at a time: a MiB and an entry, or `PAGE` entries.
+    """Yields the entries between two ids, a page at a time: a MiB and an entry, or `MANY` entries.
 
     `ahead`: the next page is read while one is worked on.
 
@@ -46,7 +48,7 @@ async def pages(call: Call, key: str, span: IdRange, *, ahead: bool = False) -> 
         while following is not None:
             part = span._replace(start=following)
             found = await (reading or _read(call, key, part, count))
-            following, count, reading = found.next, PAGE, None
+            following, count, reading = found.next, MANY, None
             if ahead and following is not None:
                 reading = asyncio.create_task(_read(call, key, span._replace(start=following), count))
             yield found

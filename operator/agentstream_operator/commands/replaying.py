@@ -199,6 +199,9 @@ def describe(replay: ReplayAnswer) -> str:
         parts.append(f"{count(status.handled or 0)} handled")
     if status.dead:
         parts.append(f"{count(status.dead)} dead again")
+    if replay.phase is ReplayPhase.RUNNING and status.moved and status.started_at is not None:
+        elapsed = (datetime.now(UTC) - status.started_at).total_seconds()
+        parts.append(f"{status.moved / max(elapsed, 1):,.0f}/s")
     parts += [f"{count(n)} {_words(reason)}" for reason, n in (status.skipped or {}).items() if n]
     text = f"{_named(replay)} {replay.phase}: {' · '.join(parts)}"
     return f"{text} ({replay.message})" if replay.phase is ReplayPhase.PENDING and replay.message else text

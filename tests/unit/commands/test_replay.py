@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta, timezone
+import re
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -172,6 +173,19 @@ def test_a_replay_is_shown_until_it_has_ended(api: FakeApi) -> None:
     ]
     key = next(v for k, v in api.asked[0].headers.items() if k.lower() == "idempotency-key")
     assert key.startswith("coder-")
+
+
+def test_a_running_replay_says_how_fast_it_is(api: FakeApi) -> None:
+    began = datetime.now(UTC) - timedelta(seconds=20)
+    running = replay(matched=1000, moved=1000, handled=640, startedAt=began.isoformat())
+    api.says("/queue/replay", running, method="POST", status=202)
+    api.says("/queue/replays/team-a/coder-b7k2x", replay("Complete", matched=1000, moved=1000, handled=1000))
+    ran = run("replay", "coder", "--dead", "-n", "team-a")
+    speed = re.search(r" · (\d+)/s$", ran.lines[0])
+    assert speed is not None
+    # 20 s ago, and however long this machine took since
+    assert 1 <= int(speed[1]) <= 50
+    assert "/s" not in ran.lines[-1]
 
 
 def test_what_died_again_and_what_failed_are_exit_codes(api: FakeApi) -> None:
