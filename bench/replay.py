@@ -40,6 +40,7 @@ from agentstream.protocol.routes import Consumes
 from agentstream.transport.client import Client
 from agentstream.transport.endpoint import Endpoint
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.broker.replay import MANY
 from agentstream_operator.reconcile.state.state import EngineOptions, LoopIntervals
 from agentstream_operator.resources.status import StreamReplayStatus
 from agentstream_operator.resources.streamreplay import StreamReplay
@@ -89,7 +90,7 @@ async def scan(call: Any) -> list[str]:
     start: str | None = FIRST
     found = []
     while start is not None:
-        read = parse_page(await call(*page(KEY, start, LAST, PAGE)))
+        read = parse_page(await call(*page(KEY, start, LAST, MANY)))
         found += [entry.id for entry in read.entries if b'"type":"task_request"' in entry.fields[1]]
         start = read.next
     return found

@@ -28,7 +28,7 @@ Call = Callable[..., Awaitable[Any]]
 SAMPLE: Final = 10
 """How many messages that match a preview shows."""
 
-MANY: Final = 200
+MANY: Final = 250
 """Entries that are read at a time: two ms, during which the server does nothing else."""
 
 _FEW = 20
