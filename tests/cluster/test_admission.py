@@ -223,6 +223,50 @@ async def test_nobody_asks_for_a_replay_in_the_name_of_another(api_server: ApiSe
     assert "can only be your own name" in kubectl.fails("apply", "-f", "-", manifest=asked_by(ADA, "other"))
 
 
+ONLY_THE_OPERATOR = "only the operator and the queue server write events of StreamReplays"
+
+
+async def test_nobody_else_says_in_an_event_who_did_what_to_a_replay(
+    api_server: ApiServer, namespace: str
+) -> None:
+    operator = grant(api_server, namespace, (namespace,))
+    kubectl, queue = (
+        api_server.kubectl(namespace),
+        f"system:serviceaccount:{namespace}:agentstream-queue-server",
+    )
+    kubectl(
+        "create", "role", "events", "--verb=get,create,update,patch", "--resource=events,events.events.k8s.io"
+    )
+    subjects = [f"--user={user}" for user in (ADA, operator, queue)]
+    kubectl("create", "rolebinding", "events", "--role=events", *subjects)
+
+    def event(name: str, kind: str = "StreamReplay", group: str = "agentstream.dev") -> dict[str, Any]:
+        about = {"apiVersion": f"{group}/v1alpha1", "kind": kind, "name": "again", "namespace": namespace}
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": namespace},
+            "involvedObject": about,
+            "reason": "ReplayDeleted",
+            "message": "deleted by grace",
+        }
+
+    def newer(name: str) -> dict[str, Any]:
+        given = event(name)
+        given["regarding"], given["note"] = given.pop("involvedObject"), given.pop("message")
+        rest = {"action": "Delete", "type": "Normal", "eventTime": "2026-01-01T00:00:00.000000Z"}
+        rest |= {"reportingController": "agentstream", "reportingInstance": "x"}
+        return {**given, **rest, "apiVersion": "events.k8s.io/v1"}
+
+    await refused(kubectl, ADA, event("forged"), ONLY_THE_OPERATOR)
+    assert ONLY_THE_OPERATOR in submit(kubectl, ADA, newer("newer"))
+    assert submit(kubectl, ADA, event("other-kind", "ConsumerGroup")) == ""
+    assert submit(kubectl, ADA, event("other-group", group="example.com")) == ""
+    for name, user in (("of-operator", operator), ("of-queue", queue)):
+        assert submit(kubectl, user, event(name)) == ""
+        assert ONLY_THE_OPERATOR in submit(kubectl, ADA, {**event(name), "message": "by heidi"})
+
+
 OPERATOR_MAY_NOT = "the operator may "
 
 

@@ -135,21 +135,30 @@ async def test_a_replay_is_created_in_the_name_of_who_asked_and_can_be_held_and_
             "/queue/replay", json=REPLAY | {"limit": 1}, headers={"Idempotency-Key": "inc-7"}
         )
         assert other.status_code == 409
-        held = await http.patch(f"/queue/replays/{TEAM}/inc-7", json={"suspend": True})
+        held_at = f"/queue/replays/{TEAM}/inc-7"
+        held = await http.patch(held_at, json={"suspend": True})
         assert held.json()["spec"]["suspend"] is True
+        more = {"rate": 5, "suspend": None}
+        changed = await http.patch(held_at, json=more, params={"reason": "INC-8\nover"})
+        assert changed.json()["spec"]["rate"] == 5
         listed = await http.get("/queue/replays", params={"namespace": TEAM})
         assert [each["name"] for each in listed.json()["replays"]] == ["inc-7"]
-        assert (await http.delete(f"/queue/replays/{TEAM}/inc-7")).status_code == 204
+        ended = await http.delete(held_at, params={"reason": "it is mended"})
+        assert ended.status_code == 204
         editor = f"system:serviceaccount:{TEAM}:editor"
         events = api.expect("GET", f"/api/v1/namespaces/{TEAM}/events")["items"]
         assert {
             (each["reason"], each["message"]) for each in events if each["involvedObject"]["name"] == "inc-7"
         } == {
-            ("ReplayChanged", f"changed by {editor}: suspend to True"),
-            ("ReplayDeleted", f"deleted by {editor}"),
+            ("ReplayChanged", f'{{"suspend":true}} changed by {editor}: no reason given'),
+            ("ReplayChanged", f'{{"rate":5,"suspend":null}} changed by {editor}: INC-8\\nover'),
+            ("ReplayDeleted", f"deleted by {editor}: it is mended"),
         }
         assert all(each["involvedObject"]["uid"] == created["metadata"]["uid"] for each in events)
-        assert f"StreamReplay {TEAM}/inc-7: ReplayDeleted: deleted by {editor}" in queue.log.read_text()
+        assert (
+            f"StreamReplay {TEAM}/inc-7: ReplayDeleted: deleted by {editor}: it is mended"
+            in queue.log.read_text()
+        )
         assert (await http.get(f"/queue/replays/{TEAM}/inc-7")).status_code == 404
 
 

@@ -146,6 +146,7 @@ class MemoryReplays:
 
     kept: dict[ResourceKey, StreamReplay] = field(default_factory=dict)
     callers: list[str] = field(default_factory=list)
+    whys: list[str | None] = field(default_factory=list)
 
     async def create(self, caller: Caller, replay: StreamReplay) -> StreamReplay | None:
         self.callers.append(caller.name)
@@ -164,8 +165,11 @@ class MemoryReplays:
     async def list(self, namespace: str) -> Sequence[StreamReplay]:
         return [replay for key, replay in self.kept.items() if namespace in {"", key.namespace}]
 
-    async def patch(self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any]) -> StreamReplay | None:
+    async def patch(
+        self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any], why: str | None = None
+    ) -> StreamReplay | None:
         self.callers.append(caller.name)
+        self.whys.append(why)
         if key not in self.kept:
             return None
         if spec.get("rate") == 13:
@@ -175,6 +179,7 @@ class MemoryReplays:
         self.kept[key] = self.kept[key].model_copy(update={"spec": parsed})
         return self.kept[key]
 
-    async def delete(self, caller: Caller, key: ResourceKey) -> bool:
+    async def delete(self, caller: Caller, key: ResourceKey, why: str | None = None) -> bool:
         self.callers.append(caller.name)
+        self.whys.append(why)
         return self.kept.pop(key, None) is not None

@@ -77,13 +77,15 @@ class QueueClient:
         """Posts a body, which is converted to JSON."""
         return self._parse(self._send("POST", path, None, body, headers), document)
 
-    def patch(self, path: str, body: object, document: type[Document]) -> Document:
+    def patch(
+        self, path: str, body: object, document: type[Document], query: Query | None = None
+    ) -> Document:
         """Changes a part (RFC 7396)."""
-        return self._parse(self._send("PATCH", path, None, body), document)
+        return self._parse(self._send("PATCH", path, query, body), document)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, query: Query | None = None) -> None:
         """Deletes what a path names."""
-        self._send("DELETE", path)
+        self._send("DELETE", path, query)
 
     def events(self, path: str, query: Query | None = None, after: str = "") -> Iterator[SentEvent]:
         """Yields server-sent events until the API ends them; after the one with an id, if it is given."""

@@ -117,25 +117,26 @@ def show(session: Session, name: Name) -> None:
 
 
 @command(_replays, without=("output", "watch"))
-def suspend(session: Session, name: Name) -> None:
+def suspend(session: Session, name: Name, because: Because = None) -> None:
     """Holds a replay; what was given out already is handled."""
     from agentstream_operator.commands import replaying
 
-    replaying.change(session, name, {"suspend": True}, "is held: `{} replays resume {}` lets it go on")
+    said = "is held: `{} replays resume {}` lets it go on"
+    replaying.change(session, name, {"suspend": True}, said, because)
 
 
 @command(_replays, without=("output", "watch"))
-def resume(session: Session, name: Name, rate: Rate = None) -> None:
+def resume(session: Session, name: Name, rate: Rate = None, because: Because = None) -> None:
     """Lets a replay go on where it was held; --rate sets another pace."""
     from agentstream_operator.commands import replaying
 
     change = {"suspend": False} | ({} if rate is None else {"rate": rate})
-    replaying.change(session, name, change, "goes on: `{} replays show {} --watch`")
+    replaying.change(session, name, change, "goes on: `{} replays show {} --watch`", because)
 
 
 @command(_replays, without=("output", "watch"))
-def delete(session: Session, name: Name) -> None:
+def delete(session: Session, name: Name, because: Because = None) -> None:
     """Ends a replay and removes it; what it moved stays moved."""
     from agentstream_operator.commands import replaying
 
-    replaying.delete(session, name)
+    replaying.delete(session, name, because)

@@ -245,17 +245,17 @@ def show_one(session: Session, name: str) -> None:
         session.printer.line(found.message)
 
 
-def change(session: Session, name: str, fields: Mapping[str, object], said: str) -> None:
+def change(session: Session, name: str, fields: Mapping[str, object], said: str, why: str | None) -> None:
     """Changes a replay; `said` is printed after its name, with the program and its name filled in."""
-    found = session.api.patch(_path(session, name), fields, ReplayAnswer)
+    found = session.api.patch(_path(session, name), fields, ReplayAnswer, {"reason": why})
     name = f"{found.name} -n {found.namespace}"
     session.printer.line(f"{_named(found)} {said.format(_program(), name)}")
 
 
-def delete(session: Session, name: str) -> None:
+def delete(session: Session, name: str, why: str | None) -> None:
     """Deletes a replay."""
     path = _path(session, name)
-    session.api.delete(path)
+    session.api.delete(path, {"reason": why})
     session.printer.line(f"replay {'/'.join(path.split('/')[-2:])} is deleted")
 
 

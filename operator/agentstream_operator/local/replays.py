@@ -12,11 +12,10 @@ from typing import Any
 
 import msgspec
 
-from agentstream.printable import printable
 from agentstream_operator.cluster.port import ClusterUnavailable, Owner
 from agentstream_operator.local.bindings import make_private, write_private
 from agentstream_operator.local.screen.output import LocalError, Output, cannot
-from agentstream_operator.plan.replay import changed_by
+from agentstream_operator.plan.replay import changed_by, deleted_by
 from agentstream_operator.queue_api.ports import Caller, ReplayRefused, Unavailable
 from agentstream_operator.reconcile.engine import Engine
 from agentstream_operator.resources.meta import GROUP, ResourceKey
@@ -158,7 +157,9 @@ class LocalReplays:
         found = self._present.items()
         return [replay for key, replay in sorted(found) if namespace in {"", key.namespace}]
 
-    async def patch(self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any]) -> StreamReplay | None:
+    async def patch(
+        self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any], why: str | None = None
+    ) -> StreamReplay | None:
         """Changes fields of a replay's spec, named as in manifests. Returns it; None if there is none."""
         before = self._present.get(key)
         if before is None:
@@ -177,10 +178,10 @@ class LocalReplays:
             self._put(after)
         except OSError as error:
             raise Unavailable(str(self._cannot_write(error))) from error
-        self._output.say(f"{key}: {changed_by(caller.name, spec)}")
+        self._output.say(f"{key}: {changed_by(caller.name, spec, why)}")
         return after
 
-    async def delete(self, caller: Caller, key: ResourceKey) -> bool:
+    async def delete(self, caller: Caller, key: ResourceKey, why: str | None = None) -> bool:
         """Deletes a replay, which stops it. Returns whether there was one."""
         present = self._present.get(key)
         if present is None:
@@ -189,7 +190,7 @@ class LocalReplays:
             self._delete(present)
         except OSError as error:
             raise Unavailable(str(self._cannot_write(error))) from error
-        self._output.say(f"{key}: deleted by {printable(caller.name)}")
+        self._output.say(f"{key}: {deleted_by(caller.name, why)}")
         return True
 
     def _created(self, replay: StreamReplay, annotations: Mapping[str, str]) -> StreamReplay:

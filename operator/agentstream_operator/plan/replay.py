@@ -202,17 +202,25 @@ def expires_in(replay: StreamReplay, status: StreamReplayStatus, now: datetime) 
     return max(0.0, ttl - (now - status.finished_at).total_seconds())
 
 
-def changed_by(who: str, fields: Mapping[str, object]) -> str:
-    """Returns what somebody changed of a replay, for events."""
-    changed = ", ".join(f"{name} to {value}" for name, value in sorted(fields.items()))
-    return f"changed by {printable(who)}: {printable(changed)}"
-
-
 def asked_by(replay: StreamReplay) -> str:
     """Returns who asked for a replay, and why, for events."""
     who = replay.requested_by or "somebody whom the audit log of Kubernetes names"
-    why = replay.spec.reason or "no reason given"
-    return f"asked for by {printable(who, 256)}: {printable(why, 256)}"
+    return f"asked for by {_who_and_why(who, replay.spec.reason)}"
+
+
+def changed_by(who: str, fields: Mapping[str, object], why: str | None) -> str:
+    """Returns which fields of a replay somebody changed, and why, for events."""
+    changed = printable(msgspec.json.encode(fields, order="deterministic").decode(), 256)
+    return f"{changed} changed by {_who_and_why(who, why)}"
+
+
+def deleted_by(who: str, why: str | None) -> str:
+    """Returns who deleted a replay, and why, for events."""
+    return f"deleted by {_who_and_why(who, why)}"
+
+
+def _who_and_why(who: str, why: str | None) -> str:
+    return f"{printable(who, 256)}: {printable(why or 'no reason given', 256)}"
 
 
 def summary(spec: StreamReplaySpec, progress: ReplayProgress | None) -> str:

@@ -77,8 +77,8 @@ class AccessCheck(Protocol):
 class Replays(Protocol):
     """Keeps StreamReplays; they are carried out elsewhere.
 
-    A caller is who asks, for the record: what they may do has been checked. All methods raise `Unavailable`
-    while the place does not answer, those that change something also `ReplayRefused`.
+    A caller is who asks, and `why` what for, for the record: what they may do has been checked. All methods
+    raise `Unavailable` while the place does not answer, those that change something also `ReplayRefused`.
     """
 
     async def create(self, caller: Caller, replay: StreamReplay) -> StreamReplay | None:
@@ -90,8 +90,10 @@ class Replays(Protocol):
     async def list(self, namespace: str) -> Sequence[StreamReplay]:
         """Returns the replays of a namespace; of all of them if it is empty."""
 
-    async def patch(self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any]) -> StreamReplay | None:
+    async def patch(
+        self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any], why: str | None = None
+    ) -> StreamReplay | None:
         """Changes fields of a replay's spec, named as in manifests. Returns it; None if there is none."""
 
-    async def delete(self, caller: Caller, key: ResourceKey) -> bool:
+    async def delete(self, caller: Caller, key: ResourceKey, why: str | None = None) -> bool:
         """Deletes a replay, which stops it. Returns whether there was one."""

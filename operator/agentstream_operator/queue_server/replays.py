@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from agentstream.printable import printable
 from agentstream_operator.cluster.api import Api, ApiError
 from agentstream_operator.cluster.events import EventWriter
 from agentstream_operator.cluster.kinds import STREAMREPLAYS
 from agentstream_operator.cluster.port import ClusterUnavailable, Event
-from agentstream_operator.plan.replay import changed_by
+from agentstream_operator.plan.replay import changed_by, deleted_by
 from agentstream_operator.queue_api.ports import Caller, ReplayRefused, Unavailable
 from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.parse import InvalidResource, parse_resource
@@ -64,7 +63,9 @@ class ClusterReplays:
         with _told():
             return [_read(found) async for found in self._all(namespace)]
 
-    async def patch(self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any]) -> StreamReplay | None:
+    async def patch(
+        self, caller: Caller, key: ResourceKey, spec: Mapping[str, Any], why: str | None = None
+    ) -> StreamReplay | None:
         """Changes fields of a replay's spec. Returns it; None if there is none."""
         with _told():
             try:
@@ -74,17 +75,17 @@ class ClusterReplays:
                     return None
                 raise
         replay = _read(found)
-        await self._tell(ConditionReason.REPLAY_CHANGED, replay, changed_by(caller.name, spec))
+        await self._tell(ConditionReason.REPLAY_CHANGED, replay, changed_by(caller.name, spec, why))
         return replay
 
-    async def delete(self, caller: Caller, key: ResourceKey) -> bool:
+    async def delete(self, caller: Caller, key: ResourceKey, why: str | None = None) -> bool:
         """Deletes a replay, which stops it. Returns whether there was one."""
         with _told():
             found = await self.api.get(STREAMREPLAYS, key.namespace, key.name)
             if found is None:
                 return False
             await self.api.delete(STREAMREPLAYS, key.namespace, key.name, found["metadata"]["uid"])
-        await self._tell(ConditionReason.REPLAY_DELETED, _read(found), f"deleted by {printable(caller.name)}")
+        await self._tell(ConditionReason.REPLAY_DELETED, _read(found), deleted_by(caller.name, why))
         return True
 
     async def _tell(self, reason: ConditionReason, replay: StreamReplay, message: str) -> None:

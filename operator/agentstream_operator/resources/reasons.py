@@ -371,9 +371,12 @@ class ConditionReason(StrEnum):
     )
     REPLAY_CHANGED = (
         "ReplayChanged",
-        "Somebody changed the replay over the HTTP API: the message says who, and what.",
+        "Somebody changed the replay over the HTTP API: the message says who, what, and why.",
     )
-    REPLAY_DELETED = "ReplayDeleted", "Somebody deleted the replay over the HTTP API: the message says who."
+    REPLAY_DELETED = (
+        "ReplayDeleted",
+        "Somebody deleted the replay over the HTTP API: the message says who, and why.",
+    )
     REPLAY_STOPPED = (
         "ReplayStopped",
         "The replay was deleted before it had ended; what was moved stays moved.",

@@ -6,10 +6,15 @@ import pytest
 
 from support.helm import CHART, EMBEDDED, EXTERNAL, NAMESPACE, RELEASE, Refused, settings
 
-POLICIES = {"agentstream-consumers", "agentstream-operator", "agentstream-replays"}
+POLICIES = {
+    "agentstream-consumers",
+    "agentstream-operator",
+    "agentstream-replays",
+    "agentstream-replay-events",
+}
 
 
-def test_there_are_two_for_people_and_one_for_the_operator_and_all_are_enforced(helm):
+def test_there_are_three_for_people_and_one_for_the_operator_and_all_are_enforced(helm):
     rendered = helm.render(EMBEDDED)
 
     assert rendered.names("ValidatingAdmissionPolicy") == POLICIES
@@ -38,14 +43,18 @@ def test_the_operator_is_known_by_its_account(helm, values, account):
     [({}, "agentstream-queue-server"), ({"serviceAccount": {"name": "theirs", "create": False}}, "theirs")],
 )
 def test_the_queue_server_may_say_who_asked_for_a_replay(helm, values, account):
-    policy = helm.render({**EXTERNAL, **values}).one("ValidatingAdmissionPolicy", "agentstream-replays")
+    rendered = helm.render({**EXTERNAL, **values})
 
-    (validation,) = policy["spec"]["validations"]
+    (validation,) = rendered.one("ValidatingAdmissionPolicy", "agentstream-replays")["spec"]["validations"]
     name = f"system:serviceaccount:{NAMESPACE}:{account}"
+    (by,) = rendered.one("ValidatingAdmissionPolicy", "agentstream-replay-events")["spec"]["matchConditions"]
+    assert f"'{name}'" in by["expression"]
     assert f"|| request.userInfo.username == '{name}'" in validation["expression"]
 
 
-@pytest.mark.parametrize("policy", ["agentstream-consumers", "agentstream-replays"])
+@pytest.mark.parametrize(
+    "policy", ["agentstream-consumers", "agentstream-replays", "agentstream-replay-events"]
+)
 def test_only_what_is_in_the_watched_namespaces_is_judged(helm, policy):
     rendered = helm.render({**EMBEDDED, "watchNamespaces": ["team-a", "team-b"]})
 

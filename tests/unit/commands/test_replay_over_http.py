@@ -135,8 +135,10 @@ async def test_a_replay_is_tried_out_started_followed_and_ended(site: Site) -> N
     code, out, err = await ended(process)
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == f"replay team/{replay.metadata.name} Complete: 3/3 moved · 3 handled"
-    assert (await site.run("replays", "delete", f"team/{replay.metadata.name}"))[0] == 0
+    delete = ("replays", "delete", f"team/{replay.metadata.name}", "--because", "it is over")
+    assert (await site.run(*delete))[0] == 0
     assert not site.replays.kept
+    assert site.replays.whys == ["it is over"]
 
 
 async def test_an_interrupted_command_leaves_the_replay_as_it_is(site: Site) -> None:
@@ -148,10 +150,13 @@ async def test_an_interrupted_command_leaves_the_replay_as_it_is(site: Site) -> 
     code, out, err = await ended(process)
     assert (code, err) == (0, "")
     assert f"agentstream replays suspend {replay.metadata.name} -n team " in out
-    assert (await site.run("replays", "suspend", replay.metadata.name, "-n", "team"))[0] == 0
+    assert (await site.run("replays", "suspend", replay.metadata.name, "-n", "team", "--because", "a"))[
+        0
+    ] == 0
     assert site.replays.kept[replay.key].spec.suspend
     assert (await site.run("replays", "resume", replay.metadata.name, "-n", "team", "--rate", "7"))[0] == 0
     assert (site.replays.kept[replay.key].spec.suspend, site.replays.kept[replay.key].spec.rate) == (False, 7)
+    assert site.replays.whys == ["a", None]
     code, out, _ = await site.run("replays", "-o", "json")
     assert [each["name"] for each in json.loads(out)["replays"]] == [replay.metadata.name]
 

@@ -139,6 +139,18 @@ async def test_a_name_is_given_once_and_another_replay_of_it_has_another_uid(
     assert run.engine == ["put again 1", "remove again", "put again 1"]
 
 
+async def test_who_changes_or_deletes_a_replay_is_shown_with_the_reason(start: Callable[[], Run]) -> None:
+    run = start()
+    await run.replays.create(ADA, a_replay())
+    await run.replays.patch(ADA, AGAIN, {"suspend": True, "rate": None}, "too\nfast")
+    await run.replays.delete(ADA, AGAIN)
+    assert not await run.replays.delete(ADA, AGAIN)
+    assert run.said == [
+        f'{AGAIN}: {{"rate":null,"suspend":true}} changed by ada: too\\nfast',
+        f"{AGAIN}: deleted by ada: no reason given",
+    ]
+
+
 async def test_replays_of_one_moment_have_an_order_that_lasts(start: Callable[[], Run]) -> None:
     run = start()
     for name in ("c", "a", "b"):

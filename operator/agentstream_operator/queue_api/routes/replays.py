@@ -56,6 +56,7 @@ def _replays(request: Request) -> Replays:
 
 
 ReplaysOf = Annotated[Replays, Depends(_replays)]
+Why = Annotated[str | None, Query(max_length=256, description="Why, for those who read events later.")]
 
 
 def answer(replay: StreamReplay) -> ReplayAnswer:
@@ -176,14 +177,23 @@ async def get_replay(replays: ReplaysOf, namespace: Namespace, name: ReplayName)
     openapi_extra=declared(CHANGE_REPLAY),
 )
 async def change_replay(
-    change: ReplayChange, rights: RightsOf, replays: ReplaysOf, namespace: Namespace, name: ReplayName
+    *,
+    change: ReplayChange,
+    rights: RightsOf,
+    replays: ReplaysOf,
+    namespace: Namespace,
+    name: ReplayName,
+    reason: Why = None,
 ) -> ReplayAnswer:
-    """Changes `suspend`, `rate`, `window` or `ttlSecondsAfterFinished`; null is the default."""
+    """Changes `suspend`, `rate`, `window` or `ttlSecondsAfterFinished`; null is the default.
+
+    An event says who did it.
+    """
     # what is given as null gets its default
     fields = change.model_dump(by_alias=True, exclude_unset=True, mode="json")
     if not fields:
         raise invalid("body", "nothing is to be changed", "give suspend, rate, window or a time to live")
-    changed = await replays.patch(rights.caller, ResourceKey(_KIND, namespace, name), fields)
+    changed = await replays.patch(rights.caller, ResourceKey(_KIND, namespace, name), fields, reason)
     return answer(_there(changed, namespace, name))
 
 
@@ -194,10 +204,12 @@ async def change_replay(
     dependencies=[of_replay(DELETE_REPLAY)],
     openapi_extra=declared(DELETE_REPLAY),
 )
-async def delete_replay(rights: RightsOf, replays: ReplaysOf, namespace: Namespace, name: ReplayName) -> None:
-    """Deletes a replay, which stops it; what was moved before stays moved."""
+async def delete_replay(
+    rights: RightsOf, replays: ReplaysOf, namespace: Namespace, name: ReplayName, reason: Why = None
+) -> None:
+    """Deletes a replay, which stops it; what was moved before stays moved. An event says who did it."""
     key = ResourceKey(_KIND, namespace, name)
-    if not await replays.delete(rights.caller, key):
+    if not await replays.delete(rights.caller, key, reason):
         raise not_found(f"{_KIND} {namespace}/{name}", _SEE)
 
 
