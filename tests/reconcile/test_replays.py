@@ -7,6 +7,7 @@ import json
 import uuid
 from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -538,6 +539,29 @@ async def test_what_a_replica_has_not_heard_of_is_taken_from_the_status(server: 
     async with operator(server.url, *stored, cluster=cluster) as op:
         await ended(op, replay)
         assert origins(admin) == wanted
+
+
+def has_more(admin: Any, moved: int) -> bool:
+    """Whether the group got more than so many once more."""
+    return bool(admin.xlen(RETRY) > moved)
+
+
+@pytest.mark.parametrize("make", [of_stream, of_dead])
+@pytest.mark.parametrize("limit", [None, 40])
+async def test_what_the_server_forgets_meanwhile_is_not_done_twice(
+    server: Server, admin: Any, make: Any, limit: int | None
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        wanted = send(admin, 60) if make is of_stream else bury(admin, 60)
+        replay = make(rate=40, limit=limit)
+        op.declare(replay)
+        for moved in (5, 20, 30):
+            await until(partial(has_more, admin, moved))
+            # as another leader who sees that the replay was deleted, or a replica that has not heard of it
+            admin.delete(*admin.keys("*:replay:*"))
+        await ended(op, replay)
+        assert origins(admin) == wanted[:limit]
 
 
 async def test_what_was_signed_with_a_key_that_is_gone_stays_where_it_is(server: Server, admin: Any) -> None:

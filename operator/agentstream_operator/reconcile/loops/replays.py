@@ -117,9 +117,10 @@ class ReplayRun:
         if self.replay.spec.dry_run:
             await self._count(span)
         else:
-            await self._take_up(status.cursor)
+            self._cursor, self._moved = status.cursor or "", status.moved or 0
+            await self._take_up()
             while not await self._move_from(span):
-                await self._take_up(None)
+                await self._take_up()
         await self._tell(at_end=True)
 
     @property
@@ -141,19 +142,25 @@ class ReplayRun:
         self._present()
         self.memory.progress = counted.progress
 
-    async def _take_up(self, reported: str | None) -> None:
-        """Goes on from where the replay is, by the server, or by the status that knows better.
+    async def _take_up(self) -> None:
+        """Goes on from where the replay is, by the server, or by this run or the status that know better.
 
-        A replica that took over may not have heard of the last pages.
+        A replica that took over may not have heard of the last pages, and another leader may have seen
+        already that the replay was deleted.
         """
         async with self.turns:
             self._present()
             found = replaying.parse_progress(
                 await self.context.broker.call(*replaying.progress(self.of_server))
             )
-            self._cursor, self._moved, self.memory.progress = found.cursor, found.moved, found
-            if reported and place(reported) > place(found.cursor or "0-0"):
-                await self._move([], reported)
+            reached = self._cursor
+            self._cursor, self._moved, self.memory.progress = (
+                found.cursor,
+                max(self._moved, found.moved),
+                found,
+            )
+            if place(reached or "0-0") > place(found.cursor or "0-0"):
+                await self._move([], reached)
 
     async def _move_from(self, span: IdRange) -> bool:
         """Moves what comes after the cursor. Returns whether that is all; else the cursor is another one."""
@@ -215,7 +222,8 @@ class ReplayRun:
             window = self._present().spec.window
             command = replaying.replay(self.of_server, source, cursors, window, selected)
         moved = replaying.parse_moved(await self.context.broker.call(*command))
-        self._cursor = moved.cursor
+        if moved.code != replaying.ELSEWHERE:
+            self._cursor = moved.cursor
         return moved
 
     def _note(self, moved: PageMoved, replay: StreamReplay) -> None:
