@@ -71,9 +71,10 @@ lint: .venv/dev ## Check style, types and the import contracts.
 		$(RUN) basedpyright --verifytypes agentstream --ignoreexternal
 	$(RUN) lint-imports
 
-generate: .venv/dev ## Write the generated files: CRDs, message schema, reference pages.
+generate: .venv/dev ## Write the generated files: CRDs, message schema, reference pages, dashboards.
 	$(RUN) python -m agentstream_operator.resources.generate
 	$(RUN) python -m agentstream.protocol.generate docs/reference/message.schema.json
+	$(RUN) python charts/dashboards.py
 
 check: lint coverage ## Run what CI runs: lint, and coverage.
 

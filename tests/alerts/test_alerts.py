@@ -10,23 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from support.helm import EMBEDDED, HELMS, PROMETHEUS
-from support.prometheus import promtool
+from support.prometheus import chart_rules, promtool
 
 HERE = Path(__file__).parent
 STORIES = sorted(HERE.glob("*.yaml"))
-
-
-def rules(**settings: Any) -> dict[str, Any]:
-    """The rules of a release with the metrics server, as the chart renders them."""
-    values = {
-        **EMBEDDED,
-        "metricsServer": {"enabled": True},
-        "metrics": {"prometheusRule": {"enabled": True, **settings}},
-    }
-    (found,) = HELMS[0].render(values, knows=PROMETHEUS).of("PrometheusRule")
-    spec: dict[str, Any] = found["spec"]
-    return spec
 
 
 def expected(story: Path) -> Iterator[tuple[str, bool]]:
@@ -38,7 +25,7 @@ def expected(story: Path) -> Iterator[tuple[str, bool]]:
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.stem)
 def test_alerts_fire_when_they_should(story: Path, tmp_path: Path) -> None:
-    spec = rules()
+    spec = chart_rules()
     for rule in spec["groups"][0]["rules"]:
         # what they say is for people: promtool would compare it letter for letter
         del rule["annotations"]
@@ -52,7 +39,7 @@ def test_every_alert_has_a_story_in_which_it_fires_and_is_silent_when_all_is_wel
     for story in STORIES:
         for name, does in expected(story):
             (fires if does else silent)[name] += 1
-    names = {rule["alert"] for rule in rules()["groups"][0]["rules"]}
+    names = {rule["alert"] for rule in chart_rules()["groups"][0]["rules"]}
     assert fires.keys() == names
     assert silent.keys() >= names - {"AgentStreamExternalMetricsFailing"}
 
@@ -61,5 +48,5 @@ def test_every_alert_has_a_story_in_which_it_fires_and_is_silent_when_all_is_wel
     "settings", [{}, {"latency": {"seconds": 30, "groups": 'a"b\\.c'}, "deadLetters": 7}]
 )
 def test_prometheus_takes_rules_and_their_texts(settings: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules(**settings)))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(chart_rules(**settings)))
     assert "SUCCESS" in promtool("check", "rules", "--lint-fatal", tmp_path / "rules.yaml")

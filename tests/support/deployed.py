@@ -75,6 +75,7 @@ class Deployed:
     Attributes:
         user: as above.
         process: the running process.
+        metrics_port: where it answers scrapes.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Deployed:
         self._pod = pod
         self._log = directory / f"{pod}.log"
         self._kubeconfig = directory / f"{pod}.kubeconfig"
-        self._metrics_port, self._health_port = free_port(), free_port()
+        self.metrics_port, self._health_port = free_port(), free_port()
         self._since, self._read = server.position, 0
 
     @property
@@ -113,7 +114,7 @@ class Deployed:
             "POD_NAME": self._pod,
             "AGENTSTREAM_REDIS_URL_FILE": str(self._url_file),
             "AGENTSTREAM_NAMESPACES": " ".join(self._namespaces),
-            "AGENTSTREAM_METRICS_PORT": str(self._metrics_port),
+            "AGENTSTREAM_METRICS_PORT": str(self.metrics_port),
             "AGENTSTREAM_HEALTH_PORT": str(self._health_port),
         }
         program = ("-c", _SLOW_TO_GIVE_UP) if long_lease else ("-m", "agentstream_operator")
@@ -139,7 +140,7 @@ class Deployed:
         Raises:
             RuntimeError: it ended, or was not; has its log.
         """
-        await self._until_page(self._metrics_port, "/metrics", "\nagentstream_leader 1.0\n", deadline)
+        await self._until_page(self.metrics_port, "/metrics", "\nagentstream_leader 1.0\n", deadline)
 
     def kill(self) -> None:
         """Ends the process at once, as a crash would."""
@@ -158,7 +159,7 @@ class Deployed:
 
     async def metrics(self) -> dict[str, float]:
         """Its metrics: values by name and labels, such as `agentstream_resources{kind="AgentStream",…}`."""
-        text = await asyncio.to_thread(_page, self._metrics_port, "/metrics")
+        text = await asyncio.to_thread(_page, self.metrics_port, "/metrics")
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
         return {name: float(value) for name, _, value in lines}
 
