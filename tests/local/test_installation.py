@@ -72,3 +72,16 @@ def test_it_runs_the_quickstart(installed: Path, tmp_path: Path) -> None:
     assert "everything is ready" in said
     assert "a.txt" not in said
     assert (tmp_path / "out" / "report.md").exists()
+
+
+def test_the_console_brings_its_pages_and_files(installed: Path) -> None:
+    names = "console.css", "console.js", "icon.svg"
+    script = (
+        "from importlib.resources import files; from agentstream_operator.console.pages import *; "
+        "page = ShownPage('login.html', 'Log in', {'next': '/console', 'problem': None}); "
+        "print(render(page, None, '/console/login'), "
+        "*(x.name for x in files('agentstream_operator.console').joinpath('static').iterdir()))"
+    )
+    said = run(installed / "bin" / "python", "-c", script)
+    assert "<h1>Log in</h1>" in said
+    assert all(name in said for name in names)
