@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 import redis
 
@@ -17,6 +14,7 @@ from agentstream_operator.queue_api.browser import Browser, MessagesWanted
 from agentstream_operator.queue_api.problems import Refusal
 from agentstream_operator.reconcile.state.index import ResourceIndex
 from agentstream_operator.resources.streamreplay import ReplaySelect
+from support.entries import envelope
 from support.resources import KEY, a_group, a_stream
 
 LETTERS = StreamKeys(KEY).dead_letters("coder")
@@ -32,19 +30,6 @@ async def browser(broker: Broker) -> Browser:
     index.put(STREAM)
     index.put(GROUP)
     return Browser(index, broker)
-
-
-def envelope(number: int, **fields: Any) -> str:
-    message = {
-        "v": 1,
-        "id": f"00000000-0000-4000-8000-{number:012}",
-        "from": "planner",
-        "to": "coder",
-        "type": "task_request",
-        "payload": {"number": number},
-        "timestamp": 0,
-    }
-    return json.dumps(message | fields)
 
 
 def bury(admin: redis.Redis, number: int, reason: str = "MaxDeliveries", error: str = "") -> str:

@@ -20,7 +20,7 @@ from agentstream_operator.queue_api.documents import ConversationAnswer, StateIn
 from agentstream_operator.queue_api.finder import MessageFinder
 from agentstream_operator.queue_api.problems import Refusal
 from agentstream_operator.reconcile.state.index import ResourceIndex
-from support.entries import Pending
+from support.entries import Pending, envelope
 from support.resources import KEY, a_group, a_stream
 
 STREAM = a_stream()
@@ -48,19 +48,6 @@ def raw(admin: redis.Redis) -> Iterator[redis.Redis]:
     options = {**admin.connection_pool.connection_kwargs, "decode_responses": False}
     with redis.Redis(connection_pool=redis.ConnectionPool(**options)) as client:
         yield client
-
-
-def envelope(number: int = 0, **fields: Any) -> str:
-    message = {
-        "v": 1,
-        "id": f"00000000-0000-4000-8000-{number:012}",
-        "from": "planner",
-        "to": "coder",
-        "type": "task_request",
-        "payload": {"number": number},
-        "timestamp": 0,
-    }
-    return json.dumps(message | fields)
 
 
 class Queue:

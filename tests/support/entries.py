@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from dataclasses import dataclass
 from itertools import chain
@@ -95,3 +96,17 @@ def add_command(key: str, *messages: str, number: int = 0, token: str = "") -> t
     arguments = chain.from_iterable(commands.message(message.encode()) for message in messages)
     sender = token or secrets.token_hex(16)
     return commands.add(StreamKeys(key), sender, number, 60_000, arguments)[1:]
+
+
+def envelope(number: int = 0, **fields: Any) -> str:
+    """A task for the agent `coder`, as JSON; its number is the end of its id, and its payload."""
+    message = {
+        "v": 1,
+        "id": f"00000000-0000-4000-8000-{number:012}",
+        "from": "planner",
+        "to": "coder",
+        "type": "task_request",
+        "payload": {"number": number},
+        "timestamp": 0,
+    }
+    return json.dumps(message | fields)

@@ -54,7 +54,7 @@ _PAGES: Final[Mapping[str, View]] = {
     f"{ROOT}/groups/{{namespace}}/{{name}}/deadletters": letters.grouped,
     f"{ROOT}/groups/{{namespace}}/{{name}}/deadletters/list": letters.listed,
     f"{ROOT}/messages/{{namespace}}/{{stream}}/{{entry}}": messages.message,
-    f"{ROOT}/conversations/{{namespace}}/{{correlation}}": messages.conversation,
+    f"{ROOT}/conversations/{{namespace}}/{{correlation:path}}": messages.conversation,
     f"{ROOT}/replays": replays.listed,
     f"{ROOT}/replays/{{namespace}}/{{name}}": replays.one,
     f"{ROOT}/replay": replays.tried,

@@ -5,7 +5,7 @@ Pages ask nothing else: what a visitor may see, and how much of the server they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
@@ -90,13 +90,3 @@ class InnerApi:
         if status >= HTTPStatus.BAD_REQUEST:
             raise Refused(Problem.model_validate_json(bytes(said)))
         return bytes(said)
-
-
-def path_of(*parts: str) -> str:
-    """Builds a path of the API from its segments."""
-    return "/" + "/".join(parts)
-
-
-def place_of(parts: Sequence[str]) -> str:
-    """Formats the name of a resource: `namespace/name`."""
-    return "/".join(parts)

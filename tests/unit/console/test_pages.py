@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import unescape
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -149,7 +150,7 @@ def target(path: str) -> str:
 
 
 async def test_every_page_is_in_the_table() -> None:
-    assert {*NEEDS, "/console/replay"} == set(_PAGES)
+    assert {*NEEDS, "/console/replay"} == {path.replace(":path", "") for path in _PAGES}
 
 
 @pytest.mark.parametrize("path", [*sorted(NEEDS), "/console/replay", "/console/nothing", "/console/live"])
@@ -218,6 +219,13 @@ async def test_what_an_address_asks_for_does_no_harm(query: str) -> None:
     for path in ("/console/streams/team/tasks", "/console/replay", "/console/groups/team/coder/deadletters"):
         reply = await ask(site(), "GET", f"{path}?{query}&look=1&namespace={query}&group=x", headers=JANE)
         harmless(reply.body.decode())
+
+
+async def test_a_conversation_may_have_any_name() -> None:
+    for name in ("a/b", "a%2Fb", "..", "a b?c=d#e", "ü", "%00"):
+        reply = await ask(site(), "GET", f"/console/conversations/team/{quote(name, safe='')}", headers=JANE)
+        assert reply.status == 200, name
+        assert "No message with this id" in reply.body.decode()
 
 
 async def test_the_button_has_the_count_and_acts_on_what_is_shown() -> None:

@@ -15,7 +15,7 @@ routes = APIRouter(prefix="/queue/conversations", tags=["messages"])
 
 
 @routes.get(
-    "/{namespace}/{correlation}",
+    "/{namespace}/{correlation:path}",
     summary="A conversation",
     dependencies=[SEARCH],
     openapi_extra=declared(MESSAGES),
