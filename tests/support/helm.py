@@ -21,7 +21,9 @@ RELEASE = "agentstream"
 NAMESPACE = "agentstream-system"
 EMBEDDED = {"redis": {"embedded": True}}
 EXTERNAL = {"redis": {"existingSecret": "my-redis"}}
-PROMETHEUS = ("monitoring.coreos.com/v1/ServiceMonitor", "monitoring.coreos.com/v1/PrometheusRule")
+PROMETHEUS = tuple(
+    f"monitoring.coreos.com/v1/{kind}" for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule")
+)
 Document = dict[str, Any]
 
 

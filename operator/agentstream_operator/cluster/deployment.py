@@ -15,7 +15,10 @@ BINDING = "/var/run/secrets/agentstream.dev/binding"
 """Where the agent's Secret is mounted."""
 
 HEALTH_PORT = 8099
-"""Where the SDK answers the probes."""
+"""Where the SDK answers the probes, and scrapes."""
+
+HEALTH_PORT_NAME: Final = "agentstream"
+"""The name of that port, by which a PodMonitor finds it."""
 
 REVISION: Final = f"{GROUP}/revision"
 """Annotation with the digest of what was applied."""
@@ -83,7 +86,7 @@ def _pod(group: ConsumerGroup) -> dict[str, Any]:
 
 
 def _agent(container: dict[str, Any]) -> dict[str, Any]:
-    """Adds the binding, the pod's name and probes to the agent's container."""
+    """Adds the binding, the pod's name, probes and their port to the agent's container."""
     given = container.get("env") or []
     named = {variable["name"] for variable in given}
     ours = (
@@ -91,15 +94,28 @@ def _agent(container: dict[str, Any]) -> dict[str, Any]:
         {"name": "AGENTSTREAM_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "AGENTSTREAM_HEALTH_PORT", "value": str(HEALTH_PORT)},
     )
-    probes = {} if "AGENTSTREAM_HEALTH_PORT" in named else _probes(container)
+    answers = (
+        {} if "AGENTSTREAM_HEALTH_PORT" in named else {**_probes(container), **container, **_port(container)}
+    )
     return {
-        **probes,
-        **container,
+        **(answers or container),
         "env": [*given, *(variable for variable in ours if variable["name"] not in named)],
         "volumeMounts": _followed(
             container.get("volumeMounts"), {"name": _VOLUME, "mountPath": BINDING, "readOnly": True}
         ),
     }
+
+
+def _port(container: dict[str, Any]) -> dict[str, Any]:
+    """Returns the container's ports, with the one where the SDK answers unless the template has it."""
+    given = container.get("ports")
+    ours = {"name": HEALTH_PORT_NAME, "containerPort": HEALTH_PORT, "protocol": "TCP"}
+    taken = (
+        isinstance(port, dict)
+        and (port.get("name") == HEALTH_PORT_NAME or port.get("containerPort") == HEALTH_PORT)
+        for port in (given if isinstance(given, list) else ())
+    )
+    return {} if any(taken) else {"ports": _followed(given, ours)}
 
 
 def _probes(container: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from agentstream_operator.cluster.deployment import deployment
 from agentstream_operator.metrics_api.main import SelfMetrics
 from agentstream_operator.reconcile.engine import Outcome
 from agentstream_operator.reconcile.report.metrics import OperatorHealth
@@ -18,6 +19,7 @@ from agentstream_operator.serve.metrics import Metrics, MetricsSample
 from agentstream_operator.serve.resource_metrics import BUCKETS, resource_metrics
 from support.figures import FIGURES, no_figures
 from support.helm import CHART, EMBEDDED, PROMETHEUS, ROOT, Refused
+from support.resources import TEMPLATE, a_group
 from unit.chart.variants import EVERYTHING
 
 MONITORED = {
@@ -104,7 +106,12 @@ def test_a_cluster_that_knows_the_kinds_gets_them(helm):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("serviceMonitor", "ServiceMonitor"), ("prometheusRule", "PrometheusRule")]
+    ("name", "kind"),
+    [
+        ("serviceMonitor", "ServiceMonitor"),
+        ("podMonitor", "PodMonitor"),
+        ("prometheusRule", "PrometheusRule"),
+    ],
 )
 def test_a_cluster_that_does_not_is_told_what_to_do(helm, name, kind):
     values = {**EMBEDDED, "metrics": {name: {"enabled": True}}}
@@ -160,6 +167,22 @@ def test_the_metrics_server_has_a_monitor_of_its_own_which_is_let_through(helm):
     assert any(
         number in {p["port"] for p in rule["ports"]} and "from" not in rule for rule in policy["ingress"]
     )
+
+
+@pytest.mark.parametrize("namespaces", [(), ("team-a", "team-b")])
+def test_the_monitor_of_agents_finds_the_pods_that_the_operator_makes(helm, namespaces):
+    values = {**EMBEDDED, "watchNamespaces": list(namespaces), "metrics": {"podMonitor": {"enabled": True}}}
+    monitor = helm.render(values, knows=PROMETHEUS).one("PodMonitor", "agentstream-agents")["spec"]
+    pod = deployment(a_group(template=TEMPLATE), 1)["spec"]["template"]
+    labels, (container,) = pod["metadata"]["labels"], pod["spec"]["containers"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+
+    assert monitor["selector"]["matchLabels"].items() <= labels.items()
+    assert {one["key"] for one in monitor["selector"]["matchExpressions"]} <= labels.keys()
+    assert endpoint["port"] in {port["name"] for port in container["ports"]}
+    assert (endpoint["path"], endpoint["honorLabels"]) == ("/metrics", True)
+    chosen = {"matchNames": list(namespaces)} if namespaces else {"any": True}
+    assert monitor["namespaceSelector"] == chosen
 
 
 def test_without_a_metrics_server_nothing_of_it_is_watched(helm):

@@ -57,6 +57,13 @@ EVERYTHING: dict[str, Any] = {
             "relabelings": [{"action": "labeldrop", "regex": "pod_ip"}],
             "metricRelabelings": [{"action": "drop", "sourceLabels": ["x"], "regex": "y"}],
         },
+        "podMonitor": {
+            "enabled": True,
+            "labels": {"release": "prometheus"},
+            "annotations": {"example.com/note": "yes"},
+            "relabelings": [{"action": "labeldrop", "regex": "pod_ip"}],
+            "metricRelabelings": [{"action": "drop", "sourceLabels": ["x"], "regex": "y"}],
+        },
         "prometheusRule": {
             "enabled": True,
             "labels": {"release": "prometheus"},

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from agentstream_operator.cluster.deployment import BINDING, HEALTH_PORT, deployment, revision
+from agentstream_operator.cluster.deployment import (
+    BINDING,
+    HEALTH_PORT,
+    HEALTH_PORT_NAME,
+    deployment,
+    revision,
+)
 from agentstream_operator.cluster.labels import (
     AGENT_LABEL,
     GROUP_LABEL,
@@ -223,6 +229,27 @@ def test_a_template_with_a_probe_of_its_own_gets_no_others(kind: str) -> None:
 def test_an_agent_that_says_where_it_answers_probes_is_not_asked_elsewhere() -> None:
     agent = agent_of(made(a_pod(({**AGENT, "env": [{"name": "AGENTSTREAM_HEALTH_PORT", "value": "0"}]},))))
     assert not agent.keys() & set(PROBES)
+
+
+PORT = {"name": HEALTH_PORT_NAME, "containerPort": HEALTH_PORT, "protocol": "TCP"}
+WEB = {"name": "web", "containerPort": 80}
+
+
+@pytest.mark.parametrize(
+    ("given", "ports"),
+    [
+        ({}, [PORT]),
+        ({"ports": [WEB]}, [WEB, PORT]),
+        # what the template says of it stays
+        ({"ports": [{**WEB, "name": "agentstream"}]}, [{**WEB, "name": "agentstream"}]),
+        ({"ports": [{**WEB, "containerPort": HEALTH_PORT}]}, [{**WEB, "containerPort": HEALTH_PORT}]),
+        # the API server says what is wrong with it
+        ({"ports": "none"}, "none"),
+        ({"env": [{"name": "AGENTSTREAM_HEALTH_PORT", "value": "0"}]}, None),
+    ],
+)
+def test_the_port_where_the_sdk_answers_has_a_name(given: dict[str, Any], ports: Any) -> None:
+    assert agent_of(made(a_pod(({**AGENT, **given},)))).get("ports") == ports
 
 
 def test_other_containers_are_restricted_and_else_left_alone() -> None:
