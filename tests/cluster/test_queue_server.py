@@ -24,7 +24,8 @@ from unit.resources.manifests import a_group, a_stream
 HOME, TEAM, OTHER = "queue", "team", "other"
 VIEW, EDIT = "agentstream-view", "agentstream-edit"
 ROLES: dict[str, tuple[str, ...]] = {"nobody": (), "viewer": (VIEW,), "editor": (VIEW, EDIT)}
-"""Accounts, and the roles of the chart that they have; the cluster's role edit has both."""
+ROLES["admin"] = ("cluster-admin",)
+"""Accounts, and their roles: of the chart, as the cluster's role edit has both; an administrator may all."""
 
 REPLAY = {"namespace": TEAM, "groupRef": {"name": "coder"}, "from": {"source": "DeadLetters"}}
 PROXY = "gateway"
@@ -34,8 +35,6 @@ PROXY = "gateway"
 def api() -> Iterator[ApiServer]:
     try:
         with private_server() as server:
-            for name in (HOME, TEAM, OTHER):
-                server.create_namespace(name)
             yield server
     except NoProgramsError as missing:
         pytest.skip(f"NO API SERVER, NOTHING OF KUBERNETES IS TESTED: {missing}")
@@ -65,11 +64,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def running(
-    api: ApiServer, redis_server: Server, certificates: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[QueueServer]:
-    queue = QueueServer(api, HOME, redis_server.url, tmp_path_factory.mktemp("queue"))
+def installed(api: ApiServer, redis_server: Server, directory: Path) -> QueueServer:
+    """A queue server that may be started; its callers, and what they see, are there."""
+    for name in (HOME, TEAM, OTHER):
+        api.create_namespace(name)
+    queue = QueueServer(api, HOME, redis_server.url, directory)
     queue.install()
     for account, roles in ROLES.items():
         api.kubectl(TEAM).apply(*bound(TEAM, account, *roles))
@@ -77,6 +76,14 @@ def running(
         for found in (a_stream(), a_group("coder")):
             found["metadata"]["namespace"] = namespace
             api.kubectl(namespace).apply(found)
+    return queue
+
+
+@pytest.fixture(scope="module")
+def running(
+    api: ApiServer, redis_server: Server, certificates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[QueueServer]:
+    queue = installed(api, redis_server, tmp_path_factory.mktemp("queue"))
     queue.start("--proxy-ca-file", str(certificates / "ca.crt"), "--proxy-name", PROXY)
     yield queue
     assert queue.stop() == 0, queue.log.read_text()
@@ -112,8 +119,9 @@ async def test_every_call_is_answered_to_those_who_may(api: ApiServer, queue: Qu
             method, target + query, json=body.get(method)
         ) as reply:  # fmt: skip
             status = reply.status_code
-        needs = found["x-agentstream-access"]
-        allowed = role == "editor" or needs[0] in may[role]
+        # a view needs the one of its rights that it shows
+        needs = found["x-agentstream-access"][:1] if path == "/events" else found["x-agentstream-access"]
+        allowed = role in {"editor", "admin"} or may[role].issuperset(needs)
         assert (status != 403) == allowed, (role, method, path, status)
         assert status != 401
 
@@ -199,6 +207,72 @@ async def test_a_trusted_proxy_says_who_asks_and_nobody_else(queue: QueueServer,
     async with queue.client(None, certificates / "stranger") as http:
         with pytest.raises(httpx.TransportError):
             await http.get("/queue/lag", headers=as_editor)
+
+
+async def test_a_proxy_whose_ca_is_replaced_is_out_on_the_connection_that_it_has(
+    api: ApiServer, redis_server: Server, certificates: Path, tmp_path: Path, running: QueueServer
+) -> None:
+    del running  # has made the accounts
+    queue, authority = QueueServer(api, HOME, redis_server.url, tmp_path), tmp_path / "ca.crt"
+    authority.write_bytes((certificates / "ca.crt").read_bytes())
+    queue.start("--proxy-ca-file", str(authority), "--proxy-name", PROXY)
+    as_editor = {"X-Remote-User": f"system:serviceaccount:{TEAM}:editor"}
+    try:
+        await queue.ready()
+        async with queue.client(None, certificates / "proxy") as http:
+            assert (await http.get("/queue/lag", headers=as_editor)).status_code == 200
+            write_certificate(tmp_path / "newer", "gateway").cert_pem.write_to_path(authority)
+
+            async def is_out() -> bool:
+                # a connection that is never idle for long
+                try:
+                    return (await http.get("/queue/lag", headers=as_editor)).status_code == 401
+                except httpx.TransportError:
+                    return True
+
+            await until(is_out, timeout=30)
+    finally:
+        assert queue.stop() == 0, queue.log.read_text()
+
+
+async def test_without_the_api_server_everything_is_503_and_no_number_is_invented(
+    api: ApiServer, redis_server: Server, tmp_path: Path
+) -> None:
+    del api  # there are its programs
+    with private_server() as server:
+        queue = installed(server, redis_server, tmp_path)
+        queue.start()
+        try:
+            await queue.ready()
+            await _all_is_503_meanwhile(server, queue)
+        finally:
+            assert queue.stop() == 0, queue.log.read_text()
+    assert "Traceback" not in queue.log.read_text()
+
+
+async def _all_is_503_meanwhile(server: ApiServer, queue: QueueServer) -> None:
+    token = token_of(server, TEAM, "editor")
+    async with queue.client(token) as http, queue.client("never.seen") as stranger:
+
+        async def is_answered(status: int) -> bool:
+            return (await http.get("/queue/lag")).status_code == status
+
+        assert await is_answered(200)
+        server.kill()
+        # in the first seconds it is known who asks
+        replies = [await http.get("/queue/replays"), await stranger.get("/queue/lag")]
+        await until(lambda: is_answered(503), timeout=30)
+        paths = ("/queue/lag", f"/queue/lag/{TEAM}/coder", "/events?view=lag")
+        replies.extend([await http.get(path) for path in paths])
+        replies.append(await http.post("/queue/replay", json=REPLAY))
+        replies.append(await http.delete(f"/queue/replays/{TEAM}/none"))
+        for reply in replies:
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "5"), reply.text
+            assert set(reply.json()) == {"type", "title", "status", "detail", "remedy", "errors"}
+            assert "try again" in reply.json()["remedy"]
+            assert token not in reply.text
+        server.start()
+        await until(lambda: is_answered(200), timeout=60)
 
 
 async def test_a_token_that_was_revoked_counts_for_seconds_only(api: ApiServer, queue: QueueServer) -> None:

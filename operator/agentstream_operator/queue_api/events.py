@@ -20,7 +20,7 @@ EVERY = 1.0
 ALIVE_AFTER = 15.0
 """Seconds of silence after which a comment shows that the connection lives; proxies end silent ones."""
 
-LIFETIME = 60.0
+LIFETIME = 30.0
 """Seconds after which a view ends; the client connects again, and shows anew who it is."""
 
 _RETRY = b"retry: 2000\n\n"

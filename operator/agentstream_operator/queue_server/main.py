@@ -120,7 +120,7 @@ async def run(options: QueueOptions) -> None:
         (
             reflector.watch(),
             certificates.watch_files(),
-            *([proxies.watch()] if proxies is not None else []),
+            *([proxies.watch(server.drop_connections)] if proxies is not None else []),
         ),
         (connection.close, broker.close, lags.close, authorizer.close, tokens.close),
         # answers that go on for minutes end first

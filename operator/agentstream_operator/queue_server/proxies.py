@@ -29,34 +29,40 @@ class TrustedProxies:
     Attributes:
         file: has the CA, as PEM.
         names: common names that their certificates may have.
-        changed: is called with what is trusted, at first and whenever the file has changed.
+        changed: is called with what is trusted, at first and whenever the file has changed; returns whether
+            open connections are those of another CA.
     """
 
     file: Path
     names: frozenset[str]
-    changed: Callable[[RequestHeaderConfig], object]
+    changed: Callable[[RequestHeaderConfig], bool]
     config: RequestHeaderConfig = field(init=False)
 
     def __post_init__(self) -> None:
         self.config = RequestHeaderConfig(read_authority(self.file), self.names)
         self.changed(self.config)
 
-    async def watch(self) -> None:
-        """Reads the file again and again; never returns. What cannot be read changes nothing."""
-        while True:
-            await asyncio.sleep(EVERY)
-            self.look()
+    async def watch(self, drop: Callable[[], object], every: float = EVERY) -> None:
+        """Reads the file again and again; never returns. What cannot be read changes nothing.
 
-    def look(self) -> None:
-        """Reads the file again."""
+        Calls `drop` when there is another CA: connections that the former one admitted are to end.
+        """
+        while True:
+            await asyncio.sleep(every)
+            if self.look():
+                drop()
+
+    def look(self) -> bool:
+        """Reads the file again. Returns whether there is another CA."""
         try:
             found = read_authority(self.file)
         except InvalidAuthority as error:
             _log.warning("the CA of proxies stays as it was: %s", error)
-            return
-        if found != self.config.client_ca:
-            self.config = RequestHeaderConfig(found, self.names)
-            self.changed(self.config)
+            return False
+        if found == self.config.client_ca:
+            return False
+        self.config = RequestHeaderConfig(found, self.names)
+        return self.changed(self.config)
 
 
 def read_authority(file: Path) -> str:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from agentstream_operator.cluster.api import ApiError
 from agentstream_operator.cluster.port import ClusterUnavailable
+from agentstream_operator.queue_api.events import LIFETIME
 from agentstream_operator.queue_api.ports import Caller, Forbidden, Unauthenticated, Unavailable
 from agentstream_operator.queue_server.authenticator import ClusterAuthenticator
 from agentstream_operator.queue_server.tokens import (
@@ -114,6 +115,10 @@ async def test_a_flood_of_wrong_tokens_is_bounded_and_keeps_no_known_one_out(pla
         place.api.answering.set()
         found = await asyncio.gather(*flood, return_exceptions=True)
     assert sum(isinstance(each, Unavailable) for each in found) == 9 * AT_A_TIME
+
+
+def test_a_live_view_outlives_a_token_that_was_revoked_by_seconds() -> None:
+    assert LIFETIME + KNOWN_FOR <= 40
 
 
 async def test_a_flood_costs_the_api_server_so_many_reviews_a_second_and_no_more(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,24 @@ def write(file: Path) -> str:
     return text
 
 
+def telling(told: list[RequestHeaderConfig]) -> Callable[[RequestHeaderConfig], bool]:
+    """Takes note of what is trusted; open connections are those of another CA from the second time on."""
+
+    def tell(config: RequestHeaderConfig) -> bool:
+        told.append(config)
+        return len(told) > 1
+
+    return tell
+
+
 def test_a_ca_that_is_replaced_is_trusted_and_the_former_one_is_not(tmp_path: Path) -> None:
     file, told = tmp_path / "ca.crt", list[RequestHeaderConfig]()
     first = write(file)
-    proxies = TrustedProxies(file, NAMES, told.append)
-    proxies.look()
+    proxies = TrustedProxies(file, NAMES, telling(told))
+    assert not proxies.look()
     assert [each.client_ca for each in told] == [first]
     second = write(file)
-    proxies.look()
+    assert proxies.look()
     assert [each.client_ca for each in told] == [first, second]
     assert (proxies.config.client_ca, proxies.config.allowed_names) == (second, NAMES)
 
@@ -37,12 +48,12 @@ def test_a_ca_that_is_replaced_is_trusted_and_the_former_one_is_not(tmp_path: Pa
 def test_what_is_no_ca_is_said_and_changes_nothing(tmp_path: Path, content: bytes | None) -> None:
     file, told = tmp_path / "ca.crt", list[RequestHeaderConfig]()
     first = write(file)
-    proxies = TrustedProxies(file, NAMES, told.append)
+    proxies = TrustedProxies(file, NAMES, telling(told))
     if content is None:
         file.unlink()
     else:
         file.write_bytes(content)
-    proxies.look()
+    assert not proxies.look()
     assert [each.client_ca for each in told] == [first]
     with pytest.raises(InvalidAuthority, match="is not a PEM certificate"):
         read_authority(file)

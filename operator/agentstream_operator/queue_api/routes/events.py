@@ -36,7 +36,7 @@ async def get_events(
     replays: ReplaysOf,
     view: Annotated[str, Query(pattern=_VIEW, description="`lag` or `replays`.")],
 ) -> StreamingResponse:
-    """Sends what changes, once a second, for a minute; then the client connects again.
+    """Sends what changes, once a second, for half a minute; then the client connects again.
 
     Events are called `lag` and `replays`, and have the documents of these calls as data; an event `problem`
     says that something does not answer.
