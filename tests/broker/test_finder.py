@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
 
 from agentstream.protocol.commands import DONE, GroupCalls
-from agentstream.protocol.keys import StreamKeys
+from agentstream.protocol.keys import StreamKeys, replay_id
+from agentstream.protocol.replaying import ReplayOf, Selected, parse_moved, replay
 from agentstream.protocol.routes import Consumes
 from agentstream_operator.broker.broker import Broker
+from agentstream_operator.broker.whereabouts import find_fate
 from agentstream_operator.plan.actions import CreateGroup, CreateStream
 from agentstream_operator.queue_api.consumers import LISTED, ConsumersReader
 from agentstream_operator.queue_api.conversations import ConversationReader
@@ -205,6 +208,68 @@ async def test_one_among_thousands_is_found(queue: Queue) -> None:
     for number in (0, 1, 1_500, 1_501, 2_997, 2_999):
         coder, _ = await queue.states(ids[number])
         assert coder.state == ("Dead" if number % 3 else "Delayed"), number
+
+
+class Moving:
+    """Reads as a broker does, while the message moves: before each of these calls, counted from 1."""
+
+    def __init__(self, broker: Broker, moves: dict[int, list[Callable[[], None]]]) -> None:
+        self.broker, self.moves, self.calls = broker, moves, 0
+
+    async def call(self, *command: Any) -> Any:
+        self.calls += 1
+        for move in self.moves.get(self.calls, ()):
+            move()
+        return await self.broker.call(*command)
+
+
+@pytest.mark.parametrize("others", [0, 300], ids=["alone", "among others"])
+@pytest.mark.parametrize("later", range(3))
+@pytest.mark.parametrize("at", range(1, 6))
+@pytest.mark.parametrize("begins", ["Held", "Dead"])
+async def test_a_message_that_moves_meanwhile_is_in_a_state_that_it_had(
+    queue: Queue, broker: Broker, begins: str, at: int, later: int, *, others: int
+) -> None:
+    """Buried and replayed, twice, at any of the calls: at no time was it waiting or acknowledged."""
+    raw: Any = queue.raw
+    dlq, retry = KEYS.dead_letters("coder"), KEYS.retry("coder")
+    entry = queue.held()
+    for _ in range(others):
+        raw.xadd(dlq, {"m": "{}", "origin": "1-1"})
+    seen = {"Held"}
+
+    def bury() -> None:
+        source = CALLS.retries if raw.xlen(retry) else CALLS.main
+        queue.take(source.key)
+        (pending,) = raw.xpending_range(source.key, "coder", "-", "+", 1)
+        held = Pending(pending["message_id"].decode(), source)
+        call = CALLS.dead_letter(held, 5, "MaxDeliveries", "boom")
+        assert raw.execute_command(*call) == DONE
+        seen.update({"Held", "Dead"})
+
+    def replay_it() -> None:
+        ((letter, _),) = raw.xrevrange(dlq, count=1)
+        of = ReplayOf(KEY, "coder", replay_id("again", str(uuid.uuid4())))
+        moved = parse_moved(
+            raw.execute_command(
+                *replay(of, "dead", ("", letter.decode()), 1_000, [Selected(letter.decode())])
+            )
+        )
+        assert moved.moved == 1
+        seen.add("Retrying")
+
+    if begins == "Dead":
+        bury()
+        seen = {"Dead"}
+    moves = [bury, replay_it] * 2 if begins != "Dead" else [replay_it, bury] * 2
+    steps: dict[int, list[Callable[[], None]]] = {}
+    for number, move in enumerate(moves):
+        steps.setdefault(at + number * later, []).append(move)
+    moving = Moving(broker, steps)
+    fate, _ = await find_fate(moving.call, KEY, "coder", entry)
+    assert fate.state in seen | {"Unknown"}, (moving.calls, seen)
+    if len(steps) == 1:
+        assert fate.state in seen, moving.calls
 
 
 async def test_a_conversation_is_found_over_all_streams(

@@ -34,16 +34,29 @@ async def find_fate(
     """
     where = await _find(call, key, group, entry_id)
     letter, are_all = None, True
-    if is_settled(where, entry_id):
+    for _ in range(_TIMES):
+        if not is_settled(where, entry_id):
+            break
         # after the group was asked: what it buries meanwhile is among them
-        scan = Scan(call, dlq := StreamKeys(key).dead_letters(group), Span())
-        async for entry in scan.entries():
-            found = read_letter(dlq, entry.id, entry.withheld or entry.fields)
-            if found.origin == entry_id:
-                letter = found
-                break
-        are_all = not scan.looked.more
+        letter, are_all = await _find_letter(call, StreamKeys(key).dead_letters(group), entry_id)
+        if letter is not None:
+            break
+        before, where = where, await _find(call, key, group, entry_id)
+        if where.replayed == before.replayed:
+            break
+        # a letter that was replayed meanwhile may have died again
+        are_all = False
     return fate_of(entry_id, where, letter, is_for_group=is_for_group, are_all_letters=are_all), letter
+
+
+async def _find_letter(call: Call, dlq: str, entry_id: str) -> tuple[Letter | None, bool]:
+    """Looks for the dead letter of a message. Returns also whether all letters were looked at."""
+    scan = Scan(call, dlq, Span())
+    async for entry in scan.entries():
+        found = read_letter(dlq, entry.id, entry.withheld or entry.fields)
+        if found.origin == entry_id:
+            return found, True
+    return None, not scan.looked.more
 
 
 async def _find(call: Call, key: str, group: str, entry_id: str) -> Whereabouts:

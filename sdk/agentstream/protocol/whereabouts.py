@@ -12,6 +12,7 @@ from agentstream.protocol.keys import StreamKeys
 
 _LATEST = 10**15
 _HELD = 3
+_REPLAYED = slice(4, 5)
 
 
 class Holder(NamedTuple):
@@ -85,6 +86,11 @@ class Whereabouts(NamedTuple):
     def is_complete(self) -> bool:
         """Whether all retries were looked at."""
         return self.rank is None and self.before is None
+
+    @property
+    def replayed(self) -> list[str]:
+        """Another one after each replay that gave the group messages once more."""
+        return self.moves.split()[_REPLAYED]
 
 
 def whereabouts(
