@@ -90,15 +90,15 @@ async def test_an_upgrade_that_repairs_consumers_is_not_undone(
     with shared_broker.admin() as client:
         group = Group(team, unique, client)
         group.pod("aaaaa", **group.loops())
-    await team.says("ConsumerGroup", unique, "True", "CrashLoop", "ConsumersStalled")
+    await team.says("ConsumerGroup", unique, "False", "CrashLoop", "Consuming")
     repaired = resources(unique, template=a_template(image="coder:2"))
     arguments = ("--rollback-on-failure", "--timeout", LONG)
     await asyncio.to_thread(users_release.run, "upgrade", *arguments, resources=repaired)
     found = team.get("ConsumerGroup", unique)
     assert found is not None
     assert found["spec"]["template"]["spec"]["containers"][0]["image"] == "coder:2"
-    # still they stall, and that is no matter of the upgrade
-    assert said(found, "ConsumersStalled")[:2] == ("True", "CrashLoop")
+    # still they crash, and that is no matter of the upgrade
+    assert said(found, "Consuming")[:2] == ("False", "CrashLoop")
     assert kstatus(found) == "Current"
     await asyncio.to_thread(users_release.run, "uninstall")
 

@@ -11,9 +11,11 @@ from agentstream.errors import ServerRefused
 from agentstream.protocol.keys import StreamKeys
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.cluster.port import AutoscalerSeen, WorkloadSeen
+from agentstream_operator.plan.observed import GroupSeen
+from agentstream_operator.plan.signal import Activity, Progress
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
-from agentstream_operator.resources.status import ConditionReason, ConditionType
+from agentstream_operator.resources.status import ConditionReason, ConditionType, find_condition
 from support.cluster import MemoryCluster
 from support.operator import Operator, operator
 from support.resources import KEY, TEMPLATE, a_group, a_stream
@@ -119,15 +121,48 @@ async def test_consumers_that_crash_are_shown(server: Server) -> None:
         await until(lambda: GROUP.key in op.cluster.workloads)
         op.cluster.workloads[GROUP.key] = WorkloadSeen(1, 0, crashing="exited with 1")
         await op.event(GROUP.key, ConditionReason.CRASH_LOOP)
-        assert op.cluster.condition(GROUP.key, ConditionType.CONSUMERS_STALLED).message == "exited with 1"
+        assert op.cluster.condition(GROUP.key, ConditionType.CONSUMING).message == "exited with 1"
         assert op.engine.view().groups[0].crashing == "exited with 1"
 
 
-async def test_a_stall_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_that_nobody_consumes_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     async with operator(server.url) as op:
         await op.put(STREAM, GROUP)
-        monkeypatch.setattr("agentstream_operator.reconcile.observer.stalled", lambda *_: True)
-        await op.event(GROUP.key, ConditionReason.NO_PROGRESS)
+        monkeypatch.setattr("agentstream_operator.reconcile.observer.work_of", lambda *_: Activity.STANDING)
+        await op.event(GROUP.key, ConditionReason.NO_CONSUMERS)
+
+
+async def test_a_handler_that_runs_for_long_is_progress_while_its_lease_is_renewed(
+    server: Server, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(progress: Progress, group: GroupSeen, lease: int, now: int) -> Activity:
+        if group.backlog == 0:
+            return Activity.SETTLING
+        return Activity.RUNNING if now - progress.renewed <= lease else Activity.STANDING
+
+    monkeypatch.setattr("agentstream_operator.reconcile.observer.work_of", at_once)
+    monkeypatch.setattr("agentstream_operator.reconcile.observer._ASK", 0)
+    group = a_group(startFrom="Beginning", delivery={"lease": "2s", "deadline": "1h"})
+
+    def says(reason: ConditionReason) -> bool:
+        status = op.cluster.statuses.get(group.key)
+        found = find_condition(status.conditions, ConditionType.CONSUMING) if status is not None else None
+        return found is not None and found.reason == reason
+
+    async with operator(server.url) as op:
+        await op.put(STREAM, group)
+        admin.xadd(KEY, {"m": "{}"})
+        await until(lambda: says(ConditionReason.NO_CONSUMERS))
+        admin.xreadgroup("coder", "pod.1-a", {KEY: ">"})
+        await until(lambda: says(ConditionReason.HANDLERS_RUNNING))
+        message = op.cluster.condition(group.key, ConditionType.CONSUMING).message
+        assert "`delivery.deadline` ends a handler after 1h" in message
+        # nobody renews it any more
+        await until(lambda: says(ConditionReason.NO_PROGRESS), 10)
+        admin.xack(
+            KEY, "coder", *[each["message_id"] for each in admin.xpending_range(KEY, "coder", "-", "+", 1)]
+        )
+        await until(lambda: says(ConditionReason.PROGRESSING))
 
 
 async def test_what_ran_stays_while_the_backlog_is_unknown(private_server: Server) -> None:

@@ -57,7 +57,7 @@ sum by (namespace, stream, group) (increase(agentstream_group_settled_total{ {{-
     description: >-
       A message has waited {{ "{{ $value | humanizeDuration }}" }} for a consumer of the group {{ $group }}.
 - alert: AgentStreamGroupNotConsuming
-  expr: max by (namespace, group, reason) (label_replace(agentstream_condition{ {{- $of -}} ,kind="ConsumerGroup",type="ConsumersStalled",status="True"}, "group", "$1", "name", "(.+)")) > 0
+  expr: max by (namespace, group, reason) (label_replace(agentstream_condition{ {{- $of -}} ,kind="ConsumerGroup",type="Consuming",status="False",reason!="Suspended"}, "group", "$1", "name", "(.+)")) > 0
   for: 2m
   labels:
     severity: critical

@@ -187,6 +187,10 @@ class Broker:
         """Lists the first pending entries of a consumer; none if it or the group is missing."""
         return await observe.held(self._client, key, group, consumer, most)
 
+    async def least_idle(self, key: str, group: str) -> int | None:
+        """Returns how many ms ago a consumer last renewed what it holds; None if none holds any."""
+        return await observe.least_idle(self._client, key, group)
+
     async def arrivals(self, after: Mapping[str, str], seconds: float) -> Mapping[str, str]:
         """Waits until one of many streams has an entry after the id given for its key; it need not exist.
 

@@ -20,6 +20,9 @@ from agentstream_operator.plan.observed import ConsumerSeen, HeldSeen, StreamSee
 TOGETHER = 50
 """The most streams that one call reads: 1.5 ms, during which the server does nothing else."""
 
+_HEARD, _OLDEST = 16, 10
+"""The consumers that are asked for what they hold, and the entries of each."""
+
 _decoder = msgspec.json.Decoder(StreamSeen)
 
 
@@ -102,6 +105,26 @@ async def held(client: BrokerClient, key: str, group: str, consumer: str, most: 
         HeldSeen(entry.decode(), max(idle, 0), max(deliveries, 0))
         for entry, _, idle, deliveries in found or ()
     )
+
+
+async def least_idle(client: BrokerClient, key: str, group: str) -> int | None:
+    """Returns how long ago, in ms, a consumer last renewed what it holds; None if none holds any.
+
+    Asks the few consumers that were heard last for their oldest entries, on the stream and the retry stream.
+
+    Raises:
+        AgentStreamError: as `Client.call`.
+    """
+    streams = (key, StreamKeys(key).retry(group))
+    found = await asyncio.gather(*(consumers(client, stream, group) for stream in streams))
+    holders = [
+        (seen.idle, stream, seen.name)
+        for stream, each in zip(streams, found, strict=True)
+        for seen in each
+        if seen.pending
+    ]
+    asked = (held(client, stream, group, name, _OLDEST) for _, stream, name in sorted(holders)[:_HEARD])
+    return min((entry.idle for each in await asyncio.gather(*asked) for entry in each), default=None)
 
 
 async def holdings(client: BrokerClient, key: str, group: str) -> Counter[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from agentstream_operator.plan.accounting import GroupTotals
 from agentstream_operator.plan.actions import Action, CreateGroup, DestroyGroup, ResetCounters
@@ -24,6 +25,7 @@ from agentstream_operator.plan.conflicts import foreign, group_conflict, stream_
 from agentstream_operator.plan.losses import heal_group, messages_lost, parts
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory, group_retention
+from agentstream_operator.plan.signal import Activity
 from agentstream_operator.plan.streams import GIVE_UP, managed
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup, GroupDeletion
@@ -50,7 +52,7 @@ class GroupInput:
     history: RetentionHistory | None = None  # of the stream
     totals: GroupTotals | None = None  # its counters
     suspects: tuple[str, ...] = ()  # the other agents that may use the stream
-    stalled: bool = False  # whether messages wait and none is being settled
+    work: Activity = Activity.SETTLING  # what becomes of its messages
     scaling: ConditionUpdate | None = None  # the condition `ScalingActive`
     crashing: str | None = None  # why the consumers' processes end, if they do
     refused: Failure | None = None  # why the workload could not be applied
@@ -98,7 +100,7 @@ def plan_group(given: GroupInput) -> Plan:
                 *((given.scaling,) if given.scaling else ()),
                 conflict,
                 lost,
-                _consumers_stalled(given),
+                consuming(given.group, seen, given.work, given.crashing),
                 _dead_lettering(group, seen),
             )
         ),
@@ -118,6 +120,7 @@ def may_change(group: ConsumerGroup, stream: AgentStream | None) -> bool:
 
 
 _ABSENT = GroupSeen(exists=False)
+_LATEST = 253_402_300_799_000  # the latest time of a date, in ms; clients may choose any id
 STREAM_READY = ConditionUpdate(ConditionType.STREAM_READY, "True", ConditionReason.READY)
 
 
@@ -197,16 +200,55 @@ def _lag_known(seen: GroupSeen, misread: str) -> ConditionUpdate:
     return ConditionUpdate(kind, "True", reason)
 
 
-def _consumers_stalled(given: GroupInput) -> ConditionUpdate:
-    kind = ConditionType.CONSUMERS_STALLED
-    if given.crashing is not None:
-        return ConditionUpdate(kind, "True", ConditionReason.CRASH_LOOP, given.crashing)
-    if given.group.spec.suspend:
-        return ConditionUpdate(kind, "False", ConditionReason.SUSPENDED)
-    if given.stalled:
-        message = "messages are waiting, but none was settled for three leases (at least one minute)"
-        return ConditionUpdate(kind, "True", ConditionReason.NO_PROGRESS, message)
-    return ConditionUpdate(kind, "False", ConditionReason.PROGRESSING)
+def consuming(group: ConsumerGroup, seen: GroupSeen, work: Activity, crashing: str | None) -> ConditionUpdate:
+    """Returns whether the group's messages are being handled, as far as there are any.
+
+    Args:
+        group: the group.
+        seen: the group on the server.
+        work: what becomes of its messages.
+        crashing: why its consumers' processes end, if they do.
+    """
+    kind = ConditionType.CONSUMING
+    if crashing is not None:
+        return ConditionUpdate(kind, "False", ConditionReason.CRASH_LOOP, crashing)
+    if group.spec.suspend:
+        message = "messages wait until `suspend` is false"
+        return ConditionUpdate(kind, "False", ConditionReason.SUSPENDED, message)
+    if not seen.exists or seen.unreadable:
+        message = "the group does not exist, or its counters cannot be read"
+        return ConditionUpdate(kind, "Unknown", ConditionReason.LAG_UNKNOWN, message)
+    if work is Activity.STANDING:
+        return ConditionUpdate(kind, "False", *_standing(seen))
+    if work is Activity.RUNNING:
+        deadline = group.spec.delivery.deadline
+        ends = f"`delivery.deadline` ends a handler after {deadline}" if deadline is not None else (
+            "no `delivery.deadline` is set to end a handler that hangs"
+        )  # fmt: skip
+        message = f"consumers renew what they hold, and settled nothing lately{_held_since(seen)}; {ends}"
+        return ConditionUpdate(kind, "True", ConditionReason.HANDLERS_RUNNING, message)
+    return ConditionUpdate(kind, "True", ConditionReason.PROGRESSING)
+
+
+def _standing(seen: GroupSeen) -> tuple[ConditionReason, str]:
+    if seen.pending + seen.retry_pending == 0:
+        message = (
+            "messages wait, and no consumer takes them: start consumers, or read the logs of those there are"
+        )
+        return ConditionReason.NO_CONSUMERS, message
+    message = (
+        "messages wait, but none was settled, nor its lease renewed, for three leases (at least one minute)"
+        f"{_held_since(seen)}; read the consumers' logs, and delete the pod that holds them if it hangs"
+    )
+    return ConditionReason.NO_PROGRESS, message
+
+
+def _held_since(seen: GroupSeen) -> str:
+    """When the oldest message in hand was added: a duration would change the status every second."""
+    if seen.oldest_pending is None:
+        return ""
+    ms = min(parts(seen.oldest_pending)[0], _LATEST)
+    return f"; the oldest in hand was added at {datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _dead_lettering(group: ConsumerGroup, seen: GroupSeen) -> ConditionUpdate:

@@ -27,7 +27,7 @@ _LONG, _MANY = 5.0, 3
 """Busy seconds of consumers, and settled entries, before their pace is known."""
 
 PATIENCE = 60_000
-"""The shortest time in ms without progress that counts as a stall."""
+"""The shortest time in ms without progress after which a group counts as not consuming."""
 
 
 class Knowledge(StrEnum):
@@ -176,10 +176,19 @@ def combine(signals: Sequence[Signal]) -> Signal:
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The progress of a group."""
+    """The progress of a group; times are in ms of the server's clock."""
 
     settled: int  # entries settled so far
-    since: int  # when the latest one was, or the backlog was empty, in ms of the server's clock
+    since: int  # when the latest one was, or the backlog was empty
+    renewed: int = 0  # when a consumer was last known to renew what it holds
+
+
+class Activity(StrEnum):
+    """What becomes of the messages of a group."""
+
+    SETTLING = "settling"  # or there are none
+    RUNNING = "running"  # none was settled for long, but consumers renew the leases of what they handle
+    STANDING = "standing"  # nothing was settled or renewed for long
 
 
 def follow_progress(before: Progress | None, group: GroupSeen, now: int) -> Progress:
@@ -187,12 +196,15 @@ def follow_progress(before: Progress | None, group: GroupSeen, now: int) -> Prog
     settled = group.settled
     if before is not None and settled == before.settled and group.backlog > 0:
         return before
-    return Progress(settled, now)
+    return Progress(settled, now, before.renewed if before is not None else 0)
 
 
-def stalled(progress: Progress, group: GroupSeen, lease: int, now: int) -> bool:
-    """Returns whether there is a backlog and none was settled for three leases (ms), at least a minute."""
-    return group.backlog > 0 and now - progress.since > max(3 * lease, PATIENCE)
+def work_of(progress: Progress, group: GroupSeen, lease: int, now: int) -> Activity:
+    """Returns what becomes of the messages: for three leases (ms), at least a minute, they may do nothing."""
+    patience = max(3 * lease, PATIENCE)
+    if group.backlog == 0 or now - progress.since <= patience:
+        return Activity.SETTLING
+    return Activity.RUNNING if now - progress.renewed <= patience else Activity.STANDING
 
 
 def _age(entry: str | None, now: int) -> float:

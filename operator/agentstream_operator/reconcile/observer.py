@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,8 +14,9 @@ from agentstream_operator.broker.observe import Look
 from agentstream_operator.plan.accounting import accumulate_account, counters
 from agentstream_operator.plan.conditions import Plan
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
-from agentstream_operator.plan.signal import follow_progress, follow_rate, stalled
+from agentstream_operator.plan.signal import Activity, follow_progress, follow_rate, work_of
 from agentstream_operator.reconcile.queue import Priority, WorkQueue
+from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.reconcile.state.memory import GroupMemory
 from agentstream_operator.reconcile.state.state import State
 from agentstream_operator.resources.agentstream import AgentStream, OnFull
@@ -24,6 +25,9 @@ from agentstream_operator.resources.meta import ResourceKey
 
 FRESH = 1.5
 """Seconds for which an observation may serve a plan that changes nothing."""
+
+_ASK, _TOGETHER = 10_000, 100
+"""Milliseconds between two looks at the leases of a group, and the most groups looked at in one turn."""
 
 
 @dataclass(slots=True)
@@ -118,6 +122,28 @@ class Observer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def look_at_leases(self, groups: Iterable[ConsumerGroup]) -> None:
+        """Asks who renews leases in groups that settled nothing for long; each at most every 10 seconds."""
+        due = list[tuple[ConsumerGroup, GroupMemory, StreamSeen, str]]()
+        for group in groups:
+            memory = self.state.memory.groups[group.key]
+            stream = self.state.resources.streams.get(stream_of(group))
+            if memory.work is Activity.SETTLING or stream is None or group.spec.suspend:
+                continue
+            seen = self.state.memory.streams[stream.key].seen
+            if seen is not None and seen.now - memory.asked >= _ASK and len(due) < _TOGETHER:
+                memory.asked = seen.now
+                due.append((group, memory, seen, stream.stream_key))
+        asked = (self.broker.least_idle(key, group.group_name) for group, _, _, key in due)
+        idles = await asyncio.gather(*asked, return_exceptions=True)
+        for (group, memory, seen, _), idle in zip(due, idles, strict=True):
+            lease = group.spec.delivery.lease.milliseconds
+            found = seen.groups.get(group.group_name)
+            # what no consumer renewed in time proves nothing, nor does what could not be read
+            if isinstance(idle, int) and idle <= lease and memory.progress is not None and found is not None:
+                memory.progress = msgspec.structs.replace(memory.progress, renewed=seen.now - idle)
+                memory.work = work_of(memory.progress, found, lease, seen.now)
+
     def _declared(self, stream: AgentStream) -> list[str]:
         return [declared.name for declared in self.state.resources.declared(stream.key)]
 
@@ -204,7 +230,7 @@ def _update_group(
         memory.misread, memory.misread_at = misread, after.now
     memory.progress = follow_progress(memory.progress, found, after.now)
     lease = group.spec.delivery.lease.milliseconds
-    memory.stalled = stalled(memory.progress, found, lease, after.now) and not group.spec.suspend
+    memory.work = work_of(memory.progress, found, lease, after.now)
     if memory.counters is not None and before is not None and is_same(before, after):
         return
     now = counters(after, found, memory.counters, trims_oldest=trims_oldest)

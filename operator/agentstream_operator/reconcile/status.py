@@ -55,6 +55,7 @@ _ALARMS = frozenset(
         ConditionReason.JANITOR_FAILED,
         ConditionReason.TOO_MANY_CONSUMERS,
         ConditionReason.NO_PROGRESS,
+        ConditionReason.NO_CONSUMERS,
         ConditionReason.CRASH_LOOP,
         ConditionReason.DEAD_LETTERS,
         ConditionReason.IDS_IN_THE_FUTURE,

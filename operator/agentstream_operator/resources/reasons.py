@@ -48,7 +48,7 @@ class ConditionType(StrEnum):
         "Other clients took messages from the group that it had not settled.",
         "False",
     )
-    CONSUMERS_STALLED = "ConsumersStalled", "Messages are waiting, but none is being settled.", "False"
+    CONSUMING = "Consuming", "The group's messages are being handled, or none are waiting."
     DEAD_LETTERING = "DeadLettering", "The group has dead letters.", "False"
     SUSPENDED = "Suspended", "The replay is held by `suspend: true`.", "False"
     COMPLETE = "Complete", "The replay has ended well; absent before."
@@ -319,10 +319,20 @@ class ConditionReason(StrEnum):
         f"{_READ}. Enable the chart's `metricsServer`, or use `mode: Direct`, which does not need it.",
     )
     PROGRESSING = "Progressing", "Messages are being settled, or none are waiting."
+    HANDLERS_RUNNING = (
+        "HandlersRunning",
+        "Nothing was settled lately, but consumers renew the leases of what they handle: handlers take long.",
+        "Nothing. If a handler hangs, delete its pod; `delivery.deadline` ends the next one.",
+    )
+    NO_CONSUMERS = (
+        "NoConsumers",
+        "Messages are waiting, and for three leases (at least one minute) no consumer took one.",
+        "Start consumers. If there are some, read their logs: they may be unable to log in.",
+    )
     NO_PROGRESS = (
         "NoProgress",
-        "Messages are waiting, but none was settled for three leases (at least one minute).",
-        "Read the consumers' logs; list their pending messages with `XPENDING`.",
+        "Consumers hold messages, and for three leases (at least one minute) none was settled or renewed.",
+        "Read the consumers' logs; `agentstream show` names who holds a message. Delete a pod that hangs.",
     )
     CRASH_LOOP = (
         "CrashLoop",

@@ -219,7 +219,7 @@ def test_alerts_ask_for_conditions_and_kinds_that_exist(helm):
         ConditionType.READY,
         ConditionType.MESSAGES_LOST,
         ConditionType.IDS_IN_THE_FUTURE,
-        ConditionType.CONSUMERS_STALLED,
+        ConditionType.CONSUMING,
     }
 
 

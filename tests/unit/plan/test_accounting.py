@@ -9,7 +9,7 @@ import pytest
 
 from agentstream_operator.plan.accounting import Account, GroupTotals, Latency, accumulate_account, counters
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
-from agentstream_operator.plan.signal import Progress, follow_progress, stalled
+from agentstream_operator.plan.signal import Activity, Progress, follow_progress, work_of
 
 
 def observed(added: int, group: GroupSeen) -> StreamSeen:
@@ -220,7 +220,10 @@ def test_the_first_look_begins_the_time() -> None:
         (1, 30_000, 90_001, True),
     ],
 )
-def test_a_stall_is_three_leases_or_a_minute(
+def test_work_stands_after_three_leases_or_a_minute_without_settlement_or_renewal(
     *, backlog: int, lease: int, waited: int, expected: bool
 ) -> None:
-    assert stalled(Progress(0, 1000), moved(backlog), lease, 1000 + waited) is expected
+    now = 1000 + waited
+    assert (work_of(Progress(0, 1000), moved(backlog), lease, now) is Activity.STANDING) is expected
+    running = work_of(Progress(0, 1000, renewed=now - lease), moved(backlog), lease, now)
+    assert running is (Activity.RUNNING if expected else Activity.SETTLING)

@@ -11,6 +11,7 @@ from agentstream_operator.plan.conditions import ConditionUpdate, Plan
 from agentstream_operator.plan.groups import GroupInput, plan_group, resume_at
 from agentstream_operator.plan.observed import GroupSeen, JanitorReport, StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory
+from agentstream_operator.plan.signal import Activity
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import FORCE_DELETE_ANNOTATION, PAUSED_ANNOTATION, NamespaceSeen
@@ -175,17 +176,29 @@ def test_whether_the_lag_is_known_is_said(
 @pytest.mark.parametrize(
     ("given", "spec", "expected"),
     [
-        ({}, {}, ("False", ConditionReason.PROGRESSING)),
-        ({"stalled": True}, {}, ("True", ConditionReason.NO_PROGRESS)),
-        ({"stalled": True}, {"suspend": True}, ("False", ConditionReason.SUSPENDED)),
-        ({"crashing": "exit 1"}, {}, ("True", ConditionReason.CRASH_LOOP)),
+        ({}, {}, ("True", ConditionReason.PROGRESSING)),
+        ({"work": Activity.STANDING}, {}, ("False", ConditionReason.NO_CONSUMERS)),
+        ({"work": Activity.RUNNING}, {}, ("True", ConditionReason.HANDLERS_RUNNING)),
+        ({"work": Activity.STANDING}, {"suspend": True}, ("False", ConditionReason.SUSPENDED)),
+        ({"crashing": "exit 1"}, {}, ("False", ConditionReason.CRASH_LOOP)),
     ],
 )
-def test_a_stall_is_said(
+def test_whether_consumers_work_is_said(
     given: dict[str, Any], spec: dict[str, Any], expected: tuple[str, ConditionReason]
 ) -> None:
     plan = planned(a_group(**spec), stream(PRESENT), **given)
-    assert found(plan, ConditionType.CONSUMERS_STALLED) == expected
+    assert found(plan, ConditionType.CONSUMING) == expected
+
+
+def test_it_says_how_old_is_what_hands_hold_and_what_ends_a_handler_that_hangs() -> None:
+    held = stream(GroupSeen(exists=True, retry_ready=True, pending=1, oldest_pending="1767225600000-0"))
+    for spec, end in (({}, "no `delivery.deadline` is set"), ({"deadline": "1h"}, "after 1h")):
+        plan = planned(a_group(delivery=spec), held, work=Activity.RUNNING)
+        said = next(f.message for f in plan.conditions if f.kind is ConditionType.CONSUMING)
+        assert end in said
+        assert "the oldest in hand was added at 2026-01-01T00:00:00Z" in said
+    plan = planned(a_group(), held, work=Activity.STANDING)
+    assert found(plan, ConditionType.CONSUMING) == ("False", ConditionReason.NO_PROGRESS)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_what_was_said_of_an_earlier_generation_does_not_count(
 
 @pytest.mark.parametrize("reason", [ConditionReason.NO_PROGRESS, ConditionReason.CRASH_LOOP])
 def test_messages_that_wait_are_no_failure_of_an_upgrade(reason: ConditionReason) -> None:
-    waiting = ConditionUpdate(ConditionType.CONSUMERS_STALLED, "True", reason)
+    waiting = ConditionUpdate(ConditionType.CONSUMING, "False", reason)
     assert kstatus(written(a_group, (1, with_ready((waiting,))))) == "Current"
 
 

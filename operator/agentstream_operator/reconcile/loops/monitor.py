@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from agentstream.errors import AgentStreamError
 from agentstream_operator.cluster.port import ClusterRefused, ClusterUnavailable
 from agentstream_operator.plan.conditions import ConditionUpdate
+from agentstream_operator.plan.groups import consuming
 from agentstream_operator.plan.losses import ids_in_the_future, messages_lost
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.reconcile.context import Context
@@ -25,7 +26,7 @@ from agentstream_operator.reconcile.resources.groups import numbers_of_group
 from agentstream_operator.reconcile.resources.streams import numbers_of_stream
 from agentstream_operator.reconcile.state.index import stream_of
 from agentstream_operator.reconcile.state.loop_failures import Loop
-from agentstream_operator.reconcile.state.memory import StatusMemory
+from agentstream_operator.reconcile.state.memory import GroupMemory, StatusMemory
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroup
 from agentstream_operator.resources.meta import ResourceKey
@@ -67,6 +68,7 @@ class Monitor:
         for first in range(0, len(streams), _BATCH):
             found += await self._measure_streams(streams[first : first + _BATCH])
         groups = tuple(self._state.resources.groups.values())
+        await self._context.observer.look_at_leases(groups)
         for first in range(0, len(groups), _BATCH):
             for group in groups[first : first + _BATCH]:
                 # reconciling the group reports the error; the other groups must not wait for that
@@ -115,12 +117,9 @@ class Monitor:
         return found
 
     async def _check_group(self, group: ConsumerGroup) -> None:
-        """Queues a group that stalled, or whose workload changed or has to be scaled."""
+        """Queues a group whose work, or workload, changed, or that has to be scaled."""
         memory = self._state.memory.groups[group.key]
-        if memory.stalled and not any(
-            update.kind is ConditionType.CONSUMERS_STALLED and update.status == "True"
-            for update in memory.reported.conditions
-        ):
+        if not self._tells_work(group, memory):
             self._queue.add(group.key, Priority.RESYNC)
         if group.has_workload:
             decision = memory.decision if is_still_idle(self._state, group) else None
@@ -131,6 +130,18 @@ class Monitor:
             if workload != memory.workload or moved:
                 from_zero = moved and workload is not None and workload.replicas == 0
                 self._queue.add(group.key, Priority.WAKE if from_zero else Priority.RESYNC)
+
+    def _tells_work(self, group: ConsumerGroup, memory: GroupMemory) -> bool:
+        """Returns whether the status, if there is one, says what is known of the work."""
+        said = next(
+            (each for each in memory.reported.conditions if each.kind is ConditionType.CONSUMING), None
+        )
+        stream = self._state.memory.streams.get(stream_of(group))
+        seen = stream.seen.groups.get(group.group_name) if stream is not None and stream.seen else None
+        if said is None or seen is None:
+            return True
+        crashing = memory.workload.crashing if memory.workload is not None else None
+        return said[:3] == consuming(group, seen, memory.work, crashing)[:3]
 
     def _check_numbers(self, stream: AgentStream, seen: StreamSeen) -> None:
         """Queues the resources whose status is due to show new numbers."""

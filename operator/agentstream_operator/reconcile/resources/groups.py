@@ -111,7 +111,7 @@ def _plan(
             history=state.memory.streams[stream.key].history if stream is not None else None,
             totals=memory.counters,
             suspects=suspects(state, group, stream),
-            stalled=memory.stalled,
+            work=memory.work,
             scaling=scaling_active(state, group, memory),
             refused=memory.refused,
             crashing=memory.workload.crashing if memory.workload is not None else None,

@@ -19,7 +19,7 @@ from agentstream_operator.plan.observed import JanitorReport, StreamSeen
 from agentstream_operator.plan.replay import Reach
 from agentstream_operator.plan.retention import JanitorSpec, RetentionHistory, janitor_actions
 from agentstream_operator.plan.scaling import Decision, Replicas
-from agentstream_operator.plan.signal import Pace, Progress, Rate
+from agentstream_operator.plan.signal import Activity, Pace, Progress, Rate
 from agentstream_operator.resources.agentstream import AgentStream
 from agentstream_operator.resources.consumergroup import ConsumerGroupSpec
 from agentstream_operator.resources.meta import NamespaceSeen, ResourceKey
@@ -86,7 +86,8 @@ class GroupMemory:
     established: bool = False  # whether the group was seen on its stream, or created there
     stream_lost: bool = False  # whether the stream lost entries since
     progress: Progress | None = None
-    stalled: bool = False
+    work: Activity = Activity.SETTLING
+    asked: int = 0  # when its consumers' leases were looked at, in ms of the server's clock
     misread: str = ""  # what of its keys could not be read, at the latest such observation
     misread_at: int = 0  # when that was, in ms of the server's clock
     counters: GroupTotals | None = None  # at the latest update of the account
