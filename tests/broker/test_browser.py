@@ -141,3 +141,29 @@ async def test_what_is_no_id_is_refused_and_what_has_no_stream_is_said(
     with pytest.raises(Refusal) as missing:
         await lost.letters(GROUP, 1, None)
     assert missing.value.status == 409
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        Span(cursor="0"),
+        Span(cursor="0-0"),
+        Span(end="0"),
+        Span(start="18446744073709551615"),
+        Span(order="forward", cursor="18446744073709551615-18446744073709551615"),
+        Span(start="18446744073709551615-18446744073709551615", order="forward"),
+    ],
+)
+async def test_beyond_the_ends_of_ids_there_is_nothing(
+    browser: Browser, admin: redis.Redis, span: Span
+) -> None:
+    admin.xadd(KEY, {"m": envelope(1)})
+    page = await browser.messages(STREAM, MessagesWanted(span, 10))
+    assert (page.scanned, page.more, page.messages) == (0, False, ())
+
+
+async def test_the_first_part_of_an_id_is_a_whole_millisecond(browser: Browser, admin: redis.Redis) -> None:
+    for entry in ("4-9", "5-0", "5-7", "6-0"):
+        admin.xadd(KEY, {"m": envelope(1)}, id=entry)
+    page = await browser.messages(STREAM, MessagesWanted(Span("5", "5"), 10))
+    assert [message.entry for message in page.messages] == ["5-7", "5-0"]

@@ -20,6 +20,7 @@ PAGE_OF: Final = 200
 _FEW = 20
 _ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _HIGHEST = 2**64
+_FIRST_OF_ALL, _LAST_OF_ALL = "0-0", f"{_HIGHEST - 1}-{_HIGHEST - 1}"
 
 
 class InvalidEntryId(ValueError):  # noqa: N818 - named after what is wrong
@@ -118,9 +119,13 @@ class Scan:
         Raises:
             AgentStreamError: as `Client.call`.
         """
-        start, end, order, cursor = self._span
+        start, end, order, cursor = self._whole()
         left, began = self._work.size, self._clock()
         self._looked = msgspec.structs.replace(self._looked, more=True)
+        if cursor == (_LAST_OF_ALL if order == "forward" else _FIRST_OF_ALL):
+            # the server takes no range beyond the ends
+            self._all = True
+            return
         if cursor is not None and order == "forward":
             start = after(cursor)
         elif cursor is not None:
@@ -146,6 +151,15 @@ class Scan:
                 end = found.next
             count = PAGE_OF
 
+    def _whole(self) -> Span:
+        """The span with ids of two parts, with which the function library reads."""
+        span = self._span
+        return span._replace(
+            start=span.start if span.start == FIRST else _with_second_part(span.start, 0),
+            end=span.end if span.end == LAST else _with_second_part(span.end, _HIGHEST - 1),
+            cursor=None if span.cursor is None else _with_second_part(span.cursor, 0),
+        )
+
     def _look_at(self, entry_id: str) -> None:
         looked = self._looked
         self._looked = Scanned(
@@ -161,3 +175,8 @@ def check_entry_id(name: str, text: str) -> None:
     """
     if not _ID.fullmatch(text) or any(int(part) >= _HIGHEST for part in text.split("-")):
         raise InvalidEntryId(f"{name} is the id of an entry, such as 1700000000000-0, or its first part")
+
+
+def _with_second_part(entry_id: str, second: int) -> str:
+    first, _, given = entry_id.partition("-")
+    return f"{int(first)}-{int(given) if given else second}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple
 
-from fastapi import Depends, Path
+from fastapi import Depends, Path, Query
 from starlette.requests import Request
 
 from agentstream_operator.queue_api.ports import AccessCheck, Caller, Verb
@@ -17,6 +17,8 @@ from agentstream_operator.resources.meta import GROUP
 
 _AT_A_TIME = 8
 NAME: Final = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+ENTRY: Final = "^[0-9]{1,19}(-[0-9]{1,19})?$"
+"""Describes ids of entries, also those without a second part. It is not checked: who reads entries does."""
 
 
 def _name(what: str) -> Any:
@@ -27,6 +29,10 @@ Namespace = Annotated[str, Path(pattern=NAME, max_length=63, description="The na
 StreamName = Annotated[str, _name("AgentStream")]
 GroupName = Annotated[str, _name("ConsumerGroup")]
 ReplayName = Annotated[str, _name("StreamReplay")]
+Cursor = Annotated[
+    str | None,
+    Query(max_length=64, description="Goes on from an earlier answer.", json_schema_extra={"pattern": ENTRY}),
+]
 
 
 class Need(NamedTuple):

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from agentstream_operator.queue_api.documents import Problem
+from agentstream_operator.queue_api.examples import ANSWERS, NAMES, PROBLEMS, REQUESTS
 from agentstream_operator.queue_api.problems import MEDIA_TYPE
 
 TITLE: Final = "AgentStream queues"
@@ -52,14 +53,36 @@ def describe(app: FastAPI) -> dict[str, Any]:
     components["securitySchemes"] = dict(_SCHEMES)
     found["security"] = [{name: []} for name in _SCHEMES]
     for path, operation in _operations(found):
+        for parameter in operation.get("parameters", ()):
+            parameter["schema"] = _given(parameter["schema"])
+            if parameter["name"] in NAMES:
+                parameter["example"] = NAMES[parameter["name"]]
         responses = operation["responses"]
         for status in _errors(path, operation):
+            refusal = PROBLEMS[status]
             responses[str(status)] = {
                 "description": HTTPStatus(status).phrase,
-                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+                "headers": {name: {"schema": {"type": "string"}} for name in refusal.headers},
+                "content": {
+                    MEDIA_TYPE: {
+                        "schema": {"$ref": "#/components/schemas/Problem"},
+                        "example": refusal.problem.model_dump(mode="json"),
+                    }
+                },
             }
         operation["responses"] = dict(sorted(responses.items()))
+        _add_examples(operation)
     return found
+
+
+def _add_examples(operation: dict[str, Any]) -> None:
+    name = operation["operationId"]
+    if name in REQUESTS:
+        operation["requestBody"]["content"]["application/json"]["example"] = REQUESTS[name]
+    for status, response in operation["responses"].items():
+        if (name, int(status)) in ANSWERS:
+            for content in response["content"].values():
+                content["example"] = ANSWERS[name, int(status)]
 
 
 def _operations(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,6 +90,12 @@ def _operations(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         for method, operation in methods.items():
             if method in _METHODS:
                 yield path, operation
+
+
+def _given(schema: dict[str, Any]) -> dict[str, Any]:
+    """Describes a parameter that is there: left out, it is null, but null cannot be sent."""
+    kinds = [kind for kind in schema.pop("anyOf", ()) if kind != {"type": "null"}]
+    return {**kinds[0], **schema} if kinds else schema
 
 
 def _errors(path: str, operation: dict[str, Any]) -> Iterator[int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from agentstream_operator.queue_api.documents.common import Answer, Count, Looked, Seconds
 from agentstream_operator.queue_api.documents.messages import MessageItem
@@ -33,6 +33,8 @@ class ReplayRequest(StreamReplaySpec):
 
 class ReplayChange(Model):
     """Changes a replay; what is left out stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     suspend: Bool | None = None
     """Whether the replay holds; it goes on where it was."""

@@ -6,13 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from agentstream_operator.queue_api.access import LETTERS, GroupName, Namespace, declared, of_group
+from agentstream_operator.queue_api.access import LETTERS, Cursor, GroupName, Namespace, declared, of_group
 from agentstream_operator.queue_api.documents import LetterGroupsAnswer, LettersAnswer
 from agentstream_operator.queue_api.limits import SEARCH
 from agentstream_operator.queue_api.sources import SourcesOf
 
 routes = APIRouter(prefix="/queue/deadletters/{namespace}/{group}", tags=["dead letters"])
-Cursor = Annotated[str | None, Query(max_length=64, description="Goes on from an earlier answer.")]
 
 
 @routes.get(

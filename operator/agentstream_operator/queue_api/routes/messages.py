@@ -11,9 +11,11 @@ from agentstream.protocol.replaying import FIRST, LAST
 from agentstream_operator.broker.scan import Span
 from agentstream_operator.plan.selection import Selection
 from agentstream_operator.queue_api.access import (
+    ENTRY,
     LETTERS,
     MESSAGES,
     NAME,
+    Cursor,
     Namespace,
     StreamName,
     declared,
@@ -28,7 +30,12 @@ from agentstream_operator.resources.streamreplay import ReplaySelect
 
 routes = APIRouter(prefix="/queue/messages", tags=["messages"])
 EntryId = Annotated[
-    str | None, Query(max_length=41, description="An entry id, or its first part: a time in ms since 1970.")
+    str | None,
+    Query(
+        max_length=41,
+        description="An entry id, or its first part: a time in ms since 1970.",
+        json_schema_extra={"pattern": ENTRY},
+    ),
 ]
 
 
@@ -70,7 +77,7 @@ async def get_messages(
         ),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="How many at most.")] = 50,
-    cursor: Annotated[str | None, Query(max_length=64, description="Goes on from an earlier answer.")] = None,
+    cursor: Cursor = None,
 ) -> MessagesAnswer:
     """Returns messages of a stream that match, the newest first.
 
@@ -81,7 +88,7 @@ async def get_messages(
         senders=(from_,) if from_ is not None else None,
         correlation=correlation,
     )
-    span = Span(since or FIRST, until or LAST, order, cursor)
+    span = Span(FIRST if since is None else since, LAST if until is None else until, order, cursor)
     wish = MessagesWanted(span, limit, Selection(select, delivers_expired=True), time.time(), id_, text)
     return await sources.browser.messages(sources.stream(namespace, stream), wish)
 
@@ -98,7 +105,12 @@ async def get_message(
     namespace: Namespace,
     stream: StreamName,
     entry: Annotated[
-        str, Path(max_length=41, description="Entry id on the stream, such as 1796040762366-0.")
+        str,
+        Path(
+            max_length=41,
+            description="Entry id on the stream, such as 1796040762366-0.",
+            json_schema_extra={"pattern": ENTRY},
+        ),
     ],
 ) -> MessageAnswer:
     """Returns a message, and what became of it in each group.

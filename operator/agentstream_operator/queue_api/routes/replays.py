@@ -94,7 +94,10 @@ async def start_replay(
     request: Request,
     idempotency_key: Annotated[
         str | None,
-        Header(description="The replay's name: sent again with the same body, nothing is started twice."),
+        Header(
+            description="The replay's name: sent again with the same body, nothing is started twice.",
+            json_schema_extra={"pattern": NAME, "maxLength": 63},
+        ),
     ] = None,
 ) -> object:
     """Creates a StreamReplay, which the operator carries out; with `dryRun: true`, says what it would do.
