@@ -30,24 +30,27 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
-        started = False
+        started = answered = False
 
         async def sending(message: Message) -> None:
-            nonlocal started
+            nonlocal started, answered
             if message["type"] == "http.response.start":
                 started = True
                 self.count(message["status"])
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
             await send(message)
+            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             receive = await self._admit(scope, receive)
             await self.app(scope, receive, sending)
         except Exception as error:
-            failure = failure_of(error)
+            if answered:
+                # Starlette raises again what it has answered
+                return
             if started:
                 raise
-            await failure.response()(scope, receive, sending)
+            await failure_of(error).response()(scope, receive, sending)
 
     async def _admit(self, scope: Scope, receive: Receive) -> Receive:
         if len(scope["query_string"]) > LONGEST_QUERY:

@@ -111,7 +111,7 @@ def add_handlers(app: FastAPI) -> None:
         del request
         return failure_of(error).response()
 
-    kinds: tuple[type[Exception], ...] = (Refusal, *_BUILDERS)
+    kinds: tuple[type[Exception], ...] = (Refusal, *_BUILDERS, Exception)
     for kind in kinds:
         app.add_exception_handler(kind, answer)
 
