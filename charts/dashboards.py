@@ -237,8 +237,17 @@ GROUP: Final[list[Panel]] = [
     (
         "Consumers",
         "short",
-        "Those that the server lists. Wanted and ready pods are on the page of the operator's Deployment.",
-        [(_latest("agentstream_group_registered_consumers", _BY_GROUP, _OF_GROUP), f"{_GROUP} registered")],
+        "Pods that are ready, and that are wanted and missing; and the consumers that the server lists.",
+        [
+            (
+                _latest("agentstream_group_consumers", f"{_BY_GROUP}, state", _OF_GROUP),
+                f"{_GROUP} {{{{state}}}}",
+            ),
+            (
+                _latest("agentstream_group_registered_consumers", _BY_GROUP, _OF_GROUP),
+                f"{_GROUP} registered",
+            ),
+        ],
     ),
 ]
 

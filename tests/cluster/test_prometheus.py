@@ -19,7 +19,7 @@ from support.helm import CHART
 from support.prometheus import Prometheus, chart_rules
 from support.servers import Server
 from support.waiting import until
-from unit.resources.manifests import a_group, a_stream
+from unit.resources.manifests import a_group, a_stream, a_template
 
 JOB = "agentstream-metrics"
 DEAD = 'agentstream_group_settled_total{group="coder",outcome="dead"}'
@@ -40,7 +40,7 @@ async def test_rules_are_evaluated_and_a_dead_letter_is_an_alert(
 ) -> None:
     operator = deploy()
     await operator.leading()
-    resources = a_stream(producers=["boss"]), a_group()
+    resources = a_stream(producers=["boss"]), a_group(template=a_template(), autoscaling={"minReplicas": 1})
     own_team.create(*resources)
     await own_team.ready(*resources)
     registry = CollectorRegistry()
