@@ -6,7 +6,9 @@ Modules with commands are imported for `--help`, too: they import nothing at the
 
 from __future__ import annotations
 
+import errno
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Collection
@@ -17,7 +19,7 @@ import typer
 
 from agentstream.printable import printable
 from agentstream_operator.commands.completion import contexts, namespaces
-from agentstream_operator.commands.failure import BROKEN_PIPE, INTERRUPTED, CommandFailed
+from agentstream_operator.commands.failure import BROKEN_PIPE, INTERRUPTED, NOT_SO, CommandFailed
 from agentstream_operator.commands.options import ApiOptions
 from agentstream_operator.commands.session import Session
 
@@ -148,7 +150,9 @@ class reported:  # noqa: N801 - used as a statement
     """Prints what ends a command early, as lines and never as a traceback, and exits with its code."""
 
     def __enter__(self) -> None:
-        pass
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # what the terminal's encoding lacks, such as an arrow in that of LANG=C
+            sys.stdout.reconfigure(errors="backslashreplace")
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         match error:
@@ -159,6 +163,14 @@ class reported:  # noqa: N801 - used as a statement
             case KeyboardInterrupt():
                 raise typer.Exit(INTERRUPTED) from None
             case BrokenPipeError():
-                # Python would complain when it flushes at the end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _write_no_more()
                 raise typer.Exit(BROKEN_PIPE) from None
+            case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EIO):
+                _write_no_more()
+                typer.echo(f"error: the output is not whole: {error.strerror}", err=True)
+                raise typer.Exit(NOT_SO) from None
+
+
+def _write_no_more() -> None:
+    # Python would complain when it flushes at the end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,28 @@ def test_output_that_nobody_reads_any_more_is_no_error(api: FakeApi) -> None:
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert ran.stdout.splitlines()[0].startswith("NAMESPACE")
     assert (ran.stdout.splitlines()[1:], ran.stderr) == (["141"], "")
+
+
+@pytest.mark.parametrize("output", ["table", "json", "yaml"])
+@pytest.mark.parametrize("groups", [1, 2_000])
+def test_a_full_disk_is_a_line(api: FakeApi, output: str, groups: int) -> None:
+    api.says("/queue/lag", lag(*([GROUP] * groups)))
+    command = [sys.executable, "-m", "agentstream_operator", "lag", "-o", output]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "error: the output is not whole: No space left on device\n",
+    )
+
+
+def test_what_the_encoding_of_the_output_lacks_is_escaped(api: FakeApi) -> None:
+    api.says("/queue/lag", lag(GROUP | {"name": "caf\u00e9\u2192"}))
+    command = [sys.executable, "-m", "agentstream_operator", "lag"]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert r"caf\xe9\u2192" in ran.stdout
 
 
 def test_watching_elsewhere_than_on_a_terminal_appends_what_changed(
