@@ -51,6 +51,7 @@ from agentstream.protocol.replaying import (
 )
 from agentstream.protocol.routes import Consumes
 from agentstream_operator.plan.accounting import Account, GroupTotals, accumulate_account, counters
+from agentstream_operator.plan.ledger import Ledger, ledger_of
 from agentstream_operator.plan.observed import StreamSeen
 from support.entries import HOUR, KEY
 from support.examples import examples
@@ -119,6 +120,7 @@ class Replaying(RuleBasedStateMachine):
         self.has = {group: Has() for group in GROUPS}
         self.runs: list[Run] = []
         self.totals: dict[str, GroupTotals] = {}
+        self.ledgers: dict[str, Ledger | None] = {}
         self.accounts = {group: Account() for group in GROUPS}
         self.call(commands.create_stream(KEY, {"name": "tasks"}))
         for group in GROUPS:
@@ -141,6 +143,7 @@ class Replaying(RuleBasedStateMachine):
             if before is not None:
                 self.accounts[group] = accumulate_account(self.accounts[group], before, now)
             self.totals[group] = now
+            self.ledgers[group] = ledger_of(seen, group)
 
     def entries(self, key: str) -> dict[str, dict[str, str]]:
         return {
@@ -331,6 +334,11 @@ class Replaying(RuleBasedStateMachine):
             replayed = sum(run.moved.total() for run in self.runs if run.of.group == group)
             assert account.replayed == replayed
             assert account.acknowledged <= account.sent + replayed
+            ledger = self.ledgers[group]
+            assert ledger is not None
+            assert (ledger.acknowledged, ledger.dead, ledger.lost) == (has.acked, account.dead, has.lost)
+            assert ledger.waiting == len(has.open) + has.copies.total()
+            assert (ledger.added, ledger.discarded) == (account.sent + replayed, 0)
 
     @invariant()
     def replays_know_how_far_they_are(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from agentstream_operator.commands.failure import NOT_SO, UNREACHABLE, CommandFailed
 from agentstream_operator.commands.output import NONE, UNKNOWN, Column, Printer, clock, count, rate, span
 from agentstream_operator.commands.session import Session
-from agentstream_operator.queue_api.documents import GroupNumbers, LagAnswer, StreamNumbers
+from agentstream_operator.queue_api.documents import Delivered, GroupNumbers, LagAnswer, StreamNumbers
 
 _MEGABYTE = 2**20
 
@@ -34,6 +34,8 @@ def looker(session: Session, group: str | None) -> Callable[[], LagAnswer]:
 def show(printer: Printer, answer: LagAnswer) -> None:
     """Prints the groups."""
     printer.show(answer, answer.groups, GROUPS, "no groups: `agentstream lag -A` shows all namespaces")
+    if answer.groups and printer.output == "wide":
+        printer.line(_summary(answer))
     if not answer.server.reachable and not printer.structured:
         raise CommandFailed(
             "Redis or Valkey does not answer; try again, or look at the log of the operator", code=UNREACHABLE
@@ -47,6 +49,26 @@ def show_top(printer: Printer, answer: LagAnswer) -> None:
     printer.table(sorted(answer.streams, key=lambda s: _unknown_first(s.unsettled)), STREAMS)
     printer.line()
     printer.table(sorted(answer.groups, key=lambda g: _unknown_first(g.backlog)), GROUPS)
+
+
+def _delivered(group: GroupNumbers) -> str:
+    return UNKNOWN if group.delivered is None else share(group.delivered)
+
+
+def share(delivered: Delivered) -> str:
+    """Returns the share of delivered messages for people: cut, never rounded up, so that 100 % is all."""
+    if delivered.ratio is None:
+        return NONE
+    ended = delivered.added - delivered.waiting
+    return f"{(delivered.acknowledged + delivered.skipped) * 100_000 // ended / 1000:.3f} %"
+
+
+def _summary(answer: LagAnswer) -> str:
+    found = answer.delivered
+    if found is None:
+        return "delivered: unknown"
+    lost = f"{found.dead:,} dead, {found.lost:,} lost, {found.waiting:,} waiting"
+    return f"delivered: {share(found)} of {found.added:,} messages; {lost}"
 
 
 def _unknown_first(number: int | None) -> tuple[bool, int]:
@@ -95,6 +117,7 @@ GROUPS: tuple[Column[GroupNumbers], ...] = (
     Column("DRAIN", lambda g: span(g.drain_seconds), right=True),
     Column("PODS", _pods, right=True),
     Column("STATE", _state, alarm=lambda g: not g.ready),
+    Column("DELIVERED", _delivered, right=True, wide=True),
     Column("NEXT", lambda g: NONE if g.next_due is None else clock(g.next_due), wide=True),
 )
 

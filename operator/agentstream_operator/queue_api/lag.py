@@ -14,11 +14,13 @@ from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.broker.observe import Look
 from agentstream_operator.plan.lag import Readings, drain, follow, group_lag, stream_lag
+from agentstream_operator.plan.ledger import Ledger, ledger_of, total
 from agentstream_operator.plan.observed import ServerInfo, StreamSeen
 from agentstream_operator.plan.signal import Rate
 from agentstream_operator.queue_api.documents import (
     ConditionItem,
     ConsumerCount,
+    Delivered,
     GroupNumbers,
     LagAnswer,
     ServerNumbers,
@@ -75,6 +77,7 @@ class LagReader:
             server=_server(measured.server),
             streams=tuple(self._stream(stream, measured) for stream in streams),
             groups=tuple(self._group(group, measured) for group in groups),
+            delivered=_delivered(total(self._ledger(group, measured) for group in groups)),
         )
 
     async def close(self) -> None:
@@ -171,12 +174,19 @@ class LagReader:
             name=group.metadata.name,
             stream=group.spec.stream_ref.name,
             known=lag is not None,
+            delivered=_delivered(self._ledger(group, measured)),
             consumers=self._consumers(group),
             ready=ready,
             reason=reason,
             conditions=self._conditions(group),
             **numbers,
         )
+
+    def _ledger(self, group: ConsumerGroup, measured: Measured) -> Ledger | None:
+        seen = measured.streams.get(stream_of(group))
+        if seen is None or self.index.group_winner(group) is not group:
+            return None
+        return ledger_of(seen, group.group_name)
 
     def _consumers(self, group: ConsumerGroup) -> ConsumerCount:
         status = self.status(group)
@@ -210,6 +220,12 @@ def _server(info: ServerInfo | None) -> ServerNumbers:
         return ServerNumbers(reachable=False)
     fields = msgspec.structs.asdict(info)
     return ServerNumbers(reachable=True, **fields | {"clock": datetime.fromtimestamp(info.clock / 1000, UTC)})
+
+
+def _delivered(ledger: Ledger | None) -> Delivered | None:
+    if ledger is None:
+        return None
+    return Delivered(added=ledger.added, ratio=ledger.ratio, **msgspec.structs.asdict(ledger))
 
 
 def _rate(rate: Rate | None) -> float | None:

@@ -270,3 +270,13 @@ def test_top_shows_the_largest_backlog_first(api: FakeApi, monkeypatch: pytest.M
     assert ran.lines[0].endswith("server master, 3.0 MiB")
     assert ran.lines[3].split() == ["a", "tasks", "7", "-", "5", "-", "1d01h", "Closed", "Ready"]
     assert [line.split()[1] for line in ran.lines[6:]] == ["reviewer", "coder", "small"]
+
+
+def test_the_ledger_is_shown_when_asked_for(api: FakeApi) -> None:
+    line = {"added": 10_010, "acknowledged": 9_989, "skipped": 10, "dead": 1, "discarded": 0, "lost": 0}
+    ledger = line | {"waiting": 10, "ratio": 0.9999}
+    answer = lag(GROUP | {"delivered": ledger}, UNKNOWN)
+    api.says("/queue/lag", answer | {"delivered": ledger})
+    ran = run("lag", "-o", "wide")
+    assert "99.990 %" in ran.lines[1]
+    assert ran.lines[-1] == "delivered: 99.990 % of 10,010 messages; 1 dead, 0 lost, 10 waiting"

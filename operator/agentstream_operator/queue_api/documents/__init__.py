@@ -24,6 +24,7 @@ from agentstream_operator.queue_api.documents.messages import (
 from agentstream_operator.queue_api.documents.numbers import (
     ConditionItem,
     ConsumerCount,
+    Delivered,
     GroupLagAnswer,
     GroupNumbers,
     LagAnswer,
@@ -46,6 +47,7 @@ __all__ = [
     "ConsumersAnswer",
     "ConversationAnswer",
     "ConversationItem",
+    "Delivered",
     "GroupLagAnswer",
     "GroupNumbers",
     "HeldItem",

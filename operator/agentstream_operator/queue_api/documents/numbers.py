@@ -120,6 +120,34 @@ class ConsumerCount(Answer):
     """Replicas that are ready."""
 
 
+class Delivered(Answer):
+    """What became of the messages that groups were given: `added` is the sum of the others."""
+
+    added: Count
+    """All of them since the groups began; what is replayed counts anew."""
+
+    acknowledged: Count
+    """Handled."""
+
+    skipped: Count
+    """Settled without handling, as they were addressed to other agents."""
+
+    dead: Count
+    """Became dead letters."""
+
+    discarded: Count
+    """Settled otherwise."""
+
+    lost: Count
+    """Neither settled nor on the server any more."""
+
+    waiting: Count
+    """Not settled yet."""
+
+    ratio: Seconds | None
+    """Share of acknowledged and skipped ones in all but those that wait, from 0 to 1; null without one."""
+
+
 class GroupNumbers(Answer):
     """A ConsumerGroup."""
 
@@ -171,6 +199,9 @@ class GroupNumbers(Answer):
     drain_seconds: Seconds | None = None
     """Time until the backlog is gone at these rates; null if it does not shrink."""
 
+    delivered: Delivered | None = None
+    """What became of its messages; null if that is not known."""
+
     consumers: ConsumerCount = ConsumerCount()
     """Its consumers."""
 
@@ -198,6 +229,9 @@ class LagAnswer(Answer):
 
     groups: tuple[GroupNumbers, ...]
     """The groups, by namespace and name."""
+
+    delivered: Delivered | None = None
+    """What became of the messages of all these groups; null if that is not known of one of them."""
 
 
 class GroupLagAnswer(GroupNumbers):
