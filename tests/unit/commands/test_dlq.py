@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,6 +183,18 @@ def test_nothing_is_removed_without_a_selection_or_an_answer(api: FakeApi) -> No
     assert [asked.body["dryRun"] for asked in api.asked] == [True]
     api.says("/queue/replay", dropped(matched=0, wouldMove=0), method="POST")
     assert run("dlq", "coder", "-n", "team-a", "--drop", "--id", "1-0", "--yes").code == 1
+
+
+@pytest.mark.parametrize(("given", "code", "asked"), [("y\n", 0, 2), ("n\n", 1, 1), ("\n", 1, 1), ("", 1, 1)])
+def test_on_a_terminal_it_asks_and_only_a_yes_removes(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch, given: str, code: int, asked: int
+) -> None:
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("agentstream_operator.commands.letters.sys", terminal)
+    api.says("/queue/replay", dropped(), removed(), method="POST")
+    ran = run("dlq", "coder", "-n", "team-a", "--drop", "--reason", "InvalidPayload", given=given)
+    assert "Remove 3 of 9 dead letters of team-a/coder for good? [y/N]" in ran.err
+    assert (ran.code, len([each for each in api.asked if each.method == "POST"])) == (code, asked), ran.err
 
 
 def test_what_was_counted_is_removed_and_nothing_that_came_later(api: FakeApi) -> None:
