@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import stat
@@ -81,6 +82,24 @@ async def test_dead_letters_are_counted_tried_out_and_replayed(dev: Dev) -> None
         assert (await http.get(started.headers["Location"])).json()["requestedBy"]
     assert await dev.end() == 1
     assert not console(dev).exists()
+
+
+async def test_the_sentences_of_the_page_work_as_typed(dev: Dev) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    named = [line[2:] for line in page.splitlines() if line.startswith(("$ TOKEN=", "$ URL="))]
+    replay = '{"groupRef": {"name": "coder"}, "from": {"source": "DeadLetters"}, "dryRun": true}'
+    curl = 'curl -s -H "Authorization: Bearer $TOKEN" $URL/queue'
+    await dev.line(f"{MESSAGES} dead letters")
+    for call, field in (
+        (f"{curl}/lag/default/coder", "dead"),
+        (f"{curl}/replay -X POST -H 'Content-Type: application/json' -d '{replay}'", "matched"),
+    ):
+        shell = await asyncio.create_subprocess_exec(
+            *("bash", "-c", "\n".join([*named[:2], call])), cwd=dev.directory, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await shell.communicate()
+        assert json.loads(out)[field] == MESSAGES, out
+    assert await dev.end() == 1
 
 
 async def test_numbers_come_as_they_change_and_end_with_the_run(dev: Dev) -> None:
