@@ -7,7 +7,8 @@ from collections.abc import Callable
 from agentstream_operator.commands.failure import NOT_SO, UNREACHABLE, CommandFailed
 from agentstream_operator.commands.output import NONE, UNKNOWN, Column, Printer, clock, count, rate, span
 from agentstream_operator.commands.session import Session
-from agentstream_operator.queue_api.documents import Delivered, GroupNumbers, LagAnswer, StreamNumbers
+from agentstream_operator.queue_api.documents import GroupNumbers, LagAnswer, StreamNumbers
+from agentstream_operator.queue_api.figures import share
 
 _MEGABYTE = 2**20
 
@@ -53,14 +54,6 @@ def show_top(printer: Printer, answer: LagAnswer) -> None:
 
 def _delivered(group: GroupNumbers) -> str:
     return UNKNOWN if group.delivered is None else share(group.delivered)
-
-
-def share(delivered: Delivered) -> str:
-    """Returns the share of delivered messages for people: cut, never rounded up, so that 100 % is all."""
-    if delivered.ratio is None:
-        return NONE
-    ended = delivered.added - delivered.waiting
-    return f"{(delivered.acknowledged + delivered.skipped) * 100_000 // ended / 1000:.3f} %"
 
 
 def _summary(answer: LagAnswer) -> str:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from agentstream.printable import printable
-from agentstream_operator.queue_api.figures import UNKNOWN, count, rate, span
+from agentstream_operator.queue_api.figures import UNKNOWN, count, rate, share, span
 
 _LONGEST_LINE: Final = 2_000
 _MOST_LINES: Final = 5_000
@@ -46,6 +46,7 @@ def _environment() -> Environment:
         "count": count,
         "rate": rate,
         "span": span,
+        "share": share,
         "time": _time,
         "text": _text,
         "pretty": pretty,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from agentstream_operator.queue_api.documents import Delivered
+
 UNKNOWN, NONE = "?", "-"
 
 
@@ -26,3 +28,11 @@ def span(seconds: float | None, unknown: str = NONE) -> str:
         if whole >= size:
             return f"{whole // size}{unit}{whole % size // part:02d}{sub}"
     return f"{whole}s"
+
+
+def share(delivered: Delivered) -> str:
+    """Returns the share of delivered messages for people: cut, never rounded up, so that 100 % is all."""
+    if delivered.ratio is None:
+        return NONE
+    ended = delivered.added - delivered.waiting
+    return f"{(delivered.acknowledged + delivered.skipped) * 100_000 // ended / 1000:.3f} %"
