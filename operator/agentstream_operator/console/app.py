@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Final, TypeVar
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
@@ -154,8 +154,8 @@ class Console:
 
     def _live(self, user: Caller, address: str) -> Response:
         """Sends a page anew whenever it has changed."""
-        parts = urlsplit(address)
-        view, visit = _find(_PAGES, parts.path, self._visit(user, parse_qs(parts.query)))
+        path, _, query = address.partition("?")
+        view, visit = _find(_PAGES, path, self._visit(user, parse_qs(query)))
         shown = ""
 
         async def look() -> list[LiveEvent]:

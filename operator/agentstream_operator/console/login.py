@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Scope
@@ -59,8 +59,6 @@ def _form(following: str, problem: str | None = None) -> Response:
 
 def _ours(address: str) -> str:
     """Returns an address if it is one of the console; else the first page: a login leads to no other site."""
-    parts = urlsplit(address)
-    is_ours = (
-        not parts.scheme and not parts.netloc and (parts.path == ROOT or parts.path.startswith(f"{ROOT}/"))
-    )
+    path = address.partition("?")[0].partition("#")[0]
+    is_ours = path == ROOT or path.startswith(f"{ROOT}/")
     return address if is_ours and address.isprintable() and "\\" not in address else ROOT

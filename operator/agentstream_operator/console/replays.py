@@ -9,7 +9,7 @@ from agentstream_operator.console.pages import ShownPage
 from agentstream_operator.console.visit import Visit
 from agentstream_operator.queue_api.documents import PreviewAnswer, ReplayAnswer, ReplaysAnswer
 
-_SEVERAL = ("types", "senders", "ids", "reasons")
+_SEVERAL = ("types", "senders", "ids")
 _FIELDS = (
     *("namespace", "group", "source", "action", "since", "until", "correlation"),
     *("limit", "rate", "window", "expired", "reason"),
@@ -63,15 +63,14 @@ async def change(visit: Visit) -> str:
 def fields_of(visit: Visit) -> dict[str, Any]:
     """Returns the fields of the form, as they were filled in."""
     given: dict[str, Any] = {name: visit.asked(name) or "" for name in _FIELDS}
-    return given | {name: visit.several(name) for name in _SEVERAL}
+    return given | _selected(visit)
 
 
 def body_of(visit: Visit) -> dict[str, Any]:
     """Builds the request for a replay; what makes no sense in it is for the API to refuse."""
     asked = visit.asked
     ends = {name: asked(name) for name in ("since", "until")}
-    select: dict[str, Any] = {name: visit.several(name) for name in _SEVERAL}
-    select["correlation"] = asked("correlation")
+    select = _selected(visit) | {"correlation": asked("correlation")}
     more = {name: _number(asked(name)) for name in _NUMBERS}
     more |= {"action": asked("action"), "expired": asked("expired"), "reason": asked("reason")}
     return {
@@ -81,6 +80,12 @@ def body_of(visit: Visit) -> dict[str, Any]:
         "select": _given(select),
         **_given(more),
     }
+
+
+def _selected(visit: Visit) -> dict[str, Any]:
+    # handlers write reasons, also with commas
+    reasons = [reason for reason in visit.query.get("reasons", ()) if reason.strip()]
+    return {name: visit.several(name) for name in _SEVERAL} | {"reasons": reasons}
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

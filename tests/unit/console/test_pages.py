@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import unescape
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import pytest
 
@@ -150,7 +150,7 @@ def target(path: str) -> str:
 
 
 async def test_every_page_is_in_the_table() -> None:
-    assert {*NEEDS, "/console/replay"} == {path.replace(":path", "") for path in _PAGES}
+    assert {*NEEDS, "/console/replay"} == {page.replace(":path", "") for page in _PAGES}
 
 
 @pytest.mark.parametrize("path", [*sorted(NEEDS), "/console/replay", "/console/nothing", "/console/live"])
@@ -302,3 +302,53 @@ async def test_a_live_page_needs_the_same_rights() -> None:
     assert "event: page" in shown
     assert "event: problem" in (await live(app, "/console/replays")).body.decode()
     assert (await live(app, "/etc/passwd")).status == 404
+
+
+@pytest.mark.parametrize(
+    "address", ["//[", "http://[x", "//[::1]x/", "/console//[", "[", "\\\\[", "?", "#", ""]
+)
+async def test_an_address_that_is_none_is_never_an_error_of_the_server(address: str) -> None:
+    given = quote(address, safe="")
+    for path in ("/console/login?next=", "/console/live?page="):
+        reply = await ask(site(), "GET", path + given, headers=JANE)
+        assert reply.status in {200, 404}, (path, reply.body)
+    form = f"token=jane&next={given}".encode()
+    reply = await ask(site(), "POST", "/console/login", form, headers={"host": "127.0.0.1"})
+    assert reply.status == 303
+    assert reply.headers["location"].startswith("/console")
+
+
+@pytest.mark.parametrize(
+    "correlation", ["a/b", "a//b", "/a", "a/", "../../logout", "a?b#c", "%2F", "..a", "é"]
+)
+async def test_a_conversation_is_found_by_any_id(correlation: str) -> None:
+    asked: list[str] = []
+
+    class Asked(Hostile):
+        async def message(self, *_: Any) -> MessageAnswer:
+            named = {**ITEM, "correlation_id": correlation}
+            return MessageAnswer(namespace="team", stream="tasks", groups=(), **named)
+
+        async def conversation(self, *given: Any) -> ConversationAnswer:
+            asked.append(given[2])
+            return await super().conversation()
+
+    app = site(finder=Asked(), conversations=Asked())
+    page = (await ask(app, "GET", "/console/messages/team/tasks/1-0", headers=JANE)).body.decode()
+    (link,) = re.findall(r'href="(/console/conversations/[^"]*)"', page)
+    assert urljoin("http://x/console/messages/team/tasks/1-0", unescape(link)).endswith(unescape(link))
+    assert (await ask(app, "GET", unescape(link), headers=JANE)).status == 200
+    assert asked == [correlation]
+
+
+@pytest.mark.parametrize("reason", ["Failed, Expired", ",", "a,b,c", "'\"<b>", "Failed", " x, "])
+async def test_a_button_for_one_reason_acts_on_this_one(reason: str) -> None:
+    app = site()
+    query = f"namespace=team&group=coder&source=DeadLetters&reasons={quote(reason)}"
+    shown = (await ask(app, "GET", f"/console/replay?{query}", headers=JANE)).body.decode()
+    (again,) = re.findall(r'name="reasons" value="([^"]*)"', shown)
+    assert unescape(again) == reason
+    reply = await ask(app, "POST", "/console/replay", query.encode(), headers=JANE)
+    assert reply.status == 303
+    (replay,) = app.gate.app.state.replays.kept.values()  # type: ignore[attr-defined]
+    assert replay.spec.select.reasons == (reason,)
