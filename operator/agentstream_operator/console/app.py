@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from importlib.resources import files
@@ -70,6 +71,18 @@ class Fragment(Answer):
 
     html: str
     """Its HTML."""
+
+
+class _LivePage(StreamingResponse):
+    """Sends frames, and gives back a turn when it ends, however it does."""
+
+    def __init__(self, frames: AsyncIterator[bytes], turn: ExitStack) -> None:
+        super().__init__(frames, media_type="text/event-stream")
+        self._turn = turn
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._turn:
+            await super().__call__(scope, receive, send)
 
 
 @dataclass(slots=True, eq=False)
@@ -170,14 +183,10 @@ class Console:
             shown = html
             return [LiveEvent("page", Fragment(html=html))]
 
-        async def frames() -> AsyncIterator[bytes]:
-            with self._turns.of(user):
-                async for frame in self.live.frames(look):
-                    yield frame
-
-        with self._turns.of(user):
-            # refused while it can be said
-            return StreamingResponse(frames(), media_type="text/event-stream")
+        turn = ExitStack()
+        # now: it is refused while it can be said
+        turn.enter_context(self._turns.of(user))
+        return _LivePage(self.live.frames(look), turn)
 
     def _visit(self, user: Caller, query: Mapping[str, list[str]]) -> Visit:
         return Visit(InnerApi(self.gate.app, user), {}, query, self._history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -352,3 +353,13 @@ async def test_a_button_for_one_reason_acts_on_this_one(reason: str) -> None:
     assert reply.status == 303
     (replay,) = app.gate.app.state.replays.kept.values()  # type: ignore[attr-defined]
     assert replay.spec.select.reasons == (reason,)
+
+
+@pytest.mark.parametrize("opened", [1, 20, 21, 60])
+async def test_live_pages_that_are_opened_at_once_are_refused_in_time_or_shown(opened: int) -> None:
+    app = Console(site().gate, LiveViews(every=0.01, lifetime=0.1))
+    for _ in range(2):
+        # all turns are given back
+        replies = await asyncio.gather(*(live(app, "/console") for _ in range(opened)))
+        assert sorted(reply.status for reply in replies) == [200] * min(opened, 20) + [429] * (opened - 20)
+        assert all(b"event: page" in reply.body for reply in replies if reply.status == 200)
