@@ -53,7 +53,7 @@ def dev(api: FakeApi, folder: Path) -> Path:
         (("twice", "{}"), 2, "twice is in several namespaces: say which with -n (a, b)"),
         (("coder", "[]"), 2, "PAYLOAD is no JSON object: "),
         (("coder", "{"), 2, "PAYLOAD is no JSON object: "),
-        (("one", '{"a": ' + "[" * 5000 + "]" * 5000 + "}"), 2, "PAYLOAD is no JSON object: "),
+        (("one", '{"a": ' + "[" * 200_000 + "]" * 200_000 + "}"), 2, "PAYLOAD is no JSON object: "),
         (("one", "{}", "--wait"), 2, "--wait: name a ConsumerGroup"),
         (("one", "{}", "--timeout", "soon"), 2, "--timeout: "),
         (("one", "{}", "--timeout", "1s"), 3, ""),
