@@ -46,7 +46,7 @@ from unit.resources.manifests import a_group, a_stream
 HOME = "shop"
 RATE = 40
 WINDOW = "15s"
-CAPACITY = 1_000
+FULL = {"maxLength": 1_000, "onFull": "Backpressure"}
 VARIABLES = {"$__rate_interval": WINDOW, "$__range": WINDOW} | dict.fromkeys(
     ("$namespace", "$stream", "$group", "$agent"), ".+"
 )
@@ -125,7 +125,7 @@ async def stage(directory: Path) -> AsyncIterator[tuple[Prometheus, Settings]]:
             operator.start()
             await operator.leading()
             resources = (
-                a_stream("tasks", producers=["boss"], retention={"maxLength": CAPACITY, "onFull": "Backpressure"}),
+                a_stream("tasks", producers=["boss"], retention=FULL),
                 a_stream("reviews", producers=["boss"]),
                 a_group("coder"),
                 a_group("reviewer", streamRef={"name": "reviews"}),

@@ -5,8 +5,8 @@ from typing import Any
 import prefork
 
 
-def post_fork(_server: Any, _worker: Any) -> None:
-    """Runs in each new worker process."""
+def post_worker_init(_worker: Any) -> None:
+    """Runs in each new worker process; a gevent worker has patched the standard library by then."""
     prefork.start()
 
 

@@ -60,7 +60,8 @@ class Team:
 
     def list(self, kind: str) -> list[Json]:
         """All objects of a kind."""
-        return self.server.expect("GET", self._path(kind))["items"]
+        items: list[Json] = self.server.expect("GET", self._path(kind))["items"]
+        return items
 
     def change(self, kind: str, name: str, patch: Json, subresource: str = "") -> Json:
         """Changes fields of an object; None removes one."""

@@ -30,9 +30,10 @@ class Program(NamedTuple):
     workers: int = 1
     in_hand: int = 8
     """How many messages of one process are begun at the same time, at most."""
+    variant: str = ""
 
     def __str__(self) -> str:
-        return self.agent
+        return self.agent + self.variant
 
 
 def slow(n: int) -> dict[str, Any]:
@@ -55,6 +56,13 @@ ALL = [
         ("gunicorn", "prefork:app", "--preload", "--workers", "2", "--bind", "127.0.0.1:PORT", *HOOKS),
         slow,
         workers=2,
+    ),
+    Program(
+        "prefork",
+        ("gunicorn", "prefork:app", "-k", "gevent", "--workers", "2", "--bind", "127.0.0.1:PORT", *HOOKS),
+        slow,
+        workers=2,
+        variant="-gevent",
     ),
 ]
 

@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from agentstream.errors import AgentStreamError, error_text
 from agentstream.handlers.batches import Batches
 from agentstream.handlers.declare import Handler, Handlers, Subscription
 from agentstream.payloads.upcasting import Read
+from agentstream.threads import executor
 
 Consume = Callable[[Subscription, Read, int], Consumption]
 """Begins to consume a subscription; takes the reader of its payloads and the concurrency."""
@@ -188,7 +188,7 @@ class _Threads:
     """Threads for handlers that block: up to the concurrency, started when needed."""
 
     def __init__(self, most: int) -> None:
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="handler")
+        self._pool = executor(most, "handler")
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a function, and returns its result even if the caller is cancelled: it cannot be interrupted.

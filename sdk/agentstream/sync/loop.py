@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from agentstream.errors import AgentStreamError
+from agentstream.threads import Thread, wait
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
@@ -31,7 +32,7 @@ class LoopThread:
         self._process: int | None = None
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._waiting: set[concurrent.futures.Future[Any]] = set()
         self._end = asyncio.Event()
         self._ended = False
@@ -52,10 +53,10 @@ class LoopThread:
         if self._thread is not None:
             raise Ended(f"the {self._what} is entered once: make another one")
         self._process = os.getpid()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(ready,), name=self._name, daemon=True)
+        ready: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._thread = Thread(partial(self._run, ready), self._name)
         self._thread.start()
-        ready.wait()
+        wait(ready)
 
     def run(
         self, work: Callable[_P, Coroutine[Any, Any, _Result]], *args: _P.args, **kwargs: _P.kwargs
@@ -106,6 +107,11 @@ class LoopThread:
 
     def _submit(self, work: Callable[[], Coroutine[Any, Any, _Result]]) -> concurrent.futures.Future[_Result]:
         self._check_process()
+        if self._thread is not None and self._thread.is_outdated:
+            raise Ended(
+                f"gevent has patched the standard library since the {self._what} was entered: enter it after"
+                " that, under gunicorn in the hook post_worker_init"
+            )
         future: concurrent.futures.Future[_Result] = concurrent.futures.Future()
         # the loop begins everything that is submitted before its end, and so completes or cancels it
         with self._lock:
@@ -130,11 +136,11 @@ class LoopThread:
                 " make one after the fork"
             )
 
-    def _run(self, ready: threading.Event) -> None:
+    def _run(self, ready: concurrent.futures.Future[None]) -> None:
         try:
             with asyncio.Runner() as runner:
                 self._loop = runner.get_loop()
-                ready.set()
+                ready.set_result(None)
                 try:
                     runner.run(self._end.wait())
                 finally:
@@ -180,6 +186,6 @@ async def _awaited(work: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
 
 def _result(future: concurrent.futures.Future[_Result]) -> _Result:
     try:
-        return future.result()
+        return wait(future)
     except concurrent.futures.CancelledError:
         raise Ended("the agent has ended") from None

@@ -6,6 +6,7 @@ They are answered in a thread with an event loop of its own: an agent with a bus
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import socket
@@ -16,6 +17,7 @@ from typing import Any, Self
 
 from agentstream.errors import AgentStreamError, SettingsError
 from agentstream.telemetry import metrics
+from agentstream.threads import Thread, wait
 
 BLOCKED_LIMIT = 300.0
 """Seconds without a turn of the event loop after which an agent counts as stuck: other consumers have claimed
@@ -130,24 +132,24 @@ class _Listener:
                 f"AGENTSTREAM_HEALTH_PORT is {port}, where this process cannot listen: {error.strerror}; "
                 "each process of a pod needs a port of its own, or none"
             ) from error
-        self._loop = asyncio.new_event_loop()
         self._end = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name=f"agentstream health {port}", daemon=True)
+        self._serving: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+        self._thread = Thread(self._run, f"agentstream health {port}")
         self._thread.start()
 
     def close(self) -> None:
         """Stops answering, and closes the port."""
-        self._loop.call_soon_threadsafe(self._end.set)
+        wait(self._serving).call_soon_threadsafe(self._end.set)
         self._thread.join()
 
     def _run(self) -> None:
         # the default registry then has the metrics also where the program serves it elsewhere
         with contextlib.suppress(ImportError, ValueError):
             metrics.register()
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
+        asyncio.run(self._serve())
 
     async def _serve(self) -> None:
+        self._serving.set_result(asyncio.get_running_loop())
         server = await asyncio.start_server(self._connected, sock=self._socket)
         await self._end.wait()
         server.close()
