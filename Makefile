@@ -9,7 +9,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .bootstrap/bin/uv)
 RUN := $(UV) run --no-sync --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help helm prometheus run test test-all coverage lint check generate histories bench e2e clean
+.PHONY: help helm prometheus run test test-all coverage lint check generate histories bench load e2e clean
 
 help: ## List the targets.
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,9 @@ check: lint coverage ## Run what CI runs: lint, and coverage.
 bench: .venv/dev $(HELMS) ## Measure reconciling a thousand resources, in memory and on a real API server.
 	$(RUN) python bench/reconcile.py
 	$(RUN) python bench/kubernetes.py
+
+load: .venv/dev ## Load agents of `agentstream dev` with Locust for a minute; LOAD holds its arguments.
+	$(RUN) python load/run.py --minutes 1 $(LOAD)
 
 e2e: .venv/dev ## Test the chart on a real cluster; E2E holds arguments of pytest.
 	$(RUN) pytest -o testpaths=e2e -o pythonpath=e2e -v $(E2E)
