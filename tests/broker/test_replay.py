@@ -129,9 +129,9 @@ async def test_dead_letters_are_looked_at_like_messages(broker: Broker, admin: A
 
 async def test_who_may_only_read_can_look_ahead(server: Server, broker: Broker, admin: Any) -> None:
     fill(admin, [body() for _ in range(30)], DEAD, reason="MaxDeliveries", origin="1-1")
-    # as docs/operations/install.md has them for the metrics server
+    # as docs/operations/install.md has them for the queue server
     commands = "+select +fcall_ro +time +type +get +hget +hmget +hgetall +zcard +zcount +zrange +xlen +xrange"
-    more = "+xpending +xinfo|stream +xinfo|groups +client|setname +client|setinfo"
+    more = "+xrevrange +xpending +xinfo|stream +xinfo|groups +client|setname +client|setinfo"
     rights = ("reset", "on", ">secret", "%R~*", "-@all", *commands.split(), *more.split())
     admin.execute_command("ACL", "SETUSER", "reader", *rights)
     endpoint = Endpoint(f"redis://reader:secret@127.0.0.1:{server.port}")

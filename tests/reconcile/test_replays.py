@@ -6,7 +6,7 @@ import asyncio
 import json
 import uuid
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -202,6 +202,46 @@ async def test_a_replay_ends_with_what_was_there_when_it_began(server: Server, a
         op.declare(replay)
         await until(lambda: (status(op, replay).moved or 0) > 0)
         send(admin, 20)
+        await ended(op, replay)
+        assert origins(admin) == wanted
+
+
+@pytest.mark.parametrize("make", [of_stream, of_dead])
+async def test_a_clock_that_is_set_back_meanwhile_makes_it_no_longer(
+    server: Server, admin: Any, make: Any
+) -> None:
+    cluster, replay, add = MemoryCluster(), make(rate=40), send if make is of_stream else bury
+    async with operator(server.url, cluster=cluster) as op:
+        await op.put(STREAM, GROUP)
+        wanted = add(admin, 40)
+        op.declare(replay)
+        await until(lambda: (status(op, replay).moved or 0) > 0)
+    begun = status(cluster, replay)
+    assert begun.started_at is not None
+    # as if the clock had been an hour ahead then: what is added now has ids from before that
+    cluster.statuses[replay.key] = begun.model_copy(
+        update={"started_at": begun.started_at + timedelta(hours=1)}
+    )
+    add(admin, 10)
+    stored = [cluster.as_stored(each) for each in (STREAM, GROUP, replay)]
+    async with operator(server.url, *stored, cluster=cluster) as op:
+        await ended(op, replay)
+        assert origins(admin) == wanted
+
+
+@pytest.mark.parametrize("make", [of_stream, of_dead])
+async def test_what_was_added_while_the_clock_was_ahead_belongs_to_the_range(
+    server: Server, admin: Any, make: Any
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, GROUP)
+        far = (round(datetime.now(UTC).timestamp()) + 3600) * 1000
+        # the ids that follow are beyond it
+        admin.xadd(KEY if make is of_stream else DEAD, {"m": "{"}, id=f"{far}-0")
+        admin.xreadgroup("coder", "pod.1", {KEY: ">"}, count=1)
+        wanted = send(admin, 5) if make is of_stream else bury(admin, 5)
+        replay = make(select={"types": ["task_request"]})
+        op.declare(replay)
         await ended(op, replay)
         assert origins(admin) == wanted
 

@@ -12,7 +12,16 @@ from typing import Any, Final
 
 from agentstream.protocol.entry import Entry, Source, parse_entry
 from agentstream.protocol.keys import StreamKeys
-from agentstream.protocol.replaying import EntryPage, PageEntry, ReplayProgress, Selected, page, parse_page
+from agentstream.protocol.replaying import (
+    FIRST,
+    LAST,
+    EntryPage,
+    PageEntry,
+    ReplayProgress,
+    Selected,
+    page,
+    parse_page,
+)
 from agentstream_operator.broker.broker import Broker
 from agentstream_operator.plan.letters import Letter, read_letter
 from agentstream_operator.plan.outlook import warnings
@@ -58,6 +67,22 @@ async def pages(call: Call, key: str, span: IdRange, *, ahead: bool = False) -> 
         if reading is not None:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+
+
+async def last_entry(call: Call, key: str) -> str:
+    """Reads the id of the last entry of a stream, or of dead letters; `0-0` where there is none.
+
+    Raises:
+        AgentStreamError: as `Client.call`.
+    """
+    found = parse_page(await call(*page(key, FIRST, LAST, 1, "backward")))
+    return found.entries[0].id if found.entries else "0-0"
+
+
+def read_key(spec: StreamReplaySpec, group: ConsumerGroup, stream: AgentStream) -> str:
+    """Returns the key that a replay reads: the stream, or the group's dead letters."""
+    key = stream.stream_key
+    return StreamKeys(key).dead_letters(group.group_name) if is_dead(spec) else key
 
 
 async def _read(call: Call, key: str, span: IdRange, count: int) -> EntryPage:
@@ -225,11 +250,12 @@ async def look_ahead(
     Raises:
         AgentStreamError: as `Client.call`.
     """
-    name, key, dead = group.group_name, stream.stream_key, is_dead(spec)
-    seen = await broker.observe(key, (name,))
-    known, span, at = tuple(keys), span_of(spec, seen.now), seen.groups.get(name)
+    name, dead, key = group.group_name, is_dead(spec), read_key(spec, group, stream)
+    seen = await broker.observe(stream.stream_key, (name,))
+    span = span_of(spec, await last_entry(broker.call, key))
+    known, at = tuple(keys), seen.groups.get(name)
     scope = PreviewScope(
-        StreamKeys(key).dead_letters(name) if dead else key,
+        key,
         dead,
         span,
         at.last if at is not None else None,

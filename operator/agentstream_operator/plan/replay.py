@@ -59,15 +59,24 @@ class IdRange(NamedTuple):
     end: str
 
 
-def span_of(spec: StreamReplaySpec, began: int) -> IdRange:
-    """Returns where a replay reads that began at a time of the server in ms.
+def span_of(spec: StreamReplaySpec, last: str) -> IdRange:
+    """Returns where a replay reads, `last` being the last entry that there was when it began.
 
-    It ends with what there was then: a replay chases neither new messages, nor its own that are dead again.
+    It ends there: a replay chases neither new messages, nor its own that are dead again. What is added later
+    has a greater id, whatever becomes of the server's clock.
     """
-    origin, end = spec.from_, f"{began}-{LAST_SEQUENCE}"
-    if origin.until is not None:
-        end = min(origin.last_id, end, key=place)
+    origin = spec.from_
+    end = last if origin.until is None else min(origin.last_id, last, key=place)
     return IdRange(origin.first_id, end)
+
+
+def span_of_begun(spec: StreamReplaySpec, status: StreamReplayStatus) -> IdRange | None:
+    """Returns where a replay reads that has begun; None if it has not."""
+    if status.started_at is None:
+        return None
+    # an operator before this one noted the time alone
+    began = f"{round(status.started_at.timestamp() * 1000)}-{LAST_SEQUENCE}"
+    return span_of(spec, status.last or began)
 
 
 def place(entry_id: str) -> tuple[int, int]:
@@ -141,6 +150,7 @@ class ReplayGiven:
     at_end: bool = False  # whether everything in the range was looked at, or the limit is reached
     window_full: bool = False
     problem: str = ""  # why the last move failed
+    last: str = ""  # the last entry that there is, where it has not begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +262,8 @@ def _running(given: ReplayGiven, numbers: dict[str, Any], now: datetime, *, begu
     if begun:
         return ReplayPlan(ReplayPhase.RUNNING, conditions, numbers)
     started = EventNote(ConditionReason.REPLAY_STARTED, asked_by(given.replay))
-    return ReplayPlan(ReplayPhase.RUNNING, conditions, {**numbers, "started_at": now}, (started,))
+    numbers = {**numbers, "started_at": now, "last": given.last}
+    return ReplayPlan(ReplayPhase.RUNNING, conditions, numbers, (started,))
 
 
 def _complete(given: ReplayGiven, numbers: dict[str, Any], now: datetime) -> ReplayPlan:

@@ -182,6 +182,9 @@ class StreamReplayStatus(StatusPart):
     cursor: Annotated[str, Field(max_length=64)] | None = None
     """Id of the last entry that was looked at."""
 
+    last: Annotated[str, Field(max_length=64)] | None = None
+    """Id of the last entry that there was when the replay began: it looks at none after it."""
+
     started_at: Annotated[datetime, Field(json_schema_extra={"maxLength": 64})] | None = None
     """Time when the replay began."""
 

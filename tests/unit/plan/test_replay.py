@@ -26,6 +26,7 @@ from agentstream_operator.plan.replay import (
     reach,
     reported_reach,
     span_of,
+    span_of_begun,
     summary,
 )
 from agentstream_operator.resources.status import (
@@ -41,6 +42,7 @@ from support.resources import PAUSED, a_replay
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 BEGAN = 1_000_000
+LAST = f"{BEGAN}-7"
 BEGUN = StreamReplayStatus(phase=ReplayPhase.RUNNING, started_at=NOW, cursor="5-0")
 HALF = ReplayProgress("7-0", 5, 3, {"expired": 2}, 1, 1, 30)
 
@@ -53,18 +55,27 @@ def of_stream(**origin: str) -> StreamReplay:
 @pytest.mark.parametrize(
     ("origin", "span"),
     [
-        ({}, ("-", f"{BEGAN}-{LAST_SEQUENCE}")),
+        ({}, ("-", LAST)),
         ({"since": "5-1", "until": "7-2"}, ("5-1", "7-2")),
-        ({"since": "1970-01-01T00:00:05Z"}, ("5000-0", f"{BEGAN}-{LAST_SEQUENCE}")),
+        ({"since": "1970-01-01T00:00:05Z"}, ("5000-0", LAST)),
         ({"until": "1970-01-01T00:00:05.5Z"}, ("-", f"5500-{LAST_SEQUENCE}")),
-        ({"until": "2100-01-01T00:00:00Z"}, ("-", f"{BEGAN}-{LAST_SEQUENCE}")),
-        ({"until": f"{BEGAN + 1}-0"}, ("-", f"{BEGAN}-{LAST_SEQUENCE}")),
+        ({"until": "2100-01-01T00:00:00Z"}, ("-", LAST)),
+        ({"until": f"{BEGAN + 1}-0"}, ("-", LAST)),
     ],
 )
 def test_a_replay_reads_from_since_to_until_and_nothing_newer_than_itself(
     origin: dict[str, str], span: tuple[str, str]
 ) -> None:
-    assert span_of(of_stream(**origin).spec, BEGAN) == span
+    assert span_of(of_stream(**origin).spec, LAST) == span
+
+
+def test_who_takes_a_replay_over_goes_on_to_where_it_was_to_end() -> None:
+    spec = of_stream().spec
+    assert span_of_begun(spec, StreamReplayStatus()) is None
+    assert span_of_begun(spec, BEGUN.model_copy(update={"last": "9-1"})) == ("-", "9-1")
+    # as an operator began it that noted no id
+    ms = round(NOW.timestamp() * 1000)
+    assert span_of_begun(spec, BEGUN) == ("-", f"{ms}-{LAST_SEQUENCE}")
 
 
 TRIMMED = StreamSeen("stream", length=10, added=100, first="5000-3", last="9000-0")
@@ -215,7 +226,7 @@ def test_a_replay_has_one_phase_and_says_why(
 
 def test_a_range_that_is_trimmed_fails_and_one_that_begins_before_goes_on_and_says_so() -> None:
     spec = of_stream(since="1-0", until="5000-2")
-    span = span_of(spec.spec, BEGAN)
+    span = span_of(spec.spec, LAST)
     lost = reach(spec.spec, TRIMMED, span)
     found = plan(spec, reach=lost)
     assert (found.phase, ready(found)) == ("Failed", ("False", "OutsideRetention"))

@@ -10,10 +10,9 @@ from typing import Final, Literal
 
 from agentstream.protocol import replaying
 from agentstream.protocol.commands import PAGE
-from agentstream.protocol.keys import StreamKeys
 from agentstream.protocol.replaying import EntryPage, PageEntry, PageMoved, ReplayOf, Selected
-from agentstream_operator.broker.replay import PreviewScope, pages, preview, readable
-from agentstream_operator.plan.replay import TICK, Allowance, IdRange, is_held, place, span_of
+from agentstream_operator.broker.replay import PreviewScope, pages, preview, read_key, readable
+from agentstream_operator.plan.replay import TICK, Allowance, IdRange, is_held, place, span_of_begun
 from agentstream_operator.plan.selection import Selection, is_dead, selection_of
 from agentstream_operator.reconcile.context import Context
 from agentstream_operator.reconcile.loops.server import ServerWatch
@@ -111,9 +110,9 @@ class ReplayRun:
             AgentStreamError: the server failed or refused; what was moved is noted there.
         """
         status = self.memory.status
-        if status is None or status.started_at is None:
+        span = span_of_begun(self.replay.spec, status) if status is not None else None
+        if status is None or span is None:
             raise _Over
-        span = span_of(self.replay.spec, round(status.started_at.timestamp() * 1000))
         if self.replay.spec.dry_run:
             await self._count(span)
         else:
@@ -286,8 +285,7 @@ class ReplayRun:
 
     @property
     def _key(self) -> str:
-        key = self.stream.stream_key
-        return StreamKeys(key).dead_letters(self.group.group_name) if is_dead(self.replay.spec) else key
+        return read_key(self.replay.spec, self.group, self.stream)
 
     def _selection(self) -> Selection:
         keys = self.context.state.memory.streams[self.stream.key].keys

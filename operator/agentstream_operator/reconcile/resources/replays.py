@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from agentstream.protocol import replaying
 from agentstream.protocol.replaying import ReplayOf
+from agentstream_operator.broker.replay import last_entry, read_key
 from agentstream_operator.plan.conditions import EventNote, unreachable
 from agentstream_operator.plan.replay import (
     ReplayGiven,
@@ -86,12 +87,12 @@ async def _given(
     now = state.now()
     group = state.resources.groups.get(group_of(replay))
     stream = state.resources.streams.get(stream_of(group)) if group is not None else None
-    missing = _missing(context, replay, group, stream, begun=begun)
-    if missing is None and stream is not None and not begun:
-        # the time of the server, whose ids bound the range
+    missing, last = _missing(context, replay, group, stream, begun=begun), ""
+    if missing is None and group is not None and stream is not None and not begun:
         seen = await context.observer.observe(stream)
         now = datetime.fromtimestamp(seen.now / 1000, UTC)
-        memory.reach = reach(replay.spec, seen, span_of(replay.spec, seen.now))
+        last = await last_entry(context.broker.call, read_key(replay.spec, group, stream))
+        memory.reach = reach(replay.spec, seen, span_of(replay.spec, last))
     if memory.reach is None:
         memory.reach = reported_reach(memory.reported.conditions)
     others = [(other, state.memory.replays[other.key].status) for other in _others(context, replay)]
@@ -107,6 +108,7 @@ async def _given(
             memory.at_end,
             memory.window_full,
             memory.problem,
+            last,
         ),
         now,
     )
