@@ -10,9 +10,9 @@ from support.browsing import MESSAGES, Watched
 async def test_dead_letters_are_seen_tried_out_and_replayed(site: Watched) -> None:
     page = await site.page()
     await page.goto(await site.link())
-    await expect(page.locator(".finding")).to_contain_text(f"default/coder has {MESSAGES} dead letters")
+    await expect(page.locator(".finding")).to_contain_text(f"default/coder: {MESSAGES} dead letters")
     await expect(page.locator("#state")).to_have_text("live")
-    await page.get_by_role("link", name="What they died of").click()
+    await page.locator(".finding a").click()
     await expect(page.locator("main")).to_contain_text("<script>document.title = 'hacked'</script> <n>")
     await page.get_by_role("button", name=f"Replay {MESSAGES}…").click()
     await expect(page.locator(".card")).to_contain_text(
@@ -35,6 +35,8 @@ async def test_a_message_is_found_and_its_fate_is_shown(site: Watched) -> None:
     page = await site.page(color_scheme="dark")
     await page.goto(await site.link())
     await page.get_by_role("link", name="default/tasks").click()
+    # keys that come earlier are for the page before
+    await expect(page.locator("h1")).to_have_text("AgentStream default/tasks")
     await page.keyboard.press("/")
     await page.keyboard.type('"N": 3')
     await page.keyboard.press("Enter")

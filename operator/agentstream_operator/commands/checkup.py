@@ -19,6 +19,7 @@ from agentstream_operator.plan import checkup
 from agentstream_operator.plan.checkup import Finding, Verdict
 from agentstream_operator.plan.observed import ServerInfo
 from agentstream_operator.queue_api.documents import Answer, LagAnswer
+from agentstream_operator.queue_api.troubles import Severity, of_resources
 
 
 class Checked(Answer):
@@ -109,18 +110,10 @@ def _api(session: Session, *, shared: bool) -> Iterator[Finding]:
 
 
 def _resources(lag: LagAnswer) -> Iterator[Finding]:
-    found = [
-        checkup.check_resource(
-            f"AgentStream {s.namespace}/{s.name}", s.reason, ready=s.ready, full=s.admission == "Closed"
-        )
-        for s in lag.streams
-    ]
-    found += [
-        checkup.check_resource(f"ConsumerGroup {g.namespace}/{g.name}", g.reason, ready=g.ready)
-        for g in lag.groups
-    ]
-    wrong = [each for each in found if each is not None]
-    yield from wrong
-    if not wrong:
+    found = list(of_resources(lag))
+    for each in found:
+        verdict = Verdict.WRONG if each.severity is Severity.BROKEN else Verdict.NOTE
+        yield Finding(each.about, verdict, f"{each.what}: {each.why}", each.action)
+    if not found:
         text = f"in effect: AgentStreams {len(lag.streams):,}, ConsumerGroups {len(lag.groups):,}"
         yield Finding("resources", Verdict.OK, text)

@@ -9,6 +9,7 @@ from agentstream_operator.commands.output import NONE, UNKNOWN, Column, Printer,
 from agentstream_operator.commands.session import Session
 from agentstream_operator.queue_api.documents import GroupNumbers, LagAnswer, StreamNumbers
 from agentstream_operator.queue_api.figures import share
+from agentstream_operator.queue_api.troubles import is_wrong, of_resources, state
 
 _MEGABYTE = 2**20
 
@@ -37,6 +38,9 @@ def show(printer: Printer, answer: LagAnswer) -> None:
     printer.show(answer, answer.groups, GROUPS, "no groups: `agentstream lag -A` shows all namespaces")
     if answer.groups and printer.output == "wide":
         printer.line(_summary(answer))
+    if answer.groups and not printer.structured:
+        for each in sorted(of_resources(answer), key=lambda trouble: trouble.severity):
+            printer.line(f"{each.about}: {each.what}: {each.why.rstrip('.')}. {each.action}")
     if not answer.server.reachable and not printer.structured:
         raise CommandFailed(
             "Redis or Valkey does not answer; try again, or look at the log of the operator", code=UNREACHABLE
@@ -86,10 +90,6 @@ def _pods(group: GroupNumbers) -> str:
     return NONE if wanted is None and running is None else f"{count(running)}/{count(wanted)}"
 
 
-def _state(item: GroupNumbers | StreamNumbers) -> str:
-    return "Ready" if item.ready else item.reason or UNKNOWN
-
-
 def _oldest(group: GroupNumbers) -> str:
     return span(group.oldest_seconds, NONE if group.known else UNKNOWN)
 
@@ -109,7 +109,7 @@ GROUPS: tuple[Column[GroupNumbers], ...] = (
     Column("OUT/S", lambda g: rate(g.service_rate), right=True),
     Column("DRAIN", lambda g: span(g.drain_seconds), right=True),
     Column("PODS", _pods, right=True),
-    Column("STATE", _state, alarm=lambda g: not g.ready),
+    Column("STATE", state, alarm=is_wrong),
     Column("DELIVERED", _delivered, right=True, wide=True),
     Column("NEXT", lambda g: NONE if g.next_due is None else clock(g.next_due), wide=True),
 )
@@ -123,5 +123,5 @@ STREAMS: tuple[Column[StreamNumbers], ...] = (
     Column("LIMIT", lambda s: NONE if s.limit is None else count(s.limit), right=True),
     Column("HISTORY", lambda s: span(s.history_seconds), right=True),
     Column("ADMISSION", lambda s: s.admission or UNKNOWN, alarm=lambda s: s.admission == "Closed"),
-    Column("STATE", _state, alarm=lambda s: not s.ready),
+    Column("STATE", state, alarm=is_wrong),
 )

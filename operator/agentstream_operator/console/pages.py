@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from agentstream.printable import printable
 from agentstream_operator.queue_api.figures import UNKNOWN, count, rate, share, span
+from agentstream_operator.queue_api.troubles import is_wrong, state
 
 _LONGEST_LINE: Final = 2_000
 _MOST_LINES: Final = 5_000
@@ -47,6 +48,8 @@ def _environment() -> Environment:
         "rate": rate,
         "span": span,
         "share": share,
+        "state": state,
+        "wrong": is_wrong,
         "time": _time,
         "text": _text,
         "pretty": pretty,

@@ -8,7 +8,6 @@ from typing import Final
 from agentstream_operator.console.charts import Line, chart
 from agentstream_operator.console.inner import Refused
 from agentstream_operator.console.pages import ShownPage
-from agentstream_operator.console.troubles import troubles
 from agentstream_operator.console.visit import Visit
 from agentstream_operator.queue_api.documents import (
     ConsumersAnswer,
@@ -16,6 +15,7 @@ from agentstream_operator.queue_api.documents import (
     LagAnswer,
     MessagesAnswer,
 )
+from agentstream_operator.queue_api.troubles import troubles
 
 _LISTED: Final = "50"
 

@@ -24,7 +24,6 @@ OLDEST_SAFE: Mapping[str, tuple[tuple[int, int, int], ...]] = {
 
 OLDEST_KUBERNETES = (1, 29)
 
-_REASONS: Mapping[str, ConditionReason] = {str(reason): reason for reason in ConditionReason}
 _FULL = 0.9
 _MEGABYTE = 2**20
 
@@ -148,19 +147,6 @@ def check_right(what: str, need: str, where: str, *, allowed: bool) -> Finding:
         return Finding("rights", Verdict.OK, f"you may {what} in {where}")
     remedy = f"ask for a Role with {need}, if you need it"
     return Finding("rights", Verdict.NOTE, f"you may not {what} in {where}", remedy)
-
-
-def check_resource(name: str, reason: str, *, ready: bool, full: bool = False) -> Finding | None:
-    """Says what keeps a resource from being in effect, in the words of its condition; None if nothing does.
-
-    `full`: it is a stream that takes no more messages.
-    """
-    if not ready:
-        known = _REASONS.get(reason)
-        if known is None:
-            return Finding(name, Verdict.WRONG, reason, "kubectl describe says why, under Conditions")
-        return _of_reason(name, known)
-    return _of_reason(name, ConditionReason.ADMISSION_CLOSED) if full else None
 
 
 def _of_reason(check: str, reason: ConditionReason, text: str = "") -> Finding:

@@ -342,7 +342,7 @@ class ConditionReason(StrEnum):
     DEAD_LETTERS = (
         "DeadLetters",
         "Messages exhausted their attempts, or could not be handled, and are kept as dead letters.",
-        "Read the `reason` and `error` fields of the dead letters, and repair the cause.",
+        "See what they died of (`agentstream dlq`), repair it, then `agentstream replay --dead`.",
     )
     NO_DEAD_LETTERS = "NoDeadLetters", "The group has no dead letters."
     GROUP_NOT_FOUND = (

@@ -61,8 +61,18 @@ def test_a_group_is_a_line_and_what_is_unknown_is_a_question_mark(api: FakeApi) 
         "NAMESPACE GROUP STREAM BACKLOG WAIT RUN RETRY LATER DEAD OLDEST IN/S OUT/S DRAIN PODS STATE",
         "team-a coder tasks 4,812 4,640 172 12 30 3 1m12s 81.0 120.4 2m03s 8/20 Ready",
         "team-b reviewer results ? ? ? ? ? ? ? - - - 1/1 BackendUnavailable",
+        (
+            "ConsumerGroup team-b/reviewer: BackendUnavailable: the operator has not said more. "
+            "Check the server, the network policy and the operator's credentials; the operator retries."
+        ),
+        (
+            "ConsumerGroup team-a/coder: 3 dead letters: messages that could not be handled wait for "
+            "a decision. See what they died of (`agentstream dlq`), repair it, "
+            "then `agentstream replay --dead`."
+        ),
     ]
-    starts = {line.index(word) for line, word in zip(ran.lines, ("STREAM", "tasks", "results"), strict=True)}
+    words = ("STREAM", "tasks", "results")
+    starts = {line.index(word) for line, word in zip(ran.lines[:3], words, strict=True)}
     assert len(starts) == 1
 
 
@@ -92,8 +102,9 @@ def test_programs_get_the_document_as_the_api_gave_it(api: FakeApi, output: str)
 def test_texts_of_others_move_no_cursor(api: FakeApi) -> None:
     api.says("/queue/lag", lag(UNKNOWN | {"reason": "\x1b[2J\nhidden"}))
     ran = run("lag")
-    assert len(ran.lines) == 2
+    assert len(ran.lines) == 3
     assert ran.lines[1].endswith(r"\x1b[2J\nhidden")
+    assert r": \x1b[2J\nhidden: " in ran.lines[2]
 
 
 def test_a_name_alone_is_found_in_any_namespace_if_it_is_there_once(api: FakeApi) -> None:
@@ -215,7 +226,10 @@ def test_watching_elsewhere_than_on_a_terminal_appends_what_changed(
         ["NAMESPACE", "GROUP"],
         ["team-a", "coder"],
         ["team-b", "reviewer"],
+        ["ConsumerGroup", "team-b/reviewer:"],
+        ["ConsumerGroup", "team-a/coder:"],
         ["team-a", "coder"],
+        ["ConsumerGroup", "team-a/coder:"],
     ]
 
 
@@ -279,4 +293,4 @@ def test_the_ledger_is_shown_when_asked_for(api: FakeApi) -> None:
     api.says("/queue/lag", answer | {"delivered": ledger})
     ran = run("lag", "-o", "wide")
     assert "99.990 %" in ran.lines[1]
-    assert ran.lines[-1] == "delivered: 99.990 % of 10,010 messages; 1 dead, 0 lost, 10 waiting"
+    assert ran.lines[3] == "delivered: 99.990 % of 10,010 messages; 1 dead, 0 lost, 10 waiting"

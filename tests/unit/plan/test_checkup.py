@@ -21,7 +21,6 @@ from agentstream_operator.plan.checkup import (
     check_definition,
     check_kubernetes,
     check_operator,
-    check_resource,
     check_right,
     check_server,
     check_version,
@@ -174,21 +173,3 @@ def test_a_right_that_one_does_not_have_is_no_mistake() -> None:
     assert check_right("read numbers", "get on x", "namespace a", allowed=True).verdict is Verdict.OK
     finding = check_right("read numbers", "get on x", "namespace a", allowed=False)
     assert (finding.verdict, finding.text) == (Verdict.NOTE, "you may not read numbers in namespace a")
-
-
-@pytest.mark.parametrize("reason", ConditionReason)
-def test_a_resource_that_is_not_in_effect_is_said_as_its_condition_says_it(reason: ConditionReason) -> None:
-    finding = check_resource("AgentStream a/b", str(reason), ready=False)
-    assert finding is not None
-    assert finding.text.startswith(f"{reason}: ")
-    assert finding.remedy == reason.action
-
-
-def test_a_stream_that_is_full_and_a_reason_of_another_version_are_found() -> None:
-    assert check_resource("a", "Ready", ready=True) is None
-    full = check_resource("a", "Ready", ready=True, full=True)
-    assert full is not None
-    assert full.text.startswith("AdmissionClosed: ")
-    other = check_resource("a", "Sleepy", ready=False)
-    assert other is not None
-    assert other.text == "Sleepy"
