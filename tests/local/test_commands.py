@@ -75,7 +75,7 @@ async def test_the_doctor_says_what_is_wrong_with_a_resource(dev: Dev) -> None:
     ended = await run(dev, "doctor")
     assert ended.code == 1
     [line] = [line for line in ended.out.splitlines() if line.startswith("wrong")]
-    assert "AgentStream default/again  KeyClaimed: An older AgentStream" in line
+    assert "AgentStream default/again  KeyClaimed: {default.tasks} is already used by the older" in line
     assert await dev.end() == 0
 
 

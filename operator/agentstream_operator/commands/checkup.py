@@ -19,7 +19,7 @@ from agentstream_operator.plan import checkup
 from agentstream_operator.plan.checkup import Finding, Verdict
 from agentstream_operator.plan.observed import ServerInfo
 from agentstream_operator.queue_api.documents import Answer, LagAnswer
-from agentstream_operator.queue_api.troubles import Severity, of_resources
+from agentstream_operator.queue_api.troubles import Severity, Trouble, of_resources, of_server
 
 
 class Checked(Answer):
@@ -98,7 +98,7 @@ def _api(session: Session, *, shared: bool) -> Iterator[Finding]:
         yield from (Finding("server", Verdict.NOTE, line) for line in failed.lines)
         return
     if not lag.server.reachable:
-        yield checkup.no_server()
+        yield from (_finding(each)._replace(check="server") for each in of_server(lag))
         return
     if lag.server.program is None or lag.server.clock is None:
         yield Finding("server", Verdict.NOTE, "this API tells nothing of its settings", "update the API")
@@ -111,9 +111,12 @@ def _api(session: Session, *, shared: bool) -> Iterator[Finding]:
 
 def _resources(lag: LagAnswer) -> Iterator[Finding]:
     found = list(of_resources(lag))
-    for each in found:
-        verdict = Verdict.WRONG if each.severity is Severity.BROKEN else Verdict.NOTE
-        yield Finding(each.about, verdict, f"{each.what}: {each.why}", each.action)
+    yield from map(_finding, found)
     if not found:
         text = f"in effect: AgentStreams {len(lag.streams):,}, ConsumerGroups {len(lag.groups):,}"
         yield Finding("resources", Verdict.OK, text)
+
+
+def _finding(trouble: Trouble) -> Finding:
+    verdict = Verdict.WRONG if trouble.severity is Severity.BROKEN else Verdict.NOTE
+    return Finding(trouble.about, verdict, f"{trouble.what}: {trouble.why.rstrip('.')}", trouble.action)

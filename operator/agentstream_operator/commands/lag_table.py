@@ -9,7 +9,7 @@ from agentstream_operator.commands.output import NONE, UNKNOWN, Column, Printer,
 from agentstream_operator.commands.session import Session
 from agentstream_operator.queue_api.documents import GroupNumbers, LagAnswer, StreamNumbers
 from agentstream_operator.queue_api.figures import share
-from agentstream_operator.queue_api.troubles import is_wrong, of_resources, state
+from agentstream_operator.queue_api.troubles import is_wrong, of_resources, of_server, state
 
 _MEGABYTE = 2**20
 
@@ -42,9 +42,9 @@ def show(printer: Printer, answer: LagAnswer) -> None:
         for each in sorted(of_resources(answer), key=lambda trouble: trouble.severity):
             printer.line(f"{each.about}: {each.what}: {each.why.rstrip('.')}. {each.action}")
     if not answer.server.reachable and not printer.structured:
-        raise CommandFailed(
-            "Redis or Valkey does not answer; try again, or look at the log of the operator", code=UNREACHABLE
-        )
+        (outage,) = of_server(answer)
+        said = f"{outage.about} {outage.what}: {outage.why}"
+        raise CommandFailed(f"{said}. {outage.action}", code=UNREACHABLE)
 
 
 def show_top(printer: Printer, answer: LagAnswer) -> None:

@@ -74,11 +74,6 @@ def check_server(info: ServerInfo, now: datetime, revision: int, *, shared: bool
     return [found[0], *([_version(info)] if shared else []), *found[1:]]
 
 
-def no_server() -> Finding:
-    """Returns what a server that does not answer means."""
-    return _of_reason("server", ConditionReason.BACKEND_UNAVAILABLE)
-
-
 def check_clock(whose: str, theirs: datetime, now: datetime) -> Finding:
     """Checks a clock against that of this machine."""
     apart = abs((theirs - now).total_seconds())
@@ -149,10 +144,6 @@ def check_right(what: str, need: str, where: str, *, allowed: bool) -> Finding:
     return Finding("rights", Verdict.NOTE, f"you may not {what} in {where}", remedy)
 
 
-def _of_reason(check: str, reason: ConditionReason, text: str = "") -> Finding:
-    return Finding(check, Verdict.WRONG, f"{reason}: {text or reason.meaning}".rstrip("."), reason.action)
-
-
 def _role(info: ServerInfo) -> Finding:
     text = f"{info.program} {info.version}, {info.role}"
     if info.role != "master":
@@ -174,7 +165,10 @@ def _version(info: ServerInfo) -> Finding:
 
 def _eviction(policy: str) -> Finding:
     if policy != NO_EVICTION:
-        return _of_reason("eviction", ConditionReason.EVICTION_POLICY_WRONG, eviction_text(policy))
+        reason = ConditionReason.EVICTION_POLICY_WRONG
+        return Finding(
+            "eviction", Verdict.WRONG, f"{reason}: {eviction_text(policy)}".rstrip("."), reason.action
+        )
     return Finding("eviction", Verdict.OK, f"maxmemory-policy is {policy}")
 
 

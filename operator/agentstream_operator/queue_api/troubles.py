@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from agentstream_operator.queue_api.documents import GroupNumbers, LagAnswer, ServerNumbers, StreamNumbers
+from agentstream_operator.queue_api.documents import GroupNumbers, LagAnswer, StreamNumbers
 from agentstream_operator.queue_api.figures import count, span
 from agentstream_operator.resources.reasons import ConditionReason, ConditionType
 
@@ -59,8 +59,23 @@ class Trouble(NamedTuple):
 
 def troubles(lag: LagAnswer) -> list[Trouble]:
     """Returns what is wrong, the worst first."""
-    found = [*_of_server(lag.server), *of_resources(lag)]
+    found = [*of_server(lag), *of_resources(lag)]
     return sorted(found, key=lambda each: each.severity)
+
+
+def of_server(lag: LagAnswer) -> Iterator[Trouble]:
+    """Returns what is wrong with the server."""
+    server = lag.server
+    if not server.reachable:
+        action = ConditionReason.BACKEND_UNAVAILABLE.action
+        yield Trouble(Severity.BROKEN, _SERVER, "does not answer", _outage(lag), action)
+    elif server.used_memory is not None and server.max_memory:
+        part = server.used_memory / server.max_memory
+        if part >= _ALMOST_FULL:
+            size = f"{server.max_memory / 2**20:,.0f} MiB"
+            why = f"{part:.0%} of {size} are in use: full, it takes nothing more"
+            action = "Let consumers catch up, or raise its `maxmemory`."
+            yield Trouble(Severity.BROKEN, _SERVER, "almost out of memory", why, action)
 
 
 def of_resources(lag: LagAnswer) -> Iterator[Trouble]:
@@ -96,18 +111,14 @@ def is_wrong(resource: StreamNumbers | GroupNumbers) -> bool:
     return not resource.ready or any(True for _ in _unhealthy(resource))
 
 
-def _of_server(server: ServerNumbers) -> Iterator[Trouble]:
-    if not server.reachable:
-        why = "numbers are unknown until it does; what was accepted before is kept by it"
-        action = ConditionReason.BACKEND_UNAVAILABLE.action
-        yield Trouble(Severity.BROKEN, _SERVER, "does not answer", why, action)
-    elif server.used_memory is not None and server.max_memory:
-        part = server.used_memory / server.max_memory
-        if part >= _ALMOST_FULL:
-            size = f"{server.max_memory / 2**20:,.0f} MiB"
-            why = f"{part:.0%} of {size} are in use: full, it takes nothing more"
-            action = "Let consumers catch up, or raise its `maxmemory`."
-            yield Trouble(Severity.BROKEN, _SERVER, "almost out of memory", why, action)
+def _outage(lag: LagAnswer) -> str:
+    """Why the server does not answer, as the operator has it from the server or from trying."""
+    told = [resource.conditions for resource in lag.streams]
+    for conditions in [*told, *(resource.conditions for resource in lag.groups)]:
+        for each in conditions:
+            if each.type == ConditionType.BACKEND_REACHABLE and each.status == "False" and each.message:
+                return each.message
+    return "numbers are unknown until it does; what was accepted before is kept by it"
 
 
 def _of_stream(stream: StreamNumbers, behind: GroupNumbers | None) -> Iterator[Trouble]:
@@ -130,9 +141,9 @@ def _of_group(group: GroupNumbers) -> Iterator[Trouble]:
         yield Trouble(severity, about, reason, why, _action(reason), page)
         consumed = False
     if consumed and group.backlog and group.consumers.wanted is not None and not group.consumers.running:
-        why = f"{count(group.backlog)} messages wait, the oldest for {span(group.oldest_seconds)}"
+        why = f"{count(group.backlog)} messages are unsettled, the oldest for {span(group.oldest_seconds)}"
         action = "See its pods, and why they are not ready."
-        yield Trouble(Severity.BROKEN, about, "no consumer", why, action, page)
+        yield Trouble(Severity.BROKEN, about, "no consumer is ready", why, action, page)
     if group.dead:
         what = "1 dead letter" if group.dead == 1 else f"{count(group.dead)} dead letters"
         why = "messages that could not be handled wait for a decision"

@@ -24,11 +24,9 @@ from agentstream_operator.plan.checkup import (
     check_right,
     check_server,
     check_version,
-    no_server,
 )
 from agentstream_operator.plan.observed import ServerInfo
 from agentstream_operator.resources.crd import KINDS, crd
-from agentstream_operator.resources.reasons import ConditionReason
 from support.examples import examples
 
 NOW = datetime(2026, 12, 1, 9, tzinfo=UTC)
@@ -109,12 +107,6 @@ def test_the_oldest_safe_versions_are_those_of_the_documentation(program: str) -
     for version in row[1].split(", "):
         assert wrong(check(program=program, version=version)) == {}
     assert wrong(check(program=program, version="99.0.0")) == {}
-
-
-def test_a_server_that_does_not_answer_is_said_as_its_condition_says_it() -> None:
-    finding = no_server()
-    assert finding.text.startswith("BackendUnavailable: ")
-    assert finding.remedy == ConditionReason.BACKEND_UNAVAILABLE.action
 
 
 def test_versions_agree_or_do_not() -> None:

@@ -62,7 +62,11 @@ AWAY = condition("Ready", "False", "BackendUnavailable")
         (lag(stream(admission="Closed", unsettled=7)), "full", Severity.BROKEN),
         (lag(stream(ready=False, reason="R", **BROKEN)), "R", Severity.BROKEN),
         (lag(group(ready=False, reason="R", **BROKEN)), "R", Severity.BROKEN),
-        (lag(group(backlog=3, consumers=ConsumerCount(wanted=1, running=0))), "no consumer", Severity.BROKEN),
+        (
+            lag(group(backlog=3, consumers=ConsumerCount(wanted=1, running=0))),
+            "no consumer is ready",
+            Severity.BROKEN,
+        ),
         (lag(group(dead=1)), "1 dead letter", Severity.WARNING),
         (lag(group(**condition("Consuming", "False", "NoProgress"))), "NoProgress", Severity.BROKEN),
         (lag(group(**condition("MessagesLost", "True", "R"))), "R", Severity.BROKEN),
@@ -123,6 +127,12 @@ def test_a_full_stream_leads_to_the_group_that_is_furthest_behind() -> None:
     assert "slow is furthest behind" in one.why
     assert one.page == "/console/groups/team/slow"
     assert one.action == ConditionReason.ADMISSION_CLOSED.action
+
+
+def test_a_server_that_is_away_is_said_as_the_operator_has_it() -> None:
+    away = condition("BackendReachable", "False", "BackendUnavailable")
+    (one,) = troubles(lag(group(ready=False, reason="BackendUnavailable", **away), reachable=False))
+    assert one.why == "because"
 
 
 def test_the_worst_comes_first() -> None:
