@@ -43,7 +43,7 @@ sum by (namespace, stream, group) (increase(agentstream_group_settled_total{ {{-
   annotations:
     summary: Messages become dead letters.
     description: >-
-      The group {{ $group }} gave up on {{ "{{ $value | humanize }}" }} messages in 15 minutes. They are kept as dead letters.
+      The group {{ $group }} gave up on {{ "{{ $value | printf \"%.0f\" }}" }} messages in 15 minutes. They are kept as dead letters.
 - alert: AgentStreamBacklogOld
   expr: >-
     max by (namespace, stream, group) (agentstream_group_oldest_waiting_seconds{ {{- $of -}} })
@@ -57,7 +57,8 @@ sum by (namespace, stream, group) (increase(agentstream_group_settled_total{ {{-
     description: >-
       A message has waited {{ "{{ $value | humanizeDuration }}" }} for a consumer of the group {{ $group }}.
 - alert: AgentStreamGroupNotConsuming
-  expr: max by (namespace, group, reason) (label_replace(agentstream_condition{ {{- $of -}} ,kind="ConsumerGroup",type="Consuming",status="False",reason!="Suspended"}, "group", "$1", "name", "(.+)")) > 0
+  # consumers that crash run for some seconds between two crashes
+  expr: max by (namespace, group, reason) (label_replace(max_over_time(agentstream_condition{ {{- $of -}} ,kind="ConsumerGroup",type="Consuming",status="False",reason!="Suspended"}[90s]), "group", "$1", "name", "(.+)")) > 0
   for: 2m
   labels:
     severity: critical
@@ -66,14 +67,15 @@ sum by (namespace, stream, group) (increase(agentstream_group_settled_total{ {{-
     description: >-
       Messages wait for the group {{ $group }}, and nothing of them is being done ({{ "{{ $labels.reason }}" }}).
 - alert: AgentStreamAdmissionClosed
-  expr: max by (namespace, stream) (agentstream_stream_admission_open{ {{- $of -}} }) == 0
-  for: 5m
+  # a full stream opens for a moment whenever a message is settled
+  expr: max by (namespace, stream) (avg_over_time(agentstream_stream_admission_open{ {{- $of -}} }[5m])) < 0.5
+  for: 3m
   labels:
     severity: critical
   annotations:
     summary: A stream is full.
     description: >-
-      The stream {{ $stream }} has refused new messages for 5 minutes: its groups have to catch up first.
+      The stream {{ $stream }} has refused new messages most of the last 5 minutes: its groups have to catch up first.
 - alert: AgentStreamHistoryShortened
   expr: max by (namespace, stream) (agentstream_stream_history_shortened{ {{- $of -}} }) == 1
   for: 5m
