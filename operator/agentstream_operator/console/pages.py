@@ -54,6 +54,7 @@ def _environment() -> Environment:
         "text": _text,
         "pretty": pretty,
         "inline": _inline,
+        "commands": _commands,
     }
     environment.globals |= {"version": version("agentstream-operator")}
     return environment
@@ -89,6 +90,12 @@ def pretty(value: object) -> str:
 def _inline(value: object, longest: int = 160) -> str:
     """Data as JSON in one line, of which the beginning is shown."""
     return printable(json.dumps(value, ensure_ascii=False), longest)
+
+
+def _commands(text: str) -> Markup:
+    """A text of ours, with what is between backticks as code."""
+    parts = enumerate(text.split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in parts)
 
 
 def _time(at: datetime | None) -> Markup | str:

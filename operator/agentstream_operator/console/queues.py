@@ -49,6 +49,7 @@ async def stream(visit: Visit) -> ShownPage:
         problem = refused.problem
     content = {
         "stream": next(iter(lag.streams), None),
+        "troubles": troubles(lag),
         "groups": lag.groups,
         "found": found,
         "problem": problem,
@@ -75,6 +76,7 @@ async def group(visit: Visit) -> ShownPage:
     settled = Line("settled", "settled", [point.settled for point in points])
     content = {
         "group": next(iter(lag.groups), None),
+        "troubles": troubles(lag),
         "consumers": consumers,
         "problem": problem,
         "backlog": chart("Backlog, in messages", times, [backlog]),

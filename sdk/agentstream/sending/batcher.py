@@ -51,7 +51,9 @@ _SIGNED_FOR = 60.0
 # Seconds beyond its deadline that a record waits for the reply to the batch in flight.
 _GRACE = 1.0
 _REFUSALS: dict[str, Callable[[], AgentStreamError]] = {
-    "BACKPRESSURE": lambda: Backpressure("the stream holds as many unsettled entries as it may"),
+    "BACKPRESSURE": lambda: Backpressure(
+        "the stream holds as many unsettled entries as it may: `agentstream lag` names who is behind"
+    ),
     "NOSTREAM": lambda: StreamMissing("the stream does not exist"),
 }
 
