@@ -85,13 +85,13 @@ class Incident:
         except CommandFailed as failed:
             return failed.output
 
-    def metric(self, name: str, **labels: str) -> float | None:
+    def metric(self, series: str, /, **labels: str) -> float | None:
         """A sample of the operator's metrics; None if there is none."""
         (pod,) = self.installation.operator_pods()
         path = f"/api/v1/namespaces/{self.installation.kubectl.namespace}/pods/{pod}:8080/proxy/metrics"
         text = self.kubectl("get", "--raw", path)
         for line in text.splitlines():
-            if re.match(rf"{name}[{{ ]", line) and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            if re.match(rf"{series}[{{ ]", line) and all(f'{k}="{v}"' in line for k, v in labels.items()):
                 return float(line.rpartition(" ")[2])
         return None
 

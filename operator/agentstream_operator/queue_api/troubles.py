@@ -141,7 +141,7 @@ def _of_group(group: GroupNumbers) -> Iterator[Trouble]:
         yield Trouble(severity, about, reason, why, _action(reason), page)
         consumed = False
     if consumed and group.backlog and group.consumers.wanted is not None and not group.consumers.running:
-        why = f"{count(group.backlog)} messages are unsettled, the oldest for {span(group.oldest_seconds)}"
+        why = f"{count(group.backlog)} unsettled, the oldest for {span(group.oldest_seconds)}"
         action = "See its pods, and why they are not ready."
         yield Trouble(Severity.BROKEN, about, "no consumer is ready", why, action, page)
     if group.dead:
