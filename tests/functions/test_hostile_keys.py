@@ -49,6 +49,7 @@ FIELDS = (
     "overrun",
     "le:1",
     "le:inf",
+    "slowest",
     "unreadable",
     "base:read",
     "base:settled",

@@ -101,6 +101,24 @@ def test_a_dead_broadcast_stays_dead_until_its_copy_is_acknowledged(replays: Rep
     assert replays.state_of(entry) == "acknowledged"
 
 
+@pytest.mark.parametrize(
+    ("age", "bucket"),
+    [(95_000, "le:120000"), (HOUR - 60_000, "le:3600000"), (2 * HOUR, "le:inf")],
+)
+def test_the_slowest_message_is_noted_beside_its_bucket(
+    replays: Replays, stream: redis.Redis, age: int, bucket: str
+) -> None:
+    fill(stream, 1, age=age)
+    replays.handle(1)
+    stats = replays.stats()
+    assert stats[bucket] == "1"
+    assert age <= int(stats["slowest"]) < age + 20_000
+    # a faster one changes nothing of it
+    fill(stream, 1)
+    replays.handle(1)
+    assert replays.stats()["slowest"] == stats["slowest"]
+
+
 def test_latencies_are_those_of_first_deliveries(replays: Replays, stream: redis.Redis) -> None:
     ids = fill(stream, 3, age=2 * HOUR)
     replays.handle(3)

@@ -36,7 +36,7 @@ GROUPS = [
 KEYS, OTHERS = (StreamKeys(stream.stream_key) for stream in STREAMS)
 STATS = KEYS.stats("coder")
 COUNTERS = ("acked", "skipped", "settled", "resettled", "retried", "released", "dead", "trimmed")
-EVERY = (*COUNTERS, "base:read", "base:settled", "le:1", "le:300000", "le:inf")
+EVERY = (*COUNTERS, "base:read", "base:settled", "le:1", "le:300000", "le:inf", "slowest")
 GARBAGE = {
     "a word": "abc",
     "5,000 digits": "5" * 5_000,

@@ -6,29 +6,47 @@ failover it may be the last writes alone.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import accumulate
+from typing import Final
 
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 
 _BUCKET = "le:"
+_SLOWEST = "slowest"
 _GROWING = ("added", "acked", "skipped", "retried", "dead", "replayed", "settled")
+
+
+BOUNDS: Final = (
+    1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1_000, 1_500, 2_000, 3_000, 5_000,
+    7_500, 10_000, 15_000, 20_000, 30_000, 45_000, 60_000, 90_000, 120_000, 180_000, 300_000, 450_000,
+    600_000, 900_000, 1_200_000, 1_800_000, 2_700_000, 3_600_000,
+)  # fmt: skip
+"""Upper bounds of the buckets, in ms, as in `settle.lua`; the last bucket has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Acknowledged messages by the time since their addition: by the upper bound of a bucket, in ms."""
+    """Acknowledged messages by the time since their addition.
+
+    Attributes:
+        counts: by the upper bound of a bucket, in ms.
+        slowest: what none of them exceeded, in ms, as far as that is known.
+    """
 
     counts: Mapping[float, int] = field(default_factory=dict, hash=False)
+    slowest: float = math.inf
 
     def percentile(self, share: float) -> float | None:
         """Returns the time in ms within which a share (0 to 1) of the messages was acknowledged, if any were.
 
-        Interpolated within a bucket: the exact time is at most the bucket's bound; infinite in the last one.
+        Interpolated within a bucket, up to the slowest message: the exact time is in the same bucket. In the
+        last one it is that of the slowest message, infinite if that is not known.
         """
         bounds = sorted(self.counts)
         sums = list(accumulate(self.counts[bound] for bound in bounds))
@@ -36,11 +54,14 @@ class Latency:
             return None
         wanted = share * sums[-1]
         i = min(bisect_left(sums, wanted), len(bounds) - 1)
+        place = bisect_left(BOUNDS, bounds[i])
+        lower = float(BOUNDS[place - 1]) if place else 0.0
+        # an agent may have written anything into what the slowest one is read from
+        upper = max(min(bounds[i], self.slowest), lower)
         count = self.counts[bounds[i]]
-        lower = bounds[i - 1] if i else 0.0
-        if bounds[i] == float("inf") or count == 0:
-            return bounds[i]
-        return lower + (bounds[i] - lower) * (wanted - (sums[i] - count)) / count
+        if math.isinf(upper) or count == 0:
+            return upper
+        return lower + (upper - lower) * (wanted - (sums[i] - count)) / count
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +97,7 @@ class GroupTotals:
     retries: int  # delayed or on the retry stream
     base: tuple[int, int] | None  # entries read and settled when the server's group was made, if there is one
     taken: int  # of the lost ones, those that others took since then: not what `TrimOldest` trimmed
+    slowest: float  # what no acknowledged message exceeded since the group began, in ms
     buckets: Mapping[float, int] = field(hash=False)
 
     @property
@@ -144,6 +166,7 @@ def counters(
         retries=retries,
         base=base,
         taken=taken,
+        slowest=_slowest(stats),
         buckets={_bound(k): v for k, v in stats.items() if k.startswith(_BUCKET)},
     )
 
@@ -179,7 +202,7 @@ def accumulate_account(account: Account, before: GroupTotals, after: GroupTotals
         replayed=account.replayed + _growth(before.replayed, after.replayed),
         lost=lost,
         most_lost=max(account.most_lost, lost),
-        latency=Latency(Counter(account.latency.counts) + Counter(grown)),
+        latency=Latency(Counter(account.latency.counts) + Counter(grown), after.slowest),
     )
 
 
@@ -189,6 +212,12 @@ def _lost_its_last_writes(before: GroupTotals, after: GroupTotals) -> bool:
     if before.base is None or after.base != before.base or after.settled == 0 < before.settled:
         return False
     return any(getattr(after, name) < getattr(before, name) for name in _GROWING)
+
+
+def _slowest(stats: Mapping[str, int]) -> float:
+    # what is faster than a second is not noted
+    noted = stats.get(_SLOWEST)
+    return math.inf if noted is None else float(noted)
 
 
 @cache

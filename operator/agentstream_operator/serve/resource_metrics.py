@@ -16,7 +16,10 @@ from agentstream_operator.resources.meta import ResourceKey
 from agentstream_operator.resources.status import AnyStatus, StreamReplayStatus
 from agentstream_operator.resources.streamreplay import StreamReplay
 
-BUCKETS: Final = (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 300_000)
+BUCKETS: Final = (
+    10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 600_000,
+    1_800_000, 3_600_000,
+)  # fmt: skip
 """Upper bounds in ms of the exported buckets of latencies: some of those by which the server counts."""
 
 _GAUGE, _COUNTER, _HISTOGRAM = "gauge", "counter", "histogram"

@@ -12,7 +12,7 @@
 -- library.py joins the files of this directory into one text. Each registers its own functions: registration sees no
 -- globals but `redis`. Consumers must be able to drain a server that is out of memory: what they settle, move, renew and
 -- claim with is `allow-oom`, and adds no more than what it moves and a few KiB.
-local REVISION = 9
+local REVISION = 10
 
 -- Codes for an entry that was to be settled or renewed: it was; it is not pending; another delivery has it; it was trimmed.
 local DONE, GONE, TAKEN, TRIMMED = 1, 0, -1, -2

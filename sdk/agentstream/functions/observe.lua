@@ -4,7 +4,8 @@
 local LATEST, DIGITS = 99999999999999, 14
 -- The counters of a group that are read: its consumers may write any other field, and anything into these.
 local COUNTED = {'acked', 'skipped', 'settled', 'resettled', 'retried', 'released', 'replayed', 'dead', 'trimmed', 'base:read',
-  'base:settled', 'overrun', 'base:trimmed', 'base:overrun', 'base:gone', 'base:unsure', 'unreadable', 'le:inf'}
+  'base:settled', 'overrun', 'base:trimmed', 'base:overrun', 'base:gone', 'base:unsure', 'unreadable', 'slowest',
+  'le:inf'}
 for i = 1, #BOUNDS do COUNTED[#COUNTED + 1] = 'le:' .. BOUNDS[i] end
 
 -- The counters of a group by name, and the names of those that hold something else than a number.

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agentstream_operator.plan.accounting import Account, GroupTotals, Latency, accumulate_account, counters
+from agentstream_operator.plan.accounting import (
+    BOUNDS,
+    Account,
+    GroupTotals,
+    Latency,
+    accumulate_account,
+    counters,
+)
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.signal import Activity, Progress, follow_progress, work_of
 
@@ -174,10 +184,10 @@ def test_counters_that_a_deleted_group_took_with_it_begin_anew() -> None:
     [
         ({}, 0.5, None),
         ({5.0: 0}, 0.5, None),
-        ({10.0: 4}, 0.5, 5.0),
+        ({10.0: 4}, 0.5, 8.5),
         ({10.0: 4}, 1.0, 10.0),
         ({1.0: 50, 2.0: 50}, 0.5, 1.0),
-        ({1.0: 50, 3.0: 50}, 0.75, 2.0),
+        ({1.0: 50, 3.0: 50}, 0.75, 2.5),
         ({1.0: 95, math.inf: 5}, 0.95, 1.0),
         ({1.0: 90, math.inf: 10}, 0.95, math.inf),
         ({1.0: 0, 2.0: 10}, 0.0, 1.0),
@@ -187,6 +197,36 @@ def test_a_percentile_is_interpolated_within_its_bucket(
     counts: dict[float, int], share: float, expected: float | None
 ) -> None:
     assert Latency(counts).percentile(share) == expected
+
+
+@given(
+    waits=st.lists(st.integers(0, 5_000_000), min_size=1, max_size=50),
+    share=st.floats(0, 1),
+    is_known=st.booleans(),
+)
+def test_a_percentile_is_in_the_bucket_of_the_exact_one_and_nothing_that_was_not_seen(
+    waits: list[int], share: float, *, is_known: bool
+) -> None:
+    def bucket(wait: float) -> float:
+        return next((float(bound) for bound in BOUNDS if wait <= bound), math.inf)
+
+    slowest = float(max(waits)) if is_known else math.inf
+    found = Latency(Counter(map(bucket, waits)), slowest).percentile(share)
+    assert found is not None
+    exact = sorted(waits)[max(math.ceil(share * len(waits)) - 1, 0)]
+    lower = max((bound for bound in (0, *BOUNDS) if bound < bucket(exact)), default=0)
+    assert lower <= found <= bucket(exact)
+    assert not is_known or found <= max(slowest, lower)
+
+
+def test_a_single_slow_message_is_as_slow_as_it_was() -> None:
+    found = Latency({120_000.0: 1}, 95_000.0)
+    assert 90_000 <= (found.percentile(0.5) or 0) <= (found.percentile(0.95) or 0) <= 95_000
+
+
+@pytest.mark.parametrize("written", [0, 3, 10**13])
+def test_what_an_agent_wrote_for_the_slowest_one_makes_no_percentile_leave_its_bucket(written: int) -> None:
+    assert 90_000 <= (Latency({120_000.0: 5}, float(written)).percentile(0.5) or 0) <= 120_000
 
 
 def moved(backlog: int, settled: int = 0, resettled: int = 0) -> GroupSeen:

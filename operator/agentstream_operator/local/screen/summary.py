@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -76,7 +77,12 @@ def summarise(view: View, seconds: float) -> Summary:
     counts = ("acknowledged", "skipped", "retried", "dead", "lost")
     total = Account(
         sent=sum(sent.values()),
-        latency=Latency(sum((Counter(g.account.latency.counts) for g in view.groups), Counter())),
+        latency=Latency(
+            sum((Counter(g.account.latency.counts) for g in view.groups), Counter()),
+            max(
+                (g.account.latency.slowest for g in view.groups if g.account.latency.counts), default=math.inf
+            ),
+        ),
         **{count: sum(getattr(g.account, count) for g in view.groups) for count in counts},
     )
     return Summary(round(seconds, 3), groups, _numbers(total, _waiting(view.groups)))
