@@ -98,7 +98,8 @@ def triage(  # noqa: PLR0911 - one per verdict
 
 
 def _exhausted(hold: Hold) -> Undeliverable:
-    what = f"{hold.next_attempt - 1} attempts were made, and none succeeded"
+    made = f"{hold.next_attempt - 1} attempts were made, and none succeeded"
+    what = f"{made}: the logs have errors, or processes that ended"
     return Undeliverable(Reason.MAX_DELIVERIES, what)
 
 
