@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from agentstream_operator.console.charts import HEIGHT, WIDTH, Line, chart
 from agentstream_operator.console.history import EVERY, GROUPS, POINTS, History
-from agentstream_operator.queue_api.documents import GroupNumbers
+from agentstream_operator.console.pages import ShownPage, render_main
+from agentstream_operator.queue_api.documents import GroupNumbers, LagAnswer, ServerNumbers
+from agentstream_operator.queue_api.troubles import Severity, Trouble
 
 
 def group(name: str = "coder", backlog: int = 0) -> GroupNumbers:
@@ -57,3 +60,16 @@ def test_every_known_value_is_drawn_within_the_chart(values: list[float | None])
 def test_without_points_a_chart_says_so() -> None:
     assert "nothing to draw" in chart("Backlog", [1.0], [Line("a", "b", [1.0])])
     assert "&lt;b&gt;" in chart("<b>", [1.0], [])
+
+
+def test_what_is_wrong_is_shown_with_its_commands_and_moves_nothing_else() -> None:
+    trouble = Trouble(
+        Severity.BROKEN, "AgentStream a/b", "R", "<script>\x1b[2J", "Run `a <b>`.", "/console/x"
+    )
+    lag = LagAnswer(
+        at=datetime(2026, 1, 1, tzinfo=UTC), server=ServerNumbers(reachable=True), streams=(), groups=()
+    )
+    content = {"lag": lag, "troubles": [trouble], "streams": [], "strays": []}
+    shown = render_main(ShownPage("overview.html", "Queues", content))
+    assert '<div class="finding broken"><b><a href="/console/x">AgentStream a/b</a>: R</b>' in shown
+    assert "&lt;script&gt;\\x1b[2J<br>Run <code>a &lt;b&gt;</code>." in shown
