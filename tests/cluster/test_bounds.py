@@ -79,6 +79,7 @@ GROUP = a_group(
         "backlog": 1,
         "pending": 1,
         "deadLetters": 1,
+        "oldest": "2026-01-01T00:00:00Z",
     }
 }
 REPLAY = a_replay(
@@ -108,6 +109,7 @@ REPLAY = a_replay(
         "dead": 1,
         "skipped": {"a": 1},
         "cursor": "1-0",
+        "last": "5-1",
         "startedAt": "2026-01-01T00:00:00Z",
         "finishedAt": "2026-01-01T00:00:00Z",
     }

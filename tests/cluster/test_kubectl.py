@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +15,15 @@ from support.kubectl import Kubectl
 from unit.resources.manifests import a_group, a_replay, a_stream, a_template
 
 STREAM = {"key": "{team.tasks}", "length": 1200, "groups": 2}
-GROUP = {"group": "coders", "backlog": 40, "pending": 8, "replicas": 3, "selector": "agentstream.dev/group=a"}
+GROUP = {
+    "group": "coders",
+    "backlog": 40,
+    "pending": 8,
+    "oldest": f"{datetime.now(UTC) - timedelta(minutes=5):%Y-%m-%dT%H:%M:%SZ}",
+    "deadLetters": 2,
+    "replicas": 3,
+    "selector": "agentstream.dev/group=a",
+}
 
 
 def a_condition(status: str, reason: str, message: str = "", generation: int = 1) -> dict[str, Any]:
@@ -61,9 +71,20 @@ def test_the_columns_of_streams(kubectl: Kubectl, tasks: str, wide: tuple[str, .
 def test_the_columns_of_groups(kubectl: Kubectl, coder: str, wide: tuple[str, ...]) -> None:
     header, row = kubectl("get", "consumergroups", *wide).splitlines()
     assert header.split() == [
-        *("NAME", "STREAM", "GROUP", "BACKLOG", "PENDING", "REPLICAS", "READY", "REASON", "AGE")
+        *("NAME", "STREAM", "GROUP", "BACKLOG", "PENDING", "OLDEST", "DEAD", "REPLICAS", "READY"),
+        *("REASON", "AGE"),
     ]
-    assert row.split()[:-1] == ["coder", "tasks", "coders", "40", "8", "3", "False", "StreamMissing"]
+    columns = row.split()
+    assert columns[:5] == ["coder", "tasks", "coders", "40", "8"]
+    assert re.fullmatch(r"5m\d*s?", columns[5])
+    assert columns[6:-1] == ["2", "3", "False", "StreamMissing"]
+
+
+def test_what_is_not_known_of_a_group_is_empty(kubectl: Kubectl) -> None:
+    kubectl.apply(a_group())
+    _, row = kubectl("get", "consumergroups").splitlines()
+    assert row.split()[:2] == ["coder", "tasks"]
+    assert len(row.split()) == 3
 
 
 REPLAY = {"phase": "Running", "matched": 1000, "moved": 812, "handled": 640, "dead": 3}

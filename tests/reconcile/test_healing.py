@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import redis
@@ -395,6 +396,19 @@ async def test_dead_letters_are_told_once(server: Server, admin: redis.Redis) ->
             admin.xadd(KEYS.dead_letters("coder"), {"m": "{}"})
             await until(lambda number=number: op.cluster.statuses[GROUP.key].dead_letters == number)
         assert op.cluster.reasons(GROUP.key).count(ConditionReason.DEAD_LETTERS) == 1
+
+
+async def test_the_oldest_message_that_waits_is_told_and_no_more_once_it_is_settled(
+    server: Server, admin: redis.Redis
+) -> None:
+    async with operator(server.url) as op:
+        await op.put(STREAM, a_group(startFrom="Beginning"))
+        added = int(admin.time()[0]) - 3600
+        admin.xadd(KEY, {"m": "{}"}, id=f"{added * 1000}-1")
+        await until(lambda: op.cluster.statuses[GROUP.key].oldest == datetime.fromtimestamp(added, UTC))
+        admin.xreadgroup("coder", "c", {KEY: ">"})
+        admin.xack(KEY, "coder", f"{added * 1000}-1")
+        await until(lambda: op.cluster.statuses[GROUP.key].oldest is None)
 
 
 async def test_a_full_stream_is_told(server: Server, admin: redis.Redis) -> None:

@@ -10,6 +10,8 @@ import msgspec
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 from agentstream_operator.plan.signal import Rate, follow_rate
 
+_LONG = 30_000
+
 
 class GroupLag(msgspec.Struct, frozen=True):
     """The work of a group, in messages and seconds."""
@@ -116,6 +118,16 @@ def _next_due(group: GroupSeen, now: int) -> datetime | None:
     if group.delayed <= group.due or group.next_due is None or group.next_due <= now:
         return None
     return datetime.fromtimestamp(group.next_due / 1000, UTC)
+
+
+def since(group: GroupSeen, now: int) -> datetime | None:
+    """Returns when the oldest unsettled message was added; None without one that is half a minute old.
+
+    A group that keeps up would change it with every look.
+    """
+    found = (group.oldest_undelivered, group.oldest_pending)
+    added = min((int(entry.partition("-")[0]) for entry in found if entry is not None), default=now)
+    return datetime.fromtimestamp(added // 1000, UTC) if now - added >= _LONG else None
 
 
 def _oldest(entries: Iterable[str | None], now: int) -> float | None:

@@ -63,6 +63,8 @@ KINDS = (
             column("Group", "string", ".status.group", "Name of the group on the server."),
             column("Backlog", "integer", ".status.backlog", "Approximate number of unsettled messages."),
             column("Pending", "integer", ".status.pending", "Approximate number of pending messages."),
+            column("Oldest", "date", ".status.oldest", "Age of the oldest unsettled message, from 30 s on."),
+            column("Dead", "integer", ".status.deadLetters", "Approximate number of dead letters."),
             column("Replicas", "integer", ".status.replicas", "Number of ready replicas."),
             *_COMMON_COLUMNS,
         ),

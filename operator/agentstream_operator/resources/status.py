@@ -141,6 +141,9 @@ class ConsumerGroupStatus(StatusPart):
     dead_letters: _Count | None = None
     """Number of dead letters."""
 
+    oldest: Annotated[datetime, Field(json_schema_extra={"maxLength": 64})] | None = None
+    """Time when the oldest unsettled message was added, once that is half a minute ago."""
+
 
 class ReplayPhase(StrEnum):
     """How far a replay has come."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentstream_operator.plan.lag import Readings, drain, follow, group_lag, stream_lag
+from agentstream_operator.plan.lag import Readings, drain, follow, group_lag, since, stream_lag
 from agentstream_operator.plan.observed import GroupSeen, StreamSeen
 
 NOW = 1_800_000_000_000
@@ -41,6 +41,32 @@ def test_what_is_not_there_or_cannot_be_read_has_no_numbers(group: dict[str, Any
     assert group_lag(seen(**group), "coder") is None
     assert group_lag(seen(), "other") is None
     assert stream_lag(StreamSeen("none"), (), 10) is None
+
+
+@pytest.mark.parametrize(
+    ("undelivered", "pending", "seconds"),
+    [
+        (None, None, None),
+        (29_999, 10, None),
+        (30_000, None, 30),
+        (None, 90_000, 90),
+        (40_000, 31_000, 40),
+        # of an agent's own making, or of a clock that was ahead
+        (-(10**16), None, None),
+        (-5, 60_000, 60),
+    ],
+)
+def test_the_oldest_message_is_told_once_it_waits_long(
+    undelivered: int | None, pending: int | None, seconds: int | None
+) -> None:
+    def entry(age: int | None) -> str | None:
+        return None if age is None else f"{NOW - age}-1"
+
+    group = GroupSeen(exists=True, oldest_undelivered=entry(undelivered), oldest_pending=entry(pending))
+    expected = None if seconds is None else datetime.fromtimestamp(NOW // 1000 - seconds, UTC)
+    # the same at every look
+    assert since(group, NOW) == expected
+    assert expected is None or since(group, NOW + 777) == expected
 
 
 def test_nothing_unsettled_has_no_age() -> None:

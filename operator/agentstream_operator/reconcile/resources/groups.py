@@ -8,6 +8,7 @@ from agentstream_operator.plan.actions import ResetCounters
 from agentstream_operator.plan.agents import agents_of
 from agentstream_operator.plan.conditions import NO_CONFLICT, Plan
 from agentstream_operator.plan.groups import STREAM_READY, GroupInput, plan_group
+from agentstream_operator.plan.lag import since
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.retention import REMEMBERED
 from agentstream_operator.plan.streams import managed
@@ -161,6 +162,7 @@ def numbers_of_group(group: ConsumerGroup, memory: GroupMemory, seen: StreamSeen
         numbers["backlog"] = rounded(found.backlog)
         numbers["pending"] = rounded(found.pending)
         numbers["dead_letters"] = rounded(found.dead)
+        numbers["oldest"] = since(found, seen.now) if seen is not None else None
     return numbers
 
 
