@@ -136,7 +136,8 @@ def _of_stream(stream: StreamNumbers, behind: GroupNumbers | None) -> Iterator[T
 
 def _of_group(group: GroupNumbers) -> Iterator[Trouble]:
     about, page = _place("ConsumerGroup", group)
-    consumed = True
+    # who suspends a group wants no consumers
+    consumed = state(group) != ConditionReason.SUSPENDED
     for severity, reason, why in _unhealthy(group):
         yield Trouble(severity, about, reason, why, _action(reason), page)
         consumed = False

@@ -119,6 +119,14 @@ def test_what_is_healthy_chosen_or_unknown_is_no_trouble() -> None:
         assert troubles(lag(group(**condition(kind, status, reason)))) == []
 
 
+def test_a_group_that_is_suspended_misses_no_consumer() -> None:
+    nobody = ConsumerCount(wanted=0, running=0)
+    assert (
+        troubles(lag(group(backlog=3, consumers=nobody, **condition("Consuming", "False", "Suspended"))))
+        == []
+    )
+
+
 def test_a_full_stream_leads_to_the_group_that_is_furthest_behind() -> None:
     full = stream(
         admission="Closed", unsettled=7, **condition("RetentionHealthy", "False", "AdmissionClosed")
