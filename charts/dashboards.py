@@ -17,6 +17,7 @@ _OF_STREAM: Final = 'namespace=~"$namespace",stream=~"$stream"'
 _OF_GROUP: Final = f'{_OF_STREAM},group=~"$group"'
 _BY_STREAM: Final = "namespace, stream"
 _BY_GROUP: Final = "namespace, stream, group"
+_OUTCOME: Final = f"{_BY_GROUP}, outcome"
 _STREAM: Final = "{{namespace}}/{{stream}}"
 _GROUP: Final = "{{namespace}}/{{group}}"
 
@@ -60,6 +61,12 @@ OVERVIEW: Final[list[Panel]] = [
         "percentunit",
         "Of the messages that ended in this time, the share that was handled.",
         [(_delivered("", _NAMESPACE), "all groups")],
+    ),
+    (
+        "Ledger",
+        "short",
+        "What became of all messages since the groups began: every one is in one of the lines.",
+        [(f"sum by (outcome) ({_latest('agentstream_group_ledger', _OUTCOME, _NAMESPACE)})", "{{outcome}}")],
     ),
     (
         "What is wrong",
@@ -177,6 +184,12 @@ GROUP: Final[list[Panel]] = [
         "percentunit",
         "Of the messages that ended in this time, the share that was handled.",
         [(_delivered(_BY_GROUP, _OF_GROUP), _GROUP)],
+    ),
+    (
+        "Ledger",
+        "short",
+        "What became of all messages since the group began: every one is in one of the lines.",
+        [(_latest("agentstream_group_ledger", _OUTCOME, _OF_GROUP), "{{namespace}}/{{group}} {{outcome}}")],
     ),
     (
         "Backlog",

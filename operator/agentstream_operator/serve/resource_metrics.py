@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Final
 
+import msgspec
+
 from agentstream_operator.plan.accounting import Latency
 from agentstream_operator.reconcile.report.figures import Figures, GroupWork, StreamWork
 from agentstream_operator.resources.meta import ResourceKey
@@ -73,6 +75,7 @@ FAMILIES: Final = {
     "agentstream_group_retried_total": (_COUNTER, "Failed attempts that are repeated."),
     "agentstream_group_replayed_total": (_COUNTER, "Messages given to the group once more by replays."),
     "agentstream_group_lost_total": (_COUNTER, "Messages neither settled nor on the server any more."),
+    "agentstream_group_ledger": (_GAUGE, "Messages by what became of them, since the group began."),
     _LATENCY: (_HISTOGRAM, "Seconds from adding a message to its acknowledgement."),
     "agentstream_replay_matched": (_GAUGE, "Messages that the replay has selected so far."),
     "agentstream_replay_moved": (_GAUGE, "Messages that it delivered once more, or removed."),
@@ -185,6 +188,9 @@ def _group(sheet: _Sheet, work: GroupWork) -> None:
         put("agentstream_group_retrying", labels, lag.retrying)
         put("agentstream_group_delayed", labels, lag.delayed)
         put("agentstream_group_dead_letters", labels, lag.dead)
+    if (ledger := work.ledger) is not None:
+        for outcome, count in msgspec.structs.asdict(ledger).items():
+            put("agentstream_group_ledger", f'{labels},outcome="{outcome}"', count)
     if (account := work.account) is not None:
         put("agentstream_group_added_total", labels, account.sent)
         put("agentstream_group_settled_total", f'{labels},outcome="acked"', account.acknowledged)

@@ -74,6 +74,12 @@ def test_everything_is_shown_of_a_group() -> None:
         "retried_total": 4,
         "replayed_total": 2,
         "lost_total": 3,
+        "ledger outcome=acknowledged": 0,
+        "ledger outcome=skipped": 0,
+        "ledger outcome=dead": 0,
+        "ledger outcome=discarded": 0,
+        "ledger outcome=lost": 0,
+        "ledger outcome=waiting": 14,
         "latency_seconds_count": 9,
     }
 

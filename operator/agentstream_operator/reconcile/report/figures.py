@@ -11,6 +11,7 @@ import msgspec
 
 from agentstream_operator.plan.accounting import Account
 from agentstream_operator.plan.lag import GroupLag, StreamLag, group_lag, stream_lag
+from agentstream_operator.plan.ledger import Ledger, ledger_of
 from agentstream_operator.plan.observed import StreamSeen
 from agentstream_operator.plan.retention import RetentionHistory
 from agentstream_operator.plan.signal import UNKNOWN, Rate, Signal, read_signal
@@ -54,6 +55,11 @@ class GroupWork(msgspec.Struct, frozen=True):
     def lag(self) -> GroupLag | None:
         """The numbers as people read them; None if they are not known."""
         return group_lag(self.seen, self.resource.group_name) if self.seen else None
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """What became of its messages since it began; None if that is not known."""
+        return ledger_of(self.seen, self.resource.group_name) if self.seen else None
 
     @property
     def members(self) -> int | None:
