@@ -223,7 +223,9 @@ class Acceptor:
             try:
                 await protocol.ended.wait()
             finally:
-                transport.abort()
+                # one that closed by itself cannot be ended any more
+                if not protocol.ended.is_set():
+                    transport.abort()
 
     def _drop(self, place: Place) -> None:
         self._open.pop(place).cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import socket
 import ssl
@@ -234,6 +235,22 @@ async def test_after_a_body_that_has_come_in_whole_the_next_request_is_answered(
             assert (await reader.readuntil(b"\r\n\r\n")).split()[1] == b"200"
             assert await reader.readexactly(3) == b"ok\n"
         writer.close()
+
+
+async def test_an_answer_that_takes_long_to_read_ends_its_connection_without_a_word() -> None:
+    said: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    body = bytes(8 << 20)
+    async with serving(0, {"/livez": lambda: (200, PLAIN, body)}) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(PROBE + b"\r\nConnection: close\r\n\r\n")
+        # the server closes while it still has most of it to write
+        found = await reader.readuntil(b"\r\n\r\n")
+        assert b"200" in found
+        assert await reader.read() == body
+        writer.close()
+    gc.collect()
+    assert said == []
 
 
 async def test_a_head_has_a_largest_size() -> None:
