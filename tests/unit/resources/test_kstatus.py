@@ -89,7 +89,15 @@ def test_what_was_said_of_an_earlier_generation_does_not_count(
     assert kstatus(written(make, (1, with_ready(before)), (2, unreachable("refused")))) == "InProgress"
 
 
-@pytest.mark.parametrize("reason", [ConditionReason.NO_PROGRESS, ConditionReason.CRASH_LOOP])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        ConditionReason.NO_PROGRESS,
+        ConditionReason.CRASH_LOOP,
+        ConditionReason.NO_CONSUMERS,
+        ConditionReason.SUSPENDED,
+    ],
+)
 def test_messages_that_wait_are_no_failure_of_an_upgrade(reason: ConditionReason) -> None:
     waiting = ConditionUpdate(ConditionType.CONSUMING, "False", reason)
     assert kstatus(written(a_group, (1, with_ready((waiting,))))) == "Current"
