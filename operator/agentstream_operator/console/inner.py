@@ -50,13 +50,13 @@ class InnerApi:
         """Posts a body. Raises as `get`."""
         return document.model_validate_json(await self._send("POST", path, None, body))
 
-    async def patch(self, path: str, body: Mapping[str, object]) -> None:
+    async def patch(self, path: str, body: Mapping[str, object], query: Query | None = None) -> None:
         """Changes what a path names. Raises as `get`."""
-        await self._send("PATCH", path, None, body)
+        await self._send("PATCH", path, query, body)
 
-    async def delete(self, path: str) -> None:
+    async def delete(self, path: str, query: Query | None = None) -> None:
         """Deletes what a path names. Raises as `get`."""
-        await self._send("DELETE", path)
+        await self._send("DELETE", path, query)
 
     async def _send(
         self, method: str, path: str, query: Query | None = None, body: Mapping[str, object] | None = None

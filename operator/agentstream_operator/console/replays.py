@@ -52,11 +52,11 @@ async def start(visit: Visit) -> str:
 async def change(visit: Visit) -> str:
     """Suspends, resumes or ends a replay. Returns the path of the page to show next."""
     namespace, name = visit.places["namespace"], visit.places["name"]
-    path = f"/queue/replays/{namespace}/{name}"
+    path, why = f"/queue/replays/{namespace}/{name}", {"reason": visit.asked("reason")}
     if visit.asked("action") == "delete":
-        await visit.api.delete(path)
+        await visit.api.delete(path, why)
         return "/console/replays"
-    await visit.api.patch(path, {"suspend": visit.asked("action") == "suspend"})
+    await visit.api.patch(path, {"suspend": visit.asked("action") == "suspend"}, why)
     return f"/console/replays/{namespace}/{name}"
 
 

@@ -254,10 +254,17 @@ async def test_a_form_starts_a_replay_in_the_name_of_its_visitor() -> None:
     page = await ask(app, "GET", reply.headers["location"], headers=JANE)
     assert "INC-1" in page.body.decode()
     for action, suspended in (("suspend", True), ("resume", False)):
-        await ask(app, "POST", reply.headers["location"], f"action={action}".encode(), headers=headers)
+        await ask(
+            app,
+            "POST",
+            reply.headers["location"],
+            f"action={action}&reason=INC-2+{action}".encode(),
+            headers=headers,
+        )
         (replay,) = app.gate.app.state.replays.kept.values()  # type: ignore[attr-defined]
         assert replay.spec.suspend is suspended
-    ended = await ask(app, "POST", reply.headers["location"], b"action=delete", headers=headers)
+    ended = await ask(app, "POST", reply.headers["location"], b"reason=&action=delete", headers=headers)
+    assert app.gate.app.state.replays.whys == ["INC-2 suspend", "INC-2 resume", None]  # type: ignore[attr-defined]
     assert (ended.status, ended.headers["location"]) == (303, "/console/replays")
     assert not app.gate.app.state.replays.kept  # type: ignore[attr-defined]
 
