@@ -10,11 +10,12 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from agentstream.errors import AgentStreamError
 from agentstream_operator.broker.broker import Broker
-from agentstream_operator.local.api import serving_api
+from agentstream_operator.local.api import LocalApi, serving_api
 from agentstream_operator.local.bindings import BindingFiles, SigningFiles
 from agentstream_operator.local.cluster import LocalCluster
 from agentstream_operator.local.manifests.catalog import Catalog
@@ -22,6 +23,7 @@ from agentstream_operator.local.processes.reaper import Reaper
 from agentstream_operator.local.processes.workloads import ProcessHost
 from agentstream_operator.local.replays import LocalReplays
 from agentstream_operator.local.screen.advice import DeadLetterNotices, after_ready, after_the_end, where
+from agentstream_operator.local.screen.keys import open_browser, reading_keys
 from agentstream_operator.local.screen.output import LocalError, cannot, open_screen, relayed_logs
 from agentstream_operator.local.screen.summary import Summary, as_json, as_text, summarise
 from agentstream_operator.local.server.datadir import DataDirectory
@@ -151,6 +153,7 @@ class _Run:
         self._stop = asyncio.Event()
         self._main: asyncio.Task[Summary] | None = None
         self._screen = open_screen(sys.stderr if options.json else sys.stdout, self._stop.set)
+        self._opening: asyncio.Task[None] | None = None
         self._interrupted_at: float | None = None
         self._killed = False
         self.failed = False  # whether it ended for a reason that the summary does not show
@@ -252,8 +255,17 @@ class _Run:
             self._screen.say(f"api on {api.url} (token in {self._data.shown / console.name})")
             # who reads a log later must not get in
             link = api.link() if sys.stdout.isatty() else f"{api.url}/console"
-            self._screen.say(f"console on {link}")
-            await self._show_until_stopped(engine, since)
+            with reading_keys(sys.stdin, partial(self._pressed, api)) as can_type:
+                self._screen.say(f"console on {link}{' (o opens it)' if can_type else ''}")
+                await self._show_until_stopped(engine, since)
+
+    def _pressed(self, api: LocalApi, key: str) -> None:
+        if key == "o" and (self._opening is None or self._opening.done()):
+            self._opening = asyncio.create_task(self._open(api.link()), name="open the console")
+
+    async def _open(self, link: str) -> None:
+        if not await open_browser(link):
+            self._screen.say(f"no browser can be opened here; within a minute: {link}")
 
     async def _show_until_stopped(self, engine: Engine, since: float) -> None:
         """Shows the state until a signal, the end of the time, or idleness."""
