@@ -46,7 +46,7 @@ from unit.resources.manifests import a_group, a_stream
 HOME = "shop"
 RATE = 40
 WINDOW = "15s"
-FULL = {"maxLength": 1_000, "onFull": "Backpressure"}
+FULL = {"maxLength": 1_000, "minAge": "10s"}
 VARIABLES = {"$__rate_interval": WINDOW, "$__range": WINDOW} | dict.fromkeys(
     ("$namespace", "$stream", "$group", "$agent"), ".+"
 )

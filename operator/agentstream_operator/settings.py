@@ -54,6 +54,7 @@ class QueueOptions(ServiceOptions):
     hosts: Sequence[str]
     proxy_ca_file: Path | None
     proxy_names: Sequence[str]
+    console: bool
 
 
 def mistakes(options: OperatorOptions | MetricsOptions | QueueOptions) -> Iterator[str]:

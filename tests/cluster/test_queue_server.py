@@ -235,6 +235,22 @@ async def test_a_proxy_whose_ca_is_replaced_is_out_on_the_connection_that_it_has
         assert queue.stop() == 0, queue.log.read_text()
 
 
+@pytest.mark.parametrize("console", ["true", "false"])
+async def test_the_console_is_served_unless_it_is_switched_off(
+    api: ApiServer, redis_server: Server, tmp_path: Path, running: QueueServer, console: str
+) -> None:
+    del running  # has made the accounts
+    queue = QueueServer(api, HOME, redis_server.url, tmp_path)
+    queue.start(env={"AGENTSTREAM_CONSOLE": console})
+    try:
+        await queue.ready()
+        async with queue.client(token_of(api, TEAM, "editor")) as http:
+            assert (await http.get("/queue/lag")).status_code == 200
+            assert (await http.get("/console")).status_code == (200 if console == "true" else 404)
+    finally:
+        assert queue.stop() == 0, queue.log.read_text()
+
+
 async def test_without_the_api_server_everything_is_503_and_no_number_is_invented(
     api: ApiServer, redis_server: Server, tmp_path: Path
 ) -> None:

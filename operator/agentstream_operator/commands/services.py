@@ -197,6 +197,10 @@ def queue_server(
             show_default=False,
         ),
     ] = None,
+    console: Annotated[  # noqa: FBT002 - an option of the command line
+        bool,
+        typer.Option(envvar="AGENTSTREAM_CONSOLE", help="Serve the console beside the API."),
+    ] = True,
     port: Annotated[int, _port("QUEUE_PORT", "Port of the HTTP API, with TLS.")] = 8443,
     health_port: Annotated[int, _port("HEALTH_PORT", "Port of /livez, /readyz and /metrics.")] = 8081,
     log_format: LogFormat = "text",
@@ -229,6 +233,7 @@ def queue_server(
         hosts=host or (),
         proxy_ca_file=proxy_ca_file,
         proxy_names=proxy_name or (),
+        console=console,
     )
     _configure(options, log_format)
     _run(run(options), ListenError)

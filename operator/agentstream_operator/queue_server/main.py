@@ -100,7 +100,7 @@ async def run(options: QueueOptions) -> None:
         live,
         count=metrics.count_response,
     )
-    server = HttpServer(Console(app, live), tls=certificates.context)
+    server = HttpServer(Console(app, live) if options.console else app, tls=certificates.context)
 
     def unready() -> str | None:
         # an unreachable Redis is no reason: what is not known is answered as such

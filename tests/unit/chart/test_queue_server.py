@@ -72,6 +72,7 @@ def test_what_it_is_told(rendered):
         "AGENTSTREAM_QUEUE_PORT": "8443",
         "AGENTSTREAM_HEALTH_PORT": "8081",
         "AGENTSTREAM_HOSTS": hosts,
+        "AGENTSTREAM_CONSOLE": "true",
     }
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert container[probe]["httpGet"]["port"] == "health"
@@ -86,6 +87,7 @@ def test_everything_can_be_told_to_it(everything):
     assert told["AGENTSTREAM_HOSTS"].endswith(" queue.example.com")
     assert told["AGENTSTREAM_PROXY_CA_FILE"] == "/etc/agentstream/proxy/ca.crt"
     assert told["AGENTSTREAM_PROXY_NAMES"] == "gateway"
+    assert told["AGENTSTREAM_CONSOLE"] == "false"
     for name in theirs.keys() & told.keys() - {"AGENTSTREAM_HEALTH_PORT"}:
         assert told[name] == theirs[name]
     volumes = {volume["name"]: volume for volume in spec["volumes"]}

@@ -122,6 +122,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "queue-everything": {
         **EVERYTHING,
         "queueServer": {
+            "console": {"enabled": False},
             "enabled": True,
             "replicas": 2,
             "hosts": ["queue.example.com"],
