@@ -19,7 +19,6 @@ GROUP = {
     "group": "coders",
     "backlog": 40,
     "pending": 8,
-    "oldest": f"{datetime.now(UTC) - timedelta(minutes=5):%Y-%m-%dT%H:%M:%SZ}",
     "deadLetters": 2,
     "replicas": 3,
     "selector": "agentstream.dev/group=a",
@@ -56,7 +55,8 @@ def coder(kubectl: Kubectl) -> str:
     """A group that is not."""
     kubectl.apply(a_group(template=a_template(), replicas=3))
     condition = a_condition("False", "StreamMissing", "there is no AgentStream tasks in this namespace")
-    report(kubectl, "consumergroups/coder", GROUP, condition)
+    oldest = f"{datetime.now(UTC) - timedelta(minutes=5):%Y-%m-%dT%H:%M:%SZ}"
+    report(kubectl, "consumergroups/coder", GROUP | {"oldest": oldest}, condition)
     return "consumergroups/coder"
 
 

@@ -39,7 +39,7 @@ async def test_resources_become_ready_and_people_see_it(
         timeout=40,
     )
     row = team.kubectl("get", "consumergroups", unique, "--no-headers").split()
-    assert row[:-1] == [unique, unique, unique, "0", "0", "True", "Ready"]
+    assert row[:-1] == [unique, unique, unique, "0", "0", "0", "True", "Ready"]
     with shared_broker.admin() as client:
         (found,) = client.xinfo_groups(f"{{{team.namespace}.{unique}}}")
     assert found["name"] == unique

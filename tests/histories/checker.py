@@ -157,6 +157,10 @@ def ordered(evidence: Evidence) -> Iterator[Violation]:
                 continue
             if not any(_is_of_before(evidence, run) for run in (one, two)):
                 text = f"{two.began.entry} ({two}) started beside or before {one.began.entry} ({one})"
+                # an order that was broken once in a thousand runs has to be explained from this
+                text += "".join(
+                    f"\n      {run.began.t} to {run.called} to {run.ended}: {run}" for run in runs
+                )
                 yield Violation(Promise.ORDERED, f"{group} key {key}", text)
 
 
